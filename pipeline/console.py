@@ -1,0 +1,73 @@
+"""What a person sees while a stage works: messages, one live progress line, text made harmless."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+
+from tqdm import tqdm
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_SECONDS_BETWEEN_PLAIN_LINES = 15.0
+
+
+def printable(text: str) -> str:
+    """`text` with control characters (terminal escape sequences among them) shown instead of obeyed."""
+    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def say(text: str) -> None:
+    """Prints a message on its own line, above a live progress line if there is one."""
+    tqdm.write(printable(text), file=sys.stdout)
+    sys.stdout.flush()
+
+
+def fact(label: str, text: str) -> None:
+    """Prints what a stage read, found or wrote, behind a label."""
+    say(f"{label:<9}{text}")
+
+
+class Progress:
+    """One live line on a terminal; on a pipe, a plain line now and then.
+
+    A live line shows a bar, the speed in `unit`s and the time left; both show what `update` is told.
+    """
+
+    def __init__(self, what: str, unit: str, total: int | None = None, initial: int = 0) -> None:
+        self._what, self._unit, self._total, self._done = what, unit, total, initial
+        self._initial = initial
+        self._live = sys.stderr.isatty()
+        self._start = self._printed = time.monotonic()
+        self._bar = tqdm(
+            desc=what, unit=unit, total=total, initial=initial, disable=not self._live,
+            unit_scale=total is None or total > 100_000, dynamic_ncols=True, leave=False,
+        )  # fmt: skip
+
+    def update(self, amount: int, **shown: str) -> None:
+        """Counts `amount` units done and shows the named values."""
+        self._done += amount
+        self._bar.update(amount)
+        if shown:
+            self._bar.set_postfix(shown, refresh=False)
+        if not self._live and time.monotonic() - self._printed >= _SECONDS_BETWEEN_PLAIN_LINES:
+            self._printed = time.monotonic()
+            say("  ".join(self._plain(shown)))
+
+    def _plain(self, shown: dict[str, str]) -> Iterable[str]:
+        elapsed = time.monotonic() - self._start
+        rate = (self._done - self._initial) / elapsed
+        yield f"{self._what}: {self._done:,} {self._unit}" + (f" of {self._total:,}" if self._total else "")
+        yield from (f"{name} {value}" for name, value in shown.items())
+        if self._total and rate:
+            yield f"{(self._total - self._done) / rate:.0f} s left"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()

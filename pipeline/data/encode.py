@@ -1,0 +1,113 @@
+"""Documents → token ids, on every core, in bounded memory, with the ids that the whole text would give."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from pipeline.data.tokenizer import TokenIds, Tokenizer
+from pipeline.plugin.components import Document
+
+PIECE = 1 << 18
+"""Characters encoded at once: large enough to make a thread's start cheap, small enough for bounded memory."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a document, cut where no token can span.
+
+    Attributes:
+        document: The document it belongs to.
+        text: The text.
+        last: Whether the document ends here.
+    """
+
+    document: Document
+    text: str
+    last: bool
+
+
+@dataclass
+class _Batch:
+    """Pieces that one thread encodes in one go: many small documents, or a part of a large one."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    characters: int = 0
+
+    def encode(self, tokenizer: Tokenizer) -> list[tuple[Piece, TokenIds]]:
+        return [(piece, tokenizer.encode(piece.text)) for piece in self.pieces]
+
+
+def cut(text: str | Iterable[str], size: int = PIECE) -> Iterator[str]:
+    """Cuts a text, or its consecutive blocks, into pieces of about `size` characters with the same ids.
+
+    A cut lies before a space or a line break that follows a letter: every split pattern (gpt2's,
+    cl100k's, o200k's) begins a new word there, whatever surrounds it. Where a text has no such place
+    (one word of a million letters), the piece grows until there is one.
+    """
+    pending: list[str] = []
+    length = 0
+    for block in [text] if isinstance(text, str) else text:
+        pending.append(block)
+        length += len(block)
+        if length < 2 * size:
+            continue
+        joined = "".join(pending)
+        start = 0
+        while len(joined) - start >= 2 * size:
+            end = _safe_place(joined, start + size)
+            if end is None:
+                break
+            yield joined[start:end]
+            start = end
+        pending, length = [joined[start:]], len(joined) - start
+    yield "".join(pending)
+
+
+def _safe_place(text: str, start: int) -> int | None:
+    place = start
+    while True:
+        spaces = [found for found in (text.find(" ", place), text.find("\n", place)) if found >= 0]
+        if not spaces:
+            return None
+        place = min(spaces)
+        if text[place - 1].isalpha():
+            return place
+        place += 1
+
+
+def pieces(documents: Iterable[Document]) -> Iterator[Piece]:
+    """Every document's pieces, in order."""
+    for document in documents:
+        previous: str | None = None
+        for text in cut(document.text):
+            if previous is not None:
+                yield Piece(document, previous, last=False)
+            previous = text
+        yield Piece(document, previous or "", last=True)
+
+
+def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Piece, TokenIds]]:
+    """Each piece with its ids, in order; at most a few pieces a thread are in memory at a time."""
+    waiting: deque[Future[list[tuple[Piece, TokenIds]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in _batches(pieces(documents)):
+            waiting.append(pool.submit(batch.encode, tokenizer))
+            if len(waiting) > 2 * threads:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _batches(every: Iterable[Piece]) -> Iterator[_Batch]:
+    batch = _Batch()
+    for piece in every:
+        batch.pieces.append(piece)
+        batch.characters += len(piece.text)
+        if batch.characters >= PIECE:
+            yield batch
+            batch = _Batch()
+    if batch.pieces:
+        yield batch

@@ -1,0 +1,138 @@
+"""Token files: raw little-endian ids, an index of documents, the tokenizer and a meta.json, in one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.errors import DataError
+from pipeline.files import read_json, verify_manifest, write_json, write_manifest
+
+Ids = np.ndarray[tuple[int], np.dtype[Any]]
+
+TOKENIZER = "tokenizer.json"
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """Where a document, or the part of it on this side of a cut, lies in a token file.
+
+    Attributes:
+        name: The document's name.
+        start: Offset of its first token.
+        tokens: Its tokens, end-of-text included.
+        bytes: Its text's size in UTF-8.
+        split: The side that the corpus itself gave it, if any.
+    """
+
+    name: str
+    start: int
+    tokens: int
+    bytes: int
+    split: str | None = None
+
+
+class TokenWriter:
+    """Writes NAME.bin and its index NAME.documents.jsonl, token by token, in bounded memory."""
+
+    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer) -> None:
+        self.tokens = self.documents = self.text_bytes = 0
+        self._dtype = smallest_dtype(tokenizer.vocab_size)
+        self._limit = tokenizer.vocab_size
+        self._start = 0
+        self._ids = (folder / f"{name}.bin").open("wb")
+        self._index = (folder / f"{name}.documents.jsonl").open("w", encoding="utf-8")
+
+    def write(self, ids: Ids) -> None:
+        """Appends ids to the document at hand."""
+        if len(ids) and int(ids.max()) >= self._limit:
+            raise DataError(f"token id {int(ids.max())} is not in the vocabulary of {self._limit}")
+        self._ids.write(np.ascontiguousarray(ids, dtype=self._dtype).tobytes())
+        self.tokens += len(ids)
+
+    def end_document(self, name: str, text_bytes: int, split: str | None = None) -> None:
+        """Ends the document at hand; one without any token leaves no entry."""
+        if self.tokens > self._start:
+            entry = IndexEntry(name, self._start, self.tokens - self._start, text_bytes, split)
+            self._index.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+            self.documents += 1
+            self.text_bytes += text_bytes
+        self._start = self.tokens
+
+    def summary(self) -> dict[str, int]:
+        """The file's numbers, for meta.json."""
+        return {"tokens": self.tokens, "documents": self.documents, "bytes": self.text_bytes}
+
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ids.close()
+        self._index.close()
+
+
+def finish_folder(folder: Path, tokenizer: Tokenizer, files: dict[str, dict[str, int]], **more: Any) -> None:
+    """Writes the tokenizer, meta.json and the manifest beside the token files."""
+    tokenizer.save(folder / TOKENIZER)
+    write_json(
+        folder / META,
+        {
+            "dtype": smallest_dtype(tokenizer.vocab_size).name,
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
+            "files": files,
+            **more,
+        },
+    )
+    write_manifest(folder)
+
+
+class TokenFolder:
+    """A folder that `tokenize` or `split` wrote, checked when it is opened.
+
+    Raises:
+        DataError: a file is missing, truncated or altered, or the tokens were made by another tokenizer.
+    """
+
+    def __init__(self, folder: Path, mend: str) -> None:
+        verify_manifest(folder, mend)
+        self.folder = folder
+        self.meta: dict[str, Any] = read_json(folder / META, mend)
+        self.tokenizer = Tokenizer.load(folder / TOKENIZER, mend)
+        made_by = self.meta["tokenizer"]["fingerprint"]
+        if made_by != self.tokenizer.fingerprint:
+            raise DataError(
+                f"{folder}: the tokens were made by another tokenizer ({made_by[:12]}) than the one beside "
+                f"them ({self.tokenizer.fingerprint[:12]}): {mend}"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """The token files' names, such as train, val and test."""
+        return list(self.meta["files"])
+
+    def ids(self, name: str) -> Ids:
+        """The ids of NAME.bin [tokens], memory-mapped."""
+        count = self.meta["files"][name]["tokens"]
+        return np.memmap(self.folder / f"{name}.bin", dtype=self.meta["dtype"], mode="r", shape=(count,))
+
+    def documents(self, name: str) -> Iterator[IndexEntry]:
+        """The index of NAME.bin."""
+        with (self.folder / f"{name}.documents.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                yield IndexEntry(**json.loads(line))
+
+
+def smallest_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
+    """uint16 where every id fits (what other trainers read), else uint32."""
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")

@@ -1,0 +1,163 @@
+"""Negative log-likelihood, token by token, and the numbers that follow from it.
+
+Every number that compares runs (loss, perplexity, bits per byte) comes from here: the plain cross-entropy
+of the true next token, whatever loss the run was trained with. Sums are in float64 and over tokens, so a
+result is no average of averages, and the batch size does not change it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.data.batches import EvaluationWindow
+from pipeline.data.tokens import Ids
+from pipeline.model.gpt import GPT
+from pipeline.plugin.components import IGNORED, ModelOutput
+
+_LOGITS_AT_ONCE = 1 << 23
+_LARGEST_EXPONENT = 709.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well each target was predicted; the arrays are as long as there are targets.
+
+    Attributes:
+        targets: The true ids.
+        nats: Their negative log-likelihoods, float64.
+        correct: Whether the likeliest token was the true one.
+    """
+
+    targets: np.ndarray[tuple[int], np.dtype[np.int64]]
+    nats: np.ndarray[tuple[int], np.dtype[np.float64]]
+    correct: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Puts the model in eval mode and, afterwards, its mode and every random generator as they were."""
+    training = model.training
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    python, numpy = random.getstate(), np.random.get_state()
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        model.train(training)
+
+
+@torch.inference_mode()
+def score(model: GPT, ids: Ids, windows: Sequence[EvaluationWindow], batch_size: int) -> Iterator[Scores]:
+    """Scores the windows' counted targets, in order, a batch at a time; in float32, without dropout."""
+    device = model.head_weight.device
+    with undisturbed(model):
+        for first in range(0, len(windows), batch_size):
+            batch = windows[first : first + batch_size]
+            inputs, targets = _padded(ids, batch)
+            counted = targets != IGNORED
+            output = model(torch.from_numpy(inputs).to(device))
+            nats, correct = token_nll(output, torch.from_numpy(targets).to(device))
+            yield Scores(targets[counted], nats.cpu().numpy()[counted], correct.cpu().numpy()[counted])
+
+
+def _padded(ids: Ids, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets [B, T]; shorter windows are filled up on the right, where causality hides it."""
+    length = max(window.end - window.start for window in windows) - 1
+    inputs = np.zeros((len(windows), length), dtype=np.int64)
+    targets = np.full((len(windows), length), IGNORED, dtype=np.int64)
+    for row, window in enumerate(windows):
+        own = ids[window.start : window.end].astype(np.int64)
+        inputs[row, : len(own) - 1] = own[:-1]
+        targets[row, len(own) - 1 - window.counted : len(own) - 1] = own[-window.counted :]
+    return inputs, targets
+
+
+def token_nll(output: ModelOutput, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each target's −log p(target) in float64 nats, and whether it was the likeliest token, both [B, T].
+
+    The logits are computed some rows at a time, so that a large vocabulary never fills the memory.
+    Ignored targets get 0 nats.
+    """
+    hidden = output.hidden.flatten(0, 1)
+    flat = targets.flatten()
+    nats = torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)
+    correct = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
+    rows = max(1, _LOGITS_AT_ONCE // output.vocab_size)
+    for start in range(0, len(flat), rows):
+        own = flat[start : start + rows]
+        logits = ModelOutput(hidden[start : start + rows], output.head_weight, output.vocab_size).logits
+        counted = own != IGNORED
+        picked = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
+        nll = (logits.logsumexp(dim=-1) - picked).double()
+        nats[start : start + rows] = torch.where(counted, nll, 0.0)
+        correct[start : start + rows] = counted & (logits.argmax(dim=-1) == own)
+    return nats.view(targets.shape), correct.view(targets.shape)
+
+
+class Summary:
+    """Adds scores up into loss, perplexity, bits per byte and accuracy."""
+
+    def __init__(self, byte_lengths: np.ndarray) -> None:
+        """`byte_lengths` [V] are the bytes of text that each id stands for: 0 for special tokens."""
+        self._byte_lengths = byte_lengths
+        self._nats = self._text_nats = 0.0
+        self.tokens = self._correct = self._bytes = 0
+
+    def add(self, scores: Scores) -> Summary:
+        """Counts further targets; returns itself."""
+        lengths = self._byte_lengths[scores.targets]
+        self._nats += float(scores.nats.sum())
+        self._text_nats += float(scores.nats[lengths > 0].sum())
+        self._bytes += int(lengths.sum())
+        self.tokens += len(scores.targets)
+        self._correct += int(scores.correct.sum())
+        return self
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood, in nats a token."""
+        return self._nats / self.tokens
+
+    def metrics(self) -> dict[str, float]:
+        """`loss`, `perplexity` (its exp; left out where that overflows), `bits_per_byte`, `accuracy`.
+
+        Bits per byte leaves special tokens out of its sum and of its bytes: they are no text.
+        """
+        numbers = {"loss": self.loss}
+        if self.loss <= _LARGEST_EXPONENT:
+            numbers["perplexity"] = math.exp(self.loss)
+        if self._bytes:
+            numbers["bits_per_byte"] = self._text_nats / math.log(2) / self._bytes
+        numbers["accuracy"] = self._correct / self.tokens
+        return numbers
+
+
+def summarize(
+    model: GPT,
+    ids: Ids,
+    windows: Sequence[EvaluationWindow],
+    batch_size: int,
+    byte_lengths: np.ndarray,
+) -> Summary:
+    """Scores the windows and adds them up."""
+    summary = Summary(byte_lengths)
+    for scores in score(model, ids, windows, batch_size):
+        summary.add(scores)
+    return summary
+
+
+def evenly_spaced(windows: Sequence[EvaluationWindow], count: int) -> list[EvaluationWindow]:
+    """At most `count` of the windows, spread evenly: always the same ones, so evaluations compare."""
+    count = min(count, len(windows))
+    return [windows[number * len(windows) // count] for number in range(count)]

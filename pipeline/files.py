@@ -1,0 +1,134 @@
+"""Files that are whole or absent: atomic writes, folders published by rename, checksums and locks."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError, PipelineError
+
+MANIFEST = "manifest.json"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes `content` so that a reader, or a crash at any moment, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with two spaces of indentation; NaN and infinity are refused (they are not JSON)."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """Reads JSON that an earlier stage wrote; `mend` says what to run when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: {mend}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is damaged ({error}): {mend}") from None
+
+
+@contextmanager
+def published_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` that takes `path`'s place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*-*"):
+        if not _is_alive(int(leftover.name.rpartition("-")[2])):
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes manifest.json: the size and sha256 of every file in `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
+    write_json(folder / MANIFEST, {"files": entries})
+
+
+def verify_manifest(folder: Path, mend: str) -> None:
+    """Holds every file in `folder` against its manifest.
+
+    Raises:
+        DataError: a file is missing or is not, to the bit, what was written.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing: {mend}")
+    for name, entry in read_json(folder / MANIFEST, mend)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing: {mend}")
+        if path.stat().st_size != entry["bytes"]:
+            size = path.stat().st_size
+            raise DataError(f"{path} has {size:,} bytes where {entry['bytes']:,} were written: {mend}")
+        if sha256(path) != entry["sha256"]:
+            raise DataError(f"{path} is damaged (its sha256 is not the one that was written): {mend}")
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Holds an exclusive lock that ends with the process, however it ends.
+
+    Raises:
+        PipelineError: another process holds it; the message names that process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise PipelineError(
+                f"{what} is already running as process {holder}: wait for it, or end it with `kill {holder}`"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,1 @@
+"""The GPT, and generation from it."""

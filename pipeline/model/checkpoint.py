@@ -1,0 +1,96 @@
+"""The published checkpoint: model and optimizer, best weights, config and tokenizer, checked by sha256."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokens import TOKENIZER
+from pipeline.errors import CheckpointError, DataError
+from pipeline.files import read_json, verify_manifest, write_json, write_manifest
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+
+LAST = "model_and_optimizer.pth"
+BEST = "best.pth"
+CONFIG = "config.json"
+SAMPLES = "samples.jsonl"
+_MEND = "train again (`dvc repro`, or `python -m pipeline train`)"
+
+
+def write_checkpoint(
+    folder: Path,
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    last: dict[str, Any],
+    best: dict[str, Any],
+) -> None:
+    """Writes a checkpoint into an empty folder.
+
+    Args:
+        folder: Where to.
+        config: The model's shape.
+        tokenizer: The tokenizer that made its ids.
+        last: `model_state_dict` and `optimizer_state_dict` of the last step, and `step`.
+        best: `model_state_dict` of the best evaluation, and `step`.
+    """
+    torch.save(last, folder / LAST)
+    torch.save(best, folder / BEST)
+    write_json(folder / CONFIG, config.to_dict())
+    tokenizer.save(folder / TOKENIZER)
+    write_manifest(folder)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model, ready to use: in eval mode, on its device."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    step: int
+    weights: str
+
+
+def load_checkpoint(folder: Path, weights: str, device: torch.device) -> Checkpoint:
+    """Loads the "best" or the "last" weights of a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, altered or no checkpoint.
+    """
+    try:
+        verify_manifest(folder, _MEND)
+        config = GPTConfig.from_dict(read_json(folder / CONFIG, _MEND), str(folder / CONFIG))
+        tokenizer = Tokenizer.load(folder / TOKENIZER, _MEND)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    saved = load_tensors(folder / (BEST if weights == "best" else LAST))
+    model = GPT(config)
+    try:
+        model.load_state_dict(saved["model_state_dict"])
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{folder}: the weights do not fit config.json ({reason}): {_MEND}") from None
+    return Checkpoint(model.to(device).eval(), tokenizer, int(saved["step"]), weights)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Reads a file of plain tensors and plain Python values; anything that could run code is refused.
+
+    Raises:
+        CheckpointError: the file is missing, is no such file, or holds more than plain values.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: {_MEND}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path} is not a checkpoint of plain tensors ({reason}): {_MEND}") from None
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__} where a dict is expected: {_MEND}")
+    return loaded

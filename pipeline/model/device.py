@@ -1,0 +1,34 @@
+"""Which device computes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from pipeline.errors import ParamsError
+
+
+def choose_device(name: str) -> torch.device:
+    """`runtime.device` as a torch device; "auto" takes a GPU where there is one.
+
+    Raises:
+        ParamsError: this machine, or this build of torch, has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ParamsError(f"runtime.device: {name}, but torch {torch.__version__} sees no CUDA GPU: set it to auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ParamsError(f"runtime.device: {name}, but there are {torch.cuda.device_count()} GPUs, from cuda:0")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ParamsError("runtime.device: mps, but this machine has no Apple GPU: set it to auto")
+    return device
+
+
+def use_threads(threads: int) -> None:
+    """Lets torch compute on `threads` processor threads; 0 means one for each core."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)

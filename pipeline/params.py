@@ -1,0 +1,324 @@
+"""Params: params.yaml as typed, checked, frozen values, one model for each stage.
+
+Every key is required: params.yaml is the one home of every default, so DVC sees every value that decides a
+result. Sections of components (losses, optimizers, …) are checked by the stage that loads those components.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from pipeline.errors import ParamsError
+from pipeline.plugin.registry import explain
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Options(BaseModel):
+    """A choice among components; every further key is a component's name with its options."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, dict[str, Any]]
+
+    @property
+    def options(self) -> dict[str, dict[str, Any]]:
+        """The options by component name."""
+        return self.__pydantic_extra__
+
+
+class Choice(_Options):
+    """One component: `name` chooses it, and its options stand under its name."""
+
+    name: str
+
+
+class Choices(_Options):
+    """Several components: `use` lists them in order, and their options stand under their names."""
+
+    use: Annotated[tuple[str, ...], Field(strict=False)]
+
+
+# ── tokenize ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class BpeParams(Section):
+    vocab_size: Annotated[int, Field(ge=257, le=2**31 - 1)]
+    """Tokens in all, the 256 bytes and end-of-text included."""
+
+
+class TiktokenParams(Section):
+    encoding: str
+    """A tiktoken encoding, such as gpt2, r50k_base, cl100k_base or o200k_base."""
+
+
+class TokenizerParams(Section):
+    name: Literal["bpe", "tiktoken"]
+    """`bpe` trains a byte-level BPE on the corpus; `tiktoken` takes a published encoding."""
+    bpe: BpeParams
+    tiktoken: TiktokenParams
+
+
+class TokenizeParams(Section):
+    corpus: Choice
+    """Where the text comes from."""
+    tokenizer: TokenizerParams
+    end_of_text: bool
+    """Whether each document ends with one end-of-text token."""
+
+
+# ── split ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SplitParams(Section):
+    by: Literal["document", "position"]
+    """`document` puts whole documents on a side; `position` cuts the corpus: train first, then val, then test."""
+    unit: Literal["tokens", "characters"]
+    """What `by: position` counts; `characters` cuts the text and tokenizes both sides anew."""
+    val: Fraction
+    """The share of validation, of documents or of the corpus's length."""
+    test: Fraction
+    """The share of the test split; 0 means none."""
+    seed: Seed
+    """Which documents are held out; a document keeps its side when others come or go."""
+
+    @model_validator(mode="after")
+    def _leaves_enough(self) -> SplitParams:
+        if self.val == 0:
+            raise ValueError("val must be above 0: training is judged on it")
+        if self.val + self.test >= 1:
+            raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on: lower one of them")
+        return self
+
+
+# ── model ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ModelParams(Section):
+    context_length: Positive
+    """Tokens that the model sees at once."""
+    n_layers: Positive
+    """Transformer blocks."""
+    n_heads: Positive
+    """Attention heads in each block."""
+    emb_dim: Positive
+    """Width: numbers that describe a token; a multiple of n_heads."""
+    dropout: Fraction
+    """Share of activations dropped in training (embeddings, attention and both residual branches)."""
+    qkv_bias: bool
+    """Whether the query, key and value projections have a bias (GPT-2: yes; the chapter: no)."""
+    tied_head: bool
+    """Whether the output head is the token embedding itself (GPT-2 and nanoGPT: yes; the chapter: no)."""
+    init: Literal["gpt2", "pytorch"]
+    """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults."""
+    pad_vocab_to: Positive
+    """The head's rows are padded to a multiple of this; padding is never sampled and never in the loss."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelParams:
+        if self.emb_dim % self.n_heads:
+            raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
+        return self
+
+
+# ── train ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class BudgetParams(Section):
+    unit: Literal["steps", "epochs", "tokens"]
+    """What `amount` counts."""
+    amount: Positive
+    """How long to train."""
+
+
+class ScheduleParams(Section):
+    name: Literal["cosine", "constant"]
+    """How the learning rate moves after warm-up."""
+    warmup_steps: Count
+    """Steps in which the rate climbs, linearly, to its peak."""
+    final: Annotated[float, Field(ge=0, le=1)]
+    """The last step's rate as a share of the peak (cosine)."""
+
+
+class EvaluationParams(Section):
+    every: Positive
+    """Steps between evaluations; step 0 and the last step are always evaluated."""
+    windows: Positive
+    """Context windows of train and of val that each evaluation reads (the final one reads all of val)."""
+
+
+class TrainParams(Section):
+    seed: Seed
+    """Decides the initial weights, the data's order and dropout."""
+    budget: BudgetParams
+    batch_size: Positive
+    """Context windows in an optimizer step."""
+    micro_batch_size: Positive
+    """Windows computed at once; smaller ones accumulate gradients and need less memory."""
+    precision: Literal["fp32", "bf16"]
+    """`bf16` computes in bfloat16 with float32 weights."""
+    shift_windows: bool
+    """Whether each epoch cuts the training text at other places."""
+    grad_clip: Annotated[float, Field(ge=0)]
+    """Largest norm of the gradient; 0 leaves it as it is."""
+    schedule: ScheduleParams
+    loss: Choice
+    optimizer: Choice
+    evaluation: EvaluationParams
+    eval_callbacks: Choices
+
+
+# ── evaluate and export ───────────────────────────────────────────────────────────────────────────
+
+Weights = Literal["best", "last"]
+
+
+class GenerationParams(Section):
+    prompts: Annotated[tuple[str, ...], Field(strict=False)]
+    """Texts that the samples continue."""
+    max_new_tokens: Positive
+    """Length of a sample, in tokens."""
+    seed: Seed
+    """Decides the samples' draws."""
+
+
+class EvaluateParams(Section):
+    weights: Weights
+    """`best` are those with the lowest validation loss, `last` those of the last step."""
+    stride: Annotated[float, Field(gt=0, le=1)]
+    """How far evaluation's windows move, as a share of the context; 1 means they do not overlap."""
+    batch_size: Positive
+    """Windows computed at once; it does not change the numbers."""
+    generation: GenerationParams
+    samplers: Choices
+
+
+class ExportParams(Section):
+    weights: Weights
+    """Which weights are exported."""
+    formats: Choices
+
+
+# ── runtime ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class RuntimeParams(Section):
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
+    threads: Count
+    """Processor threads; 0 means one for each core."""
+    save_seconds: Annotated[float, Field(gt=0)]
+    """Seconds between the states that an interrupted run goes on from."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    tokenize: TokenizeParams
+    split: SplitParams
+    model: ModelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    export: ExportParams
+    runtime: RuntimeParams
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
+    """Reads and checks a params file, after setting each override (`section.key=value`, the value as YAML).
+
+    Raises:
+        ParamsError: the file or an override cannot be read, or a value does not fit; one line that names
+            the file, the key and what would fit.
+    """
+    values = _read(path)
+    for override in overrides:
+        _set(values, override)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError(f"{path.name}: {_with_suggestions(error)}") from None
+
+
+def _yaml(text: str) -> Any:
+    """YAML 1.2, as DVC reads it: `1e-3` is a number, `yes` is text, and no tag builds a Python object."""
+    return YAML(typ="safe", pure=True).load(io.StringIO(text))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: run this in the project's folder, or give --params FILE") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    try:
+        values = _yaml(text)
+    except MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ParamsError(f"{path.name}{line}: not usable YAML: {_first_line(error.problem)}") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path.name}: not usable YAML: {_first_line(str(error))}") from None
+    if values is None:
+        raise ParamsError(f"{path.name} is empty: it needs the sections {', '.join(Params.model_fields)}")
+    if not isinstance(values, dict):
+        kind = "a list" if isinstance(values, list) else f"the value {values!r}"
+        raise ParamsError(f"{path.name} holds {kind}: it needs the sections {', '.join(Params.model_fields)}")
+    return values
+
+
+def _first_line(problem: str | None) -> str:
+    return (problem or "it cannot be parsed").strip().splitlines()[0]
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ParamsError(f"--set {override!r}: write it as section.key=value")
+    try:
+        value = _yaml(text) if text.strip() else None
+    except YAMLError as error:
+        raise ParamsError(f"--set {override!r}: the value is not usable YAML: {_first_line(str(error))}") from None
+    place: Any = values
+    for part in path[:-1]:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else None
+    if not isinstance(place, dict):
+        raise ParamsError(f"--set {override!r}: {'.'.join(path[:-1])} is a value, not a section")
+    place[path[-1]] = value
+
+
+def _with_suggestions(error: ValidationError) -> str:
+    parts = [explain(error, "")]
+    for item in error.errors():
+        if item["type"] == "extra_forbidden":
+            *parents, key = item["loc"]
+            close = difflib.get_close_matches(str(key), _keys(parents), n=1)
+            parts.append(f"did you mean {close[0]!r} instead of {key!r}?" if close else f"remove {key!r}")
+    return "; ".join(parts)
+
+
+def _keys(parents: Iterable[int | str]) -> list[str]:
+    model: Any = Params
+    for part in parents:
+        model = model.model_fields[str(part)].annotation
+    fields: Mapping[str, Any] = model.model_fields
+    return list(fields)

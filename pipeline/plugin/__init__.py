@@ -1,0 +1,35 @@
+"""All that a plugin author needs: `from pipeline.plugin import Loss, hookimpl`."""
+
+from pipeline.plugin.components import (
+    IGNORED,
+    Component,
+    Corpus,
+    Document,
+    EvalCallback,
+    EvaluationEvent,
+    Exporter,
+    ExportSource,
+    Loss,
+    ModelOutput,
+    Optimizer,
+    Sampler,
+    StopTraining,
+)
+from pipeline.plugin.hookspecs import hookimpl
+
+__all__ = [
+    "IGNORED",
+    "Component",
+    "Corpus",
+    "Document",
+    "EvalCallback",
+    "EvaluationEvent",
+    "ExportSource",
+    "Exporter",
+    "Loss",
+    "ModelOutput",
+    "Optimizer",
+    "Sampler",
+    "StopTraining",
+    "hookimpl",
+]

@@ -1,0 +1,257 @@
+"""The kinds of component a plugin can bring, and the frozen records that they receive.
+
+A component is a frozen, stateless pydantic model: `name` is what params.yaml calls it, its fields are its
+typed, bounded options (each with a default), its docstring is its description, and one method does the work.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+IGNORED = -100
+"""A target that is not to be learnt: 0 nats and no gradient there."""
+
+
+class Component(BaseModel, ABC):
+    """What every component is: a name, options that check themselves, and one working method."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False
+    )
+    name: ClassVar[str]
+
+
+# ── losses ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What the model computed for a batch.
+
+    Attributes:
+        hidden: The last hidden states, after the final norm: [B, T, D].
+        head_weight: The output head, padding rows included: [padded V, D].
+        vocab_size: V, the real vocabulary; ids from V on are padding.
+    """
+
+    hidden: torch.Tensor
+    head_weight: torch.Tensor
+    vocab_size: int
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """The logits over the real vocabulary in float32 (or wider): [B, T, V]. Computed when first asked for."""
+        logits = self.hidden @ self.head_weight[: self.vocab_size].to(self.hidden.dtype).T
+        return logits if logits.element_size() >= 4 else logits.float()
+
+
+class Loss(Component):
+    """What training minimises, token by token."""
+
+    @abstractmethod
+    def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of each target in nats.
+
+        Args:
+            output: What the model computed; use `output.logits` [B, T, V], or `hidden` and `head_weight`.
+            targets: The ids to predict [B, T]; `IGNORED` (−100) means 0 nats and no gradient there.
+
+        Returns:
+            Nats [B, T]. The loop alone sums, scales, accumulates and counts tokens.
+        """
+
+
+# ── optimizers ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Optimizer(Component):
+    """How the weights follow the gradients."""
+
+    @abstractmethod
+    def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
+        """A torch optimizer over every parameter, each exactly once.
+
+        Embeddings have "embedding" in their name, the output head is "head.weight", and everything else
+        with two dimensions is a hidden matrix. The schedule multiplies each group's initial `lr`.
+        """
+
+
+# ── eval callbacks ────────────────────────────────────────────────────────────────────────────────
+
+
+class StopTraining(Exception):  # noqa: N818 - a request, not an error
+    """Raised by an eval callback to end the run here; its text says why."""
+
+
+@dataclass(frozen=True)
+class EvaluationEvent:
+    """One evaluation during training, as a callback sees it.
+
+    Attributes:
+        step: Optimizer steps done.
+        total_steps: Optimizer steps the whole run will do.
+        metrics: This evaluation's numbers, such as "val.loss" (nats a token).
+        history: The numbers of the earlier evaluations, oldest first.
+        generate: `generate(prompt, max_new_tokens, temperature=0.0)` continues a text.
+        show: `show(text)` prints a text for the person and keeps it with the run's samples.
+        model: The model, to look at; changing it is an error.
+        memory: This callback's own dict of plain values; the loop saves and restores it.
+    """
+
+    step: int
+    total_steps: int
+    metrics: Mapping[str, float]
+    history: Sequence[Mapping[str, float]]
+    generate: Callable[..., str]
+    show: Callable[[str], None]
+    model: torch.nn.Module
+    memory: dict[str, Any]
+
+
+class EvalCallback(Component):
+    """Something to do after each evaluation during training."""
+
+    @abstractmethod
+    def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
+        """Returns numbers to record beside the evaluation's (an empty dict for none).
+
+        Raises:
+            StopTraining: the run should end here.
+        """
+
+
+# ── samplers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Sampler(Component):
+    """A change to the next token's distribution; samplers compose in the order they are listed."""
+
+    @abstractmethod
+    def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """New logits.
+
+        Args:
+            logits: The next token's logits [B, V]; −inf means never.
+            tokens: The ids so far [B, T].
+
+        Returns:
+            Logits [B, V] with at least one finite value in each row. The core draws once, at the end.
+        """
+
+
+# ── corpora ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document.
+
+    Attributes:
+        name: Unique in the corpus; it decides the document's side when documents are split.
+        text: The text, or its consecutive blocks when it may be too large for memory.
+        split: "train", "val" or "test" where the corpus itself says so.
+    """
+
+    name: str
+    text: str | Iterable[str]
+    split: str | None = None
+
+
+class Corpus(Component):
+    """Where the text comes from."""
+
+    @abstractmethod
+    def documents(self, root: Path) -> Iterator[Document]:
+        """The documents, always in the same order; `root` is the folder of the person's own texts, data/raw."""
+
+
+# ── exporters ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A trained model as an exporter sees it.
+
+    Attributes:
+        config: The architecture: vocab_size, context_length, n_layers, n_heads, emb_dim, dropout,
+            qkv_bias, tied_head, …
+        weights: The model's state dict, in float32 on the CPU; the head without its padding rows.
+        pattern: The tokenizer's split pattern (a regular expression).
+        ranks: The tokenizer's byte sequences and their ids, which are also the order of merging.
+        special_tokens: Special tokens and their ids.
+        encode: text → ids, special tokens' texts being ordinary text.
+        decode: ids → text.
+        logits: ids [B, T] → the checkpoint's logits [B, T, V] in float32.
+        greedy: `greedy(ids, n)` → the n ids that the checkpoint continues with, greedily.
+        text: A piece of held-out text to prove the export with.
+    """
+
+    config: Mapping[str, Any]
+    weights: Mapping[str, torch.Tensor]
+    pattern: str
+    ranks: Mapping[bytes, int]
+    special_tokens: Mapping[str, int]
+    encode: Callable[[str], np.ndarray[Any, Any]]
+    decode: Callable[[Sequence[int]], str]
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    greedy: Callable[[Sequence[int], int], list[int]]
+    text: str
+
+
+class Exporter(Component):
+    """A form in which other programs load the model."""
+
+    @abstractmethod
+    def export(self, source: ExportSource, folder: Path) -> None:
+        """Writes the export into `folder`, which is empty."""
+
+    @abstractmethod
+    def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:
+        """Loads what was written with the program that will read it and holds it against the checkpoint.
+
+        Returns:
+            What was compared, with which reader and how far apart: it becomes verification.json.
+
+        Raises:
+            ValueError: the export does not reproduce the checkpoint; nothing is published.
+        """
+
+
+# ── the table of kinds ────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of component: its plural is its folder under plugins/ and the end of its hook's name."""
+
+    singular: str
+    plural: str
+    base: type[Component]
+
+    @property
+    def hook(self) -> str:
+        return f"register_{self.plural}"
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.plural: kind
+    for kind in (
+        Kind("corpus", "corpora", Corpus),
+        Kind("loss", "losses", Loss),
+        Kind("optimizer", "optimizers", Optimizer),
+        Kind("eval callback", "eval_callbacks", EvalCallback),
+        Kind("sampler", "samplers", Sampler),
+        Kind("exporter", "exporters", Exporter),
+    )
+}

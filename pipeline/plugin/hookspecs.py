@@ -1,0 +1,45 @@
+"""The hooks: one for each kind of component, each returning a list of component classes.
+
+A hook collects named things and nothing more: registering is inert, and a component works only when
+params.yaml names it. So installing a plugin can change no run.
+"""
+
+from __future__ import annotations
+
+import pluggy
+
+from pipeline.plugin.components import Corpus, EvalCallback, Exporter, Loss, Optimizer, Sampler
+
+PROJECT = "pipeline"
+hookimpl = pluggy.HookimplMarker(PROJECT)
+hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+@hookspec
+def register_corpora() -> list[type[Corpus]]:  # type: ignore[empty-body]
+    """Corpora: where text comes from. Chosen by `tokenize.corpus.name`."""
+
+
+@hookspec
+def register_losses() -> list[type[Loss]]:  # type: ignore[empty-body]
+    """Losses: what training minimises. Chosen by `train.loss.name`."""
+
+
+@hookspec
+def register_optimizers() -> list[type[Optimizer]]:  # type: ignore[empty-body]
+    """Optimizers: how weights follow gradients. Chosen by `train.optimizer.name`."""
+
+
+@hookspec
+def register_eval_callbacks() -> list[type[EvalCallback]]:  # type: ignore[empty-body]
+    """Eval callbacks: what happens after each evaluation. Chosen by `train.eval_callbacks.use`."""
+
+
+@hookspec
+def register_samplers() -> list[type[Sampler]]:  # type: ignore[empty-body]
+    """Samplers: changes to the next token's distribution. Chosen by `evaluate.samplers.use`."""
+
+
+@hookspec
+def register_exporters() -> list[type[Exporter]]:  # type: ignore[empty-body]
+    """Exporters: forms that other programs load. Chosen by `export.formats.use`."""

@@ -1,0 +1,1 @@
+"""The five stages, each a plain function: run(params, paths)."""

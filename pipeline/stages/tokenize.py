@@ -1,0 +1,113 @@
+"""tokenize: documents → token ids, with the tokenizer that made them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from pipeline.console import Progress, fact, say
+from pipeline.data.encode import encode, pieces
+from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer, published, train_bpe
+from pipeline.data.tokens import TokenWriter, finish_folder
+from pipeline.errors import DataError, PipelineError, PluginError
+from pipeline.files import published_folder
+from pipeline.plugin.components import Document
+from pipeline.plugin.registry import Registry
+
+if TYPE_CHECKING:
+    from pipeline.params import Params, TokenizerParams
+    from pipeline.paths import Paths
+
+T = TypeVar("T")
+
+
+def run(params: Params, paths: Paths) -> None:
+    """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json."""
+    own = params.tokenize
+    registry = Registry.load(paths.plugins, ["corpora"])
+    corpus = registry.build("corpora", own.corpus.name, own.corpus.options, "tokenize.corpus")
+
+    def documents() -> Iterator[Document]:
+        found: Iterator[Document] = corpus.documents(paths.raw)
+        return _checked(found, own.corpus.name)
+
+    tokenizer = _tokenizer(own.tokenizer, documents)
+    if own.end_of_text and END_OF_TEXT not in tokenizer.special_tokens:
+        raise DataError(f"{tokenizer.name} has no end-of-text token: set tokenize.end_of_text: false")
+    end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
+
+    with published_folder(paths.tokens) as folder:
+        with (
+            TokenWriter(folder, "tokens", tokenizer) as writer,
+            Progress("tokenizing", "character") as progress,
+        ):
+            text_bytes, blank = 0, True
+            for piece, ids in encode(documents(), tokenizer, os.cpu_count() or 1):
+                writer.write(ids)
+                text_bytes += len(piece.text.encode())
+                blank = blank and not piece.text.strip()
+                if piece.last:
+                    writer.write(end_of_text if text_bytes else ids[:0])
+                    writer.end_document(piece.document.name, text_bytes, piece.document.split)
+                    text_bytes = 0
+                progress.update(len(piece.text))
+            if blank:
+                raise DataError(f"the corpus {own.corpus.name} holds no text ({_where(own.corpus.name, paths)})")
+            files = {"tokens": writer.summary()}
+        finish_folder(folder, tokenizer, files, corpus=own.corpus.name)
+
+    per_token = files["tokens"]["bytes"] / files["tokens"]["tokens"]
+    fact(
+        "read",
+        f"{files['tokens']['documents']:,} documents, {files['tokens']['bytes']:,} bytes ({own.corpus.name})",
+    )
+    fact("encoded", f"{files['tokens']['tokens']:,} tokens of {per_token:.2f} bytes")
+    fact("with", f"{tokenizer.name}, {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:12]}")
+    fact("wrote", f"{paths.shown(paths.tokens)}")
+
+
+def _tokenizer(params: TokenizerParams, documents: Callable[[], Iterator[Document]]) -> Tokenizer:
+    if params.name == "tiktoken":
+        return published(params.tiktoken.encoding)
+    say(f"training a byte-level BPE of {params.bpe.vocab_size:,} tokens")
+    with Progress("reading", "character") as progress:
+
+        def texts() -> Iterator[str]:
+            for piece in pieces(documents()):
+                progress.update(len(piece.text))
+                yield piece.text
+
+        return train_bpe(texts(), params.bpe.vocab_size)
+
+
+def _checked(documents: Iterator[Document], corpus: str) -> Iterator[Document]:
+    """Names decide sides and label losses, so each is there once; a corpus's errors become one line."""
+    names: set[str] = set()
+    for document in _guarded(documents, corpus):
+        if document.name in names:
+            raise DataError(f"the corpus {corpus} has two documents named {document.name!r}: names must differ")
+        names.add(document.name)
+        text = document.text if isinstance(document.text, str) else _guarded(document.text, corpus)
+        yield replace(document, text=text)
+
+
+def _guarded(items: Iterable[T], corpus: str) -> Iterator[T]:
+    try:
+        yield from items
+    except PipelineError:
+        raise
+    except OSError as error:
+        shown = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+        raise DataError(f"the corpus {corpus}: {shown}") from error
+    except ValueError as error:
+        raise DataError(f"the corpus {corpus}: {error}") from error
+    except Exception as error:
+        raise PluginError(f"the corpus {corpus!r} raised {type(error).__name__}: {error}") from error
+
+
+def _where(corpus: str, paths: Paths) -> str:
+    return f"put texts into {paths.shown(paths.raw)}" if corpus == "files" else "see its options"

@@ -1,0 +1,1 @@
+"""The training loop, its schedule, and the state that an interrupted run goes on from."""

@@ -1,0 +1,106 @@
+"""What a finished run leaves: the checkpoint and the metrics, with one full evaluation of validation text."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.console import fact
+from pipeline.data.batches import evaluation_windows
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokens import Ids
+from pipeline.evaluation.nll import summarize
+from pipeline.files import published_folder, write_atomically, write_json
+from pipeline.model.checkpoint import SAMPLES, write_checkpoint
+from pipeline.model.gpt import GPT
+from pipeline.training.loop import Run
+from pipeline.training.state import TrainState, samples_as_jsonl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.paths import Paths
+
+
+def publish(run: Run, state: TrainState, tokenizer: Tokenizer, val: Ids, paths: Paths) -> None:
+    """Evaluates the last and the best weights on all of val, then writes checkpoint and metrics."""
+    length = run.model.config.context_length
+    windows = evaluation_windows(len(val), length, length)
+
+    def evaluated() -> dict[str, float]:
+        return summarize(run.model, val, windows, run.micro_batch_size, tokenizer.byte_lengths).metrics()
+
+    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in run.model.state_dict().items()}
+    last = evaluated()
+    run.model.load_state_dict(state.best_weights)
+    best = evaluated()
+    run.model.load_state_dict(weights)
+
+    with published_folder(paths.checkpoint) as folder:
+        write_atomically(folder / SAMPLES, samples_as_jsonl(state))
+        write_checkpoint(
+            folder,
+            run.model.config,
+            tokenizer,
+            last={
+                "model_state_dict": weights,
+                "optimizer_state_dict": run.optimizer.state_dict(),
+                "step": state.step,
+            },
+            best={"model_state_dict": state.best_weights, "step": state.best_step},
+        )
+    _write_metrics(paths.metrics, state, last, {"step": state.best_step, **best}, run.model)
+    bits = f", {best['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in best else ""
+    fact("best", f"step {state.best_step:,}: all of val at {best['loss']:.4f} nats a token{bits}")
+    fact("wrote", f"{paths.shown(paths.checkpoint)}, {paths.shown(paths.metrics)}/train.json, history.tsv")
+
+
+def _write_metrics(
+    folder: Path, state: TrainState, last: dict[str, float], best: dict[str, float], model: GPT
+) -> None:
+    """train.json and history.tsv are the same for the same run; what depends on the clock is in the others."""
+    final = state.history[-1]
+    names = ("loss", "perplexity", "objective")
+    write_json(
+        folder / "train.json",
+        {
+            "steps": state.step,
+            "tokens": int(final["tokens"]),
+            "parameters": model.parameter_count(),
+            "train": {name: final[f"train.{name}"] for name in names if f"train.{name}" in final},
+            "val": last,
+            "best": best,
+        },
+    )
+    write_atomically(folder / "history.tsv", _tsv(state.history))
+    write_atomically(folder / "timing.tsv", _tsv(state.timing))
+    rate = final["tokens"] / max(state.seconds, 1e-9)
+    write_json(
+        folder / "performance.json",
+        {
+            "seconds": state.seconds,
+            "processor_seconds": state.processor_seconds,
+            "tokens_per_sec": rate,
+            "model_flops_per_sec": rate * model.flops_per_token(),
+            "peak_memory_bytes": _peak_memory(),
+        },
+    )
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU's memory where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _tsv(rows: list[dict[str, float]]) -> str:
+    """A table of every column that any row has; a number that a row lacks is left empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["\t".join(columns)]
+    lines += ["\t".join(repr(row[name]) if name in row else "" for name in columns) for row in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,75 @@
+"""The default corpus: the documentation that every Python carries."""
+
+import ast
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from pipeline.plugin import Corpus, Document, hookimpl
+
+_LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "__pycache__",
+}
+
+
+class PythonDocs(Corpus):
+    """Python's documentation topics and the standard library's docstrings: about 2 MB of technical English."""
+
+    name: ClassVar[str] = "python_docs"
+
+    def documents(self, root: Path) -> Iterator[Document]:
+        library = Path(sysconfig.get_path("stdlib"))
+        topics = library / "pydoc_data" / "topics.py"
+        if not topics.is_file():
+            raise FileNotFoundError(
+                f"{topics} is missing: this Python came without its documentation topics; install "
+                "its full standard library, or use your own texts (tokenize.corpus.name: files)"
+            )
+        yield from _topics(topics)
+        yield from _docstrings(library)
+
+
+def _topics(path: Path) -> Iterator[Document]:
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for name, text in sorted(ast.literal_eval(node.value).items()):
+                yield Document(f"topics/{name}", text.strip() + "\n")
+
+
+def _docstrings(library: Path) -> Iterator[Document]:
+    """One document a module: its docstrings in their order, each text only where it comes first."""
+    seen: set[str] = set()
+    for path in sorted(library.rglob("*.py")):
+        module = path.relative_to(library)
+        if _LEFT_OUT.intersection(module.parts):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue  # some distributions ship templates that are not Python yet
+        own = [text for text in _walk(tree) if not (text in seen or seen.add(text))]
+        if own:
+            yield Document(f"library/{module.as_posix()}", "\n\n".join(own) + "\n")
+
+
+def _walk(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        text = (ast.get_docstring(node) or "").strip()
+        # A lone surrogate, written as an escape, is no text that UTF-8 can hold.
+        if text and text.encode("utf-8", "ignore").decode() == text:
+            yield text
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(child)
+
+
+@hookimpl
+def register_corpora() -> list[type[Corpus]]:
+    return [PythonDocs]

@@ -1,0 +1,263 @@
+"""A folder that Hugging Face transformers, and all that builds on it, loads: GPT-2's form."""
+
+import importlib.util
+import json
+import random
+import unicodedata
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from pipeline.plugin import Exporter, ExportSource, hookimpl
+
+_TOLERANCE = 1e-4
+_GREEDY_TOKENS = 32
+_RANDOM_STRINGS = 2000
+
+
+class HuggingFace(Exporter):
+    """A Hugging Face folder (GPT2LMHeadModel and a fast tokenizer) for AutoModelForCausalLM and AutoTokenizer."""
+
+    name: ClassVar[str] = "huggingface"
+
+    def export(self, source: ExportSource, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(_weights(source), folder / "model.safetensors", metadata={"format": "pt"})
+        end = source.special_tokens.get("<|endoftext|>")
+        _write(folder / "config.json", _config(source, end))
+        _write(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
+        _write(folder / "tokenizer.json", _tokenizer(source))
+        _write(
+            folder / "tokenizer_config.json",
+            {
+                # Any other class would rebuild the split pattern from its own and give wrong ids.
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": "<|endoftext|>",
+                "eos_token": "<|endoftext|>",
+                "pad_token": "<|endoftext|>",
+                "clean_up_tokenization_spaces": False,
+                "model_max_length": source.config["context_length"],
+            },
+        )
+
+    def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:
+        if importlib.util.find_spec("transformers") is None:
+            return _read_back(source, folder)
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+
+        texts = _proof_texts(source)
+        for text in texts:
+            expected = source.encode(text).tolist()
+            got = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            if got != expected:
+                raise ValueError(f"transformers reads {text[:40]!r} as other ids: {got[:8]}, not {expected[:8]}")
+
+        length = source.config["context_length"]
+        ids = source.encode(source.text)[: 4 * length].astype("int64")
+        rows = [ids[start : start + length] for start in range(0, len(ids), length)]
+        tokens = (
+            torch.from_numpy(rows[0])[None]
+            if len(rows) < 2
+            else torch.tensor([row.tolist() for row in rows if len(row) == length])
+        )
+        with torch.inference_mode():
+            difference = float((model(tokens).logits.float() - source.logits(tokens)).abs().max())
+        if not difference <= _TOLERANCE:
+            raise ValueError(f"transformers' logits differ by {difference:.2e}, more than {_TOLERANCE:.0e}")
+
+        prompt = tokens[0, : max(1, min(8, length // 2))].tolist()
+        count = min(_GREEDY_TOKENS, length - len(prompt))
+        expected = source.greedy(prompt, count)
+        with torch.inference_mode():
+            generated = model.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=count, min_new_tokens=count, do_sample=False,
+            )[0, len(prompt) :].tolist()  # fmt: skip
+        # min_new_tokens keeps transformers from ending at end-of-text; so it is compared up to there.
+        end = source.special_tokens.get("<|endoftext|>", -1)
+        shared = expected.index(end) if end in expected else count
+        if generated[:shared] != expected[:shared]:
+            raise ValueError("transformers' greedy text differs from the checkpoint's")
+        return {
+            "reader": f"transformers {transformers.__version__}",
+            "largest_logit_difference": difference,
+            "texts_with_equal_ids": len(texts),
+            "equal_greedy_tokens": shared,
+        }
+
+
+def _read_back(source: ExportSource, folder: Path) -> dict[str, Any]:
+    """Without transformers: what was written is read by the libraries that wrote it, and compared."""
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+
+    read, written = load_file(folder / "model.safetensors"), _weights(source)
+    if read.keys() != written.keys() or any(not torch.equal(read[name], written[name]) for name in written):
+        raise ValueError("model.safetensors does not hold the checkpoint's weights")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    texts = _proof_texts(source)
+    for text in texts:
+        if tokenizer.encode(text, add_special_tokens=False).ids != source.encode(text).tolist():
+            raise ValueError(f"tokenizer.json reads {text[:40]!r} as other ids")
+    return {"reader": "none", "texts_with_equal_ids": len(texts)}
+
+
+def _proof_texts(source: ExportSource) -> list[str]:
+    """A real text, every code point, and thousands of random strings: a short list of nasty ones missed
+    wrong split patterns."""
+    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point <= 0xDFFF]
+    every_point = ["".join(points[start : start + 4096]) for start in range(0, len(points), 4096)]
+    generator = random.Random(0)
+    assigned = [each for each in points[:0x3000] if unicodedata.category(each) != "Cn"]
+    alphabets = [
+        "ab'sdmtrevl \n",
+        " \t\n\r\u00a0\u3000",
+        "aZ09 .,!?'\n",
+        "".join(generator.sample(assigned, 400)),
+    ]
+    strings = [
+        "".join(generator.choices(generator.choice(alphabets), k=generator.randint(1, 40)))
+        for _ in range(_RANDOM_STRINGS)
+    ]
+    return [source.text, "<|endoftext|> as text", *every_point, *strings]
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _config(source: ExportSource, end: int | None) -> dict[str, Any]:
+    config = source.config
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config["vocab_size"],
+        "n_positions": config["context_length"],
+        "n_ctx": config["context_length"],
+        "n_embd": config["emb_dim"],
+        "n_layer": config["n_layers"],
+        "n_head": config["n_heads"],
+        "activation_function": "gelu_new",
+        "resid_pdrop": config["dropout"],
+        "embd_pdrop": config["dropout"],
+        "attn_pdrop": config["dropout"],
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": config["tied_head"],
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "dtype": "float32",
+    }
+
+
+def _weights(source: ExportSource) -> dict[str, torch.Tensor]:
+    """GPT-2's names; its Conv1D holds a linear layer's weight transposed."""
+    own = source.weights
+    named = {
+        "transformer.wte.weight": own["token_embedding.weight"],
+        "transformer.wpe.weight": own["position_embedding.weight"],
+        "transformer.ln_f.weight": own["norm.weight"],
+        "transformer.ln_f.bias": own["norm.bias"],
+    }
+    for layer in range(source.config["n_layers"]):
+        ours, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
+        for norm, their_norm in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2")):
+            for part in ("weight", "bias"):
+                named[f"{theirs}.{their_norm}.{part}"] = own[f"{ours}.{norm}.{part}"]
+        for linear, conv in (
+            ("attention.qkv", "attn.c_attn"),
+            ("attention.out", "attn.c_proj"),
+            ("mlp.up", "mlp.c_fc"),
+            ("mlp.down", "mlp.c_proj"),
+        ):
+            weight = own[f"{ours}.{linear}.weight"]
+            bias = own.get(f"{ours}.{linear}.bias", weight.new_zeros(weight.shape[0]))
+            named[f"{theirs}.{conv}.weight"] = weight.T.contiguous()
+            named[f"{theirs}.{conv}.bias"] = bias
+    if not source.config["tied_head"]:
+        named["lm_head.weight"] = own["head.weight"]
+    return named
+
+
+# ── the tokenizer ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _tokenizer(source: ExportSource) -> dict[str, Any]:
+    """tokenizer.json: a byte-level BPE with the checkpoint's split pattern, ids and merges."""
+    characters = _byte_characters()
+
+    def written(sequence: bytes) -> str:
+        return "".join(characters[byte] for byte in sequence)
+
+    merges = [
+        [written(part) for part in _split(sequence, source.ranks)]
+        for sequence, _ in sorted(source.ranks.items(), key=lambda item: item[1])
+        if len(sequence) > 1
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(text, token) for text, token in source.special_tokens.items()],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": source.pattern}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {written(sequence): rank for sequence, rank in source.ranks.items()},
+            "merges": merges,
+        },
+    }
+
+
+def _added_token(text: str, token: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token, "content": text, "special": True, **flags}
+
+
+def _split(sequence: bytes, ranks: Any) -> tuple[bytes, bytes]:
+    """The two parts whose merge makes a token: what merging by rank leaves just before the token itself."""
+    parts = [sequence[place : place + 1] for place in range(len(sequence))]
+    while len(parts) > 2:
+        candidates = [(ranks.get(parts[i] + parts[i + 1], len(ranks) + 1), i) for i in range(len(parts) - 1)]
+        rank, place = min(candidates)
+        if rank >= ranks[sequence]:
+            raise ValueError(f"the token {sequence!r} is not made by merging two others")
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return parts[0], parts[1]
+
+
+def _byte_characters() -> dict[int, str]:
+    """The printable character by which a byte-level BPE file writes each byte (gpt2's convention)."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+@hookimpl
+def register_exporters() -> list[type[Exporter]]:
+    return [HuggingFace]

@@ -1,0 +1,50 @@
+"""AdamW, the chapter's optimizer."""
+
+from collections.abc import Iterable
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from pipeline.plugin import Optimizer, hookimpl
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019).
+
+    Norms, biases and embeddings stay undecayed.
+    """
+
+    name: ClassVar[str] = "adamw"
+
+    lr: Annotated[float, Field(gt=0)] = 4e-4
+    """Peak learning rate."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Memory of the mean gradient."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Memory of the mean squared gradient."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Share of a matrix that decays, per step and unit of learning rate."""
+    plain: bool = False
+    """The chapter's form: one group, every parameter decays, torch's own implementation choice."""
+
+    def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
+        settings = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}
+        if self.plain:
+            parameters = [parameter for _, parameter in named_parameters]
+            return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, **settings)
+        decayed, undecayed = [], []
+        for name, parameter in named_parameters:
+            (decayed if parameter.ndim >= 2 and "embedding" not in name else undecayed).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": undecayed, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW([group for group in groups if group["params"]], fused=True, **settings)
+
+
+@hookimpl
+def register_optimizers() -> list[type[Optimizer]]:
+    return [AdamW]

@@ -1,0 +1,29 @@
+"""Temperature."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from pipeline.plugin import Sampler, hookimpl
+
+
+class Temperature(Sampler):
+    """Divides the logits: below 1 the likely becomes likelier, above 1 the draw becomes more even."""
+
+    name: ClassVar[str] = "temperature"
+
+    value: Annotated[float, Field(ge=0)] = 0.8
+    """The divisor; 0 keeps only the likeliest token."""
+
+    def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        if self.value > 0:
+            # From the largest logit downward, so that a tiny temperature cannot overflow.
+            return (logits - logits.amax(dim=-1, keepdim=True)) / self.value
+        likeliest = logits.argmax(dim=-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter(-1, likeliest, 0.0)
+
+
+@hookimpl
+def register_samplers() -> list[type[Sampler]]:
+    return [Temperature]

@@ -1,0 +1,145 @@
+"""What the tests share: a tiny project in a temporary folder, and the command line run in this process."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Matplotlib and torch are asked for few threads, and nothing a test runs believes it is inside a DVC stage.
+for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
+    os.environ.pop(name, None)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+TINY = (
+    "tokenize.corpus.name=files",
+    "tokenize.tokenizer.bpe.vocab_size=320",
+    "split.val=0.2",
+    "split.test=0.2",
+    "model.context_length=16",
+    "model.n_layers=2",
+    "model.n_heads=2",
+    "model.emb_dim=16",
+    "train.budget.amount=6",
+    "train.batch_size=4",
+    "train.micro_batch_size=2",
+    "train.schedule.warmup_steps=2",
+    "train.evaluation.every=3",
+    "train.evaluation.windows=4",
+    "train.eval_callbacks.sample_text.max_new_tokens=4",
+    "evaluate.batch_size=4",
+    "evaluate.generation.max_new_tokens=8",
+    "evaluate.generation.prompts=[the]",
+    "runtime.threads=1",
+)
+"""Settings that make every stage take a moment."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project in a temporary folder: params.yaml, the shipped plugins, and texts under data/raw."""
+
+    root: Path
+    call: Callable[[Sequence[str]], Result]
+
+    def run(self, *arguments: str, tiny: bool = True) -> Result:
+        """Runs `pipeline ARGUMENTS` in the project, with the tiny settings for commands that take `--set`."""
+        settings = []
+        if tiny and arguments[0] in {"tokenize", "split", "train", "evaluate", "export", "generate"}:
+            settings = [part for value in TINY for part in ("--set", value)]
+        return self.call([arguments[0], *settings, *arguments[1:]])
+
+    def succeed(self, *arguments: str) -> Result:
+        """Runs a command that must succeed."""
+        result = self.run(*arguments)
+        assert result.code == 0, result.err
+        return result
+
+
+def words(seed: int, count: int) -> str:
+    """Text of made-up words: enough structure to learn something from."""
+    generator = random.Random(seed)
+    vocabulary = ["the", "river", "runs", "to", "a", "sea", "of", "light", "and", "stone", "we", "listen"]
+    lines, line = [], []
+    for _ in range(count):
+        line.append(generator.choice(vocabulary))
+        if generator.random() < 0.15:
+            lines.append(" ".join(line) + ".")
+            line = []
+    return "\n".join([*lines, " ".join(line)]) + "\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Project:
+    """A fresh tiny project, and the current folder in it."""
+    root = tmp_path / "project"
+    make_project(root)
+    monkeypatch.chdir(root)
+
+    def call(arguments: Sequence[str]) -> Result:
+        from pipeline.cli import _run
+
+        capfd.readouterr()
+        code = _run(list(arguments))
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return Project(root, call)
+
+
+def make_project(root: Path) -> None:
+    """Lays out the tiny project's files."""
+    root.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "params.yaml", root)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "plugins", root / "plugins", ignore=ignore)
+    raw = root / "data" / "raw"
+    raw.mkdir(parents=True)
+    for number in range(12):
+        (raw / f"text-{number:02}.txt").write_text(words(number, 300), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project in which tokenize, split and train have run; copy it before changing it."""
+    from pipeline.params import load_params
+    from pipeline.paths import Paths
+    from pipeline.stages import split, tokenize, train
+
+    root = tmp_path_factory.mktemp("trained") / "project"
+    make_project(root)
+    params = load_params(root / "params.yaml", TINY)
+    for stage in (tokenize, split, train):
+        stage.run(params, Paths(root))
+    return root
+
+
+@pytest.fixture
+def trained_project(project: Project, trained: Path) -> Project:
+    """A fresh project whose tokenize, split and train have run."""
+    shutil.copytree(trained, project.root, dirs_exist_ok=True)
+    return project
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of larger test data that PIPELINE_TEST_DATA names; a test that needs it is skipped without."""
+    folder = os.environ.get("PIPELINE_TEST_DATA")
+    if not folder:
+        pytest.skip("PIPELINE_TEST_DATA does not name the folder of test data")
+    return Path(folder)
