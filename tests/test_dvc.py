@@ -1,0 +1,218 @@
+"""The pipeline under DVC: what runs again when, experiments, and the files that each stage depends on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, TINY, make_project
+from ruamel.yaml import YAML
+
+from pipeline.source import import_closure
+
+STAGES = ["tokenize", "split", "train", "evaluate", "export"]
+
+
+def dvc_yaml() -> dict[str, Any]:
+    loaded: dict[str, Any] = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")
+    return loaded["stages"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_depends_on_exactly_the_code_it_runs(stage: str) -> None:
+    deps = {Path(dep) for dep in dvc_yaml()[stage]["deps"] if dep.startswith("pipeline/")}
+    code = {dep for dep in deps if dep.suffix == ".py"}
+    assert code == import_closure(f"pipeline.stages.{stage}", REPOSITORY)
+    for template in deps - code:
+        assert (REPOSITORY / template).is_file()
+
+
+def test_each_stage_depends_on_the_plugins_it_loads() -> None:
+    loads = {
+        "tokenize": ["corpora"],
+        "split": [],
+        "train": ["eval_callbacks", "losses", "optimizers"],
+        "evaluate": ["samplers"],
+        "export": ["exporters"],
+    }
+    for stage, kinds in loads.items():
+        deps = sorted(dep.split("/")[1] for dep in dvc_yaml()[stage]["deps"] if dep.startswith("plugins/"))
+        assert deps == kinds
+        source = (REPOSITORY / "pipeline" / "stages" / f"{stage}.py").read_text()
+        for kind in kinds:
+            assert f'"{kind}"' in source
+
+
+def test_no_command_is_templated() -> None:
+    for stage in STAGES:
+        assert dvc_yaml()[stage]["cmd"] == f"python -m pipeline {stage}"
+
+
+def test_imports_under_type_checking_are_followed_by_nobody(tmp_path: Path) -> None:
+    package = tmp_path / "pipeline"
+    package.mkdir()
+    (package / "__init__.py").write_text('"""Only a docstring."""\n')
+    (package / "a.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pipeline import c\n"
+        "def f():\n    from pipeline.b import x\n"
+    )
+    (package / "b.py").write_text("x = 1\n")
+    (package / "c.py").write_text("y = 1\n")
+    assert import_closure("pipeline.a", tmp_path) == {Path("pipeline/a.py"), Path("pipeline/b.py")}
+
+
+# ── a whole project under DVC ─────────────────────────────────────────────────────────────────────
+
+
+class Clone:
+    """A committed clone of this project with tiny params and texts of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        make_project(root)
+        for name in ("pipeline", ".dvc"):
+            ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+            shutil.copytree(REPOSITORY / name, root / name, ignore=ignore)
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+            shutil.copy(REPOSITORY / name, root)
+        (root / "data" / "README.md").write_text("Texts go to raw/.\n")
+        self.set_params(*TINY)
+        self.git("init", "-q")
+        self.run("python", "-m", "pipeline", "lock")
+        self.run("dvc", "add", "-q", "data/raw")
+        self.commit("start")
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        names = ("DVC_ROOT", "DVC_STAGE", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+        environment = {name: value for name, value in os.environ.items() if name not in names}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        environment["OMP_NUM_THREADS"] = "1"
+        identity = {
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t@t",
+            "GIT_COMMITTER_NAME": "t",
+            "GIT_COMMITTER_EMAIL": "t@t",
+        }
+        result = subprocess.run(
+            command, cwd=self.root, env=environment | identity, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert not check or result.returncode == 0, result.stdout
+        return result
+
+    def git(self, *arguments: str) -> str:
+        return self.run("git", *arguments).stdout
+
+    def commit(self, message: str) -> None:
+        self.git("add", "-A")
+        self.git("commit", "-qm", message)
+
+    def set_params(self, *values: str) -> None:
+        """Writes values into params.yaml, as a person would."""
+        yaml = YAML()
+        path = self.root / "params.yaml"
+        params = yaml.load(path)
+        for each in values:
+            key, _, value = each.partition("=")
+            *parents, last = key.split(".")
+            place = params
+            for parent in parents:
+                place = place[parent]
+            place[last] = YAML(typ="safe").load(value)
+        yaml.dump(params, path)
+
+    def repro(self) -> list[str]:
+        """The stages that `dvc repro` ran."""
+        output = self.run("dvc", "repro").stdout
+        return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
+
+    def metrics(self, name: str) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.root / "metrics" / f"{name}.json").read_text())
+        return loaded
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    clone = Clone(tmp_path_factory.mktemp("dvc") / "project")
+    assert clone.repro() == STAGES
+    clone.commit("first run")
+    return clone
+
+
+def test_a_second_repro_runs_nothing(clone: Clone) -> None:
+    assert clone.repro() == []
+    assert clone.git("status", "--porcelain") == ""
+
+
+def test_a_changed_sampler_evaluates_again_and_does_not_train(clone: Clone) -> None:
+    path = clone.root / "plugins" / "samplers" / "top_k.py"
+    source = path.read_text()
+    path.write_text(source.replace("likeliest tokens", "k most likely tokens"))
+    assert clone.repro() == ["evaluate"]
+    path.write_text(source)
+    assert clone.repro() == []  # from the run cache
+
+
+def test_runtime_is_no_reason_to_run_again(clone: Clone) -> None:
+    clone.set_params("runtime.save_seconds=5")
+    assert clone.repro() == []
+    clone.git("checkout", "-q", "params.yaml")
+
+
+def test_metrics_diff_shows_what_a_changed_rate_did(clone: Clone) -> None:
+    before = clone.metrics("train")
+    clone.set_params("train.optimizer.adamw.lr=0.02")
+    assert clone.repro() == ["train", "evaluate", "export"]
+    diff = json.loads(clone.run("dvc", "metrics", "diff", "--json").stdout)
+    change = diff["metrics/train.json"]["val.loss"]
+    assert change["old"] == before["val"]["loss"]
+    assert change["new"] == clone.metrics("train")["val"]["loss"]
+    assert change["diff"] != 0
+    clone.git("checkout", "-q", "params.yaml")
+    clone.repro()
+    assert clone.metrics("train") == before
+    clone.git("checkout", "-q", ".")
+
+
+def test_experiments_train_with_muon_here_in_a_copy_and_queued(clone: Clone) -> None:
+    """The copy runs its own code and plugins, and its metrics are the workspace's, bit for bit."""
+    plugin = clone.root / "plugins" / "eval_callbacks" / "where.py"
+    plugin.write_text(
+        "from typing import ClassVar\n"
+        "from pipeline.plugin import EvalCallback, hookimpl\n\n"
+        "class Where(EvalCallback):\n"
+        '    """Says where it runs."""\n'
+        '    name: ClassVar[str] = "where"\n'
+        "    def on_evaluation(self, event):\n"
+        "        return {'in_a_copy': float('/.dvc/tmp/exps/' in __file__)}\n\n"
+        "@hookimpl\n"
+        "def register_eval_callbacks():\n"
+        "    return [Where]\n"
+    )
+    clone.commit("a plugin")
+    settings = ["-S", "train.optimizer.name=muon", "-S", "train.eval_callbacks.use=[where]"]
+    clone.run("dvc", "exp", "run", "-n", "here", *settings, "train")
+    here = clone.metrics("train")
+    history = (clone.root / "metrics" / "history.tsv").read_text()
+    assert history.splitlines()[0].endswith("in_a_copy")
+    clone.git("checkout", "-q", ".")
+
+    clone.run("dvc", "exp", "run", "--temp", "-n", "copy", *settings, "-S", "train.seed=2", "train")
+    clone.run("dvc", "exp", "run", "--queue", "-n", "queued", *settings, "-S", "train.seed=3", "train")
+    clone.run("dvc", "queue", "start")
+    clone.run("dvc", "queue", "logs", "queued", "-f")
+    shown = clone.git("show", f"{_experiment(clone, 'copy')}:metrics/history.tsv")
+    assert shown.splitlines()[1].endswith("\t1.0")
+    assert json.loads(clone.git("show", f"{_experiment(clone, 'queued')}:metrics/train.json")) != here
+
+
+def _experiment(clone: Clone, name: str) -> str:
+    """The git reference of an experiment."""
+    references = clone.git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    return next(reference for reference in references if reference.endswith(f"/{name}"))
