@@ -22,7 +22,15 @@ def imported(*arguments: str, cwd: object = None) -> set[str]:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    assert not imported("--help") & {"torch", "numpy", "pydantic", "tiktoken", "ruamel.yaml", "pluggy", "matplotlib"}
+    assert not imported("--help") & {
+        "torch",
+        "numpy",
+        "pydantic",
+        "tiktoken",
+        "ruamel.yaml",
+        "pluggy",
+        "matplotlib",
+    }
 
 
 @pytest.mark.parametrize("stage", ["tokenize", "split"])

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pluggy
-from pydantic import ValidationError
+from pydantic import PydanticUserError, ValidationError
 from pydantic_core import PydanticUndefined
 
 from pipeline.errors import ParamsError, PluginError
@@ -277,6 +277,10 @@ def _check_component(component: Any, kind: Kind, source: str) -> None:
         raise PluginError(f"{shown} has no docstring: its first line describes it in `pipeline plugins`")
     if not component.model_config.get("frozen") or component.model_config.get("extra") != "forbid":
         raise PluginError(f"{shown} must stay frozen and must forbid unknown options: leave model_config as it is")
+    try:
+        component.model_rebuild()
+    except (NameError, PydanticUserError) as error:
+        raise PluginError(f"{shown} has an option whose type is not known: {_one_line(error)}") from None
     for option, field in component.model_fields.items():
         if field.default is PydanticUndefined and field.default_factory is None:
             raise PluginError(f"{shown}.{option} has no default: naming the component must be enough to use it")

@@ -58,6 +58,12 @@ BROKEN = {
     "no docstring": (DOUBLE.replace('"""Twice the surprise."""', "") + HOOK, ["Double", "no docstring"]),
     "option without default": (DOUBLE.replace("    def", "    factor: float\n    def") + HOOK, ["Double.factor"]),
     "option without type": (DOUBLE.replace("    def", "    factor = 2.0\n    def") + HOOK, ["factor"]),
+    "unknown type": (
+        "from __future__ import annotations\n"
+        + DOUBLE.replace("    def", "    factor: Flaot = 2.0\n    def")
+        + HOOK,
+        ["Double", "Flaot"],
+    ),
     "wrong signature": (
         DOUBLE.replace("(self, output, targets)", "(self, output)") + HOOK,
         ["__call__", "targets"],

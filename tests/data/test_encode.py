@@ -1,0 +1,218 @@
+"""Text ↔ ids: cutting changes nothing, every text comes back, and end-of-text is only ever added by id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Project
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.encode import PIECE, cut, encode
+from pipeline.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, TokenIds, Tokenizer, published, train_bpe
+from pipeline.data.tokens import TokenFolder
+from pipeline.errors import DataError
+from pipeline.plugin.components import Document
+
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+PATTERNS = {
+    "gpt2": GPT2_PATTERN,
+    "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"
+    r"\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+    "o200k": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTIONS}?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTIONS}?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+ENGLISH = "The river runs to a sea of light, and we'll listen: it's 1923 or 2024!\n\n  Don't stop.\r\n" * 20
+CHINESE = "語言模型讀很多書,然後預測下一個字。我們聽河流的聲音\n" * 20
+
+SPACES = st.sampled_from([" ", "  ", "\n", "\n\n", "\r\n", "\t", " \n ", "\u00a0", "\u3000", "\u2028", "   \n"])
+WORDS = st.sampled_from(
+    ["river", "don't", "WE'LL", "'s", "x", "12", "1234567", "½", "²", "Ⅷ", "...", "!?", "_", "/", "a/\n", "語言",
+     "é", "e\u0301", "\u0301", "🙂", "👩‍👩‍👧", "ʼ", "ª", "\u200d", "\ufeff", "\x00", END_OF_TEXT, "long" * 40]
+)  # fmt: skip
+AWKWARD = st.lists(st.one_of(SPACES, WORDS, st.text(max_size=4)), max_size=40).map("".join)
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return train_bpe([ENGLISH, CHINESE], 600)
+
+
+def with_pattern(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    return Tokenizer(name, PATTERNS[name], tokenizer.ranks, tokenizer.special_tokens)
+
+
+@pytest.fixture(scope="module", params=PATTERNS)
+def tokenizer(request: pytest.FixtureRequest, bpe: Tokenizer) -> Tokenizer:
+    return with_pattern(bpe, request.param)
+
+
+def joined(parts: Iterable[TokenIds]) -> list[int]:
+    return [int(token) for part in parts for token in part]
+
+
+def blocks(text: str, size: int) -> list[str]:
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(text=AWKWARD, size=st.integers(1, 30), block=st.integers(1, 50))
+def test_the_ids_of_cut_pieces_are_the_ids_of_the_whole_text(
+    tokenizer: Tokenizer, text: str, size: int, block: int
+) -> None:
+    whole = tokenizer.encode(text).tolist()
+    for source in (text, blocks(text, block)):
+        parts = list(cut(source, size))
+        assert "".join(parts) == text
+        assert joined(map(tokenizer.encode, parts)) == whole
+
+
+@pytest.mark.parametrize(
+    "text",
+    [ENGLISH, CHINESE, "word " * 100, "1 22 333\n" * 100, "x" * 1000, "x  y   z\n\n\n" * 50, " " * 500, ""],
+    ids=["english", "chinese", "words", "numbers", "one word", "spaces", "only spaces", "empty"],
+)
+def test_pieces_of_any_size_keep_the_ids(tokenizer: Tokenizer, text: str) -> None:
+    whole = tokenizer.encode(text).tolist()
+    for size in range(1, 60):
+        assert joined(tokenizer.encode(part) for part in cut(text, size)) == whole
+
+
+@pytest.mark.parametrize("text", ["the river runs " * 1000, "1 22 333 " * 1000, "12\n" * 1000])
+def test_words_and_numbers_are_cut_into_pieces_of_bounded_size(text: str) -> None:
+    assert max(map(len, cut(text, 100))) <= 200
+
+
+def test_a_word_that_never_ends_stays_whole() -> None:
+    assert list(cut(["endless"] * 100, 10)) == ["endless" * 100]
+
+
+def documents() -> Iterator[Document]:
+    yield Document("large", ENGLISH * (3 * PIECE // len(ENGLISH)))
+    yield Document("empty", "")
+    yield Document("blocks", iter(["the ri", "ver ru", "ns to 語", "言", END_OF_TEXT]))
+    for number in range(30):
+        yield Document(f"small-{number}", f"text number {number}: {CHINESE[number:]}")
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_keep_the_order_and_the_ids_of_every_document(bpe: Tokenizer, threads: int) -> None:
+    found: dict[str, list[int]] = {}
+    for piece, ids in encode(documents(), bpe, threads):
+        found.setdefault(piece.document.name, []).extend(ids.tolist())
+    expected = {document.name: bpe.encode("".join(document.text)).tolist() for document in documents()}
+    assert list(found) == list(expected)
+    assert found == expected
+
+
+def test_each_document_has_exactly_one_last_piece(bpe: Tokenizer) -> None:
+    last = [piece.document.name for piece, _ in encode(documents(), bpe, 2) if piece.last]
+    assert last == [document.name for document in documents()]
+
+
+def test_text_that_the_tokenizer_cannot_read_names_its_document(bpe: Tokenizer) -> None:
+    broken = [Document("fine", "the river"), Document("half a pair", "a \ud800 b")]
+    with pytest.raises(DataError, match="half a pair"):
+        list(encode(broken, bpe, 1))
+
+
+@settings(deadline=None)
+@given(text=st.one_of(AWKWARD, st.text()))
+def test_decoding_gives_the_text_back(bpe: Tokenizer, text: str) -> None:
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert int(bpe.byte_lengths[ids].sum()) == len(text.encode())
+
+
+def test_characters_never_seen_in_training_become_their_bytes() -> None:
+    tokenizer = train_bpe(["abc abc abc"], 260)
+    ids = tokenizer.encode("🙂")
+    assert [tokenizer.token_bytes[token] for token in ids] == [bytes([byte]) for byte in "🙂".encode()]
+    assert tokenizer.decode(ids) == "🙂"
+    assert tokenizer.decode(ids[:2]) == "\ufffd"
+
+
+def test_training_gives_the_256_bytes_the_merges_and_end_of_text_as_the_last_id() -> None:
+    tokenizer = train_bpe([ENGLISH], 300)
+    assert tokenizer.vocab_size == 300
+    assert tokenizer.end_of_text == 299
+    assert sorted(tokenizer.ranks.values()) == list(range(299))
+    assert {bytes([byte]) for byte in range(256)} <= set(tokenizer.ranks)
+
+
+def test_training_twice_gives_the_same_tokenizer(bpe: Tokenizer) -> None:
+    assert train_bpe([ENGLISH, CHINESE], 600).fingerprint == bpe.fingerprint
+
+
+def test_training_on_cut_pieces_gives_the_same_tokenizer(bpe: Tokenizer) -> None:
+    assert train_bpe([*cut(ENGLISH, 50), *cut(CHINESE, 50)], 600).fingerprint == bpe.fingerprint
+
+
+def test_a_text_that_looks_like_end_of_text_is_ordinary_text(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(f"before{END_OF_TEXT}after")
+    assert tokenizer.end_of_text not in ids
+    assert tokenizer.decode(ids) == f"before{END_OF_TEXT}after"
+
+
+def test_end_of_text_is_no_text_in_bytes(bpe: Tokenizer) -> None:
+    assert bpe.byte_lengths[bpe.end_of_text] == 0
+    assert bpe.decode_bytes([bpe.end_of_text]) == END_OF_TEXT.encode()
+
+
+def test_a_saved_tokenizer_loads_as_it_was(bpe: Tokenizer, tmp_path: Path) -> None:
+    bpe.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json", "tokenize again")
+    assert loaded == bpe
+    assert loaded.fingerprint == bpe.fingerprint
+    assert loaded.encode(ENGLISH + CHINESE).tolist() == bpe.encode(ENGLISH + CHINESE).tolist()
+
+
+@pytest.mark.parametrize("change", [{"pattern": r"\s|\S+"}, {"special_tokens": {END_OF_TEXT: 7}}, {"ranks": []}])
+def test_a_tokenizer_altered_on_disk_is_refused(bpe: Tokenizer, tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "tokenizer.json"
+    bpe.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match="tokenize again"):
+        Tokenizer.load(path, "tokenize again")
+
+
+def test_tokenizing_ends_each_document_with_exactly_one_end_of_text(project: Project) -> None:
+    raw = project.root / "data" / "raw"
+    (raw / "literal.txt").write_text(f"It ends {END_OF_TEXT} twice {END_OF_TEXT}", encoding="utf-8")
+    (raw / "empty.txt").write_text("")
+    project.succeed("tokenize")
+    tokens = TokenFolder(project.root / "artifacts" / "tokens", "")
+    ids, tokenizer = tokens.ids("tokens"), tokens.tokenizer
+    entries = list(tokens.documents("tokens"))
+    ends = [entry.start + entry.tokens - 1 for entry in entries]
+    assert np.flatnonzero(ids == tokenizer.end_of_text).tolist() == ends
+    for entry, end in zip(entries, ends, strict=True):
+        assert tokenizer.decode(ids[entry.start : end]) == (raw / entry.name).read_text(encoding="utf-8")
+    assert {entry.name for entry in entries} == {path.name for path in raw.iterdir()} - {"empty.txt"}
+
+
+@pytest.fixture
+def gpt2(test_data: Path, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(test_data / "tiktoken"))
+    return published("gpt2")
+
+
+def test_the_published_gpt2_gives_its_known_ids(gpt2: Tokenizer) -> None:
+    assert gpt2.vocab_size == 50257
+    assert gpt2.end_of_text == 50256
+    assert gpt2.encode("Every effort moves you").tolist() == [6109, 3626, 6100, 345]
+
+
+def test_the_published_gpt2_encodes_a_book_in_pieces_as_it_does_whole(gpt2: Tokenizer, test_data: Path) -> None:
+    text = (test_data / "the-verdict.txt").read_text(encoding="utf-8")
+    whole = gpt2.encode(text).tolist()
+    assert len(whole) == 5145
+    for size in (64, 1000, 5000):
+        assert joined(gpt2.encode(part) for part in cut(text, size)) == whole

@@ -1,0 +1,140 @@
+"""Train, validation and test: nothing lost, nothing twice, and no document on two sides."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.split import SIDES, Part, by_document, by_position, side_of
+from pipeline.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
+from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
+
+RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" r": 258, " é".encode()[:2]: 259}
+TOKENIZER = Tokenizer("small", GPT2_PATTERN, RANKS, {END_OF_TEXT: 260})
+TEXTS = {"a": "the river runs", "b": "the sea é 語言", "c": "the", "d": "light and the stone"}
+SHARES = st.tuples(st.floats(0.01, 0.6), st.floats(0, 0.39))
+
+
+def write(folder: Path, texts: dict[str, str]) -> TokenFolder:
+    with TokenWriter(folder, "tokens", TOKENIZER) as writer:
+        for name, text in texts.items():
+            writer.write(np.append(TOKENIZER.encode(text), TOKENIZER.end_of_text))
+            writer.end_document(name, len(text.encode()))
+    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()})
+    return TokenFolder(folder, "")
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenFolder:
+    return write(tmp_path_factory.mktemp("tokens"), TEXTS)
+
+
+def ids_of(parts: list[Part], side: str | None = None) -> list[int]:
+    return [int(token) for part in parts if side in (None, part.side) for token in part.ids]
+
+
+def text_of(parts: list[Part], side: str | None = None) -> str:
+    return TOKENIZER.decode(token for token in ids_of(parts, side) if token != TOKENIZER.end_of_text)
+
+
+def test_a_document_keeps_its_side_whatever_other_documents_there_are(tmp_path: Path) -> None:
+    many = {f"text-{number}": f"the river {number}" for number in range(40)}
+    few = dict(itertools.islice(many.items(), 0, None, 3))
+    sides = []
+    for name, texts in (("many", many), ("few", few)):
+        (tmp_path / name).mkdir()
+        sides.append({part.name: part.side for part in by_document(write(tmp_path / name, texts), 2, 0.3, 0.2)})
+    assert sides[1] == {name: sides[0][name] for name in few}
+    assert set(sides[0].values()) == set(SIDES)
+
+
+def test_the_share_of_documents_on_each_side_is_near_what_was_asked() -> None:
+    sides = [side_of(f"document {number}", 1, 0.1, 0.2) for number in range(5000)]
+    assert sides.count("val") / 5000 == pytest.approx(0.1, abs=0.02)
+    assert sides.count("test") / 5000 == pytest.approx(0.2, abs=0.02)
+
+
+def test_another_seed_holds_out_other_documents() -> None:
+    first, second = ([side_of(str(n), seed, 0.3, 0.3) for n in range(100)] for seed in (1, 2))
+    assert first != second
+
+
+def test_a_test_share_of_0_puts_no_document_there() -> None:
+    assert "test" not in {side_of(str(number), 1, 0.5, 0.0) for number in range(1000)}
+
+
+@settings(deadline=None)
+@given(shares=SHARES, seed=st.integers(0, 2**63 - 1))
+def test_splitting_by_document_keeps_each_document_whole_on_one_side(
+    tokens: TokenFolder, shares: tuple[float, float], seed: int
+) -> None:
+    parts = list(by_document(tokens, seed, *shares))
+    assert [part.name for part in parts] == list(TEXTS)
+    assert ids_of(parts) == tokens.ids("tokens").tolist()
+    assert all(part.text_bytes == len(TEXTS[part.name].encode()) for part in parts)
+
+
+@settings(deadline=None)
+@given(shares=SHARES, unit=st.sampled_from(["tokens", "characters"]))
+def test_splitting_by_position_keeps_the_order_and_loses_nothing(
+    tokens: TokenFolder, shares: tuple[float, float], unit: str
+) -> None:
+    parts = list(by_position(tokens, unit, *shares))
+    places = [SIDES.index(part.side) for part in parts]
+    assert places == sorted(places)
+    assert text_of(parts) == "".join(TEXTS.values())
+    assert ids_of(parts).count(TOKENIZER.end_of_text) == len(TEXTS)
+    if unit == "tokens":
+        assert ids_of(parts) == tokens.ids("tokens").tolist()
+    else:
+        assert sum(part.text_bytes for part in parts) == sum(len(text.encode()) for text in TEXTS.values())
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    texts=st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=5),
+    shares=SHARES,
+    unit=st.sampled_from(["tokens", "characters"]),
+)
+def test_any_texts_can_be_split_by_position(texts: list[str], shares: tuple[float, float], unit: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        named = {str(number): text for number, text in enumerate(texts)}
+        parts = list(by_position(write(Path(folder), named), unit, *shares))
+    if unit == "tokens":
+        assert len(ids_of(parts)) == sum(len(TOKENIZER.encode(text)) + 1 for text in texts)
+    else:
+        assert text_of(parts) == "".join(texts)
+
+
+@pytest.mark.parametrize(("val", "test", "sizes"), [(0.05, 0.05, (900, 50, 50)), (0.1, 0.0, (900, 100, 0))])
+@pytest.mark.parametrize("unit", ["tokens", "characters"])
+def test_a_thousand_are_cut_where_the_shares_say(
+    tmp_path: Path, unit: str, val: float, test: float, sizes: tuple[int, ...]
+) -> None:
+    length = 999 if unit == "tokens" else 1000  # end-of-text is a token and no character
+    parts = list(by_position(write(tmp_path, {"one": "x" * length}), unit, val, test))
+    found = {side: len(ids_of(parts, side) if unit == "tokens" else text_of(parts, side)) for side in SIDES}
+    assert tuple(found.values()) == sizes
+
+
+def test_cutting_by_characters_gives_the_ids_of_a_text_that_was_cut_first(tmp_path: Path) -> None:
+    text = "the river runs to the sea, and the stone listens " * 3  # cuts fall inside words and tokens
+    parts = list(by_position(write(tmp_path, {"one": text}), "characters", 0.1, 0.0))
+    place = int(0.9 * len(text))
+    assert ids_of(parts, "train") == TOKENIZER.encode(text[:place]).tolist()
+    assert ids_of(parts, "val") == [*TOKENIZER.encode(text[place:]).tolist(), TOKENIZER.end_of_text]
+
+
+def test_the_split_stage_puts_no_document_on_two_sides(trained: Path) -> None:
+    splits = TokenFolder(trained / "artifacts" / "splits", "")
+    names = {side: {entry.name for entry in splits.documents(side)} for side in splits.names}
+    assert all(names.values())
+    assert not any(names[one] & names[other] for one, other in itertools.combinations(names, 2))
+    tokens = TokenFolder(trained / "artifacts" / "tokens", "")
+    assert set().union(*names.values()) == {entry.name for entry in tokens.documents("tokens")}

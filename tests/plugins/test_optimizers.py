@@ -1,0 +1,146 @@
+"""The shipped optimizers: what decays, that each parameter is held once, and that their state survives."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.plugin.components import Optimizer
+from pipeline.plugin.registry import Registry
+
+REGISTRY = Registry.load(REPOSITORY / "plugins", ["optimizers"])
+NAMES = REGISTRY.names("optimizers")
+LR, WEIGHT_DECAY = 0.125, 0.5
+OPTIONS: dict[str, dict[str, float]] = {
+    "adamw": {"lr": LR, "weight_decay": WEIGHT_DECAY},
+    "muon": {"lr": LR, "adamw_lr": LR, "weight_decay": WEIGHT_DECAY},
+}
+
+
+def component(name: str) -> Optimizer:
+    optimizer: Optimizer = REGISTRY.build("optimizers", name, {name: OPTIONS.get(name, {})}, "train.optimizer")
+    return optimizer
+
+
+def make(tied_head: bool = True, seed: int = 0) -> GPT:
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(20, 8, 2, 2, 16, 0.0, True, tied_head, "gpt2", 8))
+    for parameter in model.parameters():  # norms and biases away from 1 and 0, where decay would not show
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def train(model: GPT, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        ids = torch.randint(20, (4, 8), generator=generator)
+        optimizer.zero_grad()
+        model(ids).logits.square().mean().backward()
+        optimizer.step()
+
+
+def is_matrix(name: str, parameter: torch.Tensor) -> bool:
+    return parameter.ndim == 2 and "embedding" not in name
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_gradients_decay_the_matrices_and_leave_norms_biases_and_embeddings(
+    name: str, tied_head: bool
+) -> None:
+    model = make(tied_head)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = component(name).build(model.named_parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    matrices = [each for each, parameter in model.named_parameters() if is_matrix(each, parameter)]
+    assert len(matrices) == 2 * 4 + (not tied_head)
+    for each, parameter in model.named_parameters():
+        expected = before[each] * (1 - LR * WEIGHT_DECAY) if each in matrices else before[each]
+        assert torch.equal(parameter, expected), each
+
+
+def test_the_chapters_form_of_adamw_decays_everything() -> None:
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    options = {"adamw": {"lr": LR, "weight_decay": WEIGHT_DECAY, "plain": True}}
+    optimizer = REGISTRY.build("optimizers", "adamw", options, "").build(model.named_parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert all(torch.equal(value, before[name] * (1 - LR * WEIGHT_DECAY)) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_held_exactly_once(name: str, tied_head: bool) -> None:
+    model = make(tied_head)
+    optimizer = component(name).build(iter(model.named_parameters()))
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(parameter) for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str) -> None:
+    model, other = make(), make(seed=1)
+    optimizer = component(name).build(model.named_parameters())
+    train(model, optimizer, 3)
+    optimizer.param_groups[0]["lr"] = 0.01
+    buffer = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict()], buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+
+    loaded = component(name).build(other.named_parameters())
+    other.load_state_dict(saved[0])
+    loaded.load_state_dict(saved[1])
+    assert other.head_weight is other.token_embedding.weight
+    for each, own in ((model, optimizer), (other, loaded)):
+        train(each, own, 3)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rate_set_on_a_group_is_the_rate_used(name: str) -> None:
+    model = make(tied_head=False)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = component(name).build(model.named_parameters())
+    optimizer.load_state_dict(optimizer.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, 1)
+    assert all(torch.equal(value, before[each]) for each, value in model.named_parameters())
+
+
+def test_adamw_without_decay_is_adam_by_the_formula() -> None:
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    options = {"adamw": {"lr": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.3}}
+    optimizer = REGISTRY.build("optimizers", "adamw", options, "").build([("norm.weight", parameter)])
+    value, m, v = parameter.detach().clone(), torch.zeros(2).double(), torch.zeros(2).double()
+    for step in range(1, 5):
+        gradient = torch.tensor([0.5, -0.25], dtype=torch.float64) * step
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient.square()
+        value = value - 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-6, atol=1e-12)
+
+
+def test_muon_moves_a_hidden_matrix_by_a_nearly_orthogonal_update() -> None:
+    model = make()
+    optimizer = component("muon").build(model.named_parameters())
+    matrix = model.blocks[0].attention.out.weight
+    before = matrix.detach().clone() * (1 - LR * WEIGHT_DECAY)
+    train(model, optimizer, 1)
+    singular = torch.linalg.svdvals((matrix.detach() - before) / LR)
+    assert singular.max() < 1.5
+    assert singular.median() > 0.5

@@ -1,0 +1,104 @@
+"""What the documentation shows works, and what there is, it shows."""
+
+from __future__ import annotations
+
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+import torch
+from conftest import REPOSITORY, Project
+from safetensors import torch as safetensors_torch
+
+import pipeline.plugin
+from pipeline.cli import cli
+from pipeline.model.checkpoint import load_checkpoint
+from pipeline.plugin import testing
+from pipeline.plugin.components import KINDS
+from pipeline.stages.export import export_source
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def run(code: str, names: dict[str, Any]) -> None:
+    """Runs a document's code, without this module's future imports."""
+    exec(compile(code, "document", "exec", dont_inherit=True), names)
+
+
+def section(plural: str) -> str:
+    guide = (REPOSITORY / "docs" / "plugins.md").read_text()
+    found = re.search(rf"^## [^\n]*`register_{plural}`\n(.*?)(?=^## |\Z)", guide, flags=re.DOTALL | re.MULTILINE)
+    assert found, f"docs/plugins.md has no section on register_{plural}"
+    return found.group(1)
+
+
+@pytest.mark.parametrize("plural", KINDS)
+def test_every_hook_has_a_section_that_names_its_method_and_its_check(plural: str) -> None:
+    text = section(plural)
+    check = f"check_{KINDS[plural].singular.replace(' ', '_')}"
+    assert check in text
+    assert hasattr(testing, check)
+    for method in KINDS[plural].base.__abstractmethods__:
+        assert f"`{method}(" in text or f"{method}(" in text
+
+
+def example(plural: str) -> Any:
+    """The class that a section of the guide shows."""
+    names: dict[str, Any] = {**vars(pipeline.plugin), **vars(typing), "Field": pydantic.Field, "torch": torch}
+    names |= {
+        "save_file": safetensors_torch.save_file,
+        "load_file": safetensors_torch.load_file,
+        "__name__": "guide",
+    }
+    (code,) = re.findall(r"^```python\n(.*?)^```$", section(plural), flags=re.DOTALL | re.MULTILINE)
+    run(code, names)
+    return next(
+        value
+        for value in reversed(names.values())
+        if isinstance(value, type) and issubclass(value, KINDS[plural].base) and value.__module__ == "guide"
+    )
+
+
+def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) -> None:
+    testing.check_optimizer(example("optimizers"))
+    testing.check_eval_callback(example("eval_callbacks"))
+    testing.check_sampler(example("samplers"))
+    (tmp_path / "lines.txt").write_text("one\ntwo\n")
+    testing.check_corpus(example("corpora"), tmp_path)
+    checkpoint = load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"))
+    (tmp_path / "export").mkdir()
+    testing.check_exporter(example("exporters"), export_source(checkpoint, "the river runs"), tmp_path / "export")
+
+
+def test_the_readmes_loss_trains_and_keeps_the_contract(trained_project: Project) -> None:
+    (source,) = [code for code in blocks(REPOSITORY / "README.md", "python") if "register_losses" in code]
+    (trained_project.root / "plugins" / "losses" / "confident.py").write_text(source)
+    settings = ["--set", "train.loss.name=confident", "--set", "train.loss.confident.share=0.2"]
+    trained_project.succeed("train", *settings)
+    names: dict[str, Any] = {"__name__": "readme"}
+    run(source, names)
+    testing.check_loss(names["Confident"])
+
+
+def test_the_readmes_loading_lines_work(trained_project: Project) -> None:
+    trained_project.succeed("export")
+    for code in blocks(REPOSITORY / "README.md", "python"):
+        if "import torch" in code or "transformers" in code:
+            run(code, {})
+
+
+def test_every_command_is_described() -> None:
+    for name, command in cli.commands.items():
+        assert command.help, name
+        assert len(command.get_short_help_str(200)) < 60, f"{name}: the list of commands cuts it off"
+
+
+def test_the_documents_name_files_that_exist() -> None:
+    for path in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / link).exists(), f"{path.name} links to {link}"
