@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import Interrupted, PipelineError, explain_os_error
 
 if TYPE_CHECKING:
     from pipeline.params import Params
     from pipeline.paths import Paths
+
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|size calculation overflowed")
 
 
 class _Group(click.Group):
@@ -72,7 +76,7 @@ _stage("export", "Export the model and prove the export.", "artifacts/export")
 @click.argument("prompt")
 @click.option("--tokens", type=click.IntRange(min=1), help="How many tokens to add.")
 @click.option("--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order.")
-@click.option("--seed", type=click.IntRange(min=0), help="Decides the draws; the same seed gives the same text.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Decides the draws; the same one, the same text.")
 @click.option("--weights", type=click.Choice(["best", "last"]), help="Which of the checkpoint's weights.")
 @_with_params
 def generate(
@@ -132,6 +136,9 @@ def clean() -> None:
 
 def main() -> None:
     """Runs a command; any error a person can mend is one line on stderr and exit code 1."""
+    if sys.stdout is None:  # closed by whoever started this
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -154,17 +161,25 @@ def _run(arguments: list[str]) -> int:
     except PipelineError as error:
         return _fail(str(error), 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: leave in silence
+        from pipeline.console import ignore_output
+
+        ignore_output()  # nobody reads on: leave in silence
         return 0
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{place}{error.strerror or error}", 1)
-    except MemoryError:
-        return _fail("out of memory: lower train.micro_batch_size, model.context_length or model.emb_dim", 1)
+        return _fail(explain_os_error(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        return _fail(
+            "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
+            "model.emb_dim",
+            1,
+        )
 
 
 def _fail(message: str, code: int) -> int:
     from pipeline.console import printable
 
-    click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+    with suppress(BrokenPipeError):  # the exit code still says it
+        click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     return code

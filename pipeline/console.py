@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -10,7 +11,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
 
@@ -20,9 +21,20 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Prints a message on its own line, above a live progress line if there is one."""
-    tqdm.write(printable(text), file=sys.stdout)
-    sys.stdout.flush()
+    """Prints a message on its own line, above a live progress line if there is one.
+
+    When nobody reads on (`| head`, or Ctrl-C ended `| tee` too), the work goes on in silence.
+    """
+    try:
+        tqdm.write(printable(text), file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        ignore_output()
+
+
+def ignore_output() -> None:
+    """Lets everything printed from now on vanish."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fact(label: str, text: str) -> None:

@@ -1,5 +1,9 @@
 """The errors a person can cause and mend: each is one line saying what, where and how to mend it."""
 
+from __future__ import annotations
+
+import errno
+
 
 class PipelineError(Exception):
     """Any error that the command line prints as one line, with exit code 1."""
@@ -27,3 +31,24 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+_FILE_IN_THE_WAY = "a file lies where a folder is needed: move it away"
+_MEND = {
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.EROFS: "it lies on a read-only disk: work in another folder",
+    errno.ENOSPC: "make room on the disk and run it again",
+    errno.EDQUOT: "make room on the disk and run it again",
+    errno.EFBIG: "raise the limit on file sizes (`ulimit -f`) and run it again",
+    errno.EMFILE: "raise the limit on open files (`ulimit -n`) and run it again",
+    errno.EEXIST: _FILE_IN_THE_WAY,
+    errno.ENOTDIR: _FILE_IN_THE_WAY,
+    errno.EISDIR: "a folder lies where a file is needed: move it away",
+}
+
+
+def explain_os_error(error: OSError) -> str:
+    """What the operating system refused, on which file, and how to mend it."""
+    parts = [error.filename2 or error.filename, error.strerror or str(error), _MEND.get(error.errno or 0)]
+    return ": ".join(str(part) for part in parts if part)

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,16 +43,19 @@ def read_json(path: Path, mend: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {mend}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}): {mend}") from None
 
 
 @contextmanager
 def published_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes `path`'s place when the block ends without an error."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise PipelineError(f"{path} is no folder, and a folder is to be written there: move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.*-*"):
-        if not _is_alive(int(leftover.name.rpartition("-")[2])):
+        owner = re.search(r"\.(?:partial|old)-(\d+)$", leftover.name)
+        if owner and not _is_another(int(owner[1])):
             shutil.rmtree(leftover, ignore_errors=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
@@ -62,18 +66,21 @@ def published_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         partial.rename(path)
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_another(pid: int) -> bool:
+    """Whether `pid` is another process that is alive (in a container, a later run may get the same pid)."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
-    return True
+    return pid != os.getpid()
 
 
 def sha256(path: Path) -> str:
@@ -100,14 +107,20 @@ def verify_manifest(folder: Path, mend: str) -> None:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: {mend}")
-    for name, entry in read_json(folder / MANIFEST, mend)["files"].items():
+    manifest = read_json(folder / MANIFEST, mend)
+    try:
+        entries = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        entries = {}
+    if not entries:
+        raise DataError(f"{folder / MANIFEST} is damaged (it lists no files): {mend}")
+    for name, (size, digest) in entries.items():
         path = folder / name
         if not path.is_file():
             raise DataError(f"{path} is missing: {mend}")
-        if path.stat().st_size != entry["bytes"]:
-            size = path.stat().st_size
-            raise DataError(f"{path} has {size:,} bytes where {entry['bytes']:,} were written: {mend}")
-        if sha256(path) != entry["sha256"]:
+        if path.stat().st_size != size:
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes where {size:,} were written: {mend}")
+        if sha256(path) != digest:
             raise DataError(f"{path} is damaged (its sha256 is not the one that was written): {mend}")
 
 

@@ -12,14 +12,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import ParamsError
 from pipeline.plugin.registry import explain
 
+
+def _utf8(text: str) -> str:
+    if text != text.encode(errors="ignore").decode():
+        raise ValueError("it holds half a surrogate pair, which is no text: remove it")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_utf8)]
 Positive = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -59,7 +68,7 @@ class Choices(_Options):
 
 
 class BpeParams(Section):
-    vocab_size: Annotated[int, Field(ge=257, le=2**31 - 1)]
+    vocab_size: Annotated[int, Field(ge=257, le=2**20)]
     """Tokens in all, the 256 bytes and end-of-text included."""
 
 
@@ -111,13 +120,13 @@ class SplitParams(Section):
 
 
 class ModelParams(Section):
-    context_length: Positive
+    context_length: Size
     """Tokens that the model sees at once."""
-    n_layers: Positive
+    n_layers: Size
     """Transformer blocks."""
-    n_heads: Positive
+    n_heads: Size
     """Attention heads in each block."""
-    emb_dim: Positive
+    emb_dim: Size
     """Width: numbers that describe a token; a multiple of n_heads."""
     dropout: Fraction
     """Share of activations dropped in training (embeddings, attention and both residual branches)."""
@@ -127,7 +136,7 @@ class ModelParams(Section):
     """Whether the output head is the token embedding itself (GPT-2 and nanoGPT: yes; the chapter: no)."""
     init: Literal["gpt2", "pytorch"]
     """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults."""
-    pad_vocab_to: Positive
+    pad_vocab_to: Size
     """The head's rows are padded to a multiple of this; padding is never sampled and never in the loss."""
 
     @model_validator(mode="after")
@@ -190,7 +199,7 @@ Weights = Literal["best", "last"]
 
 
 class GenerationParams(Section):
-    prompts: Annotated[tuple[str, ...], Field(strict=False)]
+    prompts: Annotated[tuple[Text, ...], Field(strict=False)]
     """Texts that the samples continue."""
     max_new_tokens: Positive
     """Length of a sample, in tokens."""
@@ -219,9 +228,9 @@ class ExportParams(Section):
 
 
 class RuntimeParams(Section):
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
     """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
-    threads: Count
+    threads: Annotated[int, Field(ge=0, le=1024)]
     """Processor threads; 0 means one for each core."""
     save_seconds: Annotated[float, Field(gt=0)]
     """Seconds between the states that an interrupted run goes on from."""
@@ -260,7 +269,10 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
 
 def _yaml(text: str) -> Any:
     """YAML 1.2, as DVC reads it: `1e-3` is a number, `yes` is text, and no tag builds a Python object."""
-    return YAML(typ="safe", pure=True).load(io.StringIO(text))
+    try:
+        return YAML(typ="safe", pure=True).load(io.StringIO(text))
+    except (ValueError, KeyError, RecursionError) as error:  # a date's month 13, !!bool maybe, [[[[…
+        raise YAMLError(f"a value cannot be read ({error}): put text into quotes") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

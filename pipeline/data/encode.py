@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pipeline.data.tokenizer import TokenIds, Tokenizer
+from pipeline.errors import DataError
 from pipeline.plugin.components import Document
 
 PIECE = 1 << 18
 """Characters encoded at once: large enough to make a thread's start cheap, small enough for bounded memory."""
+
+_SAFE_PLACE = re.compile(r"[ \n](?<=[^\W_].)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,22 @@ class _Batch:
     characters: int = 0
 
     def encode(self, tokenizer: Tokenizer) -> list[tuple[Piece, TokenIds]]:
-        return [(piece, tokenizer.encode(piece.text)) for piece in self.pieces]
+        return [(piece, _ids(piece, tokenizer)) for piece in self.pieces]
+
+
+def _ids(piece: Piece, tokenizer: Tokenizer) -> TokenIds:
+    try:
+        return tokenizer.encode(piece.text)
+    except ValueError as error:  # half a surrogate pair, or a million spaces in a row
+        raise DataError(f"the document {piece.document.name!r} cannot be tokenized: {error}") from None
 
 
 def cut(text: str | Iterable[str], size: int = PIECE) -> Iterator[str]:
     """Cuts a text, or its consecutive blocks, into pieces of about `size` characters with the same ids.
 
-    A cut lies before a space or a line break that follows a letter: every split pattern (gpt2's,
-    cl100k's, o200k's) begins a new word there, whatever surrounds it. Where a text has no such place
-    (one word of a million letters), the piece grows until there is one.
+    A cut lies before a space or a line break that follows a letter or a digit: every split pattern
+    (gpt2's, cl100k's, o200k's) begins a new word there, whatever surrounds it. Where a text has no such
+    place (one word of a million letters), the piece grows until there is one.
     """
     pending: list[str] = []
     length = 0
@@ -57,25 +68,13 @@ def cut(text: str | Iterable[str], size: int = PIECE) -> Iterator[str]:
         joined = "".join(pending)
         start = 0
         while len(joined) - start >= 2 * size:
-            end = _safe_place(joined, start + size)
-            if end is None:
+            found = _SAFE_PLACE.search(joined, start + size)
+            if found is None:
                 break
-            yield joined[start:end]
-            start = end
+            yield joined[start : found.start()]
+            start = found.start()
         pending, length = [joined[start:]], len(joined) - start
     yield "".join(pending)
-
-
-def _safe_place(text: str, start: int) -> int | None:
-    place = start
-    while True:
-        spaces = [found for found in (text.find(" ", place), text.find("\n", place)) if found >= 0]
-        if not spaces:
-            return None
-        place = min(spaces)
-        if text[place - 1].isalpha():
-            return place
-        place += 1
 
 
 def pieces(documents: Iterable[Document]) -> Iterator[Piece]:

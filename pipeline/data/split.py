@@ -50,7 +50,8 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
     ids, tokenizer = tokens.ids("tokens"), tokens.tokenizer
     measure = _characters if unit == "characters" else _tokens
     total = sum(measure(ids, entry, tokenizer) for entry in tokens.documents("tokens"))
-    cuts = [int(total * (1 - val - test)), int(total * (1 - test))]
+    # Rounded first: in floating point 1 − 0.05 − 0.05 is a little less than 0.9.
+    cuts = [int(round(total * share, 6)) for share in (1 - val - test, 1 - test)]
     position = 0
     for entry in tokens.documents("tokens"):
         length = measure(ids, entry, tokenizer)

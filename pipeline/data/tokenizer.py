@@ -24,6 +24,8 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 """How gpt2 cuts text into words before merging bytes (Radford et al., 2019); written with possessive
 quantifiers, which match the same and never backtrack."""
 
+_LONGEST_WORD = 1000
+
 TokenIds = np.ndarray[tuple[int], np.dtype[np.uint32]]
 
 
@@ -138,7 +140,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     from tokenizers import models, pre_tokenizers, trainers
 
     trainable = Trainable(models.BPE())
-    trainable.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # A longer word is trained on in parts: a merge takes the square of a word's length.
+    words = [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.FixedLength(_LONGEST_WORD)]
+    trainable.pre_tokenizer = pre_tokenizers.Sequence(words)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),

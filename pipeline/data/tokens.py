@@ -109,7 +109,10 @@ class TokenFolder:
         self.folder = folder
         self.meta: dict[str, Any] = read_json(folder / META, mend)
         self.tokenizer = Tokenizer.load(folder / TOKENIZER, mend)
-        made_by = self.meta["tokenizer"]["fingerprint"]
+        try:
+            made_by = self.meta["tokenizer"]["fingerprint"]
+        except (KeyError, TypeError):
+            raise DataError(f"{folder / META} does not describe token files: {mend}") from None
         if made_by != self.tokenizer.fingerprint:
             raise DataError(
                 f"{folder}: the tokens were made by another tokenizer ({made_by[:12]}) than the one beside "

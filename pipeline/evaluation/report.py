@@ -111,7 +111,7 @@ def _svg(figure: Figure, history: list[dict[str, float]], folder: Path) -> str:
         axes.set_title(figure.title, loc="left", fontweight="bold")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if len(figure.columns) > 1:
+        if len(figure.columns) > 1 and axes.lines:
             axes.legend(frameon=False)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")

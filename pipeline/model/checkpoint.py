@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,20 @@ def write_checkpoint(
         last: `model_state_dict` and `optimizer_state_dict` of the last step, and `step`.
         best: `model_state_dict` of the best evaluation, and `step`.
     """
-    torch.save(last, folder / LAST)
-    torch.save(best, folder / BEST)
+    torch.save(_with_shared_keys(last), folder / LAST)
+    torch.save(_with_shared_keys(best), folder / BEST)
     write_json(folder / CONFIG, config.to_dict())
     tokenizer.save(folder / TOKENIZER)
     write_manifest(folder)
+
+
+def _with_shared_keys(value: Any) -> Any:
+    """Equal keys as one object, so that a run that was gone on with is saved to the very same bytes."""
+    if isinstance(value, dict):
+        return {
+            sys.intern(key) if type(key) is str else key: _with_shared_keys(each) for key, each in value.items()
+        }
+    return [_with_shared_keys(each) for each in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -72,10 +82,11 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device) -> Checkpo
     model = GPT(config)
     try:
         model.load_state_dict(saved["model_state_dict"])
-    except (KeyError, RuntimeError) as error:
+        step = int(saved["step"])
+    except (KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder}: the weights do not fit config.json ({reason}): {_MEND}") from None
-    return Checkpoint(model.to(device).eval(), tokenizer, int(saved["step"]), weights)
+    return Checkpoint(model.to(device).eval(), tokenizer, step, weights)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -85,11 +96,14 @@ def load_tensors(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, is no such file, or holds more than plain values.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {_MEND}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
+    except Exception as error:  # there is no end to what torch raises on bytes that are no checkpoint
+        text, refused, _ = str(error).partition("Check the documentation of torch.load")
+        lines = text.strip().splitlines() or ["it is empty"]
+        reason = (lines[-1] if refused else lines[0])[:160]
         raise CheckpointError(f"{path} is not a checkpoint of plain tensors ({reason}): {_MEND}") from None
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__} where a dict is expected: {_MEND}")

@@ -19,6 +19,7 @@ def generate(
     max_new_tokens: int,
     samplers: Sequence[SamplerLike] = (),
     generator: torch.Generator | None = None,
+    end: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Continues `tokens`.
 
@@ -31,6 +32,7 @@ def generate(
         max_new_tokens: How many to draw.
         samplers: Applied to the logits in order.
         generator: For the draw; None takes the likeliest token, without any randomness.
+        end: The id after which nothing follows: generation ends when every row has just drawn it.
 
     Yields:
         The next ids [B].
@@ -44,6 +46,8 @@ def generate(
         output = model(new, cache)
         logits = type(output)(output.hidden[:, -1], output.head_weight, output.vocab_size).logits
         new = draw(logits, tokens, samplers, generator)[:, None]
+        if end is not None and bool((new == end).all()):
+            return
         tokens = torch.cat([tokens, new], dim=1)
         yield new[:, 0]
 

@@ -94,7 +94,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), cache))
-        return torch.add(x, self.dropout(self.mlp(self.mlp_norm(x))))
+        out: torch.Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return out
 
 
 class GPT(nn.Module):

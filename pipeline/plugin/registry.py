@@ -25,6 +25,7 @@ from pipeline.plugin.components import KINDS, Component, Kind
 
 ENTRY_POINTS = "pipeline.plugins"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_EXPECTED = {"tuple_type": "a list", "dict_type": "a section of keys", "model_type": "a section of keys"}
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def explain(error: ValidationError, where: str) -> str:
             message = "there is no such key"
         elif item["type"] == "missing":
             message = "is missing"
+        elif item["type"] in _EXPECTED:
+            message = f"input should be {_EXPECTED[item['type']]}, not {item['input']!r}"
         elif item["type"] != "value_error":
             message = f"{message[:1].lower()}{message[1:]}, not {item['input']!r}"
         parts.append(f"{place}: {message}")

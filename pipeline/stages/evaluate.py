@@ -39,7 +39,7 @@ def run(params: Params, paths: Paths) -> None:
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     check_same_tokenizer(checkpoint, splits)
     history = _read_history(paths.metrics / "history.tsv")
-    performance = read_json(paths.metrics / "performance.json", _MEND)
+    performance = _read_performance(paths.metrics / "performance.json")
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
     metrics: dict[str, Any] = {"step": checkpoint.step, "stride": _stride(own, checkpoint)}
@@ -64,7 +64,7 @@ def run(params: Params, paths: Paths) -> None:
     )
     with published_folder(paths.reports) as folder:
         write_report(report, folder)
-    write_json(paths.metrics / "evaluate.json", metrics)
+        write_json(paths.metrics / "evaluate.json", metrics)
 
     for side in ("val", "test"):
         if side in metrics:
@@ -119,19 +119,37 @@ def _sample(checkpoint: Checkpoint, prompt: str, params: EvaluateParams, sampler
     start = [int(token) for token in checkpoint.tokenizer.encode(prompt)] or [checkpoint.tokenizer.end_of_text]
     tokens = torch.tensor([start], device=device)
     generator = torch.Generator(device).manual_seed(params.generation.seed)
-    drawn = generate(checkpoint.model, tokens, params.generation.max_new_tokens, samplers, generator)
+    drawn = generate(
+        checkpoint.model,
+        tokens,
+        params.generation.max_new_tokens,
+        samplers,
+        generator,
+        end=checkpoint.tokenizer.end_of_text,
+    )
     return Sample(prompt, checkpoint.tokenizer.decode([int(each) for each in drawn]), params.samplers.use)
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file, delimiter="\t")
-            return [{name: float(value) for name, value in row.items() if value} for row in rows]
+            reader = csv.DictReader(file, delimiter="\t")
+            rows = [{name: float(value) for name, value in row.items() if value} for row in reader]
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {_MEND}") from None
-    except ValueError as error:
+    except (ValueError, TypeError, csv.Error) as error:
         raise CheckpointError(f"{path} is damaged ({error}): {_MEND}") from None
+    if not rows or any("step" not in row for row in rows):
+        raise CheckpointError(f"{path} is damaged (it needs rows, each with its step): {_MEND}")
+    return rows
+
+
+def _read_performance(path: Path) -> dict[str, float]:
+    values = read_json(path, _MEND)
+    needed = ("seconds", "tokens_per_sec")
+    if not isinstance(values, dict) or not all(isinstance(values.get(name), int | float) for name in needed):
+        raise CheckpointError(f"{path} is damaged (it needs the numbers {' and '.join(needed)}): {_MEND}")
+    return values
 
 
 def _samples_in_training(path: Path) -> list[dict[str, Any]]:

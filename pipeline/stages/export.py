@@ -9,7 +9,7 @@ import torch
 
 from pipeline.console import fact, say
 from pipeline.data.tokens import TokenFolder
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ParamsError
 from pipeline.files import published_folder, write_json
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.device import use_threads
@@ -30,6 +30,8 @@ def run(params: Params, paths: Paths) -> None:
     own = params.export
     registry = Registry.load(paths.plugins, ["exporters"])
     exporters = registry.build_all("exporters", own.formats.use, own.formats.options, "export.formats")
+    if not exporters:
+        raise ParamsError("export.formats.use is empty: name at least one format, such as huggingface")
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")

@@ -49,7 +49,8 @@ def run(
 
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end inside a character
     _show(prompt)
-    for token in generate(checkpoint.model, ids, tokens or own.generation.max_new_tokens, chosen, generator):
+    length = tokens or own.generation.max_new_tokens
+    for token in generate(checkpoint.model, ids, length, chosen, generator, end=tokenizer.end_of_text):
         _show(decoder.decode(tokenizer.token_bytes[int(token)]))
     _show(decoder.decode(b"", final=True) + "\n")
 

@@ -13,7 +13,7 @@ from pipeline.console import Progress, fact, say
 from pipeline.data.encode import encode, pieces
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer, published, train_bpe
 from pipeline.data.tokens import TokenWriter, finish_folder
-from pipeline.errors import DataError, PipelineError, PluginError
+from pipeline.errors import DataError, PipelineError, PluginError, explain_os_error
 from pipeline.files import published_folder
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import Registry
@@ -91,6 +91,8 @@ def _checked(documents: Iterator[Document], corpus: str) -> Iterator[Document]:
         if document.name in names:
             raise DataError(f"the corpus {corpus} has two documents named {document.name!r}: names must differ")
         names.add(document.name)
+        if document.name != document.name.encode(errors="ignore").decode():
+            raise DataError(f"the corpus {corpus}: the name {document.name!r} is not UTF-8: rename it")
         text = document.text if isinstance(document.text, str) else _guarded(document.text, corpus)
         yield replace(document, text=text)
 
@@ -101,8 +103,7 @@ def _guarded(items: Iterable[T], corpus: str) -> Iterator[T]:
     except PipelineError:
         raise
     except OSError as error:
-        shown = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
-        raise DataError(f"the corpus {corpus}: {shown}") from error
+        raise DataError(f"the corpus {corpus}: {explain_os_error(error)}") from error
     except ValueError as error:
         raise DataError(f"the corpus {corpus}: {error}") from error
     except Exception as error:

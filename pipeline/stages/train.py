@@ -38,6 +38,7 @@ def run(params: Params, paths: Paths) -> None:
     performance.json. An interrupted run goes on from its last saved state."""
     own = params.train
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+    paths.metrics.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
     ids = {name: splits.ids(name) for name in ("train", "val")}
     _check_lengths(ids, params.model.context_length)
     _check_ids(ids, splits.tokenizer.vocab_size)
@@ -51,7 +52,8 @@ def run(params: Params, paths: Paths) -> None:
     run = _plan(params, paths, splits, ids, components, model, optimizer)
     _say_plan(run, params, ids, device)
 
-    with lock(run.store.lock_file, "training of this very run"), run.stop.caught():
+    here = lock(paths.root / ".resume" / "lock", "training in this folder")
+    with here, lock(run.store.lock_file, "training of this very run"), run.stop.caught():
         saved = run.store.load()
         state = TrainState.restore(saved, model, optimizer) if saved else TrainState()
         _say_resumed(state, run.store)

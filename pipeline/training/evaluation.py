@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.console import say
 from pipeline.data.batches import EvaluationWindow, TrainingWindows
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids
-from pipeline.errors import PluginError
+from pipeline.errors import PipelineError, PluginError
 from pipeline.evaluation.nll import summarize, undisturbed
 from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
@@ -86,6 +87,11 @@ class Evaluator:
             summary = summarize(
                 self.model, self.ids[name], self.windows[name], self.batch_size, self.tokenizer.byte_lengths
             )
+            if not math.isfinite(summary.loss):
+                raise PipelineError(
+                    f"training stopped at step {state.step}: {name}.loss is {summary.loss}: lower the optimizer's "
+                    "lr, or set train.grad_clip"
+                )
             row |= {f"{name}.{key}": value for key, value in summary.metrics().items()}
         untrained = state.objective_tokens == 0
         row["train.objective"] = row["train.loss"] if untrained else state.objective_nats / state.objective_tokens
@@ -128,7 +134,7 @@ class Evaluator:
             start = [self.tokenizer.end_of_text]
         device = self.model.head_weight.device
         generator = torch.Generator(device).manual_seed(0) if temperature > 0 else None
-        samplers = [lambda logits, tokens: logits / temperature] if temperature > 0 else []
+        samplers = [lambda logits, tokens: logits / max(temperature, 1e-6)] if temperature > 0 else []
         with undisturbed(self.model):
             tokens = torch.tensor([start], device=device)
             drawn = [int(each) for each in generate(self.model, tokens, max_new_tokens, samplers, generator)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from pipeline.console import say
@@ -18,7 +18,8 @@ class StopSignal:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         signal.signal(number, signal.SIG_DFL)  # a second one leaves at once; the saved states are whole
-        say(f"\n{signal.Signals(number).name}: saving, then leaving (once more to leave at once)")
+        with suppress(RuntimeError):  # it arrived in the middle of another message
+            say(f"\n{signal.Signals(number).name}: saving, then leaving (once more to leave at once)")
 
     @contextmanager
     def caught(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from pipeline.errors import Interrupted, PipelineError
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED, Loss
 from pipeline.training.interrupt import StopSignal
-from pipeline.training.state import StateStore, TrainState
+from pipeline.training.state import StateStore, TrainState, random_state, restore_random_state
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def train_step(run: Run, state: TrainState) -> tuple[float, int]:
     tokens = int((targets != IGNORED).sum())
 
     run.optimizer.zero_grad(set_to_none=True)
-    nats = 0.0
+    nats, random = 0.0, random_state()
     for x, y in _micro_batches(inputs, targets, run.micro_batch_size):
-        _leave_if_asked(run, state)
+        _leave_if_asked(run, state, random)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
             output = run.model(x.to(run.device))
         loss = run.loss(output, y.to(run.device)).sum()
@@ -140,9 +140,10 @@ def _evaluated(state: TrainState) -> bool:
     return bool(state.history) and state.history[-1]["step"] == state.step
 
 
-def _leave_if_asked(run: Run, state: TrainState) -> None:
-    """Drops the step at hand (it is done again on resume), saves the last complete one and leaves."""
+def _leave_if_asked(run: Run, state: TrainState, random: dict[str, Any]) -> None:
+    """Drops the step at hand (on resume it is done again, from the random state it began with) and leaves."""
     if run.stop.number is not None:
+        restore_random_state(random)
         run.store.save(state.capture(run.model, run.optimizer))
         raise Interrupted(
             run.stop.number,

@@ -64,7 +64,7 @@ class TrainState:
             "run": {name: getattr(self, name) for name in self.__dataclass_fields__},
             "model_state_dict": model.state_dict(),
             "optimizer_state_dict": optimizer.state_dict(),
-            "random": _random_state(),
+            "random": random_state(),
         }
 
     @classmethod
@@ -72,11 +72,12 @@ class TrainState:
         """Puts model, optimizer and random generators back as they were; returns the rest."""
         model.load_state_dict(saved["model_state_dict"])
         optimizer.load_state_dict(saved["optimizer_state_dict"])
-        _set_random_state(saved["random"])
+        restore_random_state(saved["random"])
         return cls(**saved["run"])
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """Every random generator's state as plain tensors and plain values."""
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -92,7 +93,8 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _set_random_state(saved: dict[str, Any]) -> None:
+def restore_random_state(saved: dict[str, Any]) -> None:
+    """Puts every random generator back to what `random_state` returned."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
@@ -129,13 +131,15 @@ class StateStore:
 
     def load(self) -> dict[str, Any] | None:
         """The newest state that is whole; None where there is none. Damaged ones are named and passed over."""
+        for leftover in self.folder.glob(".step-*.partial-*"):  # of a process that was killed while it saved
+            leftover.unlink(missing_ok=True)
         states = self._states()
         for path in reversed(states):
             try:
-                if read_json(path.with_suffix(".json"), "")["sha256"] != sha256(path):
+                if read_json(path.with_suffix(".json"), "it makes a state valid")["sha256"] != sha256(path):
                     raise DataError("its sha256 is not the one that was written")
                 return load_tensors(path)
-            except (DataError, CheckpointError, KeyError) as error:
+            except (DataError, CheckpointError, KeyError, TypeError) as error:
                 say(f"the saved state {path} is damaged and passed over ({error})")
         if states:
             say("every saved state of this run is damaged: training starts afresh")

@@ -30,8 +30,11 @@ class Files(Corpus):
     @classmethod
     def _stays_inside(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
-            if not pattern or PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
+            parts = PurePosixPath(pattern).parts
+            if not parts or PurePosixPath(pattern).is_absolute() or ".." in parts:
                 raise ValueError(f"{pattern!r} must lie below data/raw: DVC sees changes only there")
+            if any("**" in part and part != "**" for part in parts):
+                raise ValueError(f"{pattern!r}: ** stands alone between slashes, as in **/*.txt")
         return patterns
 
     def documents(self, root: Path) -> Iterator[Document]:
@@ -57,6 +60,8 @@ class Files(Corpus):
                 matches |= {path for path in folder.rglob("*") if path.suffix in {".txt", ".md"}}
             found |= matches - folders
         for path in sorted(found):
+            if not path.exists():
+                raise ValueError(f"{path} is a link that leads nowhere: mend or remove it")
             mode = path.stat().st_mode
             if not stat.S_ISREG(mode):
                 kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"

@@ -18,8 +18,9 @@ class Temperature(Sampler):
 
     def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         if self.value > 0:
-            # From the largest logit downward, so that a tiny temperature cannot overflow.
-            return (logits - logits.amax(dim=-1, keepdim=True)) / self.value
+            # From the largest logit downward, so that a tiny temperature cannot overflow; the largest stay 0.
+            below = logits - logits.amax(dim=-1, keepdim=True)
+            return torch.where(below == 0, below, below / self.value)
         likeliest = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, likeliest, 0.0)
 

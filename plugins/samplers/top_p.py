@@ -22,7 +22,7 @@ class TopP(Sampler):
         ordered, indices = logits.sort(dim=-1, descending=True, stable=True)
         probabilities = ordered.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities  # of all likelier tokens
-        kept = ordered.masked_fill(before >= self.p, -torch.inf)
+        kept = ordered.masked_fill((before >= self.p) & (before > 0), -torch.inf)
         return torch.full_like(logits, -torch.inf).scatter(-1, indices, kept)
 
 

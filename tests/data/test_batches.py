@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -56,8 +57,8 @@ def test_an_epoch_reads_windows_that_do_not_overlap_each_once(data: TrainingWind
 
 @given(data=DATA, cuts=st.lists(st.integers(0, 60), min_size=2, max_size=8).map(sorted))
 def test_the_order_depends_on_the_index_alone_however_it_is_read(data: TrainingWindows, cuts: list[int]) -> None:
-    parts = [data.offsets(first, last) for first, last in zip(cuts[:-1], cuts[1:], strict=True)]
-    assert sum(parts, []) == data.offsets(cuts[0], cuts[-1])
+    parts = [data.offsets(first, last) for first, last in itertools.pairwise(cuts)]
+    assert list(itertools.chain(*parts)) == data.offsets(cuts[0], cuts[-1])
 
 
 def test_epochs_and_seeds_differ_in_their_order() -> None:
@@ -86,9 +87,7 @@ def test_a_text_of_one_window_is_read_also_with_shifting() -> None:
 
 
 @given(tokens=st.integers(0, 80), context_length=st.integers(1, 12), data=st.data())
-def test_evaluation_scores_every_target_exactly_once(
-    tokens: int, context_length: int, data: st.DataObject
-) -> None:
+def test_evaluation_scores_every_target_exactly_once(tokens: int, context_length: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context_length))
     every = evaluation_windows(tokens, context_length, stride)
     targets = Counter(target for window in every for target in range(window.end - window.counted, window.end))

@@ -60,6 +60,6 @@ def test_the_padding_of_the_vocabulary_gets_no_gradient() -> None:
 def test_label_smoothing_mixes_the_target_with_the_uniform_distribution() -> None:
     out, targets = output(), TARGETS.clamp(min=0)
     log_p = out.logits.log_softmax(dim=-1)
-    truth = F.one_hot(targets, VOCAB) * 0.9 + 0.1 / VOCAB
+    truth = F.one_hot(targets, VOCAB).double() * 0.9 + 0.1 / VOCAB
     expected = -(truth * log_p).sum(dim=-1)
     torch.testing.assert_close(make(label_smoothing=0.1)(out, targets), expected, rtol=1e-12, atol=1e-12)

@@ -75,7 +75,9 @@ def test_the_chapters_form_of_adamw_decays_everything() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    assert all(torch.equal(value, before[name] * (1 - LR * WEIGHT_DECAY)) for name, value in model.named_parameters())
+    assert all(
+        torch.equal(value, before[name] * (1 - LR * WEIGHT_DECAY)) for name, value in model.named_parameters()
+    )
 
 
 @pytest.mark.parametrize("tied_head", [True, False])
