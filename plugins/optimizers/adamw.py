@@ -27,6 +27,8 @@ class AdamW(Optimizer):
     """Added to the denominator."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Share of a matrix that decays, per step and unit of learning rate."""
+    embedding_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    """The learning rate of embeddings and an untied head as a multiple of `lr`; small models like 10 or more."""
     plain: bool = False
     """The chapter's form: one group, every parameter decays, torch's own implementation choice."""
 
@@ -35,12 +37,20 @@ class AdamW(Optimizer):
         if self.plain:
             parameters = [parameter for _, parameter in named_parameters]
             return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, **settings)
-        decayed, undecayed = [], []
+        matrices, vectors, embeddings, head = [], [], [], []
         for name, parameter in named_parameters:
-            (decayed if parameter.ndim >= 2 and "embedding" not in name else undecayed).append(parameter)
+            if "embedding" in name:
+                embeddings.append(parameter)
+            elif name == "head.weight":
+                head.append(parameter)
+            else:
+                (matrices if parameter.ndim >= 2 else vectors).append(parameter)
+        fast = self.embedding_lr_scale * self.lr
         groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": undecayed, "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": self.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+            {"params": embeddings, "weight_decay": 0.0, "lr": fast},
+            {"params": head, "weight_decay": self.weight_decay, "lr": fast},
         ]
         return torch.optim.AdamW([group for group in groups if group["params"]], fused=True, **settings)
 

@@ -25,7 +25,7 @@ class Muon(Optimizer):
     """Newton–Schulz steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decay of the hidden matrices and of an untied head, per step and unit of learning rate."""
-    adamw_lr: Annotated[float, Field(gt=0)] = 3e-3
+    adamw_lr: Annotated[float, Field(gt=0)] = 1e-2
     """AdamW's peak learning rate, for everything else."""
     adamw_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW's memory of the mean gradient."""
