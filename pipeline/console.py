@@ -71,7 +71,8 @@ class Progress:
     def _plain(self, shown: dict[str, str]) -> Iterable[str]:
         elapsed = time.monotonic() - self._start
         rate = (self._done - self._initial) / elapsed
-        yield f"{self._what}: {self._done:,} {self._unit}" + (f" of {self._total:,}" if self._total else "")
+        total = f" of {self._total:,}" if self._total else ""
+        yield f"{self._what}: {self._done:,}{total} {self._unit}s"
         yield from (f"{name} {value}" for name, value in shown.items())
         if self._total and rate:
             yield f"{(self._total - self._done) / rate:.0f} s left"

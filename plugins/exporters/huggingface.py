@@ -54,7 +54,7 @@ class HuggingFace(Exporter):
         texts = _proof_texts(source)
         for text in texts:
             expected = source.encode(text).tolist()
-            got = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            got = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
             if got != expected:
                 raise ValueError(f"transformers reads {text[:40]!r} as other ids: {got[:8]}, not {expected[:8]}")
 
