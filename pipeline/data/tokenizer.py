@@ -17,6 +17,7 @@ import tiktoken
 
 from pipeline.errors import DataError, ParamsError
 from pipeline.files import read_json, write_json
+from pipeline.plugin.bytelevel import byte_characters
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -156,17 +157,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         for token, rank in trainable.get_vocab().items()
     }
     return Tokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
-
-
-def byte_characters() -> dict[int, str]:
-    """The printable character by which a byte-level BPE file writes each byte (gpt2's convention)."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
 def published(name: str) -> Tokenizer:

@@ -1,5 +1,6 @@
 """All that a plugin author needs: `from pipeline.plugin import Loss, hookimpl`."""
 
+from pipeline.plugin.bytelevel import byte_characters
 from pipeline.plugin.components import (
     IGNORED,
     Component,
@@ -31,5 +32,6 @@ __all__ = [
     "Optimizer",
     "Sampler",
     "StopTraining",
+    "byte_characters",
     "hookimpl",
 ]

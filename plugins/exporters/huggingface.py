@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipeline.plugin import Exporter, ExportSource, hookimpl
+from pipeline.plugin import Exporter, ExportSource, byte_characters, hookimpl
 
 _TOLERANCE = 1e-4
 _GREEDY_TOKENS = 32
@@ -190,7 +190,7 @@ def _weights(source: ExportSource) -> dict[str, torch.Tensor]:
 
 def _tokenizer(source: ExportSource) -> dict[str, Any]:
     """tokenizer.json: a byte-level BPE with the checkpoint's split pattern, ids and merges."""
-    characters = _byte_characters()
+    characters = byte_characters()
 
     def written(sequence: bytes) -> str:
         return "".join(characters[byte] for byte in sequence)
@@ -245,17 +245,6 @@ def _split(sequence: bytes, ranks: Any) -> tuple[bytes, bytes]:
             raise ValueError(f"the token {sequence!r} is not made by merging two others")
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
     return parts[0], parts[1]
-
-
-def _byte_characters() -> dict[int, str]:
-    """The printable character by which a byte-level BPE file writes each byte (gpt2's convention)."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
 @hookimpl
