@@ -157,12 +157,14 @@ class BudgetParams(Section):
 
 
 class ScheduleParams(Section):
-    name: Literal["cosine", "constant"]
-    """How the learning rate moves after warm-up."""
+    name: Literal["cosine", "linear", "wsd", "constant"]
+    """How the learning rate moves after warm-up; `wsd` stays at the peak and decays at the end."""
     warmup_steps: Count
     """Steps in which the rate climbs, linearly, to its peak."""
     final: Annotated[float, Field(ge=0, le=1)]
-    """The last step's rate as a share of the peak (cosine)."""
+    """The last step's rate as a share of the peak; `constant` stays at the peak."""
+    decay: Annotated[float, Field(gt=0, le=1)]
+    """The share of all steps in which `wsd` decays."""
 
 
 class EvaluationParams(Section):

@@ -86,6 +86,20 @@ class Optimizer(Component):
         with two dimensions is a hidden matrix. The schedule multiplies each group's initial `lr`.
         """
 
+    @staticmethod
+    def decay_groups(
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """The usual groups for `build`: matrices decay; norms, biases and embeddings do not."""
+        decayed, undecayed = [], []
+        for name, parameter in named_parameters:
+            (decayed if parameter.ndim >= 2 and "embedding" not in name else undecayed).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": undecayed, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
 
 # ── eval callbacks ────────────────────────────────────────────────────────────────────────────────
 
