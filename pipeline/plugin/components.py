@@ -91,7 +91,8 @@ class Optimizer(Component):
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
     ) -> list[dict[str, Any]]:
         """The usual groups for `build`: matrices decay; norms, biases and embeddings do not."""
-        decayed, undecayed = [], []
+        decayed: list[torch.nn.Parameter] = []
+        undecayed: list[torch.nn.Parameter] = []
         for name, parameter in named_parameters:
             (decayed if parameter.ndim >= 2 and "embedding" not in name else undecayed).append(parameter)
         groups = [
