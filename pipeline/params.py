@@ -37,7 +37,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class Section(BaseModel):
     """A part of params.yaml."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class _Options(BaseModel):

@@ -27,7 +27,7 @@ class Component(BaseModel, ABC):
     """What every component is: a name, options that check themselves, and one working method."""
 
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
     name: ClassVar[str]
 
