@@ -80,8 +80,8 @@ class TiktokenParams(Section):
 
 
 class TokenizerParams(Section):
-    name: Literal["bpe", "tiktoken"]
-    """`bpe` trains a byte-level BPE on the corpus; `tiktoken` takes a published encoding."""
+    name: Literal["bpe", "bytes", "tiktoken"]
+    """`bpe` is trained on the corpus, `bytes` needs no training, `tiktoken` takes a published encoding."""
     bpe: BpeParams
     tiktoken: TiktokenParams
 
