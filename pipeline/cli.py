@@ -113,6 +113,17 @@ def plugins(kind: str | None) -> None:
         click.echo(line)
 
 
+@cli.command(short_help="Write params.schema.json for editors.")
+def schema() -> None:
+    """Write params.schema.json, with which editors complete and explain params.yaml."""
+    from pipeline.paths import Paths
+    from pipeline.schema import write_schema
+
+    paths = Paths(Path.cwd())
+    write_schema(paths.schema, paths.plugins)
+    click.echo(f"wrote {paths.shown(paths.schema)}")
+
+
 @cli.command(short_help="Record the installed versions for DVC.")
 def lock() -> None:
     """Write environment.yaml: the installed versions that decide results, for DVC to compare."""

@@ -37,7 +37,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class Section(BaseModel):
     """A part of params.yaml."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class _Options(BaseModel):
@@ -78,8 +80,8 @@ class TiktokenParams(Section):
 
 
 class TokenizerParams(Section):
-    name: Literal["bpe", "tiktoken"]
-    """`bpe` trains a byte-level BPE on the corpus; `tiktoken` takes a published encoding."""
+    name: Literal["bpe", "bytes", "tiktoken"]
+    """`bpe` is trained on the corpus, `bytes` needs no training, `tiktoken` takes a published encoding."""
     bpe: BpeParams
     tiktoken: TiktokenParams
 
@@ -157,12 +159,14 @@ class BudgetParams(Section):
 
 
 class ScheduleParams(Section):
-    name: Literal["cosine", "constant"]
-    """How the learning rate moves after warm-up."""
+    name: Literal["cosine", "linear", "wsd", "constant"]
+    """How the learning rate moves after warm-up; `wsd` stays at the peak and decays at the end."""
     warmup_steps: Count
     """Steps in which the rate climbs, linearly, to its peak."""
     final: Annotated[float, Field(ge=0, le=1)]
-    """The last step's rate as a share of the peak (cosine)."""
+    """The last step's rate as a share of the peak; `constant` stays at the peak."""
+    decay: Annotated[float, Field(gt=0, le=1)]
+    """The share of all steps in which `wsd` decays."""
 
 
 class EvaluationParams(Section):

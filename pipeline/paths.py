@@ -54,6 +54,10 @@ class Paths:
         return self.root / "environment.yaml"
 
     @property
+    def schema(self) -> Path:
+        return self.root / "params.schema.json"
+
+    @property
     def resume(self) -> Path:
         """Training states. DVC deletes a stage's outputs before each run, and runs some experiments in a
         copy of the project; so states live outside the outputs, in the main project (DVC_ROOT)."""

@@ -1,4 +1,4 @@
-"""Tokenizers: a byte-level BPE trained on the corpus, or a published encoding; tiktoken encodes with both."""
+"""Tokenizers: a byte-level BPE trained on the corpus, raw bytes, or a published encoding; tiktoken encodes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tokenizer:
     """Text ↔ token ids.
 
     Attributes:
-        name: What it is: "bpe", or tiktoken's name of the encoding.
+        name: What it is: "bpe", "bytes", or tiktoken's name of the encoding.
         pattern: The regular expression that cuts text into words.
         ranks: Byte sequences and their ids, which are also the order of merging.
         special_tokens: Special tokens and their ids, end-of-text among them. They are only ever added by id.
@@ -157,6 +157,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         for token, rank in trainable.get_vocab().items()
     }
     return Tokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
+
+
+def raw_bytes() -> Tokenizer:
+    """Each byte of the text's UTF-8 as a token, and end-of-text as the last id."""
+    return Tokenizer("bytes", r"[\s\S]", {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
 
 
 def published(name: str) -> Tokenizer:

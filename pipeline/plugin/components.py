@@ -27,7 +27,7 @@ class Component(BaseModel, ABC):
     """What every component is: a name, options that check themselves, and one working method."""
 
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
     name: ClassVar[str]
 
@@ -85,6 +85,21 @@ class Optimizer(Component):
         Embeddings have "embedding" in their name, the output head is "head.weight", and everything else
         with two dimensions is a hidden matrix. The schedule multiplies each group's initial `lr`.
         """
+
+    @staticmethod
+    def decay_groups(
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """The usual groups for `build`: matrices decay; norms, biases and embeddings do not."""
+        decayed: list[torch.nn.Parameter] = []
+        undecayed: list[torch.nn.Parameter] = []
+        for name, parameter in named_parameters:
+            (decayed if parameter.ndim >= 2 and "embedding" not in name else undecayed).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": undecayed, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
 
 
 # ── eval callbacks ────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.console import Progress, fact, say
 from pipeline.data.encode import encode, pieces
-from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer, published, train_bpe
+from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer, published, raw_bytes, train_bpe
 from pipeline.data.tokens import TokenWriter, finish_folder
 from pipeline.errors import DataError, PipelineError, PluginError, explain_os_error
 from pipeline.files import published_folder
@@ -73,6 +73,8 @@ def run(params: Params, paths: Paths) -> None:
 def _tokenizer(params: TokenizerParams, documents: Callable[[], Iterator[Document]]) -> Tokenizer:
     if params.name == "tiktoken":
         return published(params.tiktoken.encoding)
+    if params.name == "bytes":
+        return raw_bytes()
     say(f"training a byte-level BPE of {params.bpe.vocab_size:,} tokens")
     with Progress("reading", "character") as progress:
 

@@ -139,7 +139,7 @@ def _plan(
         optimizer=optimizer,
         loss=components.loss,
         data=data,
-        schedule=Schedule(own.schedule.name, total_steps, own.schedule.warmup_steps, own.schedule.final),
+        schedule=Schedule(total_steps=total_steps, **own.schedule.model_dump()),
         total_steps=total_steps,
         total_windows=total_windows,
         batch_size=own.batch_size,

@@ -10,12 +10,14 @@ from pipeline.plugin import IGNORED, Loss, ModelOutput, hookimpl
 
 
 class CrossEntropy(Loss):
-    """The negative log-probability of each target, optionally with label smoothing (Szegedy et al., 2016)."""
+    """The negative log-probability of each target, optionally with label smoothing and z-loss."""
 
     name: ClassVar[str] = "cross_entropy"
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the target's probability that is spread evenly over the vocabulary."""
+    """Share of the target's probability that is spread evenly over the vocabulary (Szegedy et al., 2016)."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared log-normaliser, which keeps logits from drifting (Chowdhery et al., 2022: 1e-4)."""
 
     def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
         nats = F.cross_entropy(
@@ -25,7 +27,11 @@ class CrossEntropy(Loss):
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
-        return nats.view(targets.shape)
+        nats = nats.view(targets.shape)
+        if self.z_loss == 0:
+            return nats
+        normaliser = output.logits.logsumexp(dim=-1)
+        return nats + self.z_loss * normaliser.square().masked_fill(targets == IGNORED, 0.0)
 
 
 @hookimpl

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.encode import PIECE, cut, encode
-from pipeline.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, TokenIds, Tokenizer, published, train_bpe
+from pipeline.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, TokenIds, Tokenizer, published, raw_bytes, train_bpe
 from pipeline.data.tokens import TokenFolder
 from pipeline.errors import DataError
 from pipeline.plugin.components import Document
@@ -216,3 +216,9 @@ def test_the_published_gpt2_encodes_a_book_in_pieces_as_it_does_whole(gpt2: Toke
     assert len(whole) == 5145
     for size in (64, 1000, 5000):
         assert joined(gpt2.encode(part) for part in cut(text, size)) == whole
+
+
+@given(st.text(max_size=40))
+def test_raw_bytes_are_the_texts_utf_8(text: str) -> None:
+    assert raw_bytes().encode(text).tolist() == list(text.encode())
+    assert raw_bytes().decode(raw_bytes().encode(text)) == text

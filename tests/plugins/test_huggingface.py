@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, words
 
-from pipeline.data.tokenizer import Tokenizer, published, train_bpe
+from pipeline.data.tokenizer import Tokenizer, published, raw_bytes, train_bpe
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
@@ -58,6 +58,12 @@ def test_transformers_reproduces_every_architecture(
     assert proof["largest_logit_difference"] < 1e-4
     assert proof["equal_greedy_tokens"] > 0
     assert proof["texts_with_equal_ids"] > 2000
+
+
+def test_transformers_reads_raw_bytes_alike(tmp_path: Path) -> None:
+    given = source(raw_bytes())
+    exporter().export(given, tmp_path)
+    exporter().verify(given, tmp_path)
 
 
 def test_transformers_reads_the_published_gpt2_encoding_alike(

@@ -13,9 +13,9 @@ from pipeline.plugin.registry import Registry
 VOCAB = 7
 
 
-def make(**options: float) -> Loss:
+def make(name: str = "cross_entropy", **options: float) -> Loss:
     registry = Registry.load(REPOSITORY / "plugins", ["losses"])
-    loss: Loss = registry.build("losses", "cross_entropy", {"cross_entropy": options}, "train.loss")
+    loss: Loss = registry.build("losses", name, {name: options}, "train.loss")
     return loss
 
 
@@ -63,3 +63,32 @@ def test_label_smoothing_mixes_the_target_with_the_uniform_distribution() -> Non
     truth = F.one_hot(targets, VOCAB).double() * 0.9 + 0.1 / VOCAB
     expected = -(truth * log_p).sum(dim=-1)
     torch.testing.assert_close(make(label_smoothing=0.1)(out, targets), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_z_loss_adds_the_squared_log_normaliser() -> None:
+    out, targets = output(), TARGETS.clamp(min=0)
+    expected = make()(out, targets) + 0.5 * out.logits.logsumexp(-1) ** 2
+    torch.testing.assert_close(make(z_loss=0.5)(out, targets), expected)
+
+
+def test_z_loss_costs_nothing_at_masked_targets() -> None:
+    assert (make(z_loss=0.5)(output(), TARGETS)[TARGETS == IGNORED] == 0).all()
+
+
+def test_focal_with_gamma_0_is_cross_entropy() -> None:
+    torch.testing.assert_close(make("focal", gamma=0.0)(output(), TARGETS), make()(output(), TARGETS))
+
+
+def test_focal_weighs_each_target_by_what_is_missing_to_certainty() -> None:
+    out, targets = output(), TARGETS.clamp(min=0)
+    p = out.logits.softmax(-1).gather(-1, targets[..., None])[..., 0]
+    torch.testing.assert_close(make("focal", gamma=2.0)(out, targets), -((1 - p) ** 2) * p.log())
+
+
+def test_focal_is_finite_where_the_model_is_certain() -> None:
+    hidden = torch.tensor([[[200.0]]], requires_grad=True)
+    nats = make("focal", gamma=0.5)(ModelOutput(hidden, torch.tensor([[1.0], [-1.0]]), 2), torch.tensor([[0]]))
+    nats.sum().backward()
+    assert nats.item() == 0
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()

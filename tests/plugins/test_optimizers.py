@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+from pipeline.errors import ParamsError
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import Optimizer
@@ -20,6 +21,9 @@ LR, WEIGHT_DECAY = 0.125, 0.5
 OPTIONS: dict[str, dict[str, float]] = {
     "adamw": {"lr": LR, "weight_decay": WEIGHT_DECAY},
     "muon": {"lr": LR, "adamw_lr": LR, "weight_decay": WEIGHT_DECAY},
+    "lion": {"lr": LR, "weight_decay": WEIGHT_DECAY},
+    "adafactor": {"lr": LR, "weight_decay": WEIGHT_DECAY},
+    "sgd": {"lr": LR, "weight_decay": WEIGHT_DECAY, "momentum": 0.0},
 }
 
 
@@ -50,7 +54,7 @@ def is_matrix(name: str, parameter: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("tied_head", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_zero_gradients_decay_the_matrices_and_leave_norms_biases_and_embeddings(
     name: str, tied_head: bool
 ) -> None:
@@ -146,3 +150,39 @@ def test_muon_moves_a_hidden_matrix_by_a_nearly_orthogonal_update() -> None:
     singular = torch.linalg.svdvals((matrix.detach() - before) / LR)
     assert singular.max() < 1.5
     assert singular.median() > 0.5
+
+
+def test_lion_steps_by_the_sign_of_its_interpolated_momentum() -> None:
+    weight = torch.nn.Parameter(torch.tensor([[1.0, 1.0]]))
+    options = {"lion": {"lr": 0.5, "beta1": 0.5, "beta2": 0.75, "weight_decay": 0.0}}
+    optimizer = REGISTRY.build("optimizers", "lion", options, "").build([("up.weight", weight)])
+    weight.grad = torch.tensor([[8.0, -8.0]])
+    optimizer.step()
+    assert weight.tolist() == [[0.5, 1.5]]
+    assert optimizer.state[weight]["momentum"].tolist() == [[2.0, -2.0]]
+    weight.grad = torch.tensor([[-1.0, -1.0]])  # ½ · 2 − ½ · 1 > 0: the momentum still decides the first
+    optimizer.step()
+    assert weight.tolist() == [[0.0, 2.0]]
+
+
+def test_any_torch_optimizer_takes_its_own_options() -> None:
+    options = {"torch": {"class_name": "RAdam", "lr": 0.01, "options": {"betas": [0.8, 0.9], "weight_decay": 0.1}}}
+    optimizer = REGISTRY.build("optimizers", "torch", options, "").build(make().named_parameters())
+    assert isinstance(optimizer, torch.optim.RAdam)
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_name": "Adamm"}, "torch.optim has no 'Adamm'"),
+        ({"class_name": "LBFGS"}, "torch.optim has no 'LBFGS'"),
+        ({"options": {"momentum": 0.9}}, "NAdam has no option 'momentum'"),
+        ({"options": {"weight_decay": -1.0}}, "NAdam refuses these options"),
+    ],
+)
+def test_a_torch_optimizer_with_options_it_does_not_have_is_refused(
+    options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ParamsError, match=rf"train\.optimizer\.torch: {message}"):
+        REGISTRY.build("optimizers", "torch", {"torch": options}, "train.optimizer")

@@ -131,3 +131,26 @@ def test_top_p_reaches_p_and_would_not_without_its_last_token(rows: list[list[fl
         assert row[own].sum() >= p - 1e-9
         assert row[own].sum() - row[own].min() < p + 1e-9
         assert not (~own).any() or row[~own].max() <= row[own].min()
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"), [(0.0, [0, 1, 2]), (0.3, [0, 1]), (0.5, [0, 1]), (0.51, [0]), (1.0, [0])]
+)
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(p: float, expected: list[int]) -> None:
+    assert kept(torch.tensor([[math.log(0.6), math.log(0.3) + 1e-6, math.log(0.1)]]), make("min_p", p=p)) == [
+        expected
+    ]
+
+
+def test_typical_prefers_the_expected_surprise_to_the_likeliest_token() -> None:
+    # Surprises 0.69, 1.39, 2.08, 2.08 nats, 1.21 of them expected: the second token is nearest.
+    logits = logits_of(0.5, 0.25, 0.125, 0.125)
+    assert kept(logits, make("typical", p=0.2)) == [[1]]
+    assert kept(logits, make("typical", p=0.7)) == [[0, 1]]
+
+
+def test_a_repetition_penalty_makes_earlier_tokens_less_likely_whatever_their_sign() -> None:
+    logits, tokens = torch.tensor([[2.0, -1.0, 3.0, -4.0]]), torch.tensor([[0, 1, 0]])
+    result = make("repetition_penalty", penalty=2.0)(logits, tokens)
+    assert result.tolist() == [[1.0, -2.0, 3.0, -4.0]]
+    assert torch.equal(make("repetition_penalty", penalty=1.0)(logits, tokens), logits)

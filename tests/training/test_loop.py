@@ -84,7 +84,7 @@ def make_run(
         optimizer=built,
         loss=REGISTRY.build("losses", "cross_entropy", {}, ""),
         data=data,
-        schedule=Schedule("cosine", 6, 2, 0.1),
+        schedule=Schedule("cosine", 6, 2, 0.1, 0.2),
         total_steps=6,
         total_windows=24,
         batch_size=4,

@@ -13,8 +13,8 @@ from pipeline.training.loop import set_learning_rate
 from pipeline.training.schedule import Schedule
 
 
-def table(name: str, steps: int, warmup: int, final: float = 0.1) -> list[float]:
-    schedule = Schedule(name, steps, warmup, final)
+def table(name: str, steps: int, warmup: int, final: float = 0.1, decay: float = 0.3) -> list[float]:
+    schedule = Schedule(name, steps, warmup, final, decay)
     return [schedule(step) for step in range(steps)]
 
 
@@ -36,6 +36,18 @@ def test_one_step_of_warm_up_is_the_peak_itself() -> None:
 
 def test_a_constant_rate_stays_at_its_peak_after_warm_up() -> None:
     assert table("constant", 10, 4) == [0.25, 0.5, 0.75, *[1.0] * 7]
+
+
+def test_a_linear_rate_falls_in_equal_parts() -> None:
+    assert table("linear", 6, 2, final=0.0) == pytest.approx([0.5, 1, 0.75, 0.5, 0.25, 0])
+
+
+def test_warm_up_stable_decay_stays_and_then_falls_in_its_share_of_the_steps() -> None:
+    assert table("wsd", 10, 2, final=0.1) == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.7, 0.4, 0.1])
+
+
+def test_a_decay_longer_than_what_warm_up_leaves_begins_at_the_peak() -> None:
+    assert table("wsd", 6, 2, final=0.0, decay=1.0) == table("linear", 6, 2, final=0.0)
 
 
 @given(steps=st.integers(2, 60), data=st.data(), final=st.floats(0, 0.99))

@@ -1,0 +1,37 @@
+"""Stochastic gradient descent."""
+
+from collections.abc import Iterable
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from pipeline.plugin import Optimizer, hookimpl
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    name: ClassVar[str] = "sgd"
+
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Peak learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Share of the last step that is taken again."""
+    nesterov: bool = True
+    """Whether the gradient is taken after the momentum's step (Nesterov, 1983); needs momentum."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Added to the gradient as this share of the weight, for matrices."""
+
+    def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.decay_groups(named_parameters, self.weight_decay),
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov and self.momentum > 0,
+        )
+
+
+@hookimpl
+def register_optimizers() -> list[type[Optimizer]]:
+    return [SGD]

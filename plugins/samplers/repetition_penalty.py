@@ -1,0 +1,26 @@
+"""A penalty on what was said already."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from pipeline.plugin import Sampler, hookimpl
+
+
+class RepetitionPenalty(Sampler):
+    """Makes tokens that occurred before less likely (Keskar et al., 2019)."""
+
+    name: ClassVar[str] = "repetition_penalty"
+
+    penalty: Annotated[float, Field(gt=0)] = 1.2
+    """Divides the positive logits of earlier tokens and multiplies the negative ones; 1 changes nothing."""
+
+    def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        seen = logits.gather(-1, tokens)
+        return logits.scatter(-1, tokens, torch.where(seen > 0, seen / self.penalty, seen * self.penalty))
+
+
+@hookimpl
+def register_samplers() -> list[type[Sampler]]:
+    return [RepetitionPenalty]
