@@ -29,5 +29,6 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed, this is " + sys.version.split()[0] + ": set PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo 'installing into $(VENV): a minute or two, and about 1.5 GB'
+	@python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

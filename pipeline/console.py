@@ -12,6 +12,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_BAR = "{desc} {n_fmt}/{total_fmt} {bar} {remaining} left{postfix}"
 _SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
 
@@ -56,6 +57,7 @@ class Progress:
         self._bar = tqdm(
             desc=what, unit=unit, total=total, initial=initial, disable=not self._live,
             unit_scale=total is None or total > 100_000, dynamic_ncols=True, leave=False,
+            bar_format=_BAR if total else None,
         )  # fmt: skip
 
     def update(self, amount: int, **shown: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import traceback
+from pathlib import Path
 
 
 class PipelineError(Exception):
@@ -23,6 +25,13 @@ class DataError(PipelineError):
 
 class CheckpointError(PipelineError):
     """A checkpoint or an export is missing, damaged or does not fit."""
+
+
+def raised_by(what: str, error: Exception) -> PluginError:
+    """A plugin's own exception as one line: what raised, what it said, and in which line of which file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
+    return PluginError(f"{what} raised {type(error).__name__}: {' '.join(str(error).split())}{place}")
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and goes on next time

@@ -133,9 +133,9 @@ class ModelParams(Section):
     dropout: Fraction
     """Share of activations dropped in training (embeddings, attention and both residual branches)."""
     qkv_bias: bool
-    """Whether the query, key and value projections have a bias (GPT-2: yes; the chapter: no)."""
+    """Whether the query, key and value projections have a bias (GPT-2: yes; some textbooks: no)."""
     tied_head: bool
-    """Whether the output head is the token embedding itself (GPT-2 and nanoGPT: yes; the chapter: no)."""
+    """Whether the output head is the token embedding itself (GPT-2 and nanoGPT: yes; some textbooks: no)."""
     init: Literal["gpt2", "pytorch"]
     """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults."""
     pad_vocab_to: Size

@@ -120,6 +120,12 @@ def params(old: str, new: str) -> Break:
     return breaks
 
 
+def line(section: str, below: int) -> str:
+    """How a message names the place `below` lines under a section's head."""
+    lines = (REPOSITORY / "params.yaml").read_text(encoding="utf-8").splitlines()
+    return f"params.yaml line {lines.index(section) + 1 + below}"
+
+
 def other_tokenizer(path: str) -> Break:
     return lambda root: train_bpe(["some other text"] * 9, 270).save(root / path)
 
@@ -326,12 +332,12 @@ PARAMS_CASES = [
         "a list at the top", "split", ("params.yaml holds a list", "tokenize, split"), write("params.yaml", "- a\n")
     ),
     Case("a text", "split", ("params.yaml holds the value 'hello'",), write("params.yaml", "hello")),
-    Case("broken YAML", "split", ("params.yaml line 24", "YAML"), params("split:\n", "split:\n  by: [\n")),
-    Case("a tab", "split", ("params.yaml line 22", r"'\t'"), params("split:\n", "split:\n\tby: x\n")),
+    Case("broken YAML", "split", (line("split:", 3), "YAML"), params("split:\n", "split:\n  by: [\n")),
+    Case("a tab", "split", (line("split:", 1), r"'\t'"), params("split:\n", "split:\n\tby: x\n")),
     Case(
         "a duplicate key",
         "split",
-        ("params.yaml line 25", 'duplicate key "val"'),
+        (line("split:", 4), 'duplicate key "val"'),
         params("split:\n", "split:\n  val: 0.1\n"),
     ),
     Case(
@@ -372,7 +378,7 @@ PARAMS_CASES = [
     Case(
         "a Python object",
         "split",
-        ("params.yaml line 26", "python/object"),
+        (line("split:", 5), "python/object"),
         params("seed: 2", "seed: !!python/object/apply:os.system ['touch pwned']"),
     ),
     Case("a number as a key", "split", ("params.yaml", "1", "strings"), params("runtime:", "1: 2\nruntime:")),
@@ -541,7 +547,7 @@ CHECKPOINT_CASES = [
         folder_at("metrics/evaluate.json"),
     ),
     Case("unknown sampler", "evaluate --set 'evaluate.samplers.use=[topk]'", ("'topk'", "did you mean 'top_k'")),
-    Case("unknown sampler to generate", "generate a --sampler best", ("'best'", "greedy, temperature")),
+    Case("unknown sampler to generate", "generate a --sampler best", ("'best'", "greedy", "temperature")),
     Case("k is 0", "evaluate --set evaluate.samplers.top_k.k=0", ("top_k.k", "greater than 0")),
     Case("p above 1", "generate a --set evaluate.samplers.top_p.p=1.5", ("top_p.p", "less than or equal to 1")),
     Case("unknown format", "export --set 'export.formats.use=[gguf]'", ("'gguf'", "huggingface")),

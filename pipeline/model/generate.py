@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from pipeline.errors import PluginError
+from pipeline.errors import PluginError, raised_by
 from pipeline.model.gpt import GPT, KVCache
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -60,9 +60,12 @@ def draw(
 ) -> torch.Tensor:
     """One id a row [B] from logits [B, V], after the samplers in their order."""
     for sampler in samplers:
-        logits = sampler(logits, tokens)
+        name = getattr(sampler, "name", "temperature")
+        try:
+            logits = sampler(logits, tokens)
+        except Exception as error:
+            raise raised_by(f"the sampler {name!r}", error) from error
         if not bool(logits.isfinite().any(dim=-1).all()) or bool(logits.isnan().any()):
-            name = getattr(sampler, "name", sampler)
             raise PluginError(f"the sampler {name!r} left no token to draw, or NaN among the logits")
     if generator is None:
         return logits.argmax(dim=-1)

@@ -21,6 +21,7 @@ def lines(plugins: Path, kind: str | None = None) -> Iterator[str]:
         for entry in registry.entries(plural):
             yield from _entry(entry)
         yield ""
+    yield "Defaults hold where params.yaml says nothing; the shipped params.yaml gives every option a value."
 
 
 def _entry(entry: Entry) -> Iterator[str]:

@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -88,7 +88,8 @@ class Registry:
             try:
                 built[each] = self._entries[plural][each].component(**options.get(each, {}))
             except ValidationError as error:
-                raise ParamsError(explain(error, f"{where}.{each}")) from None
+                known = list(self._entries[plural][each].component.model_fields)
+                raise ParamsError(explain(error, f"{where}.{each}", known)) from None
         return built[name]
 
     def build_all(
@@ -121,14 +122,14 @@ def plugin_files(folder: Path) -> list[Path]:
     return sorted(files + packages)
 
 
-def explain(error: ValidationError, where: str) -> str:
+def explain(error: ValidationError, where: str, known: Sequence[str] = ()) -> str:
     """A validation error as one line: each place, what is wrong there, and a suggestion for a misspelling."""
     parts = []
     for item in error.errors():
         place = ".".join([where, *(str(part) for part in item["loc"])]).strip(".")
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "there is no such key"
+            message = "there is no such key" + (f" (there are: {', '.join(known)})" if known else "")
         elif item["type"] == "missing":
             message = "is missing"
         elif item["type"] in _EXPECTED:

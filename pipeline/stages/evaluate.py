@@ -47,7 +47,10 @@ def run(params: Params, paths: Paths) -> None:
         if side != "train":
             metrics[side] = _evaluate(checkpoint, splits, side, own)
 
-    samples = [_sample(checkpoint, prompt, own, samplers) for prompt in own.generation.prompts]
+    samples = [
+        _sample(checkpoint, prompt, own, samplers, own.generation.seed + number)
+        for number, prompt in enumerate(own.generation.prompts)
+    ]
     report = Report(
         metrics=metrics,
         weights=own.weights,
@@ -114,11 +117,11 @@ def _evaluate(checkpoint: Checkpoint, splits: TokenFolder, side: str, params: Ev
     }
 
 
-def _sample(checkpoint: Checkpoint, prompt: str, params: EvaluateParams, samplers: list[Any]) -> Sample:
+def _sample(checkpoint: Checkpoint, prompt: str, params: EvaluateParams, samplers: list[Any], seed: int) -> Sample:
     device = checkpoint.model.head_weight.device
     start = [int(token) for token in checkpoint.tokenizer.encode(prompt)] or [checkpoint.tokenizer.end_of_text]
     tokens = torch.tensor([start], device=device)
-    generator = torch.Generator(device).manual_seed(params.generation.seed)
+    generator = torch.Generator(device).manual_seed(seed)
     drawn = generate(
         checkpoint.model,
         tokens,

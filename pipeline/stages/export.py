@@ -54,8 +54,9 @@ def run(params: Params, paths: Paths) -> None:
                 target / "verification.json",
                 {"format": exporter.name, "weights": own.weights, "step": checkpoint.step, **proof},
             )
-            shown = ", ".join(f"{name} {value}" for name, value in proof.items())
-            fact("proved", f"{exporter.name}: {shown}")
+            shown = (f"{value:.1e}" if isinstance(value, float) else str(value) for value in proof.values())
+            named = zip((name.replace("_", " ") for name in proof), shown, strict=True)
+            fact("proved", f"{exporter.name}: {', '.join(f'{name} {value}' for name, value in named)}")
             if proof.get("reader") == "none":
                 say(f"         {exporter.name}'s reader is not installed: the files were only read back")
     fact("wrote", f"{paths.shown(paths.export)}")

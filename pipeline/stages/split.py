@@ -52,7 +52,7 @@ def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:
         what = f"split.{side}" if side != "train" else f"split.val {params.val} and split.test {params.test}"
         if params.by == "document":
             raise DataError(
-                f"split: {side} gets {file['documents']} of {documents} documents: raise or lower {what}, "
-                "choose another split.seed, or set split.by: position"
+                f"split: {side} gets {file['documents']} of {documents} documents: set split.by: position (the way "
+                f"for few documents), or change {what} or split.seed"
             )
         raise DataError(f"split: {side} gets {file['tokens']} tokens: raise or lower {what}, or bring more text")

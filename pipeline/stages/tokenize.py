@@ -13,7 +13,7 @@ from pipeline.console import Progress, fact, say
 from pipeline.data.encode import encode, pieces
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer, published, raw_bytes, train_bpe
 from pipeline.data.tokens import TokenWriter, finish_folder
-from pipeline.errors import DataError, PipelineError, PluginError, explain_os_error
+from pipeline.errors import DataError, PipelineError, explain_os_error, raised_by
 from pipeline.files import published_folder
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import Registry
@@ -75,7 +75,7 @@ def _tokenizer(params: TokenizerParams, documents: Callable[[], Iterator[Documen
         return published(params.tiktoken.encoding)
     if params.name == "bytes":
         return raw_bytes()
-    say(f"training a byte-level BPE of {params.bpe.vocab_size:,} tokens")
+    wanted = params.bpe.vocab_size
     with Progress("reading", "character") as progress:
 
         def texts() -> Iterator[str]:
@@ -83,7 +83,10 @@ def _tokenizer(params: TokenizerParams, documents: Callable[[], Iterator[Documen
                 progress.update(len(piece.text))
                 yield piece.text
 
-        return train_bpe(texts(), params.bpe.vocab_size)
+        tokenizer = train_bpe(texts(), wanted)
+    if tokenizer.vocab_size < wanted:
+        say(f"note: the text holds only {tokenizer.vocab_size:,} of the {wanted:,} tokens asked for")
+    return tokenizer
 
 
 def _checked(documents: Iterator[Document], corpus: str) -> Iterator[Document]:
@@ -109,7 +112,7 @@ def _guarded(items: Iterable[T], corpus: str) -> Iterator[T]:
     except ValueError as error:
         raise DataError(f"the corpus {corpus}: {error}") from error
     except Exception as error:
-        raise PluginError(f"the corpus {corpus!r} raised {type(error).__name__}: {error}") from error
+        raise raised_by(f"the corpus {corpus!r}", error) from error
 
 
 def _where(corpus: str, paths: Paths) -> str:

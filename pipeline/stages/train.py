@@ -10,7 +10,7 @@ import torch
 from pipeline.console import fact, say
 from pipeline.data.batches import TrainingWindows, evaluation_windows
 from pipeline.data.tokens import Ids, TokenFolder
-from pipeline.errors import DataError, PluginError
+from pipeline.errors import DataError, PluginError, raised_by
 from pipeline.evaluation.nll import evenly_spaced
 from pipeline.files import lock
 from pipeline.model.config import GPTConfig
@@ -88,7 +88,7 @@ def _optimizer(components: _Components, params: TrainParams, model: GPT) -> torc
     try:
         optimizer = components.optimizer.build(list(model.named_parameters()))
     except Exception as error:
-        raise PluginError(f"the optimizer {name!r} raised {type(error).__name__}: {error}") from error
+        raise raised_by(f"the optimizer {name!r}", error) from error
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     own = {id(parameter) for parameter in model.parameters()}
     if len(held) != len(set(held)) or set(held) != own:
@@ -189,6 +189,8 @@ def _say_plan(run: Run, params: Params, ids: dict[str, Ids], device: torch.devic
     tokens = own.batch_size * params.model.context_length
     fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")
     fact("with", f"{own.loss.name} and {own.optimizer.name}")
+    if own.schedule.warmup_steps >= run.total_steps:
+        say(f"note: warm-up takes {own.schedule.warmup_steps} steps, so the learning rate never reaches its peak")
 
 
 def _say_resumed(state: TrainState, store: StateStore) -> None:

@@ -13,7 +13,7 @@ from pipeline.console import say
 from pipeline.data.batches import EvaluationWindow, TrainingWindows
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids
-from pipeline.errors import PipelineError, PluginError
+from pipeline.errors import PipelineError, PluginError, raised_by
 from pipeline.evaluation.nll import summarize, undisturbed
 from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
@@ -80,9 +80,11 @@ class Evaluator:
             "step": state.step,
             "tokens": windows * self.data.context_length,
             "epoch": windows / self.data.per_epoch,
-            "learning_rate": self.optimizer.param_groups[0]["lr"] if state.step else 0.0,
-            "grad_norm": state.grad_norm,
         }
+        if state.objective_tokens:  # steps were taken since the last evaluation
+            row["train.objective"] = state.objective_nats / state.objective_tokens
+            row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            row["grad_norm"] = state.grad_norm
         for name in ("train", "val"):
             summary = summarize(
                 self.model, self.ids[name], self.windows[name], self.batch_size, self.tokenizer.byte_lengths
@@ -93,13 +95,11 @@ class Evaluator:
                     "lr, or set train.grad_clip"
                 )
             row |= {f"{name}.{key}": value for key, value in summary.metrics().items()}
-        untrained = state.objective_tokens == 0
-        row["train.objective"] = row["train.loss"] if untrained else state.objective_nats / state.objective_tokens
         return row
 
     def _call(self, callback: EvalCallback, row: dict[str, float], state: TrainState) -> None:
         def show(text: str) -> None:
-            say(text)
+            say(f"        {callback.name}: {text}")
             state.samples.append({"step": state.step, "callback": callback.name, "text": text})
 
         event = EvaluationEvent(
@@ -120,10 +120,7 @@ class Evaluator:
                 say(f"stopping at step {state.step}: {state.stopped}")
                 return
             except Exception as error:
-                raise PluginError(
-                    f"the eval callback {callback.name!r} raised {type(error).__name__} at step {state.step}: "
-                    f"{' '.join(str(error).split())}"
-                ) from error
+                raise raised_by(f"the eval callback {callback.name!r}, at step {state.step},", error) from error
         _check_numbers(numbers, callback, row)
         row |= {name: float(value) for name, value in numbers.items()}
 

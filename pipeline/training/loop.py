@@ -12,9 +12,9 @@ import torch
 
 from pipeline.console import Progress
 from pipeline.data.batches import TrainingWindows
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import Interrupted, PipelineError, PluginError, raised_by
 from pipeline.model.gpt import GPT
-from pipeline.plugin.components import IGNORED, Loss
+from pipeline.plugin.components import IGNORED, Loss, ModelOutput
 from pipeline.training.interrupt import StopSignal
 from pipeline.training.state import StateStore, TrainState, random_state, restore_random_state
 
@@ -82,10 +82,9 @@ def train(run: Run, state: TrainState) -> None:
                 break
             started, processor_started = time.perf_counter(), time.process_time()
             nats, tokens = train_step(run, state)
-            seconds = time.perf_counter() - started
-            state.seconds += seconds
+            state.seconds += time.perf_counter() - started
             state.processor_seconds += time.process_time() - processor_started
-            progress.update(1, **_shown(run, nats / max(tokens, 1), tokens / seconds))
+            progress.update(1, **_shown(run, state, nats / max(tokens, 1)))
             if time.monotonic() - saved_at > run.save_seconds:
                 run.store.save(state.capture(run.model, run.optimizer))
                 saved_at = time.monotonic()
@@ -107,7 +106,7 @@ def train_step(run: Run, state: TrainState) -> tuple[float, int]:
         _leave_if_asked(run, state, random)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
             output = run.model(x.to(run.device))
-        loss = run.loss(output, y.to(run.device)).sum()
+        loss = _nats(run.loss, output, y.to(run.device)).sum()
         if tokens:
             (loss / tokens).backward()  # type: ignore[no-untyped-call]
         nats += loss.item()
@@ -121,6 +120,23 @@ def train_step(run: Run, state: TrainState) -> tuple[float, int]:
     state.objective_tokens += tokens
     state.grad_norm = norm
     return nats, tokens
+
+
+def _nats(loss: Loss, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
+    """The loss's nats [B, T]; what is no such thing would train silently on another scale."""
+    try:
+        nats = loss(output, targets)
+    except Exception as error:
+        if "out of memory" in str(error) or isinstance(error, MemoryError):
+            raise
+        raise raised_by(f"the loss {loss.name!r}", error) from error
+    if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
+        got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
+        raise PluginError(
+            f"the loss {loss.name!r} returned {got}, not one number a target, [B, T] = {list(targets.shape)}: use "
+            'reduction="none" and .view(targets.shape)'
+        )
+    return nats
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
@@ -167,6 +183,7 @@ def _listed(values: list[int]) -> str:
     return shown + (f" and {len(values) - 8} more" if len(values) > 8 else "")
 
 
-def _shown(run: Run, loss: float, tokens_per_second: float) -> dict[str, Any]:
+def _shown(run: Run, state: TrainState, loss: float) -> dict[str, Any]:
+    tokens = min(state.step * run.batch_size, run.total_windows) * run.data.context_length
     rate = run.optimizer.param_groups[0]["lr"]
-    return {"loss": f"{loss:.3f}", "lr": f"{rate:.2e}", "tokens/s": f"{tokens_per_second:,.0f}"}
+    return {"loss": f"{loss:.3f}", "lr": f"{rate:.2e}", "tokens/s": f"{tokens / state.seconds:,.0f}"}

@@ -1,4 +1,4 @@
-"""A text from the model at each evaluation, as the chapter prints one after each epoch."""
+"""A text from the model at each evaluation."""
 
 from typing import Annotated, ClassVar
 

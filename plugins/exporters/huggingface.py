@@ -25,6 +25,7 @@ class HuggingFace(Exporter):
         from safetensors.torch import save_file
 
         save_file(_weights(source), folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)  # as the other files: another user may serve it
         end = source.special_tokens.get("<|endoftext|>")
         _write(folder / "config.json", _config(source, end))
         _write(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})

@@ -1,4 +1,4 @@
-"""AdamW, the chapter's optimizer."""
+"""AdamW, the usual optimizer of language models."""
 
 from collections.abc import Iterable
 from typing import Annotated, ClassVar
@@ -30,7 +30,7 @@ class AdamW(Optimizer):
     embedding_lr_scale: Annotated[float, Field(gt=0)] = 1.0
     """The learning rate of embeddings and an untied head as a multiple of `lr`; small models like 10 or more."""
     plain: bool = False
-    """The chapter's form: one group, every parameter decays, torch's own implementation choice."""
+    """The textbook form: one group, every parameter decays, torch's own implementation choice."""
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         settings = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}

@@ -101,6 +101,28 @@ def test_a_ten_line_loss_trains(trained_project: Project) -> None:
     assert objective > 1.5 * loss  # what is optimised is reported beside the plain loss
 
 
+@pytest.mark.parametrize(
+    ("reduction", "says"),
+    [
+        (".mean()", "returned [], not one number a target, [B, T] = [2, 16]"),
+        (".flatten()", "returned [32], not one number a target"),
+        (".nonsense()", "raised AttributeError"),
+    ],
+)
+def test_a_loss_that_is_no_nats_is_refused_at_the_first_step(
+    trained_project: Project, reduction: str, says: str
+) -> None:
+    source = (DOUBLE + HOOK).replace(".view(targets.shape)", reduction)
+    (trained_project.root / "plugins" / "losses" / "double.py").write_text(source)
+    result = trained_project.run("train", "--set", "train.loss.name=double")
+    assert result.code == 1
+    assert result.err.startswith("error: the loss 'double' ")
+    assert result.err.count("\n") == 1
+    assert says in result.err
+    if "raised" in says:
+        assert "(double.py line " in result.err
+
+
 def test_a_broken_plugin_of_another_kind_does_not_stop_a_stage(trained_project: Project) -> None:
     (trained_project.root / "plugins" / "samplers" / "mine.py").write_text("raise RuntimeError\n")
     trained_project.succeed("train")
