@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# Matplotlib and torch are asked for few threads, and nothing a test runs believes it is inside a DVC stage.
+# Nothing that a test runs believes it is inside a DVC stage.
 for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
     os.environ.pop(name, None)
 
