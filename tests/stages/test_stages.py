@@ -2,8 +2,13 @@
 
 import json
 
+import pytest
 import torch
 from conftest import Project
+
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.plugin.registry import Registry
 
 
 def test_the_five_stages_run_and_say_what_they_did(project: Project) -> None:
@@ -25,7 +30,17 @@ def test_the_five_stages_run_and_say_what_they_did(project: Project) -> None:
     assert {"unigram", "xz"} <= set(metrics["test"]["baselines"])
 
 
-def test_the_checkpoint_loads_as_the_chapter_loads_it(trained_project: Project) -> None:
-    path = trained_project.root / "artifacts" / "checkpoint" / "model_and_optimizer.pth"
-    saved = torch.load(path, weights_only=True)
-    assert {"model_state_dict", "optimizer_state_dict"} <= set(saved)
+@pytest.mark.parametrize("settings", [{}, {"plain": True}])
+def test_the_checkpoint_loads_as_the_chapter_loads_it(trained_project: Project, settings: dict[str, bool]) -> None:
+    for name, value in settings.items():
+        trained_project.succeed("train", "--set", f"train.optimizer.adamw.{name}={value}")
+    folder = trained_project.root / "artifacts" / "checkpoint"
+    saved = torch.load(folder / "model_and_optimizer.pth", weights_only=True)
+    model = GPT(GPTConfig(**json.loads((folder / "config.json").read_text())))
+    registry = Registry.load(trained_project.root / "plugins", ["optimizers"])
+    adamw = registry.build("optimizers", "adamw", {"adamw": settings}, "train.optimizer")
+    optimizer = adamw.build(model.named_parameters())
+    model.load_state_dict(saved["model_state_dict"])
+    optimizer.load_state_dict(saved["optimizer_state_dict"])
+    assert all(torch.equal(value, saved["model_state_dict"][name]) for name, value in model.named_parameters())
+    assert all(optimizer.state[parameter]["step"] == saved["step"] for parameter in model.parameters())
