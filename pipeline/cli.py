@@ -39,15 +39,18 @@ def cli() -> None:
     """
 
 
+_params_option = click.option(
+    "--params", "params_file", type=click.Path(path_type=Path), default=Path("params.yaml"),
+    show_default=True, metavar="FILE", help="The params file.",
+)  # fmt: skip
+
+
 def _with_params(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option(
         "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
         help="Set one value for this run; may be repeated.",
     )(command)  # fmt: skip
-    return click.option(
-        "--params", "params_file", type=click.Path(path_type=Path), default=Path("params.yaml"),
-        show_default=True, metavar="FILE", help="The params file.",
-    )(command)  # fmt: skip
+    return _params_option(command)
 
 
 def _read(params_file: Path, overrides: tuple[str, ...]) -> tuple[Params, Paths]:
@@ -99,9 +102,71 @@ def generate(
     run(params, paths, prompt, tokens=tokens, samplers=samplers, seed=seed, weights=weights)
 
 
-@cli.command(short_help="List every component and its options.")
+@cli.command(short_help="List the presets, or write one into params.yaml.")
+@click.argument("name", required=False)
+@_params_option
+def preset(name: str | None, params_file: Path) -> None:
+    """List the presets, or write the values of preset NAME into params.yaml.
+
+    Every value but those of `runtime` is set; comments and the options of your own components stay.
+    """
+    from pipeline.presets import PRESETS, write_preset
+
+    if name is None:
+        for each, description in PRESETS.items():
+            click.echo(f"{each:<18}{description}")
+        return
+    changes = write_preset(name, params_file)
+    for change in changes:
+        click.echo(str(change))
+    click.echo(f"{params_file} holds the preset {name}" + ("" if changes else " already"))
+
+
+@cli.command("check", short_help="Tell what a run needs, and what would stop it.")
+@_with_params
+def preflight(params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Tell what can be known before a run: what would stop it, the model's size, memory and time.
+
+    Checks params, plugins, data, device and what git and DVC track, and takes a few real steps; writes nothing.
+    """
+    params, paths = _read(params_file, overrides)
+    from pipeline.stages.preflight import run
+
+    run(params, paths)
+
+
+class _Plugins(_Group):
+    """`plugins losses` is short for `plugins list losses`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands:
+            from pipeline.errors import PluginError
+            from pipeline.plugin.listing import find_kind
+
+            try:
+                find_kind(args[0])
+            except PluginError as error:
+                ctx.fail(f"there is no command {args[0]!r} (there are: {', '.join(self.commands)}), and {error}")
+            args = ["list", *args]
+        return super().resolve_command(ctx, args)
+
+
+@cli.group(cls=_Plugins, invoke_without_command=True, short_help="List, explain, write and check components.")
+@click.pass_context
+def plugins(ctx: click.Context) -> None:
+    """List, explain, write and check components. Without a command, list them all.
+
+    `pipeline plugins losses` is short for `pipeline plugins list losses`.
+    """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_plugins)
+
+
+@plugins.command("list", short_help="List components and their options.")
 @click.argument("kind", required=False)
-def plugins(kind: str | None) -> None:
+def list_plugins(kind: str | None) -> None:
     """List every component with its options, their defaults and where it comes from.
 
     KIND narrows the list: corpora, losses, optimizers, eval_callbacks, samplers or exporters.
@@ -113,15 +178,65 @@ def plugins(kind: str | None) -> None:
         click.echo(line)
 
 
-@cli.command(short_help="Write params.schema.json for editors.")
-def schema() -> None:
-    """Write params.schema.json, with which editors complete and explain params.yaml."""
+@plugins.command("show", short_help="Explain a component and each of its options.")
+@click.argument("name")
+def show_plugin(name: str) -> None:
+    """Explain the component NAME: its source, how params.yaml chooses it, and each option with type, bounds and
+    default."""
     from pipeline.paths import Paths
+    from pipeline.plugin.listing import details
+
+    for line in details(Paths(Path.cwd()).plugins, name):
+        click.echo(line)
+
+
+@plugins.command("new", short_help="Write a component that works, and its test.")
+@click.argument("kind")
+@click.argument("name")
+def new_plugin(kind: str, name: str) -> None:
+    """Write plugins/KIND/NAME.py, a component that works, and its test tests/plugins/test_NAME.py.
+
+    KIND is a corpus, loss, optimizer, eval-callback, sampler or exporter. Nothing is overwritten.
+    """
+    from pipeline.paths import Paths
+    from pipeline.plugin.skeleton import write_skeleton
+
+    for line in write_skeleton(Paths(Path.cwd()), kind, name):
+        click.echo(line)
+
+
+@plugins.command("check", short_help="Hold a plugin file against its contract.")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+    help="The texts that a corpus reads; data/raw unless given.",
+)  # fmt: skip
+def check_plugin(path: Path, root: Path | None) -> None:
+    """Hold the components that PATH registers against the contract of their kind.
+
+    PATH is a plugin file, or a package's folder. Options keep their defaults. An exporter gets the trained model
+    where there is one, else a tiny random one.
+    """
+    from pipeline.paths import Paths
+    from pipeline.stages.check_plugin import run
+
+    run(Paths(Path.cwd()), path, root)
+
+
+@cli.command(short_help="Write what explains params.yaml to editors and people.")
+def schema() -> None:
+    """Write params.schema.json, with which editors complete and explain params.yaml, and docs/params.md for people.
+
+    Both are made from the models that check params.yaml, your own components included.
+    """
+    from pipeline.paths import Paths
+    from pipeline.reference import write_reference
     from pipeline.schema import write_schema
 
     paths = Paths(Path.cwd())
     write_schema(paths.schema, paths.plugins)
-    click.echo(f"wrote {paths.shown(paths.schema)}")
+    write_reference(paths.reference, paths.plugins)
+    click.echo(f"wrote {paths.shown(paths.schema)} and {paths.shown(paths.reference)}")
 
 
 @cli.command(short_help="Record the installed versions for DVC.")

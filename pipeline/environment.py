@@ -26,13 +26,18 @@ def plugin_packages(group: str) -> dict[str, str]:
     return {point.dist.name: point.dist.version for point in points if point.dist}
 
 
-def write_environment(path: Path, group: str) -> bool:
-    """Writes environment.yaml if anything changed; returns whether it did."""
+def environment_yaml(group: str) -> str:
+    """What environment.yaml should hold now."""
     plugins = plugin_packages(group)
     lines = [f'{name}: "{version}"' for name, version in versions().items()]
     lines += ["plugins:" if plugins else "plugins: {}"]
     lines += [f'  {name}: "{version}"' for name, version in sorted(plugins.items())]
-    content = _HEADER + "\n".join(lines) + "\n"
+    return _HEADER + "\n".join(lines) + "\n"
+
+
+def write_environment(path: Path, group: str) -> bool:
+    """Writes environment.yaml if anything changed; returns whether it did."""
+    content = environment_yaml(group)
     if path.is_file() and path.read_text(encoding="utf-8") == content:
         return False
     write_atomically(path, content)

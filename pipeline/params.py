@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import io
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -79,11 +79,32 @@ class TiktokenParams(Section):
     """A tiktoken encoding, such as gpt2, r50k_base, cl100k_base or o200k_base."""
 
 
+class TokenizerFileParams(Section):
+    path: str
+    """A byte-level BPE as tokenizer.json or in tiktoken's form, below data/ (DVC sees changes only there)."""
+    pattern: Text
+    """How the tokenizer of a tiktoken file cuts text into words: `gpt2` or a regular expression."""
+    end_of_text: Annotated[Text, Field(min_length=1)]
+    """The special token that ends a document; it is added where the file has none of this name."""
+
+    @field_validator("path")
+    @classmethod
+    def _lies_below_data(cls, path: str) -> str:
+        parts = PurePosixPath(path).parts
+        if len(parts) < 2 or parts[0] != "data" or ".." in parts:
+            raise ValueError(
+                f"{path!r} must lie below data/, such as data/tokenizer.json: DVC sees changes only there"
+            )
+        return path
+
+
 class TokenizerParams(Section):
-    name: Literal["bpe", "bytes", "tiktoken"]
-    """`bpe` is trained on the corpus, `bytes` needs no training, `tiktoken` takes a published encoding."""
+    name: Literal["bpe", "characters", "bytes", "tiktoken", "file"]
+    """`bpe` is trained on the corpus, `characters` are those of the corpus, `bytes` need no training, `tiktoken`
+    takes a published encoding, `file` a byte-level BPE made elsewhere."""
     bpe: BpeParams
     tiktoken: TiktokenParams
+    file: TokenizerFileParams
 
 
 class TokenizeParams(Section):
@@ -98,16 +119,19 @@ class TokenizeParams(Section):
 
 
 class SplitParams(Section):
-    by: Literal["document", "position"]
-    """`document` puts whole documents on a side; `position` cuts the corpus: train first, then val, then test."""
+    by: Literal["document", "position", "predefined"]
+    """`document` puts whole documents on a side; `position` cuts the corpus: train first, then val, then test;
+    `predefined` goes by folders or files named train, val (valid, validation) and test."""
     unit: Literal["tokens", "characters"]
     """What `by: position` counts; `characters` cuts the text and tokenizes both sides anew."""
     val: Fraction
-    """The share of validation, of documents or of the corpus's length."""
+    """The share of validation, of documents or of the corpus's length (`predefined` takes what there is)."""
     test: Fraction
     """The share of the test split; 0 means none."""
     seed: Seed
     """Which documents are held out; a document keeps its side when others come or go."""
+    duplicates: Literal["report", "remove"]
+    """Texts on two sides: `report` names them, `remove` keeps the held-out one (test's, then val's) only."""
 
     @model_validator(mode="after")
     def _leaves_enough(self) -> SplitParams:
@@ -140,6 +164,8 @@ class ModelParams(Section):
     """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults."""
     pad_vocab_to: Size
     """The head's rows are padded to a multiple of this; padding is never sampled and never in the loss."""
+    document_mask: bool
+    """Whether a token sees only its own document where a window holds several (needs `tokenize.end_of_text`)."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelParams:
@@ -192,9 +218,12 @@ class TrainParams(Section):
     """Largest norm of the gradient; 0 leaves it as it is."""
     schedule: ScheduleParams
     loss: Choice
+    """What training minimises."""
     optimizer: Choice
+    """How the weights follow the gradients."""
     evaluation: EvaluationParams
     eval_callbacks: Choices
+    """What is done after each evaluation during training."""
 
 
 # ── evaluate and export ───────────────────────────────────────────────────────────────────────────
@@ -220,12 +249,14 @@ class EvaluateParams(Section):
     """Windows computed at once; it does not change the numbers."""
     generation: GenerationParams
     samplers: Choices
+    """How the next token's distribution is changed before the draw."""
 
 
 class ExportParams(Section):
     weights: Weights
     """Which weights are exported."""
     formats: Choices
+    """The forms that the model is exported in; the first lies at the top of artifacts/export."""
 
 
 # ── runtime ───────────────────────────────────────────────────────────────────────────────────────
@@ -250,6 +281,12 @@ class Params(Section):
     evaluate: EvaluateParams
     export: ExportParams
     runtime: RuntimeParams
+
+    @model_validator(mode="after")
+    def _documents_have_ends(self) -> Params:
+        if self.model.document_mask and not self.tokenize.end_of_text:
+            raise ValueError("model.document_mask needs tokenize.end_of_text: true: it is what ends a document")
+        return self
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────

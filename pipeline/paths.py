@@ -58,6 +58,10 @@ class Paths:
         return self.root / "params.schema.json"
 
     @property
+    def reference(self) -> Path:
+        return self.root / "docs" / "params.md"
+
+    @property
     def resume(self) -> Path:
         """Training states. DVC deletes a stage's outputs before each run, and runs some experiments in a
         copy of the project; so states live outside the outputs, in the main project (DVC_ROOT)."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from pipeline.files import write_json
 from pipeline.params import Choice, Params
-from pipeline.plugin.components import Component
-from pipeline.plugin.registry import Registry
+from pipeline.plugin.listing import options_schema
+from pipeline.plugin.registry import Entry, Registry
 
 PLACES = {
     ("tokenize", "corpus"): "corpora",
@@ -33,13 +33,13 @@ def schema(plugins: Path) -> dict[str, Any]:
         chosen = {"enum": names} if one else {"type": "array", "items": {"enum": names}, "uniqueItems": True}
         definition = _definition(definitions, section)
         definition["properties"][key] = {
-            "description": field.description,
+            **({"description": field.description} if field.description else {}),
             "type": "object",
             "additionalProperties": False,
             "required": ["name" if one else "use"],
             "properties": {
                 "name" if one else "use": chosen,
-                **{entry.component.name: _options(entry.component) for entry in registry.entries(kind)},
+                **{entry.component.name: _options(entry) for entry in registry.entries(kind)},
             },
         }
     for unused in ("Choice", "Choices"):
@@ -58,7 +58,7 @@ def _definition(definitions: dict[str, Any], section: str) -> dict[str, Any]:
     return definition
 
 
-def _options(component: type[Component]) -> dict[str, Any]:
-    options = component.model_json_schema()
+def _options(entry: Entry) -> dict[str, Any]:
+    options = options_schema(entry)
     options.pop("title", None)
     return options

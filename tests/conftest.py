@@ -60,7 +60,7 @@ class Project:
     def run(self, *arguments: str, tiny: bool = True) -> Result:
         """Runs `pipeline ARGUMENTS` in the project, with the tiny settings for commands that take `--set`."""
         settings = []
-        if tiny and arguments[0] in {"tokenize", "split", "train", "evaluate", "export", "generate"}:
+        if tiny and arguments[0] in {"tokenize", "split", "train", "evaluate", "export", "generate", "check"}:
             settings = [part for value in TINY for part in ("--set", value)]
         return self.call([arguments[0], *settings, *arguments[1:]])
 
@@ -143,3 +143,19 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("PIPELINE_TEST_DATA does not name the folder of test data")
     return Path(folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """With `-v`: the bad inputs that were tried, as a table of case, exit code and message."""
+    if config.option.verbose < 1:
+        return
+    tried = [
+        value
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        for name, value in report.user_properties
+        if name == "bad input" and report.when == "call"
+    ]
+    if tried:
+        terminalreporter.section(f"{len(tried)} bad inputs: case | exit code | message")
+        for case, code, message in tried:
+            terminalreporter.write_line(f"{case} | {code} | {message}")

@@ -6,7 +6,9 @@ error says; after each, every file of the project is as it was. The second holds
 
 from __future__ import annotations
 
+import base64
 import fcntl
+import gzip
 import json
 import os
 import pickle
@@ -27,8 +29,8 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY, Project, Result
 
-from pipeline.data.tokenizer import train_bpe
 from pipeline.data.tokens import TokenFolder
+from pipeline.data.vocabulary import train_bpe
 from pipeline.files import sha256, write_manifest
 
 Break = Callable[[Path], Any]
@@ -152,6 +154,13 @@ def surrogate_name(root: Path) -> None:
         file.write(b"text")
 
 
+def parquet_without_text(root: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"id": [1], "body": ["the sea"]}), root / "data/raw/x.parquet")
+
+
 def tokenized_again(root: Path) -> None:
     from pipeline.params import load_params
     from pipeline.paths import Paths
@@ -163,6 +172,8 @@ def tokenized_again(root: Path) -> None:
 
 
 RAW = "data/raw/x.txt"
+FILE = "--set tokenize.tokenizer.name=file"
+EVERY_BYTE = "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
 
 # ── what must fail ────────────────────────────────────────────────────────────────────────────────
 
@@ -203,6 +214,39 @@ TOKENIZE_CASES = [
         (RAW, "byte 1,048,575 (0xc3)"),
         write(RAW, b"a" * (2**20 - 1) + b"\xc3" + b"bc"),
     ),
+    *(
+        Case(f"{name} in {path}", "tokenize", (f"data/raw/{path}", *says), write(f"data/raw/{path}", content))
+        for name, path, content, says in [
+            ("plain text", "x.txt.gz", "the sea", ("no gzip file", "bring it anew")),
+            ("a truncated text", "x.txt.gz", gzip.compress(b"the sea" * 99)[:-9], ("truncated", "bring it anew")),
+            ("nothing", "x.md.gz", "", ("it is empty", "bring it anew")),
+            ("Latin-1", "x.txt.gz", gzip.compress(b"caf\xe9"), ("byte 3 (0xe9)", "errors: replace")),
+            ("plain text", "x.jsonl.zst", "the sea", ("no zstd file", "bring it anew")),
+            ("plain text", "x.parquet", "the sea", ("no parquet file", "bring it anew")),
+            ("a broken line", "x.jsonl", '{"text": "a"}\n{"text": "b', ("x.jsonl line 2 is not JSON",)),
+            ("a list", "x.jsonl", "[]", ("line 1 holds a list", "an object")),
+            ("another field", "x.jsonl", '{"body": "a", "id": 3}', ("line 1", "'text'", "body, id", "text_field")),
+            ("a number", "x.jsonl", '{"text": 3}', ("line 1", "'text' holds a number")),
+            ("half a pair", "x.jsonl", r'{"text": "\ud800"}', ("line 1", "half a surrogate pair")),
+            ("an escape sequence", "x.jsonl", r'{"\u001b[31m": ""}', ("line 1", "\\x1b[31m")),
+        ]
+    ),
+    Case("no such column", "tokenize", ("x.parquet", "'text'", "id, body", "text_field"), parquet_without_text),
+    Case(
+        "files in an unknown encoding",
+        "tokenize --set tokenize.corpus.files.encoding=cp1253x",
+        ("files.encoding", "'cp1253x'", "did you mean 'cp125", "latin-1"),
+    ),
+    Case(
+        "UTF-16 without its mark",
+        "tokenize --set tokenize.corpus.files.encoding=utf-16",
+        ("text-00.txt", "UTF-16", "BOM"),
+    ),
+    Case(
+        "a separator that cannot occur",
+        r"""tokenize --set tokenize.corpus.files.newlines=lf --set 'tokenize.corpus.files.separator="\r\n"'""",
+        ("newlines: lf", "separator"),
+    ),
     Case(
         "include outside", "tokenize --set 'tokenize.corpus.files.include=[../*.md]'", ("include", "below data/raw")
     ),
@@ -222,6 +266,35 @@ TOKENIZE_CASES = [
         "unknown encoding",
         "tokenize --set tokenize.tokenizer.name=tiktoken --set tokenize.tokenizer.tiktoken.encoding=gpt3",
         ("tiktoken.encoding", "'gpt3'", "gpt2", "o200k_base"),
+    ),
+    *(
+        Case(f"a tokenizer file: {name}", f"tokenize {FILE}{settings}", says, write("data/tokenizer.json", content))
+        for name, content, settings, says in [
+            ("an HTML page", "<html>404</html>", "", ("data/tokenizer.json line 1", "tokenizer.json")),
+            ("nothing", "", "", ("data/tokenizer.json has no token for the byte 0x00",)),
+            ("half of it", '{"model": {"vocab"', "", ("data/tokenizer.json is no tokenizer.json",)),
+            ("an empty object", "{}", "", ("data/tokenizer.json is no tokenizer.json",)),
+            ("a WordPiece", '{"model": {"type": "WordPiece", "vocab": {}}}', "", ("WordPiece", "byte-level BPE")),
+            ("a broken line", "AA== 0\nAQ==\n", "", ("data/tokenizer.json line 2",)),
+            ("no number", "AA== zero\n", "", ("data/tokenizer.json line 1",)),
+            ("one id twice", EVERY_BYTE + "AAA= 7\n", "", ("two tokens one id",)),
+            (
+                "a pattern that loses text",
+                EVERY_BYTE,
+                r" --set tokenize.tokenizer.file.pattern=\\w+",
+                ("loses a part",),
+            ),
+            ("a broken pattern", EVERY_BYTE, " --set 'tokenize.tokenizer.file.pattern=\"(\"'", ("cannot be used",)),
+            ("elsewhere", EVERY_BYTE, " --set tokenize.tokenizer.file.path=/etc/passwd", ("must lie below data/",)),
+            ("above", EVERY_BYTE, " --set tokenize.tokenizer.file.path=data/../x", ("must lie below data/",)),
+            ("another name", EVERY_BYTE, " --set tokenize.tokenizer.file.path=data/x", ("data/x is missing",)),
+        ]
+    ),
+    Case(
+        "a tokenizer file that is a folder",
+        f"tokenize {FILE}",
+        ("tokenizer.json",),
+        folder_at("data/tokenizer.json"),
     ),
     Case("vocabulary too small", "tokenize --set tokenize.tokenizer.bpe.vocab_size=256", ("bpe.vocab_size", "257")),
     Case(
@@ -301,8 +374,8 @@ SPLIT_CASES = [
             ("seed", "-1", "greater than or equal to 0"),
             ("seed", "2.5", "integer"),
             ("seed", str(2**63), "less than"),
-            ("by", "documents", "'document' or 'position'"),
-            ("by", "5", "'document' or 'position'"),
+            ("by", "documents", "'document', 'position' or 'predefined'"),
+            ("by", "5", "'document', 'position' or 'predefined'"),
         ]
     ),
     Case("val 0", "split --set split.val=0", ("split", "val must be above 0")),
@@ -317,6 +390,12 @@ SPLIT_CASES = [
         "split --set split.by=position --set split.val=0.000001 --set split.test=0",
         ("val gets 1 tokens", "bring more text"),
     ),
+    Case(
+        "predefined without sides",
+        "split --set split.by=predefined",
+        ("text-00.txt", "7 more", "named train, val", "found: train 0, val 0, test 0"),
+    ),
+    Case("another way for duplicates", "split --set split.duplicates=drop", ("split.duplicates", "'report'")),
     Case("splits is a file", "split", (SPLITS, "no folder", "move it away"), file_at(SPLITS)),
 ]
 
@@ -390,6 +469,20 @@ PARAMS_CASES = [
     Case("a negative size", "split --set model.emb_dim=-8", ("model.emb_dim", "greater than 0")),
     Case("a size beyond 64 bits", f"split --set model.emb_dim={10**20}", ("model.emb_dim", "less than")),
     Case("heads that do not divide", "split --set model.n_heads=3", ("emb_dim 16", "n_heads 3", "multiple")),
+    Case(
+        "a document mask without ends",
+        "split --set model.document_mask=true --set tokenize.end_of_text=false",
+        ("model.document_mask", "tokenize.end_of_text: true"),
+    ),
+    Case("a preset of another name", "preset books", ("no preset 'books'", "book, shakespeare-char")),
+    Case("a preset over broken YAML", "preset book", ("params.yaml", "YAML"), write("params.yaml", "a: [\n")),
+    Case("a preset over a list", "preset book", ("params.yaml holds no sections",), write("params.yaml", "- a\n")),
+    Case(
+        "a preset into a folder",
+        "preset book",
+        ("params.yaml", "folder"),
+        folder_at("params.yaml"),
+    ),
     Case("dropout 1.0", "split --set model.dropout=1.0", ("model.dropout", "less than 1")),
     Case("dropout 1.1", "split --set model.dropout=1.1", ("model.dropout", "less than 1")),
     Case("an infinite clip", "split --set train.grad_clip=.inf", ("train.grad_clip", "finite")),
@@ -431,6 +524,12 @@ USAGE_CASES = [
     Case("no tokens", "generate a --tokens 0", ("--tokens", "x>=1"), code=2),
     Case("a negative seed", "generate a --seed -1", ("--seed",), code=2),
     Case("a seed beyond 64 bits", f"generate a --seed {2**64}", ("--seed",), code=2),
+    Case("a component that is not there", "plugins show focall", ("'focall'", "did you mean 'focal'")),
+    Case("a kind that is not there", "plugins list lossy", ("'lossy'", "losses")),
+    Case("a new component of no kind", "plugins new lossy mine", ("'lossy'", "losses")),
+    Case("a new component of a bad name", "plugins new loss Mine", ("'Mine'",)),
+    Case("a new component that is there", "plugins new loss focal", ("focal", "plugins/losses/focal.py")),
+    Case("a plugin to check that is not there", "plugins check nope.py", ("nope.py", "--help"), code=2),
     Case("other weights", "generate a --weights good", ("--weights", "best"), code=2),
 ]
 
@@ -468,7 +567,9 @@ TRAIN_CASES = [
     ),
     Case("a device that is none", "train --set runtime.device=tpu", ("runtime.device", "auto|cpu", "'tpu'")),
     Case("a GPU's number too long", f"train --set runtime.device=cuda:{10**20}", ("runtime.device",)),
-    Case("out of memory", "train --set model.emb_dim=1000000000", ("out of memory", "lower", "model.emb_dim")),
+    Case(
+        "a model that cannot fit", "train --set model.emb_dim=1000000000", ("parameters needs", "lower", "emb_dim")
+    ),
     Case("NaN in the loss", NO_WARMUP, ("step 1", "windows at tokens", "lower the optimizer's lr")),
     Case(
         "NaN after the last step",
@@ -570,12 +671,16 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_bad_input_is_one_line_and_changes_nothing(name: str, trained_project: Project) -> None:
+def test_a_bad_input_is_one_line_and_changes_nothing(
+    name: str, trained_project: Project, record_property: Callable[[str, object], None]
+) -> None:
+    """With `-v`, the table of cases, exit codes and messages is printed at the end."""
     case, root = CASES[name], trained_project.root
     earlier_outputs(root)
     case.breaks(root)
     before = contents(root)
     result = trained_project.run(*shlex.split(case.command))
+    record_property("bad input", (name, result.code, result.err.strip()))
     assert_error(result, case.code, case.says)
     assert contents(root) == before
     assert_nothing_half_written(root)
@@ -934,6 +1039,16 @@ def test_a_killed_process_leaves_whole_states(longer: tuple[Project, dict[str, b
     assert "going on from step" in project.succeed("train", *LONGER, *SAVING).out
     assert forget_outputs(project.root) == published
     assert_nothing_half_written(project.root)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
+def test_memory_that_runs_out_is_one_line(trained_project: Project) -> None:
+    before = contents(trained_project.root)
+    larger = ["--set", "model.emb_dim=4096", "--set", "model.n_layers=1"]
+    process = start(trained_project.root, "train", *larger, prefix="ulimit -v 3000000;")
+    out, err = process.communicate(timeout=60)
+    assert_error(Result(process.returncode, out, err), 1, ("out of memory", "lower", "model.emb_dim"))
+    assert contents(trained_project.root) == before
 
 
 def test_nobody_reads_on(trained_project: Project) -> None:

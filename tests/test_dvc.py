@@ -222,3 +222,17 @@ def _experiment(clone: Clone, name: str) -> str:
     """The git reference of an experiment."""
     references = clone.git("for-each-ref", "--format=%(refname)", "refs/exps").split()
     return next(reference for reference in references if reference.endswith(f"/{name}"))
+
+
+def test_a_new_loss_trains_again_when_it_is_there_and_when_it_is_chosen(clone: Clone) -> None:
+    """plugins/losses is a dependency of train as a whole: a file there counts before it is chosen."""
+    clone.git("checkout", "-q", ".")
+    clone.repro()
+    before = clone.metrics("train")
+    clone.run("python", "-m", "pipeline", "plugins", "new", "loss", "mine")
+    clone.commit("a loss")
+    assert clone.repro() == ["train", "evaluate"]
+    assert clone.metrics("train") == before
+    clone.set_params("train.loss.name=mine", "train.loss.mine={ceiling: 2.0}")
+    assert clone.repro() == ["train", "evaluate", "export"]
+    assert clone.metrics("train")["train"]["objective"] < 2.0 < clone.metrics("train")["train"]["loss"]

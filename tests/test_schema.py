@@ -9,6 +9,7 @@ from conftest import REPOSITORY, Project
 from ruamel.yaml import YAML
 
 from pipeline.plugin.components import KINDS
+from pipeline.reference import reference
 from pipeline.schema import PLACES, schema
 
 SHIPPED = json.loads((REPOSITORY / "params.schema.json").read_text())
@@ -16,6 +17,23 @@ SHIPPED = json.loads((REPOSITORY / "params.schema.json").read_text())
 
 def test_the_shipped_schema_is_current_else_run_pipeline_schema() -> None:
     assert schema(REPOSITORY / "plugins") == SHIPPED
+
+
+def test_the_shipped_reference_is_current_else_run_pipeline_schema() -> None:
+    assert reference(REPOSITORY / "plugins") == (REPOSITORY / "docs" / "params.md").read_text()
+
+
+def test_the_reference_has_a_row_for_every_key_of_params_yaml() -> None:
+    text = (REPOSITORY / "docs" / "params.md").read_text()
+    missing = [key for key in leaves(YAML(typ="safe").load(REPOSITORY / "params.yaml")) if f"`{key}`" not in text]
+    assert missing == []
+
+
+def leaves(values: Any, path: str = "") -> list[str]:
+    """Every key that holds a value; options that are sections of free keys count as one."""
+    if not isinstance(values, dict) or not values:
+        return [path] if values != {} or path.endswith("options") else []
+    return [leaf for key, value in values.items() for leaf in leaves(value, f"{path}.{key}".strip("."))]
 
 
 def test_every_kind_of_component_has_its_place() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -98,6 +99,25 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) ->
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+
+
+class TextDigest:
+    """A hash of a text, taken piece by piece, in which white space does not count."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._blank = True
+
+    def update(self, text: str) -> None:
+        """Takes in the next piece."""
+        dense = "".join(text.split())
+        self._blank = self._blank and not dense
+        self._hash.update(dense.encode())
+
+    @property
+    def value(self) -> str | None:
+        """The hash; None while there was nothing but white space."""
+        return None if self._blank else self._hash.hexdigest()
 
 
 def _batches(every: Iterable[Piece]) -> Iterator[_Batch]:

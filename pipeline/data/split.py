@@ -1,15 +1,17 @@
-"""Train, validation and test: by whole documents, or by position in the corpus."""
+"""Train, validation and test: by whole documents, by position, or as the corpus has them; their duplicates."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids, IndexEntry, TokenFolder
+from pipeline.errors import DataError
 
 SIDES = ("train", "val", "test")
 
@@ -22,6 +24,7 @@ class Part:
     name: str
     ids: Ids
     text_bytes: int
+    digest: str | None = None
 
 
 def side_of(name: str, seed: int, val: float, test: float) -> str:
@@ -37,8 +40,33 @@ def by_document(tokens: TokenFolder, seed: int, val: float, test: float) -> Iter
     """Every document, whole, on its side."""
     ids = tokens.ids("tokens")
     for entry in tokens.documents("tokens"):
-        side = side_of(entry.name, seed, val, test)
-        yield Part(side, entry.name, ids[entry.start : entry.start + entry.tokens], entry.bytes)
+        yield _whole(side_of(entry.name, seed, val, test), entry, ids)
+
+
+def predefined(tokens: TokenFolder) -> Iterator[Part]:
+    """Every document, whole, on the side that the corpus gave it.
+
+    Raises:
+        DataError: a document has no side, or train or val has no document; the message lists what there is.
+    """
+    found = Counter(entry.split for entry in tokens.documents("tokens"))
+    counts = ", ".join(f"{side} {found[side]:,}" for side in SIDES)
+    if found[None]:
+        lost = [entry.name for entry in tokens.documents("tokens") if entry.split is None]
+        more = f" and {len(lost) - 5:,} more" if len(lost) > 5 else ""
+        raise DataError(
+            f"split.by: predefined, but {', '.join(lost[:5])}{more} lie in no folder or file named train, val "
+            f"(valid, validation) or test (found: {counts} documents): move or rename them, or change split.by"
+        )
+    for side in ("train", "val"):
+        if not found[side]:
+            raise DataError(
+                f"split.by: predefined, but no document is on the side {side} (found: {counts} documents): make a "
+                f"folder or file named {side}, or set split.by: document"
+            )
+    ids = tokens.ids("tokens")
+    for entry in tokens.documents("tokens"):
+        yield _whole(str(entry.split), entry, ids)
 
 
 def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iterator[Part]:
@@ -59,11 +87,15 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
         position += length
         own = ids[entry.start : entry.start + entry.tokens]
         if inside in ([0, 0], [0, length], [length, length]):  # no cut goes through this document
-            yield Part(SIDES[inside.count(0)], entry.name, own, entry.bytes)
+            yield _whole(SIDES[inside.count(0)], entry, ids)
         elif unit == "tokens":
             yield from _cut_tokens(own, inside, entry, tokenizer)
         else:
             yield from _cut_text(own, inside, entry, tokenizer)
+
+
+def _whole(side: str, entry: IndexEntry, ids: Ids) -> Part:
+    return Part(side, entry.name, ids[entry.start : entry.start + entry.tokens], entry.bytes, entry.digest)
 
 
 def _tokens(ids: Ids, entry: IndexEntry, tokenizer: Tokenizer) -> int:
@@ -99,3 +131,34 @@ def _cut_text(ids: Ids, inside: list[int], entry: IndexEntry, tokenizer: Tokeniz
             if end == len(text):
                 own = np.concatenate([own, end_of_text])
             yield Part(side, entry.name, own, len(text[start:end].encode()))
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """A document whose text, white space aside, is also on a side that is kept cleaner.
+
+    Attributes:
+        side, name: The document, on train or val.
+        kept_side, kept_name: Its twin on val or test.
+    """
+
+    side: str
+    name: str
+    kept_side: str
+    kept_name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.side}) = {self.kept_name} ({self.kept_side})"
+
+
+def duplicates(parts: Iterable[Part]) -> list[Duplicate]:
+    """The documents of train that are in val or test as well, and those of val that are in test."""
+    listed = [(part.side, part.name, part.digest) for part in parts if part.digest is not None]
+    cleanest: dict[str | None, tuple[str, str]] = {}
+    for kept_side in ("val", "test"):
+        cleanest |= {digest: (side, name) for side, name, digest in reversed(listed) if side == kept_side}
+    return [
+        Duplicate(side, name, *cleanest[digest])
+        for side, name, digest in listed
+        if digest in cleanest and cleanest[digest][0] != side
+    ]

@@ -1,13 +1,11 @@
-"""Tokenizers: a byte-level BPE trained on the corpus, raw bytes, or a published encoding; tiktoken encodes."""
+"""The tokenizer: text ↔ token ids, saved beside every token file and checkpoint; tiktoken encodes."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +13,10 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from pipeline.errors import DataError, ParamsError
+from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
-from pipeline.plugin.bytelevel import byte_characters
 
 END_OF_TEXT = "<|endoftext|>"
-
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-"""How gpt2 cuts text into words before merging bytes (Radford et al., 2019); written with possessive
-quantifiers, which match the same and never backtrack."""
-
-_LONGEST_WORD = 1000
 
 TokenIds = np.ndarray[tuple[int], np.dtype[np.uint32]]
 
@@ -35,16 +26,19 @@ class Tokenizer:
     """Text ↔ token ids.
 
     Attributes:
-        name: What it is: "bpe", "bytes", or tiktoken's name of the encoding.
+        name: What it is: "bpe", "characters", "bytes", a file's name, or tiktoken's name of the encoding.
         pattern: The regular expression that cuts text into words.
-        ranks: Byte sequences and their ids, which are also the order of merging.
+        ranks: Byte sequences and their ids, which are also the order of merging. They hold every single byte,
+            or else are the only characters that the tokenizer knows.
         special_tokens: Special tokens and their ids, end-of-text among them. They are only ever added by id.
+        end: Which of the special tokens ends a document.
     """
 
     name: str
     pattern: str
     ranks: dict[bytes, int]
     special_tokens: dict[str, int]
+    end: str = END_OF_TEXT
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
@@ -63,14 +57,35 @@ class Tokenizer:
     @property
     def end_of_text(self) -> int:
         """The id that ends a document."""
-        return self.special_tokens[END_OF_TEXT]
+        return self.special_tokens[self.end]
 
     def encode(self, text: str) -> TokenIds:
         """The ids of `text` as uint32 [T]; text that looks like a special token is ordinary text.
 
         Releases Python's global lock, so threads encode side by side.
+
+        Raises:
+            DataError: the text holds a character that a tokenizer of characters does not know.
         """
+        if self._alphabet is not None:
+            self._check_characters(text)
         return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    @cached_property
+    def _alphabet(self) -> frozenset[str] | None:
+        """The only characters there are tokens for; None where every byte has one, and so every text."""
+        if all(bytes([byte]) in self.ranks for byte in range(256)):
+            return None
+        return frozenset(sequence.decode() for sequence in self.ranks)
+
+    def _check_characters(self, text: str) -> None:
+        unknown = sorted(set(text) - (self._alphabet or set()))
+        if unknown:  # tiktoken would end in a panic
+            shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown[:5])
+            raise DataError(
+                f"{text[:40]!r} cannot be tokenized: the tokenizer {self.name!r} knows only the {len(self.ranks)} "
+                f"characters of its corpus, and not {shown}"
+            )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 (half a character) become U+FFFD."""
@@ -107,6 +122,7 @@ class Tokenizer:
         return {
             "pattern": self.pattern,
             "special_tokens": self.special_tokens,
+            "end": self.end,
             "ranks": [[base64.b64encode(sequence).decode(), rank] for sequence, rank in by_rank],
         }
 
@@ -120,89 +136,10 @@ class Tokenizer:
         saved = read_json(path, mend)
         try:
             ranks = {base64.b64decode(sequence): int(rank) for sequence, rank in saved["ranks"]}
-            tokenizer = cls(saved["name"], saved["pattern"], ranks, saved["special_tokens"])
+            tokenizer = cls(saved["name"], saved["pattern"], ranks, saved["special_tokens"], saved["end"])
             fingerprint = saved["fingerprint"]
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{path} does not hold a tokenizer: {mend}") from None
         if tokenizer.fingerprint != fingerprint:
             raise DataError(f"{path} is damaged (its fingerprint does not match): {mend}")
         return tokenizer
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE (Sennrich et al., 2016) with gpt2's split pattern.
-
-    Args:
-        texts: The corpus, in pieces cut between words.
-        vocab_size: Tokens in all: 256 bytes, the merges, and end-of-text as the last id. A small corpus may
-            have fewer merges in it.
-    """
-    from tokenizers import Tokenizer as Trainable
-    from tokenizers import models, pre_tokenizers, trainers
-
-    trainable = Trainable(models.BPE())
-    # A longer word is trained on in parts: a merge takes the square of a word's length.
-    words = [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.FixedLength(_LONGEST_WORD)]
-    trainable.pre_tokenizer = pre_tokenizers.Sequence(words)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=[],
-        show_progress=False,
-    )
-    trainable.train_from_iterator(texts, trainer)
-    unicode_to_byte = {character: byte for byte, character in byte_characters().items()}
-    ranks = {
-        bytes(unicode_to_byte[character] for character in token): rank
-        for token, rank in trainable.get_vocab().items()
-    }
-    return Tokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
-
-
-def raw_bytes() -> Tokenizer:
-    """Each byte of the text's UTF-8 as a token, and end-of-text as the last id."""
-    return Tokenizer("bytes", r"[\s\S]", {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
-
-
-def published(name: str) -> Tokenizer:
-    """A tiktoken encoding by name.
-
-    Raises:
-        ParamsError: tiktoken knows no such encoding.
-        DataError: its vocabulary cannot be downloaded, or the cached file is damaged.
-    """
-    known = tiktoken.list_encoding_names()
-    if name not in known:
-        raise ParamsError(
-            f"tokenize.tokenizer.tiktoken.encoding: there is no {name!r} (there are: {', '.join(known)})"
-        )
-    folder = Path(
-        os.environ.get("TIKTOKEN_CACHE_DIR")
-        or os.environ.get("DATA_GYM_CACHE_DIR")
-        or Path(tempfile.gettempdir()) / "data-gym-cache"
-    )
-    cached = {path: path.read_bytes() for path in _cache_files(folder)}
-    try:
-        encoding = tiktoken.get_encoding(name)
-    except Exception as error:
-        damaged = [path for path in cached if not path.exists()]  # tiktoken deletes what does not match
-        for path in damaged:
-            path.write_bytes(cached[path])
-        if damaged:
-            raise DataError(
-                f"{damaged[0]} is damaged (its checksum is wrong) and could not be downloaded again: "
-                "replace it with a good copy"
-            ) from None
-        raise DataError(
-            f"tokenize.tokenizer.tiktoken.encoding: {name}'s vocabulary could not be downloaded "
-            f'({type(error).__name__}): on a machine with a network run `python -c "import tiktoken; '
-            f"tiktoken.get_encoding('{name}')\"` with TIKTOKEN_CACHE_DIR set to a folder, bring that folder "
-            "here and set TIKTOKEN_CACHE_DIR to it; or choose tokenize.tokenizer.name: bpe, which needs no download"
-        ) from None
-    return Tokenizer(name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
-
-
-def _cache_files(folder: Path) -> Sequence[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if len(path.name) == 40 and path.is_file()]

@@ -31,6 +31,7 @@ class IndexEntry:
         tokens: Its tokens, end-of-text included.
         bytes: Its text's size in UTF-8.
         split: The side that the corpus itself gave it, if any.
+        digest: A hash of its text without white space, for finding duplicates; None for a blank or a cut one.
     """
 
     name: str
@@ -38,6 +39,7 @@ class IndexEntry:
     tokens: int
     bytes: int
     split: str | None = None
+    digest: str | None = None
 
 
 class TokenWriter:
@@ -58,10 +60,10 @@ class TokenWriter:
         self._ids.write(np.ascontiguousarray(ids, dtype=self._dtype).tobytes())
         self.tokens += len(ids)
 
-    def end_document(self, name: str, text_bytes: int, split: str | None = None) -> None:
+    def end_document(self, name: str, text_bytes: int, split: str | None = None, digest: str | None = None) -> None:
         """Ends the document at hand; one without any token leaves no entry."""
         if self.tokens > self._start:
-            entry = IndexEntry(name, self._start, self.tokens - self._start, text_bytes, split)
+            entry = IndexEntry(name, self._start, self.tokens - self._start, text_bytes, split, digest)
             self._index.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
             self.documents += 1
             self.text_bytes += text_bytes

@@ -22,6 +22,7 @@ class GPTConfig:
         tied_head: Whether the output head is the token embedding.
         init: "gpt2" or "pytorch".
         pad_vocab_to: The embedding's and head's rows are padded to a multiple of this.
+        document_end: The id that ends a document, where tokens are to see nothing of other documents; else None.
     """
 
     vocab_size: int
@@ -34,11 +35,20 @@ class GPTConfig:
     tied_head: bool
     init: str
     pad_vocab_to: int
+    document_end: int | None = None
 
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding and the head."""
         return -(-self.vocab_size // self.pad_vocab_to) * self.pad_vocab_to
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained numbers, padding rows included, a tied head counted once; known before the model is made."""
+        width = self.emb_dim
+        embeddings = self.padded_vocab_size * width * (1 if self.tied_head else 2) + self.context_length * width
+        block = 12 * width**2 + (13 if self.qkv_bias else 10) * width
+        return embeddings + self.n_layers * block + 2 * width
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""

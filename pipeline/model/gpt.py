@@ -19,11 +19,13 @@ class KVCache:
 
     Attributes:
         length: Tokens in the cache.
+        tokens: Their ids [B, length], kept where documents do not see each other.
         layers: For each block, keys and values [B, n_heads, capacity, head size].
     """
 
     capacity: int
     length: int = 0
+    tokens: torch.Tensor | None = None
     layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +49,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
         self.out = nn.Linear(config.emb_dim, config.emb_dim)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None) -> torch.Tensor:
         batch, length, emb_dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.n_heads, emb_dim // self.n_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, n_heads, T, head size]
@@ -56,16 +58,11 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(
             q, k, v,
             dropout_p=self.dropout if self.training else 0.0,
-            attn_mask=None if length in (1, k.shape[2]) else _causal_mask(length, k.shape[2], x.device),
-            is_causal=1 < length == k.shape[2],
+            attn_mask=mask,
+            is_causal=mask is None and length > 1,
         )  # fmt: skip
         out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
         return out
-
-
-def _causal_mask(new: int, total: int, device: torch.device) -> torch.Tensor:
-    """Which of `total` positions the last `new` ones may see: [new, total]."""
-    return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
 
 
 class MLP(nn.Module):
@@ -92,8 +89,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None) -> torch.Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
         out: torch.Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
@@ -124,11 +121,28 @@ class GPT(nn.Module):
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
+        mask = self._mask(tokens, cache)
         for block in self.blocks:
-            x = block(x, cache)
+            x = block(x, mask, cache)
         if cache is not None:
             cache.length += tokens.shape[1]
         return ModelOutput(self.norm(x), self.head_weight, self.config.vocab_size)
+
+    def _mask(self, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor | None:
+        """Which positions each new token may see; None where that is every one up to its own."""
+        new = tokens.shape[1]
+        total = new + (cache.length if cache is not None else 0)
+        end = self.config.document_end
+        if end is None and new in (1, total):
+            return None
+        causal = torch.ones(new, total, dtype=torch.bool, device=tokens.device).tril(total - new)
+        if end is None:
+            return causal
+        if cache is not None:
+            cache.tokens = tokens = tokens if cache.tokens is None else torch.cat([cache.tokens, tokens], dim=1)
+        ends = (tokens == end).int()
+        document = ends.cumsum(dim=1) - ends  # [B, total]: an end still belongs to the document it ends
+        return (causal & (document[:, -new:, None] == document[:, None, :]))[:, None]
 
     def _init_gpt2(self) -> None:
         """Normal(0, 0.02), zero biases, and residual projections divided by √(2 · layers) (section 2.3)."""

@@ -203,8 +203,10 @@ class ExportSource:
             qkv_bias, tied_head, …
         weights: The model's state dict, in float32 on the CPU; the head without its padding rows.
         pattern: The tokenizer's split pattern (a regular expression).
-        ranks: The tokenizer's byte sequences and their ids, which are also the order of merging.
+        ranks: The tokenizer's byte sequences and their ids, which are also the order of merging. They hold every
+            single byte, or else are the only characters that the tokenizer knows.
         special_tokens: Special tokens and their ids.
+        end_of_text: Which of the special tokens ends a document.
         encode: text → ids, special tokens' texts being ordinary text.
         decode: ids → text.
         logits: ids [B, T] → the checkpoint's logits [B, T, V] in float32.
@@ -217,6 +219,7 @@ class ExportSource:
     pattern: str
     ranks: Mapping[bytes, int]
     special_tokens: Mapping[str, int]
+    end_of_text: str
     encode: Callable[[str], np.ndarray[Any, Any]]
     decode: Callable[[Sequence[int]], str]
     logits: Callable[[torch.Tensor], torch.Tensor]

@@ -1,22 +1,73 @@
-"""The list of components that `pipeline plugins` prints."""
+"""What `pipeline plugins` prints: the list of components, and all about one of them."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import json
+import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic.errors import PydanticUserError
 
 from pipeline.errors import PluginError
-from pipeline.plugin.components import KINDS
+from pipeline.plugin import hookspecs
+from pipeline.plugin.components import KINDS, Kind
 from pipeline.plugin.registry import Entry, Registry
+
+_TYPES = {
+    "number": "a number",
+    "integer": "a whole number",
+    "string": "text",
+    "boolean": "true or false",
+    "object": "a section of keys",
+    "array": "a list",
+    "null": "null",
+}
+_BOUNDS = {
+    "minimum": "≥ {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "≤ {}",
+    "exclusiveMaximum": "< {}",
+    "multipleOf": "a multiple of {}",
+    "minLength": "at least {} long",
+    "maxLength": "at most {} long",
+    "minItems": "of at least {}",
+    "maxItems": "of at most {}",
+    "pattern": "that matches {}",
+}
+
+
+def find_kind(word: str) -> Kind:
+    """The kind that a person means: its singular or plural, with spaces, hyphens or underscores.
+
+    Raises:
+        PluginError: there is no such kind.
+    """
+    plain = re.sub(r"[\s_-]+", "_", word.strip().lower())
+    for kind in KINDS.values():
+        if plain in (kind.plural, kind.singular.replace(" ", "_")):
+            return kind
+    raise PluginError(f"there is no kind {word!r} (there are: {', '.join(KINDS)})")
+
+
+def chosen_by(kind: Kind) -> str:
+    """The key of params.yaml that chooses a kind's components, such as train.loss.name: its hook names it."""
+    description: str = getattr(hookspecs, kind.hook).__doc__
+    return description.split("`")[1]
+
+
+# ── the list ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def lines(plugins: Path, kind: str | None = None) -> Iterator[str]:
     """Every component of `kind` (or of all kinds): its name, options with defaults, description and source."""
-    if kind is not None and kind not in KINDS:
-        raise PluginError(f"there is no kind {kind!r} (there are: {', '.join(KINDS)})")
-    registry = Registry.load(plugins, [kind] if kind else tuple(KINDS))
-    for plural in [kind] if kind else KINDS:
+    kinds = [find_kind(kind).plural] if kind else list(KINDS)
+    registry = Registry.load(plugins, kinds)
+    for plural in kinds:
         yield f"{plural} (plugins/{plural}/)"
         for entry in registry.entries(plural):
             yield from _entry(entry)
@@ -36,3 +87,81 @@ def _entry(entry: Entry) -> Iterator[str]:
         yield textwrap.fill(
             f"options: {', '.join(options)}", 100, initial_indent="      ", subsequent_indent="        "
         )
+
+
+# ── one component ─────────────────────────────────────────────────────────────────────────────────
+
+
+def details(plugins: Path, name: str) -> Iterator[str]:
+    """All about the component `name`, of each kind that has one: its source, its place in params.yaml, its whole
+    docstring, and each option with type, bounds, default and description.
+
+    Raises:
+        PluginError: no kind has a component of this name.
+    """
+    registry = Registry.load(plugins)
+    found = [
+        (kind, entry) for kind in KINDS.values() for entry in registry.entries(kind.plural)
+        if entry.component.name == name
+    ]  # fmt: skip
+    if not found:
+        raise PluginError(_unknown(registry, name))
+    for number, (kind, entry) in enumerate(found):
+        if number:
+            yield ""
+        yield from _component(kind, entry)
+
+
+def _unknown(registry: Registry, name: str) -> str:
+    names = {plural: registry.names(plural) for plural in KINDS}
+    close = difflib.get_close_matches(name, [each for listed in names.values() for each in listed], n=1)
+    suggestion = f"; did you mean {close[0]!r}?" if close else ""
+    known = "; ".join(f"{plural}: {', '.join(listed) or 'none'}" for plural, listed in names.items())
+    return f"there is no component named {name!r}{suggestion} (there are {known})"
+
+
+def _component(kind: Kind, entry: Entry) -> Iterator[str]:
+    schema, name = options_schema(entry), entry.component.name
+    section, _, key = chosen_by(kind).rpartition(".")
+    yield f"{kind.singular} {name}  ·  {entry.source}"
+    yield f"params.yaml: {section}.{key}: {name if key == 'name' else f'[{name}]'}"
+    yield ""
+    yield textwrap.indent(inspect.cleandoc(entry.component.__doc__ or ""), "  ")
+    yield ""
+    fields = entry.component.model_fields
+    yield f"options, under {section}.{name}:" if fields else "It has no options."
+    for option, field in fields.items():
+        default = json.dumps(field.get_default(call_default_factory=True), ensure_ascii=False, default=str)
+        takes = type_in_words(schema["properties"][option], schema.get("$defs", {}))
+        yield f"  {option}: {takes}; default {default}"
+        if field.description:
+            text = " ".join(field.description.split())
+            yield textwrap.fill(text, 100, initial_indent="      ", subsequent_indent="      ")
+
+
+def options_schema(entry: Entry) -> dict[str, Any]:
+    """The JSON schema of a component's options.
+
+    Raises:
+        PluginError: an option has a type that params.yaml cannot hold.
+    """
+    try:
+        return entry.component.model_json_schema(by_alias=False)
+    except PydanticUserError as error:
+        shown = f"{entry.source}: {entry.component.__name__}"
+        raise PluginError(f"{shown} has an option whose type params.yaml cannot hold: {error.message}") from None
+
+
+def type_in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """A type of a JSON schema in words, with its bounds."""
+    if "$ref" in schema:
+        return type_in_words(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(type_in_words(each, definitions) for each in schema["anyOf"]))
+    if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
+        return " or ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    words = _TYPES.get(schema.get("type", ""), "any value")
+    bounds = [text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema]
+    words += f" {' and '.join(bounds)}" if bounds else ""
+    inner = schema.get("items") or schema.get("additionalProperties")
+    return f"{words}, each {type_in_words(inner, definitions)}" if isinstance(inner, dict) else words

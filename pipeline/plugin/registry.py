@@ -61,6 +61,13 @@ class Registry:
             _collect(_import_entry_point(point, source), source, wanted, entries, folder=None)
         return cls(entries)
 
+    @classmethod
+    def of_file(cls, file: Path, source: str) -> Registry:
+        """The components of one plugin file, wherever it lies and whatever their kinds; `source` names it."""
+        entries: dict[str, dict[str, Entry]] = {plural: {} for plural in KINDS}
+        _collect(_import_file(file, "elsewhere", source), source, KINDS, entries, folder=None)
+        return cls(entries)
+
     def names(self, plural: str) -> list[str]:
         """The names of a kind's components, sorted."""
         return sorted(self._entries[plural])

@@ -35,7 +35,8 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
-    text = checkpoint.tokenizer.decode(splits.ids("val")[:_PROOF_TOKENS])
+    ids = splits.ids("val")[:_PROOF_TOKENS]
+    text = checkpoint.tokenizer.decode(ids[checkpoint.tokenizer.byte_lengths[ids] > 0])
     source = export_source(checkpoint, text)
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
@@ -84,6 +85,7 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         pattern=tokenizer.pattern,
         ranks=tokenizer.ranks,
         special_tokens=tokenizer.special_tokens,
+        end_of_text=tokenizer.end,
         encode=tokenizer.encode,
         decode=tokenizer.decode,
         logits=logits,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pipeline.console import fact
-from pipeline.data.split import SIDES, by_document, by_position
+from pipeline.console import fact, say
+from pipeline.data.split import SIDES, Duplicate, Part, by_document, by_position, duplicates, predefined
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
 from pipeline.errors import DataError
 from pipeline.files import published_folder
@@ -20,28 +22,57 @@ def run(params: Params, paths: Paths) -> None:
     """Reads artifacts/tokens and writes artifacts/splits: train.bin, val.bin, test.bin, indexes, meta.json."""
     own = params.split
     tokens = TokenFolder(paths.tokens, "run `python -m pipeline tokenize`")
-    if own.by == "document":
-        parts = by_document(tokens, own.seed, own.val, own.test)
-    else:
-        parts = by_position(tokens, own.unit, own.val, own.test)
+    twins = duplicates(_parts(tokens, own))
+    removed = {(twin.side, twin.name) for twin in twins if own.duplicates == "remove"}
 
-    sides = [side for side in SIDES if side != "test" or own.test > 0]
     with published_folder(paths.splits) as folder:
         with ExitStack() as stack:
-            writers = {side: stack.enter_context(TokenWriter(folder, side, tokens.tokenizer)) for side in sides}
-            for part in parts:
-                writers[part.side].write(part.ids)
-                writers[part.side].end_document(part.name, part.text_bytes)
+            writers = {
+                side: stack.enter_context(TokenWriter(folder, side, tokens.tokenizer))
+                for side in _sides(tokens, own)
+            }
+            for part in _parts(tokens, own):
+                if (part.side, part.name) not in removed:
+                    writers[part.side].write(part.ids)
+                    writers[part.side].end_document(part.name, part.text_bytes)
             files = {side: writer.summary() for side, writer in writers.items()}
         _check(files, own)
-        finish_folder(folder, tokens.tokenizer, files, by=own.by)
+        finish_folder(folder, tokens.tokenizer, files, by=own.by, duplicates=[asdict(twin) for twin in twins])
 
     total = sum(file["tokens"] for file in files.values())
     fact("read", f"{paths.shown(paths.tokens)}: {total:,} tokens")
     for side, file in files.items():
         size = f"{file['tokens']:,} tokens ({file['tokens'] / total:.1%})"
         fact(side, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
+    _say_duplicates(twins, own.duplicates)
     fact("wrote", f"{paths.shown(paths.splits)} (by {own.by})")
+
+
+def _parts(tokens: TokenFolder, params: SplitParams) -> Iterator[Part]:
+    if params.by == "document":
+        return by_document(tokens, params.seed, params.val, params.test)
+    if params.by == "predefined":
+        return predefined(tokens)
+    return by_position(tokens, params.unit, params.val, params.test)
+
+
+def _sides(tokens: TokenFolder, params: SplitParams) -> list[str]:
+    if params.by == "predefined":
+        found = {entry.split for entry in tokens.documents("tokens")}
+        return [side for side in SIDES if side in found]
+    return [side for side in SIDES if side != "test" or params.test > 0]
+
+
+def _say_duplicates(twins: list[Duplicate], what: str) -> None:
+    if not twins:
+        return
+    listed = ", ".join(str(twin) for twin in twins[:5]) + (
+        f" and {len(twins) - 5:,} more" if len(twins) > 5 else ""
+    )
+    if what == "remove":
+        fact("removed", f"{len(twins):,} on two sides: {listed}")
+    else:
+        say(f"note: {len(twins):,} on two sides, which flatters the result (split.duplicates: remove): {listed}")
 
 
 def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pipeline.console import Progress, fact, say
-from pipeline.data.encode import encode, pieces
-from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer, published, raw_bytes, train_bpe
+from pipeline.data.encode import TextDigest, encode, pieces
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TokenWriter, finish_folder
+from pipeline.data.vocabulary import characters, published, raw_bytes, train_bpe
 from pipeline.errors import DataError, PipelineError, explain_os_error, raised_by
 from pipeline.files import published_folder
 from pipeline.plugin.components import Document
@@ -35,9 +37,7 @@ def run(params: Params, paths: Paths) -> None:
         found: Iterator[Document] = corpus.documents(paths.raw)
         return _checked(found, own.corpus.name)
 
-    tokenizer = _tokenizer(own.tokenizer, documents)
-    if own.end_of_text and END_OF_TEXT not in tokenizer.special_tokens:
-        raise DataError(f"{tokenizer.name} has no end-of-text token: set tokenize.end_of_text: false")
+    tokenizer = _tokenizer(own.tokenizer, documents, paths)
     end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
 
     with published_folder(paths.tokens) as folder:
@@ -45,15 +45,17 @@ def run(params: Params, paths: Paths) -> None:
             TokenWriter(folder, "tokens", tokenizer) as writer,
             Progress("tokenizing", "character") as progress,
         ):
-            text_bytes, blank = 0, True
+            text_bytes, digest, blank = 0, TextDigest(), True
             for piece, ids in encode(documents(), tokenizer, os.cpu_count() or 1):
                 writer.write(ids)
                 text_bytes += len(piece.text.encode())
-                blank = blank and not piece.text.strip()
+                digest.update(piece.text)
                 if piece.last:
                     writer.write(end_of_text if text_bytes else ids[:0])
-                    writer.end_document(piece.document.name, text_bytes, piece.document.split)
-                    text_bytes = 0
+                    name, split = piece.document.name, piece.document.split
+                    writer.end_document(name, text_bytes, split, digest.value)
+                    blank = blank and digest.value is None
+                    text_bytes, digest = 0, TextDigest()
                 progress.update(len(piece.text))
             if blank:
                 raise DataError(f"the corpus {own.corpus.name} holds no text ({_where(own.corpus.name, paths)})")
@@ -70,9 +72,11 @@ def run(params: Params, paths: Paths) -> None:
     fact("wrote", f"{paths.shown(paths.tokens)}")
 
 
-def _tokenizer(params: TokenizerParams, documents: Callable[[], Iterator[Document]]) -> Tokenizer:
+def _tokenizer(params: TokenizerParams, documents: Callable[[], Iterator[Document]], paths: Paths) -> Tokenizer:
     if params.name == "tiktoken":
         return published(params.tiktoken.encoding)
+    if params.name == "file":
+        return from_file(paths.root / params.file.path, params.file.pattern, params.file.end_of_text)
     if params.name == "bytes":
         return raw_bytes()
     wanted = params.bpe.vocab_size
@@ -83,6 +87,8 @@ def _tokenizer(params: TokenizerParams, documents: Callable[[], Iterator[Documen
                 progress.update(len(piece.text))
                 yield piece.text
 
+        if params.name == "characters":
+            return characters(texts())
         tokenizer = train_bpe(texts(), wanted)
     if tokenizer.vocab_size < wanted:
         say(f"note: the text holds only {tokenizer.vocab_size:,} of the {wanted:,} tokens asked for")

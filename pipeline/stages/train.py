@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.console import fact, say
 from pipeline.data.batches import TrainingWindows, evaluation_windows
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids, TokenFolder
 from pipeline.errors import DataError, PluginError, raised_by
 from pipeline.evaluation.nll import evenly_spaced
 from pipeline.files import lock
 from pipeline.model.config import GPTConfig
-from pipeline.model.device import choose_device, use_threads
+from pipeline.model.device import check_fits, choose_device, use_threads
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import EvalCallback, Loss, Optimizer
 from pipeline.plugin.registry import Registry
@@ -42,47 +43,61 @@ def run(params: Params, paths: Paths) -> None:
     ids = {name: splits.ids(name) for name in ("train", "val")}
     _check_lengths(ids, params.model.context_length)
     _check_ids(ids, splits.tokenizer.vocab_size)
-    components = _components(own, paths)
+    components = load_components(own, paths)
 
-    use_threads(params.runtime.threads)
-    device = choose_device(params.runtime.device)
-    torch.manual_seed(own.seed)
-    model = GPT(GPTConfig(vocab_size=splits.tokenizer.vocab_size, **params.model.model_dump())).to(device)
-    optimizer = _optimizer(components, own, model)
-    run = _plan(params, paths, splits, ids, components, model, optimizer)
-    _say_plan(run, params, ids, device)
+    store = StateStore(paths.resume, fingerprint(identity(components.chosen(params), splits, paths.plugins, KINDS)))
+    plan = prepare(params, components, ids, splits.tokenizer, store)
+    _say_plan(plan, params, ids)
 
     here = lock(paths.root / ".resume" / "lock", "training in this folder")
-    with here, lock(run.store.lock_file, "training of this very run"), run.stop.caught():
-        saved = run.store.load()
-        state = TrainState.restore(saved, model, optimizer) if saved else TrainState()
-        _say_resumed(state, run.store)
+    with here, lock(store.lock_file, "training of this very run"), plan.stop.caught():
+        saved = store.load()
+        state = TrainState.restore(saved, plan.model, plan.optimizer) if saved else TrainState()
+        _say_resumed(state, store)
         if not state.complete:
-            train(run, state)
-        publish(run, state, splits.tokenizer, ids["val"], paths)
-        run.store.prune()
+            train(plan, state)
+        publish(plan, state, splits.tokenizer, ids["val"], paths)
+        store.prune()
 
 
 @dataclass(frozen=True)
-class _Components:
+class Components:
     """What params.yaml chose."""
 
     loss: Loss
     optimizer: Optimizer
     callbacks: list[EvalCallback]
 
+    def chosen(self, params: Params) -> dict[str, Any]:
+        """Every value that decides the result."""
+        return {
+            "model": params.model.model_dump(),
+            "train": params.train.model_dump(),
+            "loss": self.loss.model_dump(),
+            "optimizer": self.optimizer.model_dump(),
+            "eval_callbacks": [callback.model_dump() for callback in self.callbacks],
+        }
 
-def _components(params: TrainParams, paths: Paths) -> _Components:
+
+def load_components(params: TrainParams, paths: Paths) -> Components:
+    """The loss, the optimizer and the eval callbacks of params.yaml, with their options checked."""
     registry = Registry.load(paths.plugins, KINDS)
     loss, optimizer, callbacks = params.loss, params.optimizer, params.eval_callbacks
-    return _Components(
+    return Components(
         registry.build("losses", loss.name, loss.options, "train.loss"),
         registry.build("optimizers", optimizer.name, optimizer.options, "train.optimizer"),
         registry.build_all("eval_callbacks", callbacks.use, callbacks.options, "train.eval_callbacks"),
     )
 
 
-def _optimizer(components: _Components, params: TrainParams, model: GPT) -> torch.optim.Optimizer:
+def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
+    """The architecture that params.yaml describes, for a tokenizer's vocabulary."""
+    shape = params.model.model_dump(exclude={"document_mask"})
+    end = tokenizer.end_of_text if params.model.document_mask else None
+    return GPTConfig(vocab_size=tokenizer.vocab_size, document_end=end, **shape)
+
+
+def _optimizer(components: Components, params: TrainParams, model: GPT) -> torch.optim.Optimizer:
     """Builds the optimizer and checks that it holds every parameter once."""
     name = params.optimizer.name
     try:
@@ -98,17 +113,18 @@ def _optimizer(components: _Components, params: TrainParams, model: GPT) -> torc
     return optimizer
 
 
-def _plan(
-    params: Params,
-    paths: Paths,
-    splits: TokenFolder,
-    ids: dict[str, Ids],
-    components: _Components,
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
+def prepare(
+    params: Params, components: Components, ids: dict[str, Ids], tokenizer: Tokenizer, store: StateStore
 ) -> Run:
-    """Everything that the loop needs: how long, in which order, evaluated how, saved where."""
+    """Everything that the loop needs: the model, how long, in which order, evaluated how, saved where."""
     own, length = params.train, params.model.context_length
+    use_threads(params.runtime.threads)
+    device = choose_device(params.runtime.device)
+    torch.manual_seed(own.seed)
+    config = model_config(params, tokenizer)
+    check_fits(config, device)
+    model = GPT(config).to(device)
+    optimizer = _optimizer(components, own, model)
     data = TrainingWindows(ids["train"], length, own.seed, own.shift_windows)
     total_windows = _total_windows(own.budget, own.batch_size, data)
     total_steps = -(-total_windows // own.batch_size)
@@ -116,7 +132,7 @@ def _plan(
         model=model,
         optimizer=optimizer,
         data=data,
-        tokenizer=splits.tokenizer,
+        tokenizer=tokenizer,
         ids=ids,
         windows={
             name: evenly_spaced(evaluation_windows(len(tokens), length, length), own.evaluation.windows)
@@ -127,13 +143,6 @@ def _plan(
         total_steps=total_steps,
         callbacks=components.callbacks,
     )
-    chosen = {
-        "model": params.model.model_dump(),
-        "train": own.model_dump(),
-        "loss": components.loss.model_dump(),
-        "optimizer": components.optimizer.model_dump(),
-        "eval_callbacks": [callback.model_dump() for callback in components.callbacks],
-    }
     return Run(
         model=model,
         optimizer=optimizer,
@@ -148,7 +157,7 @@ def _plan(
         grad_clip=own.grad_clip,
         evaluate_every=own.evaluation.every,
         evaluate=evaluator,
-        store=StateStore(paths.resume, fingerprint(identity(chosen, splits, paths.plugins, KINDS))),
+        store=store,
         save_seconds=params.runtime.save_seconds,
         stop=StopSignal(),
     )
@@ -180,16 +189,16 @@ def _total_windows(budget: BudgetParams, batch_size: int, data: TrainingWindows)
     return budget.amount * batch_size
 
 
-def _say_plan(run: Run, params: Params, ids: dict[str, Ids], device: torch.device) -> None:
+def _say_plan(plan: Run, params: Params, ids: dict[str, Ids]) -> None:
     own = params.train
     fact("read", f"{len(ids['train']):,} tokens to train on, {len(ids['val']):,} to validate on")
-    size = f"{run.model.parameter_count():,} parameters, context {params.model.context_length}"
-    fact("model", f"{size}, on {device}, {own.precision}")
-    epochs = run.total_windows / run.data.per_epoch
+    size = f"{plan.model.parameter_count():,} parameters, context {params.model.context_length}"
+    fact("model", f"{size}, on {plan.device}, {own.precision}")
+    epochs = plan.total_windows / plan.data.per_epoch
     tokens = own.batch_size * params.model.context_length
-    fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")
+    fact("plan", f"{plan.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")
     fact("with", f"{own.loss.name} and {own.optimizer.name}")
-    if own.schedule.warmup_steps >= run.total_steps:
+    if own.schedule.warmup_steps >= plan.total_steps:
         say(f"note: warm-up takes {own.schedule.warmup_steps} steps, so the learning rate never reaches its peak")
 
 

@@ -119,6 +119,8 @@ class Evaluator:
                 state.stopped = str(reason) or f"{callback.name} stopped the run"
                 say(f"stopping at step {state.step}: {state.stopped}")
                 return
+            except PipelineError:  # such as a prompt that the tokenizer cannot read
+                raise
             except Exception as error:
                 raise raised_by(f"the eval callback {callback.name!r}, at step {state.step},", error) from error
         _check_numbers(numbers, callback, row)

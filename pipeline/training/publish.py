@@ -85,12 +85,12 @@ def _write_metrics(
             "processor_seconds": state.processor_seconds,
             "tokens_per_sec": rate,
             "model_flops_per_sec": rate * model.flops_per_token(),
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(),
         },
     )
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Bytes: of the GPU's memory where there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
@@ -100,7 +100,8 @@ def _peak_memory() -> int:
 
 def _tsv(rows: list[dict[str, float]]) -> str:
     """A table of every column that any row has; a number that a row lacks is left empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    # Step 0 has no learning rate and no gradient yet, so the order is that of the last row.
+    columns = list(dict.fromkeys(name for row in reversed(rows) for name in row))
     lines = ["\t".join(columns)]
     lines += ["\t".join(repr(row[name]) if name in row else "" for name in columns) for row in rows]
     return "\n".join(lines) + "\n"

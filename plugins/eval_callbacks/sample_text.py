@@ -1,6 +1,7 @@
-"""A text from the model at each evaluation."""
+"""A text from the model, now and then."""
 
-from typing import Annotated, ClassVar
+from math import floor
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -8,7 +9,7 @@ from pipeline.plugin import EvalCallback, EvaluationEvent, hookimpl
 
 
 class SampleText(EvalCallback):
-    """Continues a prompt at each evaluation and shows it: one sees the model learn."""
+    """Continues a prompt at each evaluation, or once an epoch, and shows it: one sees the model learn."""
 
     name: ClassVar[str] = "sample_text"
 
@@ -18,11 +19,20 @@ class SampleText(EvalCallback):
     """Length of the continuation, in tokens."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 takes the likeliest token each time; higher is more varied."""
+    each: Literal["evaluation", "epoch"] = "evaluation"
+    """epoch: at the first evaluation of all, the first after each epoch's end, and the last step's."""
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
-        text = event.generate(self.prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
-        event.show(" ".join(text.split()))
+        if self.each == "evaluation" or _epoch_ended(event) or event.step == event.total_steps:
+            text = event.generate(self.prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+            event.show(" ".join(text.split()))
         return {}
+
+
+def _epoch_ended(event: EvaluationEvent) -> bool:
+    """Whether an epoch ended since the evaluation before; so it is where there was none before."""
+    before = floor(event.history[-1]["epoch"]) if event.history else -1
+    return floor(event.metrics["epoch"]) > before
 
 
 @hookimpl

@@ -26,7 +26,7 @@ class HuggingFace(Exporter):
 
         save_file(_weights(source), folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "model.safetensors").chmod(0o644)  # as the other files: another user may serve it
-        end = source.special_tokens.get("<|endoftext|>")
+        end = source.special_tokens[source.end_of_text]
         _write(folder / "config.json", _config(source, end))
         _write(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
         _write(folder / "tokenizer.json", _tokenizer(source))
@@ -35,9 +35,9 @@ class HuggingFace(Exporter):
             {
                 # Any other class would rebuild the split pattern from its own and give wrong ids.
                 "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": "<|endoftext|>",
-                "eos_token": "<|endoftext|>",
-                "pad_token": "<|endoftext|>",
+                "bos_token": source.end_of_text,
+                "eos_token": source.end_of_text,
+                "pad_token": source.end_of_text,
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": source.config["context_length"],
             },
@@ -58,6 +58,8 @@ class HuggingFace(Exporter):
             got = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
             if got != expected:
                 raise ValueError(f"transformers reads {text[:40]!r} as other ids: {got[:8]}, not {expected[:8]}")
+            if tokenizer.decode(got) != text:
+                raise ValueError(f"transformers does not give {text[:40]!r} back from its ids")
 
         length = source.config["context_length"]
         ids = source.encode(source.text)[: 4 * length].astype("int64")
@@ -81,7 +83,7 @@ class HuggingFace(Exporter):
                 max_new_tokens=count, min_new_tokens=count, do_sample=False,
             )[0, len(prompt) :].tolist()  # fmt: skip
         # min_new_tokens keeps transformers from ending at end-of-text; so it is compared up to there.
-        end = source.special_tokens.get("<|endoftext|>", -1)
+        end = source.special_tokens[source.end_of_text]
         shared = expected.index(end) if end in expected else count
         if generated[:shared] != expected[:shared]:
             raise ValueError("transformers' greedy text differs from the checkpoint's")
@@ -112,7 +114,11 @@ def _read_back(source: ExportSource, folder: Path) -> dict[str, Any]:
 
 def _proof_texts(source: ExportSource) -> list[str]:
     """A real text, every code point, and thousands of random strings: a short list of nasty ones missed
-    wrong split patterns."""
+    wrong split patterns. Where only some characters are known, random strings of those."""
+    if not _reads_any_text(source):
+        known = [sequence.decode() for sequence in source.ranks]
+        strings = ["".join(random.Random(seed).choices(known, k=1 + seed % 40)) for seed in range(_RANDOM_STRINGS)]
+        return [source.text, "".join(known), *strings]
     points = [chr(point) for point in range(0x110000) if not 0xD800 <= point <= 0xDFFF]
     every_point = ["".join(points[start : start + 4096]) for start in range(0, len(points), 4096)]
     generator = random.Random(0)
@@ -127,14 +133,19 @@ def _proof_texts(source: ExportSource) -> list[str]:
         "".join(generator.choices(generator.choice(alphabets), k=generator.randint(1, 40)))
         for _ in range(_RANDOM_STRINGS)
     ]
-    return [source.text, "<|endoftext|> as text", *every_point, *strings]
+    return [source.text, f"{source.end_of_text} as text", *every_point, *strings]
+
+
+def _reads_any_text(source: ExportSource) -> bool:
+    """Whether the tokenizer has a token for every byte; else it knows some characters only."""
+    return all(bytes([byte]) in source.ranks for byte in range(256))
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _config(source: ExportSource, end: int | None) -> dict[str, Any]:
+def _config(source: ExportSource, end: int) -> dict[str, Any]:
     config = source.config
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -190,7 +201,38 @@ def _weights(source: ExportSource) -> dict[str, torch.Tensor]:
 
 
 def _tokenizer(source: ExportSource) -> dict[str, Any]:
-    """tokenizer.json: a byte-level BPE with the checkpoint's split pattern, ids and merges."""
+    """tokenizer.json."""
+    parts = _byte_level_bpe(source) if _reads_any_text(source) else _characters(source)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(text, token) for text, token in source.special_tokens.items()],
+        "normalizer": None,
+        "post_processor": None,
+        **parts,
+    }
+
+
+def _characters(source: ExportSource) -> dict[str, Any]:
+    """Each character is a word; without an unknown token, one that is not known is an error, as it is here."""
+    return {
+        "pre_tokenizer": _split_by(source.pattern),
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {sequence.decode(): rank for sequence, rank in source.ranks.items()},
+            "unk_token": "",
+        },
+    }
+
+
+def _split_by(regex: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+def _byte_level_bpe(source: ExportSource) -> dict[str, Any]:
+    """The checkpoint's split pattern, ids and merges."""
     characters = byte_characters()
 
     def written(sequence: bytes) -> str:
@@ -202,19 +244,13 @@ def _tokenizer(source: ExportSource) -> dict[str, Any]:
         if len(sequence) > 1
     ]
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added_token(text, token) for text, token in source.special_tokens.items()],
-        "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": source.pattern}, "behavior": "Isolated", "invert": False},
+                _split_by(source.pattern),
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
             ],
         },
-        "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",

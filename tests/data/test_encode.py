@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.encode import PIECE, cut, encode
-from pipeline.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, TokenIds, Tokenizer, published, raw_bytes, train_bpe
+from pipeline.data.tokenizer import END_OF_TEXT, TokenIds, Tokenizer
 from pipeline.data.tokens import TokenFolder
+from pipeline.data.vocabulary import GPT2_PATTERN, published, raw_bytes, train_bpe
 from pipeline.errors import DataError
 from pipeline.plugin.components import Document
 

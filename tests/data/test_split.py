@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Project, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.split import SIDES, Part, by_document, by_position, side_of
-from pipeline.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
+from pipeline.data.split import SIDES, Part, by_document, by_position, duplicates, predefined, side_of
+from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
+from pipeline.data.vocabulary import GPT2_PATTERN
+from pipeline.errors import DataError
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" r": 258, " é".encode()[:2]: 259}
 TOKENIZER = Tokenizer("small", GPT2_PATTERN, RANKS, {END_OF_TEXT: 260})
@@ -138,3 +141,135 @@ def test_the_split_stage_puts_no_document_on_two_sides(trained: Path) -> None:
     assert not any(names[one] & names[other] for one, other in itertools.combinations(names, 2))
     tokens = TokenFolder(trained / "artifacts" / "tokens", "")
     assert set().union(*names.values()) == {entry.name for entry in tokens.documents("tokens")}
+
+
+# ── predefined ────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_sides(folder: Path, sides: dict[str, str | None]) -> TokenFolder:
+    with TokenWriter(folder, "tokens", TOKENIZER) as writer:
+        for name, side in sides.items():
+            writer.write(TOKENIZER.encode(f"the text {name}"))
+            writer.end_document(name, len(f"the text {name}".encode()), side)
+    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()})
+    return TokenFolder(folder, "")
+
+
+def test_predefined_keeps_the_sides_that_the_corpus_gave(tmp_path: Path) -> None:
+    given: dict[str, str | None] = {"a": "train", "b": "val", "c": "train", "d": "test"}
+    assert {part.name: part.side for part in predefined(write_sides(tmp_path, given))} == given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"a": "train", "b": None, "c": "val", "d": None},
+            r"b, d lie in no .*found: train 1, val 1, test 0 documents",
+        ),
+        ({"a": "train", "d": "test"}, r"no document is on the side val \(found: train 1, val 0, test 1"),
+        ({"a": "val"}, "no document is on the side train"),
+    ],
+)
+def test_predefined_says_what_was_found_when_a_side_is_missing(
+    tmp_path: Path, given: dict[str, str | None], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        list(predefined(write_sides(tmp_path, given)))
+
+
+def test_folders_and_files_named_after_the_sides_are_split_so(project: Project) -> None:
+    raw = project.root / "data" / "raw"
+    for number, path in enumerate(sorted(raw.glob("*.txt"))):
+        side = ("train", "train", "train", "Validation")[number % 4]
+        (raw / side).mkdir(exist_ok=True)
+        path.rename(raw / side / path.name)
+    (raw / "test.md").write_text(words(99, 300))
+    project.succeed("tokenize")
+    project.succeed("split", "--set", "split.by=predefined")
+    splits = TokenFolder(project.root / "artifacts" / "splits", "")
+    names = {side: {entry.name.split("/")[0] for entry in splits.documents(side)} for side in splits.names}
+    assert names == {"train": {"train"}, "val": {"Validation"}, "test": {"test.md"}}
+    (raw / "test.md").unlink()
+    project.succeed("tokenize")
+    project.succeed("split", "--set", "split.by=predefined")
+    assert TokenFolder(project.root / "artifacts" / "splits", "").names == ["train", "val"]
+
+
+# ── duplicates ────────────────────────────────────────────────────────────────────────────────────
+
+
+def part(side: str, name: str, digest: str | None) -> Part:
+    return Part(side, name, np.array([1, 2], dtype=np.uint16), 2, digest)
+
+
+def test_of_two_sides_the_one_held_out_more_strictly_keeps_the_text() -> None:
+    parts = [
+        part("train", "a", "1"), part("train", "b", "2"), part("val", "c", "1"), part("val", "d", "3"),
+        part("test", "e", "3"), part("test", "f", "1"), part("train", "g", "2"), part("train", "h", None),
+        part("val", "i", None),
+    ]  # fmt: skip
+    assert [str(each) for each in duplicates(parts)] == [
+        "a (train) = f (test)",
+        "c (val) = f (test)",
+        "d (val) = e (test)",
+    ]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(SIDES), st.sampled_from("12345")), max_size=30))
+def test_without_its_duplicates_no_text_is_on_two_sides(placed: list[tuple[str, str]]) -> None:
+    parts = [part(side, str(number), digest) for number, (side, digest) in enumerate(placed)]
+    dropped = {each.name for each in duplicates(parts)}
+    left = [each for each in parts if each.name not in dropped]
+    assert {each.digest for each in left} == {each.digest for each in parts}
+    for one, other in itertools.combinations(SIDES, 2):
+        texts = [{each.digest for each in left if each.side == side} for side in (one, other)]
+        assert not texts[0] & texts[1]
+
+
+def test_a_planted_duplicate_is_reported_and_removed_when_asked(project: Project) -> None:
+    raw = project.root / "data" / "raw"
+    for side in ("train", "val"):
+        (raw / side).mkdir()
+    for path in sorted(raw.glob("*.txt")):
+        path.rename(raw / ("val" if path.name < "text-03" else "train") / path.name)
+    text = (raw / "val" / "text-01.txt").read_text()
+    (raw / "train" / "copy.txt").write_text(
+        "\r\n" + text.replace(" ", "  ", 3) + "\n"
+    )  # white space does not count
+    project.succeed("tokenize")
+    said = project.succeed("split", "--set", "split.by=predefined")
+    assert "train/copy.txt (train) = val/text-01.txt (val)" in said.out
+    meta = TokenFolder(project.root / "artifacts" / "splits", "").meta
+    assert [(twin["name"], twin["kept_name"]) for twin in meta["duplicates"]] == [
+        ("train/copy.txt", "val/text-01.txt")
+    ]
+    said = project.succeed("split", "--set", "split.by=predefined", "--set", "split.duplicates=remove")
+    assert "removed" in said.out
+    splits = TokenFolder(project.root / "artifacts" / "splits", "")
+    assert "train/copy.txt" not in {entry.name for entry in splits.documents("train")}
+    assert "val/text-01.txt" in {entry.name for entry in splits.documents("val")}
+
+
+# ── as other trainers read them ───────────────────────────────────────────────────────────────────
+
+
+def test_nanogpts_loader_reads_the_split_files(trained: Path) -> None:
+    """A transcription of what it needs: np.memmap of raw uint16, and windows at any place."""
+    folder = trained / "artifacts" / "splits"
+    splits = TokenFolder(folder, "")
+    for side in ("train", "val"):
+        data = np.memmap(folder / f"{side}.bin", dtype=np.uint16, mode="r")
+        assert np.array_equal(data, splits.ids(side))
+        block_size, generator = 16, np.random.default_rng(0)
+        places = generator.integers(len(data) - block_size, size=4)
+        x = np.stack([data[place : place + block_size].astype(np.int64) for place in places])
+        y = np.stack([data[place + 1 : place + 1 + block_size].astype(np.int64) for place in places])
+        assert np.array_equal(x[:, 1:], y[:, :-1])
+        assert x.max() < splits.tokenizer.vocab_size
+    text = "".join(
+        (trained / "data" / "raw" / entry.name).read_text() for entry in splits.documents("train")
+    )  # fmt: skip
+    data = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
+    assert splits.tokenizer.decode(data[data != splits.tokenizer.end_of_text]) == text

@@ -207,3 +207,52 @@ def test_flops_of_a_token_follow_the_formula() -> None:
     embeddings = (64 + CONTEXT) * 16
     n = model.parameter_count() - embeddings + 64 * 16
     assert model.flops_per_token() == 6 * n + 12 * 2 * CONTEXT * 16
+
+
+def documents(end: int, *lengths: int) -> torch.Tensor:
+    """Random documents, each with its end: [1, T]."""
+    generator = torch.Generator().manual_seed(sum(lengths))
+    parts = [
+        torch.cat([torch.randint(end, (length,), generator=generator), torch.tensor([end])]) for length in lengths
+    ]
+    return torch.cat(parts)[None]
+
+
+def test_with_document_masking_editing_a_document_leaves_the_logits_of_others_equal_to_the_bit() -> None:
+    model = sharp(context_length=16, document_end=10)
+    tokens = documents(10, 4, 5, 3)
+    edited = tokens.clone()
+    edited[0, 5:10] = (tokens[0, 5:10] + 1) % 10
+    with torch.inference_mode():
+        before, after = model(tokens).logits, model(edited).logits
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert torch.equal(before[:, 11:], after[:, 11:])
+    assert not torch.equal(before[:, 5:11], after[:, 5:11])
+    with torch.inference_mode():
+        unmasked = sharp(context_length=16)
+        assert not torch.equal(unmasked(tokens).logits[:, 11:], unmasked(edited).logits[:, 11:])
+
+
+def test_a_document_alone_in_its_window_has_the_logits_of_a_model_without_the_mask() -> None:
+    tokens = documents(10, 9)
+    with torch.inference_mode():
+        masked, plain = (sharp(context_length=16, document_end=end).eval()(tokens).logits for end in (10, None))
+    torch.testing.assert_close(masked, plain)
+
+
+@pytest.mark.parametrize("pieces", [[15], [1] * 15, [3, 1, 7, 4]])
+def test_document_masking_holds_with_a_kv_cache(pieces: list[int]) -> None:
+    model = sharp(context_length=16, document_end=10)
+    tokens, cache, start = documents(10, 4, 5, 3), KVCache(16), 0
+    with torch.inference_mode():
+        whole, parts = model(tokens).logits, []
+        for length in pieces:
+            parts.append(model(tokens[:, start : start + length], cache).logits)
+            start += length
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied_head": True}, {"qkv_bias": False}, {"n_layers": 3, "emb_dim": 24}])
+def test_the_number_of_parameters_is_known_before_the_model_is_made(changes: dict[str, object]) -> None:
+    model = make(**changes)
+    assert model.config.parameter_count == model.parameter_count()

@@ -38,7 +38,10 @@ SHIPPED = [
 
 
 @pytest.mark.parametrize(("kind", "component"), SHIPPED)
-def test_shipped_components_keep_the_contract(kind: str, component: Any) -> None:
+def test_shipped_components_keep_the_contract(
+    kind: str, component: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # trackers write where they are run
     CHECKS[kind](component)
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import REPOSITORY, words
 
-from pipeline.data.tokenizer import Tokenizer, published, raw_bytes, train_bpe
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.vocabulary import published, raw_bytes, train_bpe
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from conftest import REPOSITORY
 
 from pipeline.data.batches import TrainingWindows, evaluation_windows
-from pipeline.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
+from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
+from pipeline.data.vocabulary import GPT2_PATTERN
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT

@@ -1,0 +1,93 @@
+"""plugins check: the contract suite on the components of one plugin file."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.console import say
+from pipeline.data.tokens import TokenFolder
+from pipeline.data.vocabulary import raw_bytes
+from pipeline.errors import PluginError, raised_by
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.plugin import testing
+from pipeline.plugin.components import ExportSource
+from pipeline.plugin.single import load_file
+from pipeline.stages.export import export_source
+
+if TYPE_CHECKING:
+    from pipeline.paths import Paths
+
+_TEXT = "The contract suite proves an export with this text, when there is no other.\n"
+_PROOF_TOKENS = 2_000
+
+
+def run(paths: Paths, path: Path, root: Path | None = None) -> None:
+    """Holds every component that `path` registers against the contract of its kind, a line for each that keeps it.
+
+    Corpora read `root` (data/raw unless given); eval callbacks run in a temporary folder; exporters get the
+    project's checkpoint where there is one, else a tiny random model.
+
+    Raises:
+        PluginError: `path` is no plugin, or one of its components breaks a rule or raises; names both.
+    """
+    for kind, entry in load_file(path, paths.plugins):
+        shown = f"{kind.singular} {entry.component.name} ({entry.source})"
+        source = _source(paths) if kind.plural == "exporters" else None
+        try:
+            _check(kind.plural, entry.component, root or paths.raw, source)
+        except Exception as error:
+            if isinstance(error, AssertionError) and str(error):  # the suite's, with its rule
+                raise PluginError(f"the {shown} breaks its contract: {error}") from error
+            raise raised_by(f"the {shown}", error) from error
+        say(f"ok  {shown}")
+
+
+def _check(plural: str, component: Any, root: Path, source: ExportSource | None) -> None:
+    match plural:
+        case "corpora":
+            testing.check_corpus(component, root)
+        case "losses":
+            testing.check_loss(component)
+        case "optimizers":
+            testing.check_optimizer(component)
+        case "eval_callbacks":
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it may write beside the runs
+                testing.check_eval_callback(component)
+        case "samplers":
+            testing.check_sampler(component)
+        case "exporters":
+            assert source is not None
+            with tempfile.TemporaryDirectory() as folder:
+                testing.check_exporter(component, source, Path(folder))
+
+
+def _source(paths: Paths) -> ExportSource:
+    if not (paths.checkpoint.is_dir() and paths.splits.is_dir()):
+        return tiny_source()
+    checkpoint = load_checkpoint(paths.checkpoint, "best", torch.device("cpu"))
+    tokenizer = checkpoint.tokenizer
+    ids = TokenFolder(paths.splits, "run `python -m pipeline split`").ids("val")[:_PROOF_TOKENS]
+    return export_source(checkpoint, tokenizer.decode(ids[tokenizer.byte_lengths[ids] > 0]))
+
+
+def tiny_source() -> ExportSource:
+    """What an exporter receives, of a tiny model of bytes with random weights: enough to prove any export with."""
+    tokenizer = raw_bytes()
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size, context_length=16, n_layers=2, n_heads=2, emb_dim=16, dropout=0.0,
+        qkv_bias=True, tied_head=False, init="gpt2", pad_vocab_to=64,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = GPT(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)  # untrained, its logits would hardly differ
+    return export_source(Checkpoint(model, tokenizer, 0, "last"), _TEXT)

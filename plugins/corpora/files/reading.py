@@ -1,0 +1,120 @@
+"""A file's form, which its name says, and its bytes, decompressed on the way."""
+
+import gzip
+import importlib
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+BLOCK = 1 << 20
+COMPRESSED = (".gz", ".zst")
+FORMS = (".txt", ".md", ".jsonl", ".parquet")
+
+# A byte of zstd's can stand for tens of thousands: what is read at once decides how much comes out at once.
+_ZSTD_BLOCK = 1 << 11
+
+
+def form(path: Path) -> str:
+    """The suffix that says what a file holds, which may lie below that of a compression: `.jsonl` of a.jsonl.gz."""
+    inner = path.with_suffix("") if is_compressed(path) else path
+    return inner.suffix.lower()
+
+
+def is_compressed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSED
+
+
+def check(path: Path) -> None:
+    """Says at once what would end a long run later.
+
+    Raises:
+        ValueError: the package that reads this file is missing, or the file cannot be whole.
+    """
+    if form(path) == ".parquet":
+        if is_compressed(path):
+            raise ValueError(f"{path}: a parquet file is compressed inside, not around: unpack it")
+        needed(path, "pyarrow.parquet", "parquet")
+    elif is_compressed(path) and not path.stat().st_size:
+        raise ValueError(f"{path} is damaged: it is empty, which no compressed file is: bring it anew")
+    elif path.suffix.lower() == ".zst":
+        _zstd(path)
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """A file's bytes in blocks, decompressed where its name ends in .gz or .zst.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is truncated, damaged or not compressed in this way.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".zst":
+        yield from _zstd_blocks(path, _zstd(path))
+    elif suffix == ".gz":
+        try:
+            with gzip.open(path) as packed:
+                yield from _read(packed, BLOCK)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise damaged(path, "gzip", error) from None
+    else:
+        with path.open("rb") as file:
+            yield from _read(file, BLOCK)
+
+
+def needed(path: Path, module: str, extra: str) -> ModuleType:
+    """Imports what only some files need.
+
+    Raises:
+        ValueError: it is not installed; names the file and the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ValueError(
+            f"{path} needs the package {package} ({error}): pip install -c constraints.txt -e '.[{extra}]'"
+        ) from None
+
+
+def damaged(path: Path, kind: str, error: object) -> ValueError:
+    return ValueError(f"{path} is truncated, damaged or no {kind} file ({error}): bring it anew")
+
+
+def _read(file: Any, size: int) -> Iterator[bytes]:
+    return iter(partial(file.read, size), b"")
+
+
+def _zstd(path: Path) -> ModuleType:
+    try:
+        return importlib.import_module("compression.zstd")  # from Python 3.14 on
+    except ImportError:
+        return needed(path, "zstandard", "zstd")
+
+
+def _zstd_blocks(path: Path, zstd: Any) -> Iterator[bytes]:
+    try:
+        if zstd.__name__ == "zstandard":
+            yield from _frames(path, zstd.ZstdDecompressor())
+        else:
+            with zstd.open(path) as file:
+                yield from _read(file, BLOCK)
+    except (EOFError, zstd.ZstdError) as error:
+        raise damaged(path, "zstd", error) from None
+
+
+def _frames(path: Path, zstd: Any) -> Iterator[bytes]:
+    """Every frame of a file; zstandard's own reader takes a truncated one for whole."""
+    with path.open("rb") as file:
+        frame = None
+        for data in _read(file, _ZSTD_BLOCK):
+            while data:
+                frame = frame or zstd.decompressobj()
+                if text := frame.decompress(data):
+                    yield text
+                data = frame.unused_data
+                frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends within a frame")

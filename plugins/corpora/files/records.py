@@ -1,0 +1,94 @@
+"""Files that hold many documents: JSON lines and parquet."""
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from .reading import BLOCK, damaged, needed
+from .text import TextReader, lines
+
+_ROWS = 64
+_NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+_MEND = "set tokenize.corpus.files.text_field"
+
+
+def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int, str]]:
+    """The text of each line's `field`, with the line's number; blank lines are passed over.
+
+    Raises:
+        ValueError: a line is no JSON object that holds a text there; names the file and the line.
+    """
+    for number, line in enumerate(lines(reader.decoded(path)), start=1):
+        if not line.strip():
+            continue
+        place = f"{path} line {number}"
+        try:
+            record = json.loads(line)
+        except RecursionError:
+            raise ValueError(f"{place} is nested too deeply") from None
+        except ValueError as error:
+            raise ValueError(f"{place} is not JSON ({error}): each line holds an object of its own") from None
+        if not isinstance(record, dict):
+            raise ValueError(f'{place} holds {_named(record)}, where an object such as {{"{field}": …}} is meant')
+        if field not in record:
+            raise ValueError(f"{place} has no field {field!r} (there are: {_listed(record)}): {_MEND}")
+        if not isinstance(record[field], str):
+            raise ValueError(
+                f"{place}: the field {field!r} holds {_named(record[field])}, not a text (there are: "
+                f"{_listed(record)}): mend the line, or {_MEND}"
+            )
+        yield number, reader.record(record[field], place)
+
+
+def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[int, str]]:
+    """The text of each row's `column`, with the row's number, a few rows in memory at a time.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, has no such column of text, or a row has no text there; names the file.
+    """
+    parquet = needed(path, "pyarrow.parquet", "parquet")
+    import pyarrow as arrow
+
+    with path.open("rb") as opened:
+        try:
+            file = parquet.ParquetFile(opened, buffer_size=BLOCK, page_checksum_verification=True)
+            _check_column(path, file.schema_arrow, column)
+            batches = file.iter_batches(_ROWS, columns=[column], use_threads=False)
+            # As bytes: what a careless program wrote may be no UTF-8.
+            arrays = (batch.column(0).cast(arrow.large_string()).cast(arrow.large_binary()) for batch in batches)
+            for number, data in enumerate(chain.from_iterable(array.to_pylist() for array in arrays), start=1):
+                place = f"{path} row {number}"
+                if data is None:
+                    raise ValueError(f"{place}: the column {column!r} holds null, not a text: mend the row")
+                yield number, reader.utf8(data, place)
+        except (arrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise damaged(path, "parquet", error) from None
+
+
+def _check_column(path: Path, schema: Any, column: str) -> None:
+    from pyarrow import types
+
+    if column not in schema.names:
+        raise ValueError(f"{path} has no column {column!r} (there are: {_listed(schema.names)}): {_MEND}")
+    kind = schema.field(schema.names.index(column)).type
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
+        raise ValueError(
+            f"{path}: the column {column!r} holds {str(kind)[:80]}, not text (there are: {_listed(schema.names)}): "
+            f"{_MEND}"
+        )
+
+
+def _named(value: object) -> str:
+    return _NAMES.get(type(value), "a number")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first names, each cut to what an error message can hold."""
+    shown = [name[:40] for name in names]
+    return ", ".join(shown[:12] + ["…"] * (len(shown) > 12)) or "none"

@@ -1,0 +1,178 @@
+"""Bytes → text, in blocks: decoding, line ends, and cutting at a separator."""
+
+import codecs
+import difflib
+import io
+import re
+from collections.abc import Iterable, Iterator
+from encodings.aliases import aliases
+from itertools import chain, groupby
+from operator import itemgetter
+from pathlib import Path
+
+from .reading import BLOCK, blocks
+
+_COMMON = ("utf-8", "utf-16", "latin-1", "cp1252", "shift_jis", "gb18030", "koi8-r")
+_NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "unicode_escape", "raw-unicode-escape"}
+_READ_THEIR_BOM = {"utf-16", "utf-32", "utf-8-sig"}
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def check_encoding(name: str) -> str:
+    """Returns `name`, which is an encoding of text files.
+
+    Raises:
+        ValueError: it is none; names those that come close, or common ones.
+    """
+    try:
+        codec = codecs.lookup(name)
+        codecs.getincrementaldecoder(name)
+    except (LookupError, ValueError):  # ValueError: a NUL in it
+        codec = None
+    if codec is None or not codec._is_text_encoding or codec.name in _NO_FILES:
+        known = sorted({*aliases, *aliases.values(), *_COMMON})
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        suggestion = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"there is no text encoding {name!r}{suggestion} (common ones: {', '.join(_COMMON)})")
+    return name
+
+
+class TextReader:
+    """Turns files into text as the options say, and counts the places it had to replace.
+
+    Args:
+        encoding: The files' encoding, as Python names it.
+        errors: `strict` or `replace`.
+        lf: Whether every CRLF and CR becomes LF.
+    """
+
+    def __init__(self, encoding: str, errors: str, lf: bool) -> None:
+        self._encoding, self._errors, self._lf = encoding, errors, lf
+        self.replaced = 0
+
+    def text(self, path: Path) -> Iterator[str]:
+        """A file's text in blocks."""
+        if not self._lf:
+            yield from self.decoded(path)
+            return
+        newlines = io.IncrementalNewlineDecoder(None, translate=True)
+        for text in self.decoded(path):
+            yield newlines.decode(text)
+        yield newlines.decode("", final=True)
+
+    def decoded(self, path: Path) -> Iterator[str]:
+        """A file's text in blocks, its line ends as they are; a byte order mark at its beginning is left out.
+
+        Raises:
+            ValueError: bytes that are not in the encoding, where errors are strict; names the first one.
+        """
+        codec = codecs.getincrementaldecoder(self._encoding)
+        decoder, sound = codec(self._errors), codec("ignore")
+        mark = codecs.lookup(self._encoding).name not in _READ_THEIR_BOM
+        offset = 0
+        for data in chain(blocks(path), [b""]):
+            final = not data
+            try:
+                text = decoder.decode(data, final)
+            except UnicodeDecodeError as error:
+                # What the decoder held back stands before `data` in its own buffer.
+                start = offset + len(data) - len(error.object) + error.start
+                raise ValueError(
+                    f"{path} is not {self._encoding.upper()} at byte {start:,} ({error.object[error.start]:#04x}): "
+                    "set tokenize.corpus.files.encoding to its own, or tokenize.corpus.files.errors: replace"
+                ) from None
+            except UnicodeError as error:  # UTF-16 that does not say its byte order
+                raise ValueError(
+                    f"{path} is not {self._encoding.upper()} ({error}): set tokenize.corpus.files.encoding to "
+                    "its own, such as utf-8 or utf-16-le"
+                ) from None
+            if self._errors == "replace":
+                self._count(text, sound.decode(data, final))
+            offset += len(data)
+            if mark and text:
+                text, mark = text.removeprefix("\ufeff"), False
+            if text:
+                yield text
+
+    def utf8(self, data: bytes, place: str) -> str:
+        """One record's text from a file that holds UTF-8 whatever the encoding of the others is.
+
+        Raises:
+            ValueError: it is not UTF-8, where errors are strict; names `place` and the first byte.
+        """
+        try:
+            text = data.decode("utf-8", self._errors)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{place} is not UTF-8 at byte {error.start:,} ({data[error.start]:#04x}): mend it, or set "
+                "tokenize.corpus.files.errors: replace"
+            ) from None
+        if self._errors == "replace":
+            self._count(text, data.decode("utf-8", "ignore"))
+        return self.record(text, place)
+
+    def record(self, text: str, place: str) -> str:
+        """One record's text, with the line ends that the options ask for.
+
+        Raises:
+            ValueError: it holds half a surrogate pair (JSON can write one), where errors are strict.
+        """
+        if _HALF_A_PAIR.search(text):
+            if self._errors == "strict":
+                raise ValueError(
+                    f"{place} holds half a surrogate pair, which is no character: mend it, or set "
+                    "tokenize.corpus.files.errors: replace"
+                )
+            text, count = _HALF_A_PAIR.subn("\ufffd", text)
+            self.replaced += count
+        return text.replace("\r\n", "\n").replace("\r", "\n") if self._lf else text
+
+    def _count(self, text: str, sound: str) -> None:
+        """Counts the U+FFFD that decoding put there: those that remain where errors are ignored were the text's."""
+        self.replaced += text.count("\ufffd") - sound.count("\ufffd")
+
+
+def cut(texts: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
+    """Cuts a text that comes in blocks at each separator, as `str.split` does: (number of the part, piece of it).
+
+    A part is numbered from 1 and comes in as many pieces as the blocks make of it; an empty one is a piece "".
+    """
+    number, pending = 1, ""
+    for text in texts:
+        *ended, pending = (pending + text).split(separator)
+        for part in ended:
+            yield number, part
+            number += 1
+        # All but what may begin a separator goes on at once.
+        safe = max(0, len(pending) - len(separator) + 1)
+        if safe:
+            yield number, pending[:safe]
+            pending = pending[safe:]
+    yield number, pending
+
+
+def lines(texts: Iterable[str]) -> Iterator[str]:
+    """The lines of a text that comes in blocks, without the line feeds that end them."""
+    for _, pieces in groupby(cut(texts, "\n"), key=itemgetter(0)):
+        yield "".join(piece for _, piece in pieces)
+
+
+def separated(texts: Iterable[str], separator: str, long: int = BLOCK) -> Iterator[str | Iterator[str]]:
+    """The parts between separators that are not blank.
+
+    A part of more than `long` characters, which may be larger than memory, comes as its consecutive blocks: they
+    are read once, before the next part.
+    """
+    for _, numbered in groupby(cut(texts, separator), key=itemgetter(0)):
+        pieces = (piece for _, piece in numbered)
+        head, length, blank = [], 0, True
+        for piece in pieces:
+            head.append(piece)
+            length += len(piece)
+            blank = blank and not piece.strip()
+            if length > long and not blank:
+                yield chain(head, pieces)
+                break
+        else:
+            if not blank:
+                yield "".join(head)

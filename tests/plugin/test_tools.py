@@ -1,0 +1,352 @@
+"""`pipeline plugins`: it lists and explains what there is, writes components that work, and checks one's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Project
+
+from pipeline.plugin.components import KINDS
+from pipeline.plugin.listing import chosen_by
+from pipeline.plugin.registry import Registry, plugin_files
+from pipeline.schema import PLACES
+
+MINE = {kind.plural: f"my_{kind.singular.replace(' ', '_')}" for kind in KINDS.values()}
+"""The name of the component that a test writes of each kind."""
+
+
+def python(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=project.root, text=True, capture_output=True, check=False
+    )
+
+
+def files(project: Project) -> set[Path]:
+    return {path for path in project.root.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
+# ── list and show ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_a_command_every_component_is_listed(project: Project) -> None:
+    listed = project.succeed("plugins")
+    assert listed == project.succeed("plugins", "list")
+    assert all(f"{plural} (plugins/{plural}/)" in listed.out for plural in KINDS)
+
+
+@pytest.mark.parametrize("word", ["eval_callbacks", "eval-callbacks", "eval_callback", "Eval callback"])
+def test_a_kind_may_be_written_as_one_likes_and_needs_no_list_before_it(project: Project, word: str) -> None:
+    listed = project.succeed("plugins", word)
+    assert listed == project.succeed("plugins", "list", "eval_callbacks")
+    assert "early_stopping" in listed.out
+    assert "top_k" not in listed.out
+
+
+def test_an_unknown_word_is_wrong_usage_and_says_which_there_are(project: Project) -> None:
+    result = project.run("plugins", "nonsense")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    for word in ("nonsense", "list", "show", "new", "check", *KINDS):
+        assert word in result.err
+    assert project.run("plugins", "list", "nonsense").code == 1
+
+
+@pytest.mark.parametrize("plural", KINDS)
+def test_show_explains_every_option_of_every_shipped_component(project: Project, plural: str) -> None:
+    for entry in Registry.load(project.root / "plugins", [plural]).entries(plural):
+        out = project.succeed("plugins", "show", entry.component.name).out
+        words = " ".join(out.split())
+        assert f"{KINDS[plural].singular} {entry.component.name} · {entry.source}" in words
+        assert chosen_by(KINDS[plural]) in out
+        assert " ".join(str(entry.component.__doc__).split()) in words
+        for option, field in entry.component.model_fields.items():
+            assert f"  {option}: " in out
+            assert field.description, f"{entry.component.name}.{option} has no description"
+            assert " ".join(field.description.split()) in words
+
+
+def test_the_hooks_say_where_params_yaml_chooses_each_kind() -> None:
+    places = {plural: ".".join(place) for place, plural in PLACES.items()}
+    assert {plural: chosen_by(kind).rpartition(".")[0] for plural, kind in KINDS.items()} == places
+
+
+def test_show_tells_type_bounds_default_and_choice(project: Project) -> None:
+    (project.root / "plugins" / "samplers" / "many.py").write_text(
+        "from typing import Annotated, ClassVar, Literal\n"
+        "from pydantic import Field\n"
+        "from pipeline.plugin import Sampler, hookimpl\n\n"
+        "class Many(Sampler):\n"
+        '    """All kinds of options.\n\n    In two paragraphs.\n    """\n'
+        '    name: ClassVar[str] = "many"\n'
+        "    share: Annotated[float, Field(ge=0, lt=1)] = 0.5\n"
+        "    count: Annotated[int, Field(gt=0, le=9)] | None = None\n"
+        '    unit: Literal["token", "word"] = "token"\n'
+        '    words: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("é",)\n'
+        "    weights: dict[str, float] = {}\n"
+        "    loud: bool = False\n\n"
+        "    def __call__(self, logits, tokens):\n"
+        "        return logits\n\n"
+        "@hookimpl\n"
+        "def register_samplers():\n"
+        "    return [Many]\n"
+    )
+    assert project.succeed("plugins", "show", "many").out.splitlines() == [
+        "sampler many  ·  plugins/samplers/many.py",
+        "params.yaml: evaluate.samplers.use: [many]",
+        "",
+        "  All kinds of options.",
+        "",
+        "  In two paragraphs.",
+        "",
+        "options, under evaluate.samplers.many:",
+        "  share: a number ≥ 0 and < 1; default 0.5",
+        "  count: a whole number > 0 and ≤ 9 or null; default null",
+        '  unit: "token" or "word"; default "token"',
+        '  words: a list of at least 1, each text; default ["é"]',
+        "  weights: a section of keys, each a number; default {}",
+        "  loud: true or false; default false",
+    ]
+
+
+def test_a_name_of_two_kinds_is_shown_for_both(project: Project) -> None:
+    project.succeed("plugins", "new", "loss", "twice")
+    (project.root / "tests" / "plugins" / "test_twice.py").unlink()
+    project.succeed("plugins", "new", "sampler", "twice")
+    out = project.succeed("plugins", "show", "twice").out
+    assert "loss twice" in out
+    assert "sampler twice" in out
+
+
+def test_show_suggests_a_name(project: Project) -> None:
+    result = project.run("plugins", "show", "fokal")
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert "did you mean 'focal'?" in result.err
+    assert "losses: cross_entropy, focal;" in result.err
+
+
+# ── new ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_all(project: Project) -> None:
+    for kind in KINDS.values():
+        out = project.succeed("plugins", "new", kind.singular, MINE[kind.plural]).out
+        assert f"wrote plugins/{kind.plural}/{MINE[kind.plural]}.py" in out
+        assert f"wrote tests/plugins/test_{MINE[kind.plural]}.py" in out
+
+
+def test_what_new_writes_passes_its_own_test_and_the_linter_and_is_listed(project: Project) -> None:
+    write_all(project)
+    tested = python(project, "-m", "pytest", "-p", "no:cacheprovider", "tests")
+    assert tested.returncode == 0, tested.stdout
+    written = [*(f"plugins/{plural}/{name}.py" for plural, name in MINE.items()), "tests"]
+    settings = ("--no-cache", "--config", str(REPOSITORY / "pyproject.toml"))
+    first_party = ("--config", "lint.isort.known-first-party = ['pipeline']")
+    linted = python(project, "-m", "ruff", "check", *settings, *first_party, *written)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    formatted = python(project, "-m", "ruff", "format", "--diff", *settings, *written)
+    assert formatted.returncode == 0, formatted.stdout + formatted.stderr
+
+    listed = project.succeed("plugins").out
+    project.succeed("schema")
+    schema = json.dumps(json.loads((project.root / "params.schema.json").read_text()))
+    for plural, name in MINE.items():
+        assert f"  {name}  ·  plugins/{plural}/{name}.py" in listed
+        assert f'"{name}": {{' in schema
+        project.succeed("plugins", "check", f"plugins/{plural}/{name}.py")
+
+
+def test_what_new_writes_works_when_it_is_chosen(trained_project: Project) -> None:
+    write_all(trained_project)
+
+    def chosen(*settings: str) -> list[str]:
+        return [part for each in settings for part in ("--set", each)]
+
+    trained = trained_project.succeed(
+        "train",
+        *chosen("train.loss.name=my_loss", "train.loss.my_loss.ceiling=10.0"),
+        *chosen("train.optimizer.name=my_optimizer", "train.optimizer.my_optimizer.lr=0.002"),
+        *chosen("train.eval_callbacks.use=[my_eval_callback]"),
+    )
+    assert "my_loss and my_optimizer" in trained.out
+    assert "my_eval_callback_gap" in (trained_project.root / "metrics" / "history.tsv").read_text()
+    trained_project.succeed("generate", "the", "--sampler", "my_sampler")
+    exported = chosen("export.formats.use=[my_exporter]", "export.formats.my_exporter.dtype=float16")
+    trained_project.succeed("export", *exported)
+    assert (trained_project.root / "artifacts" / "export" / "weights.safetensors").is_file()
+    trained_project.succeed("tokenize", "--set", "tokenize.corpus.name=my_corpus")
+
+
+def test_the_options_that_the_next_steps_set_are_there(project: Project) -> None:
+    for kind in KINDS.values():
+        out = project.succeed("plugins", "new", kind.plural, MINE[kind.plural]).out
+        (setting,) = [word.strip("'+") for word in out.split() if word.startswith("'+")]
+        option = setting.partition("=")[0].rpartition(".")[2]
+        assert f"  {option}: " in project.succeed("plugins", "show", MINE[kind.plural]).out
+        for step in ("pytest tests/plugins/test_", "git add plugins/", f"-S '+{setting}'", "pipeline schema"):
+            assert step in out
+
+
+def test_new_needs_no_torch_where_the_kind_needs_none(project: Project) -> None:
+    for arguments in (["plugins", "--help"], ["plugins", "new", "corpus", "mine"], ["plugins", "corpora"]):
+        code = (
+            f"import sys, pipeline.cli; assert pipeline.cli._run({arguments!r}) == 0; print('torch' in sys.modules)"
+        )
+        result = python(project, "-c", code)
+        assert result.stdout.endswith("False\n"), result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        ("nonsense", "mine", "there is no kind 'nonsense'"),
+        ("loss", "Mine", "is no name for a component"),
+        ("loss", "my-loss", "is no name for a component"),
+        ("loss", "2nd", "is no name for a component"),
+        ("loss", "../mine", "is no name for a component"),
+        ("loss", "_mine", "starts with _ is no plugin"),
+        ("loss", "lambda", "means something else in Python"),
+        ("loss", "use", "means something else in params.yaml"),
+        ("loss", "none", "the class None"),
+        ("corpus", "document", "the class Document would hide a name"),
+        ("sampler", "top_k", "plugins/samplers/top_k.py is already there"),
+        ("optimizer", "torch", "'torch' is already there (plugins/optimizers/torch_optim.py)"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_one_line_and_writes_nothing(
+    project: Project, kind: str, name: str, says: str
+) -> None:
+    before = files(project)
+    result = project.run("plugins", "new", kind, name)
+    assert result.code == 1
+    assert says in result.err
+    assert result.err.count("\n") == 1
+    assert files(project) == before
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        "plugins/losses/mine.py",
+        "plugins/losses/mine/__init__.py",
+        "tests/plugins/test_mine.py",
+        "tests/a/test_mine.py",
+    ],
+)
+def test_nothing_is_overwritten(project: Project, taken: str) -> None:
+    path = project.root / taken
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# mine\n")
+    before = files(project)
+    result = project.run("plugins", "new", "loss", "mine")
+    assert result.code == 1
+    assert "is already there" in result.err
+    assert path.read_text() == "# mine\n"
+    assert files(project) == before
+
+
+def test_both_files_are_written_or_neither(project: Project) -> None:
+    (project.root / "tests").write_text("a file where a folder is needed")
+    result = project.run("plugins", "new", "loss", "mine")
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert not (project.root / "plugins" / "losses" / "mine.py").exists()
+
+
+def test_new_outside_a_project_says_so(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root / "data")
+    result = project.run("plugins", "new", "loss", "mine")
+    assert result.code == 1
+    assert "run this in the project's folder" in result.err
+
+
+# ── check ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("plural", KINDS)
+def test_every_shipped_plugin_passes_its_check(project: Project, plural: str) -> None:
+    before = files(project)
+    for path in plugin_files(project.root / "plugins" / plural):
+        if path.stem in {"python_docs", "huggingface"}:  # these take long, and test_contract.py checks them
+            continue
+        shown = path.parent if path.name == "__init__.py" else path
+        out = project.succeed("plugins", "check", str(shown.relative_to(project.root))).out
+        assert f"({path.relative_to(project.root)})" in out
+        assert all(line.startswith(f"ok  {KINDS[plural].singular} ") for line in out.splitlines())
+    assert files(project) == before
+
+
+def test_an_exporter_is_checked_with_the_trained_model_where_there_is_one(trained_project: Project) -> None:
+    trained_project.succeed("plugins", "new", "exporter", "mine")
+    trained_project.succeed("plugins", "check", "plugins/exporters/mine.py")
+    (trained_project.root / "artifacts" / "checkpoint" / "best.pth").unlink()
+    result = trained_project.run("plugins", "check", "plugins/exporters/mine.py")
+    assert result.code == 1
+    assert "best.pth is missing" in result.err
+
+
+def broken(project: Project, old: str, new: str) -> Path:
+    """A new loss with one thing changed."""
+    project.succeed("plugins", "new", "loss", "mine")
+    path = project.root / "plugins" / "losses" / "mine.py"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (".view(targets.shape)", ".mean()", "breaks its contract: one number a target, (3, 5), not ()"),
+        ("ignore_index=IGNORED", "ignore_index=IGNORED + 1", "raised IndexError: Target -100 is out of bounds"),
+        ('reduction="none"', 'reduction="nonsense"', "raised ValueError: nonsense"),
+    ],
+)
+def test_a_broken_component_is_one_line_that_names_it_and_the_rule(
+    project: Project, old: str, new: str, says: str
+) -> None:
+    broken(project, old, new)
+    result = project.run("plugins", "check", "plugins/losses/mine.py")
+    assert result.code == 1
+    assert result.out == ""
+    assert result.err.startswith("error: the loss mine (plugins/losses/mine.py) ")
+    assert says in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_file_anywhere_is_checked_as_what_it_registers(project: Project, tmp_path: Path) -> None:
+    source = broken(project, "class", "class").read_text()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "__init__.py").write_text(source)
+    (tmp_path / "_elsewhere.py").write_text(source)
+    for name in ("elsewhere", "elsewhere/__init__.py", "_elsewhere.py"):
+        assert "ok  loss mine (" in project.succeed("plugins", "check", str(tmp_path / name)).out
+
+
+def test_what_is_no_plugin_or_takes_a_name_is_one_line(project: Project) -> None:
+    losses = project.root / "plugins" / "losses"
+    (losses / "_shared.py").write_text("x = 1\n")
+    (losses / "notes.txt").write_text("Not Python.\n")
+    cases = {"_shared.py": "registers no component", "notes.txt": "is no plugin", "": "is no plugin"}
+    for name, says in cases.items():
+        result = project.run("plugins", "check", f"plugins/losses/{name}")
+        assert result.code == 1
+        assert says in result.err
+    broken(project, 'name: ClassVar[str] = "mine"', 'name: ClassVar[str] = "focal"')
+    result = project.run("plugins", "check", "plugins/losses/mine.py")
+    assert "two losses are named 'focal'" in result.err
+    assert project.run("plugins", "check", "nowhere.py").code == 2
+
+
+def test_a_corpus_reads_the_root_that_is_given(project: Project, tmp_path: Path) -> None:
+    project.succeed("plugins", "new", "corpus", "mine")
+    (tmp_path / "texts").mkdir()
+    result = project.run("plugins", "check", "plugins/corpora/mine.py", "--root", str(tmp_path / "texts"))
+    assert result.code == 1
+    assert "a corpus must have a document" in result.err
+    (tmp_path / "texts" / "a.txt").write_text("The river runs to a sea of light.\n")
+    project.succeed("plugins", "check", "plugins/corpora/mine.py", "--root", str(tmp_path / "texts"))

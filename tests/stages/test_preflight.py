@@ -1,0 +1,87 @@
+"""pipeline check: what is known before a run, with nothing written and every obstacle told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Project
+
+from pipeline.environment import environment_yaml
+from pipeline.plugin.registry import ENTRY_POINTS
+
+
+def tree(root: Path) -> dict[str, float]:
+    return {str(path): path.stat().st_mtime for path in root.rglob("*") if "__pycache__" not in str(path)}
+
+
+def test_before_the_first_run_sizes_are_guessed_and_nothing_is_written(project: Project) -> None:
+    (project.root / "environment.yaml").write_text(environment_yaml(ENTRY_POINTS))
+    before = tree(project.root)
+    told = project.succeed("check").out
+    assert tree(project.root) == before
+    assert "12 documents" in told
+    assert "by a guess" in told
+    assert "environment.yaml is up to date" in told
+    assert "nothing found that would stop the run" in told
+    assert "tokens/s" in told
+
+
+def test_after_a_split_the_numbers_are_those_of_the_run(trained_project: Project) -> None:
+    told = trained_project.succeed("check").out
+    trained = json.loads((trained_project.root / "metrics" / "train.json").read_text())
+    meta = json.loads((trained_project.root / "artifacts" / "splits" / "meta.json").read_text())
+    assert f"model    {trained['parameters']:,} parameters" in told
+    assert f"data     {meta['files']['train']['tokens']:,} tokens to train on" in told
+    assert f"({trained['steps']} steps" in told
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.n_layers=2000000000", "model.emb_dim=2000000", "model.context_length=2000000000"]
+)
+def test_a_model_that_cannot_fit_is_told_before_any_of_it_is_made(project: Project, setting: str) -> None:
+    result = project.run("check", "--set", setting)
+    assert result.code == 1
+    assert result.err == "error: 1 thing would stop the run, told above\n"
+    assert result.out.count("PROBLEM") == 1
+
+
+def test_a_model_that_cannot_fit_is_refused_by_training_too(trained_project: Project) -> None:
+    result = trained_project.run("train", "--set", "model.n_layers=2000000000")
+    assert result.code == 1
+    assert "lower model.n_layers or model.emb_dim" in result.err
+
+
+def test_all_that_would_stop_the_run_is_told_at_once(project: Project) -> None:
+    for path in (project.root / "data" / "raw").iterdir():
+        path.unlink()
+    settings = ["--set", "runtime.device=cuda:7", "--set", "train.loss.name=focall"]
+    result = project.run("check", *settings)
+    assert result.code == 1
+    assert result.err == "error: 3 things would stop the run, told above\n"
+    told = [line for line in result.out.splitlines() if line.startswith("PROBLEM")]
+    for line, words in zip(told, ("did you mean 'focal'", "cuda:7", "holds no file"), strict=True):
+        assert words in line
+
+
+def test_a_prompt_that_the_tokenizer_cannot_read_is_told(project: Project) -> None:
+    chosen = ["--set", "tokenize.tokenizer.name=characters"]
+    project.succeed("tokenize", *chosen)
+    project.succeed("split", *chosen)
+    result = project.run("check", *chosen, "--set", "evaluate.generation.prompts=[Ωmega]")
+    assert result.code == 1
+    assert "PROBLEM  'Ωmega' cannot be tokenized" in result.out
+
+
+def test_what_git_and_dvc_do_not_track_is_told(project: Project) -> None:
+    assert "this is no git repository" in project.succeed("check").out
+    for command in (["init", "-q"], ["add", "params.yaml", "plugins"]):
+        subprocess.run(["git", *command], cwd=project.root, check=True)
+    (project.root / ".gitignore").write_text("/data/raw/\n__pycache__/\n")
+    (project.root / "plugins" / "losses" / "_draft.py").write_text('"""A draft."""\n')
+    told = project.succeed("check").out
+    assert "git does not track plugins/losses/_draft.py:" in told
+    assert "DVC does not track data/raw" in told
+    assert "environment.yaml is not up to date" in told
