@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.plugin import EvalCallback, Loss, Optimizer, Sampler
+from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 from pipeline.plugin.testing import (
     check_corpus,
@@ -35,6 +36,17 @@ SHIPPED = [
     for kind in CHECKS
     for entry in Registry.load(REPOSITORY / "plugins", [kind]).entries(kind)
 ]
+
+
+def test_every_hook_has_a_check_that_is_called_here_and_a_shipped_component() -> None:
+    source = Path(__file__).read_text()
+    registry = Registry.load(REPOSITORY / "plugins")
+    for kind in KINDS.values():
+        check = f"check_{kind.singular.replace(' ', '_')}"
+        assert f'"{kind.plural}": {check}' in source or f"{check}(entry.component" in source, (
+            f"{kind.hook} has no test"
+        )
+        assert registry.names(kind.plural)
 
 
 @pytest.mark.parametrize(("kind", "component"), SHIPPED)
