@@ -305,7 +305,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise ParamsError(f"{path.name}: {_with_suggestions(error)}") from None
+        raise ParamsError(f"{path.name}: {_with_suggestions(error, values)}") from None
 
 
 def _yaml(text: str) -> Any:
@@ -359,14 +359,27 @@ def _set(values: dict[str, Any], override: str) -> None:
     place[path[-1]] = value
 
 
-def _with_suggestions(error: ValidationError) -> str:
+def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
     parts = [explain(error, "")]
     for item in error.errors():
         if item["type"] == "extra_forbidden":
             *parents, key = item["loc"]
             close = difflib.get_close_matches(str(key), _keys(parents), n=1)
-            parts.append(f"did you mean {close[0]!r} instead of {key!r}?" if close else f"remove {key!r}")
+            places = [place for place in _places(str(key), values) if place != ".".join(map(str, item["loc"]))]
+            if close:
+                parts.append(f"did you mean {close[0]!r} instead of {key!r}?")
+            else:
+                parts.append(f"there is {', '.join(places)}" if places else f"remove {key!r}")
     return "; ".join(parts)
+
+
+def _places(key: str, values: Any, where: str = "") -> list[str]:
+    """Where in the file a key of this name stands."""
+    if not isinstance(values, dict):
+        return []
+    own = [f"{where}{key}"] if key in values else []
+    deeper = [_places(key, value, f"{where}{name}.") for name, value in values.items()]
+    return own + [place for places in deeper for place in places]
 
 
 def _keys(parents: Iterable[int | str]) -> list[str]:

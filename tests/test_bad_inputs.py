@@ -462,6 +462,7 @@ PARAMS_CASES = [
     ),
     Case("a number as a key", "split", ("params.yaml", "1", "strings"), params("runtime:", "1: 2\nruntime:")),
     Case("an unknown key", "split", ("split.vla", "did you mean 'val'"), params("  val: 0.05", "  vla: 0.05")),
+    Case("a key in another place", "split --set train.lr=1e-3", ("train.lr", "there is train.optimizer.adamw.lr")),
     Case("an unknown section", "split", ("runtimes", "did you mean 'runtime'"), params("runtime:", "runtimes:")),
     Case("a missing key", "split", ("split.unit", "is missing"), params("  unit: tokens  ", "  # ")),
     Case("text for a number", "split --set train.batch_size=many", ("train.batch_size", "integer", "'many'")),

@@ -164,6 +164,21 @@ def _saved(values: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
+def event(**changes: Any) -> EvaluationEvent:
+    """An evaluation for tests of callbacks, at step 10 of 40; `changes` are attributes of EvaluationEvent."""
+    values: dict[str, Any] = {
+        "step": 10,
+        "total_steps": 40,
+        "metrics": {"step": 10, "epoch": 0.1, "tokens": 1000, "train.loss": 3.0, "val.loss": 3.1},
+        "history": (),
+        "generate": lambda prompt, max_new_tokens=50, temperature=0.0: prompt + " and on",
+        "show": lambda text: None,
+        "model": _Net(),
+        "memory": {},
+    }
+    return EvaluationEvent(**(values | changes))
+
+
 def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
     """Returns finite numbers, keeps only plain values in its memory, and leaves the model as it was."""
     callback = _instance(component)
@@ -178,18 +193,16 @@ def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
             "train.loss": loss, "train.objective": loss, "val.loss": loss + 0.1,
             "val.perplexity": math.exp(loss + 0.1), "val.bits_per_byte": 0.5 * loss,
         }  # fmt: skip
-        event = EvaluationEvent(
+        given = event(
             step=10 * number,
-            total_steps=40,
             metrics=dict(metrics),
             history=tuple(history),
-            generate=lambda prompt, max_new_tokens=50, temperature=0.0: prompt + " and on",
             show=shown.append,
             model=net,
             memory=memory,
         )
         try:
-            numbers = callback.on_evaluation(event)
+            numbers = callback.on_evaluation(given)
         except StopTraining:
             break
         assert isinstance(numbers, dict), "on_evaluation must return a dict (an empty one for no numbers)"

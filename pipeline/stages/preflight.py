@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from pipeline.console import fact, say
 from pipeline.data.batches import evaluation_windows
@@ -22,10 +24,12 @@ from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import Ids, TokenFolder
 from pipeline.data.vocabulary import published, raw_bytes
 from pipeline.environment import environment_yaml
-from pipeline.errors import PipelineError, explain_os_error
+from pipeline.errors import PipelineError, explain_os_error, raised_by
 from pipeline.evaluation.nll import summarize
 from pipeline.model.device import check_fits, choose_device, gigabytes, memory_of
+from pipeline.paths import Paths
 from pipeline.plugin.registry import ENTRY_POINTS, Registry
+from pipeline.stages import split, tokenize
 from pipeline.stages.train import Components, load_components, model_config, prepare
 from pipeline.training.loop import Run, train_step
 from pipeline.training.publish import peak_memory
@@ -33,10 +37,9 @@ from pipeline.training.state import StateStore, TrainState
 
 if TYPE_CHECKING:
     from pipeline.params import Params
-    from pipeline.paths import Paths
 
 _READ_AT_MOST = 64 << 20
-"""Characters of the corpus that are read when it has not been split yet."""
+"""Characters; a corpus of more is not tokenized here, and only its beginning is read."""
 _BYTES_PER_TOKEN = 3.5
 """A guess for a BPE on English text."""
 _UNKNOWN_ALPHABET = 256
@@ -65,17 +68,15 @@ class _Findings:
 
 @dataclass(frozen=True)
 class _Data:
-    """What is trained on: real token ids, or random ones in about the number that the corpus will give.
+    """What is trained on: the corpus's own token ids, or random ones in about their number.
 
     Attributes:
         ids: The tokens of "train" and "val".
-        tokenizer: The splits' own, or a stand-in with a vocabulary of the right size.
-        source: Where the numbers are from.
+        tokenizer: The corpus's own, or a stand-in with a vocabulary of the right size.
     """
 
     ids: dict[str, Ids]
     tokenizer: Tokenizer
-    source: str
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -88,20 +89,21 @@ def run(params: Params, paths: Paths) -> None:
     components: Components | None = None
     with findings.collected():
         components = _check_components(params, paths)
+    device: torch.device | None = None
     with findings.collected():
         device = choose_device(params.runtime.device)
-        fact("device", f"{device}, {_threads(params)} processor threads, {gigabytes(memory_of(device))} of memory")
+        threads = f"{_threads(params)} processor thread{'s' if _threads(params) > 1 else ''}"
+        fact("device", f"{device}, {threads}, {gigabytes(memory_of(device))} of memory")
     _check_environment(paths)
-    _check_git(params, paths)
-    data: _Data | None = None
-    with findings.collected():
-        data = _data(params, paths)
-    if data is not None:
+    _check_git(paths)
+    _check_texts(params, paths)
+    with tempfile.TemporaryDirectory() as folder, findings.collected():
+        data = _data(params, paths, Path(folder))
         _check_prompts(params, data, findings)
-        with findings.collected():
-            _check_size(params, data)
+        if device is not None:
+            _check_size(params, data, device)
             if components is not None and not findings.problems:
-                _measure(params, components, data)
+                _measure(params, components, data, Path(folder))
     if findings.problems:
         count = len(findings.problems)
         raise PipelineError(f"{count} {'thing' if count == 1 else 'things'} would stop the run, told above")
@@ -133,7 +135,7 @@ def _check_environment(paths: Paths) -> None:
         say("note: environment.yaml is not up to date, so DVC would miss an upgrade: run `pipeline lock`")
 
 
-def _check_git(params: Params, paths: Paths) -> None:
+def _check_git(paths: Paths) -> None:
     """What git or DVC does not track is missing in `--temp` and queued experiments, and in the next clone."""
     if shutil.which("git") is None:
         return
@@ -148,29 +150,65 @@ def _check_git(params: Params, paths: Paths) -> None:
     if untracked:
         more = f" and {len(untracked) - 5} more" if len(untracked) > 5 else ""
         say(f"note: git does not track {', '.join(untracked[:5])}{more}: `git add` it, else a queued run lacks it")
-    own_texts = params.tokenize.corpus.name == "files" and paths.raw.is_dir()
-    if own_texts and not paths.raw.with_suffix(".dvc").is_file():
+
+
+def _check_texts(params: Params, paths: Paths) -> None:
+    """Texts of one's own that are not read, or that DVC does not see."""
+    if not paths.raw.is_dir() or not any(paths.raw.iterdir()):
+        return
+    corpus = params.tokenize.corpus.name
+    if corpus == "python_docs":
+        say(f"note: data/raw holds texts, but tokenize.corpus.name is {corpus}: `files` reads yours")
+    elif corpus == "files" and not paths.raw.with_suffix(".dvc").is_file():
         say("note: DVC does not track data/raw: `dvc add data/raw`, else a queued run or a clone lacks it")
 
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _data(params: Params, paths: Paths) -> _Data:
+@dataclass(frozen=True)
+class _Scratch(Paths):
+    """The project's paths, but tokens and splits lie in another folder, which is thrown away."""
+
+    folder: Path
+
+    @property
+    def tokens(self) -> Path:
+        return self.folder / "tokens"
+
+    @property
+    def splits(self) -> Path:
+        return self.folder / "splits"
+
+    def shown(self, path: Path) -> str:
+        return path.name
+
+
+def _data(params: Params, paths: Paths, folder: Path) -> _Data:
+    """Reads the corpus; tokenizes and splits it in `folder` as the stages will, unless it is large."""
+    documents, characters = _read_corpus(params, paths)
+    if characters > _READ_AT_MOST:
+        return _guessed(params, paths, documents, characters)
+    scratch, said = _Scratch(paths.root, folder), io.StringIO()
     try:
-        splits = TokenFolder(paths.splits, "")
-    except PipelineError:
-        return _guessed(params, paths)
+        with redirect_stdout(said):
+            tokenize.run(params, scratch)
+            split.run(params, scratch)
+    finally:
+        for line in said.getvalue().splitlines():
+            if line.startswith(("note:", "removed")):
+                say(line)
+    splits = TokenFolder(scratch.splits, "")
     ids = {name: splits.ids(name) for name in ("train", "val")}
-    fact("data", f"{len(ids['train']):,} tokens to train on, {len(ids['val']):,} to validate on (the last split)")
-    return _Data(ids, splits.tokenizer, "the last split")
+    sizes = ", ".join(f"{len(splits.ids(name)):,} of {name}" for name in splits.names)
+    fact("data", f"{documents:,} documents, {characters:,} characters; tokens: {sizes}")
+    return _Data(ids, splits.tokenizer)
 
 
-def _guessed(params: Params, paths: Paths) -> _Data:
-    """Before the first split: the corpus is read (its beginning, if it is large), and its tokens are guessed."""
-    own = params.tokenize
-    registry = Registry.load(paths.plugins, ["corpora"])
-    corpus = registry.build("corpora", own.corpus.name, own.corpus.options, "tokenize.corpus")
+def _read_corpus(params: Params, paths: Paths) -> tuple[int, int]:
+    """Counts documents and characters, of the beginning if the corpus is large."""
+    own = params.tokenize.corpus
+    corpus = Registry.load(paths.plugins, ["corpora"]).build("corpora", own.name, own.options, "tokenize.corpus")
     documents = characters = 0
     try:
         for document in corpus.documents(paths.raw):
@@ -179,23 +217,27 @@ def _guessed(params: Params, paths: Paths) -> _Data:
                 characters += len(block)
             if characters > _READ_AT_MOST:
                 break
+    except (OSError, PipelineError):
+        raise
     except ValueError as error:
-        raise PipelineError(f"the corpus {own.corpus.name}: {error}") from None
-    if not characters:
-        raise PipelineError(f"the corpus {own.corpus.name} holds no text")
+        raise PipelineError(f"the corpus {own.name}: {error}") from None
+    except Exception as error:
+        raise raised_by(f"the corpus {own.name!r}", error) from error
+    return documents, characters
+
+
+def _guessed(params: Params, paths: Paths, documents: int, characters: int) -> _Data:
+    """For a corpus of which only the beginning was read: random ids, in about the number of the tokens it has."""
     tokenizer, per_token = _stand_in(params, paths)
     tokens = int(characters / per_token)
-    at_least = "at least " if characters > _READ_AT_MOST else ""
-    fact(
-        "data", f"{at_least}{documents:,} documents, {characters:,} characters: some {tokens:,} tokens, by a guess"
-    )
+    fact("data", f"a large corpus: its first {documents:,} documents alone are some {tokens:,} tokens, by a guess")
     generator = np.random.default_rng(0)
     val, test = (int(tokens * share) for share in (params.split.val, params.split.test))
     sizes = {"train": tokens - val - test, "val": max(val, 2)}
     ids = {
         name: generator.integers(tokenizer.vocab_size, size=size, dtype=np.uint32) for name, size in sizes.items()
     }
-    return _Data(ids, tokenizer, "a guess")
+    return _Data(ids, tokenizer)
 
 
 def _stand_in(params: Params, paths: Paths) -> tuple[Tokenizer, float]:
@@ -224,7 +266,7 @@ def _check_prompts(params: Params, data: _Data, findings: _Findings) -> None:
 # ── model, memory, time ───────────────────────────────────────────────────────────────────────────
 
 
-def _check_size(params: Params, data: _Data) -> None:
+def _check_size(params: Params, data: _Data, device: torch.device) -> None:
     """Says how large the model is; a model that cannot fit is told before any of it is made.
 
     Raises:
@@ -238,15 +280,14 @@ def _check_size(params: Params, data: _Data) -> None:
             f"{tokens:,} tokens to train on are fewer than one window needs (model.context_length "
             f"{params.model.context_length} and one more): lower it or bring more text"
         )
-    check_fits(config, choose_device(params.runtime.device))
+    check_fits(config, device)
 
 
-def _measure(params: Params, components: Components, data: _Data) -> None:
+def _measure(params: Params, components: Components, data: _Data, folder: Path) -> None:
     """Takes a few real steps, and says how much memory and time the whole run will need."""
-    with tempfile.TemporaryDirectory() as folder:
-        plan = prepare(params, components, data.ids, data.tokenizer, StateStore(Path(folder), "preflight"))
-        windows, seconds = _time_steps(plan)
-        forward = _time_evaluation(plan, data)
+    plan = prepare(params, components, data.ids, data.tokenizer, StateStore(folder, "preflight"))
+    windows, seconds = _time_steps(plan)
+    forward = _time_evaluation(plan, data)
     per_window = seconds / windows
     tokens_per_second = plan.data.context_length / per_window
     fact("memory", f"{gigabytes(peak_memory())} at the most{_note(windows, plan)}")

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Project
 
 from pipeline.environment import environment_yaml
@@ -17,13 +18,13 @@ def tree(root: Path) -> dict[str, float]:
     return {str(path): path.stat().st_mtime for path in root.rglob("*") if "__pycache__" not in str(path)}
 
 
-def test_before_the_first_run_sizes_are_guessed_and_nothing_is_written(project: Project) -> None:
+def test_before_the_first_run_the_corpus_is_tokenized_and_nothing_is_written(project: Project) -> None:
     (project.root / "environment.yaml").write_text(environment_yaml(ENTRY_POINTS))
     before = tree(project.root)
     told = project.succeed("check").out
     assert tree(project.root) == before
     assert "12 documents" in told
-    assert "by a guess" in told
+    assert " of train, " in told
     assert "environment.yaml is up to date" in told
     assert "nothing found that would stop the run" in told
     assert "tokens/s" in told
@@ -34,7 +35,7 @@ def test_after_a_split_the_numbers_are_those_of_the_run(trained_project: Project
     trained = json.loads((trained_project.root / "metrics" / "train.json").read_text())
     meta = json.loads((trained_project.root / "artifacts" / "splits" / "meta.json").read_text())
     assert f"model    {trained['parameters']:,} parameters" in told
-    assert f"data     {meta['files']['train']['tokens']:,} tokens to train on" in told
+    assert f"tokens: {meta['files']['train']['tokens']:,} of train, " in told
     assert f"({trained['steps']} steps" in told
 
 
@@ -73,6 +74,45 @@ def test_a_prompt_that_the_tokenizer_cannot_read_is_told(project: Project) -> No
     result = project.run("check", *chosen, "--set", "evaluate.generation.prompts=[Ωmega]")
     assert result.code == 1
     assert "PROBLEM  'Ωmega' cannot be tokenized" in result.out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("x.txt", b"caf\xe9", "not UTF-8 at byte 3"), ("x.jsonl", b'{"body": 1}', "no field 'text'")],
+)
+def test_a_text_that_cannot_be_read_is_told_also_after_a_run(
+    trained_project: Project, name: str, content: bytes, message: str
+) -> None:
+    (trained_project.root / "data" / "raw" / name).write_bytes(content)
+    result = trained_project.run("check")
+    assert result.code == 1
+    assert message in result.out
+
+
+def test_a_split_that_would_be_empty_and_another_tokenizer_are_seen_after_a_run(trained_project: Project) -> None:
+    told = trained_project.run("check", "--set", "split.val=0.000001").out
+    assert "PROBLEM  split: val gets 0 of 12 documents" in told
+    vocabulary = ["--set", "tokenize.tokenizer.bpe.vocab_size=4096"]
+    assert "note: the text holds only" in trained_project.succeed("check", *vocabulary).out
+
+
+def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stages.preflight._READ_AT_MOST", 5000)
+    for tokenizer in ("bpe", "characters", "bytes"):
+        told = project.succeed("check", "--set", f"tokenize.tokenizer.name={tokenizer}").out
+        assert "a large corpus: its first 4 documents alone" in told
+        assert "nothing found that would stop the run" in told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_told_once(project: Project) -> None:
+    result = project.run("check", "--set", "runtime.device=cuda")
+    assert result.err == "error: 1 thing would stop the run, told above\n"
+
+
+def test_texts_that_nobody_reads_are_told(project: Project) -> None:
+    told = project.run("check", "--set", "tokenize.corpus.name=python_docs", "--set", "split.val=0.05").out
+    assert "note: data/raw holds texts, but tokenize.corpus.name is python_docs" in told
 
 
 def test_what_git_and_dvc_do_not_track_is_told(project: Project) -> None:
