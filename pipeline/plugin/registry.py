@@ -116,7 +116,7 @@ class Registry:
         listed = ", ".join(known) or "none"
         return (
             f"{where}: there is no {kind} named {name!r}{suggestion} (there are: {listed}; "
-            f"a new one goes into plugins/{plural}/)"
+            f"a new one goes into plugins/{plural}/, and experiments in a copy see only what git tracks)"
         )
 
 
