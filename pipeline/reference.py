@@ -80,16 +80,9 @@ def _table(
         shipped = _shown(values[name] if name in values else field.get("default"))
         takes = type_in_words(field, whole["$defs"])
         description = " ".join(field.get("description", "").split())
-        yield (
-            "| "
-            + " | ".join(_cell(text) for text in (f"`{path}.{name}`", takes, f"`{shipped}`", description))
-            + " |"
-        )
+        cells = [text.replace("|", "\\|") for text in (f"`{path}.{name}`", takes, f"`{shipped}`", description)]
+        yield f"| {' | '.join(cells)} |"
     yield ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _shown(value: Any) -> str:

@@ -7,18 +7,12 @@ from typing import Any
 
 from pipeline.files import write_json
 from pipeline.params import Choice, Params
+from pipeline.plugin.components import KINDS
 from pipeline.plugin.listing import options_schema
 from pipeline.plugin.registry import Entry, Registry
 
-PLACES = {
-    ("tokenize", "corpus"): "corpora",
-    ("train", "loss"): "losses",
-    ("train", "optimizer"): "optimizers",
-    ("train", "eval_callbacks"): "eval_callbacks",
-    ("evaluate", "samplers"): "samplers",
-    ("export", "formats"): "exporters",
-}
-"""Where params.yaml chooses components, and of which kind."""
+PLACES = {tuple(kind.chosen_by.split(".")[:2]): kind.plural for kind in KINDS.values()}
+"""Where params.yaml chooses components, as (section, key), and of which kind."""
 
 
 def schema(plugins: Path) -> dict[str, Any]:

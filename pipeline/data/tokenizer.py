@@ -68,7 +68,7 @@ class Tokenizer:
             DataError: the text holds a character that a tokenizer of characters does not know.
         """
         if self._alphabet is not None:
-            self._check_characters(text)
+            self._check_characters(text, self._alphabet)
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     @cached_property
@@ -78,12 +78,12 @@ class Tokenizer:
             return None
         return frozenset(sequence.decode() for sequence in self.ranks)
 
-    def _check_characters(self, text: str) -> None:
-        unknown = sorted(set(text) - (self._alphabet or set()))
+    def _check_characters(self, text: str, alphabet: frozenset[str]) -> None:
+        unknown = sorted(set(text) - alphabet)
         if unknown:  # tiktoken would end in a panic
             shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown[:5])
             raise DataError(
-                f"{text[:40]!r} cannot be tokenized: the tokenizer {self.name!r} knows only the {len(self.ranks)} "
+                f"{text[:40]!r} cannot be tokenized: the tokenizer {self.name!r} knows only the {len(alphabet)} "
                 f"characters of its corpus, and not {shown}"
             )
 

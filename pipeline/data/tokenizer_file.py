@@ -14,7 +14,7 @@ from pipeline.data.encode import cut
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.vocabulary import GPT2_PATTERN
 from pipeline.errors import DataError
-from pipeline.plugin.bytelevel import byte_characters
+from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 
 _LARGEST_ID = 2**24
 
@@ -178,18 +178,7 @@ def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> No
 
 
 def _proof_texts(ranks: Mapping[bytes, int]) -> list[str]:
-    """Every code point, every token, and random strings: what a short list of nasty strings would miss."""
-    generator = random.Random(0)
-    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point <= 0xDFFF]
-    texts = ["".join(points[start : start + 4096]) for start in range(0, len(points), 4096)]
+    """Awkward texts, and every token, in random order."""
     tokens = [text for text in (token.decode("utf-8", "ignore") for token in ranks) if text]
-    generator.shuffle(tokens)
-    texts += ["".join(tokens[start : start + 50]) for start in range(0, len(tokens), 50)]
-    alphabets = [
-        "ab'sdmtrevl \n",
-        " \t\n\r\u00a0\u3000",
-        "aZ09 .,!?'\n",
-        "".join(generator.sample(points[:0x3000], 400)),
-    ]
-    lengths = (generator.randint(1, 60) for _ in range(1000))
-    return texts + ["".join(generator.choices(generator.choice(alphabets), k=length)) for length in lengths]
+    random.Random(0).shuffle(tokens)
+    return awkward_texts() + ["".join(tokens[start : start + 50]) for start in range(0, len(tokens), 50)]

@@ -1,6 +1,6 @@
 """All that a plugin author needs: `from pipeline.plugin import Loss, hookimpl`."""
 
-from pipeline.plugin.bytelevel import byte_characters
+from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 from pipeline.plugin.components import (
     IGNORED,
     Component,
@@ -32,6 +32,7 @@ __all__ = [
     "Optimizer",
     "Sampler",
     "StopTraining",
+    "awkward_texts",
     "byte_characters",
     "hookimpl",
 ]

@@ -251,11 +251,18 @@ class Exporter(Component):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of component: its plural is its folder under plugins/ and the end of its hook's name."""
+    """A kind of component.
+
+    Attributes:
+        singular, plural: Its names; the plural is its folder under plugins/ and the end of its hook's name.
+        base: What its components are subclasses of.
+        chosen_by: The key of params.yaml that chooses among them.
+    """
 
     singular: str
     plural: str
     base: type[Component]
+    chosen_by: str
 
     @property
     def hook(self) -> str:
@@ -265,11 +272,11 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     kind.plural: kind
     for kind in (
-        Kind("corpus", "corpora", Corpus),
-        Kind("loss", "losses", Loss),
-        Kind("optimizer", "optimizers", Optimizer),
-        Kind("eval callback", "eval_callbacks", EvalCallback),
-        Kind("sampler", "samplers", Sampler),
-        Kind("exporter", "exporters", Exporter),
+        Kind("corpus", "corpora", Corpus, "tokenize.corpus.name"),
+        Kind("loss", "losses", Loss, "train.loss.name"),
+        Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name"),
+        Kind("eval callback", "eval_callbacks", EvalCallback, "train.eval_callbacks.use"),
+        Kind("sampler", "samplers", Sampler, "evaluate.samplers.use"),
+        Kind("exporter", "exporters", Exporter, "export.formats.use"),
     )
 }

@@ -14,7 +14,6 @@ from typing import Any
 from pydantic.errors import PydanticUserError
 
 from pipeline.errors import PluginError
-from pipeline.plugin import hookspecs
 from pipeline.plugin.components import KINDS, Kind
 from pipeline.plugin.registry import Entry, Registry
 
@@ -52,12 +51,6 @@ def find_kind(word: str) -> Kind:
         if plain in (kind.plural, kind.singular.replace(" ", "_")):
             return kind
     raise PluginError(f"there is no kind {word!r} (there are: {', '.join(KINDS)})")
-
-
-def chosen_by(kind: Kind) -> str:
-    """The key of params.yaml that chooses a kind's components, such as train.loss.name: its hook names it."""
-    description: str = getattr(hookspecs, kind.hook).__doc__
-    return description.split("`")[1]
 
 
 # ── the list ──────────────────────────────────────────────────────────────────────────────────────
@@ -122,7 +115,7 @@ def _unknown(registry: Registry, name: str) -> str:
 
 def _component(kind: Kind, entry: Entry) -> Iterator[str]:
     schema, name = options_schema(entry), entry.component.name
-    section, _, key = chosen_by(kind).rpartition(".")
+    section, _, key = kind.chosen_by.rpartition(".")
     yield f"{kind.singular} {name}  ·  {entry.source}"
     yield f"params.yaml: {section}.{key}: {name if key == 'name' else f'[{name}]'}"
     yield ""

@@ -12,7 +12,7 @@ from pipeline.errors import PluginError
 from pipeline.files import write_atomically
 from pipeline.paths import Paths
 from pipeline.plugin.components import Kind
-from pipeline.plugin.listing import chosen_by, find_kind
+from pipeline.plugin.listing import find_kind
 from pipeline.plugin.registry import Registry
 
 SKELETONS = Path(__file__).with_name("skeletons")
@@ -83,7 +83,7 @@ def _check_free(paths: Paths, kind: Kind, plugin: Path, test: Path) -> None:
 
 
 def _next_steps(kind: Kind, name: str, plugin: str, test: str) -> Iterator[str]:
-    key = chosen_by(kind)
+    key = kind.chosen_by
     section, _, last = key.rpartition(".")
     chosen, others = (f"{key}={name}", "") if last == "name" else (f"'{key}=[{name}]'", " (list others as well)")
     yield f"wrote {plugin} (it works as it is: make it yours)"

@@ -8,29 +8,27 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from pipeline.console import fact, say
-from pipeline.data.batches import evaluation_windows
-from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-from pipeline.data.tokenizer_file import from_file
+from pipeline.data.batches import EvaluationWindow, evaluation_windows
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids, TokenFolder
-from pipeline.data.vocabulary import published, raw_bytes
 from pipeline.environment import environment_yaml
-from pipeline.errors import PipelineError, explain_os_error, raised_by
+from pipeline.errors import PipelineError, explain_os_error
 from pipeline.evaluation.nll import summarize
 from pipeline.model.device import check_fits, choose_device, gigabytes, memory_of
 from pipeline.paths import Paths
+from pipeline.plugin.components import Document
 from pipeline.plugin.registry import ENTRY_POINTS, Registry
 from pipeline.stages import split, tokenize
-from pipeline.stages.train import Components, load_components, model_config, prepare
+from pipeline.stages.train import Components, check_length, load_components, model_config, prepare
 from pipeline.training.loop import Run, train_step
 from pipeline.training.publish import peak_memory
 from pipeline.training.state import StateStore, TrainState
@@ -38,11 +36,8 @@ from pipeline.training.state import StateStore, TrainState
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-_READ_AT_MOST = 64 << 20
-"""Characters; a corpus of more is not tokenized here, and only its beginning is read."""
-_BYTES_PER_TOKEN = 3.5
-"""A guess for a BPE on English text."""
-_UNKNOWN_ALPHABET = 256
+_READ_AT_MOST = 32 << 20
+"""Characters; of a larger corpus only the beginning is read."""
 _SECONDS_FOR_STEPS = 20.0
 
 
@@ -66,19 +61,6 @@ class _Findings:
         say(f"PROBLEM  {problem}")
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What is trained on: the corpus's own token ids, or random ones in about their number.
-
-    Attributes:
-        ids: The tokens of "train" and "val".
-        tokenizer: The corpus's own, or a stand-in with a vocabulary of the right size.
-    """
-
-    ids: dict[str, Ids]
-    tokenizer: Tokenizer
-
-
 def run(params: Params, paths: Paths) -> None:
     """Tells what is known of the run that params.yaml describes, and writes nothing.
 
@@ -98,12 +80,12 @@ def run(params: Params, paths: Paths) -> None:
     _check_git(paths)
     _check_texts(params, paths)
     with tempfile.TemporaryDirectory() as folder, findings.collected():
-        data = _data(params, paths, Path(folder))
-        _check_prompts(params, data, findings)
+        splits = _data(params, paths, Path(folder))
+        _check_prompts(params, splits, findings)
         if device is not None:
-            _check_size(params, data, device)
+            _check_size(params, splits, device)
             if components is not None and not findings.problems:
-                _measure(params, components, data, Path(folder))
+                _measure(params, components, splits, Path(folder))
     if findings.problems:
         count = len(findings.problems)
         raise PipelineError(f"{count} {'thing' if count == 1 else 'things'} would stop the run, told above")
@@ -184,124 +166,97 @@ class _Scratch(Paths):
         return path.name
 
 
-def _data(params: Params, paths: Paths, folder: Path) -> _Data:
-    """Reads the corpus; tokenizes and splits it in `folder` as the stages will, unless it is large."""
-    documents, characters = _read_corpus(params, paths)
-    if characters > _READ_AT_MOST:
-        return _guessed(params, paths, documents, characters)
+@dataclass
+class _Beginning:
+    """The corpus, or as much of its beginning as is read here; `cut` tells whether that is less than all."""
+
+    documents: tokenize.Documents
+    cut: bool = False
+    left: int = 0
+
+    def __call__(self) -> Iterator[Document]:
+        self.left = _READ_AT_MOST
+        for document in self.documents():
+            if self.left <= 0:
+                self.cut = True
+                return
+            blocks = [document.text] if isinstance(document.text, str) else document.text
+            yield replace(document, text=self._taken(blocks))
+
+    def _taken(self, blocks: Iterable[str]) -> Iterator[str]:
+        for block in blocks:
+            if self.left <= 0:
+                self.cut = True
+                return
+            self.left -= len(block)
+            yield block
+
+
+def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
+    """Tokenizes and splits the corpus in `folder` as the stages will; of a large one, only the beginning."""
     scratch, said = _Scratch(paths.root, folder), io.StringIO()
+    corpus = _Beginning(tokenize.corpus_reader(params, paths))
     try:
         with redirect_stdout(said):
-            tokenize.run(params, scratch)
-            split.run(params, scratch)
+            tokenize.write_tokens(params, scratch, corpus)
+            split.run(_by_position(params) if corpus.cut else params, scratch)
     finally:
         for line in said.getvalue().splitlines():
             if line.startswith(("note:", "removed")):
                 say(line)
+    read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]
     splits = TokenFolder(scratch.splits, "")
-    ids = {name: splits.ids(name) for name in ("train", "val")}
+    beginning = "a large corpus; its beginning alone has " if corpus.cut else ""
     sizes = ", ".join(f"{len(splits.ids(name)):,} of {name}" for name in splits.names)
-    fact("data", f"{documents:,} documents, {characters:,} characters; tokens: {sizes}")
-    return _Data(ids, splits.tokenizer)
+    fact("data", f"{beginning}{read['documents']:,} documents, {read['bytes']:,} bytes; tokens: {sizes}")
+    return splits
 
 
-def _read_corpus(params: Params, paths: Paths) -> tuple[int, int]:
-    """Counts documents and characters, of the beginning if the corpus is large."""
-    own = params.tokenize.corpus
-    corpus = Registry.load(paths.plugins, ["corpora"]).build("corpora", own.name, own.options, "tokenize.corpus")
-    documents = characters = 0
-    try:
-        for document in corpus.documents(paths.raw):
-            documents += 1
-            for block in [document.text] if isinstance(document.text, str) else document.text:
-                characters += len(block)
-            if characters > _READ_AT_MOST:
-                break
-    except (OSError, PipelineError):
-        raise
-    except ValueError as error:
-        raise PipelineError(f"the corpus {own.name}: {error}") from None
-    except Exception as error:
-        raise raised_by(f"the corpus {own.name!r}", error) from error
-    return documents, characters
+def _by_position(params: Params) -> Params:
+    """Whether documents leave a side empty cannot be told from a beginning, so that is cut by position."""
+    return params.model_copy(update={"split": params.split.model_copy(update={"by": "position", "unit": "tokens"})})
 
 
-def _guessed(params: Params, paths: Paths, documents: int, characters: int) -> _Data:
-    """For a corpus of which only the beginning was read: random ids, in about the number of the tokens it has."""
-    tokenizer, per_token = _stand_in(params, paths)
-    tokens = int(characters / per_token)
-    fact("data", f"a large corpus: its first {documents:,} documents alone are some {tokens:,} tokens, by a guess")
-    generator = np.random.default_rng(0)
-    val, test = (int(tokens * share) for share in (params.split.val, params.split.test))
-    sizes = {"train": tokens - val - test, "val": max(val, 2)}
-    ids = {
-        name: generator.integers(tokenizer.vocab_size, size=size, dtype=np.uint32) for name, size in sizes.items()
-    }
-    return _Data(ids, tokenizer)
-
-
-def _stand_in(params: Params, paths: Paths) -> tuple[Tokenizer, float]:
-    """A tokenizer with a vocabulary of the right size, and the characters that one of its tokens stands for."""
-    own = params.tokenize.tokenizer
-    if own.name == "tiktoken":
-        return published(own.tiktoken.encoding), _BYTES_PER_TOKEN
-    if own.name == "file":
-        return from_file(paths.root / own.file.path, own.file.pattern, own.file.end_of_text), _BYTES_PER_TOKEN
-    if own.name == "bytes":
-        return raw_bytes(), 1.0
-    size = own.bpe.vocab_size if own.name == "bpe" else _UNKNOWN_ALPHABET
-    ranks = {b"\0" + number.to_bytes(4): number for number in range(size - 1)}
-    return Tokenizer("stand-in", "", ranks, {END_OF_TEXT: size - 1}), _BYTES_PER_TOKEN if own.name == "bpe" else 1.0
-
-
-def _check_prompts(params: Params, data: _Data, findings: _Findings) -> None:
-    """A tokenizer of characters cannot read every prompt; without the real one there is nothing to try."""
-    if data.tokenizer.name == "stand-in":
-        return
+def _check_prompts(params: Params, splits: TokenFolder, findings: _Findings) -> None:
+    """A tokenizer of characters cannot read every prompt."""
     for prompt in params.evaluate.generation.prompts:
         with findings.collected():
-            data.tokenizer.encode(prompt)
+            splits.tokenizer.encode(prompt)
 
 
 # ── model, memory, time ───────────────────────────────────────────────────────────────────────────
 
 
-def _check_size(params: Params, data: _Data, device: torch.device) -> None:
+def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> None:
     """Says how large the model is; a model that cannot fit is told before any of it is made.
 
     Raises:
         PipelineError: the parameters alone need more memory than there is, or the text is too short.
     """
-    config = model_config(params, data.tokenizer)
-    count, tokens = config.parameter_count, len(data.ids["train"])
-    fact("model", f"{count:,} parameters, {tokens / count:.2g} tokens to train on for each of them")
-    if tokens <= params.model.context_length:
-        raise PipelineError(
-            f"{tokens:,} tokens to train on are fewer than one window needs (model.context_length "
-            f"{params.model.context_length} and one more): lower it or bring more text"
-        )
+    config, train = model_config(params, splits.tokenizer), splits.ids("train")
+    share = len(train) / config.parameter_count
+    fact("model", f"{config.parameter_count:,} parameters, {share:.2g} tokens to train on for each of them")
+    check_length(train, params.model.context_length)
     check_fits(config, device)
 
 
-def _measure(params: Params, components: Components, data: _Data, folder: Path) -> None:
+def _measure(params: Params, components: Components, splits: TokenFolder, folder: Path) -> None:
     """Takes a few real steps, and says how much memory and time the whole run will need."""
-    plan = prepare(params, components, data.ids, data.tokenizer, StateStore(folder, "preflight"))
-    windows, seconds = _time_steps(plan)
-    forward = _time_evaluation(plan, data)
-    per_window = seconds / windows
-    tokens_per_second = plan.data.context_length / per_window
-    fact("memory", f"{gigabytes(peak_memory())} at the most{_note(windows, plan)}")
-    own = params.train.evaluation
-    available = [len(evaluation_windows(len(ids), plan.data.context_length, plan.data.context_length))
-                 for ids in data.ids.values()]  # fmt: skip
-    read = sum(min(own.windows, number) for number in available)
+    ids = {name: splits.ids(name) for name in ("train", "val")}
+    plan = prepare(params, components, ids, splits.tokenizer, StateStore(folder, "preflight"))
+    timed, seconds = _time_steps(plan)
+    per_window = seconds / timed
+    length, own = plan.data.context_length, params.train.evaluation
+    windows = {name: evaluation_windows(len(each), length, length) for name, each in ids.items()}
+    forward = _time_evaluation(plan, ids["val"], windows["val"][: plan.micro_batch_size], splits.tokenizer)
+    read = sum(min(own.windows, len(each)) for each in windows.values())
     evaluations = plan.total_steps // own.every + 1
-    training = per_window * plan.total_windows
-    evaluating = forward * (evaluations * read + 2 * available[1])
+    evaluating = forward * (evaluations * read + 2 * len(windows["val"]))
+    fact("memory", f"{gigabytes(peak_memory())} at the most{_note(timed, plan)}")
     fact(
         "time",
-        f"some {_duration(training)} to train ({plan.total_steps:,} steps at {tokens_per_second:,.0f} tokens/s, by "
-        f"{windows} windows just now), {_duration(evaluating)} to evaluate on the way",
+        f"some {_duration(per_window * plan.total_windows)} to train ({plan.total_steps:,} steps at "
+        f"{length / per_window:,.0f} tokens/s, as just measured), {_duration(evaluating)} to evaluate on the way",
     )
 
 
@@ -325,12 +280,10 @@ def _step_seconds(plan: Run, state: TrainState) -> float:
     return time.perf_counter() - started
 
 
-def _time_evaluation(plan: Run, data: _Data) -> float:
+def _time_evaluation(plan: Run, ids: Ids, windows: list[EvaluationWindow], tokenizer: Tokenizer) -> float:
     """Seconds that evaluating one window takes."""
-    length = plan.data.context_length
-    windows = evaluation_windows(len(data.ids["val"]), length, length)[: plan.micro_batch_size]
     started = time.perf_counter()
-    summarize(plan.model, data.ids["val"], windows, plan.micro_batch_size, data.tokenizer.byte_lengths)
+    summarize(plan.model, ids, windows, plan.micro_batch_size, tokenizer.byte_lengths)
     return (time.perf_counter() - started) / len(windows)
 
 

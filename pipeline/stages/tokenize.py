@@ -25,18 +25,24 @@ if TYPE_CHECKING:
     from pipeline.paths import Paths
 
 T = TypeVar("T")
+Documents = Callable[[], Iterator[Document]]
 
 
 def run(params: Params, paths: Paths) -> None:
     """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json."""
+    write_tokens(params, paths, corpus_reader(params, paths))
+
+
+def corpus_reader(params: Params, paths: Paths) -> Documents:
+    """What reads the corpus of params.yaml; names and errors are checked on the way."""
+    own = params.tokenize.corpus
+    corpus = Registry.load(paths.plugins, ["corpora"]).build("corpora", own.name, own.options, "tokenize.corpus")
+    return lambda: _checked(corpus.documents(paths.raw), own.name)
+
+
+def write_tokens(params: Params, paths: Paths, documents: Documents) -> None:
+    """Makes the tokenizer and writes the documents' tokens, reading them once or twice."""
     own = params.tokenize
-    registry = Registry.load(paths.plugins, ["corpora"])
-    corpus = registry.build("corpora", own.corpus.name, own.corpus.options, "tokenize.corpus")
-
-    def documents() -> Iterator[Document]:
-        found: Iterator[Document] = corpus.documents(paths.raw)
-        return _checked(found, own.corpus.name)
-
     tokenizer = _tokenizer(own.tokenizer, documents, paths)
     end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
 
@@ -72,7 +78,7 @@ def run(params: Params, paths: Paths) -> None:
     fact("wrote", f"{paths.shown(paths.tokens)}")
 
 
-def _tokenizer(params: TokenizerParams, documents: Callable[[], Iterator[Document]], paths: Paths) -> Tokenizer:
+def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> Tokenizer:
     if params.name == "tiktoken":
         return published(params.tiktoken.encoding)
     if params.name == "file":

@@ -41,7 +41,7 @@ def run(params: Params, paths: Paths) -> None:
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     paths.metrics.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
     ids = {name: splits.ids(name) for name in ("train", "val")}
-    _check_lengths(ids, params.model.context_length)
+    check_length(ids["train"], params.model.context_length)
     _check_ids(ids, splits.tokenizer.vocab_size)
     components = load_components(own, paths)
 
@@ -163,10 +163,11 @@ def prepare(
     )
 
 
-def _check_lengths(ids: dict[str, Ids], context_length: int) -> None:
-    if len(ids["train"]) <= context_length:
+def check_length(train: Ids, context_length: int) -> None:
+    """Raises DataError when the training split has not even one window."""
+    if len(train) <= context_length:
         raise DataError(
-            f"the training split has {len(ids['train']):,} tokens, and one window needs {context_length + 1:,} "
+            f"the training split has {len(train):,} tokens, and one window needs {context_length + 1:,} "
             f"(model.context_length {context_length} and the token after it): lower model.context_length or bring "
             "more text"
         )

@@ -3,13 +3,12 @@
 import importlib.util
 import json
 import random
-import unicodedata
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from pipeline.plugin import Exporter, ExportSource, byte_characters, hookimpl
+from pipeline.plugin import Exporter, ExportSource, awkward_texts, byte_characters, hookimpl
 
 _TOLERANCE = 1e-4
 _GREEDY_TOKENS = 32
@@ -113,27 +112,12 @@ def _read_back(source: ExportSource, folder: Path) -> dict[str, Any]:
 
 
 def _proof_texts(source: ExportSource) -> list[str]:
-    """A real text, every code point, and thousands of random strings: a short list of nasty ones missed
-    wrong split patterns. Where only some characters are known, random strings of those."""
+    """A real text and thousands of awkward ones; where only some characters are known, random strings of those."""
     if not _reads_any_text(source):
-        known = [sequence.decode() for sequence in source.ranks]
-        strings = ["".join(random.Random(seed).choices(known, k=1 + seed % 40)) for seed in range(_RANDOM_STRINGS)]
+        known, generator = [sequence.decode() for sequence in source.ranks], random.Random(0)
+        strings = ["".join(generator.choices(known, k=generator.randint(1, 40))) for _ in range(_RANDOM_STRINGS)]
         return [source.text, "".join(known), *strings]
-    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point <= 0xDFFF]
-    every_point = ["".join(points[start : start + 4096]) for start in range(0, len(points), 4096)]
-    generator = random.Random(0)
-    assigned = [each for each in points[:0x3000] if unicodedata.category(each) != "Cn"]
-    alphabets = [
-        "ab'sdmtrevl \n",
-        " \t\n\r\u00a0\u3000",
-        "aZ09 .,!?'\n",
-        "".join(generator.sample(assigned, 400)),
-    ]
-    strings = [
-        "".join(generator.choices(generator.choice(alphabets), k=generator.randint(1, 40)))
-        for _ in range(_RANDOM_STRINGS)
-    ]
-    return [source.text, f"{source.end_of_text} as text", *every_point, *strings]
+    return [source.text, f"{source.end_of_text} as text", *awkward_texts(_RANDOM_STRINGS)]
 
 
 def _reads_any_text(source: ExportSource) -> bool:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, Project
+from ruamel.yaml import YAML
 
+from pipeline.plugin import hookspecs
 from pipeline.plugin.components import KINDS
-from pipeline.plugin.listing import chosen_by
 from pipeline.plugin.registry import Registry, plugin_files
-from pipeline.schema import PLACES
 
 MINE = {kind.plural: f"my_{kind.singular.replace(' ', '_')}" for kind in KINDS.values()}
 """The name of the component that a test writes of each kind."""
@@ -61,7 +61,7 @@ def test_show_explains_every_option_of_every_shipped_component(project: Project,
         out = project.succeed("plugins", "show", entry.component.name).out
         words = " ".join(out.split())
         assert f"{KINDS[plural].singular} {entry.component.name} · {entry.source}" in words
-        assert chosen_by(KINDS[plural]) in out
+        assert KINDS[plural].chosen_by in out
         assert " ".join(str(entry.component.__doc__).split()) in words
         for option, field in entry.component.model_fields.items():
             assert f"  {option}: " in out
@@ -70,8 +70,11 @@ def test_show_explains_every_option_of_every_shipped_component(project: Project,
 
 
 def test_the_hooks_say_where_params_yaml_chooses_each_kind() -> None:
-    places = {plural: ".".join(place) for place, plural in PLACES.items()}
-    assert {plural: chosen_by(kind).rpartition(".")[0] for plural, kind in KINDS.items()} == places
+    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
+    for kind in KINDS.values():
+        section, key, choice = kind.chosen_by.split(".")
+        assert choice in params[section][key]
+        assert f"`{kind.chosen_by}`" in getattr(hookspecs, kind.hook).__doc__
 
 
 def test_show_tells_type_bounds_default_and_choice(project: Project) -> None:

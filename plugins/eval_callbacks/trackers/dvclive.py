@@ -2,12 +2,12 @@
 
 import json
 import os
-from datetime import datetime
-from itertools import chain, count
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.plugin import EvalCallback, EvaluationEvent, hookimpl
+from pipeline.plugin import EvalCallback, EvaluationEvent
+
+from .runs import run_folder
 
 _FOLDER = ".dvclive"  # ignored by git and DVC: no stage's output, and no reason to run one again
 
@@ -33,10 +33,7 @@ class DVCLive(EvalCallback):
                 f"{error}: install it with pip install -c constraints.txt -e '.[dvclive]'"
             ) from None
 
-        runs = Path(os.environ.get("DVC_ROOT") or ".") / _FOLDER  # an experiment in a copy writes here too
-        if "run" not in event.memory:
-            event.memory["run"] = _new_folder(runs)
-        folder = runs / event.memory["run"]
+        folder = run_folder(_FOLDER, event.memory)
         going_on = _step(folder) == (event.history[-1]["step"] if event.history else None)
 
         os.environ["DVC_STUDIO_OFFLINE"] = "true"  # each Live would announce another run there
@@ -52,15 +49,6 @@ class DVCLive(EvalCallback):
         return {}
 
 
-def _new_folder(parent: Path) -> str:
-    """Makes a run's folder, named after the experiment or the time; returns the name."""
-    name = os.environ.get("DVC_EXP_NAME") or f"{datetime.now():%Y-%m-%d-%H%M%S}"
-    names = chain([name], (f"{name}-{number}" for number in count(2)))
-    folder = next(parent / each for each in names if not (parent / each).exists())
-    folder.mkdir(parents=True)
-    return folder.name
-
-
 def _step(folder: Path) -> int | None:
     """The last step that a folder holds; None where it holds none, or damaged ones."""
     try:
@@ -68,8 +56,3 @@ def _step(folder: Path) -> int | None:
     except (OSError, ValueError, KeyError):
         return None
     return step
-
-
-@hookimpl
-def register_eval_callbacks() -> list[type[EvalCallback]]:
-    return [DVCLive]

@@ -2,12 +2,11 @@
 
 import os
 import time
-from datetime import datetime
-from itertools import chain, count
-from pathlib import Path
 from typing import ClassVar
 
-from pipeline.plugin import EvalCallback, EvaluationEvent, hookimpl
+from pipeline.plugin import EvalCallback, EvaluationEvent
+
+from .runs import run_folder
 
 _FOLDER = ".tensorboard"  # ignored by git and DVC: no stage's output, and no reason to run one again
 _FILE = "events.out.tfevents.train"
@@ -42,11 +41,7 @@ class TensorBoard(EvalCallback):
             for name, number in event.metrics.items()
             if name != "step"  # the axis
         ]
-        runs = Path(os.environ.get("DVC_ROOT") or ".") / _FOLDER  # an experiment in a copy writes here too
-        if "run" not in memory:
-            memory["run"] = _new_folder(runs)
-        path = runs / memory["run"] / _FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = run_folder(_FOLDER, memory) / _FILE
         with path.open("ab") as file:
             file.truncate(min(file.tell(), memory.get("bytes", 0)))
             writer = RecordWriter(file)
@@ -56,17 +51,3 @@ class TensorBoard(EvalCallback):
             writer.write(Event(wall_time=now, step=event.step, summary=summary).SerializeToString())
         memory["bytes"] = path.stat().st_size
         return {}
-
-
-def _new_folder(parent: Path) -> str:
-    """Makes a run's folder, named after the experiment or the time; returns the name."""
-    name = os.environ.get("DVC_EXP_NAME") or f"{datetime.now():%Y-%m-%d-%H%M%S}"
-    names = chain([name], (f"{name}-{number}" for number in count(2)))
-    folder = next(parent / each for each in names if not (parent / each).exists())
-    folder.mkdir(parents=True)
-    return folder.name
-
-
-@hookimpl
-def register_eval_callbacks() -> list[type[EvalCallback]]:
-    return [TensorBoard]

@@ -1,0 +1,11 @@
+"""Trackers: programs that show a run's numbers while it goes on and beside those of other runs."""
+
+from pipeline.plugin import EvalCallback, hookimpl
+
+from .dvclive import DVCLive
+from .tensorboard import TensorBoard
+
+
+@hookimpl
+def register_eval_callbacks() -> list[type[EvalCallback]]:
+    return [TensorBoard, DVCLive]
