@@ -14,8 +14,10 @@ from pipeline.environment import environment_yaml
 from pipeline.plugin.registry import ENTRY_POINTS
 
 
-def tree(root: Path) -> dict[str, float]:
-    return {str(path): path.stat().st_mtime for path in root.rglob("*") if "__pycache__" not in str(path)}
+def tree(root: Path) -> dict[str, bytes | None]:
+    """Every path with a file's bytes; not what Python keeps of imported plugins."""
+    paths = [path for path in root.rglob("*") if "__pycache__" not in path.parts]
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def test_before_the_first_run_the_corpus_is_tokenized_and_nothing_is_written(project: Project) -> None:
