@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import Interrupted, PipelineError, explain_os_error
+from pipeline.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
 
 if TYPE_CHECKING:
     from pipeline.params import Params
     from pipeline.paths import Paths
-
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|size calculation overflowed")
 
 
 class _Group(click.Group):
@@ -250,14 +247,32 @@ def lock() -> None:
     click.echo(f"environment.yaml {'written' if changed else 'is up to date'}")
 
 
-@cli.command(short_help="Forget the saved states of training runs.")
-def clean() -> None:
-    """Forget the saved states of training runs (.resume/), those of running ones excepted."""
-    from pipeline.paths import Paths
-    from pipeline.training.state import remove_states
+@cli.command(short_help="List the runs whose states are kept.")
+def runs() -> None:
+    """List the runs whose states are kept in .resume/: what `pipeline train` would go on with.
 
-    removed, kept = remove_states(Paths(Path.cwd()).resume)
-    click.echo(f"removed the states of {removed} runs" + (f", kept {kept} that are running" if kept else ""))
+    A run is named by the fingerprint of all that decides its result. `pipeline clean` forgets runs.
+    """
+    from pipeline.paths import Paths
+    from pipeline.stages.runs import table
+
+    for line in table(Paths(Path.cwd()).resume):
+        click.echo(line)
+
+
+@cli.command(short_help="Forget saved states of training runs.")
+@click.argument("names", nargs=-1, metavar="[RUN]...")
+@click.option("--keep", type=click.IntRange(min=0), default=0, metavar="N", help="Keep the N that were saved last.")
+def clean(names: tuple[str, ...], keep: int) -> None:
+    """Forget the saved states of each RUN, or of all runs (.resume/), those of running ones excepted.
+
+    RUN is the beginning of a name that `pipeline runs` lists.
+    """
+    from pipeline.paths import Paths
+    from pipeline.stages.runs import clean as forget
+
+    for line in forget(Paths(Path.cwd()).resume, names, keep):
+        click.echo(line)
 
 
 def main() -> None:
@@ -294,7 +309,7 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         return _fail(explain_os_error(error), 1)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+        if not out_of_memory(error):
             raise
         return _fail(
             "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "

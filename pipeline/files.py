@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,20 +17,49 @@ from typing import Any
 from pipeline.errors import DataError, PipelineError
 
 MANIFEST = "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes `content` so that a reader, or a crash at any moment, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with room_for(len(content), path):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_for(size: int, path: Path) -> Iterator[None]:
+    """Writes inside the block; where the disk is full, says how much room is missing for `size` bytes at `path`.
+
+    What was half-written must be gone when the block ends: its room is counted as free.
+    """
     try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise PipelineError(
+            f"{path}: the disk is full: {readable(size)} are to be written and {readable(free)} are free, so at "
+            f"least {readable(max(size - free, 1))} are missing: make room and run it again"
+        ) from None
+
+
+def readable(size: float) -> str:
+    """Bytes as people read them."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size:.0f} bytes"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -135,12 +165,15 @@ def lock(path: Path, what: str) -> Iterator[None]:
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
         except BlockingIOError:
+            held = False
+        if not held:  # by another process, or the file was removed while it was opened here
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise PipelineError(
                 f"{what} is already running as process {holder}: wait for it, or end it with `kill {holder}`"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

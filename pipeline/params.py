@@ -195,6 +195,13 @@ class ScheduleParams(Section):
     """The share of all steps in which `wsd` decays."""
 
 
+class ExtensionParams(Section):
+    amount: Count
+    """How much longer a finished run goes on, in the budget's unit; 0 for not at all."""
+    peak: Annotated[float, Field(gt=0, le=1)]
+    """What the learning rate climbs to once more, as a share of its first peak (`constant` stays as it is)."""
+
+
 class EvaluationParams(Section):
     every: Positive
     """Steps between evaluations; step 0 and the last step are always evaluated."""
@@ -206,6 +213,9 @@ class TrainParams(Section):
     seed: Seed
     """Decides the initial weights, the data's order and dropout."""
     budget: BudgetParams
+    extension: ExtensionParams
+    """Goes on with the run that the other params describe, from its finished state; that run is trained first where
+    its state is not there."""
     batch_size: Positive
     """Context windows in an optimizer step."""
     micro_batch_size: Positive
@@ -216,6 +226,8 @@ class TrainParams(Section):
     """Whether each epoch cuts the training text at other places."""
     grad_clip: Annotated[float, Field(ge=0)]
     """Largest norm of the gradient; 0 leaves it as it is."""
+    skip_bad_steps: Count
+    """Steps whose loss or gradient is not finite that are skipped, each with a message; one more stops the run."""
     schedule: ScheduleParams
     loss: Choice
     """What training minimises."""
@@ -266,9 +278,18 @@ class RuntimeParams(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
     """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
     threads: Annotated[int, Field(ge=0, le=1024)]
-    """Processor threads; 0 means one for each core."""
-    save_seconds: Annotated[float, Field(gt=0)]
-    """Seconds between the states that an interrupted run goes on from."""
+    """Processor threads of each process; 0 means that the processes share the cores."""
+    processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+    """Processes that train together on this machine; `auto` is one for each GPU."""
+    strategy: Literal["ddp", "fsdp"]
+    """With several processes: `ddp` keeps the whole model on each, `fsdp` a share of it (for what does not fit)."""
+    restarts: Annotated[int, Field(ge=0, le=1000)]
+    """How often the processes are started again, from the last state, when one of them was killed or crashed."""
+    compile: bool
+    """Whether the blocks are compiled: slow to begin, then faster; needs a C++ compiler."""
+    save_seconds: Annotated[float, Field(ge=0)]
+    """Seconds between the states that an interrupted run goes on from, or longer where saving would cost over 3% of
+    the time; 0 saves after every step, whatever it costs."""
 
 
 class Params(Section):

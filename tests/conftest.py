@@ -145,13 +145,37 @@ def test_data() -> Path:
     return Path(folder)
 
 
+Tell = Callable[[str, int, int, int], None]
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Tell:
+    """`tell(fault, tries, recovered, equal)` adds a row to the table of faults; all three numbers must be equal."""
+
+    def row(fault: str, tries: int, recovered: int, equal: int) -> None:
+        request.node.user_properties.append(("fault", (fault, tries, recovered, equal)))
+        assert (recovered, equal) == (tries, tries), fault
+
+    return row
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="faults: many tries of each, as `make test-faults` does")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """With `-v`: the bad inputs that were tried, as a table of case, exit code and message."""
+    """The faults that were tried, with `--long`; the bad inputs that were tried, with `-v`."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    faults = [value for report in reports for name, value in report.user_properties if name == "fault"]
+    if faults and config.option.long:
+        terminalreporter.section("faults")
+        for columns in [("fault", "tries", "recovered", "bitwise equal"), *dict.fromkeys(faults)]:
+            terminalreporter.write_line("{:<74}{:>7}{:>11}{:>15}".format(*columns))
     if config.option.verbose < 0:  # pyproject.toml says -q, which -v takes back
         return
     tried = [
         value
-        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        for report in reports
         for name, value in report.user_properties
         if name == "bad input" and report.when == "call"
     ]

@@ -31,7 +31,7 @@ from conftest import REPOSITORY, TINY, Project, Result
 
 from pipeline.data.tokens import TokenFolder
 from pipeline.data.vocabulary import train_bpe
-from pipeline.files import sha256, write_manifest
+from pipeline.files import write_manifest
 
 Break = Callable[[Path], Any]
 
@@ -883,7 +883,11 @@ def test_a_corpus_of_scripts_and_escape_sequences_is_inert_in_the_report(project
 
 
 def states(root: Path) -> list[Path]:
-    return sorted((root / ".resume").glob("*/step-*.pt"))
+    return sorted((root / ".resume").glob("*/[0-9]*/state.pth"))
+
+
+def saved_steps(root: Path) -> set[int]:
+    return {json.loads(path.with_name("about.json").read_text())["step"] for path in states(root)}
 
 
 def forget_outputs(root: Path) -> dict[str, bytes]:
@@ -901,24 +905,24 @@ def test_a_complete_run_is_published_again(trained_project: Project) -> None:
     assert forget_outputs(trained_project.root) == published
 
 
-SAVING = ["--set", "runtime.save_seconds=1e-9"]
+SAVING = ["--set", "runtime.save_seconds=0"]
 """States after every step."""
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "html", "no json", "json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "html", "no manifest", "manifest"])
 def test_a_damaged_state_is_passed_over_for_the_one_before(damage: str, trained_project: Project) -> None:
     root = trained_project.root
     rmtree(root / ".resume")
     trained_project.succeed("train", *SAVING)
     published = forget_outputs(root)
     _, newest = (path.relative_to(root).as_posix() for path in states(root))
-    described = newest.replace(".pt", ".json")
+    manifest = newest.replace("state.pth", "manifest.json")
     {
         "flip": flip_a_bit(newest), "truncate": truncate(newest), "empty": write(newest, ""),
-        "html": write(newest, "<html>"), "no json": remove(described), "json": write(described, "[]"),
+        "html": write(newest, "<html>"), "no manifest": remove(manifest), "manifest": write(manifest, "[]"),
     }[damage](root)  # fmt: skip
     result = trained_project.succeed("train", *SAVING)
-    assert f"{Path(newest).name} is damaged and passed over" in result.out
+    assert f"{Path(newest).parent.name} is damaged and passed over" in result.out
     assert "going on from step" in result.out
     assert forget_outputs(root) == published
 
@@ -935,8 +939,7 @@ def test_without_any_whole_state_training_starts_afresh_and_says_so(trained_proj
 def test_a_malicious_state_is_refused(trained_project: Project) -> None:
     (path,) = states(trained_project.root)
     torch.save({"run": Malicious()}, path)
-    described = path.with_suffix(".json")
-    described.write_text(json.dumps(json.loads(described.read_text()) | {"sha256": sha256(path)}))
+    write_manifest(path.parent)
     result = trained_project.succeed("train")
     assert "not a checkpoint of plain tensors" in result.out
     assert not list(trained_project.root.rglob("pwned"))
@@ -952,7 +955,7 @@ def test_another_shape_or_tokenizer_is_another_run(trained_project: Project) -> 
 def test_nan_keeps_the_last_good_state(trained_project: Project) -> None:
     result = trained_project.run(*shlex.split(NO_WARMUP), *SAVING)
     assert_error(result, 1, ("step 1",))
-    assert "step-000000001.pt" in {path.name for path in states(trained_project.root)}
+    assert 1 in saved_steps(trained_project.root)
 
 
 @pytest.mark.parametrize("place", ["this very run", "this folder"])
@@ -960,7 +963,7 @@ def test_two_runs_in_one_place(place: str, trained_project: Project) -> None:
     root = trained_project.root
     (state,) = states(root)
     before = contents(root)
-    lock = state.parent / "lock" if place == "this very run" else root / ".resume" / "lock"
+    lock = state.parents[1] / "lock" if place == "this very run" else root / ".resume" / "lock"
     with lock.open("w") as file:
         file.write("4711")
         file.flush()

@@ -89,19 +89,20 @@ class Clone:
         self.run("dvc", "add", "-q", "data/raw")
         self.commit("start")
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """As a person's shell has it, with the tools that are tested here first."""
         names = ("DVC_ROOT", "DVC_STAGE", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
         environment = {name: value for name, value in os.environ.items() if name not in names}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         environment["OMP_NUM_THREADS"] = "1"
-        identity = {
-            "GIT_AUTHOR_NAME": "t",
-            "GIT_AUTHOR_EMAIL": "t@t",
-            "GIT_COMMITTER_NAME": "t",
-            "GIT_COMMITTER_EMAIL": "t@t",
-        }
+        for who in ("AUTHOR", "COMMITTER"):
+            environment |= {f"GIT_{who}_NAME": "t", f"GIT_{who}_EMAIL": "t@t"}
+        return environment
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
-            command, cwd=self.root, env=environment | identity, text=True, check=False,
+            command, cwd=self.root, env=self.environment(), text=True, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert not check or result.returncode == 0, result.stdout

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,7 +57,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # no inference mode: FSDP2 keeps buffers of its first forward, and training writes into them
 def score(model: GPT, ids: Ids, windows: Sequence[EvaluationWindow], batch_size: int) -> Iterator[Scores]:
     """Scores the windows' counted targets, in order, a batch at a time; in float32, without dropout."""
     device = model.head_weight.device
@@ -122,6 +122,14 @@ class Summary:
         self._bytes += int(lengths.sum())
         self.tokens += len(scores.targets)
         self._correct += int(scores.correct.sum())
+        return self
+
+    def over(self, total: Callable[..., list[float]]) -> Summary:
+        """With the sums of several processes; `total` adds each value up over them. Returns itself."""
+        self._nats, self._text_nats, *counts = total(
+            self._nats, self._text_nats, self.tokens, self._correct, self._bytes
+        )
+        self.tokens, self._correct, self._bytes = (int(count) for count in counts)
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from dataclasses import dataclass
@@ -40,11 +41,36 @@ def write_checkpoint(
         last: `model_state_dict` and `optimizer_state_dict` of the last step, and `step`.
         best: `model_state_dict` of the best evaluation, and `step`.
     """
-    torch.save(_with_shared_keys(last), folder / LAST)
-    torch.save(_with_shared_keys(best), folder / BEST)
+    save_tensors(last, folder / LAST)
+    save_tensors(best, folder / BEST)
     write_json(folder / CONFIG, config.to_dict())
     tokenizer.save(folder / TOKENIZER)
     write_manifest(folder)
+
+
+def save_tensors(value: dict[str, Any], path: Path) -> None:
+    """Writes plain tensors and plain values, which `load_tensors` reads; it is on the disk when this returns.
+
+    Raises:
+        OSError: the file cannot be written, such as on a full disk.
+    """
+    with path.open("wb") as file:
+        try:
+            torch.save(_with_shared_keys(value), file)
+        except RuntimeError as error:  # torch's own complaint hides the system's
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(tensor_bytes(each) for each in values)
 
 
 def _with_shared_keys(value: Any) -> Any:
@@ -53,7 +79,9 @@ def _with_shared_keys(value: Any) -> Any:
         return {
             sys.intern(key) if type(key) is str else key: _with_shared_keys(each) for key, each in value.items()
         }
-    return [_with_shared_keys(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list | tuple):
+        return type(value)(_with_shared_keys(each) for each in value)
+    return value
 
 
 @dataclass(frozen=True)

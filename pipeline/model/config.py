@@ -47,8 +47,12 @@ class GPTConfig:
         """Trained numbers, padding rows included, a tied head counted once; known before the model is made."""
         width = self.emb_dim
         embeddings = self.padded_vocab_size * width * (1 if self.tied_head else 2) + self.context_length * width
-        block = 12 * width**2 + (13 if self.qkv_bias else 10) * width
-        return embeddings + self.n_layers * block + 2 * width
+        return embeddings + self.n_layers * self.block_parameter_count + 2 * width
+
+    @property
+    def block_parameter_count(self) -> int:
+        """Trained numbers of one block."""
+        return 12 * self.emb_dim**2 + (13 if self.qkv_bias else 10) * self.emb_dim
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""

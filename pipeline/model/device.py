@@ -1,4 +1,4 @@
-"""Which device computes, and whether a model fits on it."""
+"""Which device computes, with how many threads, and how much memory it has."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import os
 import torch
 
 from pipeline.errors import ParamsError
-from pipeline.model.config import GPTConfig
-
-_COPIES = 4
-"""Of the parameters in float32, at the least: weights, gradients, and the two moments of Adam."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,9 +29,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_threads(threads: int) -> None:
     """Lets torch compute on `threads` processor threads; 0 means one for each core."""
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or cores())
 
 
 def memory_of(device: torch.device) -> int:
@@ -43,21 +44,3 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def check_fits(config: GPTConfig, device: torch.device) -> None:
-    """Raises ParamsError when the parameters and their optimizer alone need more memory than there is.
-
-    It is known before the model is made, which would fill the memory first.
-    """
-    needed, memory = 4 * _COPIES * config.parameter_count, memory_of(device)
-    if needed > memory:
-        raise ParamsError(
-            f"a model of {config.parameter_count:,} parameters needs {gigabytes(needed)} with its gradients and "
-            f"optimizer, and {device} has {gigabytes(memory)}: lower model.n_layers or model.emb_dim"
-        )
-
-
-def gigabytes(size: float) -> str:
-    """Bytes as people read them."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.model.config import GPTConfig
 from pipeline.plugin.components import ModelOutput
@@ -96,11 +97,17 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer over token ids [B, T]."""
+    """A decoder-only transformer over token ids [B, T].
+
+    Attributes:
+        recompute: Whether training keeps each block's input only and computes the block again for its gradients:
+            a third more work, and the activations of one block instead of all (Chen et al., 2016).
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.emb_dim)
         self.position_embedding = nn.Embedding(config.context_length, config.emb_dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -123,7 +130,10 @@ class GPT(nn.Module):
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
         mask = self._mask(tokens, cache)
         for block in self.blocks:
-            x = block(x, mask, cache)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, cache, use_reentrant=False)
+            else:
+                x = block(x, mask, cache)
         if cache is not None:
             cache.length += tokens.shape[1]
         return ModelOutput(self.norm(x), self.head_weight, self.config.vocab_size)

@@ -78,6 +78,10 @@ class Loss(Component):
 class Optimizer(Component):
     """How the weights follow the gradients."""
 
+    works_on_shards: ClassVar[bool] = False
+    """Whether it is right, too, when each process holds a share of every parameter (`runtime.strategy: fsdp`), as
+    what treats each number for itself is; else it is refused there."""
+
     @abstractmethod
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         """A torch optimizer over every parameter, each exactly once.

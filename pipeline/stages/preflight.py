@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import subprocess
 import tempfile
@@ -17,21 +16,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.console import fact, say
-from pipeline.data.batches import EvaluationWindow, evaluation_windows
+from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids, TokenFolder
 from pipeline.environment import environment_yaml
 from pipeline.errors import PipelineError, explain_os_error
 from pipeline.evaluation.nll import summarize
-from pipeline.model.device import check_fits, choose_device, gigabytes, memory_of
+from pipeline.files import readable
+from pipeline.model.device import choose_device, cores, memory_of
+from pipeline.model.memory import bytes_per_parameter, check_fits, estimate
 from pipeline.paths import Paths
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import ENTRY_POINTS, Registry
 from pipeline.stages import split, tokenize
-from pipeline.stages.train import Components, check_length, load_components, model_config, prepare
+from pipeline.stages.train import Components, Leg, check_length, lengths, load_components, model_config, prepare
+from pipeline.training.conditions import choose, process_count
+from pipeline.training.distributed import Ranks
+from pipeline.training.interrupt import StopSignal
+from pipeline.training.length import Length
 from pipeline.training.loop import Run, train_step
 from pipeline.training.publish import peak_memory
-from pipeline.training.state import StateStore, TrainState
+from pipeline.training.state import TrainState
+from pipeline.training.store import StateStore
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -75,7 +81,7 @@ def run(params: Params, paths: Paths) -> None:
     with findings.collected():
         device = choose_device(params.runtime.device)
         threads = f"{_threads(params)} processor thread{'s' if _threads(params) > 1 else ''}"
-        fact("device", f"{device}, {threads}, {gigabytes(memory_of(device))} of memory")
+        fact("device", f"{device}, {threads}, {readable(memory_of(device))} of memory")
     _check_environment(paths)
     _check_git(paths)
     _check_texts(params, paths)
@@ -237,13 +243,17 @@ def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> No
     share = len(train) / config.parameter_count
     fact("model", f"{config.parameter_count:,} parameters, {share:.2g} tokens to train on for each of them")
     check_length(train, params.model.context_length)
-    check_fits(config, device)
+    check_fits(config, device, params.runtime.strategy, process_count(params.runtime))
 
 
 def _measure(params: Params, components: Components, splits: TokenFolder, folder: Path) -> None:
     """Takes a few real steps, and says how much memory and time the whole run will need."""
     ids = {name: splits.ids(name) for name in ("train", "val")}
-    plan = prepare(params, components, ids, splits.tokenizer, StateStore(folder, "preflight"))
+    data = TrainingWindows(ids["train"], params.model.context_length, params.train.seed, params.train.shift_windows)
+    ends, schedules = lengths(params.train, data)
+    leg = Leg(ends[-1], schedules[-1], StateStore(folder, "preflight"), {})
+    conditions = choose(params.runtime, Ranks(), {})
+    plan = prepare(params, components, ids, splits.tokenizer, leg, conditions, Ranks(), StopSignal())
     timed, seconds = _time_steps(plan)
     per_window = seconds / timed
     length, own = plan.data.context_length, params.train.evaluation
@@ -252,10 +262,11 @@ def _measure(params: Params, components: Components, splits: TokenFolder, folder
     read = sum(min(own.windows, len(each)) for each in windows.values())
     evaluations = plan.total_steps // own.every + 1
     evaluating = forward * (evaluations * read + 2 * len(windows["val"]))
-    fact("memory", f"{gigabytes(peak_memory())} at the most{_note(timed, plan)}")
+    fact("memory", f"{readable(peak_memory())} at the most{_note(timed, plan)}")
+    fact("estimate", _needed(params, plan))
     fact(
         "time",
-        f"some {_duration(per_window * plan.total_windows)} to train ({plan.total_steps:,} steps at "
+        f"some {_duration(per_window * plan.length.total_windows)} to train ({plan.total_steps:,} steps at "
         f"{length / per_window:,.0f} tokens/s, as just measured), {_duration(evaluating)} to evaluate on the way",
     )
 
@@ -263,12 +274,12 @@ def _measure(params: Params, components: Components, splits: TokenFolder, folder
 def _time_steps(plan: Run) -> tuple[int, float]:
     """How many windows were timed, and the seconds they took: micro-batches where they fit into the time."""
     state = TrainState()
-    one = replace(plan, batch_size=1, micro_batch_size=1)
+    one = replace(plan, length=Length(1, plan.length.parts), micro_batch_size=1)
     seconds = min(_step_seconds(one, state) for _ in range(2))
     size = plan.micro_batch_size
     if size == 1 or seconds * size * 4 > _SECONDS_FOR_STEPS:
         return 1, seconds
-    whole = replace(plan, batch_size=size)
+    whole = replace(plan, length=Length(size, plan.length.parts))
     _step_seconds(whole, state)
     return size, min(_step_seconds(whole, state) for _ in range(3))
 
@@ -287,6 +298,17 @@ def _time_evaluation(plan: Run, ids: Ids, windows: list[EvaluationWindow], token
     return (time.perf_counter() - started) / len(windows)
 
 
+def _needed(params: Params, plan: Run) -> str:
+    """What a step needs by the estimate, and so on each of several processes."""
+    count = process_count(params.runtime)
+    size = min(params.train.micro_batch_size, -(-params.train.batch_size // count))
+    needed = estimate(
+        plan.model.config, size, plan.precision, bytes_per_parameter(plan.optimizer), plan.device.type,
+        params.runtime.strategy, count,
+    )  # fmt: skip
+    return f"{f'on each of {count} processes ' if count > 1 else ''}a step needs about {needed}"
+
+
 def _note(windows: int, plan: Run) -> str:
     return (
         "" if windows == plan.micro_batch_size else f" with one window at a time; {plan.micro_batch_size} need more"
@@ -294,7 +316,7 @@ def _note(windows: int, plan: Run) -> str:
 
 
 def _threads(params: Params) -> int:
-    return params.runtime.threads or os.cpu_count() or 1
+    return params.runtime.threads or cores()
 
 
 def _duration(seconds: float) -> str:

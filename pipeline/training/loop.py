@@ -6,17 +6,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.console import Progress
+from pipeline.console import Progress, say
 from pipeline.data.batches import TrainingWindows
-from pipeline.errors import Interrupted, PipelineError, PluginError, raised_by
+from pipeline.errors import Interrupted, PipelineError, PluginError, out_of_memory, raised_by
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED, Loss, ModelOutput
-from pipeline.training.interrupt import StopSignal
-from pipeline.training.state import StateStore, TrainState, random_state, restore_random_state
+from pipeline.training.evaluation import Evaluator
+from pipeline.training.interrupt import Stopping, StopSignal
+from pipeline.training.length import Length
+from pipeline.training.parallel import Parallel
+from pipeline.training.state import TrainState, random_state, restore_random_state, seed_generators
+from pipeline.training.store import Saver
 
 
 @dataclass(frozen=True)
@@ -24,102 +28,174 @@ class Run:
     """Everything a run needs that does not change while it runs.
 
     Attributes:
-        model, optimizer, loss: What is trained, and how.
+        parallel: The model as the ranks train it together.
+        optimizer, loss: How it is trained.
         data: The training windows in their order.
+        seed: Decides, with the place in the data, every random draw of a step.
         schedule: The learning rate's multiplier at a step.
-        total_steps, total_windows: Where the run ends; only the last step may have fewer windows.
-        batch_size, micro_batch_size: Windows in a step, and computed at once.
+        length: Where the run ends, and what each step reads.
+        micro_batch_size: Windows that a rank computes at once, at the most.
         precision: "fp32" or "bf16".
         grad_clip: Largest gradient norm; 0 leaves gradients as they are.
+        skip_bad_steps: How many steps that are not finite are skipped.
         evaluate_every: Steps between evaluations.
         evaluate: Evaluates, adds to the state's history and runs the callbacks.
-        store, save_seconds: Where states go, and how often.
+        saver: Writes states.
         stop: Whether the process was asked to stop.
     """
 
-    model: GPT
+    parallel: Parallel
     optimizer: torch.optim.Optimizer
     loss: Loss
     data: TrainingWindows
+    seed: int
     schedule: Callable[[int], float]
-    total_steps: int
-    total_windows: int
-    batch_size: int
+    length: Length
     micro_batch_size: int
     precision: str
     grad_clip: float
+    skip_bad_steps: int
     evaluate_every: int
-    evaluate: Callable[[TrainState], None]
-    store: StateStore
-    save_seconds: float
+    evaluate: Evaluator
+    saver: Saver
     stop: StopSignal
 
     @property
+    def model(self) -> GPT:
+        return self.parallel.model
+
+    @property
+    def total_steps(self) -> int:
+        return self.length.total_steps
+
+    @property
     def device(self) -> torch.device:
-        return self.model.head_weight.device
+        return self.parallel.device
 
     def offsets(self, step: int) -> list[int]:
         """Where in the text the windows of a step begin."""
-        first = step * self.batch_size
-        return self.data.offsets(first, min(first + self.batch_size, self.total_windows))
+        return self.data.offsets(*self.length.windows(step))
+
+    def stop_if_asked(self) -> None:
+        """Raises Stopping on every rank once any of them was asked to stop."""
+        self.stop.check(self.parallel.ranks)
+
+    @property
+    def at_once(self) -> int:
+        """Windows in a micro-batch: no more than a rank's share of a batch."""
+        return min(self.micro_batch_size, -(-self.length.batch_size // self.parallel.ranks.count))
 
 
 def train(run: Run, state: TrainState) -> None:
     """Trains from `state` to the end of the run, or to a callback's StopTraining.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the last complete step is saved.
+        Interrupted: SIGINT or SIGTERM came, or the parent is gone; the last complete step is saved.
         PipelineError: the loss or the gradient is not finite; the last good state is kept.
     """
     run.model.train()
-    saved_at = time.monotonic()
+    try:
+        _train(run, state)
+        state.complete = True
+        _save_now(run, state)
+    except Stopping as stopping:
+        _save_now(run, state)
+        raise Interrupted(
+            stopping.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to go on"
+        ) from None
+    finally:
+        run.saver.finish()
+
+
+def _train(run: Run, state: TrainState) -> None:
     with Progress("training", "step", run.total_steps, state.step) as progress:
         while True:
             last = state.step == run.total_steps
             if (last or state.step % run.evaluate_every == 0) and not _evaluated(state):
                 run.evaluate(state)
             if last or state.stopped:
-                break
+                return
             started, processor_started = time.perf_counter(), time.process_time()
             nats, tokens = train_step(run, state)
             state.seconds += time.perf_counter() - started
             state.processor_seconds += time.process_time() - processor_started
             progress.update(1, **_shown(run, state, nats / max(tokens, 1)))
-            if time.monotonic() - saved_at > run.save_seconds:
-                run.store.save(state.capture(run.model, run.optimizer))
-                saved_at = time.monotonic()
-    state.complete = True
-    run.store.save(state.capture(run.model, run.optimizer))
+            _save_if_due(run, state)
 
 
 def train_step(run: Run, state: TrainState) -> tuple[float, int]:
     """One optimizer step; returns the sum of the loss in nats and the number of targets it is over."""
     step = state.step
     set_learning_rate(run.optimizer, run.schedule(step))
-    offsets = run.offsets(step)
-    inputs, targets = (torch.from_numpy(array) for array in run.data.batch(offsets))
-    tokens = int((targets != IGNORED).sum())
+    inputs, targets = (torch.from_numpy(array) for array in run.data.batch(run.offsets(step)))
+    tokens = int((targets != IGNORED).sum())  # of all ranks: each has the whole batch, and computes its share
 
     run.optimizer.zero_grad(set_to_none=True)
     nats, random = 0.0, random_state()
-    for x, y in _micro_batches(inputs, targets, run.micro_batch_size):
-        _leave_if_asked(run, state, random)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-            output = run.model(x.to(run.device))
-        loss = _nats(run.loss, output, y.to(run.device)).sum()
-        if tokens:
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+    for x, y, place, last in _micro_batches(run, inputs, targets, run.length.windows(step)[0]):
+        try:
+            run.stop_if_asked()
+        except Stopping:
+            restore_random_state(random)  # the step at hand is dropped, and done again on resume
+            raise
+        seed_generators(run.seed, place)
+        with run.parallel.accumulating(last):
+            with torch.autocast(
+                run.device.type,
+                torch.bfloat16,
+                enabled=run.precision == "bf16",
+                cache_enabled=not run.parallel.sharded,  # it would hold a copy of every weight on every rank
+            ):
+                output = run.parallel.forward(x.to(run.device))
+            loss = _nats(run.loss, output, y.to(run.device)).sum()
+            if tokens:
+                (loss / tokens).backward()  # type: ignore[no-untyped-call]
         nats += loss.item()
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.grad_clip or math.inf).item()
-    _check_finite(nats, norm, run, step, offsets)
-    if tokens:
-        run.optimizer.step()
+    (nats,) = run.parallel.ranks.total(nats)
+    norm = run.parallel.clip(run.grad_clip or math.inf)
 
+    if not math.isfinite(nats) or not math.isfinite(norm):
+        _skip_or_stop(run, state, nats, norm)
+    else:
+        if tokens:
+            run.optimizer.step()
+        state.objective_nats += nats
+        state.objective_tokens += tokens
+        state.grad_norm = norm
     state.step += 1
-    state.objective_nats += nats
-    state.objective_tokens += tokens
-    state.grad_norm = norm
     return nats, tokens
+
+
+class MicroBatch(NamedTuple):
+    """What a rank computes at once.
+
+    Attributes:
+        inputs, targets: Ids [B, T].
+        place: Its first window's number in the run, from which its random draws follow.
+        last: Whether it is the step's last.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    place: int
+    last: bool
+
+
+def _micro_batches(run: Run, inputs: torch.Tensor, targets: torch.Tensor, first: int) -> Iterator[MicroBatch]:
+    """This rank's share of a step's windows: every so-many-th micro-batch of the whole batch.
+
+    All ranks get the same number, since they exchange gradients together: one that has none left computes along
+    without a target.
+    """
+    ranks, size = run.parallel.ranks, run.at_once
+    starts = range(0, len(inputs), size)
+    for round in range(0, len(starts), ranks.count):
+        number, last = round + ranks.rank, round + ranks.count >= len(starts)
+        if number < len(starts):
+            part = slice(starts[number], starts[number] + size)
+            yield MicroBatch(inputs[part], targets[part], first + starts[number], last)
+        else:
+            yield MicroBatch(inputs[:size], torch.full_like(targets[:size], IGNORED), first, last)
 
 
 def _nats(loss: Loss, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
@@ -127,7 +203,7 @@ def _nats(loss: Loss, output: ModelOutput, targets: torch.Tensor) -> torch.Tenso
     try:
         nats = loss(output, targets)
     except Exception as error:
-        if "out of memory" in str(error) or isinstance(error, MemoryError):
+        if out_of_memory(error):
             raise
         raise raised_by(f"the loss {loss.name!r}", error) from error
     if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
@@ -145,37 +221,37 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> No
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * multiplier
 
 
-def _micro_batches(
-    inputs: torch.Tensor, targets: torch.Tensor, size: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    starts = range(0, len(inputs), size)
-    return ((inputs[start : start + size], targets[start : start + size]) for start in starts)
-
-
 def _evaluated(state: TrainState) -> bool:
     return bool(state.history) and state.history[-1]["step"] == state.step
 
 
-def _leave_if_asked(run: Run, state: TrainState, random: dict[str, Any]) -> None:
-    """Drops the step at hand (on resume it is done again, from the random state it began with) and leaves."""
-    if run.stop.number is not None:
-        restore_random_state(random)
-        run.store.save(state.capture(run.model, run.optimizer))
-        raise Interrupted(
-            run.stop.number,
-            f"training stopped at step {state.step} of {run.total_steps}; run it again to go on",
-        )
+def _save_if_due(run: Run, state: TrainState) -> None:
+    ranks = run.parallel.ranks
+    if ranks.largest(float(ranks.first and run.saver.due())):
+        started = time.monotonic()
+        captured = state.capture(run.parallel, run.optimizer)
+        if ranks.first:
+            run.saver.begin(captured, time.monotonic() - started)
 
 
-def _check_finite(nats: float, norm: float, run: Run, step: int, offsets: list[int]) -> None:
-    if math.isfinite(nats) and math.isfinite(norm):
-        return
+def _save_now(run: Run, state: TrainState) -> None:
+    captured = state.capture(run.parallel, run.optimizer)
+    run.parallel.ranks.from_first(lambda: run.saver.now(captured))
+
+
+def _skip_or_stop(run: Run, state: TrainState, nats: float, norm: float) -> None:
+    """Notes a step whose loss or gradient is not finite; raises PipelineError when there were too many."""
     what = f"the loss is {nats}" if not math.isfinite(nats) else f"the gradient's norm is {norm}"
     rates = ", ".join(f"{group['lr']:.3g}" for group in run.optimizer.param_groups)
-    raise PipelineError(
-        f"training stopped at step {step}: {what} (learning rate {rates}; windows at tokens "
-        f"{_listed(offsets)} of the training split): lower the optimizer's lr, or set train.grad_clip"
-    )
+    where = f"learning rate {rates}; windows at tokens {_listed(run.offsets(state.step))} of the training split"
+    if len(state.skipped) >= run.skip_bad_steps:
+        so_far = f", after {len(state.skipped)} skipped steps" if state.skipped else ""
+        raise PipelineError(
+            f"training stopped at step {state.step}{so_far}: {what} ({where}): lower the optimizer's lr, set "
+            "train.grad_clip, or let train.skip_bad_steps leave such steps out"
+        )
+    state.skipped.append({"step": state.step, "why": what, "where": where})
+    say(f"step {state.step:>6,}  skipped ({len(state.skipped)} of at most {run.skip_bad_steps}): {what} ({where})")
 
 
 def _listed(values: list[int]) -> str:
@@ -184,6 +260,6 @@ def _listed(values: list[int]) -> str:
 
 
 def _shown(run: Run, state: TrainState, loss: float) -> dict[str, Any]:
-    tokens = min(state.step * run.batch_size, run.total_windows) * run.data.context_length
+    tokens = run.length.windows_before(state.step) * run.data.context_length
     rate = run.optimizer.param_groups[0]["lr"]
     return {"loss": f"{loss:.3f}", "lr": f"{rate:.2e}", "tokens/s": f"{tokens / state.seconds:,.0f}"}

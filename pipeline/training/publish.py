@@ -10,11 +10,8 @@ import torch
 
 from pipeline.console import fact
 from pipeline.data.batches import evaluation_windows
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids
-from pipeline.evaluation.nll import summarize
-from pipeline.files import published_folder, write_atomically, write_json
-from pipeline.model.checkpoint import SAMPLES, write_checkpoint
+from pipeline.files import published_folder, room_for, write_atomically, write_json
+from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.gpt import GPT
 from pipeline.training.loop import Run
 from pipeline.training.state import TrainState, samples_as_jsonl
@@ -25,31 +22,33 @@ if TYPE_CHECKING:
     from pipeline.paths import Paths
 
 
-def publish(run: Run, state: TrainState, tokenizer: Tokenizer, val: Ids, paths: Paths) -> None:
-    """Evaluates the last and the best weights on all of val, then writes checkpoint and metrics."""
+def publish(run: Run, state: TrainState, paths: Paths) -> None:
+    """Evaluates the last and the best weights on all of val, then the first rank writes checkpoint and metrics.
+
+    Raises:
+        Stopping: the run was asked to stop before anything was written.
+    """
+    parallel, ranks = run.parallel, run.parallel.ranks
     length = run.model.config.context_length
-    windows = evaluation_windows(len(val), length, length)
+    windows = evaluation_windows(len(run.evaluate.ids["val"]), length, length)
+    weights, moments = parallel.whole(run.model.state_dict()), parallel.whole(run.optimizer.state_dict())
+    last = best = run.evaluate.summarize("val", windows).metrics()
+    if state.best_step != state.step:
+        parallel.load_weights(state.best_weights)
+        best = run.evaluate.summarize("val", windows).metrics()
+    if not ranks.first:
+        return
 
-    def evaluated() -> dict[str, float]:
-        return summarize(run.model, val, windows, run.micro_batch_size, tokenizer.byte_lengths).metrics()
-
-    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in run.model.state_dict().items()}
-    last = evaluated()
-    run.model.load_state_dict(state.best_weights)
-    best = evaluated()
-    run.model.load_state_dict(weights)
-
-    with published_folder(paths.checkpoint) as folder:
+    with (
+        room_for(tensor_bytes([weights, moments, state.best_weights]), paths.checkpoint),
+        published_folder(paths.checkpoint) as folder,
+    ):
         write_atomically(folder / SAMPLES, samples_as_jsonl(state))
         write_checkpoint(
             folder,
             run.model.config,
-            tokenizer,
-            last={
-                "model_state_dict": weights,
-                "optimizer_state_dict": run.optimizer.state_dict(),
-                "step": state.step,
-            },
+            run.evaluate.tokenizer,
+            last={"model_state_dict": weights, "optimizer_state_dict": moments, "step": state.step},
             best={"model_state_dict": state.best_weights, "step": state.best_step},
         )
     _write_metrics(paths.metrics, state, last, {"step": state.best_step, **best}, run.model)
@@ -70,6 +69,7 @@ def _write_metrics(
             "steps": state.step,
             "tokens": int(final["tokens"]),
             "parameters": model.parameter_count(),
+            "skipped_steps": len(state.skipped),
             "train": {name: final[f"train.{name}"] for name in names if f"train.{name}" in final},
             "val": last,
             "best": best,

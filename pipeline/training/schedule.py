@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,27 @@ class Schedule:
         progress = min((step - peak) / (self.total_steps - 1 - peak), 1.0)
         left = (1 + math.cos(math.pi * progress)) / 2 if self.name == "cosine" else 1 - progress
         return self.final + (1 - self.final) * left
+
+
+def extended(schedule: Schedule, steps: int, peak: float) -> Callable[[int], float]:
+    """The schedule of a finished run that goes on for `steps` more.
+
+    The rate climbs, linearly and over as many steps as at the beginning (half of the further ones at the most),
+    from where it ended to `peak` times the first peak, then falls to `final` by the same rule; "constant" stays as
+    it is (re-warming and re-decaying: Ibrahim et al., 2024).
+    """
+    warmup = min(schedule.warmup_steps, steps // 2)
+    again = replace(schedule, total_steps=steps, warmup_steps=warmup, final=min(schedule.final / peak, 1.0))
+
+    def multiplier(step: int) -> float:
+        further = step - schedule.total_steps
+        if further < 0:
+            return schedule(step)
+        if schedule.name == "constant":
+            return 1.0
+        if further < warmup:
+            ended = schedule(schedule.total_steps - 1)
+            return ended + (peak - ended) * (further + 1) / warmup
+        return peak * again(further)
+
+    return multiplier

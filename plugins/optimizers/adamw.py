@@ -16,6 +16,7 @@ class AdamW(Optimizer):
     """
 
     name: ClassVar[str] = "adamw"
+    works_on_shards: ClassVar[bool] = True
 
     lr: Annotated[float, Field(gt=0)] = 4e-4
     """Peak learning rate."""

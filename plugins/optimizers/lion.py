@@ -13,6 +13,7 @@ class Lion(Optimizer):
     """The sign of an interpolated momentum, with decoupled weight decay (Chen et al., 2023)."""
 
     name: ClassVar[str] = "lion"
+    works_on_shards: ClassVar[bool] = True
 
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate: a third to a tenth of AdamW's."""

@@ -16,6 +16,7 @@ class Muon(Optimizer):
     """
 
     name: ClassVar[str] = "muon"
+    works_on_shards: ClassVar[bool] = True
 
     lr: Annotated[float, Field(gt=0)] = 0.02
     """Peak learning rate of the hidden matrices."""

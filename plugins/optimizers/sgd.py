@@ -13,6 +13,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum."""
 
     name: ClassVar[str] = "sgd"
+    works_on_shards: ClassVar[bool] = True
 
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,35 @@ def test_after_a_split_the_numbers_are_those_of_the_run(trained_project: Project
     assert f"model    {trained['parameters']:,} parameters" in told
     assert f"tokens: {meta['files']['train']['tokens']:,} of train, " in told
     assert f"({trained['steps']} steps" in told
+
+
+def test_the_estimate_of_memory_stands_beside_what_was_measured_in_its_parts(project: Project) -> None:
+    told = project.succeed("check", "--set", "model.emb_dim=256").out
+    estimate = re.search(
+        r"^memory   .*\nestimate a step needs about [\d.]+ MB \(weights ([\d.]+) MB, gradients ([\d.]+) MB, "
+        r"optimizer ([\d.]+) MB, activations [\d.]+ MB, saving ([\d.]+) MB\)$",
+        told,
+        flags=re.MULTILINE,
+    )
+    assert estimate, told
+    parameters = re.search(r"^model    ([\d,]+) parameters", told, flags=re.MULTILINE)
+    assert parameters
+    count = int(parameters.group(1).replace(",", ""))
+    assert [float(part) for part in estimate.groups()] == [round(size * count / 1e6, 1) for size in (4, 4, 8, 16)]
+
+
+@pytest.mark.parametrize(("strategy", "share"), [("ddp", 1), ("fsdp", 2)])
+def test_the_estimate_is_that_of_each_process(project: Project, strategy: str, share: int) -> None:
+    settings = ["model.emb_dim=256", "runtime.processes=2", f"runtime.strategy={strategy}"]
+    told = project.succeed("check", *(part for setting in settings for part in ("--set", setting))).out
+    estimate = re.search(
+        r"^estimate on each of 2 processes a step needs .*\(weights ([\d.]+) MB", told, flags=re.MULTILINE
+    )
+    parameters = re.search(r"^model    ([\d,]+) parameters", told, flags=re.MULTILINE)
+    assert estimate, told
+    assert parameters, told
+    assert float(estimate.group(1)) == round(4 * int(parameters.group(1).replace(",", "")) / share / 1e6, 1)
+    assert ("gathered" in told) == (strategy == "fsdp")
 
 
 @pytest.mark.parametrize(

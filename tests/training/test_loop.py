@@ -1,9 +1,8 @@
-"""The training loop: gradients, clipping, what stops a run, and that going on changes no bit."""
+"""The training loop: gradients, clipping, what stops a run, and that evaluating changes no bit."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,106 +10,29 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY
+from small_run import (
+    CONTEXT,
+    IDS,
+    RAGGED,
+    REGISTRY,
+    Disturbs,
+    Masked,
+    assert_same_bits,
+    make_model,
+    make_run,
+    weights,
+)
 
-from pipeline.data.batches import TrainingWindows, evaluation_windows
-from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-from pipeline.data.vocabulary import GPT2_PATTERN
-from pipeline.errors import Interrupted, PipelineError
-from pipeline.model.config import GPTConfig
+from pipeline.data.batches import TrainingWindows
+from pipeline.errors import PipelineError, PluginError
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss, ModelOutput, StopTraining
-from pipeline.plugin.registry import Registry
-from pipeline.training.evaluation import Evaluator
-from pipeline.training.interrupt import StopSignal
 from pipeline.training.loop import Run, train, train_step
-from pipeline.training.schedule import Schedule
-from pipeline.training.state import StateStore, TrainState
-
-REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers", "eval_callbacks"])
-TOKENIZER = Tokenizer("bytes", GPT2_PATTERN, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
-CONTEXT = 8
-TEXT = np.frombuffer(b"the river runs to a sea of light and stone; we listen. " * 12, dtype=np.uint8)
-IDS = {"train": TEXT[:600], "val": TEXT[600:]}
-
-
-@dataclass(frozen=True)
-class Masked(TrainingWindows):
-    """Training windows of which some targets are masked: in window k (by its offset) the first `masked[k]`."""
-
-    masked: tuple[int, ...] = ()
-
-    def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        x, y = (array.copy() for array in super().batch(offsets))
-        for row, offset in enumerate(offsets):
-            y[row, : self.masked[offset // self.context_length % len(self.masked)]] = IGNORED
-        return x, y
-
-
-RAGGED = (0, 7, 3, 8, 1, 6, 0, 5)
-
-
-def make_model(seed: int = 0, dropout: float = 0.0) -> GPT:
-    torch.manual_seed(seed)
-    return GPT(GPTConfig(TOKENIZER.vocab_size, CONTEXT, 2, 2, 16, dropout, True, True, "gpt2", 64))
-
-
-def make_run(
-    folder: Path,
-    *,
-    model: GPT | None = None,
-    optimizer: str = "adamw",
-    every: int = 2,
-    callbacks: tuple[EvalCallback, ...] = (),
-    **changes: Any,
-) -> Run:
-    """A run of six steps of four windows, computed two at a time."""
-    model = model or make_model()
-    built = REGISTRY.build("optimizers", optimizer, {}, "").build(model.named_parameters())
-    data = TrainingWindows(IDS["train"], CONTEXT, 1, True)
-    evaluator = Evaluator(
-        model=model,
-        optimizer=built,
-        data=data,
-        tokenizer=TOKENIZER,
-        ids=IDS,
-        windows={name: evaluation_windows(len(ids), CONTEXT, CONTEXT)[:4] for name, ids in IDS.items()},
-        batch_size=4,
-        windows_at=lambda step: 4 * step,
-        total_steps=6,
-        callbacks=callbacks,
-    )
-    run = Run(
-        model=model,
-        optimizer=built,
-        loss=REGISTRY.build("losses", "cross_entropy", {}, ""),
-        data=data,
-        schedule=Schedule("cosine", 6, 2, 0.1, 0.2),
-        total_steps=6,
-        total_windows=24,
-        batch_size=4,
-        micro_batch_size=2,
-        precision="fp32",
-        grad_clip=0.0,
-        evaluate_every=every,
-        evaluate=evaluator,
-        store=StateStore(folder, "run"),
-        save_seconds=1e9,
-        stop=StopSignal(),
-    )
-    return replace(run, **changes)
+from pipeline.training.state import TrainState
 
 
 def gradient(run: Run) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()])
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-
-
-def assert_same_bits(one: Any, other: Any) -> None:
-    torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 # ── accumulation ──────────────────────────────────────────────────────────────────────────────────
@@ -177,8 +99,8 @@ def test_the_last_incomplete_batch_has_its_own_divisor(tmp_path: Path) -> None:
 def test_an_epochs_budget_reads_every_window_the_same_number_of_times(tmp_path: Path) -> None:
     data = TrainingWindows(IDS["train"], CONTEXT, 1, False)
     run = make_run(tmp_path, data=data, total_windows=3 * data.per_epoch)
-    assert run.total_windows % run.batch_size
-    read = [offset for step in range(-(-run.total_windows // run.batch_size)) for offset in run.offsets(step)]
+    assert run.length.total_windows % run.length.batch_size
+    read = [offset for step in range(run.total_steps) for offset in run.offsets(step)]
     assert sorted(read) == sorted(3 * list(range(0, CONTEXT * data.per_epoch, CONTEXT)))
 
 
@@ -284,19 +206,6 @@ def test_each_steps_loss_is_that_of_the_chapters_training_step(tmp_path: Path) -
 # ── evaluations do not disturb ────────────────────────────────────────────────────────────────────
 
 
-class Disturbs(EvalCallback):
-    """Draws random numbers, samples from the model and changes its mode."""
-
-    name: ClassVar[str] = "disturbs"
-
-    def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
-        event.generate("the", max_new_tokens=12, temperature=1.0)
-        torch.rand(3)
-        np.random.rand()
-        event.model.eval()
-        return {"disturbs.step": float(event.step)}
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_evaluating_every_step_or_never_gives_the_same_weights_to_the_bit(tmp_path: Path, optimizer: str) -> None:
     callbacks = (Disturbs(), REGISTRY.build("eval_callbacks", "sample_text", {}, ""))
@@ -351,118 +260,66 @@ def test_a_callback_ends_the_run_after_its_evaluation(tmp_path: Path) -> None:
     assert state.memory == {"stops": {"seen": 3}}
 
 
-# ── stopping and going on ─────────────────────────────────────────────────────────────────────────
+class Keeps(EvalCallback):
+    """Keeps something in its memory that no saved state can hold."""
+
+    name: ClassVar[str] = "keeps"
+
+    def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
+        event.memory["seen"] = [{"path": Path()}]
+        return {}
 
 
-@dataclass
-class StopAt(StopSignal):
-    """The signal comes before the given micro-batch of the run, counted from 0."""
-
-    micro_batch: int = 0
-    asked: int = field(default=0, init=False)
-
-    @property
-    def number(self) -> int | None:  # type: ignore[override]
-        self.asked += 1
-        return 2 if self.asked > self.micro_batch else None
+def test_a_callbacks_memory_holds_plain_values_only(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="'keeps' keeps a PosixPath in its memory"):
+        train(make_run(tmp_path, callbacks=(Keeps(),)), TrainState())
 
 
-def uninterrupted(folder: Path, optimizer: str) -> tuple[Run, TrainState]:
-    return went_on(folder, optimizer, seed=0)
+# ── steps that are skipped ────────────────────────────────────────────────────────────────────────
 
 
-def went_on(folder: Path, optimizer: str, seed: int, **changes: Any) -> tuple[Run, TrainState]:
-    """What the train stage does: begins, or goes on from the newest saved state."""
-    run = make_run(
-        folder, model=make_model(seed, dropout=0.3), optimizer=optimizer, callbacks=(Disturbs(),), **changes
-    )
-    np.random.seed(seed)
-    saved = run.store.load()
-    state = TrainState.restore(saved, run.model, run.optimizer) if saved else TrainState()
-    train(run, state)
-    return run, state
+class BrokenAt:
+    """A loss that is not finite in the given micro-batches, counted from 0; a step has two."""
 
+    name = "broken"
 
-def assert_same_run(one: tuple[Run, TrainState], other: tuple[Run, TrainState]) -> None:
-    (run, state), (other_run, other_state) = one, other
-    assert_same_bits(weights(run), weights(other_run))
-    assert_same_bits(run.optimizer.state_dict(), other_run.optimizer.state_dict())
-    assert state.history == other_state.history
-    assert_same_bits(state.best_weights, other_state.best_weights)
-    assert (state.samples, state.memory, state.complete) == (
-        other_state.samples,
-        other_state.memory,
-        other_state.complete,
-    )
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("micro_batch", [0, 1, 4, 7, 11])
-def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_bits(
-    tmp_path: Path, optimizer: str, micro_batch: int
-) -> None:
-    whole = uninterrupted(tmp_path / "whole", optimizer)
-    with pytest.raises(Interrupted, match=f"step {micro_batch // 2} of 6") as error:
-        went_on(tmp_path / "stopped", optimizer, seed=0, stop=StopAt(micro_batch))
-    assert error.value.signal_number == 2
-    assert_same_run(went_on(tmp_path / "stopped", optimizer, seed=7), whole)
-
-
-class Dies:
-    """A loss during whose step number `steps` the process dies; a step has two micro-batches."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = 2 * steps
+    def __init__(self, *places: int) -> None:
+        self.places, self.asked = places, 0
         self.loss = REGISTRY.build("losses", "cross_entropy", {}, "")
 
     def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
-        if not self.left:
-            raise MemoryError
-        self.left -= 1
-        nats: torch.Tensor = self.loss(output, targets)
+        nats: torch.Tensor = self.loss(output, targets) * (float("nan") if self.asked in self.places else 1.0)
+        self.asked += 1
         return nats
 
 
-@pytest.mark.parametrize("steps", [1, 3, 5])
-def test_a_run_that_died_goes_on_from_its_last_saved_state_to_the_same_bits(tmp_path: Path, steps: int) -> None:
-    whole = uninterrupted(tmp_path / "whole", "adamw")
-    with pytest.raises(MemoryError):
-        went_on(tmp_path / "died", "adamw", seed=0, loss=Dies(steps), save_seconds=0.0)
-    saved = StateStore(tmp_path / "died", "run").load()
-    assert saved is not None
-    assert saved["run"]["step"] == steps
-    assert_same_run(went_on(tmp_path / "died", "adamw", seed=7), whole)
+def test_bad_steps_are_skipped_up_to_the_bound_and_each_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, state = make_run(tmp_path, loss=BrokenAt(3, 8), skip_bad_steps=2), TrainState()
+    train(run, state)
+    assert (state.step, state.complete) == (6, True)
+    assert [each["step"] for each in state.skipped] == [1, 4]
+    assert all(np.isfinite([row["val.loss"], row.get("train.objective", 0)]).all() for row in state.history)
+    out = capsys.readouterr().out
+    for number, step in enumerate((1, 4), start=1):
+        (line,) = [line for line in out.splitlines() if f"skipped ({number} of at most 2)" in line]
+        assert line.split()[:2] == ["step", str(step)]
+        assert "the loss is nan" in line
+        assert ", ".join(map(str, run.offsets(step))) in line
 
 
-def test_a_saved_state_brings_every_random_generator_back(tmp_path: Path) -> None:
-    def draws() -> list[float]:
-        return [torch.rand(()).item(), random.random(), np.random.rand(), np.random.randn(), random.gauss(0, 1)]
-
-    run = make_run(tmp_path)
-    draws()  # leaves half a pair of normal numbers behind
-    run.store.save(TrainState().capture(run.model, run.optimizer))
-    expected = draws()
-    draws()
-    TrainState.restore(run.store.load() or {}, run.model, run.optimizer)
-    assert draws() == expected
+def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(tmp_path: Path) -> None:
+    run, state = make_run(tmp_path, loss=BrokenAt(2), skip_bad_steps=1), TrainState()
+    train_step(run, state)
+    before, moments = weights(run), run.parallel.whole(run.optimizer.state_dict()["state"])
+    train_step(run, state)
+    assert_same_bits(weights(run), before)
+    assert_same_bits(run.optimizer.state_dict()["state"], moments)
+    assert state.step == 2
 
 
-def test_a_damaged_state_is_passed_over_for_the_one_before_it(tmp_path: Path) -> None:
-    whole = uninterrupted(tmp_path / "whole", "adamw")
-    with pytest.raises(MemoryError):
-        went_on(tmp_path / "died", "adamw", seed=0, loss=Dies(4), save_seconds=0.0)
-    newest = sorted((tmp_path / "died" / "run").glob("step-*.pt"))[-1]
-    newest.write_bytes(newest.read_bytes()[:-1])
-    saved = StateStore(tmp_path / "died", "run").load()
-    assert saved is not None
-    assert saved["run"]["step"] == 3
-    assert_same_run(went_on(tmp_path / "died", "adamw", seed=7), whole)
-
-
-def test_a_complete_run_is_saved_as_it_ended(tmp_path: Path) -> None:
-    run, state = uninterrupted(tmp_path, "adamw")
-    saved = run.store.load()
-    assert saved is not None
-    restored = TrainState.restore(saved, make_model(3), make_run(tmp_path).optimizer)
-    assert restored.complete
-    assert restored.history == state.history
+def test_one_bad_step_more_than_allowed_stops_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, loss=BrokenAt(3, 8), skip_bad_steps=1)
+    with pytest.raises(PipelineError, match="stopped at step 4, after 1 skipped steps: the loss is nan"):
+        train(run, TrainState())

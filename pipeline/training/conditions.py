@@ -1,0 +1,116 @@
+"""What a run is computed with: chosen once at its first step, and kept, since another choice would change bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.errors import ParamsError
+from pipeline.model.device import choose_device, cores
+from pipeline.training.distributed import Ranks
+
+if TYPE_CHECKING:
+    from pipeline.params import RuntimeParams
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What decides the last bits beside everything that the fingerprint holds.
+
+    Chosen from params and facts of the machine, never from a timing, which would choose differently each time.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1" or "mps".
+        processor: The instructions that torch uses on the CPU, or the GPU's name.
+        threads: Processor threads of each process.
+        processes: How many train together.
+        strategy: "ddp" or "fsdp", and "one" for a single process.
+        compile: Whether blocks are compiled.
+    """
+
+    device: str
+    processor: str
+    threads: int
+    processes: int
+    strategy: str
+    compile: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the state."""
+        return asdict(self)
+
+    def differences(self, earlier: Mapping[str, Any]) -> list[str]:
+        """What is not as it was, in words."""
+        now = self.to_dict()
+        return [
+            f"{name} {earlier[name]} → {now[name]}"
+            for name in now
+            if name in earlier and _kind(earlier[name]) != _kind(now[name])
+        ]
+
+
+def _kind(value: Any) -> Any:
+    """One GPU is like another: "cuda" for "cuda:1"."""
+    return value.partition(":")[0] if isinstance(value, str) else value
+
+
+def choose(runtime: RuntimeParams, ranks: Ranks, earlier: Mapping[str, Any]) -> Conditions:
+    """The conditions of a run: what `runtime` sets; where that leaves the choice, what they were (`earlier`, empty
+    for a new run); else this machine's best.
+
+    Raises:
+        ParamsError: this machine lacks what `runtime` asks for.
+    """
+    device = _device(runtime.device, ranks, earlier)
+    threads = runtime.threads or earlier.get("threads") or max(1, cores() // _neighbours(ranks))
+    if runtime.compile:
+        _check_compiler()
+    return Conditions(
+        device=str(device),
+        processor=_processor(device),
+        threads=threads,
+        processes=ranks.count,
+        strategy=runtime.strategy if ranks.count > 1 else "one",
+        compile=runtime.compile,
+    )
+
+
+def process_count(runtime: RuntimeParams) -> int:
+    """How many processes `runtime.processes` means on this machine; "auto" is one for each GPU."""
+    if runtime.processes == "auto":
+        return max(1, torch.cuda.device_count())
+    return runtime.processes
+
+
+def _neighbours(ranks: Ranks) -> int:
+    """The processes that share this machine's cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or ranks.count)
+
+
+def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device:
+    if name == "auto" and earlier.get("device") == "cpu":
+        name = "cpu"
+    device = choose_device(name)
+    if device.type == "cuda" and device.index is None and ranks.count > 1:
+        return choose_device(f"cuda:{ranks.local}")
+    return device
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _check_compiler() -> None:
+    compilers = [os.environ.get("CXX") or "g++", "clang++", "c++"]
+    if not any(shutil.which(compiler) for compiler in compilers):
+        raise ParamsError(
+            f"runtime.compile: true, but there is no C++ compiler ({', '.join(compilers)}): install one, or set it "
+            "to false"
+        )

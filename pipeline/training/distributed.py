@@ -1,0 +1,152 @@
+"""The processes that train one model together: which one this is, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pipeline.console import ignore_output
+from pipeline.errors import ParamsError, PipelineError
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=1)
+"""How long a process waits for the others; one that died is noticed at once, by its closed connection."""
+_LOST = re.compile(
+    "closed by (peer|remote)|reset by peer|Broken pipe|Connection refused|recvValue failed|NCCL|Socket"
+)
+_SECONDS_FOR_THE_FIRST_ERROR = 5.0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, numbered from 0; alone, each of these methods does nothing.
+
+    Attributes:
+        rank: This one's number.
+        count: How many there are.
+        local: This one's number on its machine, which is also its GPU's.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files, prints and calls the callbacks."""
+        return self.rank == 0
+
+    def total(self, *values: float) -> list[float]:
+        """The sums of each value over all ranks, in float64."""
+        return self._reduced(values, dist.ReduceOp.SUM) if self.count > 1 else list(values)
+
+    def largest(self, value: float) -> float:
+        """The largest of the ranks' values."""
+        return self._reduced([value], dist.ReduceOp.MAX)[0] if self.count > 1 else value
+
+    def _reduced(self, values: tuple[float, ...] | list[float], how: dist.ReduceOp.RedOpType) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, how)
+        found: list[float] = tensor.tolist()
+        return found
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """Does `work` on the first rank; every rank gets its result, or raises its error."""
+        if self.count == 1:
+            return work()
+        told: list[object] = [None, None]
+        if self.first:
+            try:
+                told[0] = work()
+            except BaseException as error:
+                told[1] = error
+                dist.broadcast_object_list(told)
+                raise
+        dist.broadcast_object_list(told)
+        if isinstance(told[1], BaseException):
+            raise told[1]
+        return told[0]  # type: ignore[return-value]
+
+    def same(self, value: str, what: str) -> None:
+        """Raises PipelineError on every rank where they do not hold the same value."""
+        if self.count == 1:
+            return
+        values: list[str | None] = [None] * self.count
+        dist.all_gather_object(values, value)
+        others = [rank for rank, each in enumerate(values) if each != values[0]]
+        if others:
+            raise PipelineError(
+                f"rank {others[0]} has {what} than rank 0: bring the same project and data to every machine"
+            )
+
+
+def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks | None:
+    """This process's place among those that torchrun, `srun` or `pipeline train` itself started; None for none.
+
+    torch reads the address of the first rank from MASTER_ADDR and MASTER_PORT; torchrun sets them, and for srun
+    they are set here, from Slurm's own variables.
+    """
+    try:
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            local = environment.get("LOCAL_RANK", environment["RANK"])
+            return Ranks(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(local))
+        if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # only in what srun started, not in its script
+            return Ranks(
+                int(environment["SLURM_PROCID"]),
+                int(environment["SLURM_STEP_NUM_TASKS"]),
+                int(environment["SLURM_LOCALID"]),
+            )
+    except (KeyError, ValueError) as error:
+        raise ParamsError(
+            f"the launcher's environment variables are incomplete ({error}): start with torchrun or srun"
+        ) from None
+    return None
+
+
+def slurm_address(environment: Mapping[str, str]) -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT for a Slurm step: its first host, and a port that follows from the job's."""
+    hosts = environment.get("SLURM_STEP_NODELIST", "localhost")
+    first = re.match(r"([^\[,]+)(?:\[(\d+))?", hosts)  # node[01-04,07],gpu3
+    host = "".join(part for part in (first.groups() if first else ("localhost",)) if part)
+    job = int(re.sub(r"\D", "", environment.get("SLURM_JOB_ID", "")) or 0)
+    return {"MASTER_ADDR": host, "MASTER_PORT": str(20000 + job % 20000)}
+
+
+@contextmanager
+def joined(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
+    """Connects the processes inside the block; only the first prints.
+
+    Raises:
+        PipelineError: another process died; its own error is the one to read.
+    """
+    if ranks.count == 1:
+        yield
+        return
+    os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.count)}
+    for name, value in slurm_address(os.environ).items():
+        os.environ.setdefault(name, value)
+    if not ranks.first:
+        ignore_output()
+    try:
+        # Numbers that decide the way are exchanged on the CPU, gradients where they are.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=_PATIENCE)
+        yield
+        dist.barrier()
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        time.sleep(_SECONDS_FOR_THE_FIRST_ERROR)  # the launcher ends this process, having seen which died first
+        raise PipelineError(f"rank {ranks.rank} lost another rank, whose own error tells why") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

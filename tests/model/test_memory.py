@@ -1,0 +1,360 @@
+"""The estimate of memory against bytes that were counted: what lasts, what a micro-batch adds, what FSDP leaves."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import REPOSITORY
+from torch.autograd.profiler_util import MEMORY_EVENT_NAME
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from pipeline.errors import ParamsError
+from pipeline.model import memory
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.model.memory import Memory, bytes_per_parameter, check_fits, estimate, out_of_memory, table
+from pipeline.plugin.registry import Registry
+
+REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers"])
+LOSS = REGISTRY.build("losses", "cross_entropy", {}, "")
+CPU = torch.device("cpu")
+
+
+def make(**changes: Any) -> GPTConfig:
+    values = {
+        "vocab_size": 10,
+        "context_length": 64,
+        "n_layers": 2,
+        "n_heads": 2,
+        "emb_dim": 64,
+        "dropout": 0.0,
+        "qkv_bias": True,
+        "tied_head": True,
+        "init": "gpt2",
+        "pad_vocab_to": 8,
+    }
+    return GPTConfig(**values | changes)
+
+
+WITHIN = {"fp32": 0.05, "bf16": 0.1}
+"""A CPU multiplies bfloat16 with scratch memory of its own, which the estimate leaves out."""
+
+# What most of the activations are, in turn; with the number of windows.
+SHAPES = {
+    "many blocks": (make(n_layers=8), 4),
+    "one block": (make(n_layers=1), 4),
+    "matrices": (make(context_length=8, emb_dim=256), 1),
+    "matrices and ids": (make(context_length=8, emb_dim=256, n_layers=1, vocab_size=500), 1),
+    "attention": (make(context_length=256, n_heads=16), 2),
+    "one attention": (make(context_length=256, n_heads=16, n_layers=1), 2),
+    "logits": (make(vocab_size=3000, emb_dim=16, n_layers=1), 4),
+    "the embedding": (make(vocab_size=5000, context_length=16, n_layers=1), 1),
+    "a bit of all": (make(vocab_size=500, n_layers=4, n_heads=4, qkv_bias=False), 4),
+}
+
+
+def peak(work: Callable[[], None]) -> int:
+    """The most bytes that torch's allocator gives out at once during `work`, beyond those before it.
+
+    The profiler only listens. What holds on to tensors, as a TorchDispatchMode does, keeps autograd from adding
+    gradients in place, and so counts what is not there otherwise.
+    """
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    found = profiled.profiler.kineto_results.events()
+    events = sorted(
+        (event for event in found if event.name() == MEMORY_EVENT_NAME), key=lambda event: event.start_ns()
+    )
+    return max(accumulate(event.nbytes() for event in events))
+
+
+def micro_batch(model: GPT, windows: int, precision: str) -> None:
+    """Forward and backward as training does them, through the shipped loss."""
+    ids = torch.randint(model.config.vocab_size, (windows, model.config.context_length + 1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        output = model(ids[:, :-1])
+    loss = LOSS(output, ids[:, 1:].contiguous()).sum()
+    (loss / ids.numel()).backward()
+    loss.item()  # the loop still holds `output` here
+
+
+def counted_activations(config: GPTConfig, windows: int, precision: str) -> int:
+    """Bytes that a micro-batch adds at its worst to what there is when gradients are accumulated already."""
+    torch.manual_seed(0)
+    model = GPT(config).train()
+    micro_batch(model, windows, precision)
+    return peak(lambda: micro_batch(model, windows, precision))
+
+
+def counted_saved(config: GPTConfig, windows: int, precision: str) -> int:
+    """Bytes of all storages that autograd keeps for backward, the parameters' left out."""
+    torch.manual_seed(0)
+    model = GPT(config).train()
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        micro_batch(model, windows, precision)
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
+
+
+# ── one device ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize(("optimizer", "state"), [("adamw", 8), ("lion", 4)])
+@pytest.mark.parametrize("shape", ["matrices", "the embedding"])
+def test_what_lasts_is_what_the_model_and_its_optimizer_hold(
+    shape: str, optimizer: str, state: int, tied_head: bool
+) -> None:
+    config = replace(SHAPES[shape][0], tied_head=tied_head)
+    model = GPT(config)
+    built = REGISTRY.build("optimizers", optimizer, {}, "").build(model.named_parameters())
+    assert bytes_per_parameter(built) == 0
+    micro_batch(model, 1, "fp32")
+    built.step()
+    needed = estimate(config, 1, "fp32", optimizer_bytes=state)
+    assert needed.weights == sum(parameter.nbytes for parameter in model.parameters())
+    assert needed.gradients == sum(parameter.grad.nbytes for parameter in model.parameters())
+    assert needed.optimizer == pytest.approx(sum(size(each) for each in built.state.values()), rel=0.01)
+    assert bytes_per_parameter(built) == pytest.approx(state, rel=0.01)
+
+
+def size(state: dict[str, Any]) -> int:
+    return sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_activations_are_the_most_that_a_micro_batch_adds(
+    shape: str, precision: str, dropout: float, tied_head: bool
+) -> None:
+    config, windows = SHAPES[shape]
+    config = replace(config, dropout=dropout, tied_head=tied_head)
+    counted = counted_activations(config, windows, precision)
+    assert estimate(config, windows, precision).activations == pytest.approx(counted, rel=WITHIN[precision])
+
+
+@pytest.mark.parametrize("document_end", [None, 0])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", ["many blocks", "attention", "matrices"])
+def test_each_further_block_adds_what_autograd_saves_of_it(
+    shape: str, precision: str, dropout: float, document_end: int | None
+) -> None:
+    """The difference that one block makes, to the percent: no other term can hide an error in it."""
+    config, windows = SHAPES[shape]
+    config = replace(config, dropout=dropout, document_end=document_end)
+    configs = [replace(config, n_layers=layers) for layers in (2, 3)]
+    two, three = (counted_saved(each, windows + 1, precision) for each in configs)
+    fewer, more = (estimate(each, windows + 1, precision).activations for each in configs)
+    assert more - fewer == pytest.approx(three - two, rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_further_id_adds_four_rows_of_logits(precision: str) -> None:
+    """The logits, their log-softmax, and the gradients of both, in float32 at either precision."""
+    config, windows = SHAPES["logits"]
+    larger = replace(config, vocab_size=config.vocab_size + 1000)
+    counted = counted_activations(larger, windows, precision) - counted_activations(config, windows, precision)
+    assert counted == pytest.approx(4 * 4 * 1000 * windows * config.context_length, rel=0.01)
+    estimated = estimate(larger, windows, precision).activations - estimate(config, windows, precision).activations
+    assert estimated == pytest.approx(counted, rel=0.01)
+
+
+def test_a_gpu_keeps_no_probabilities_and_writes_states_from_the_machines_memory() -> None:
+    config = replace(SHAPES["attention"][0], dropout=0.1)
+    on_cpu, on_gpu = (estimate(config, 2, "bf16", device_type=device) for device in ("cpu", "cuda"))
+    probabilities = 3 * 4 * 2 * config.n_layers * config.n_heads * config.context_length**2
+    assert on_cpu.activations - on_gpu.activations > 0.9 * probabilities
+    assert on_gpu.saving == on_cpu.saving == 16 * config.parameter_count
+    assert on_gpu.total == on_gpu.lasting + on_gpu.activations
+    assert on_cpu.total == on_cpu.lasting + on_cpu.activations + on_cpu.saving
+
+
+def test_it_is_told_in_parts() -> None:
+    needed = Memory(2 * 10**9, 10**9, 4 * 10**9, 10**8, 0, 8 * 10**9, shared=False)
+    parts = "weights 2.0 GB, gradients 1.0 GB, optimizer 4.0 GB, activations 100.0 MB"
+    assert str(needed) == f"7.1 GB ({parts}); and 8.0 GB of the machine's memory for saving"
+    assert str(replace(needed, shared=True)) == f"15.1 GB ({parts}, saving 8.0 GB)"
+    assert ", gathered 300.0 MB)" in str(replace(needed, gathered=3 * 10**8))
+
+
+# ── several ───────────────────────────────────────────────────────────────────────────────────────
+
+SHARDED = {
+    "many blocks": (make(context_length=8, n_layers=12), 1),
+    "two blocks": (make(context_length=8, n_layers=2), 1),
+    "one block": (make(context_length=8, n_layers=1), 1),
+    "the root": (make(context_length=8, emb_dim=16, vocab_size=5000), 1),
+    "activations": (make(emb_dim=32, n_layers=4), 8),
+    "logits": (make(emb_dim=16, vocab_size=2000), 4),
+    "logits and the root": (make(vocab_size=5000, n_layers=1), 1),
+    "a bit of all": (make(vocab_size=500, n_layers=4), 2),
+}
+
+
+def test_ddp_holds_everything_on_every_rank_and_fsdp_a_share() -> None:
+    config = make(n_layers=12, context_length=8)
+    alone = estimate(config, 1, "fp32", device_type="cuda")
+    assert estimate(config, 1, "fp32", device_type="cuda", processes=8) == alone
+    assert estimate(config, 1, "fp32", device_type="cuda", strategy="fsdp", processes=1) == alone
+    shared = estimate(config, 1, "fp32", device_type="cuda", strategy="fsdp", processes=8)
+    for part in ("weights", "gradients", "optimizer"):
+        assert getattr(shared, part) == pytest.approx(getattr(alone, part) / 8, abs=1)
+    assert shared.saving == alone.saving
+
+
+@pytest.mark.parametrize(("n_layers", "blocks"), [(1, 2), (2, 3), (3, 4), (24, 4)])
+def test_fsdp_gathers_the_root_and_a_few_blocks_however_many_ranks_there_are(n_layers: int, blocks: int) -> None:
+    config = make(n_layers=n_layers, context_length=8)
+    model = GPT(config)
+    block = sum(parameter.nbytes for parameter in model.blocks[0].parameters())
+    root = sum(parameter.nbytes for parameter in model.parameters()) - n_layers * block
+    waiting = model.head_weight.nbytes  # the head's gradient is exchanged with the root's others, at the end
+    for processes in (2, 64):
+        shared = estimate(config, 1, "fp32", strategy="fsdp", processes=processes)
+        assert shared.gathered == blocks * block + root + waiting
+
+
+@pytest.fixture
+def eight_ranks() -> Iterator[DeviceMesh]:
+    """Eight ranks, of which this process is the first and the others are not there: exchanges do nothing, but FSDP
+    takes and gives back memory as ever, with no copies of a transport's own."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    yield init_device_mesh("cpu", (8,))
+    dist.destroy_process_group()
+
+
+def shard(model: GPT, mesh: DeviceMesh) -> GPT:
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh)
+    return model
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", SHARDED)
+def test_under_fsdp_a_micro_batch_adds_activations_and_what_is_gathered(
+    shape: str, precision: str, tied_head: bool, eight_ranks: DeviceMesh
+) -> None:
+    config, windows = SHARDED[shape]
+    config = replace(config, tied_head=tied_head)
+    model = shard(GPT(config).train(), eight_ranks)
+    micro_batch(model, windows, precision)
+    counted = peak(lambda: micro_batch(model, windows, precision))
+    needed = estimate(config, windows, precision, strategy="fsdp", processes=8)
+    assert needed.activations + needed.gathered == pytest.approx(counted, rel=0.15)
+
+
+def one_of_two(rank: int, address: str, results: Any) -> None:
+    """A process of two that train together, truly: tells how many bytes of each kind stay with it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    model = shard(GPT(SHARDED["a bit of all"][0]).train(), init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    micro_batch(model, 1, "fp32")
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    weights = sum(local(parameter).nbytes for parameter in model.parameters())
+    gradients = sum(local(parameter.grad).nbytes for parameter in model.parameters())
+    results.put((weights, gradients, sum(local(value).nbytes for value in states)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def local(tensor: Any) -> torch.Tensor:
+    """This rank's share of a tensor."""
+    assert isinstance(tensor, torch.Tensor)
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def test_under_fsdp_each_of_two_processes_holds_its_share(tmp_path: Path) -> None:
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(one_of_two, ((tmp_path / "address").as_uri(), results), nprocs=2)
+    needed = estimate(SHARDED["a bit of all"][0], 1, "fp32", strategy="fsdp", processes=2)
+    for counted in (results.get(), results.get()):
+        assert (needed.weights, needed.gradients, needed.optimizer) == pytest.approx(counted, rel=0.01)
+
+
+# ── what to do about it ───────────────────────────────────────────────────────────────────────────
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    monkeypatch.setattr(memory, "memory_of", lambda device: int(size))
+
+
+def test_the_out_of_memory_line_names_the_largest_halving_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(context_length=256, emb_dim=256, vocab_size=5000)
+    for share in (0.9, 0.5, 0.3, 0.1):
+        room = share * estimate(config, 64, "fp32").total
+        with_memory(monkeypatch, room)
+        told = out_of_memory(config, 64, "fp32", CPU)
+        assert "\n" not in told
+        found = re.search(r"lower train.micro_batch_size from 64 \((\d+) needs about ([\d.]+ [GM]B)\)", told)
+        assert found, told
+        named = int(found.group(1))
+        assert estimate(config, named, "fp32").total <= room
+        assert named == 32 or estimate(config, 2 * named, "fp32").total > 0.9 * room
+        assert found.group(2) == memory.gigabytes(estimate(config, named, "fp32").total)
+
+
+def test_the_out_of_memory_line_says_how_much_there_is_and_what_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(context_length=256, emb_dim=256, vocab_size=5000)
+    needed = estimate(config, 64, "fp32")
+    with_memory(monkeypatch, needed.total / 2)
+    told = out_of_memory(config, 64, "fp32", CPU)
+    for size in (needed.total, needed.lasting, needed.activations, needed.saving, needed.total / 2):
+        assert memory.gigabytes(size) in told
+    assert "something else" not in told
+    with_memory(monkeypatch, 2 * needed.total)
+    assert "something else" in out_of_memory(config, 64, "fp32", CPU)
+    assert "for each of 4 processes" in out_of_memory(config, 64, "fp32", CPU, processes=4)
+
+
+def test_where_no_micro_batch_fits_the_model_is_to_be_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(context_length=1024, n_layers=1, vocab_size=5000)
+    needed = estimate(config, 1, "fp32")
+    with_memory(monkeypatch, needed.lasting + needed.saving + 0.5 * needed.activations)
+    assert out_of_memory(config, 4, "fp32", CPU).endswith(": lower model.context_length or model.emb_dim")
+    with_memory(monkeypatch, 0.9 * needed.lasting)
+    assert out_of_memory(config, 4, "fp32", CPU).endswith(": lower model.n_layers or model.emb_dim")
+
+
+def test_a_model_fits_as_its_share_where_the_whole_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(n_layers=12)
+    with_memory(monkeypatch, 15.9 * config.parameter_count)
+    with pytest.raises(ParamsError, match=r"parameters needs [\d.]+ MB with its gradients and optimizer, and cpu has"):
+        check_fits(config, CPU)
+    with pytest.raises(ParamsError, match=r"lower model\.n_layers or model\.emb_dim"):
+        check_fits(config, CPU, processes=8)
+    check_fits(config, CPU, strategy="fsdp", processes=2)
+    with_memory(monkeypatch, 16 * config.parameter_count)
+    check_fits(config, CPU)
+
+
+def test_the_table_of_the_guide_is_what_is_estimated() -> None:
+    text = Path(REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- memory table -->\n\n?(.*?)\n?<!-- end -->", text, flags=re.DOTALL)
+    assert found
+    assert found.group(1) == table()
