@@ -344,7 +344,9 @@ def test_where_no_micro_batch_fits_the_model_is_to_be_smaller(monkeypatch: pytes
 def test_a_model_fits_as_its_share_where_the_whole_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(n_layers=12)
     with_memory(monkeypatch, 15.9 * config.parameter_count)
-    with pytest.raises(ParamsError, match=r"parameters needs [\d.]+ MB with its gradients and optimizer, and cpu has"):
+    with pytest.raises(
+        ParamsError, match=r"parameters needs [\d.]+ MB with its gradients and optimizer, and cpu has"
+    ):
         check_fits(config, CPU)
     with pytest.raises(ParamsError, match=r"lower model\.n_layers or model\.emb_dim"):
         check_fits(config, CPU, processes=8)

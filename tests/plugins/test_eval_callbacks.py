@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
-from pipeline.plugin import EvalCallback, EvaluationEvent
+from pipeline.plugin import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.plugin.registry import Registry
 from pipeline.plugin.testing import check_eval_callback
 
@@ -80,6 +80,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("weight_norms", {}),
         ("target_loss", {}),
         ("target_loss", {"value": 0.5}),
+        ("spike_guard", {}),
+        ("spike_guard", {"rise": 0.1, "patience": 1}),
         ("sample_text", {"each": "epoch"}),
     ],
 )
@@ -338,3 +340,30 @@ def sampled(epochs: list[float], **options: Any) -> list[int]:
 def test_a_sample_each_epoch(epochs: list[float], shown: list[int]) -> None:
     assert sampled(epochs, each="epoch") == shown
     assert sampled(epochs) == list(range(len(epochs)))
+
+
+# ── spike_guard ───────────────────────────────────────────────────────────────────────────────────
+
+
+def evaluated(losses: list[float], **options: Any) -> int:
+    """After how many evaluations a spike guard ended the run; all of them where it did not."""
+    training = Training()
+    for number, loss in enumerate(losses):
+        try:
+            training.evaluate(callback("spike_guard", **options), number, **{"val.loss": loss})
+        except StopTraining:
+            return number + 1
+        training.restored(training.saved())
+    return len(losses)
+
+
+def test_a_spike_that_stays_ends_the_run() -> None:
+    assert evaluated([4.0, 3.0, 4.1, 4.2, 4.3]) == 4
+    assert evaluated([4.0, 3.0, 4.1, 4.2, 4.3], patience=1) == 3
+    assert evaluated([4.0, 3.0, 4.1, 4.2, 4.3], rise=1.15) == 5
+
+
+def test_a_spike_that_comes_back_and_a_slow_rise_do_not() -> None:
+    assert evaluated([4.0, 3.0, 5.0, 3.1, 5.0, 3.2, 2.0]) == 7
+    assert evaluated([3.0, 3.4, 3.8, 3.9, 4.0]) == 5
+    assert evaluated([8.0, 9.0, 9.0]) == 3  # one nat above is not yet more than one

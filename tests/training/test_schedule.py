@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.training.loop import set_learning_rate
-from pipeline.training.schedule import Schedule
+from pipeline.training.schedule import Schedule, extended
 
 
 def table(name: str, steps: int, warmup: int, final: float = 0.1, decay: float = 0.3) -> list[float]:
@@ -75,3 +75,44 @@ def test_the_rate_of_each_group_is_its_own_initial_rate_times_the_multiplier() -
     for multiplier in (0.5, 1.0, 0.25):
         set_learning_rate(optimizer, multiplier)
         assert [group["lr"] for group in optimizer.param_groups] == [0.1 * multiplier, 0.02 * multiplier]
+
+
+# ── a finished run that goes on ───────────────────────────────────────────────────────────────────
+
+
+def further(name: str, steps: int, peak: float, warmup: int = 3) -> list[float]:
+    schedule = Schedule(name, 10, warmup, 0.1, 0.3)
+    multiplier = extended(schedule, steps, peak)
+    assert [multiplier(step) for step in range(10)] == table(name, 10, warmup)
+    return [multiplier(step) for step in range(10, 10 + steps)]
+
+
+def test_an_extended_run_climbs_from_where_it_ended_to_the_new_peak_and_falls_again() -> None:
+    climb = [0.1 + 0.4 * n / 3 for n in (1, 2, 3)]
+    fall = [0.1 + 0.4 * (1 + math.cos(math.pi * n / 7)) / 2 for n in range(1, 8)]
+    assert further("cosine", 10, 0.5) == pytest.approx([*climb, *fall], abs=1e-12)
+
+
+def test_a_short_extension_climbs_for_half_of_it_at_the_most() -> None:
+    assert further("linear", 4, 0.5) == pytest.approx([0.3, 0.5, 0.3, 0.1], abs=1e-12)
+    assert further("linear", 1, 0.5) == pytest.approx([0.5])
+
+
+def test_a_constant_rate_stays_constant_in_an_extension() -> None:
+    assert further("constant", 4, 0.5) == [1.0] * 4
+
+
+@given(
+    name=st.sampled_from(["cosine", "linear", "wsd"]),
+    steps=st.integers(2, 60),
+    peak=st.floats(0.1, 1),
+    warmup=st.integers(0, 9),
+)
+def test_an_extension_has_one_peak_and_ends_at_the_minimum(name: str, steps: int, peak: float, warmup: int) -> None:
+    rates = further(name, steps, peak, warmup)
+    highest = max(rates)
+    assert all(rate > 0 for rate in rates)
+    assert highest == pytest.approx(peak)
+    assert rates[-1] == pytest.approx(0.1) or steps < 3
+    top = rates.index(highest)
+    assert rates[top:] == sorted(rates[top:], reverse=True)
