@@ -1,4 +1,5 @@
 # make repro: set up and run the pipeline.  make test: set up and run the tests.  make check: lint, types, layers.
+# make test-faults: many tries of each fault that a run survives, and a table of them; some 15 minutes on two cores.
 # Plain pip and python3 are used, so pip's own settings (index, proxy, constraints) are honoured.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro test check setup lock-versions clean-env
+.PHONY: repro test test-faults check setup lock-versions clean-env
 
 repro: $(INSTALLED)
 	python -m pipeline lock
@@ -17,6 +18,9 @@ repro: $(INSTALLED)
 
 test: $(INSTALLED)
 	python -m pytest
+
+test-faults: $(INSTALLED)
+	python -m pytest -m faults --long
 
 check: $(INSTALLED)
 	ruff check .

@@ -159,6 +159,14 @@ def tell(request: pytest.FixtureRequest) -> Tell:
     return row
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked `long` is another case of something that `make test` tries: it is left to `--long`."""
+    left = [item for item in items if item.get_closest_marker("long") and not config.option.long]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="faults: many tries of each, as `make test-faults` does")
 

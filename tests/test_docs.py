@@ -103,3 +103,26 @@ def test_the_documents_name_files_that_exist() -> None:
     for path in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+def test_each_promise_of_reliability_names_a_test_that_is_there() -> None:
+    text = (REPOSITORY / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    for path, name in named:
+        assert f"def {name}(" in (REPOSITORY / path).read_text(), f"{path}::{name}"
+    for row in re.findall(r"^\|(?! promise|---)(.*)\|$", text, flags=re.MULTILINE):
+        assert "`tests/" in row, row
+    # … and of the fault tests, each holds a promise.
+    for path in ("tests/test_faults.py", "tests/training/test_resume.py"):
+        for name in re.findall(r"^def (test_\w+)", (REPOSITORY / path).read_text(), flags=re.MULTILINE):
+            assert (path, name) in named or name in UNNAMED, f"{path}::{name}"
+
+
+UNNAMED = {
+    "test_a_run_that_stops_again_and_again_ends_the_same",
+    "test_a_saved_state_brings_every_random_generator_back",
+    "test_a_complete_run_is_saved_as_it_ended",
+    "test_a_run_that_died_goes_on_from_its_last_saved_state_to_the_same_bits",
+    "test_a_state_that_cannot_be_written_ends_the_run_with_its_error",
+}
+"""Tests of parts, which no promise needs by name."""

@@ -107,7 +107,12 @@ def test_torchrun_starts_a_killed_rank_again(original: tuple[Clone, Outcome], pr
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
 )
 def test_a_signal_to_the_launcher_is_one_to_all_ranks(
     original: tuple[Clone, Outcome], project: Clone, number: signal.Signals, code: int, tell: Tell
@@ -137,7 +142,7 @@ def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clo
     assert Outcome.of(project.root) == original[1]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
 def test_the_checkpoint_is_of_the_same_form_on_several_ranks(
     original: tuple[Clone, Outcome], project: Clone, strategy: str
 ) -> None:

@@ -96,9 +96,11 @@ def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device
     if name == "auto" and earlier.get("device") == "cpu":
         name = "cpu"
     device = choose_device(name)
-    if device.type == "cuda" and device.index is None and ranks.count > 1:
-        return choose_device(f"cuda:{ranks.local}")
-    return device
+    if device.type != "cuda" or ranks.count == 1:
+        return device
+    if device.index is not None:
+        raise ParamsError(f"runtime.device: {name} is one GPU, but several processes train: set it to cuda or auto")
+    return choose_device(f"cuda:{ranks.local}")
 
 
 def _processor(device: torch.device) -> str:

@@ -138,6 +138,8 @@ def joined(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
     if not ranks.first:
         ignore_output()
     try:
+        if on_gpus:
+            torch.cuda.set_device(ranks.local)
         # Numbers that decide the way are exchanged on the CPU, gradients where they are.
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=_PATIENCE)
         yield

@@ -76,6 +76,14 @@ class Run:
         """Where in the text the windows of a step begin."""
         return self.data.offsets(*self.length.windows(step))
 
+    def autocast(self) -> torch.autocast:
+        """Matrix products in bfloat16 where `precision` asks for it; under FSDP2 without keeping the cast weights,
+        which would be a copy of all of them on every rank."""
+        enabled = self.precision == "bf16"
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not self.parallel.sharded
+        )
+
     def stop_if_asked(self) -> None:
         """Raises Stopping on every rank once any of them was asked to stop."""
         self.stop.check(self.parallel.ranks)
@@ -140,12 +148,7 @@ def train_step(run: Run, state: TrainState) -> tuple[float, int]:
             raise
         seed_generators(run.seed, place)
         with run.parallel.accumulating(last):
-            with torch.autocast(
-                run.device.type,
-                torch.bfloat16,
-                enabled=run.precision == "bf16",
-                cache_enabled=not run.parallel.sharded,  # it would hold a copy of every weight on every rank
-            ):
+            with run.autocast():
                 output = run.parallel.forward(x.to(run.device))
             loss = _nats(run.loss, output, y.to(run.device)).sum()
             if tokens:
