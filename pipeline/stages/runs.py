@@ -17,11 +17,11 @@ def table(root: Path) -> Iterator[str]:
     if not runs:
         yield "no states are kept"
         return
-    yield f"{'run':<18}{'step':>15}  {'states':>6}  {'size':>10}  {'saved':<15}status"
+    yield f"{'run':<18}{'step':>15}  {'states':>6}  {'size':>10}  {'saved':<16}status"
     for run in runs:
         step = f"{run.step:,} of {run.total_steps:,}" if run.states else "none"
         size = readable(run.size)
-        yield f"{run.folder.name:<18}{step:>15}  {run.states:>6}  {size:>10}  {_age(run.saved):<15}{_status(run)}"
+        yield f"{run.folder.name:<18}{step:>15}  {run.states:>6}  {size:>10}  {_age(run.saved):<16}{_status(run)}"
 
 
 def _status(run: SavedRun) -> str:

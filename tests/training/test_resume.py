@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Tell
 from small_run import (
     REGISTRY,
     assert_same_run,
@@ -48,8 +49,8 @@ class StopAt(StopSignal):
         return 2 if self.asked > self.time else None
 
 
-def stopped_everywhere(folder: Path, every: int, **changes: Any) -> None:
-    """Stops a run each `every`-th time that it asks, and lets it go on, always from the beginning."""
+def stopped_everywhere(folder: Path, every: int, **changes: Any) -> int:
+    """Stops a run each `every`-th time that it asks, and lets it go on; returns how many times that was."""
     never = StopAt(time=10**9)
     whole = went_on(folder / "whole", 0, stop=never, **changes)
     assert never.asked > 60
@@ -63,11 +64,14 @@ def stopped_everywhere(folder: Path, every: int, **changes: Any) -> None:
         assert_same_run(went_on(place, 7, **changes), whole)
         shutil.rmtree(place)
     assert every > 2 or steps == set(range(7))
+    return len(range(0, never.asked, every))
 
 
-def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path, tell: Tell) -> None:
     """Dropout, accumulation, ends of epochs, evaluations and samples inside; every moment at which it can stop."""
-    stopped_everywhere(tmp_path, 1, **SMALL_EPOCHS)
+    tries = stopped_everywhere(tmp_path, 1, **SMALL_EPOCHS)
+    tell("stopped at each moment at which a small run can stop", tries, tries, tries)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -76,10 +80,13 @@ def test_with_every_optimizer_and_precision(tmp_path: Path, optimizer: str, prec
     stopped_everywhere(tmp_path, 7, optimizer=optimizer, precision=precision, **SMALL_EPOCHS)
 
 
-def test_with_bf16_and_compiled_blocks(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_with_bf16_and_compiled_blocks(tmp_path: Path, tell: Tell, request: pytest.FixtureRequest) -> None:
     if not shutil.which("g++"):
         pytest.skip("there is no C++ compiler")
-    stopped_everywhere(tmp_path, 9, precision="bf16", compile=True, **SMALL_EPOCHS)
+    every = 1 if request.config.getoption("long") else 9
+    tries = stopped_everywhere(tmp_path, every, precision="bf16", compile=True, **SMALL_EPOCHS)
+    tell("… with bf16 and compiled blocks", tries, tries, tries)
 
 
 def test_a_run_that_stops_again_and_again_ends_the_same(tmp_path: Path) -> None:
@@ -175,9 +182,10 @@ DAMAGES = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_passed_over_for_the_one_before_it(
-    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tell: Tell
 ) -> None:
     whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
     store = died(tmp_path / "died", 4)
@@ -191,6 +199,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
     assert ("damaged and passed over" in said and str(newest) in said) or damage == "only a temporary folder left"
     assert_same_run(went_on(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
     assert not list(store.folder.glob(".*"))
+    tell(f"the newest state: {damage}", 1, 1, 1)
 
 
 def test_where_all_states_are_damaged_training_starts_afresh_and_says_so(
