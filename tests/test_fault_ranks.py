@@ -20,11 +20,12 @@ import pytest
 import torch
 from conftest import Tell
 from test_dvc import Clone
-from test_faults import TRAIN, Life, Outcome, copied, gone, prepared, until_it_trains, wait_until
+from test_faults import TRAIN, Life, Outcome, copied, gone, prepared, states, until_it_trains, wait_until
 
 pytestmark = pytest.mark.faults
 
 TWO = ("--set", "runtime.processes=2")
+FSDP = (*TWO, "--set", "runtime.strategy=fsdp")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
@@ -135,6 +136,24 @@ def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clo
     assert "training stopped; run it again to go on" in life.said
     assert "going on from step" in project.run("dvc", "repro", "train").stdout
     assert Outcome.of(project.root) == original[1]
+
+
+def test_all_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path, tell: Tell) -> None:
+    straight = copied(project, tmp_path / "straight")
+    straight.run(*TRAIN, *FSDP)
+    for steps in (5, 11):
+        life = Life(project, *TRAIN, *FSDP)
+        until_it_trains(life, steps)
+        workers = children(life.process.pid)
+        for each in (life.process.pid, *workers):
+            os.kill(each, signal.SIGKILL)
+        life.end()
+        wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
+        assert states(project.root)
+        assert all((state / "shards" / ".metadata").is_file() for state in states(project.root))
+    assert "going on from step" in project.run(*TRAIN, *FSDP).stdout
+    equal = Outcome.of(project.root) == Outcome.of(straight.root)
+    tell("SIGKILL of all of two fsdp ranks, each writing its share", 2, 2, 2 * equal)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

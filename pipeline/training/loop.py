@@ -227,7 +227,7 @@ def _evaluated(state: TrainState) -> bool:
 
 def _save_if_due(run: Run, state: TrainState) -> None:
     ranks = run.parallel.ranks
-    if ranks.largest(float(ranks.first and run.saver.due())):
+    if ranks.from_first(run.saver.due):
         started = time.monotonic()
         captured = state.capture(run.parallel, run.optimizer)
         if ranks.first or run.parallel.sharded:
