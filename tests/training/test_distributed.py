@@ -25,7 +25,7 @@ from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraini
 from pipeline.training.distributed import Ranks, joined, ranks_here, slurm_address
 from pipeline.training.interrupt import StopSignal
 from pipeline.training.loop import Run, train, train_step
-from pipeline.training.shards import check_shares
+from pipeline.training.shards import check_shares, write_shares
 from pipeline.training.state import TrainState, skeleton
 
 STEPS, BATCH = 50, 8
@@ -319,6 +319,9 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
         torch.save(ended, folder / "stopped.pth")
 
     run, state = begun(ranks, folder / "faults", "fsdp", save_seconds=0.0)
+    (folder / "of-rank-0").mkdir(exist_ok=True)
+    with pytest.raises(PipelineError, match=r"rank 1 does not see \S+of-rank-1, in which all ranks write"):
+        write_shares({}, folder / f"of-rank-{ranks.rank}" / "shards", run.parallel.writers)
     run.saver.now(state.capture(run.parallel, run.optimizer))
     if ranks.rank == 1:
         local = run.model.blocks[0].mlp.up.weight.to_local()  # type: ignore[operator]
@@ -366,6 +369,10 @@ def reshare(ranks: Ranks, folder: Path) -> None:
 
 
 def end_on_two(ranks: Ranks, folder: Path) -> None:
+    """Reads on two ranks what one wrote, and goes on to the end."""
+    found = whole(*begun(ranks, folder / "around", "fsdp"))
+    if ranks.first:
+        torch.save(found, folder / "two.pth")
     run, state = went_on(ranks, folder / "around", "fsdp")
     ended = run.parallel.whole(run.model.state_dict())
     if ranks.first:
@@ -411,9 +418,10 @@ def test_two_ranks_shares_go_on_on_four_ranks_on_one_and_on_two(shares: Path, pa
     shutil.copytree(shares / "stopped", shares / "around")
     together(4, reshare, shares)
     assert_same_bits(torch.load(shares / "four.pth"), torch.load(shares / "stopped.pth"))
-    went_on(Ranks(), shares / "around", "one", StopSignalAfter(12))
+    alone = whole(*went_on(Ranks(), shares / "around", "one", StopSignalAfter(12)))
     assert not (newest(shares / "around") / "shards").exists()
     together(2, end_on_two, shares)
+    assert_same_bits(torch.load(shares / "two.pth"), alone)
     straight, state = went_on(Ranks(), passed_on / "straight", "one")
     history, ended = torch.load(shares / "around.pth")
     for row, expected in zip(history, state.history, strict=True):
