@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, Shard, empty
 
-from pipeline.errors import CheckpointError, PipelineError
+from pipeline.errors import CheckpointError, PipelineError, out_of_memory
 from pipeline.training.distributed import Ranks
 from pipeline.training.parallel import Parallel, mapped
 
@@ -66,11 +66,8 @@ def read_shares(saved: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
     """
     ranks, folder = parallel.ranks, Path(saved["shares"])
     rest = {name: value for name, value in saved.items() if name != "shares"}
-    if parallel.cpus is None:
-        read = [rest]
-        ranks.from_first(lambda: read.__setitem__(0, _filled(rest, folder, parallel)))
-        return read[0]
-    return ranks.each(lambda: _filled(rest, folder, parallel))
+    reads = parallel.sharded or ranks.first
+    return ranks.each(lambda: _filled(rest, folder, parallel) if reads else rest)
 
 
 def check_shares(folder: Path) -> str:
@@ -115,9 +112,14 @@ def _filled(rest: dict[str, Any], folder: Path, parallel: Parallel) -> dict[str,
     reader = _Reader(folder)
     shared = reader.read_metadata().state_dict_metadata
     read = {name: room(tensor) for name, tensor in _tensors(rest) if name in shared}
-    with _plain_errors(), warnings.catch_warnings(action="ignore"):
-        # Each rank by itself: what it is to read follows from its place, and nobody else need know.
-        load(read, storage_reader=reader, no_dist=True)
+    try:
+        with _plain_errors(), warnings.catch_warnings(action="ignore"):
+            # Each rank by itself: what it is to read follows from its place, and nobody else need know.
+            load(read, storage_reader=reader, no_dist=True)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise CheckpointError(f"{folder} cannot be read ({_reason(error)})") from None
 
     def put(value: Any, name: str = "") -> Any:
         if isinstance(value, dict):
@@ -147,6 +149,11 @@ def _plain_errors() -> Iterator[None]:
     except CheckpointException as error:
         cause, _ = error.failures[min(error.failures)]
         raise cause from None
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 class _Writer(FileSystemWriter):
@@ -181,8 +188,7 @@ class _Reader(FileSystemReader):
                 if Path(entry.relative_path).name != entry.relative_path:
                     raise pickle.UnpicklingError(f"it leads to {entry.relative_path}")
         except Exception as error:  # there is no end to what pickle raises on bytes that are none
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise CheckpointError(f"{path} is no metadata of a saved state ({reason})") from None
+            raise CheckpointError(f"{path} is no metadata of a saved state ({_reason(error)})") from None
         found.storage_meta = records.StorageMeta()
         return found
 

@@ -468,6 +468,17 @@ def test_metadata_that_would_run_code_is_refused(
     assert not (tmp_path / "made").exists()
 
 
+def test_a_share_that_would_run_code_is_refused(stopped: Path, tmp_path: Path) -> None:
+    folder = newest(stopped)
+    for share in (folder / "shards").glob("*.distcp"):
+        size = share.stat().st_size
+        share.write_bytes(pickle.dumps(Harmful(tmp_path / "made")).ljust(size, b"\0"))
+    write_manifest(folder)
+    with pytest.raises(CheckpointError, match=r"shards cannot be read \(Weights only load failed"):
+        begun(Ranks(), stopped, "one")
+    assert not (tmp_path / "made").exists()
+
+
 def test_metadata_that_leads_out_of_its_folder_is_refused(stopped: Path) -> None:
     path = newest(stopped) / "shards" / ".metadata"
     path.write_bytes(path.read_bytes().replace(b"__1_0.distcp", b"../../../etc"))
