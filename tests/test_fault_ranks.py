@@ -20,11 +20,12 @@ import pytest
 import torch
 from conftest import Tell
 from test_dvc import Clone
-from test_faults import TRAIN, Life, Outcome, copied, gone, prepared, until_it_trains, wait_until
+from test_faults import TRAIN, Life, Outcome, copied, gone, prepared, states, until_it_trains, wait_until
 
 pytestmark = pytest.mark.faults
 
 TWO = ("--set", "runtime.processes=2")
+FSDP = (*TWO, "--set", "runtime.strategy=fsdp", "--set", "train.budget.amount=40")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
@@ -140,6 +141,27 @@ def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clo
     assert "training stopped; run it again to go on" in life.said
     assert "going on from step" in project.run("dvc", "repro", "train").stdout
     assert Outcome.of(project.root) == original[1]
+
+
+def test_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path, tell: Tell) -> None:
+    straight = copied(project, tmp_path / "straight")
+    straight.run(*TRAIN, *FSDP)
+    for steps, victims in ((5, "all"), (7, "one")):
+        life = Life(project, *TRAIN, *FSDP)
+        until_it_trains(life, steps)
+        workers = children(life.process.pid)
+        for each in (life.process.pid, *workers) if victims == "all" else workers[1:]:
+            os.kill(each, signal.SIGKILL)
+        life.end()
+        if victims == "one":
+            assert life.said.endswith("\nerror: rank 1 was ended by SIGKILL: run it again to go on\n"), life.said
+            assert life.said.count("error:") == 1, life.said
+        wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
+        assert states(project.root)
+        assert all((state / "shards" / ".metadata").is_file() for state in states(project.root))
+    assert "going on from step" in project.run(*TRAIN, *FSDP).stdout
+    equal = Outcome.of(project.root) == Outcome.of(straight.root)
+    tell("SIGKILL of both, then of one of two fsdp ranks", 2, 2, 2 * equal)
 
 
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])

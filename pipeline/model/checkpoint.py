@@ -66,9 +66,10 @@ def save_tensors(value: dict[str, Any], path: Path) -> None:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
+    """Bytes of all tensors in nested dicts and lists; of one that is shared out, this rank's share."""
     if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
+        own: torch.Tensor = value.to_local() if hasattr(value, "to_local") else value
+        return own.numel() * own.element_size()
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return sum(tensor_bytes(each) for each in values)
 

@@ -34,7 +34,8 @@ class Memory:
             beginning of backward: logits, their log-softmax and the gradients of both.
         gathered: Under FSDP, the parameters and unreduced gradients that are whole at that moment.
         saving: In the machine's own memory, on the first rank only: the copy of weights, optimizer state and best
-            weights that is written in the background.
+            weights that is written in the background; under FSDP that of the whole model, which is made once, to
+            publish it.
         shared: Whether the device's memory is the machine's own.
     """
 

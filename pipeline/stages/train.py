@@ -321,7 +321,7 @@ def prepare(
         skip_bad_steps=own.skip_bad_steps,
         evaluate_every=own.evaluation.every,
         evaluate=evaluator,
-        saver=Saver(leg.store, params.runtime.save_seconds, leg.length.total_steps),
+        saver=Saver(leg.store, params.runtime.save_seconds, leg.length.total_steps, parallel.writers),
         stop=stop,
     )
 
@@ -333,7 +333,7 @@ def for_leg(plan: Run, leg: Leg) -> Run:
         schedule=leg.schedule,
         length=leg.length,
         evaluate=replace(plan.evaluate, length=leg.length),
-        saver=Saver(leg.store, plan.saver.seconds, leg.length.total_steps),
+        saver=replace(plan.saver, store=leg.store, total_steps=leg.length.total_steps),
     )
 
 

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -35,16 +35,25 @@ class Ranks:
         rank: This one's number.
         count: How many there are.
         local: This one's number on its machine, which is also its GPU's.
+        group: The connections that they talk over; None is the training's own.
     """
 
     rank: int = 0
     count: int = 1
     local: int = 0
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
         """Whether this is the one that writes files, prints and calls the callbacks."""
         return self.rank == 0
+
+    def beside(self) -> Ranks:
+        """The same processes over connections of their own, for a thread beside the training, whose messages must
+        not mix with the training's; all must call it."""
+        if self.count == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo", timeout=_PATIENCE))
 
     def total(self, *values: float) -> list[float]:
         """The sums of each value over all ranks, in float64."""
@@ -56,7 +65,7 @@ class Ranks:
 
     def _reduced(self, values: tuple[float, ...] | list[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, how)
+        dist.all_reduce(tensor, how, group=self.group)
         found: list[float] = tensor.tolist()
         return found
 
@@ -70,19 +79,35 @@ class Ranks:
                 told[0] = work()
             except BaseException as error:
                 told[1] = error
-                dist.broadcast_object_list(told)
+                dist.broadcast_object_list(told, group=self.group)
                 raise
-        dist.broadcast_object_list(told)
+        dist.broadcast_object_list(told, group=self.group)
         if isinstance(told[1], BaseException):
             raise told[1]
         return told[0]  # type: ignore[return-value]
+
+    def each(self, work: Callable[[], T]) -> T:
+        """Does `work` on every rank; where it fails on any, all raise the error of the first that it failed on."""
+        if self.count == 1:
+            return work()
+        errors: list[Exception | None] = [None] * self.count
+        done, failed = None, None
+        try:
+            done = work()
+        except Exception as error:
+            failed = error
+        dist.all_gather_object(errors, failed, group=self.group)
+        for each in errors:
+            if each is not None:
+                raise each
+        return done  # type: ignore[return-value]
 
     def same(self, value: str, what: str) -> None:
         """Raises PipelineError on every rank where they do not hold the same value."""
         if self.count == 1:
             return
         values: list[str | None] = [None] * self.count
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         others = [rank for rank, each in enumerate(values) if each != values[0]]
         if others:
             raise PipelineError(

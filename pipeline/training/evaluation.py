@@ -64,7 +64,7 @@ class Evaluator:
             row = self._measure(draft)
             if row["val.loss"] < draft.best_loss:
                 draft.best_step, draft.best_loss = draft.step, row["val.loss"]
-                draft.best_weights = self.parallel.whole(self.parallel.model.state_dict())
+                draft.best_weights = self.parallel.kept(self.parallel.model.state_dict())
             say(
                 f"step {draft.step:>6,}  train {row['train.loss']:.4f}  val {row['val.loss']:.4f}  "
                 f"perplexity {row.get('val.perplexity', float('inf')):.1f}  "

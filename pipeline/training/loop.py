@@ -230,16 +230,19 @@ def _evaluated(state: TrainState) -> bool:
 
 def _save_if_due(run: Run, state: TrainState) -> None:
     ranks = run.parallel.ranks
-    if ranks.largest(float(ranks.first and run.saver.due())):
+    if ranks.from_first(run.saver.due):
         started = time.monotonic()
         captured = state.capture(run.parallel, run.optimizer)
-        if ranks.first:
+        if ranks.first or run.parallel.sharded:
             run.saver.begin(captured, time.monotonic() - started)
 
 
 def _save_now(run: Run, state: TrainState) -> None:
     captured = state.capture(run.parallel, run.optimizer)
-    run.parallel.ranks.from_first(lambda: run.saver.now(captured))
+    if run.parallel.sharded:
+        run.saver.now(captured)  # each rank its shares
+    else:
+        run.parallel.ranks.from_first(lambda: run.saver.now(captured))
 
 
 def _skip_or_stop(run: Run, state: TrainState, nats: float, norm: float) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import ModelOutput
 from pipeline.training.distributed import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,23 @@ class Parallel:
         ranks: The processes.
         model: The model; under FSDP2 its parameters are DTensors, of which each rank holds a share.
         forward: What training calls: ids [B, T] → ModelOutput; its backward sums gradients over the ranks.
-        sharded: Whether it is FSDP2.
         compiled: Whether the blocks are compiled.
+        cpus: Under FSDP2, the CPUs that keep copies of the shares; None otherwise.
+        writers: The processes that write a state together: under FSDP2 all, each its share, beside the training;
+            otherwise each alone, and only the first has something to write.
     """
 
     ranks: Ranks
     model: GPT
     forward: Callable[[torch.Tensor], ModelOutput]
-    sharded: bool = False
     compiled: bool = False
+    cpus: DeviceMesh | None = None
+    writers: Ranks = field(default_factory=Ranks)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether it is FSDP2."""
+        return self.cpus is not None
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
@@ -66,20 +77,32 @@ class Parallel:
         if isinstance(value, torch.Tensor):
             tensor = _full(value).detach()
             return tensor.to("cpu", copy=True) if self.ranks.first else tensor.to("meta")
-        if isinstance(value, dict):
-            return {key: self.whole(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self.whole(each) for each in value)
-        return value
+        return mapped(self.whole, value)
+
+    def kept(self, value: Any) -> Any:
+        """A copy of a state dict on the CPU: `whole`, or under FSDP2 this rank's shares, so that no rank ever holds
+        all. All ranks must call it."""
+        if self.cpus is None:
+            return self.whole(value)
+        if isinstance(value, torch.Tensor):
+            return _share(value.detach(), self.cpus) if _is_shared(value) else value.detach().to("cpu", copy=True)
+        return mapped(self.kept, value)
+
+    def kept_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights that were loaded, whole on the first rank or as shares, in the form that `kept` gives them."""
+        if self.cpus is None:
+            return weights
+        own = self.model.state_dict()
+        return {name: self.kept(self._dealt(tensor, own[name])) for name, tensor in weights.items()}
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Loads whole weights, of which the first rank has the content; all ranks must call it."""
+        """Loads weights: shares, or whole ones of which the first rank has the content; all ranks must call it."""
         own = self.model.state_dict()
-        dealt = {name: self._dealt(weights[name] if self.ranks.first else None, own[name]) for name in own}
-        self.model.load_state_dict(dealt)
+        self.model.load_state_dict({name: self._dealt(weights.get(name), own[name]) for name in own})
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-        """Loads an optimizer's whole state, of which the first rank has the tensors' content; all must call it."""
+        """Loads an optimizer's state: shares, or whole tensors of which the first rank has the content; all ranks
+        must call it."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = {
             number: {
@@ -92,10 +115,12 @@ class Parallel:
 
     def _dealt(self, value: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
         """A tensor of the first rank on this rank: the whole of it, or, where the parameter that it belongs to is
-        shared out and has its shape, this rank's share."""
+        shared out and has its shape, this rank's share; that may be what it is already."""
         if self.ranks.count == 1:
             assert value is not None
             return value
+        if value is not None and _is_shared(value):
+            return _share(value, parameter.device_mesh)  # type: ignore[attr-defined]
         if value is None or value.is_meta:
             like = parameter if value is None else value
             value = torch.empty(like.shape, dtype=like.dtype, device=self.device)
@@ -126,11 +151,36 @@ class Parallel:
         return model.train(self.model.training)
 
 
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """A copy of a dict, list or tuple with each of its values changed; anything else as it is."""
+    if isinstance(value, dict):
+        return {key: change(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(change(each) for each in value)
+    return value
+
+
+def _is_shared(tensor: torch.Tensor) -> bool:
+    """Whether each rank has a share of it."""
+    # By its method, since importing DTensor takes half a second, which a run in one process need not spend.
+    return hasattr(tensor, "full_tensor")
+
+
 def _full(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or the whole of one of which each rank has a share."""
-    # By its method, since importing DTensor takes half a second, which a run in one process need not spend.
-    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    whole: torch.Tensor = tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
     return whole
+
+
+def _share(tensor: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+    """A copy of this rank's share of a tensor on other devices of the same ranks."""
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(tensor, DTensor)
+    local = tensor.to_local().to(mesh.device_type, copy=True)
+    return DTensor.from_local(
+        local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
 
 
 def spread(make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy: str, compiled: bool) -> Parallel:
@@ -149,7 +199,10 @@ def spread(make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy
         for block in model.blocks:
             block.compile(dynamic=False)
     if sharded:
-        parallel = Parallel(ranks, model, model, sharded=True, compiled=compiled)
+        from torch.distributed.device_mesh import init_device_mesh
+
+        cpus = init_device_mesh("cpu", (ranks.count,))
+        parallel = Parallel(ranks, model, model, compiled, cpus, ranks.beside())
         # The first rank makes the weights as one process does, and deals them out.
         parallel.load_weights(make().state_dict() if ranks.first else {})
         return parallel

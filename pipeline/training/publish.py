@@ -36,11 +36,12 @@ def publish(run: Run, state: TrainState, paths: Paths) -> None:
     if state.best_step != state.step:
         parallel.load_weights(state.best_weights)
         best = run.evaluate.summarize("val", windows).metrics()
+    best_weights = parallel.whole(state.best_weights) if parallel.sharded else state.best_weights
     if not ranks.first:
         return
 
     with (
-        room_for(tensor_bytes([weights, moments, state.best_weights]), paths.checkpoint),
+        room_for(tensor_bytes([weights, moments, best_weights]), paths.checkpoint),
         published_folder(paths.checkpoint) as folder,
     ):
         write_atomically(folder / SAMPLES, samples_as_jsonl(state))
@@ -49,7 +50,7 @@ def publish(run: Run, state: TrainState, paths: Paths) -> None:
             run.model.config,
             run.evaluate.tokenizer,
             last={"model_state_dict": weights, "optimizer_state_dict": moments, "step": state.step},
-            best={"model_state_dict": state.best_weights, "step": state.best_step},
+            best={"model_state_dict": best_weights, "step": state.best_step},
         )
     _write_metrics(paths.metrics, state, last, {"step": state.best_step, **best}, run.model)
     bits = f", {best['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in best else ""

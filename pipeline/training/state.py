@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.training.parallel import Parallel
+from pipeline.training.parallel import Parallel, mapped
 
 
 @dataclass
@@ -27,8 +27,8 @@ class TrainState:
         seconds, processor_seconds: Time spent in training steps.
         samples: Texts that callbacks showed, with their steps.
         memory: Each callback's own dict, by name.
-        best_step, best_loss, best_weights: The evaluation with the lowest validation loss; the weights have content
-            on the first rank only.
+        best_step, best_loss, best_weights: The evaluation with the lowest validation loss; the weights are on the
+            CPU: whole, with content on the first rank only, or under FSDP2 as each rank's shares.
         skipped: The steps that were skipped because their loss or gradient was not finite.
         conditions: What the run is computed with (see `Conditions`).
         stopped: Why a callback ended the run; empty while it has not.
@@ -69,23 +69,33 @@ class TrainState:
         vars(self).update(vars(draft))
 
     def capture(self, parallel: Parallel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """A copy of the whole state as plain tensors on the first rank's CPU and plain values; all must call it."""
+        """A copy of the state as tensors on the CPU and plain values: whole on the first rank, or under FSDP2 each
+        rank's shares; all must call it."""
         own = self.draft()
         return {
             "run": {each.name: getattr(own, each.name) for each in fields(own)},
-            "model_state_dict": parallel.whole(parallel.model.state_dict()),
-            "optimizer_state_dict": parallel.whole(optimizer.state_dict()),
+            "model_state_dict": parallel.kept(parallel.model.state_dict()),
+            "optimizer_state_dict": parallel.kept(optimizer.state_dict()),
             "random": random_state(),
         }
 
     @classmethod
     def restore(cls, saved: dict[str, Any], parallel: Parallel, optimizer: torch.optim.Optimizer) -> TrainState:
         """Puts model, optimizer and random generators back as they were; returns the rest. All ranks must call it,
-        the others with the `skeleton` of the first one's state."""
+        the others with the `skeleton` of the first one's state.
+
+        Raises:
+            PipelineError: the shares that a state was written as cannot be read.
+        """
+        if "shares" in saved:
+            from pipeline.training.shards import read_shares
+
+            saved = read_shares(saved, parallel)
         parallel.load_weights(saved["model_state_dict"])
         parallel.load_optimizer(optimizer, saved["optimizer_state_dict"])
         restore_random_state(saved["random"])
-        return cls(**saved["run"])
+        run = saved["run"]
+        return cls(**{**run, "best_weights": parallel.kept_weights(run["best_weights"])})
 
 
 def skeleton(saved: dict[str, Any]) -> dict[str, Any]:
@@ -94,13 +104,7 @@ def skeleton(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _emptied(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to("meta")
-    if isinstance(value, dict):
-        return {key: _emptied(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_emptied(each) for each in value)
-    return value
+    return value.to("meta") if isinstance(value, torch.Tensor) else mapped(_emptied, value)
 
 
 def random_state() -> dict[str, Any]:

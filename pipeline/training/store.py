@@ -18,9 +18,10 @@ from pipeline.console import say
 from pipeline.errors import CheckpointError, DataError, PipelineError
 from pipeline.files import lock, read_json, room_for, verify_manifest, write_json, write_manifest
 from pipeline.model.checkpoint import load_tensors, save_tensors, tensor_bytes
+from pipeline.training.distributed import Ranks
 
 FORMAT = 2
-_STATE, _ABOUT, _IDENTITY = "state.pth", "about.json", "run.json"
+_STATE, _SHARES, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
 _STATES_KEPT = 2
 _RUNS_KEPT = 3
 _SHARE_OF_TIME = 0.03
@@ -38,41 +39,66 @@ class StateStore:
         """The file whose lock says that a process works on this run."""
         return self.folder / "lock"
 
-    def save(self, captured: dict[str, Any], total_steps: int) -> None:
+    def save(self, captured: dict[str, Any], total_steps: int, writers: Ranks) -> None:
         """Writes a state; a crash at any moment leaves the states before it whole.
+
+        Args:
+            captured: The state, or this rank's shares of it.
+            total_steps: Of the whole run.
+            writers: The processes that write it together, all of which must call it; one alone has all of it.
 
         Raises:
             PipelineError: a weight is not finite, so the state would be of no use; or the disk is full.
         """
-        run = captured["run"]
-        _check_finite(captured["model_state_dict"], run["step"])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        states = self.states()
-        path = self.folder / f"{int(states[-1].name) + 1 if states else 1:06d}"
-        partial = self.folder / f".{path.name}.partial-{os.getpid()}"
+        run, apart = captured["run"], writers.count > 1
+        writers.each(lambda: _check_finite(captured["model_state_dict"], run["step"]))
+        path, partial = writers.from_first(self._next)
         about = {"step": run["step"], "total_steps": total_steps, "complete": run["complete"]}
         with room_for(tensor_bytes(captured), path):
             try:
-                partial.mkdir()
-                save_tensors(captured, partial / _STATE)
-                write_json(partial / _ABOUT, about)
-                write_manifest(partial)
-                partial.rename(path)
-                _sync(self.folder)
+                writers.from_first(partial.mkdir)
+                if apart:
+                    from pipeline.training.shards import write_shares
+
+                    captured = write_shares(captured, partial / _SHARES, writers)
+                writers.from_first(lambda: self._complete(captured, about, partial, path))
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                writers.from_first(lambda: shutil.rmtree(partial, ignore_errors=True))
+
+    def _next(self) -> tuple[Path, Path]:
+        """The folder of the state that is to be written, and the one that it is written in."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        states = self.states()
+        path = self.folder / f"{int(states[-1].name) + 1 if states else 1:06d}"
+        return path, self.folder / f".{path.name}.partial-{os.getpid()}"
+
+    def _complete(self, captured: dict[str, Any], about: dict[str, Any], partial: Path, path: Path) -> None:
+        """Adds what the first rank writes alone, and gives the state its name; older ones go."""
+        save_tensors(captured, partial / _STATE)
+        write_json(partial / _ABOUT, about)
+        write_manifest(partial)
+        partial.rename(path)
+        _sync(self.folder)
         for old in self.states()[:-_STATES_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state that is whole; None where there is none. Damaged ones are named and passed over."""
+        """The newest state that is whole; None where there is none. Damaged ones are named and passed over.
+
+        One that was written as shares comes without their content, which `TrainState.restore` reads.
+        """
         for leftover in self.folder.glob(".*.partial-*"):  # of a process that was killed while it saved
             shutil.rmtree(leftover, ignore_errors=True)
         states = self.states()
         for path in reversed(states):
             try:
                 verify_manifest(path, "the one before it is taken")
-                return load_tensors(path / _STATE)
+                saved = load_tensors(path / _STATE)
+                if (path / _SHARES).is_dir():
+                    from pipeline.training.shards import check_shares
+
+                    saved["shares"] = check_shares(path / _SHARES)
+                return saved
             except (DataError, CheckpointError) as error:
                 say(f"the saved state {path} is damaged and passed over ({error})")
         if states:
@@ -128,7 +154,8 @@ def _sync(folder: Path) -> None:
 
 def _check_finite(weights: dict[str, torch.Tensor], step: int) -> None:
     for name, tensor in weights.items():
-        if not bool(tensor.isfinite().all()):
+        own: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if not bool(own.isfinite().all()):
             raise PipelineError(
                 f"training stopped at step {step}: the weights of {name} are not finite; the states before are "
                 "kept: lower the optimizer's lr, or set train.grad_clip"
@@ -146,16 +173,18 @@ class Saver:
         store: Where to.
         seconds: The least time between two states; 0 is after every step.
         total_steps: Of the whole run, for those who list the states.
+        writers: The processes that write each state together: this one alone, or each its share.
         cost: Seconds that the last state took, copy and write.
     """
 
     store: StateStore
     seconds: float
     total_steps: int
-    cost: float = 0.0
-    _ended: float = field(default_factory=time.monotonic)
-    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saving"))
-    _pending: Future[None] | None = None
+    writers: Ranks = field(default_factory=Ranks)
+    cost: float = field(default=0.0, init=False)
+    _ended: float = field(default_factory=time.monotonic, init=False)
+    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saving"), init=False)
+    _pending: Future[None] | None = field(default=None, init=False)
 
     def due(self) -> bool:
         """Whether it is time for another state.
@@ -173,6 +202,7 @@ class Saver:
 
     def begin(self, captured: dict[str, Any], copying: float) -> None:
         """Hands a copy of the state over, which took `copying` seconds to make; it is written in the background."""
+        self.finish()  # the first rank, which asks whether it is `due`, may be done sooner than this one
         self._pending = self._worker.submit(self._write, captured, copying)
 
     def now(self, captured: dict[str, Any]) -> None:
@@ -188,7 +218,7 @@ class Saver:
 
     def _write(self, captured: dict[str, Any], copying: float) -> None:
         started = time.monotonic()
-        self.store.save(captured, self.total_steps)
+        self.store.save(captured, self.total_steps, self.writers)
         self._ended = time.monotonic()
         self.cost = self._ended - started + copying
 

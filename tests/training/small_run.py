@@ -108,7 +108,7 @@ def make_run(
         skip_bad_steps=0,
         evaluate_every=every,
         evaluate=evaluator,
-        saver=Saver(StateStore(folder, "run"), save_seconds, length.total_steps),
+        saver=Saver(StateStore(folder, "run"), save_seconds, length.total_steps, parallel.writers),
         stop=stop,
     )
     return replace(run, **changes)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import pickle
+import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,11 +18,13 @@ import pytest
 import torch
 from small_run import CONTEXT, IDS, RAGGED, Masked, assert_same_bits, make_model, make_run, weights
 
-from pipeline.errors import Interrupted, ParamsError, PipelineError, PluginError
+from pipeline.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
+from pipeline.files import write_manifest
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.training.distributed import Ranks, joined, ranks_here, slurm_address
 from pipeline.training.interrupt import StopSignal
 from pipeline.training.loop import Run, train, train_step
+from pipeline.training.shards import check_shares, write_shares
 from pipeline.training.state import TrainState, skeleton
 
 STEPS, BATCH = 50, 8
@@ -31,8 +39,6 @@ def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
 
 
 def _rank(rank: int, count: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    import os
-
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     ranks = Ranks(rank, count, rank)
@@ -200,7 +206,10 @@ def decisions(ranks: Ranks, folder: Path) -> None:
         assert (state.step, state.stopped, state.complete) == (4, "enough", True)
         assert [row["looks.seen"] for row in state.history[:-1]] == [1.0, 2.0]
         assert bool(state.memory) == ranks.first
-        assert all(tensor.is_meta != ranks.first for tensor in state.best_weights.values())
+        if strategy == "fsdp":  # each its shares
+            assert all(tensor.device_mesh.size() == 2 for tensor in state.best_weights.values())
+        else:
+            assert all(tensor.is_meta != ranks.first for tensor in state.best_weights.values())
 
         run, state = (
             curve(folder / f"{strategy}-fail", ranks, callbacks=(Looks(fail_at=2),), **common),
@@ -229,14 +238,21 @@ def test_all_ranks_decide_as_one(tmp_path: Path) -> None:
 # ── from two ranks to one, and back ───────────────────────────────────────────────────────────────
 
 
-def went_on(ranks: Ranks, folder: Path, strategy: str, stop: StopSignal | None = None) -> tuple[Run, TrainState]:
+def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[Run, TrainState]:
+    """A run with its newest state, if there is one."""
     run = curve(
-        folder, ranks, strategy=strategy, total_windows=10 * BATCH, every=3, stop=stop, callbacks=(Looks(),)
+        folder, ranks, strategy=strategy, total_windows=10 * BATCH, every=3, callbacks=(Looks(),), **changes
     )
     saved = run.saver.store.load() if ranks.first else None
     told = ranks.from_first(lambda: skeleton(saved) if saved else None)
     saved = saved if ranks.first else told
-    state = TrainState.restore(saved, run.parallel, run.optimizer) if saved else TrainState()
+    return run, TrainState.restore(saved, run.parallel, run.optimizer) if saved else TrainState()
+
+
+def went_on(
+    ranks: Ranks, folder: Path, strategy: str, stop: StopSignal | None = None, **changes: Any
+) -> tuple[Run, TrainState]:
+    run, state = begun(ranks, folder, strategy, stop=stop, **changes)
     if stop is None:
         train(run, state)
     else:
@@ -287,6 +303,190 @@ def passed_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
         went_on(Ranks(), folder / f"{strategy}-one-to-two", "one", StopSignalAfter(25))
     together(2, pass_on, folder)
     return folder
+
+
+# ── a state as shares ─────────────────────────────────────────────────────────────────────────────
+
+
+def whole(run: Run, state: TrainState) -> list[Any]:
+    """Weights, moments and best weights, whole on the first rank."""
+    each = run.model.state_dict(), run.optimizer.state_dict(), state.best_weights
+    return [run.parallel.whole(value) for value in each]
+
+
+def leave_shares(ranks: Ranks, folder: Path) -> None:
+    """Two states of a run that was stopped; and one rank of two that must not, or cannot, write its share."""
+    run, state = went_on(ranks, folder / "stopped", "fsdp", StopSignalAfter(25), save_seconds=0.0)
+    ended = whole(run, state)
+    if ranks.first:
+        torch.save(ended, folder / "stopped.pth")
+
+    run, state = begun(ranks, folder / "faults", "fsdp", save_seconds=0.0)
+    (folder / "of-rank-0").mkdir(exist_ok=True)
+    with pytest.raises(PipelineError, match=r"rank 1 does not see \S+of-rank-1, in which all ranks write"):
+        write_shares({}, folder / f"of-rank-{ranks.rank}" / "shards", run.parallel.writers)
+    run.saver.now(state.capture(run.parallel, run.optimizer))
+    if ranks.rank == 1:
+        local = run.model.blocks[0].mlp.up.weight.to_local()  # type: ignore[operator]
+        with torch.no_grad():
+            before = local[0, 0].clone()
+            local[0, 0] = float("nan")
+    with pytest.raises(PipelineError, match=r"the weights of blocks\.0\.mlp\.up\.weight are not finite"):
+        run.saver.now(state.capture(run.parallel, run.optimizer))
+    if ranks.rank == 1:
+        with torch.no_grad():
+            local[0, 0] = before
+
+    for case in ("share", "rest"):
+        with pytest.MonkeyPatch.context() as patch:
+            if case == "share" and ranks.rank == 1:
+                patch.setattr("torch.distributed.checkpoint.filesystem.FileSystem.create_stream", full)
+            if case == "rest" and ranks.first:
+                patch.setattr("pipeline.training.store.save_tensors", fail_on_a_full_disk)
+            with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* are to be written"):
+                train(run, state)  # the error comes from the background
+        assert [path.name for path in run.saver.store.states()] == ["000001"]
+        assert not list(run.saver.store.folder.glob(".*"))
+    train(run, state)
+    assert state.complete
+    assert [path.name for path in run.saver.store.states()][-1] > "000002"
+
+
+@contextmanager
+def full(self: Any, path: Path, mode: str) -> Iterator[Any]:
+    """What opens the files of shares, on a full disk."""
+    with open("/dev/full", mode) as file:
+        yield file
+
+
+def fail_on_a_full_disk(value: Any, path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def reshare(ranks: Ranks, folder: Path) -> None:
+    """Reads on four ranks what two wrote, and goes on for a while."""
+    found = whole(*begun(ranks, folder / "stopped", "fsdp"))
+    if ranks.first:
+        torch.save(found, folder / "four.pth")
+    went_on(ranks, folder / "around", "fsdp", StopSignalAfter(12))
+
+
+def end_on_two(ranks: Ranks, folder: Path) -> None:
+    """Reads on two ranks what one wrote, and goes on to the end."""
+    found = whole(*begun(ranks, folder / "around", "fsdp"))
+    if ranks.first:
+        torch.save(found, folder / "two.pth")
+    run, state = went_on(ranks, folder / "around", "fsdp")
+    ended = run.parallel.whole(run.model.state_dict())
+    if ranks.first:
+        torch.save((state.history, ended), folder / "around.pth")
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `leave_shares` leaves."""
+    folder = tmp_path_factory.mktemp("shares")
+    together(2, leave_shares, folder)
+    return folder
+
+
+@pytest.fixture
+def stopped(shares: Path, tmp_path: Path) -> Path:
+    """A copy of the stopped run's folder."""
+    return Path(shutil.copytree(shares / "stopped", tmp_path / "stopped"))
+
+
+def newest(folder: Path) -> Path:
+    return sorted(folder.glob("run/[0-9]*"))[-1]
+
+
+def test_no_rank_writes_a_whole_tensor_and_one_process_reads_them_whole(shares: Path, stopped: Path) -> None:
+    folder = newest(stopped)
+    parts = {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    assert {path.name for path in (folder / "shards").iterdir()} == parts
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(listed) == {"state.pth", "about.json", *(f"shards/{name}" for name in parts)}
+    beside = torch.load(folder / "state.pth", weights_only=True)
+    assert all(tensor.is_meta for tensor in beside["model_state_dict"].values())
+    assert all(tensor.is_meta for tensor in beside["run"]["best_weights"].values())
+    moments = [each for values in beside["optimizer_state_dict"]["state"].values() for each in values.values()]
+    assert all(tensor.is_meta == (tensor.ndim > 0) for tensor in moments)
+
+    alone = whole(*begun(Ranks(), stopped, "one"))
+    assert_same_bits(alone, torch.load(shares / "stopped.pth"))
+    assert alone[2]  # best weights
+
+
+def test_two_ranks_shares_go_on_on_four_ranks_on_one_and_on_two(shares: Path, passed_on: Path) -> None:
+    shutil.copytree(shares / "stopped", shares / "around")
+    together(4, reshare, shares)
+    assert_same_bits(torch.load(shares / "four.pth"), torch.load(shares / "stopped.pth"))
+    alone = whole(*went_on(Ranks(), shares / "around", "one", StopSignalAfter(12)))
+    assert not (newest(shares / "around") / "shards").exists()
+    together(2, end_on_two, shares)
+    assert_same_bits(torch.load(shares / "two.pth"), alone)
+    straight, state = went_on(Ranks(), passed_on / "straight", "one")
+    history, ended = torch.load(shares / "around.pth")
+    for row, expected in zip(history, state.history, strict=True):
+        assert row == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(ended, weights(straight), rtol=1e-6, atol=1e-9)
+
+
+def test_a_damaged_share_is_named_and_the_state_before_is_taken(
+    stopped: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    damaged = newest(stopped) / "shards" / "__1_0.distcp"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    _, state = begun(Ranks(), stopped, "one")
+    before = sorted(stopped.glob("run/[0-9]*"))[-2]
+    assert state.step == json.loads((before / "about.json").read_text())["step"]
+    said = capfd.readouterr().out
+    assert f"the saved state {newest(stopped)} is damaged and passed over ({damaged} is damaged" in said
+
+
+class Harmful:
+    """Pickled metadata that makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_metadata_that_would_run_code_is_refused(
+    stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = newest(stopped)
+    for content in (pickle.dumps(Harmful(tmp_path / "made")), b"cos\nsystem\n(S'touch made'\ntR.", b"", b"none"):
+        (folder / "shards" / ".metadata").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"\.metadata is no metadata of a saved state") as refused:
+            check_shares(folder / "shards")
+        assert "\n" not in str(refused.value)
+        write_manifest(folder)
+        begun(Ranks(), stopped, "one")  # with the state before
+        assert f"the saved state {folder} is damaged and passed over" in capfd.readouterr().out
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_share_that_would_run_code_is_refused(stopped: Path, tmp_path: Path) -> None:
+    folder = newest(stopped)
+    for share in (folder / "shards").glob("*.distcp"):
+        size = share.stat().st_size
+        share.write_bytes(pickle.dumps(Harmful(tmp_path / "made")).ljust(size, b"\0"))
+    write_manifest(folder)
+    with pytest.raises(CheckpointError, match=r"shards cannot be read \(Weights only load failed"):
+        begun(Ranks(), stopped, "one")
+    assert not (tmp_path / "made").exists()
+
+
+def test_metadata_that_leads_out_of_its_folder_is_refused(stopped: Path) -> None:
+    path = newest(stopped) / "shards" / ".metadata"
+    path.write_bytes(path.read_bytes().replace(b"__1_0.distcp", b"../../../etc"))
+    with pytest.raises(CheckpointError, match=r"it leads to \.\./\.\./\.\./etc"):
+        check_shares(path.parent)
 
 
 # ── which rank this is ────────────────────────────────────────────────────────────────────────────

@@ -24,6 +24,7 @@ from small_run import (
 
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.plugin.components import ModelOutput
+from pipeline.training.distributed import Ranks
 from pipeline.training.interrupt import StopSignal
 from pipeline.training.loop import train
 from pipeline.training.state import TrainState
@@ -224,10 +225,10 @@ class Slow(StateStore):
         super().__init__(root, "run")
         self.go, self.began, self.written = threading.Event(), threading.Event(), []
 
-    def save(self, captured: dict[str, Any], total_steps: int) -> None:
+    def save(self, captured: dict[str, Any], total_steps: int, writers: Ranks) -> None:
         self.began.set()
         assert self.go.wait(30)
-        super().save(captured, total_steps)
+        super().save(captured, total_steps, writers)
         self.written.append(captured["run"]["step"])
 
 
@@ -260,7 +261,7 @@ def test_a_state_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Pa
     run = make_run(tmp_path, save_seconds=0.0)
 
     class Full(StateStore):
-        def save(self, captured: dict[str, Any], total_steps: int) -> None:
+        def save(self, captured: dict[str, Any], total_steps: int, writers: Ranks) -> None:
             raise PipelineError("the disk is full")
 
     run.saver.store = Full(tmp_path, "run")
