@@ -98,7 +98,9 @@ def test_torchrun_starts_a_killed_rank_again(original: tuple[Clone, Outcome], pr
     life = Life(project, *command)
     until_it_trains(life, 5)
     os.kill(children(life.process.pid)[0], signal.SIGKILL)
-    restarted = life.end(120) == 0 and "going on from step" in life.said
+    code = life.end(120)
+    assert code == 0, life.said
+    restarted = "going on from step" in life.said
     tell(
         "SIGKILL of one of two ranks, torchrun --max-restarts=1",
         1,

@@ -1,9 +1,9 @@
 """How many bytes training needs on each device; known before a model is made.
 
 The formulas count what autograd keeps of each operation, after Korthikanti et al. (2022, "Reducing Activation
-Recomputation in Large Transformer Models", section 4.1), for this model and this loss; tests hold them against what
-torch's allocator gives out on a CPU. What is different on a GPU (fused attention, dropout masks of one byte) is
-taken from torch's source and was not measured.
+Recomputation in Large Transformer Models", section 4.1), for this model and this loss, and what FSDP gathers and
+exchanges beside it; tests hold them against what torch's allocator gives out on a CPU. What is different on a GPU
+(fused attention, dropout masks of one byte) is taken from torch's source and was not measured.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class Memory:
         gradients: Of each of them in float32, as a step of several micro-batches accumulates them.
         optimizer: The optimizer's state.
         activations: The most that one micro-batch adds: what is saved for backward (under bf16 also the matrices'
-            bfloat16 copies), and what lives beside it at the worst moment, which with a large vocabulary is the
-            beginning of backward: logits, their log-softmax and the gradients of both.
-        gathered: Under FSDP, the parameters and unreduced gradients that are whole at that moment.
+            bfloat16 copies; under FSDP the input of each block, and all else of one block at a time), and what
+            lives beside it at the worst moment, which with a large vocabulary is the beginning of backward: logits,
+            their log-softmax and the gradients of both.
+        gathered: Under FSDP, the parameters and unreduced gradients that are whole at that moment, with the buffers
+            that they travel in.
         saving: In the machine's own memory, on the first rank only: the copy of weights, optimizer state and best
             weights that is written in the background; under FSDP that of the whole model, which is made once, to
             publish it.
@@ -87,13 +89,15 @@ def estimate(
         device_type: "cpu", "cuda" or "mps".
         strategy: "ddp" keeps everything on every rank, the gradients in its buckets and nowhere else; "fsdp" (FSDP2
             over every block and over the rest) divides weights, gradients and optimizer state by the number of
-            ranks, and exchanges gradients after each micro-batch. A single process has no use for either.
+            ranks, exchanges gradients after each micro-batch, and computes each block again in backward. A single
+            process has no use for either.
         processes: Ranks that train together.
     """
     sharded = strategy == "fsdp" and processes > 1
     count = config.parameter_count
     share = count / processes if sharded else count
-    peaks = _peaks(config, micro_batch_size, precision, device_type, sharded)
+    sizes = _sizes(config, micro_batch_size, precision, device_type)
+    peaks = _sharded_peaks(config, sizes) if sharded else _peaks(config, sizes)
     activations, gathered = max(peaks.values(), key=sum)
     return Memory(
         weights=round(4 * share),
@@ -106,43 +110,104 @@ def estimate(
     )
 
 
-def _peaks(
-    config: GPTConfig, micro_batch_size: int, precision: str, device_type: str, sharded: bool
-) -> dict[str, tuple[int, int]]:
-    """(activations, gathered) in bytes, at each moment of a micro-batch that can be the worst one.
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes of what a micro-batch computes with.
 
-    The logits [B, T, V] live as long as the model's output does: to the end of backward.
+    Attributes:
+        hidden: One tensor [B, T, D] in float32.
+        attention, mlp: What a block saves for backward, by its halves.
+        beside: What is saved outside of blocks: the last norm's input and output, the ids, the embedding's dropout
+            mask, and what each token may see.
+        logits: [B, T, V] in float32. They live as long as the model's output does, to the end of backward.
+        head, embedding: Their weights in float32; the head's without padding.
+        matrix: D² of a block's weights in float32, of which attention has four and the MLP eight.
+        in_attention, in_mlp: The gradients that move inside that half of a block, at the most.
+        at_end: What moves and is left of a block when its backward ends: the input of attention, the gradients of
+            queries, keys and values, and under bf16 that of their matrix before it is cast.
     """
+
+    hidden: int
+    attention: int
+    mlp: int
+    beside: int
+    logits: int
+    head: int
+    embedding: int
+    matrix: int
+    in_attention: int
+    in_mlp: int
+    at_end: int
+
+
+def _sizes(config: GPTConfig, micro_batch_size: int, precision: str, device_type: str) -> _Sizes:
     tokens = micro_batch_size * config.context_length
-    numbers = tokens * config.emb_dim  # of one tensor [B, T, D]
+    hidden, matrix = 4 * tokens * config.emb_dim, 4 * config.emb_dim**2
+    half = precision == "bf16"
     attention, mlp = _saved_by_block(config, micro_batch_size, precision, device_type)
-    dropped = (1 if device_type == "cuda" else 4) * numbers if config.dropout else 0
-    last_norm = 8 * numbers + 8 * tokens
-    saved = config.n_layers * (attention + mlp) + last_norm + 24 * tokens + dropped  # 24: ids, targets, places
-    logits = 4 * tokens * config.vocab_size
-    head = 4 * config.vocab_size * config.emb_dim
-    embedding = 4 * config.padded_vocab_size * config.emb_dim
+    dropped = (hidden // 4 if device_type == "cuda" else hidden) if config.dropout else 0
+    mask = tokens * config.context_length if config.document_end is not None else 0
+    probabilities = _probabilities(config, micro_batch_size) if _keeps_probabilities(config, device_type) else 0
+    return _Sizes(
+        hidden=hidden,
+        attention=attention,
+        mlp=mlp,
+        beside=2 * hidden + 32 * tokens + dropped + mask,  # 32: the norm's mean and scale, ids, targets, places
+        logits=4 * tokens * config.vocab_size,
+        head=4 * config.vocab_size * config.emb_dim,
+        embedding=4 * config.padded_vocab_size * config.emb_dim,
+        matrix=matrix,
+        in_attention=3 * hidden + probabilities,
+        in_mlp=2 * hidden + hidden // 2 if half else 4 * hidden,  # inside it, and one cast
+        at_end=3 * hidden + 3 * matrix // 2 if half else 5 * hidden,
+    )
 
+
+def _peaks(config: GPTConfig, sizes: _Sizes) -> dict[str, tuple[int, int]]:
+    """(activations, gathered) in bytes, at each moment of a micro-batch that can be the worst one."""
+    blocks = config.n_layers * (sizes.attention + sizes.mlp)
     # The largest gradient of a matrix, before it is added to the others; a tied head's waits for the embedding's.
-    matrix = 0 if sharded else 16 * config.emb_dim**2
-    waiting = embedding if config.tied_head and not sharded else 0
-    moving = (16 if precision == "fp32" else 8 + 2) * numbers  # gradients around an MLP: inside it, and one cast
-    in_mlp = saved + logits + waiting + moving + matrix
-    in_attention = saved - mlp + logits + waiting + 12 * numbers + _probabilities(config, micro_batch_size) + matrix
-    in_block = max(in_mlp, in_attention) if _keeps_probabilities(config, device_type) else in_mlp
-
-    # The root (embeddings, last norm, head) is gathered all along, and the gradient of its head waits to the end.
-    # Of blocks, there are at most the weights of one, its gradients, those of the one before it, which are being
-    # exchanged, and the weights of the next one.
-    block = 4 * config.block_parameter_count if sharded else 0
-    root = 4 * config.parameter_count - config.n_layers * block if sharded else 0
-    held = root + embedding if sharded else 0
+    gradients = 4 * sizes.matrix + (sizes.embedding if config.tied_head else 0)
+    inside = sizes.beside + sizes.logits + blocks + gradients
     return {
-        "loss": (saved + 4 * logits, root),
-        "head": (saved + logits + head + max(logits, embedding) + 4 * numbers, root),
-        "last block": (in_block, held + min(config.n_layers + 1, 3) * block),
-        "other block": (in_block - attention - mlp, held + min(config.n_layers + 1, 4) * block),
+        **_peaks_of_loss(sizes, blocks, 0),
+        "MLP": (inside + sizes.in_mlp, 0),
+        "attention": (inside - sizes.mlp + sizes.in_attention, 0),
     }
+
+
+def _peaks_of_loss(sizes: _Sizes, blocks: int, gathered: int) -> dict[str, tuple[int, int]]:
+    """The same at the loss, and in the head's backward; `blocks` is what all blocks have saved."""
+    saved = sizes.beside + blocks + sizes.logits
+    head = sizes.head + max(sizes.logits, sizes.embedding) + sizes.hidden
+    return {"loss": (saved + 3 * sizes.logits, gathered), "head": (saved + head, gathered)}
+
+
+def _sharded_peaks(config: GPTConfig, sizes: _Sizes) -> dict[str, tuple[int, int]]:
+    """The same under FSDP2, where a block keeps its input only until it is computed again in backward.
+
+    The root (embeddings, last norm, head) is gathered all along, and the gradient of its head waits to the end. A
+    block that goes backward has its weights and, one by one, their gradients; and beside it there are the gradients
+    of the block after it, which are being exchanged, and the weights of the block before it, which come early.
+    """
+    last = config.n_layers - 1
+    block = 4 * config.block_parameter_count
+    root = 4 * config.parameter_count - config.n_layers * block
+    output = sizes.beside + sizes.logits  # of the last norm's tensors, one is now the gradient that goes backward
+    peaks = _peaks_of_loss(sizes, config.n_layers * sizes.hidden, root)
+    # Weights and the buffers that they came in, of the root and of the first block.
+    peaks["first block"] = (2 * sizes.hidden, 2 * (root + block))
+    # The last block has no block after it. The one before it has, and no other keeps more inputs.
+    for number, neighbours in {last: min(last, 1), max(last - 1, 0): min(last, 2)}.items():
+        inside = output + number * sizes.hidden
+        held = root + sizes.embedding + (1 + neighbours) * block
+        mlp = inside + sizes.attention + sizes.mlp + sizes.in_mlp
+        attention = inside + sizes.attention + sizes.in_attention
+        peaks[f"MLP of block {number}"] = (mlp, held + 4 * sizes.matrix)
+        peaks[f"attention of block {number}"] = (attention, held + 9 * sizes.matrix)
+        peaks[f"end of block {number}"] = (inside + sizes.at_end, held + block)
+    peaks["embedding"] = (output - sizes.hidden, root + 2 * sizes.embedding + block)
+    return peaks
 
 
 def _saved_by_block(config: GPTConfig, micro_batch_size: int, precision: str, device_type: str) -> tuple[int, int]:

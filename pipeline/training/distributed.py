@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,9 @@ _LOST = re.compile(
     "closed by (peer|remote)|reset by peer|Broken pipe|Connection refused|recvValue failed|NCCL|Socket"
 )
 _SECONDS_FOR_THE_FIRST_ERROR = 5.0
+_SECONDS_FOR_A_STORE = timedelta(seconds=2)
+_STORE = "pipeline/store"
+_TCPStore = dist.TCPStore  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,31 @@ def slurm_address(environment: Mapping[str, str]) -> dict[str, str]:
     return {"MASTER_ADDR": host, "MASTER_PORT": str(20000 + job % 20000)}
 
 
+def _fresh_store(ranks: Ranks) -> Any:
+    """Where the processes that torchrun started find each other: at a store of the first of them.
+
+    torchrun's own store outlives a restart, with the addresses of the processes before it, and who reads one of
+    those waits for the dead. The first process's store ends with it: who finds the former one's address there is
+    refused, and looks again.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    lasting = _TCPStore(host, port, timeout=_PATIENCE)
+    if ranks.first:
+        own = _TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+        lasting.set(_STORE, str(own.port))
+        return own
+    end = time.monotonic() + _PATIENCE.total_seconds()
+    while True:
+        try:
+            own = _TCPStore(host, int(lasting.get(_STORE)), timeout=_SECONDS_FOR_A_STORE)
+        except dist.DistNetworkError:
+            if time.monotonic() > end:
+                raise
+        else:
+            own.set_timeout(_PATIENCE)
+            return own
+
+
 @contextmanager
 def joined(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
     """Connects the processes inside the block; only the first prints.
@@ -166,7 +194,13 @@ def joined(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
         if on_gpus:
             torch.cuda.set_device(ranks.local)
         # Numbers that decide the way are exchanged on the CPU, gradients where they are.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=_PATIENCE)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
+            store=_fresh_store(ranks) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None,
+            rank=ranks.rank,
+            world_size=ranks.count,
+            timeout=_PATIENCE,
+        )
         yield
         dist.barrier()
     except RuntimeError as error:

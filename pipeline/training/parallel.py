@@ -146,8 +146,9 @@ class Parallel:
         weights = self.whole(self.model.state_dict())
         if not self.ranks.first:
             return None
-        model = GPT(self.model.config)
-        model.load_state_dict(weights)
+        with torch.device("meta"):
+            model = GPT(self.model.config)
+        model.load_state_dict(weights, assign=True)
         return model.train(self.model.training)
 
 
@@ -202,7 +203,7 @@ def spread(make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy
         from torch.distributed.device_mesh import init_device_mesh
 
         cpus = init_device_mesh("cpu", (ranks.count,))
-        parallel = Parallel(ranks, model, model, compiled, cpus, ranks.beside())
+        parallel = Parallel(ranks, model, _without_old_hooks(model), compiled, cpus, ranks.beside())
         # The first rank makes the weights as one process does, and deals them out.
         parallel.load_weights(make().state_dict() if ranks.first else {})
         return parallel
@@ -227,6 +228,23 @@ def _sharded(make: Callable[[], GPT], device: torch.device, ranks: Ranks) -> GPT
         shares.set_gradient_divide_factor(1.0)
         shares.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
     return model.to_empty(device=device)
+
+
+def _without_old_hooks(model: GPT) -> Callable[[torch.Tensor], ModelOutput]:
+    """A sharded model's forward that does not slow down from call to call.
+
+    FSDP2 hooks itself to every tensor of an output, for the call's backward. The head's weight is one of them and
+    stays, so it would collect a hook a call; that of the hidden states does the same.
+    """
+
+    def forward(tokens: torch.Tensor) -> ModelOutput:
+        output: ModelOutput = model(tokens)
+        hooks = output.head_weight._backward_hooks
+        if hooks:
+            hooks.clear()
+        return output
+
+    return forward
 
 
 def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses an annotation written as text

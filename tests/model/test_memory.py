@@ -15,18 +15,20 @@ import torch
 import torch.distributed as dist
 from conftest import REPOSITORY
 from torch.autograd.profiler_util import MEMORY_EVENT_NAME
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pipeline.errors import ParamsError
+from pipeline.files import readable
 from pipeline.model import memory
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.model.memory import Memory, bytes_per_parameter, check_fits, estimate, out_of_memory, table
 from pipeline.plugin.registry import Registry
+from pipeline.training.distributed import Ranks
+from pipeline.training.parallel import spread
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers"])
 LOSS = REGISTRY.build("losses", "cross_entropy", {}, "")
@@ -85,7 +87,8 @@ def peak(work: Callable[[], None]) -> int:
 def micro_batch(model: GPT, windows: int, precision: str) -> None:
     """Forward and backward as training does them, through the shipped loss."""
     ids = torch.randint(model.config.vocab_size, (windows, model.config.context_length + 1))
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    cached = not isinstance(model, FSDPModule)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=cached):
         output = model(ids[:, :-1])
     loss = LOSS(output, ids[:, 1:].contiguous()).sum()
     (loss / ids.numel()).backward()
@@ -202,14 +205,19 @@ def test_it_is_told_in_parts() -> None:
 
 # ── several ───────────────────────────────────────────────────────────────────────────────────────
 
+# What most of a micro-batch is under FSDP, in turn; with the number of windows.
 SHARDED = {
-    "many blocks": (make(context_length=8, n_layers=12), 1),
-    "two blocks": (make(context_length=8, n_layers=2), 1),
-    "one block": (make(context_length=8, n_layers=1), 1),
-    "the root": (make(context_length=8, emb_dim=16, vocab_size=5000), 1),
-    "activations": (make(emb_dim=32, n_layers=4), 8),
+    "many blocks": (make(context_length=8, emb_dim=128, n_layers=12), 1),
+    "two blocks": (make(context_length=8, emb_dim=128, n_layers=2), 1),
+    "one block": (make(context_length=8, emb_dim=128, n_layers=1), 1),
+    "the root": (make(context_length=4, vocab_size=5000), 1),
+    "the root and blocks": (make(context_length=4, vocab_size=1000, n_layers=4), 1),
+    "inputs of blocks": (make(emb_dim=32, n_layers=32), 16),
+    "activations of a block": (make(emb_dim=32, n_layers=3), 16),
+    "attention": (make(context_length=256, n_heads=8, n_layers=3), 1),
     "logits": (make(emb_dim=16, vocab_size=2000), 4),
     "logits and the root": (make(vocab_size=5000, n_layers=1), 1),
+    "blocks and activations": (make(n_layers=4, document_end=0), 2),
     "a bit of all": (make(vocab_size=500, n_layers=4), 2),
 }
 
@@ -238,40 +246,65 @@ def test_fsdp_gathers_the_root_and_a_few_blocks_however_many_ranks_there_are(n_l
 
 
 @pytest.fixture
-def eight_ranks() -> Iterator[DeviceMesh]:
+def eight_ranks() -> Iterator[Ranks]:
     """Eight ranks, of which this process is the first and the others are not there: exchanges do nothing, but FSDP
     takes and gives back memory as ever, with no copies of a transport's own."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
-    yield init_device_mesh("cpu", (8,))
+    yield Ranks(rank=0, count=8)
     dist.destroy_process_group()
 
 
-def shard(model: GPT, mesh: DeviceMesh) -> GPT:
-    for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh)
-    return model
+def sharded(config: GPTConfig, ranks: Ranks) -> GPT:
+    """The model as training shares it out."""
+    return spread(lambda: GPT(config), CPU, ranks, "fsdp", compiled=False).model.train()
+
+
+def counted_under_fsdp(config: GPTConfig, windows: int, precision: str, ranks: Ranks) -> int:
+    """Bytes that a micro-batch adds at its worst to what there is when gradients are accumulated already."""
+    torch.manual_seed(0)
+    model = sharded(config, ranks)
+    micro_batch(model, windows, precision)
+    return peak(lambda: micro_batch(model, windows, precision))
 
 
 @pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHARDED)
 def test_under_fsdp_a_micro_batch_adds_activations_and_what_is_gathered(
-    shape: str, precision: str, tied_head: bool, eight_ranks: DeviceMesh
+    shape: str, precision: str, dropout: float, tied_head: bool, eight_ranks: Ranks
 ) -> None:
     config, windows = SHARDED[shape]
-    config = replace(config, tied_head=tied_head)
-    model = shard(GPT(config).train(), eight_ranks)
-    micro_batch(model, windows, precision)
-    counted = peak(lambda: micro_batch(model, windows, precision))
+    config = replace(config, dropout=dropout, tied_head=tied_head)
+    counted = counted_under_fsdp(config, windows, precision, eight_ranks)
     needed = estimate(config, windows, precision, strategy="fsdp", processes=8)
     assert needed.activations + needed.gathered == pytest.approx(counted, rel=0.15)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", ["many blocks", "inputs of blocks", "attention"])
+def test_under_fsdp_each_further_block_adds_its_input_and_nothing_else(
+    shape: str, precision: str, dropout: float, eight_ranks: Ranks
+) -> None:
+    """No activations, no weights and no casted copies of them: all blocks have theirs in turn."""
+    config, windows = SHARDED[shape]
+    config = replace(config, dropout=dropout)
+    fewer, more = (replace(config, n_layers=layers) for layers in (4, 6))
+    hidden = 4 * windows * config.context_length * config.emb_dim
+    random = torch.get_rng_state().nbytes  # that its dropout is the same when it is computed again
+    counted = [counted_under_fsdp(each, windows, precision, eight_ranks) for each in (fewer, more)]
+    assert counted[1] - counted[0] == pytest.approx(2 * (hidden + random), rel=0.01)
+    needed = [estimate(each, windows, precision, strategy="fsdp", processes=8) for each in (fewer, more)]
+    assert needed[1].activations - needed[0].activations == 2 * hidden
+    assert needed[1].gathered == needed[0].gathered
 
 
 def one_of_two(rank: int, address: str, results: Any) -> None:
     """A process of two that train together, truly: tells how many bytes of each kind stay with it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    model = shard(GPT(SHARDED["a bit of all"][0]).train(), init_device_mesh("cpu", (2,)))
+    model = sharded(SHARDED["a bit of all"][0], Ranks(rank, count=2))
     optimizer = torch.optim.AdamW(model.parameters())
     micro_batch(model, 1, "fp32")
     optimizer.step()
@@ -316,7 +349,7 @@ def test_the_out_of_memory_line_names_the_largest_halving_that_fits(monkeypatch:
         named = int(found.group(1))
         assert estimate(config, named, "fp32").total <= room
         assert named == 32 or estimate(config, 2 * named, "fp32").total > 0.9 * room
-        assert found.group(2) == memory.gigabytes(estimate(config, named, "fp32").total)
+        assert found.group(2) == readable(estimate(config, named, "fp32").total)
 
 
 def test_the_out_of_memory_line_says_how_much_there_is_and_what_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +358,7 @@ def test_the_out_of_memory_line_says_how_much_there_is_and_what_takes_it(monkeyp
     with_memory(monkeypatch, needed.total / 2)
     told = out_of_memory(config, 64, "fp32", CPU)
     for size in (needed.total, needed.lasting, needed.activations, needed.saving, needed.total / 2):
-        assert memory.gigabytes(size) in told
+        assert readable(size) in told
     assert "something else" not in told
     with_memory(monkeypatch, 2 * needed.total)
     assert "something else" in out_of_memory(config, 64, "fp32", CPU)

@@ -218,6 +218,11 @@ def decisions(ranks: Ranks, folder: Path) -> None:
         with pytest.raises(PluginError, match="'looks', at step 2, raised ValueError: broken"):
             train(run, state)
 
+        run, state = curve(folder / f"{strategy}-hooks", ranks, **common), TrainState()
+        for _ in range(6):
+            train_step(run, state)
+        assert not run.parallel.forward(torch.zeros(1, 4, dtype=torch.long)).head_weight._backward_hooks
+
         for time in (0, 3, 9, 14):
             stop = StopOnOne(time if ranks.rank == 1 else 10**9)
             place = folder / f"{strategy}-{time}"
