@@ -9,11 +9,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
+import psutil
+
 from pipeline.console import say
 from pipeline.training.distributed import Ranks
 
 LAUNCHER = "PIPELINE_LAUNCHER"
 """The environment variable that names the process which started this one as one of several."""
+
+
+_SHELLS = {"sh", "dash", "bash", "zsh", "ash", "ksh", "fish"}
 
 
 class Stopping(BaseException):
@@ -27,14 +32,47 @@ class Stopping(BaseException):
         self.number = number
 
 
-def _parent() -> int | None:
-    """The process whose end ends this run; None for one started by hand, which outlives its terminal.
+@dataclass(frozen=True)
+class Parent:
+    """A process whose end ends this run.
 
-    Under DVC that is `dvc`, which would start a second training while the orphan of a killed one still runs.
+    Attributes:
+        pid: This process's parent.
+        shell: The parent, where it is a shell that only waits for this process; else None.
+        above: The shell's parent.
+    """
+
+    pid: int
+    shell: psutil.Process | None = None
+    above: int = 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether it ended: an orphan gets another parent, and so does an orphan's shell."""
+        if os.getppid() != self.pid:
+            return True
+        try:
+            return self.shell is not None and self.shell.ppid() != self.above
+        except psutil.NoSuchProcess:
+            return True
+
+
+def _parent() -> Parent | None:
+    """The process that this run works for; None for one started by hand, which outlives its terminal.
+
+    Under DVC that is `dvc`, which would start a second training while the orphan of a killed one still runs. It
+    starts a stage through a shell, which may stay between.
     """
     if LAUNCHER in os.environ:
-        return int(os.environ[LAUNCHER])
-    return os.getppid() if "DVC_STAGE" in os.environ else None
+        return Parent(int(os.environ[LAUNCHER]))
+    if "DVC_STAGE" not in os.environ:
+        return None
+    pid = os.getppid()
+    with suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        if parent.name() in _SHELLS:
+            return Parent(pid, parent, parent.ppid())
+    return Parent(pid)
 
 
 @dataclass
@@ -42,12 +80,12 @@ class StopSignal:
     """Remembers that SIGINT or SIGTERM came, and notices that the parent died."""
 
     received: int | None = field(default=None, init=False)
-    parent: int | None = field(default_factory=_parent)
+    parent: Parent | None = field(default_factory=_parent)
 
     @property
     def number(self) -> int | None:
         """The signal to stop for; None to go on. A lost parent counts as SIGTERM."""
-        if self.received is None and self.parent is not None and os.getppid() != self.parent:
+        if self.received is None and self.parent is not None and self.parent.gone:
             self.received = signal.SIGTERM
             say("the process that started this one is gone: saving, then leaving")
         return self.received

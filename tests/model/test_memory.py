@@ -246,10 +246,11 @@ def test_fsdp_gathers_the_root_and_a_few_blocks_however_many_ranks_there_are(n_l
 
 
 @pytest.fixture
-def eight_ranks() -> Iterator[Ranks]:
+def eight_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
     """Eight ranks, of which this process is the first and the others are not there: exchanges do nothing, but FSDP
     takes and gives back memory as ever, with no copies of a transport's own."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    monkeypatch.setattr(Ranks, "beside", lambda ranks: ranks)  # further connections, which nothing here writes over
     yield Ranks(rank=0, count=8)
     dist.destroy_process_group()
 

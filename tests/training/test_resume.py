@@ -55,6 +55,7 @@ def stopped_everywhere(folder: Path, every: int, **changes: Any) -> int:
     never = StopAt(time=10**9)
     whole = went_on(folder / "whole", 0, stop=never, **changes)
     assert never.asked > 60
+    assert list(whole[0].model.state_dict()) == list(make_model().state_dict())  # of compiled blocks, too
     steps = set()
     for time in range(0, never.asked, every):
         place = folder / str(time)
