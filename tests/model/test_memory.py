@@ -268,10 +268,14 @@ def counted_under_fsdp(config: GPTConfig, windows: int, precision: str, ranks: R
     return peak(lambda: micro_batch(model, windows, precision))
 
 
-@pytest.mark.parametrize("tied_head", [True, False])
+HEADS_MATTER = ("the root", "the root and blocks", "logits and the root", "a bit of all")
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("shape", SHARDED)
+@pytest.mark.parametrize(
+    ("shape", "tied_head"), [*((shape, False) for shape in SHARDED), *((shape, True) for shape in HEADS_MATTER)]
+)
 def test_under_fsdp_a_micro_batch_adds_activations_and_what_is_gathered(
     shape: str, precision: str, dropout: float, tied_head: bool, eight_ranks: Ranks
 ) -> None:
