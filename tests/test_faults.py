@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -186,10 +187,23 @@ def kill_again_and_again(clone: Clone, command: tuple[str, ...], tries: int, see
                 life.kill()
         wait_until(lambda: gone(pid), 20)  # noqa: B023
         life.kill()
+        mend_the_lock_of_dvc(clone)
         assert "artifacts/checkpoint, metrics" not in life.said, "it ended before it was killed: give it more steps"
         torn += bool(list((clone.root / ".resume").glob("*/.*.partial-*")))
         went_on += not there or "starting afresh" not in life.said
     return went_on, torn
+
+
+def mend_the_lock_of_dvc(clone: Clone) -> None:
+    """DVC writes its own lock file in place: killed in that very moment it leaves half a file, and the next `dvc` says
+    so and stops. The way on is to remove it."""
+    path = clone.root / ".dvc" / "tmp" / "rwlock"
+    try:
+        json.loads(path.read_text() or "{}")
+    except FileNotFoundError:
+        return
+    except ValueError:
+        path.unlink()
 
 
 def finished(clone: Clone, *command: str) -> str:
