@@ -195,8 +195,8 @@ def kill_again_and_again(clone: Clone, command: tuple[str, ...], tries: int, see
 
 
 def mend_the_lock_of_dvc(clone: Clone) -> None:
-    """DVC writes its own lock file in place: killed in that very moment it leaves half a file, and the next `dvc` says
-    so and stops. The way on is to remove it."""
+    """DVC writes its own lock file in place: killed in that very moment it leaves half a file, and the next `dvc`
+    says so and stops. The way on is to remove it."""
     path = clone.root / ".dvc" / "tmp" / "rwlock"
     try:
         json.loads(path.read_text() or "{}")
