@@ -146,6 +146,9 @@ class SplitParams(Section):
 
 
 class ModelParams(Section):
+    family: Literal["gpt2", "modern"]
+    """`gpt2` is GPT-2's architecture; `modern` learns faster: rotary positions, RMSNorm without weights, normalised
+    queries and keys, ReLU², no biases, an output head of its own, projections that begin at zero."""
     context_length: Size
     """Tokens that the model sees at once."""
     n_layers: Size
@@ -155,13 +158,15 @@ class ModelParams(Section):
     emb_dim: Size
     """Width: numbers that describe a token; a multiple of n_heads."""
     dropout: Fraction
-    """Share of activations dropped in training (embeddings, attention and both residual branches)."""
+    """Share of activations dropped in training (embeddings and both residual branches; in gpt2 attention, too)."""
     qkv_bias: bool
-    """Whether the query, key and value projections have a bias (GPT-2: yes; some textbooks: no)."""
+    """Whether the query, key and value projections have a bias (GPT-2: yes; some textbooks: no; `modern`: never)."""
     tied_head: bool
-    """Whether the output head is the token embedding itself (GPT-2 and nanoGPT: yes; some textbooks: no)."""
+    """Whether the output head is the token embedding itself (GPT-2 and nanoGPT: yes; some textbooks: no; `modern`:
+    never)."""
     init: Literal["gpt2", "pytorch"]
-    """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults."""
+    """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults; `modern`
+    has its own."""
     pad_vocab_to: Size
     """The head's rows are padded to a multiple of this; padding is never sampled and never in the loss."""
     document_mask: bool
@@ -220,8 +225,8 @@ class TrainParams(Section):
     """Context windows in an optimizer step."""
     micro_batch_size: Positive
     """Windows computed at once; smaller ones accumulate gradients and need less memory."""
-    precision: Literal["fp32", "bf16"]
-    """`bf16` computes in bfloat16 with float32 weights."""
+    precision: Literal["auto", "fp32", "bf16"]
+    """`bf16` computes in bfloat16 with float32 weights; `auto` does where the processor has instructions for it."""
     shift_windows: bool
     """Whether each epoch cuts the training text at other places."""
     grad_clip: Annotated[float, Field(ge=0)]
@@ -285,8 +290,11 @@ class RuntimeParams(Section):
     """With several processes: `ddp` keeps the whole model on each, `fsdp` a share of it (for what does not fit)."""
     restarts: Annotated[int, Field(ge=0, le=1000)]
     """How often the processes are started again, from the last state, when one of them was killed or crashed."""
-    compile: bool
-    """Whether the blocks are compiled: slow to begin, then faster; needs a C++ compiler."""
+    compile: bool | Literal["auto"]
+    """Whether blocks and loss are compiled: slow to begin, then faster; needs a C++ compiler. `auto` does for long
+    runs, where there is one."""
+    keep_memory: bool
+    """Whether the C library keeps freed memory for the next step instead of giving it back (glibc only): faster."""
     save_seconds: Annotated[float, Field(ge=0)]
     """Seconds between the states that an interrupted run goes on from, or longer where saving would cost over 3% of
     the time; 0 saves after every step, whatever it costs."""

@@ -18,11 +18,12 @@ class GPTConfig:
         context_length: T, the most tokens seen at once.
         n_layers, n_heads, emb_dim: Blocks, heads in each, and width D.
         dropout: Share of activations dropped in training.
-        qkv_bias: Whether queries, keys and values have a bias.
-        tied_head: Whether the output head is the token embedding.
-        init: "gpt2" or "pytorch".
+        qkv_bias: Whether queries, keys and values have a bias (never in the modern family).
+        tied_head: Whether the output head is the token embedding (never in the modern family).
+        init: "gpt2" or "pytorch"; the modern family has its own.
         pad_vocab_to: The embedding's and head's rows are padded to a multiple of this.
         document_end: The id that ends a document, where tokens are to see nothing of other documents; else None.
+        family: "gpt2" (Radford et al., 2019) or "modern" (see `GPT`).
     """
 
     vocab_size: int
@@ -36,6 +37,17 @@ class GPTConfig:
     init: str
     pad_vocab_to: int
     document_end: int | None = None
+    family: str = "gpt2"
+
+    @property
+    def modern(self) -> bool:
+        """Whether it is of the modern family."""
+        return self.family == "modern"
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of a query, key or value in one head."""
+        return self.emb_dim // self.n_heads
 
     @property
     def padded_vocab_size(self) -> int:
@@ -46,13 +58,23 @@ class GPTConfig:
     def parameter_count(self) -> int:
         """Trained numbers, padding rows included, a tied head counted once; known before the model is made."""
         width = self.emb_dim
-        embeddings = self.padded_vocab_size * width * (1 if self.tied_head else 2) + self.context_length * width
-        return embeddings + self.n_layers * self.block_parameter_count + 2 * width
+        embeddings = self.padded_vocab_size * width * (1 if self.tied_head else 2)
+        beside = 0 if self.modern else self.context_length * width + 2 * width  # positions, and the last norm
+        return embeddings + beside + self.n_layers * self.block_parameter_count
 
     @property
     def block_parameter_count(self) -> int:
         """Trained numbers of one block."""
-        return 12 * self.emb_dim**2 + (13 if self.qkv_bias else 10) * self.emb_dim
+        vectors = 0 if self.modern else 13 if self.qkv_bias else 10  # norms and biases
+        return 12 * self.emb_dim**2 + vectors * self.emb_dim
+
+    @property
+    def flops_per_token(self) -> int:
+        """Floating-point operations a trained token costs, forward and backward: 6N + 12·L·T·D, N without the
+        embeddings but with the head (Chowdhery et al., 2022, appendix B)."""
+        vectors = 0 if self.modern else 2 * self.emb_dim
+        n = self.n_layers * self.block_parameter_count + self.padded_vocab_size * self.emb_dim + vectors
+        return 6 * n + 12 * self.n_layers * self.context_length * self.emb_dim
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from pipeline.errors import PluginError, raised_by
-from pipeline.model.gpt import GPT, KVCache
+from pipeline.model.attention import KVCache
+from pipeline.model.gpt import GPT
+from pipeline.plugin.components import ModelOutput
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -44,7 +46,7 @@ def generate(
         if cache.length + new.shape[1] > context:
             cache, new = KVCache(context), tokens[:, -max(context // 2, 1) :]
         output = model(new, cache)
-        logits = type(output)(output.hidden[:, -1], output.head_weight, output.vocab_size).logits
+        logits = ModelOutput(output.hidden[:, -1], output.head_weight, output.vocab_size).logits
         new = draw(logits, tokens, samplers, generator)[:, None]
         if end is not None and bool((new == end).all()):
             return

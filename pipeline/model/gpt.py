@@ -1,103 +1,75 @@
-"""GPT-2's architecture (Radford et al., 2019): learned positions, pre-LayerNorm, tanh GELU, causal attention."""
+"""The GPT, in two families: GPT-2's architecture, and the one that the field has come to since."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.model.attention import Attention, KVCache, Rotation
 from pipeline.model.config import GPTConfig
+from pipeline.model.functions import relu_squared, rms_norm
+from pipeline.model.linear_cross_entropy import GPTOutput, Softmax, softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
 
 
-@dataclass
-class KVCache:
-    """Keys and values of the tokens seen so far, for generation.
+class RMSNorm(nn.Module):
+    """`rms_norm` as a module."""
 
-    Attributes:
-        length: Tokens in the cache.
-        tokens: Their ids [B, length], kept where documents do not see each other.
-        layers: For each block, keys and values [B, n_heads, capacity, head size].
-    """
-
-    capacity: int
-    length: int = 0
-    tokens: torch.Tensor | None = None
-    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-
-    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds the new tokens' keys and values and returns all of them so far."""
-        if layer not in self.layers:
-            shape = (*k.shape[:2], self.capacity, k.shape[3])
-            self.layers[layer] = (k.new_empty(shape), v.new_empty(shape))
-        keys, values = self.layers[layer]
-        end = self.length + k.shape[2]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x)
 
 
-class Attention(nn.Module):
-    """Causal multi-head self-attention with one fused projection for queries, keys and values."""
-
-    def __init__(self, config: GPTConfig, layer: int) -> None:
-        super().__init__()
-        self.layer, self.n_heads, self.dropout = layer, config.n_heads, config.dropout
-        self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
-        self.out = nn.Linear(config.emb_dim, config.emb_dim)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None) -> torch.Tensor:
-        batch, length, emb_dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.n_heads, emb_dim // self.n_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, n_heads, T, head size]
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        attended = F.scaled_dot_product_attention(
-            q, k, v,
-            dropout_p=self.dropout if self.training else 0.0,
-            attn_mask=mask,
-            is_causal=mask is None and length > 1,
-        )  # fmt: skip
-        out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
-        return out
+def make_norm(config: GPTConfig) -> nn.Module:
+    """GPT-2's LayerNorm; the modern family's norm has no weights."""
+    return RMSNorm() if config.modern else nn.LayerNorm(config.emb_dim)
 
 
 class MLP(nn.Module):
-    """Four times wider inside, with GELU (its tanh form, as GPT-2's)."""
+    """Four times wider inside, with GPT-2's tanh form of GELU, or with ReLU²."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.emb_dim, 4 * config.emb_dim)
-        self.down = nn.Linear(4 * config.emb_dim, config.emb_dim)
+        self.modern = config.modern
+        self.up = nn.Linear(config.emb_dim, 4 * config.emb_dim, bias=not config.modern)
+        self.down = nn.Linear(4 * config.emb_dim, config.emb_dim, bias=not config.modern)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        down: torch.Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        inside = self.up(x)
+        inside = relu_squared(inside) if self.modern else F.gelu(inside, approximate="tanh")
+        down: torch.Tensor = self.down(inside)
         return down
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and beside a residual connection."""
+    """Attention and MLP, each behind a norm and beside a residual connection."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.emb_dim)
+        self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
-        self.mlp_norm = nn.LayerNorm(config.emb_dim)
+        self.mlp_norm = make_norm(config)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None) -> torch.Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
+    def forward(
+        self, x: torch.Tensor, rotation: Rotation | None, mask: torch.Tensor | None, cache: KVCache | None
+    ) -> torch.Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
         out: torch.Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
 
 class GPT(nn.Module):
     """A decoder-only transformer over token ids [B, T].
+
+    The family "gpt2" (Radford et al., 2019) has learned positions, LayerNorm, tanh GELU and biases. "modern" is
+    what small models have been trained fastest with since (nanochat): rotary positions, RMSNorm without weights,
+    also after the embedding, normalised queries and keys, ReLU², no biases, an output head of its own, and
+    projections onto the residual stream that begin at zero.
 
     Attributes:
         recompute: Whether training keeps each block's input only and computes the block again for its gradients:
@@ -108,14 +80,19 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
+        self._softmax: Softmax = softmax_and_gradient
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.emb_dim)
-        self.position_embedding = nn.Embedding(config.context_length, config.emb_dim)
+        if not config.modern:
+            self.position_embedding = nn.Embedding(config.context_length, config.emb_dim)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = nn.LayerNorm(config.emb_dim)
+        self.norm = make_norm(config)
         # A tied head is the embedding's own weight: one parameter, so it is saved, decayed and updated once.
-        self.head = None if config.tied_head else nn.Linear(config.emb_dim, config.padded_vocab_size, bias=False)
-        if config.init == "gpt2":
+        tied = config.tied_head and not config.modern
+        self.head = None if tied else nn.Linear(config.emb_dim, config.padded_vocab_size, bias=False)
+        if config.modern:
+            self._init_modern()
+        elif config.init == "gpt2":
             self._init_gpt2()
 
     @property
@@ -127,16 +104,29 @@ class GPT(nn.Module):
         """Ids [B, T] → hidden states [B, T, D] and the head; with a cache, `tokens` continue what is in it."""
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
-        mask = self._mask(tokens, cache)
+        x, rotation = self.token_embedding(tokens), None
+        if self.config.modern:
+            x, rotation = rms_norm(x), Rotation.at(positions, self.config.head_dim)
+        else:
+            x = x + self.position_embedding(positions)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream, too: half the memory to move
+        x, mask = self.dropout(x), self._mask(tokens, cache)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, cache, use_reentrant=False)
+                x = checkpoint(block, x, rotation, mask, cache, use_reentrant=False)
             else:
-                x = block(x, mask, cache)
+                x = block(x, rotation, mask, cache)
         if cache is not None:
             cache.length += tokens.shape[1]
-        return ModelOutput(self.norm(x), self.head_weight, self.config.vocab_size)
+        return GPTOutput(self.norm(x), self.head_weight, self.config.vocab_size, self._softmax)
+
+    def compile_parts(self) -> None:
+        """Compiles each block for itself, and the loss's softmax: seconds of compiling where the whole model takes
+        minutes. Blocks of one shape share what was compiled."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self._softmax = torch.compile(softmax_and_gradient, dynamic=False)
 
     def _mask(self, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor | None:
         """Which positions each new token may see; None where that is every one up to its own."""
@@ -165,16 +155,17 @@ class GPT(nn.Module):
             if name.endswith(("attention.out.weight", "mlp.down.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layers))
 
+    def _init_modern(self) -> None:
+        """Embeddings of size 1, which the norm after them keeps; matrices uniform with the deviation of 1/√inputs;
+        zeros where the residual stream or the logits are written, so that every token is equally likely at first."""
+        nn.init.normal_(self.token_embedding.weight)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.qkv.weight", "mlp.up.weight")):
+                bound = math.sqrt(3 / parameter.shape[1])
+                nn.init.uniform_(parameter, -bound, bound)
+            elif name.endswith(("attention.out.weight", "mlp.down.weight", "head.weight")):
+                nn.init.zeros_(parameter)
+
     def parameter_count(self) -> int:
         """Trained numbers, a tied head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def flops_per_token(self) -> int:
-        """Floating-point operations a trained token costs, forward and backward: 6N + 12·L·T·D, N without the
-        embeddings but with the head (Chowdhery et al., 2022, appendix B)."""
-        embeddings = self.token_embedding.weight.numel() + self.position_embedding.weight.numel()
-        n = self.parameter_count() - embeddings
-        if self.head is None:
-            n += self.token_embedding.weight.numel()
-        config = self.config
-        return 6 * n + 12 * config.n_layers * config.context_length * config.emb_dim

@@ -252,7 +252,7 @@ def _measure(params: Params, components: Components, splits: TokenFolder, folder
     data = TrainingWindows(ids["train"], params.model.context_length, params.train.seed, params.train.shift_windows)
     ends, schedules = lengths(params.train, data)
     leg = Leg(ends[-1], schedules[-1], StateStore(folder, "preflight"), {})
-    conditions = choose(params.runtime, Ranks(), {})
+    conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
     plan = prepare(params, components, ids, splits.tokenizer, leg, conditions, Ranks(), StopSignal())
     timed, seconds = _time_steps(plan)
     per_window = seconds / timed

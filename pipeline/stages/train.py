@@ -18,7 +18,7 @@ from pipeline.evaluation.nll import evenly_spaced
 from pipeline.files import lock
 from pipeline.model import memory
 from pipeline.model.config import GPTConfig
-from pipeline.model.device import choose_device, use_threads
+from pipeline.model.device import choose_device, keep_memory, use_threads
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import EvalCallback, Loss, Optimizer
 from pipeline.plugin.registry import Registry
@@ -77,7 +77,7 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> None:
     with _locked(legs, paths, ranks), stop.caught():
         begun, saved = _newest(legs, ranks)
         earlier = saved["run"]["conditions"] if saved else {}
-        conditions = choose(params.runtime, ranks, earlier)
+        conditions = choose(params, ranks, earlier, work(params, legs[-1].length, splits.tokenizer))
         plan = prepare(params, components, ids, splits.tokenizer, legs[-1], conditions, ranks, stop)
         state = TrainState.restore(saved, plan.parallel, plan.optimizer) if saved else TrainState()
         _say_plan(plan, params, ids, conditions)
@@ -248,8 +248,16 @@ def load_components(params: TrainParams, paths: Paths) -> Components:
 def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
     """The architecture that params.yaml describes, for a tokenizer's vocabulary."""
     shape = params.model.model_dump(exclude={"document_mask"})
+    if params.model.family == "modern":
+        shape |= {"qkv_bias": False, "tied_head": False, "init": "modern"}
     end = tokenizer.end_of_text if params.model.document_mask else None
     return GPTConfig(vocab_size=tokenizer.vocab_size, document_end=end, **shape)
+
+
+def work(params: Params, length: Length, tokenizer: Tokenizer) -> float:
+    """Floating-point operations of a whole run."""
+    tokens = length.total_windows * params.model.context_length
+    return tokens * model_config(params, tokenizer).flops_per_token
 
 
 def _optimizer(components: Components, params: TrainParams, model: GPT) -> torch.optim.Optimizer:
@@ -281,6 +289,8 @@ def prepare(
     """Everything that the loop needs: the model, how long, in which order, evaluated how, saved where."""
     own, length = params.train, params.model.context_length
     use_threads(conditions.threads)
+    if params.runtime.keep_memory:
+        keep_memory()
     torch.manual_seed(own.seed)
     config, device = model_config(params, tokenizer), torch.device(conditions.device)
     memory.check_fits(config, device, conditions.strategy, ranks.count)
@@ -316,7 +326,7 @@ def prepare(
         schedule=leg.schedule,
         length=leg.length,
         micro_batch_size=own.micro_batch_size,
-        precision=own.precision,
+        precision=conditions.precision,
         grad_clip=own.grad_clip,
         skip_bad_steps=own.skip_bad_steps,
         evaluate_every=own.evaluation.every,
@@ -370,7 +380,8 @@ def _say_plan(plan: Run, params: Params, ids: dict[str, Ids], conditions: Condit
     fact("read", f"{len(ids['train']):,} tokens to train on, {len(ids['val']):,} to validate on")
     size = f"{plan.model.parameter_count():,} parameters, context {params.model.context_length}"
     together = f", {conditions.processes} processes ({conditions.strategy})" if conditions.processes > 1 else ""
-    fact("model", f"{size}, on {plan.device}{together}, {own.precision}")
+    compiled = ", compiled" if conditions.compile else ""
+    fact("model", f"{size}, on {plan.device}{together}, {conditions.precision}{compiled}")
     epochs = plan.length.total_windows / plan.data.per_epoch
     tokens = own.batch_size * params.model.context_length
     fact("plan", f"{plan.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")

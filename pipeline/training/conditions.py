@@ -15,7 +15,10 @@ from pipeline.model.device import choose_device, cores
 from pipeline.training.distributed import Ranks
 
 if TYPE_CHECKING:
-    from pipeline.params import RuntimeParams
+    from pipeline.params import Params, RuntimeParams
+
+_WORK_WORTH_COMPILING = 3e13
+"""Floating-point operations of a run from which compiling pays for itself (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Conditions:
         threads: Processor threads of each process.
         processes: How many train together.
         strategy: "ddp" or "fsdp", and "one" for a single process.
-        compile: Whether blocks are compiled.
+        precision: "fp32" or "bf16".
+        compile: Whether blocks and loss are compiled.
     """
 
     device: str
@@ -38,6 +42,7 @@ class Conditions:
     threads: int
     processes: int
     strategy: str
+    precision: str
     compile: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,24 +64,42 @@ def _kind(value: Any) -> Any:
     return value.partition(":")[0] if isinstance(value, str) else value
 
 
-def choose(runtime: RuntimeParams, ranks: Ranks, earlier: Mapping[str, Any]) -> Conditions:
-    """The conditions of a run: what `runtime` sets; where that leaves the choice, what they were (`earlier`, empty
+def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], work: float) -> Conditions:
+    """The conditions of a run: what the params set; where they leave the choice, what they were (`earlier`, empty
     for a new run); else this machine's best.
+
+    Args:
+        params: Of the run.
+        ranks: The processes that train together.
+        earlier: The conditions that the run began with.
+        work: Floating-point operations of the whole run.
 
     Raises:
         ParamsError: this machine lacks what `runtime` asks for.
     """
+    runtime = params.runtime
     device = _device(runtime.device, ranks, earlier)
     threads = runtime.threads or earlier.get("threads") or max(1, cores() // _neighbours(ranks))
-    if runtime.compile:
-        _check_compiler()
+    if runtime.compile == "auto":
+        compile = bool(earlier.get("compile", work >= _WORK_WORTH_COMPILING and _compiler_found()))
+    else:
+        compile = runtime.compile
+        if compile and not _compiler_found():
+            raise ParamsError(
+                f"runtime.compile: true, but there is no C++ compiler ({', '.join(_compilers())}): install one, or "
+                "set it to auto"
+            )
+    precision = params.train.precision
+    if precision == "auto":
+        precision = earlier.get("precision") or ("bf16" if _computes_bf16(device) else "fp32")
     return Conditions(
         device=str(device),
         processor=_processor(device),
         threads=threads,
         processes=ranks.count,
         strategy=runtime.strategy if ranks.count > 1 else "one",
-        compile=runtime.compile,
+        precision=precision,
+        compile=compile,
     )
 
 
@@ -109,10 +132,17 @@ def _processor(device: torch.device) -> str:
     return str(torch.backends.cpu.get_cpu_capability())
 
 
-def _check_compiler() -> None:
-    compilers = [os.environ.get("CXX") or "g++", "clang++", "c++"]
-    if not any(shutil.which(compiler) for compiler in compilers):
-        raise ParamsError(
-            f"runtime.compile: true, but there is no C++ compiler ({', '.join(compilers)}): install one, or set it "
-            "to false"
-        )
+def _computes_bf16(device: torch.device) -> bool:
+    """Whether the processor has instructions for bfloat16; without, it is far slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
+def _compilers() -> list[str]:
+    return [os.environ.get("CXX") or "g++", "clang++", "c++"]
+
+
+def _compiler_found() -> bool:
+    return any(shutil.which(compiler) for compiler in _compilers())

@@ -92,10 +92,11 @@ class StopSignal:
 
     def check(self, ranks: Ranks | None = None) -> None:
         """Raises Stopping once this process was asked to stop; with `ranks`, on all of them once any was."""
-        number = self.number or 0
-        if ranks is not None:
-            number = int(ranks.largest(number))
+        own = self.number or 0
+        number = own if ranks is None else int(ranks.largest(own))
         if number:
+            if not own:  # each rank looks for itself, and only the first is heard
+                say("another process was asked to stop: saving, then leaving")
             raise Stopping(number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

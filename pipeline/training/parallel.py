@@ -69,7 +69,14 @@ class Parallel:
 
     def clip(self, largest: float) -> float:
         """Scales the gradients down to a norm of at most `largest`; returns the norm that they had."""
-        return float(_full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)).item())
+        parameters = list(self.model.parameters())
+        total = torch.nn.utils.get_total_norm(
+            [each.grad for each in parameters if each.grad is not None], error_if_nonfinite=False
+        )
+        norm = float(_full(total).item())
+        if norm > largest:  # else it would multiply every gradient by one
+            torch.nn.utils.clip_grads_with_norm_(parameters, largest, total)
+        return norm
 
     def whole(self, value: Any) -> Any:
         """A copy of a state dict whose tensors are whole, on the first rank's CPU; the others get the same with
@@ -197,8 +204,7 @@ def spread(make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy
     sharded = strategy == "fsdp" and ranks.count > 1
     model = _sharded(make, device, ranks) if sharded else make().to(device)
     if compiled:
-        for block in model.blocks:
-            block.compile(dynamic=False)
+        model.compile_parts()
     if sharded:
         from torch.distributed.device_mesh import init_device_mesh
 

@@ -85,7 +85,7 @@ def _write_metrics(
             "seconds": state.seconds,
             "processor_seconds": state.processor_seconds,
             "tokens_per_sec": rate,
-            "model_flops_per_sec": rate * model.flops_per_token(),
+            "model_flops_per_sec": rate * model.config.flops_per_token,
             "peak_memory_bytes": peak_memory(),
         },
     )

@@ -3,10 +3,9 @@
 from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
-from pipeline.plugin import IGNORED, Loss, ModelOutput, hookimpl
+from pipeline.plugin import Loss, ModelOutput, hookimpl
 
 
 class CrossEntropy(Loss):
@@ -20,18 +19,7 @@ class CrossEntropy(Loss):
     """Weight of the squared log-normaliser, which keeps logits from drifting (Chowdhery et al., 2022: 1e-4)."""
 
     def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
-        nats = F.cross_entropy(
-            output.logits.flatten(0, 1),
-            targets.flatten(),
-            ignore_index=IGNORED,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
-        nats = nats.view(targets.shape)
-        if self.z_loss == 0:
-            return nats
-        normaliser = output.logits.logsumexp(dim=-1)
-        return nats + self.z_loss * normaliser.square().masked_fill(targets == IGNORED, 0.0)
+        return output.cross_entropy(targets, label_smoothing=self.label_smoothing, z_loss=self.z_loss)
 
 
 @hookimpl

@@ -1,5 +1,6 @@
 """Muon for the hidden matrices, AdamW for the rest, as one optimizer."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar
 
@@ -34,16 +35,19 @@ class Muon(Optimizer):
     """AdamW's memory of the mean squared gradient."""
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
-        matrices, decayed, undecayed = [], [], []
+        fused, matrices, decayed, undecayed = [], [], [], []
         for name, parameter in named_parameters:
             if parameter.ndim != 2 or "embedding" in name:
                 undecayed.append(parameter)
+            elif name == "head.weight":
+                decayed.append(parameter)
             else:
-                (decayed if name == "head.weight" else matrices).append(parameter)
-        if not matrices:
+                (fused if name.endswith("qkv.weight") else matrices).append(parameter)
+        if not fused and not matrices:
             raise ValueError("muon needs at least one hidden matrix")
-        muon = torch.optim.Muon(
-            matrices,
+        hidden = [{"params": fused, "parts": 3}, {"params": matrices, "parts": 1}]
+        muon = Orthogonalised(
+            [group for group in hidden if group["params"]],
             lr=self.lr,
             weight_decay=self.weight_decay,
             momentum=self.momentum,
@@ -60,6 +64,100 @@ class Muon(Optimizer):
             fused=True,
         )
         return Together(muon, adamw)
+
+
+class Orthogonalised(torch.optim.Optimizer):
+    """Muon over matrices; those of one shape are orthogonalised together.
+
+    A group's matrices consist of `parts` matrices, one above the other, of which each is treated as its own: a
+    fused projection for queries, keys and values is three.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, weight_decay: float, momentum: float, ns_steps: int
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        updates: dict[torch.Tensor, torch.Tensor] = {}
+        for group in self.param_groups:
+            held = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in held:
+                if "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            gradients = [parameter.grad for parameter in held]
+            buffers = [self.state[parameter]["momentum_buffer"] for parameter in held]
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov's look ahead
+            updates |= zip(held, ahead, strict=True)
+        directions = _orthogonalised(updates, self.param_groups)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in directions:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(directions[parameter], alpha=-group["lr"])
+        return loss
+
+
+def _orthogonalised(
+    updates: dict[torch.Tensor, torch.Tensor], groups: list[dict[str, Any]]
+) -> dict[torch.Tensor, torch.Tensor]:
+    """Each update with all its singular values near 1, times √(rows / columns) where it has more rows."""
+    alike: dict[Any, list[torch.Tensor]] = defaultdict(list)
+    places: dict[torch.Tensor, list[tuple[Any, int]]] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            if parameter not in updates:
+                continue
+            places[parameter] = []
+            for part in _whole(updates[parameter]).chunk(group["parts"]):
+                wide = part.T if part.shape[0] > part.shape[1] else part
+                key = (wide.shape, wide.device, group["ns_steps"])
+                places[parameter].append((key, len(alike[key])))
+                alike[key].append(wide)
+    solved = {key: newton_schulz(torch.stack(parts), key[-1]) for key, parts in alike.items()}
+    directions = {}
+    for parameter, parts in places.items():
+        rows, columns = parameter.shape[0] // len(parts), parameter.shape[1]
+        found = [solved[key][number] for key, number in parts]
+        direction = torch.cat([each.T if rows > columns else each for each in found])
+        direction = direction.to(parameter.dtype) * max(1.0, rows / columns) ** 0.5
+        directions[parameter] = _shared_as(parameter, direction)
+    return directions
+
+
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def newton_schulz(matrices: torch.Tensor, steps: int) -> torch.Tensor:
+    """[N, rows, columns] → about the nearest matrices whose singular values are all 1, in bfloat16; columns ≥ rows."""
+    a, b, c = _QUINTIC
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x.bfloat16()
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or the whole of one of which each process holds a share."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _shared_as(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """A tensor that every process has, laid out as the parameter is."""
+    if not hasattr(parameter, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 class Together(torch.optim.Optimizer):

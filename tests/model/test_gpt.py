@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import PluginError
+from pipeline.model.attention import KVCache
 from pipeline.model.config import GPTConfig
 from pipeline.model.generate import draw, generate
-from pipeline.model.gpt import GPT, KVCache
+from pipeline.model.gpt import GPT
 
 CONTEXT, VOCAB = 8, 50
 
@@ -206,7 +207,7 @@ def test_flops_of_a_token_follow_the_formula() -> None:
     model = make(qkv_bias=True)
     embeddings = (64 + CONTEXT) * 16
     n = model.parameter_count() - embeddings + 64 * 16
-    assert model.flops_per_token() == 6 * n + 12 * 2 * CONTEXT * 16
+    assert model.config.flops_per_token == 6 * n + 12 * 2 * CONTEXT * 16
 
 
 def documents(end: int, *lengths: int) -> torch.Tensor:

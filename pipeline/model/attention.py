@@ -1,0 +1,113 @@
+"""Causal self-attention: what looks where, rotary positions, the kernel that suits the shapes, and its cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.model.config import GPTConfig
+from pipeline.model.functions import rms_norm, rotate
+
+_ROPE_BASE = 10_000.0
+_PLAIN_UP_TO = 512
+"""Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16 (docs/performance.md)."""
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the tokens seen so far, for generation.
+
+    Attributes:
+        length: Tokens in the cache.
+        tokens: Their ids [B, length], kept where documents do not see each other.
+        layers: For each block, keys and values [B, n_heads, capacity, head size].
+    """
+
+    capacity: int
+    length: int = 0
+    tokens: torch.Tensor | None = None
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the new tokens' keys and values and returns all of them so far."""
+        if layer not in self.layers:
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self.layers[layer] = (k.new_empty(shape), v.new_empty(shape))
+        keys, values = self.layers[layer]
+        end = self.length + k.shape[2]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines [T, head size / 2] by which queries and keys are turned: their positions."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @classmethod
+    def at(cls, positions: torch.Tensor, head_dim: int) -> Rotation:
+        """Of positions [T], in float32 (Su et al., 2021)."""
+        frequencies = _ROPE_BASE ** -(torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
+        angles = positions[:, None] * frequencies
+        return cls(angles.cos(), angles.sin())
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries or keys [B, heads, T, head size], each pair of numbers turned by its position's angle."""
+        return rotate(x, self.cos.to(x.dtype), self.sin.to(x.dtype))
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with one fused projection for queries, keys and values."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.n_heads = layer, config.n_heads
+        self.dropout = 0.0 if config.modern else config.dropout
+        self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias and not config.modern)
+        self.out = nn.Linear(config.emb_dim, config.emb_dim, bias=not config.modern)
+
+    def forward(
+        self, x: torch.Tensor, rotation: Rotation | None, mask: torch.Tensor | None, cache: KVCache | None
+    ) -> torch.Tensor:
+        batch, length, emb_dim = x.shape
+        qkv = self.qkv(x).view(batch, length, 3 * self.n_heads, emb_dim // self.n_heads)
+        if rotation is None:
+            q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)  # each [B, n_heads, T, head size]
+        else:
+            qk, v = qkv.transpose(1, 2).split([2 * self.n_heads, self.n_heads], dim=1)
+            q, k = rms_norm(rotation(qk)).chunk(2, dim=1)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        attended = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
+        return out
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
+) -> torch.Tensor:
+    """Each query's mean of the values, weighted by how its keys match: [B, n_heads, T, head size].
+
+    Args:
+        q: Queries [B, n_heads, T, head size].
+        k, v: Keys and values [B, n_heads, all tokens so far, head size].
+        mask: What each query may see, broadcast to [B, n_heads, T, all]; None for everything up to itself.
+        dropout: Share of the weights that is dropped.
+    """
+    new, total = q.shape[2], k.shape[2]
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and total <= _PLAIN_UP_TO:
+        scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+        if mask is None and new > 1:
+            mask = torch.ones(new, total, dtype=torch.bool).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return F.dropout(scores.softmax(dim=-1), dropout) @ v
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and new > 1
+    )

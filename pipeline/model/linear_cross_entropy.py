@@ -1,0 +1,159 @@
+"""Cross-entropy straight from the hidden states and the head, some rows at a time, so that the logits of a large
+vocabulary never lie in memory all at once.
+
+The gradients are computed beside the loss, where the logits are at hand (as in Liger Kernel, Hsu et al., 2024). The
+loss of each token is its own, so they hold when all tokens are weighted alike, which a sum and a mean do; for any
+other upstream gradient they are computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.plugin.components import IGNORED, ModelOutput
+
+_LOGITS_AT_ONCE = 1 << 25
+
+
+class Terms(NamedTuple):
+    """What a loss is made of beside the plain cross-entropy.
+
+    Attributes:
+        vocab_size: V; the head's further rows are padding.
+        label_smoothing: Share of the target's probability that is spread evenly over the vocabulary.
+        z_loss: Weight of the squared log-normaliser.
+    """
+
+    vocab_size: int
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+Softmax = Callable[[torch.Tensor, torch.Tensor, Terms], tuple[torch.Tensor, torch.Tensor]]
+
+
+def softmax_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, terms: Terms
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of each row in nats [N], and its gradient for the logits [N, padded V] in their precision.
+
+    Args:
+        logits: [N, padded V]; the padding is overwritten.
+        targets: Ids [N]; for IGNORED both are 0.
+        terms: What the loss is made of.
+    """
+    size, smoothing, z_loss = terms
+    if logits.shape[1] > size:
+        logits[:, size:] = -torch.inf
+    counted = targets != IGNORED
+    places = targets.clamp(min=0)[:, None]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_p = torch.log_softmax(logits, dim=1, dtype=wide)
+    own = log_p.gather(1, places)
+    nats = -(1 - smoothing) * own
+    if smoothing:
+        nats = nats - smoothing * log_p[:, :size].mean(dim=1, keepdim=True)
+    scale = counted[:, None].to(wide)
+    if z_loss:
+        normaliser = logits.gather(1, places).to(wide) - own
+        nats = nats + z_loss * normaliser.square()
+        p_scale = scale * (1 + 2 * z_loss * normaliser)
+    else:
+        p_scale = scale
+    p_own = own.exp() * p_scale
+    gradient = log_p.exp_().mul_(p_scale)
+    if smoothing:
+        gradient[:, :size] -= scale * (smoothing / size)
+    # The target's is subtracted before it is rounded: where p is nearly 1, bfloat16 would leave nothing of it.
+    at_target = p_own - scale * (1 - smoothing + smoothing / size)
+    gradient = gradient.to(logits.dtype).scatter_(1, places, at_target.to(logits.dtype))
+    return (nats * scale)[:, 0], gradient
+
+
+@dataclass(frozen=True)
+class GPTOutput(ModelOutput):
+    """What the GPT computed; its cross-entropy never holds all logits.
+
+    Attributes:
+        softmax: `softmax_and_gradient`, or what it was compiled to.
+    """
+
+    softmax: Softmax = softmax_and_gradient
+
+    def cross_entropy(
+        self, targets: torch.Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> torch.Tensor:
+        nats: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            self.hidden.flatten(0, 1),
+            self.head_weight,
+            targets.flatten(),
+            Terms(self.vocab_size, label_smoothing, z_loss),
+            self.softmax,
+        )
+        return nats.view(targets.shape)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """hidden [N, D], head [padded V, D], targets [N] → nats [N]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, terms: Terms, softmax: Softmax
+    ) -> torch.Tensor:
+        needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        nats, *ctx.gradients = _computed(hidden, head, targets, terms, softmax, needed)
+        ctx.save_for_backward(hidden, head, targets)
+        ctx.terms, ctx.softmax = terms, softmax
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        hidden, head, targets = ctx.saved_tensors
+        if ctx.gradients and upstream.stride() == (0,):  # one number for all: the gradient of a sum
+            by_hidden, by_head = (each.mul_(upstream[0].to(each.dtype)) for each in ctx.gradients)
+        else:
+            _, by_hidden, by_head = _computed(hidden, head, targets, ctx.terms, ctx.softmax, True, upstream)
+        ctx.gradients = []  # given away, and not to be scaled again
+        return by_hidden, by_head, None, None, None
+
+
+def _computed(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    terms: Terms,
+    softmax: Softmax,
+    with_gradients: bool,
+    upstream: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Nats [N] and, where they are wanted, the gradients for hidden states and head of their weighted sum."""
+    matrix = head.to(hidden.dtype)
+    nats: list[torch.Tensor] = []
+    by_hidden = torch.empty_like(hidden)
+    by_head = None
+    for rows in chunks(len(targets), len(head)):
+        logits = hidden[rows] @ matrix.T
+        own, gradient = softmax(logits, targets[rows], terms)
+        nats.append(own)
+        if with_gradients:
+            if upstream is not None:
+                gradient *= upstream[rows, None].to(gradient.dtype)
+            torch.mm(gradient, matrix, out=by_hidden[rows])
+            part = gradient.T @ hidden[rows]
+            by_head = part.to(head.dtype) if by_head is None else by_head.add_(part)
+    joined = torch.cat(nats) if nats else hidden.new_zeros(0)
+    if not with_gradients:
+        return joined, joined, joined
+    return joined, by_hidden, torch.zeros_like(head) if by_head is None else by_head
+
+
+def chunks(rows: int, vocab_size: int) -> Iterator[slice]:
+    """Slices of so many rows that their logits are few enough to hold, as even as can be."""
+    most = max(1, _LOGITS_AT_ONCE // vocab_size)
+    count = -(-rows // most)
+    for number in range(count):
+        yield slice(rows * number // count, rows * (number + 1) // count)
