@@ -176,6 +176,10 @@ class ModelParams(Section):
     def _heads_divide_width(self) -> ModelParams:
         if self.emb_dim % self.n_heads:
             raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
+        if self.family == "modern" and self.emb_dim // self.n_heads % 2:
+            raise ValueError(
+                f"emb_dim {self.emb_dim} / n_heads {self.n_heads} must be even: modern turns numbers in pairs"
+            )
         return self
 
 

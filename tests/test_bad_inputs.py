@@ -471,6 +471,11 @@ PARAMS_CASES = [
     Case("a size beyond 64 bits", f"split --set model.emb_dim={10**20}", ("model.emb_dim", "less than")),
     Case("heads that do not divide", "split --set model.n_heads=3", ("emb_dim 16", "n_heads 3", "multiple")),
     Case(
+        "modern heads of an odd size",
+        "split --set model.family=modern --set model.n_heads=16",
+        ("emb_dim 16", "n_heads 16", "even"),
+    ),
+    Case(
         "a document mask without ends",
         "split --set model.document_mask=true --set tokenize.end_of_text=false",
         ("model.document_mask", "tokenize.end_of_text: true"),
