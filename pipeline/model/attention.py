@@ -52,8 +52,11 @@ class Rotation(NamedTuple):
 
     @classmethod
     def at(cls, positions: torch.Tensor, head_dim: int) -> Rotation:
-        """Of positions [T], in float32 (Su et al., 2021)."""
-        frequencies = _ROPE_BASE ** -(torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
+        """Of positions [T], in float32 (Su et al., 2021).
+
+        The frequencies are computed as others do, to the bit: far into a text their last bit is the fourth digit.
+        """
+        frequencies = 1 / _ROPE_BASE ** (torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
         angles = positions[:, None] * frequencies
         return cls(angles.cos(), angles.sin())
 
