@@ -1,10 +1,11 @@
-"""A folder that Hugging Face transformers, and all that builds on it, loads: GPT-2's form."""
+"""A folder that Hugging Face transformers, and all that builds on it, loads: each family in its own form there."""
 
 import importlib.util
 import json
 import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -16,18 +17,20 @@ _RANDOM_STRINGS = 2000
 
 
 class HuggingFace(Exporter):
-    """A Hugging Face folder (GPT2LMHeadModel and a fast tokenizer) for AutoModelForCausalLM and AutoTokenizer."""
+    """A Hugging Face folder for AutoModelForCausalLM (gpt2 as GPT2LMHeadModel, modern as NanoChatForCausalLM) and
+    AutoTokenizer (a fast one)."""
 
     name: ClassVar[str] = "huggingface"
 
     def export(self, source: ExportSource, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        save_file(_weights(source), folder / "model.safetensors", metadata={"format": "pt"})
+        form, end = _form(source), source.special_tokens[source.end_of_text]
+        save_file(form.weights(source), folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "model.safetensors").chmod(0o644)  # as the other files: another user may serve it
-        end = source.special_tokens[source.end_of_text]
-        _write(folder / "config.json", _config(source, end))
-        _write(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
+        ends = {"bos_token_id": end, "eos_token_id": end}
+        _write(folder / "config.json", {**form.config(source.config), **ends, "dtype": "float32"})
+        _write(folder / "generation_config.json", {**ends, "pad_token_id": end})
         _write(folder / "tokenizer.json", _tokenizer(source))
         _write(
             folder / "tokenizer_config.json",
@@ -68,6 +71,10 @@ class HuggingFace(Exporter):
             if len(rows) < 2
             else torch.tensor([row.tolist() for row in rows if len(row) == length])
         )
+        end = source.special_tokens[source.end_of_text]
+        ended = tokens[:1].clone()
+        ended[:, -1] = end  # last, where it is seen alike by a model that masks other documents
+        tokens = torch.cat([tokens, ended])
         with torch.inference_mode():
             difference = float((model(tokens).logits.float() - source.logits(tokens)).abs().max())
         if not difference <= _TOLERANCE:
@@ -76,13 +83,8 @@ class HuggingFace(Exporter):
         prompt = tokens[0, : max(1, min(8, length // 2))].tolist()
         count = min(_GREEDY_TOKENS, length - len(prompt))
         expected = source.greedy(prompt, count)
-        with torch.inference_mode():
-            generated = model.generate(
-                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=count, min_new_tokens=count, do_sample=False,
-            )[0, len(prompt) :].tolist()  # fmt: skip
+        generated = _continued(model, prompt, count) if count else []
         # min_new_tokens keeps transformers from ending at end-of-text; so it is compared up to there.
-        end = source.special_tokens[source.end_of_text]
         shared = expected.index(end) if end in expected else count
         if generated[:shared] != expected[:shared]:
             raise ValueError("transformers' greedy text differs from the checkpoint's")
@@ -94,12 +96,23 @@ class HuggingFace(Exporter):
         }
 
 
+def _continued(model: Any, prompt: list[int], count: int) -> list[int]:
+    """The ids that transformers continues with, greedily."""
+    with torch.inference_mode():
+        ids = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=count, min_new_tokens=count, do_sample=False,
+        )  # fmt: skip
+    continued: list[int] = ids[0, len(prompt) :].tolist()
+    return continued
+
+
 def _read_back(source: ExportSource, folder: Path) -> dict[str, Any]:
     """Without transformers: what was written is read by the libraries that wrote it, and compared."""
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
-    read, written = load_file(folder / "model.safetensors"), _weights(source)
+    read, written = load_file(folder / "model.safetensors"), _form(source).weights(source)
     if read.keys() != written.keys() or any(not torch.equal(read[name], written[name]) for name in written):
         raise ValueError("model.safetensors does not hold the checkpoint's weights")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -129,8 +142,24 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _config(source: ExportSource, end: int) -> dict[str, Any]:
-    config = source.config
+# ── the families ──────────────────────────────────────────────────────────────────────────────────
+
+
+class _Form(NamedTuple):
+    """What a family is in transformers: its config.json, and its weights under their names there."""
+
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    weights: Callable[[ExportSource], dict[str, torch.Tensor]]
+
+
+def _form(source: ExportSource) -> _Form:
+    family = source.config["family"]
+    if family not in _FORMS:
+        raise ValueError(f"transformers has no form for the family {family!r}; these have one: {', '.join(_FORMS)}")
+    return _FORMS[family]
+
+
+def _gpt2_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -146,14 +175,11 @@ def _config(source: ExportSource, end: int) -> dict[str, Any]:
         "attn_pdrop": config["dropout"],
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": config["tied_head"],
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "dtype": "float32",
     }
 
 
-def _weights(source: ExportSource) -> dict[str, torch.Tensor]:
-    """GPT-2's names; its Conv1D holds a linear layer's weight transposed."""
+def _gpt2_weights(source: ExportSource) -> dict[str, torch.Tensor]:
+    """Its Conv1D holds a linear layer's weight transposed, and always has a bias."""
     own = source.weights
     named = {
         "transformer.wte.weight": own["token_embedding.weight"],
@@ -179,6 +205,48 @@ def _weights(source: ExportSource) -> dict[str, torch.Tensor]:
     if not source.config["tied_head"]:
         named["lm_head.weight"] = own["head.weight"]
     return named
+
+
+def _modern_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers has a default for that is another family's is written out."""
+    return {
+        "architectures": ["NanoChatForCausalLM"],
+        "model_type": "nanochat",
+        "vocab_size": config["vocab_size"],
+        "max_position_embeddings": config["context_length"],
+        "hidden_size": config["emb_dim"],
+        "intermediate_size": 4 * config["emb_dim"],
+        "num_hidden_layers": config["n_layers"],
+        "num_attention_heads": config["n_heads"],
+        "num_key_value_heads": config["n_heads"],
+        "hidden_act": "relu2",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "final_logit_softcapping": None,
+        "tie_word_embeddings": False,
+        "pad_token_id": None,  # its embedding would not learn, and padding here is end-of-text
+    }
+
+
+def _modern_weights(source: ExportSource) -> dict[str, torch.Tensor]:
+    """Queries, keys and values have a projection each; norms have no weights."""
+    own = source.weights
+    named = {"model.embed_tokens.weight": own["token_embedding.weight"], "lm_head.weight": own["head.weight"]}
+    for layer in range(source.config["n_layers"]):
+        ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
+        parts = own[f"{ours}.attention.qkv.weight"].chunk(3)
+        named |= {f"{theirs}.self_attn.{x}_proj.weight": part for x, part in zip("qkv", parts, strict=True)}
+        named |= {
+            f"{theirs}.self_attn.o_proj.weight": own[f"{ours}.attention.out.weight"],
+            f"{theirs}.mlp.fc1.weight": own[f"{ours}.mlp.up.weight"],
+            f"{theirs}.mlp.fc2.weight": own[f"{ours}.mlp.down.weight"],
+        }
+    return named
+
+
+_FORMS = {"gpt2": _Form(_gpt2_config, _gpt2_weights), "modern": _Form(_modern_config, _modern_weights)}
 
 
 # ── the tokenizer ─────────────────────────────────────────────────────────────────────────────────
