@@ -54,6 +54,11 @@ class HuggingFace(Exporter):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
 
+        held = model.state_dict()
+        for name, tensor in _form(source).weights(source).items():
+            if name not in held or not torch.equal(held[name], tensor):
+                raise ValueError(f"transformers does not hold the checkpoint's numbers in {name}")
+
         texts = _proof_texts(source)
         for text in texts:
             expected = source.encode(text).tolist()
@@ -71,10 +76,6 @@ class HuggingFace(Exporter):
             if len(rows) < 2
             else torch.tensor([row.tolist() for row in rows if len(row) == length])
         )
-        end = source.special_tokens[source.end_of_text]
-        ended = tokens[:1].clone()
-        ended[:, -1] = end  # last, where it is seen alike by a model that masks other documents
-        tokens = torch.cat([tokens, ended])
         with torch.inference_mode():
             difference = float((model(tokens).logits.float() - source.logits(tokens)).abs().max())
         if not difference <= _TOLERANCE:
@@ -85,6 +86,7 @@ class HuggingFace(Exporter):
         expected = source.greedy(prompt, count)
         generated = _continued(model, prompt, count) if count else []
         # min_new_tokens keeps transformers from ending at end-of-text; so it is compared up to there.
+        end = source.special_tokens[source.end_of_text]
         shared = expected.index(end) if end in expected else count
         if generated[:shared] != expected[:shared]:
             raise ValueError("transformers' greedy text differs from the checkpoint's")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from conftest import REPOSITORY, words
 
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.vocabulary import published, raw_bytes, train_bpe
+from pipeline.data.vocabulary import characters, published, raw_bytes, train_bpe
+from pipeline.model.attention import Rotation
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
@@ -33,6 +35,8 @@ def exporter() -> Exporter:
 
 def source(tokenizer: Tokenizer, **changes: Any) -> ExportSource:
     """An untrained model with weights large enough that its logits differ."""
+    if changes.get("family") == "modern":
+        changes = {"qkv_bias": False, "tied_head": False, "init": "modern", **changes}
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **(BASE | changes))).eval()
     with torch.no_grad():
@@ -46,13 +50,32 @@ def bpe() -> Tokenizer:
     return train_bpe([words(0, 500)], 300)
 
 
+@pytest.fixture(scope="module")
+def letters() -> Tokenizer:
+    """Quickly proven, where a test is about the model."""
+    return characters([words(1, 200)])
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"tied_head": False}, {"qkv_bias": False}, {"pad_vocab_to": 1}, {"n_heads": 4, "n_layers": 1}]
+    "changes",
+    [
+        {},
+        {"tied_head": False},
+        {"qkv_bias": False},
+        {"pad_vocab_to": 1},
+        {"n_heads": 4, "n_layers": 1},
+        {"family": "modern"},
+        {"family": "modern", "n_heads": 1, "n_layers": 1, "pad_vocab_to": 1},
+        {"family": "modern", "emb_dim": 24, "n_heads": 3, "n_layers": 3},  # heads of 8
+        {"family": "modern", "emb_dim": 48, "pad_vocab_to": 1000},  # heads of 24
+        {"family": "modern", "context_length": 300, "n_heads": 8},  # heads of 2
+    ],
+    ids=str,
 )
 def test_transformers_reproduces_every_architecture(
-    bpe: Tokenizer, tmp_path: Path, changes: dict[str, Any]
+    letters: Tokenizer, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    given = source(bpe, **changes)
+    given = source(letters, **changes)
     exporter().export(given, tmp_path)
     proof = exporter().verify(given, tmp_path)
     assert proof["reader"].startswith("transformers ")
@@ -61,10 +84,71 @@ def test_transformers_reproduces_every_architecture(
     assert proof["texts_with_equal_ids"] > 2000
 
 
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
+def test_a_context_of_one_token_leaves_nothing_to_generate(letters: Tokenizer, tmp_path: Path, family: str) -> None:
+    given = source(letters, family=family, context_length=1)
+    exporter().export(given, tmp_path)
+    assert exporter().verify(given, tmp_path)["equal_greedy_tokens"] == 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
+def test_a_model_that_masks_documents_is_proven_within_one(letters: Tokenizer, tmp_path: Path, family: str) -> None:
+    given = source(letters, family=family, document_end=letters.end_of_text)
+    exporter().export(given, tmp_path)
+    exporter().verify(given, tmp_path)
+
+
+def test_a_modern_model_is_nanochat_there_and_end_of_text_is_a_token_like_any_other(
+    letters: Tokenizer, tmp_path: Path
+) -> None:
+    import transformers
+
+    given = source(letters, family="modern")
+    exporter().export(given, tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).eval()
+    assert type(model).__name__ == "NanoChatForCausalLM"
+    assert not any(given.config[option] for option in ("qkv_bias", "tied_head"))
+    embedding = model.get_input_embeddings()
+    assert torch.equal(embedding.weight, given.weights["token_embedding.weight"])
+    assert embedding.padding_idx is None
+    assert torch.equal(model.get_output_embeddings().weight, given.weights["head.weight"])
+    ids = torch.tensor([[letters.end_of_text, 5, 6, letters.end_of_text, 7]])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids).logits, given.logits(ids), rtol=0, atol=1e-5)
+    model(ids, labels=ids).loss.backward()
+    assert embedding.weight.grad[letters.end_of_text].count_nonzero() > 0
+
+
+def test_positions_far_into_the_text_are_turned_alike_to_the_bit() -> None:
+    from transformers.models.nanochat import modeling_nanochat as theirs
+
+    config = theirs.NanoChatConfig(hidden_size=128, num_attention_heads=1, rope_parameters=None)
+    positions = torch.arange(8192)
+    cos, sin = theirs.NanoChatRotaryEmbedding(config)(torch.zeros(1), positions[None])
+    ours = Rotation.at(positions, 128)
+    assert torch.equal(ours.cos, cos[0, :, :64])
+    assert torch.equal(ours.sin, sin[0, :, :64])
+
+
+def test_a_family_that_transformers_does_not_have_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
+    given = source(bpe)
+    other = replace(given, config={**given.config, "family": "perceptron"})
+    with pytest.raises(ValueError, match="no form for the family 'perceptron'; these have one: gpt2, modern"):
+        exporter().export(other, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_transformers_reads_raw_bytes_alike(tmp_path: Path) -> None:
     given = source(raw_bytes())
     exporter().export(given, tmp_path)
     exporter().verify(given, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
+def test_transformers_reads_a_trained_bpe_alike(bpe: Tokenizer, tmp_path: Path, family: str) -> None:
+    given = source(bpe, family=family)
+    exporter().export(given, tmp_path)
+    assert exporter().verify(given, tmp_path)["texts_with_equal_ids"] > 2000
 
 
 def test_transformers_reads_the_published_gpt2_encoding_alike(
@@ -85,29 +169,60 @@ def damage(name: str, folder: Path) -> None:
     else:
         value = json.loads(path.read_text())
         if name == "config.json":
-            value["activation_function"] = "relu"
+            value["activation_function" if value["model_type"] == "gpt2" else "hidden_act"] = "relu"
         elif name == "tokenizer.json":
             value["model"]["merges"].pop(0)
         path.write_text(json.dumps(value))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_damaged_export_is_refused(bpe: Tokenizer, tmp_path: Path, name: str) -> None:
-    given = source(bpe)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.safetensors", "does not hold the checkpoint's numbers in"),
+        ("config.json", "logits differ"),
+        ("tokenizer.json", "as other ids"),
+    ],
+)
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
+def test_a_damaged_export_is_refused(
+    bpe: Tokenizer, letters: Tokenizer, tmp_path: Path, family: str, name: str, message: str
+) -> None:
+    given = source(bpe if name == "tokenizer.json" else letters, family=family)
     exporter().export(given, tmp_path)
     damage(name, tmp_path)
-    with pytest.raises(ValueError, match="transformers"):
+    with pytest.raises(ValueError, match=f"transformers.* {message}"):
         exporter().verify(given, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("final_logit_softcapping", 15.0),
+        ("rms_norm_eps", 1e-2),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 500_000.0}),
+    ],
+)
+def test_a_setting_of_another_nanochat_is_refused(
+    letters: Tokenizer, tmp_path: Path, setting: str, value: Any
+) -> None:
+    given = source(letters, family="modern")
+    exporter().export(given, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), setting: value}))
+    with pytest.raises(ValueError, match="transformers' logits differ"):
+        exporter().verify(given, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
 def test_without_transformers_the_files_are_read_back(
-    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
-    given = source(bpe)
+    given = source(bpe, family=family)
     exporter().export(given, tmp_path)
     assert exporter().verify(given, tmp_path)["reader"] == "none"
-    damage("tokenizer.json", tmp_path)
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        exporter().verify(given, tmp_path)
+    for name in ("tokenizer.json", "model.safetensors"):
+        damage(name, tmp_path)
+        with pytest.raises(ValueError, match=name):
+            exporter().verify(given, tmp_path)
