@@ -226,8 +226,8 @@ class ExportSource:
     """A trained model as an exporter sees it.
 
     Attributes:
-        config: The architecture: vocab_size, context_length, n_layers, n_heads, emb_dim, dropout,
-            qkv_bias, tied_head, …
+        config: The architecture: family ("gpt2" or "modern"), vocab_size, context_length, n_layers, n_heads,
+            emb_dim, dropout, qkv_bias, tied_head, …
         weights: The model's state dict, in float32 on the CPU; the head without its padding rows.
         pattern: The tokenizer's split pattern (a regular expression).
         ranks: The tokenizer's byte sequences and their ids, which are also the order of merging. They hold every
@@ -259,7 +259,11 @@ class Exporter(Component):
 
     @abstractmethod
     def export(self, source: ExportSource, folder: Path) -> None:
-        """Writes the export into `folder`, which is empty."""
+        """Writes the export into `folder`, which is empty.
+
+        Raises:
+            ValueError: this format has no form for such a model (of this family, say); nothing is published.
+        """
 
     @abstractmethod
     def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:

@@ -40,6 +40,10 @@ from pipeline.plugin.components import (
 C = TypeVar("C", bound=Component)
 
 
+class Refused(AssertionError):  # noqa: N818 - an answer, not an error
+    """An exporter says that it has no form for a model, as it may of a family that it does not know."""
+
+
 def _instance(component: type[C] | C) -> C:
     built = component() if isinstance(component, type) else component
     assert built == type(built)(**built.model_dump()), "the options must be all that decides a component"
@@ -275,11 +279,19 @@ def check_exporter(component: type[Exporter] | Exporter, source: ExportSource, f
         component: The exporter.
         source: A trained model; `pipeline.stages.export.export_source` makes one from a checkpoint.
         folder: An empty folder.
+
+    Raises:
+        Refused: `export` raises ValueError, which is how an exporter says what it cannot write.
     """
     from dataclasses import replace
 
     exporter = _instance(component)
-    exporter.export(source, folder)
+    try:
+        exporter.export(source, folder)
+    except ValueError as refusal:
+        if not str(refusal):
+            raise AssertionError("an exporter that refuses a model must say why") from refusal
+        raise Refused(f"it refuses the family {source.config['family']}: {refusal}") from refusal
     assert any(folder.iterdir()), "an export must write something"
     proof = exporter.verify(source, folder)
     assert proof.get("reader"), "the proof must name its reader"

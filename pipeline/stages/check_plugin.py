@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -16,6 +16,7 @@ from pipeline.errors import PluginError, raised_by
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
+from pipeline.params import ModelParams
 from pipeline.plugin import testing
 from pipeline.plugin.components import ExportSource
 from pipeline.plugin.single import load_file
@@ -31,25 +32,26 @@ _PROOF_TOKENS = 2_000
 def run(paths: Paths, path: Path, root: Path | None = None) -> None:
     """Holds every component that `path` registers against the contract of its kind, a line for each that keeps it.
 
-    Corpora read `root` (data/raw unless given); eval callbacks run in a temporary folder; exporters get the
-    project's checkpoint where there is one, else a tiny random model.
+    Corpora read `root` (data/raw unless given); eval callbacks run in a temporary folder; exporters get a model of
+    each family, the project's checkpoint where there is one, else a tiny random model, and may refuse all but one.
 
     Raises:
         PluginError: `path` is no plugin, or one of its components breaks a rule or raises; names both.
     """
     for kind, entry in load_file(path, paths.plugins):
         shown = f"{kind.singular} {entry.component.name} ({entry.source})"
-        source = _source(paths) if kind.plural == "exporters" else None
+        sources = _sources(paths) if kind.plural == "exporters" else []
         try:
-            _check(kind.plural, entry.component, root or paths.raw, source)
+            notes = _check(kind.plural, entry.component, root or paths.raw, sources)
         except Exception as error:
             if isinstance(error, AssertionError) and str(error):  # the suite's, with its rule
                 raise PluginError(f"the {shown} breaks its contract: {error}") from error
             raise raised_by(f"the {shown}", error) from error
-        say(f"ok  {shown}")
+        say("; ".join([f"ok  {shown}", *notes]))
 
 
-def _check(plural: str, component: Any, root: Path, source: ExportSource | None) -> None:
+def _check(plural: str, component: Any, root: Path, sources: list[ExportSource]) -> list[str]:
+    """Holds a component against its contract; returns what is to be said beside that it keeps it."""
     match plural:
         case "corpora":
             testing.check_corpus(component, root)
@@ -63,26 +65,41 @@ def _check(plural: str, component: Any, root: Path, source: ExportSource | None)
         case "samplers":
             testing.check_sampler(component)
         case "exporters":
-            assert source is not None
-            with tempfile.TemporaryDirectory() as folder:
+            return _check_exporter(component, sources)
+    return []
+
+
+def _check_exporter(component: Any, sources: list[ExportSource]) -> list[str]:
+    """Returns which families it refuses; it must write one."""
+    refusals: list[str] = []
+    for source in sources:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
                 testing.check_exporter(component, source, Path(folder))
+            except testing.Refused as refusal:
+                refusals.append(" ".join(str(refusal).split()))
+    assert len(refusals) < len(sources), "; ".join(refusals)
+    return refusals
 
 
-def _source(paths: Paths) -> ExportSource:
-    if not (paths.checkpoint.is_dir() and paths.splits.is_dir()):
-        return tiny_source()
-    checkpoint = load_checkpoint(paths.checkpoint, "best", torch.device("cpu"))
-    tokenizer = checkpoint.tokenizer
-    ids = TokenFolder(paths.splits, "run `python -m pipeline split`").ids("val")[:_PROOF_TOKENS]
-    return export_source(checkpoint, tokenizer.decode(ids[tokenizer.byte_lengths[ids] > 0]))
+def _sources(paths: Paths) -> list[ExportSource]:
+    """A model of each family: the project's own where it has one, else a tiny one."""
+    sources = {family: tiny_source(family) for family in get_args(ModelParams.model_fields["family"].annotation)}
+    if paths.checkpoint.is_dir() and paths.splits.is_dir():
+        checkpoint = load_checkpoint(paths.checkpoint, "best", torch.device("cpu"))
+        tokenizer = checkpoint.tokenizer
+        ids = TokenFolder(paths.splits, "run `python -m pipeline split`").ids("val")[:_PROOF_TOKENS]
+        text = tokenizer.decode(ids[tokenizer.byte_lengths[ids] > 0])
+        sources[checkpoint.model.config.family] = export_source(checkpoint, text)
+    return list(sources.values())
 
 
-def tiny_source() -> ExportSource:
+def tiny_source(family: str = "gpt2") -> ExportSource:
     """What an exporter receives, of a tiny model of bytes with random weights: enough to prove any export with."""
     tokenizer = raw_bytes()
     config = GPTConfig(
         vocab_size=tokenizer.vocab_size, context_length=16, n_layers=2, n_heads=2, emb_dim=16, dropout=0.0,
-        qkv_bias=True, tied_head=False, init="gpt2", pad_vocab_to=64,
+        qkv_bias=family == "gpt2", tied_head=False, init=family, pad_vocab_to=64, family=family,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

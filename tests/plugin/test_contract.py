@@ -23,6 +23,7 @@ from pipeline.plugin.testing import (
     check_optimizer,
     check_sampler,
 )
+from pipeline.stages.check_plugin import tiny_source
 from pipeline.stages.export import export_source
 
 CHECKS: dict[str, Callable[[Any], None]] = {
@@ -82,6 +83,8 @@ def test_shipped_exporters_keep_the_contract(trained: Path, tmp_path: Path) -> N
         folder.mkdir()
         check_exporter(entry.component, source, folder)
         shutil.rmtree(folder)
+        folder.mkdir()
+        check_exporter(entry.component, tiny_source("modern"), folder)
 
 
 class MeanLoss(Loss):
