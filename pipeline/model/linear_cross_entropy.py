@@ -2,8 +2,8 @@
 vocabulary never lie in memory all at once.
 
 The gradients are computed beside the loss, where the logits are at hand (as in Liger Kernel, Hsu et al., 2024). The
-loss of each token is its own, so they hold when all tokens are weighted alike, which a sum and a mean do; for any
-other upstream gradient they are computed anew.
+loss of each token is its own, so they hold when all tokens are weighted alike, as a scaled sum does; for any other
+upstream gradient they are computed anew.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from pipeline.plugin.components import IGNORED, ModelOutput
 
@@ -50,7 +51,7 @@ def softmax_and_gradient(
     if logits.shape[1] > size:
         logits[:, size:] = -torch.inf
     counted = targets != IGNORED
-    places = targets.clamp(min=0)[:, None]
+    places = targets.masked_fill(~counted, 0)[:, None]
     wide = torch.promote_types(logits.dtype, torch.float32)
     log_p = torch.log_softmax(logits, dim=1, dtype=wide)
     own = log_p.gather(1, places)
@@ -87,12 +88,16 @@ class GPTOutput(ModelOutput):
     def cross_entropy(
         self, targets: torch.Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
     ) -> torch.Tensor:
+        hidden = self.hidden.flatten(0, 1)
+        if torch.is_autocast_enabled(hidden.device.type):  # on a GPU a LayerNorm gives float32 all the same
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         nats: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            self.hidden.flatten(0, 1),
+            hidden,
             self.head_weight,
             targets.flatten(),
             Terms(self.vocab_size, label_smoothing, z_loss),
             self.softmax,
+            torch.is_grad_enabled(),
         )
         return nats.view(targets.shape)
 
@@ -102,23 +107,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, terms: Terms, softmax: Softmax
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: torch.Tensor,
+        targets: torch.Tensor,
+        terms: Terms,
+        softmax: Softmax,
+        training: bool,
     ) -> torch.Tensor:
-        needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        needed = training and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         nats, *ctx.gradients = _computed(hidden, head, targets, terms, softmax, needed)
         ctx.save_for_backward(hidden, head, targets)
         ctx.terms, ctx.softmax = terms, softmax
         return nats
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, head, targets = ctx.saved_tensors
         if ctx.gradients and upstream.stride() == (0,):  # one number for all: the gradient of a sum
             by_hidden, by_head = (each.mul_(upstream[0].to(each.dtype)) for each in ctx.gradients)
         else:
             _, by_hidden, by_head = _computed(hidden, head, targets, ctx.terms, ctx.softmax, True, upstream)
         ctx.gradients = []  # given away, and not to be scaled again
-        return by_hidden, by_head, None, None, None
+        return by_hidden, by_head, None, None, None, None
 
 
 def _computed(
