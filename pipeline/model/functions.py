@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 RMS_EPS = 1e-6
 
@@ -30,7 +31,8 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
         x, root = ctx.saved_tensors
         shared = (x * upstream).mean(dim=-1, keepdim=True) * root**3
         return torch.addcmul(upstream * root, x, shared, value=-1)
@@ -50,7 +52,8 @@ class _ReluSquared(torch.autograd.Function):
         return positive.square()
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
         (positive,) = ctx.saved_tensors
         out: torch.Tensor = (positive * upstream).mul_(2)
         return out
@@ -76,7 +79,7 @@ class _Rotate(torch.autograd.Function):
         return _turned(x, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turned(upstream, cos, -sin), None, None
 
@@ -92,7 +95,8 @@ def kept(shape: tuple[int, ...], dropout: float, device: torch.device) -> torch.
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout)
     count = math.prod(shape)
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # each is four numbers
-    return (draws.view(torch.int16)[:count] >= round(dropout * (1 << 16)) - (1 << 15)).view(shape)
+    least = min(round(dropout * (1 << 16)), (1 << 16) - 1) - (1 << 15)
+    return (draws.view(torch.int16)[:count] >= least).view(shape)
 
 
 def dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
