@@ -116,10 +116,13 @@ def attend(
     """
     new, total = q.shape[2], k.shape[2]
     quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and total <= _PLAIN_UP_TO
-    if quick or kept is not None:
+    plain = quick or kept is not None
+    if (
+        mask is None and new > 1 and (plain or new < total)
+    ):  # the kernel's own mask takes the first key as the first's
+        mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
+    if plain:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
-        if mask is None and new > 1:
-            mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         return dropped(scores.softmax(dim=-1), kept, dropout) @ v
