@@ -58,7 +58,7 @@ class GPTConfig:
     def parameter_count(self) -> int:
         """Trained numbers, padding rows included, a tied head counted once; known before the model is made."""
         width = self.emb_dim
-        embeddings = self.padded_vocab_size * width * (1 if self.tied_head else 2)
+        embeddings = self.padded_vocab_size * width * (1 if self.tied_head and not self.modern else 2)
         beside = 0 if self.modern else self.context_length * width + 2 * width  # positions, and the last norm
         return embeddings + beside + self.n_layers * self.block_parameter_count
 
