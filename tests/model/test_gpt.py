@@ -16,6 +16,8 @@ from pipeline.model.generate import draw, generate
 from pipeline.model.gpt import GPT
 
 CONTEXT, VOCAB = 8, 50
+FAMILIES = ["gpt2", "modern"]
+each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def make(seed: int = 0, **changes: object) -> GPT:
@@ -48,12 +50,21 @@ def tokens(rows: int, length: int) -> torch.Tensor:
     return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
+def random_ids(vocab: int) -> torch.Tensor:
+    return torch.randint(vocab, (16, CONTEXT + 1), generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("tied_head", [True, False])
 def test_the_first_loss_is_that_of_a_uniform_guess(tied_head: bool) -> None:
-    model = make(tied_head=tied_head, vocab_size=1000, emb_dim=32)
-    ids = torch.randint(1000, (16, CONTEXT + 1), generator=torch.Generator().manual_seed(1))
+    model, ids = make(tied_head=tied_head, vocab_size=1000, emb_dim=32), random_ids(1000)
     loss = F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(1000), abs=0.1)
+
+
+def test_a_modern_models_first_loss_is_a_uniform_guess_exactly() -> None:
+    model, ids = make(family="modern", vocab_size=1000, emb_dim=32), random_ids(1000)
+    nats = model(ids[:, :-1]).cross_entropy(ids[:, 1:])
+    torch.testing.assert_close(nats, torch.full_like(nats, math.log(1000)), rtol=1e-15, atol=0)
 
 
 def test_gpt2_initialisation_scales_residual_projections_down_with_depth() -> None:
@@ -69,9 +80,38 @@ def test_gpt2_initialisation_scales_residual_projections_down_with_depth() -> No
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
 
 
+def test_modern_initialisation_writes_nothing_and_keeps_the_size_of_what_is_read() -> None:
+    model = make(family="modern", emb_dim=128)
+    for name, parameter in model.named_parameters():
+        assert parameter.ndim == 2, f"{name}: neither biases nor norms' weights"
+        if name.endswith(("attention.out.weight", "mlp.down.weight", "head.weight")):
+            assert parameter.count_nonzero() == 0
+        else:
+            expected = 1 if "embedding" in name else 1 / math.sqrt(128)
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+            assert "embedding" in name or parameter.abs().max() <= math.sqrt(3 / 128)
+
+
+def test_what_begins_at_zero_learns_and_then_lets_everything_else_learn() -> None:
+    model, ids = make(family="modern"), random_ids(VOCAB)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = model(ids[:, :-1]).cross_entropy(ids[:, 1:]).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+@each_family
 @pytest.mark.parametrize("place", range(CONTEXT))
-def test_changing_a_token_leaves_the_logits_before_it_unchanged(place: int) -> None:
-    model, before = sharp(), tokens(3, CONTEXT)
+def test_changing_a_token_leaves_the_logits_before_it_unchanged(place: int, family: str) -> None:
+    model, before = sharp(family=family), tokens(3, CONTEXT)
     after = before.clone()
     after[:, place] = (after[:, place] + 1) % VOCAB
     one, other = model(before).logits, model(after).logits
@@ -79,8 +119,9 @@ def test_changing_a_token_leaves_the_logits_before_it_unchanged(place: int) -> N
     assert not torch.allclose(one[:, place:], other[:, place:])
 
 
-def test_a_token_sees_every_token_before_it() -> None:
-    model, before = sharp(), tokens(1, CONTEXT)
+@each_family
+def test_a_token_sees_every_token_before_it(family: str) -> None:
+    model, before = sharp(family=family), tokens(1, CONTEXT)
     for place in range(CONTEXT):
         after = before.clone()
         after[:, place] = (after[:, place] + 1) % VOCAB
@@ -88,8 +129,9 @@ def test_a_token_sees_every_token_before_it() -> None:
         assert changed.tolist() == [position >= place for position in range(CONTEXT)]
 
 
-def test_rows_of_a_batch_do_not_see_each_other() -> None:
-    model, batch = sharp(), tokens(4, CONTEXT)
+@each_family
+def test_rows_of_a_batch_do_not_see_each_other(family: str) -> None:
+    model, batch = sharp(family=family), tokens(4, CONTEXT)
     alone = torch.cat([model(row[None]).logits for row in batch])
     torch.testing.assert_close(model(batch).logits, alone, rtol=1e-12, atol=1e-12)
 
@@ -115,16 +157,17 @@ def test_a_tied_head_gets_the_gradients_of_both_its_uses() -> None:
     torch.testing.assert_close(tied.head_weight.grad, both, rtol=1e-9, atol=1e-9)
 
 
-def test_dropout_is_active_in_training_only() -> None:
-    model, ids = sharp(dropout=0.5), tokens(2, CONTEXT)
+@each_family
+def test_dropout_is_active_in_training_only(family: str) -> None:
+    model, ids = sharp(dropout=0.5, family=family), tokens(2, CONTEXT)
     assert torch.equal(model(ids).logits, model(ids).logits)
     model.train()
     assert not torch.equal(model(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("tied_head", [True, False])
-def test_padding_ids_have_no_logits_and_are_never_sampled(tied_head: bool) -> None:
-    model = sharp(tied_head=tied_head)
+@pytest.mark.parametrize(("family", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False)])
+def test_padding_ids_have_no_logits_and_are_never_sampled(family: str, tied_head: bool) -> None:
+    model = sharp(tied_head=tied_head, family=family)
     assert model.head_weight.shape[0] == 64
     with torch.no_grad():
         model.head_weight[VOCAB:] = 100.0
@@ -135,16 +178,18 @@ def test_padding_ids_have_no_logits_and_are_never_sampled(tied_head: bool) -> No
         assert drawn.max() < VOCAB
 
 
-def test_padding_rows_get_no_gradient() -> None:
-    model = make()
+@each_family
+def test_padding_rows_get_no_gradient(family: str) -> None:
+    model = sharp(family=family)
     model(tokens(2, CONTEXT)).logits.logsumexp(dim=-1).sum().backward()
     assert model.head_weight.grad[VOCAB:].count_nonzero() == 0
     assert model.head_weight.grad[:VOCAB].count_nonzero() > 0
 
 
+@each_family
 @pytest.mark.parametrize("pieces", [[8], [1] * 8, [3, 1, 1, 3], [1, 7], [5, 3]], ids=str)
-def test_a_kv_cache_gives_the_logits_of_the_whole_text(pieces: list[int]) -> None:
-    model, ids = sharp(), tokens(3, CONTEXT)
+def test_a_kv_cache_gives_the_logits_of_the_whole_text(pieces: list[int], family: str) -> None:
+    model, ids = sharp(family=family), tokens(3, CONTEXT)
     cache = KVCache(CONTEXT)
     logits = torch.cat([model(piece, cache).logits for piece in ids.split(pieces, dim=1)], dim=1)
     torch.testing.assert_close(logits, model(ids).logits, rtol=1e-10, atol=1e-10)
@@ -162,10 +207,13 @@ def without_cache(model: GPT, ids: torch.Tensor, amount: int) -> torch.Tensor:
     return ids[:, prompt:]
 
 
+@each_family
 @pytest.mark.parametrize("prompt", [1, 5, CONTEXT, CONTEXT + 1, 3 * CONTEXT])
 @pytest.mark.parametrize("context", [CONTEXT, 1, 2, 3])
-def test_generation_goes_on_past_the_context_as_it_would_without_a_cache(prompt: int, context: int) -> None:
-    model, ids = sharp(context_length=context), tokens(2, prompt)
+def test_generation_goes_on_past_the_context_as_it_would_without_a_cache(
+    prompt: int, context: int, family: str
+) -> None:
+    model, ids = sharp(context_length=context, family=family), tokens(2, prompt)
     drawn = torch.stack(list(generate(model, ids, 4 * CONTEXT)), dim=1)
     assert drawn.shape == (2, 4 * CONTEXT)
     assert torch.equal(drawn, without_cache(model, ids, 4 * CONTEXT))
@@ -203,11 +251,54 @@ def test_a_sampler_that_leaves_no_token_or_nan_is_an_error(value: float) -> None
         draw(torch.zeros(2, 5), tokens(2, 1), [lambda logits, _: torch.full_like(logits, value)], None)
 
 
-def test_flops_of_a_token_follow_the_formula() -> None:
-    model = make(qkv_bias=True)
-    embeddings = (64 + CONTEXT) * 16
-    n = model.parameter_count() - embeddings + 64 * 16
-    assert model.config.flops_per_token == 6 * n + 12 * 2 * CONTEXT * 16
+SHAPES = [{}, {"qkv_bias": False}, {"tied_head": False}, {"n_layers": 3, "emb_dim": 24}, {"pad_vocab_to": 1}]
+
+
+@each_family
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_flops_of_a_token_follow_the_formula(changes: dict[str, object], family: str) -> None:
+    model = make(family=family, **changes)
+    config, weights = model.config, dict(model.named_parameters())
+    n = sum(weight.numel() for name, weight in weights.items() if "embedding" not in name and name != "head.weight")
+    n += model.head_weight.numel()
+    attention = 12 * config.n_layers * CONTEXT * config.emb_dim
+    assert config.flops_per_token == 6 * n + attention
+
+
+@each_family
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_the_number_of_parameters_is_known_before_the_model_is_made(
+    changes: dict[str, object], family: str
+) -> None:
+    model = make(family=family, **changes)
+    assert model.config.parameter_count == model.parameter_count()
+    blocks = sum(parameter.numel() for parameter in model.blocks.parameters())
+    assert model.config.block_parameter_count * model.config.n_layers == blocks
+
+
+@each_family
+def test_recomputed_blocks_give_the_same_numbers_and_gradients_to_the_bit(family: str) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = sharp(dropout=0.5, family=family).train()
+        model.recompute = recompute
+        torch.manual_seed(3)
+        model(tokens(2, CONTEXT)).cross_entropy(tokens(2, CONTEXT)).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+@each_family
+def test_under_autocast_the_hidden_states_are_in_its_precision_and_the_logits_near(family: str) -> None:
+    model = sharp(family=family).float()
+    exact = model(tokens(2, CONTEXT)).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(tokens(2, CONTEXT))
+        nats = output.cross_entropy(tokens(2, CONTEXT))
+    assert output.hidden.dtype == torch.bfloat16
+    assert nats.dtype == torch.float32
+    assert (output.logits - exact).norm() < 0.05 * exact.norm()
 
 
 def documents(end: int, *lengths: int) -> torch.Tensor:
@@ -219,8 +310,9 @@ def documents(end: int, *lengths: int) -> torch.Tensor:
     return torch.cat(parts)[None]
 
 
-def test_with_document_masking_editing_a_document_leaves_the_logits_of_others_equal_to_the_bit() -> None:
-    model = sharp(context_length=16, document_end=10)
+@each_family
+def test_with_document_masking_editing_a_document_leaves_the_logits_of_others_equal_to_the_bit(family: str) -> None:
+    model = sharp(context_length=16, document_end=10, family=family)
     tokens = documents(10, 4, 5, 3)
     edited = tokens.clone()
     edited[0, 5:10] = (tokens[0, 5:10] + 1) % 10
@@ -230,20 +322,24 @@ def test_with_document_masking_editing_a_document_leaves_the_logits_of_others_eq
     assert torch.equal(before[:, 11:], after[:, 11:])
     assert not torch.equal(before[:, 5:11], after[:, 5:11])
     with torch.inference_mode():
-        unmasked = sharp(context_length=16)
+        unmasked = sharp(context_length=16, family=family)
         assert not torch.equal(unmasked(tokens).logits[:, 11:], unmasked(edited).logits[:, 11:])
 
 
-def test_a_document_alone_in_its_window_has_the_logits_of_a_model_without_the_mask() -> None:
+@each_family
+def test_a_document_alone_in_its_window_has_the_logits_of_a_model_without_the_mask(family: str) -> None:
     tokens = documents(10, 9)
     with torch.inference_mode():
-        masked, plain = (sharp(context_length=16, document_end=end).eval()(tokens).logits for end in (10, None))
+        masked, plain = (
+            sharp(context_length=16, document_end=end, family=family)(tokens).logits for end in (10, None)
+        )
     torch.testing.assert_close(masked, plain)
 
 
+@each_family
 @pytest.mark.parametrize("pieces", [[15], [1] * 15, [3, 1, 7, 4]])
-def test_document_masking_holds_with_a_kv_cache(pieces: list[int]) -> None:
-    model = sharp(context_length=16, document_end=10)
+def test_document_masking_holds_with_a_kv_cache(pieces: list[int], family: str) -> None:
+    model = sharp(context_length=16, document_end=10, family=family)
     tokens, cache, start = documents(10, 4, 5, 3), KVCache(16), 0
     with torch.inference_mode():
         whole, parts = model(tokens).logits, []
@@ -253,7 +349,19 @@ def test_document_masking_holds_with_a_kv_cache(pieces: list[int]) -> None:
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied_head": True}, {"qkv_bias": False}, {"n_layers": 3, "emb_dim": 24}])
-def test_the_number_of_parameters_is_known_before_the_model_is_made(changes: dict[str, object]) -> None:
-    model = make(**changes)
-    assert model.config.parameter_count == model.parameter_count()
+def test_a_modern_model_reads_a_document_alike_wherever_it_stands() -> None:
+    model = sharp(context_length=24, document_end=10, family="modern")
+    alone = documents(10, 6)
+    with torch.inference_mode():
+        there = model(torch.cat([documents(10, 4, 5), alone], dim=1)).logits[:, -7:]
+        torch.testing.assert_close(there, model(alone).logits, rtol=1e-4, atol=1e-4)
+        other = sharp(context_length=24, document_end=10)
+        moved = other(torch.cat([documents(10, 4, 5), alone], dim=1)).logits[:, -7:]
+        assert not torch.allclose(moved, other(alone).logits, rtol=1e-2, atol=1e-2)
+
+
+def test_a_config_is_read_back_and_an_old_one_is_of_gpt2() -> None:
+    config = make(family="modern", document_end=10).config
+    assert GPTConfig.from_dict(config.to_dict(), "config.json") == config
+    old = {name: value for name, value in config.to_dict().items() if name not in ("family", "document_end")}
+    assert not GPTConfig.from_dict(old, "config.json").modern
