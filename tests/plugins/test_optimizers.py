@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +33,9 @@ def component(name: str) -> Optimizer:
     return optimizer
 
 
-def make(tied_head: bool = True, seed: int = 0) -> GPT:
+def make(tied_head: bool = True, seed: int = 0, family: str = "gpt2") -> GPT:
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(20, 8, 2, 2, 16, 0.0, True, tied_head, "gpt2", 8))
+    model = GPT(GPTConfig(20, 8, 2, 2, 16, 0.0, True, tied_head, "gpt2", 8, family=family))
     for parameter in model.parameters():  # norms and biases away from 1 and 0, where decay would not show
         torch.nn.init.normal_(parameter)
     return model
@@ -84,19 +85,20 @@ def test_the_chapters_form_of_adamw_decays_everything() -> None:
     )
 
 
-@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize(("family", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False)])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_is_held_exactly_once(name: str, tied_head: bool) -> None:
-    model = make(tied_head)
+def test_every_parameter_is_held_exactly_once(name: str, family: str, tied_head: bool) -> None:
+    model = make(tied_head, family=family)
     optimizer = component(name).build(iter(model.named_parameters()))
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(parameter) for parameter in model.parameters()}
 
 
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str) -> None:
-    model, other = make(), make(seed=1)
+def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str, family: str) -> None:
+    model, other = make(family=family), make(seed=1, family=family)
     optimizer = component(name).build(model.named_parameters())
     train(model, optimizer, 3)
     optimizer.param_groups[0]["lr"] = 0.01
@@ -108,7 +110,7 @@ def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str) -> None:
     loaded = component(name).build(other.named_parameters())
     other.load_state_dict(saved[0])
     loaded.load_state_dict(saved[1])
-    assert other.head_weight is other.token_embedding.weight
+    assert (other.head_weight is other.token_embedding.weight) == (family == "gpt2")
     for each, own in ((model, optimizer), (other, loaded)):
         train(each, own, 3)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
@@ -150,6 +152,130 @@ def test_muon_moves_a_hidden_matrix_by_a_nearly_orthogonal_update() -> None:
     singular = torch.linalg.svdvals((matrix.detach() - before) / LR)
     assert singular.max() < 1.5
     assert singular.median() > 0.5
+
+
+U = torch.finfo(torch.bfloat16).eps / 2
+HIDDEN = {"attention.out.weight": (16, 16), "mlp.up.weight": (64, 16), "mlp.down.weight": (16, 64)}
+
+
+def with_muon(shapes: dict[str, tuple[int, int]]) -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
+    """Random matrices of these names, and muon over them (and an embedding, which is always there)."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes.values()]
+    embedding = torch.nn.Parameter(torch.ones(2, 2))
+    named = [("token_embedding.weight", embedding), *zip(shapes, matrices, strict=True)]
+    return matrices, component("muon").build(named)
+
+
+def step(matrices: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, seed: int) -> None:
+    """A step on random gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for matrix in matrices:
+        matrix.grad = torch.randn(matrix.shape, generator=generator)
+    optimizer.step()
+
+
+MODULE: dict[str, Any] = component("muon").build.__globals__  # type: ignore[attr-defined]
+
+
+def newton_schulz(matrices: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = MODULE["newton_schulz"](matrices, 5)
+    return found
+
+
+def test_muon_is_torchs_up_to_bfloat16s_roundings() -> None:
+    ours, optimizer = with_muon(HIDDEN)
+    theirs = [torch.nn.Parameter(matrix.detach().clone()) for matrix in ours]
+    torchs = torch.optim.Muon(theirs, lr=LR, weight_decay=WEIGHT_DECAY, momentum=0.95)
+    for number in range(4):
+        before = [matrix.detach().clone() for matrix in theirs]
+        step(ours, optimizer, number)
+        step(theirs, torchs, number)
+        for one, other, start in zip(ours, theirs, before, strict=True):
+            assert (one - other).norm() < 8 * U * (other - start).norm()
+            one.data.copy_(other)  # so that each step is compared alone; the momenta are each one's own
+
+
+def test_muon_is_its_formula() -> None:
+    ours, optimizer = with_muon(HIDDEN)
+    values = [matrix.detach().clone() for matrix in ours]
+    momenta = [torch.zeros_like(value) for value in values]
+    for number in range(4):
+        step(ours, optimizer, number)
+        for value, momentum, matrix in zip(values, momenta, ours, strict=True):
+            momentum.mul_(0.95).add_(matrix.grad, alpha=0.05)
+            ahead = 0.05 * matrix.grad + 0.95 * momentum
+            tall = ahead.shape[0] > ahead.shape[1]
+            direction = newton_schulz((ahead.T if tall else ahead)[None])[0].float()
+            direction = 2 * direction.T if tall else direction  # √(64 / 16)
+            value.mul_(1 - LR * WEIGHT_DECAY).sub_(LR * direction)
+            assert (matrix - value).norm() < 2 * U * LR * direction.norm()
+            value.copy_(matrix.detach())
+
+
+def test_newton_schulz_follows_its_polynomial() -> None:
+    for shape in ((3, 16, 16), (3, 16, 64)):
+        given = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        x = given.double() / given.double().norm(dim=(1, 2), keepdim=True)
+        for _ in range(5):
+            gram = x @ x.mT
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        assert (newton_schulz(given) - x).norm() < 8 * U * x.norm()
+
+
+def test_muon_treats_queries_keys_and_values_as_three_matrices() -> None:
+    (fused,), optimizer = with_muon({"blocks.0.attention.qkv.weight": (48, 16)})
+    apart, other = with_muon({f"blocks.0.attention.{part}.weight": (16, 16) for part in "qkv"})
+    (whole,), one = with_muon({"blocks.0.attention.out.weight": (48, 16)})
+    decayed = fused.detach() * (1 - LR * WEIGHT_DECAY) ** 3
+    for number in range(3):
+        gradient = torch.randn(48, 16, generator=torch.Generator().manual_seed(number))
+        gradient[32:] *= 1000  # values' gradients are of another size than queries' and keys'
+        fused.grad, whole.grad = gradient.clone(), gradient.clone()
+        for part, own in zip(apart, gradient.chunk(3), strict=True):
+            part.grad = own.clone()
+        for each in (optimizer, other, one):
+            each.step()
+        assert torch.equal(fused, torch.cat(list(apart)))
+    moved, moved_whole = ((each.detach() - decayed)[:32].norm() for each in (fused, whole))
+    assert moved > 10 * moved_whole
+
+
+def test_muon_orthogonalises_matrices_of_one_shape_together_and_each_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes = {f"blocks.{layer}.{name}": shape for layer in range(3) for name, shape in HIDDEN.items()}
+    shapes["blocks.0.attention.qkv.weight"] = (48, 16)
+    together, optimizer = with_muon(shapes)
+    alone = [torch.nn.Parameter(matrix.detach().clone()) for matrix in together]
+    embedding = ("token_embedding.weight", torch.nn.Parameter(torch.ones(2, 2)))
+    optimizers = [
+        component("muon").build([embedding, (name, matrix)]) for name, matrix in zip(shapes, alone, strict=True)
+    ]
+    batches: list[tuple[int, ...]] = []
+
+    def noted(matrices: torch.Tensor, steps: int) -> torch.Tensor:
+        batches.append(tuple(matrices.shape))
+        return solve(matrices, steps)
+
+    solve = MODULE["newton_schulz"]
+    monkeypatch.setitem(MODULE, "newton_schulz", noted)
+    step(together, optimizer, 0)
+    assert sorted(batches) == [(6, 16, 16), (6, 16, 64)]  # up and down; out, and the three of qkv
+    for one, other, own in zip(alone, together, optimizers, strict=True):
+        one.grad = other.grad
+        own.step()
+        torch.testing.assert_close(one, other, rtol=0, atol=8 * U * LR)
+
+
+def test_muon_leaves_a_matrix_without_a_gradient_as_it_is() -> None:
+    (frozen, learnt, _), optimizer = with_muon(HIDDEN)
+    before = [matrix.detach().clone() for matrix in (frozen, learnt)]
+    learnt.grad = torch.ones_like(learnt)
+    optimizer.step()
+    assert torch.equal(frozen, before[0])
+    assert not torch.equal(learnt, before[1])
+    assert frozen not in optimizer.state
 
 
 def test_lion_steps_by_the_sign_of_its_interpolated_momentum() -> None:
