@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, words
+from conftest import REPOSITORY, Project, words
 
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.vocabulary import characters, published, raw_bytes, train_bpe
@@ -226,3 +226,14 @@ def test_without_transformers_the_files_are_read_back(
         damage(name, tmp_path)
         with pytest.raises(ValueError, match=name):
             exporter().verify(given, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_trained_modern_model_is_exported(trained_project: Project, precision: str) -> None:
+    settings = ["model.family=modern", "train.optimizer.name=muon", f"train.precision={precision}"]
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    trained_project.succeed("train", *chosen)
+    assert "transformers" in trained_project.succeed("export", *chosen).out
+    folder = trained_project.root / "artifacts" / "export"
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "nanochat"
+    assert json.loads((folder / "verification.json").read_text())["largest_logit_difference"] < 1e-4
