@@ -136,8 +136,7 @@ def _computed(
     by_hidden = torch.empty_like(hidden)
     by_head = None
     for rows in chunks(len(targets), len(head)):
-        logits = hidden[rows] @ matrix.T
-        own, gradient = softmax(logits, targets[rows], terms)
+        own, gradient = softmax(hidden[rows] @ matrix.T, targets[rows], terms)  # the logits are gone with it
         nats.append(own)
         if with_gradients:
             if upstream is not None:
@@ -145,6 +144,8 @@ def _computed(
             torch.mm(gradient, matrix, out=by_hidden[rows])
             part = gradient.T @ hidden[rows]
             by_head = part.to(head.dtype) if by_head is None else by_head.add_(part)
+            del part
+        del gradient  # before the next rows' logits are made
     joined = torch.cat(nats) if nats else hidden.new_zeros(0)
     if not with_gradients:
         return joined, joined, joined
