@@ -70,7 +70,9 @@ def softmax_and_gradient(
         gradient[:, :size] -= scale * (smoothing / size)
     # The target's is subtracted before it is rounded: where p is nearly 1, bfloat16 would leave nothing of it.
     at_target = p_own - scale * (1 - smoothing + smoothing / size)
-    gradient = gradient.to(logits.dtype).scatter_(1, places, at_target.to(logits.dtype))
+    gradient = gradient.to(logits.dtype)
+    rows = torch.arange(len(targets), device=targets.device)  # scatter_ would copy a bfloat16 gradient to float32
+    gradient[rows, places[:, 0]] = at_target[:, 0].to(logits.dtype)
     return (nats * scale)[:, 0], gradient
 
 
