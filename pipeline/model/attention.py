@@ -13,7 +13,7 @@ from pipeline.model.config import GPTConfig
 from pipeline.model.functions import rms_norm, rotate
 
 _ROPE_BASE = 10_000.0
-_PLAIN_UP_TO = 512
+PLAIN_UP_TO = 512
 """Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16 (docs/performance.md)."""
 
 
@@ -101,7 +101,7 @@ def attend(
         dropout: Share of the weights that is dropped.
     """
     new, total = q.shape[2], k.shape[2]
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and total <= _PLAIN_UP_TO:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and total <= PLAIN_UP_TO:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
         if mask is None and new > 1:
             mask = torch.ones(new, total, dtype=torch.bool).tril()
