@@ -160,10 +160,9 @@ class ModelParams(Section):
     dropout: Fraction
     """Share of activations dropped in training (embeddings and both residual branches; in gpt2 attention, too)."""
     qkv_bias: bool
-    """Whether the query, key and value projections have a bias (GPT-2: yes; some textbooks: no; `modern`: never)."""
+    """Whether the query, key and value projections have a bias (GPT-2: yes; many textbooks and `modern`: no)."""
     tied_head: bool
-    """Whether the output head is the token embedding itself (GPT-2 and nanoGPT: yes; some textbooks: no; `modern`:
-    never)."""
+    """Whether the output head is the token embedding itself (GPT-2: yes; many textbooks and `modern`: no)."""
     init: Literal["gpt2", "pytorch"]
     """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults; `modern`
     has its own."""

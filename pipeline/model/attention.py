@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.model.config import GPTConfig
-from pipeline.model.functions import rms_norm, rotate
+from pipeline.model.functions import dropped, rms_norm, rotate
 
 _ROPE_BASE = 10_000.0
 PLAIN_UP_TO = 512
@@ -68,12 +68,17 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.n_heads = layer, config.n_heads
-        self.dropout = 0.0 if config.modern else config.dropout
+        self.dropout = config.dropout
         self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias and not config.modern)
         self.out = nn.Linear(config.emb_dim, config.emb_dim, bias=not config.modern)
 
     def forward(
-        self, x: torch.Tensor, rotation: Rotation | None, mask: torch.Tensor | None, cache: KVCache | None
+        self,
+        x: torch.Tensor,
+        rotation: Rotation | None,
+        mask: torch.Tensor | None,
+        kept: torch.Tensor | None,
+        cache: KVCache | None,
     ) -> torch.Tensor:
         batch, length, emb_dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3 * self.n_heads, emb_dim // self.n_heads)
@@ -84,13 +89,18 @@ class Attention(nn.Module):
             q, k = rms_norm(rotation(qk)).chunk(2, dim=1)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        attended = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        attended = attend(q, k, v, mask, kept, self.dropout)
         out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
         return out
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    kept: torch.Tensor | None = None,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """Each query's mean of the values, weighted by how its keys match: [B, n_heads, T, head size].
 
@@ -98,16 +108,16 @@ def attend(
         q: Queries [B, n_heads, T, head size].
         k, v: Keys and values [B, n_heads, all tokens so far, head size].
         mask: What each query may see, broadcast to [B, n_heads, T, all]; None for everything up to itself.
-        dropout: Share of the weights that is dropped.
+        kept: Which of the weights [B, n_heads, T, all] dropout leaves; None for all of them.
+        dropout: The share that it drops.
     """
     new, total = q.shape[2], k.shape[2]
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and total <= PLAIN_UP_TO:
+    quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and total <= PLAIN_UP_TO
+    if quick or kept is not None:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
         if mask is None and new > 1:
-            mask = torch.ones(new, total, dtype=torch.bool).tril()
+            mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
-        return F.dropout(scores.softmax(dim=-1), dropout) @ v
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and new > 1
-    )
+        return dropped(scores.softmax(dim=-1), kept, dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and new > 1)

@@ -1,8 +1,9 @@
-"""Functions of the modern family with gradients written by hand: the same numbers in half the passes over memory,
-which is what a small model's step consists of where blocks are not compiled."""
+"""What a small model's step consists of where blocks are not compiled: passes over memory. Here they are as few as
+can be, with gradients written by hand, and random masks from four numbers a draw."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ RMS_EPS = 1e-6
 
 
 def rms_norm(x: torch.Tensor) -> torch.Tensor:
-    """`x` divided by the root of its mean square over the last dimension, without weights (Zhang & Sennrich, 2019)."""
-    return _RMSNorm.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    """`x` over the root of its mean square along the last dimension, without weights (Zhang & Sennrich, 2019)."""
+    out: torch.Tensor = _RMSNorm.apply(x)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -24,7 +26,8 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).to(wide)
         root = (norm.square() / x.shape[-1] + RMS_EPS).rsqrt().to(x.dtype)
         ctx.save_for_backward(x, root)
-        return x * root
+        out: torch.Tensor = x * root
+        return out
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -35,7 +38,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
     """The square of `x` where it is positive, else 0 (So et al., 2021)."""
-    return _ReluSquared.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    out: torch.Tensor = _ReluSquared.apply(x)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -48,17 +52,19 @@ class _ReluSquared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         (positive,) = ctx.saved_tensors
-        return (positive * upstream).mul_(2)
+        out: torch.Tensor = (positive * upstream).mul_(2)
+        return out
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns pairs of numbers of `x`, one from each half of its last dimension, clockwise by angles (Su et al., 2021).
+    """Turns pairs of numbers, one from each half of the last dimension, clockwise by angles (Su et al., 2021).
 
     Args:
         x: [..., D].
         cos, sin: Of the angles [..., D / 2], broadcast to `x`.
     """
-    return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
+    out: torch.Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Rotate(torch.autograd.Function):
@@ -78,3 +84,17 @@ class _Rotate(torch.autograd.Function):
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat([torch.addcmul(first * cos, second, sin), torch.addcmul(second * cos, first, -sin)], dim=-1)
+
+
+def kept(shape: tuple[int, ...], dropout: float, device: torch.device) -> torch.Tensor:
+    """Which numbers of a tensor dropout leaves: each with the probability 1 − dropout (to 1/65536 on a CPU)."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout)
+    count = math.prod(shape)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # each is four numbers
+    return (draws.view(torch.int16)[:count] >= round(dropout * (1 << 16)) - (1 << 15)).view(shape)
+
+
+def dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    """`x` where it is kept, scaled up to the same mean, and 0 elsewhere; `x` itself where there is no choice."""
+    return x if kept is None else x * (kept.to(x.dtype) * (1 / (1 - dropout)))

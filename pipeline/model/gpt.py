@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.model.attention import Attention, KVCache, Rotation
 from pipeline.model.config import GPTConfig
-from pipeline.model.functions import relu_squared, rms_norm
+from pipeline.model.functions import dropped, kept, relu_squared, rms_norm
 from pipeline.model.linear_cross_entropy import GPTOutput, Softmax, softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
 
@@ -44,6 +45,19 @@ class MLP(nn.Module):
         return down
 
 
+class Kept(NamedTuple):
+    """What dropout leaves in a block. It is drawn outside of blocks, since compiled ones draw slowly.
+
+    Attributes:
+        weights: Of attention's weights [B, n_heads, T, T]; None in the modern family, which drops none of them.
+        attended, inside: Of what attention and MLP add to the residual stream [B, T, D].
+    """
+
+    weights: torch.Tensor | None
+    attended: torch.Tensor
+    inside: torch.Tensor
+
+
 class Block(nn.Module):
     """Attention and MLP, each behind a norm and beside a residual connection."""
 
@@ -53,14 +67,20 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(
-        self, x: torch.Tensor, rotation: Rotation | None, mask: torch.Tensor | None, cache: KVCache | None
+        self,
+        x: torch.Tensor,
+        rotation: Rotation | None = None,
+        mask: torch.Tensor | None = None,
+        kept: Kept | None = None,
+        cache: KVCache | None = None,
     ) -> torch.Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
-        out: torch.Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
-        return out
+        weights, first, second = kept or (None, None, None)
+        attended = self.attention(self.attention_norm(x), rotation, mask, weights, cache)
+        x = x + dropped(attended, first, self.dropout)
+        return x + dropped(self.mlp(self.mlp_norm(x)), second, self.dropout)
 
 
 class GPT(nn.Module):
@@ -84,7 +104,6 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.emb_dim)
         if not config.modern:
             self.position_embedding = nn.Embedding(config.context_length, config.emb_dim)
-        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
         # A tied head is the embedding's own weight: one parameter, so it is saved, decayed and updated once.
@@ -111,12 +130,14 @@ class GPT(nn.Module):
             x = x + self.position_embedding(positions)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream, too: half the memory to move
-        x, mask = self.dropout(x), self._mask(tokens, cache)
+        if self._drops:
+            x = dropped(x, kept(x.shape, self.config.dropout, x.device), self.config.dropout)
+        mask = self._mask(tokens, cache)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotation, mask, cache, use_reentrant=False)
+                x = checkpoint(block, x, rotation, mask, self._kept(x), cache, use_reentrant=False)
             else:
-                x = block(x, rotation, mask, cache)
+                x = block(x, rotation, mask, self._kept(x), cache)
         if cache is not None:
             cache.length += tokens.shape[1]
         return GPTOutput(self.norm(x), self.head_weight, self.config.vocab_size, self._softmax)
@@ -127,6 +148,19 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.compile(dynamic=False)
         self._softmax = torch.compile(softmax_and_gradient, dynamic=False)
+
+    @property
+    def _drops(self) -> bool:
+        return self.training and self.config.dropout > 0
+
+    def _kept(self, x: torch.Tensor) -> Kept | None:
+        """What dropout leaves in a block that reads `x`; None where there is no dropout."""
+        if not self._drops:
+            return None
+        batch, length, _ = x.shape
+        dropout, heads = self.config.dropout, self.config.n_heads
+        weights = None if self.config.modern else kept((batch, heads, length, length), dropout, x.device)
+        return Kept(weights, *(kept(x.shape, dropout, x.device) for _ in range(2)))
 
     def _mask(self, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor | None:
         """Which positions each new token may see; None where that is every one up to its own."""
@@ -157,7 +191,7 @@ class GPT(nn.Module):
 
     def _init_modern(self) -> None:
         """Embeddings of size 1, which the norm after them keeps; matrices uniform with the deviation of 1/√inputs;
-        zeros where the residual stream or the logits are written, so that every token is equally likely at first."""
+        zeros where the residual stream or the logits are written: every token is equally likely at first."""
         nn.init.normal_(self.token_embedding.weight)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.qkv.weight", "mlp.up.weight")):

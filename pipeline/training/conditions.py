@@ -135,8 +135,8 @@ def _processor(device: torch.device) -> str:
 def _computes_bf16(device: torch.device) -> bool:
     """Whether the processor has instructions for bfloat16; without, it is far slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
 
 

@@ -84,6 +84,12 @@ class Run:
             self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not self.parallel.sharded
         )
 
+    def sent(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids on the device; a GPU fetches them from pinned memory while this process goes on."""
+        if self.device.type == "cuda":
+            return ids.pin_memory().to(self.device, non_blocking=True)
+        return ids.to(self.device)
+
     def stop_if_asked(self) -> None:
         """Raises Stopping on every rank once any of them was asked to stop."""
         self.stop.check(self.parallel.ranks)
@@ -139,7 +145,7 @@ def train_step(run: Run, state: TrainState) -> tuple[float, int]:
     tokens = int((targets != IGNORED).sum())  # of all ranks: each has the whole batch, and computes its share
 
     run.optimizer.zero_grad(set_to_none=True)
-    nats, random = 0.0, random_state()
+    losses, random = [], random_state()
     for x, y, place, last in _micro_batches(run, inputs, targets, run.length.windows(step)[0]):
         try:
             run.stop_if_asked()
@@ -149,13 +155,14 @@ def train_step(run: Run, state: TrainState) -> tuple[float, int]:
         seed_generators(run.seed, place)
         with run.parallel.accumulating(last):
             with run.autocast():
-                output = run.parallel.forward(x.to(run.device))
-            loss = _nats(run.loss, output, y.to(run.device)).sum()
+                output = run.parallel.forward(run.sent(x))
+            loss = _nats(run.loss, output, run.sent(y)).sum()
             if tokens:
                 (loss / tokens).backward()  # type: ignore[no-untyped-call]
-        nats += loss.item()
-    (nats,) = run.parallel.ranks.total(nats)
+        losses.append(loss.detach())
+    # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.grad_clip or math.inf)
+    (nats,) = run.parallel.ranks.total(sum(loss.item() for loss in losses))
 
     if not math.isfinite(nats) or not math.isfinite(norm):
         _skip_or_stop(run, state, nats, norm)

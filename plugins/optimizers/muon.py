@@ -76,7 +76,8 @@ class Orthogonalised(torch.optim.Optimizer):
     def __init__(
         self, params: Iterable[dict[str, Any]], lr: float, weight_decay: float, momentum: float, ns_steps: int
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps})
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -135,7 +136,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(matrices: torch.Tensor, steps: int) -> torch.Tensor:
-    """[N, rows, columns] → about the nearest matrices whose singular values are all 1, in bfloat16; columns ≥ rows."""
+    """[N, rows, columns ≥ rows] → in bfloat16, about the nearest matrices whose singular values are all 1."""
     a, b, c = _QUINTIC
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     x = x.bfloat16()
