@@ -2,8 +2,8 @@
 
 The formulas count what autograd keeps of each operation, after Korthikanti et al. (2022, "Reducing Activation
 Recomputation in Large Transformer Models", section 4.1), for this model and this loss, and what FSDP gathers and
-exchanges beside it; tests hold them against what torch's allocator gives out on a CPU. What is different on a GPU
-(fused attention, dropout masks of one byte) is taken from torch's source and was not measured.
+exchanges beside it; tests hold them, for both families, against what torch's allocator gives out on a CPU. What is
+different on a GPU (LayerNorm and softmax in float32) is taken from torch's source and was not measured.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Memory:
         optimizer: The optimizer's state.
         activations: The most that one micro-batch adds: what is saved for backward (under bf16 also the matrices'
             bfloat16 copies; under FSDP the input of each block, and all else of one block at a time), and what
-            lives beside it at the worst moment, which with a large vocabulary is the beginning of backward: logits,
-            their log-softmax and the gradients of both.
+            lives beside it at the worst moment, which with a large vocabulary is the loss: the head's gradient, and
+            the logits of some rows with their log-softmax.
         gathered: Under FSDP, the parameters and unreduced gradients that are whole at that moment, with the buffers
             that they travel in.
         saving: In the machine's own memory, on the first rank only: the copy of weights, optimizer state and best
@@ -118,6 +118,7 @@ class _Sizes:
 
     Attributes:
         hidden: One tensor [B, T, D] of the residual stream, in the precision of the matrix products.
+        block_input: What a block is computed again from: a hidden tensor, and what dropout leaves, a byte a number.
         attention, mlp: What a block saves for backward, by its halves.
         beside: What is saved outside of blocks: the last norm's input and output, which is the model's output and
             lives as long as the micro-batch, the ids, the embedding's dropout mask, what each token may see.
@@ -125,12 +126,14 @@ class _Sizes:
         loss: What the loss takes beside, at the most: the gradients of hidden states and head, and the logits of
             some rows with their log-softmax and gradient.
         matrix: D² of a block's weights in float32, of which attention has four and the MLP eight.
-        in_attention, in_mlp: The gradients that move inside that half of a block, at the most.
+        in_attention, in_mlp: The gradients that move inside that half of a block, at the most; under dropout, which
+            makes its mask from bytes, attention has its worst moment in forward.
         at_end: What moves and is left of a block when its backward ends: the input of attention, the gradients of
             queries, keys and values, and under bf16 that of their matrix before it is cast.
     """
 
     hidden: int
+    block_input: int
     attention: int
     mlp: int
     beside: int
@@ -147,45 +150,54 @@ def _sizes(config: GPTConfig, micro_batch_size: int, precision: str, device_type
     numbers, matrix = tokens * config.emb_dim, 4 * config.emb_dim**2
     half = precision == "bf16"
     hidden = (2 if half else 4) * numbers
-    normed = _width_of_norms(config, precision, device_type) * numbers
+    width_of_norms = _width_of_norms(config, precision, device_type)
+    normed = width_of_norms * numbers
     attention, mlp = _saved_by_block(config, micro_batch_size, precision, device_type)
-    dropped = (numbers if device_type == "cuda" else hidden) if config.dropout else 0
+    dropped, drawn = (hidden, 2 * numbers) if config.dropout else (0, 0)
     mask = tokens * config.context_length if config.document_end is not None else 0
+    indices = 32 * tokens  # ids, targets and places; and the norm's statistics
     embedded = 4 * numbers if config.modern else 0  # the norm after the embedding saves its input
-    probabilities = _width_of_probabilities(config, precision, device_type) * _pairs(config, micro_batch_size)
+    pairs, width = _pairs(config, micro_batch_size), _width_of_probabilities(config, precision, device_type)
+    drops = _drops_probabilities(config)
     return _Sizes(
         hidden=hidden,
+        block_input=hidden + drawn + (pairs if drops else 0),
         attention=attention,
         mlp=mlp,
-        beside=2 * normed + 32 * tokens + embedded + dropped + mask,  # 32: the norm's statistics, ids, targets, places
+        beside=2 * normed + embedded + dropped + mask + indices,
         embedding=4 * config.padded_vocab_size * config.emb_dim,
-        loss=normed + _loss(config, tokens, half, device_type),
+        loss=normed + _loss(config, tokens, width_of_norms, device_type),
         matrix=matrix,
-        in_attention=3 * hidden + (1 if _drops_probabilities(config) else 2) * probabilities,
+        in_attention=3 * hidden + (width + 1 if drops else 2 * width) * pairs,
         in_mlp=4 * hidden,
         at_end=5 * hidden + (3 * matrix // 2 if half else 0),
     )
 
 
-def _loss(config: GPTConfig, tokens: int, half: bool, device_type: str) -> int:
-    """Bytes that the cross-entropy takes for the head's gradient and the logits of as many rows as it computes at
-    once: while it has their log-softmax, or while it has their gradient and the part of the head's that they give."""
-    rows = [part.stop - part.start for part in chunks(tokens, config.padded_vocab_size)]
+def _loss(config: GPTConfig, tokens: int, width: int, device_type: str) -> int:
+    """Bytes that the cross-entropy takes for the head's gradient and the logits of some rows at a time: while it has
+    their log-softmax, or while it has their gradient and what they add to the head's.
+
+    Args:
+        config: The model.
+        tokens: All rows.
+        width: Bytes of a hidden state's number, and of a logit; 2 in bfloat16, where the head is copied, too.
+        device_type: A CPU casts bfloat16 numbers in memory, where a GPU does as it reads them.
+    """
+    rows: list[int] = [part.stop - part.start for part in chunks(tokens, config.padded_vocab_size)]
     logits = max(rows) * config.padded_vocab_size
     head = 4 * config.padded_vocab_size * config.emb_dim
-    copied = head // 2 if half else 0
-    before = head if len(rows) > 1 else 0  # what earlier rows gave
-    softmax = before + (10 if half and device_type != "cuda" else 8) * logits
-    # In bfloat16 a part is cast: the first one to stay, the others, on a CPU, to be added.
-    part = copied + (0 if half and device_type == "cuda" else before)
-    return copied + max(softmax, head + part + (2 if half else 4) * logits)
+    copied, casts = (head // 2 if width == 2 else 0), width == 2 and device_type != "cuda"
+    before = head if len(rows) > 1 else 0  # what earlier rows gave; the first ones' is kept as it is, or cast
+    added = copied + (before if width == 4 or casts else 0)
+    return copied + max(before + (10 if casts else 8) * logits, head + added + width * logits)
 
 
 def _peaks(config: GPTConfig, sizes: _Sizes) -> dict[str, tuple[int, int]]:
     """(activations, gathered) in bytes, at each moment of a micro-batch that can be the worst one."""
     saved = sizes.beside + config.n_layers * (sizes.attention + sizes.mlp)
     waiting = sizes.embedding if config.tied_head else 0  # the head's gradient, for the embedding's
-    inside = saved + waiting + 4 * sizes.matrix  # the largest gradient of a matrix, before it is added to the others
+    inside = saved + waiting + 4 * sizes.matrix  # that is the largest gradient of a matrix, before it is added
     return {
         "loss": (saved + sizes.loss, 0),
         "MLP": (inside + sizes.in_mlp, 0),
@@ -206,10 +218,10 @@ def _sharded_peaks(config: GPTConfig, sizes: _Sizes) -> dict[str, tuple[int, int
     root = 4 * config.parameter_count - config.n_layers * block
     # Weights and the buffers that they came in, of the root and of the first block.
     peaks = {"first block": (2 * sizes.hidden, 2 * (root + block))}
-    peaks["loss"] = (sizes.beside + config.n_layers * sizes.hidden + sizes.loss, root)
+    peaks["loss"] = (sizes.beside + config.n_layers * sizes.block_input + sizes.loss, root)
     # The last block has no block after it. The one before it has, and no other keeps more inputs.
     for number, neighbours in {last: min(last, 1), max(last - 1, 0): min(last, 2)}.items():
-        inside = sizes.beside + number * sizes.hidden  # of the last norm's tensors, one is now the gradient
+        inside = sizes.beside + number * sizes.block_input  # of the last norm's tensors, one is now the gradient
         held = root + sizes.embedding + (1 + neighbours) * block
         mlp = inside + sizes.attention + sizes.mlp + sizes.in_mlp
         attention = inside + sizes.attention + sizes.in_attention
@@ -231,14 +243,14 @@ def _saved_by_block(config: GPTConfig, micro_batch_size: int, precision: str, de
     tokens, numbers = batch * length, batch * length * config.emb_dim
     computed = 2 if precision == "bf16" else 4  # bytes of a number that a matrix gives
     copied = 2 * config.emb_dim**2 if precision == "bf16" else 0
-    dropped = (1 if device_type == "cuda" else computed) * numbers if config.dropout else 0
+    dropped = computed * numbers if config.dropout else 0
     statistics = (computed if config.modern else 8) * tokens
     norm = _width_of_norms(config, precision, device_type) * numbers + statistics
-    masks = 1 if config.document_end is None else batch
     width = _width_of_probabilities(config, precision, device_type)
     if width:
+        seen = (1 if config.document_end is None else batch) * length**2
         kept = 3 if _drops_probabilities(config) else 1
-        attended = 3 * width * numbers + kept * width * _pairs(config, batch) + (masks * length**2 if width == 2 else 0)
+        attended = 3 * width * numbers + kept * width * _pairs(config, batch) + seen
     else:
         mask = computed * tokens * length if config.document_end is not None else 0
         # In the modern family the values keep alive the queries and keys that they were computed with, and what
@@ -260,15 +272,18 @@ def _width_of_norms(config: GPTConfig, precision: str, device_type: str) -> int:
 def _width_of_probabilities(config: GPTConfig, precision: str, device_type: str) -> int:
     """Bytes of each of attention's probabilities [B, n_heads, T, T], where it takes a way that keeps them, else 0.
 
-    A CPU does in bf16 while they are few. Else it is float32 at any precision: a CPU's fused kernel knows no
-    dropout, and MPS has none that knows backward.
+    It does under dropout and, on a CPU in bf16, while they are few; MPS has no other way that knows backward. Except
+    on a CPU, autocast has their softmax computed in float32.
     """
-    if device_type == "cpu" and precision == "bf16" and config.context_length <= PLAIN_UP_TO:
-        return 2
-    return 4 if device_type == "mps" or (device_type == "cpu" and _drops_probabilities(config)) else 0
+    half = precision == "bf16" and device_type == "cpu"
+    few = half and config.context_length <= PLAIN_UP_TO
+    if few or device_type == "mps" or _drops_probabilities(config):
+        return 2 if half else 4
+    return 0
 
 
 def _drops_probabilities(config: GPTConfig) -> bool:
+    """Whether attention's probabilities are dropped, too."""
     return config.dropout > 0 and not config.modern
 
 
