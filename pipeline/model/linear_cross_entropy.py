@@ -113,7 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return nats
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, head, targets = ctx.saved_tensors
         if ctx.gradients and upstream.stride() == (0,):  # one number for all: the gradient of a sum
             by_hidden, by_head = (each.mul_(upstream[0].to(each.dtype)) for each in ctx.gradients)

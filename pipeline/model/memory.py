@@ -175,8 +175,8 @@ def _sizes(config: GPTConfig, micro_batch_size: int, precision: str, device_type
 
 
 def _loss(config: GPTConfig, tokens: int, width: int, device_type: str) -> int:
-    """Bytes that the cross-entropy takes for the head's gradient and the logits of some rows at a time: while it has
-    their log-softmax, or while it has their gradient and what they add to the head's.
+    """Bytes that the cross-entropy takes for the head's gradient and the logits of some rows at a time: while there
+    is their log-softmax, or while there is their gradient and what they add to the head's.
 
     Args:
         config: The model.
@@ -272,8 +272,8 @@ def _width_of_norms(config: GPTConfig, precision: str, device_type: str) -> int:
 def _width_of_probabilities(config: GPTConfig, precision: str, device_type: str) -> int:
     """Bytes of each of attention's probabilities [B, n_heads, T, T], where it takes a way that keeps them, else 0.
 
-    It does under dropout and, on a CPU in bf16, while they are few; MPS has no other way that knows backward. Except
-    on a CPU, autocast has their softmax computed in float32.
+    It does under dropout and, on a CPU in bf16, while they are few; MPS has no other way that knows backward. There
+    and on a GPU, autocast has their softmax computed in float32.
     """
     half = precision == "bf16" and device_type == "cpu"
     few = half and config.context_length <= PLAIN_UP_TO
