@@ -13,7 +13,7 @@ from pipeline.model.config import GPTConfig
 from pipeline.model.functions import dropped, rms_norm, rotate
 
 _ROPE_BASE = 10_000.0
-_PLAIN_UP_TO = 512
+PLAIN_UP_TO = 512
 """Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16 (docs/performance.md)."""
 
 
@@ -71,7 +71,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.n_heads = layer, config.n_heads
-        self.dropout = config.dropout
+        self.dropout = 0.0 if config.modern else config.dropout
         self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias and not config.modern)
         self.out = nn.Linear(config.emb_dim, config.emb_dim, bias=not config.modern)
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
             q, k = rms_norm(rotation(qk)).chunk(2, dim=1)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        attended = attend(q, k, v, mask, kept, self.dropout)
+        attended = attend(q, k, v, mask, kept, self.dropout if self.training else 0.0)
         out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
         return out
 
@@ -112,18 +112,18 @@ def attend(
         k, v: Keys and values [B, n_heads, all tokens so far, head size].
         mask: What each query may see, broadcast to [B, n_heads, T, all]; None for everything up to itself.
         kept: Which of the weights [B, n_heads, T, all] dropout leaves; None for all of them.
-        dropout: The share that it drops.
+        dropout: The share that it drops, where `kept` is given; without, a fused kernel draws for itself.
     """
     new, total = q.shape[2], k.shape[2]
-    quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and total <= _PLAIN_UP_TO
+    quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and total <= PLAIN_UP_TO
     plain = quick or kept is not None
-    if (
-        mask is None and new > 1 and (plain or new < total)
-    ):  # the kernel's own mask takes the first key as the first's
+    if mask is None and new > 1 and (plain or new < total):  # the kernel's own mask begins at the first key
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
     if plain:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         return dropped(scores.softmax(dim=-1), kept, dropout) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and new > 1)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and new > 1
+    )

@@ -49,7 +49,8 @@ class Kept(NamedTuple):
     """What dropout leaves in a block. It is drawn outside of blocks, since compiled ones draw slowly.
 
     Attributes:
-        weights: Of attention's weights [B, n_heads, T, T]; None in the modern family, which drops none of them.
+        weights: Of attention's weights [B, n_heads, T, T]; None in the modern family, which drops none of them, and
+            on a GPU, whose fused kernel draws for itself and holds none of them.
         attended, inside: Of what attention and MLP add to the residual stream [B, T, D].
     """
 
@@ -140,7 +141,7 @@ class GPT(nn.Module):
                 x = block(x, rotation, mask, self._kept(x), cache)
         if cache is not None:
             cache.length += tokens.shape[1]
-        return GPTOutput(self.norm(x), self.head_weight, self.config.vocab_size, self._softmax)
+        return GPTOutput(self.norm(x).to(x.dtype), self.head_weight, self.config.vocab_size, self._softmax)
 
     def compile_parts(self) -> None:
         """Compiles each block for itself, and the loss's softmax: seconds of compiling where the whole model takes
@@ -159,7 +160,8 @@ class GPT(nn.Module):
             return None
         batch, length, _ = x.shape
         dropout, heads = self.config.dropout, self.config.n_heads
-        weights = None if self.config.modern else kept((batch, heads, length, length), dropout, x.device)
+        own = x.device.type == "cpu" and not self.config.modern
+        weights = kept((batch, heads, length, length), dropout, x.device) if own else None
         return Kept(weights, *(kept(x.shape, dropout, x.device) for _ in range(2)))
 
     def _mask(self, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor | None:

@@ -71,7 +71,9 @@ def softmax_and_gradient(
         gradient[:, :size] -= scale * (smoothing / size)
     # The target's is subtracted before it is rounded: where p is nearly 1, bfloat16 would leave nothing of it.
     at_target = p_own - scale * (1 - smoothing + smoothing / size)
-    gradient = gradient.to(logits.dtype).scatter_(1, places, at_target.to(logits.dtype))
+    gradient = gradient.to(logits.dtype)
+    rows = torch.arange(len(targets), device=targets.device)  # scatter_ would copy a bfloat16 gradient to float32
+    gradient[rows, places[:, 0]] = at_target[:, 0].to(logits.dtype)
     return (nats * scale)[:, 0], gradient
 
 
@@ -148,8 +150,7 @@ def _computed(
     by_hidden = torch.empty_like(hidden)
     by_head = None
     for rows in chunks(len(targets), len(head)):
-        logits = hidden[rows] @ matrix.T
-        own, gradient = softmax(logits, targets[rows], terms)
+        own, gradient = softmax(hidden[rows] @ matrix.T, targets[rows], terms)  # the logits are gone with it
         nats.append(own)
         if with_gradients:
             if upstream is not None:
@@ -157,6 +158,8 @@ def _computed(
             torch.mm(gradient, matrix, out=by_hidden[rows])
             part = gradient.T @ hidden[rows]
             by_head = part.to(head.dtype) if by_head is None else by_head.add_(part)
+            del part
+        del gradient  # before the next rows' logits are made
     joined = torch.cat(nats) if nats else hidden.new_zeros(0)
     if not with_gradients:
         return joined, joined, joined

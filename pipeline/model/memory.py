@@ -2,8 +2,8 @@
 
 The formulas count what autograd keeps of each operation, after Korthikanti et al. (2022, "Reducing Activation
 Recomputation in Large Transformer Models", section 4.1), for this model and this loss, and what FSDP gathers and
-exchanges beside it; tests hold them against what torch's allocator gives out on a CPU. What is different on a GPU
-(fused attention, dropout masks of one byte) is taken from torch's source and was not measured.
+exchanges beside it; tests hold them, for both families, against what torch's allocator gives out on a CPU. What is
+different on a GPU (LayerNorm and softmax in float32) is taken from torch's source and was not measured.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 
 from pipeline.errors import ParamsError
 from pipeline.files import readable
+from pipeline.model.attention import PLAIN_UP_TO
 from pipeline.model.config import GPTConfig
 from pipeline.model.device import memory_of
+from pipeline.model.linear_cross_entropy import chunks
 
 _FREE = 0.1
 """Share of a device's memory that is left to its driver, to fragments, and to Python and torch themselves."""
@@ -31,8 +33,8 @@ class Memory:
         optimizer: The optimizer's state.
         activations: The most that one micro-batch adds: what is saved for backward (under bf16 also the matrices'
             bfloat16 copies; under FSDP the input of each block, and all else of one block at a time), and what
-            lives beside it at the worst moment, which with a large vocabulary is the beginning of backward: logits,
-            their log-softmax and the gradients of both.
+            lives beside it at the worst moment, which with a large vocabulary is the loss: the head's gradient, and
+            the logits of some rows with their log-softmax.
         gathered: Under FSDP, the parameters and unreduced gradients that are whole at that moment, with the buffers
             that they travel in.
         saving: In the machine's own memory, on the first rank only: the copy of weights, optimizer state and best
@@ -115,25 +117,28 @@ class _Sizes:
     """Bytes of what a micro-batch computes with.
 
     Attributes:
-        hidden: One tensor [B, T, D] in float32.
+        hidden: One tensor [B, T, D] of the residual stream, in the precision of the matrix products.
+        block_input: What a block is computed again from: a hidden tensor, and what dropout leaves, a byte a number.
         attention, mlp: What a block saves for backward, by its halves.
-        beside: What is saved outside of blocks: the last norm's input and output, the ids, the embedding's dropout
-            mask, and what each token may see.
-        logits: [B, T, V] in float32. They live as long as the model's output does, to the end of backward.
-        head, embedding: Their weights in float32; the head's without padding.
+        beside: What is saved outside of blocks: the last norm's input and output, which is the model's output and
+            lives as long as the micro-batch, the ids, the embedding's dropout mask, what each token may see.
+        embedding: Its weights in float32, and the head's.
+        loss: What the loss takes beside, at the most: the gradients of hidden states and head, and the logits of
+            some rows with their log-softmax and gradient.
         matrix: D² of a block's weights in float32, of which attention has four and the MLP eight.
-        in_attention, in_mlp: The gradients that move inside that half of a block, at the most.
+        in_attention, in_mlp: The gradients that move inside that half of a block, at the most; under dropout, which
+            makes its mask from bytes, attention has its worst moment in forward.
         at_end: What moves and is left of a block when its backward ends: the input of attention, the gradients of
             queries, keys and values, and under bf16 that of their matrix before it is cast.
     """
 
     hidden: int
+    block_input: int
     attention: int
     mlp: int
     beside: int
-    logits: int
-    head: int
     embedding: int
+    loss: int
     matrix: int
     in_attention: int
     in_mlp: int
@@ -142,45 +147,63 @@ class _Sizes:
 
 def _sizes(config: GPTConfig, micro_batch_size: int, precision: str, device_type: str) -> _Sizes:
     tokens = micro_batch_size * config.context_length
-    hidden, matrix = 4 * tokens * config.emb_dim, 4 * config.emb_dim**2
+    numbers, matrix = tokens * config.emb_dim, 4 * config.emb_dim**2
     half = precision == "bf16"
+    hidden = (2 if half else 4) * numbers
+    width_of_norms = _width_of_norms(config, precision, device_type)
+    normed = width_of_norms * numbers
     attention, mlp = _saved_by_block(config, micro_batch_size, precision, device_type)
-    dropped = (hidden // 4 if device_type == "cuda" else hidden) if config.dropout else 0
+    dropped, drawn = (hidden, 2 * numbers) if config.dropout else (0, 0)
     mask = tokens * config.context_length if config.document_end is not None else 0
-    probabilities = _probabilities(config, micro_batch_size) if _keeps_probabilities(config, device_type) else 0
+    indices = 32 * tokens  # ids, targets and places; and the norm's statistics
+    embedded = 4 * numbers if config.modern else 0  # the norm after the embedding saves its input
+    pairs, width = _pairs(config, micro_batch_size), _width_of_probabilities(config, precision, device_type)
+    drops = _drops_probabilities(config)
     return _Sizes(
         hidden=hidden,
+        block_input=hidden + drawn + (pairs if drops else 0),
         attention=attention,
         mlp=mlp,
-        beside=2 * hidden + 32 * tokens + dropped + mask,  # 32: the norm's mean and scale, ids, targets, places
-        logits=4 * tokens * config.vocab_size,
-        head=4 * config.vocab_size * config.emb_dim,
+        beside=2 * normed + embedded + dropped + mask + indices,
         embedding=4 * config.padded_vocab_size * config.emb_dim,
+        loss=normed + _loss(config, tokens, width_of_norms, device_type),
         matrix=matrix,
-        in_attention=3 * hidden + probabilities,
-        in_mlp=2 * hidden + hidden // 2 if half else 4 * hidden,  # inside it, and one cast
-        at_end=3 * hidden + 3 * matrix // 2 if half else 5 * hidden,
+        in_attention=3 * hidden + (width + 1 if drops else 2 * width) * pairs,
+        in_mlp=4 * hidden,
+        at_end=5 * hidden + (3 * matrix // 2 if half else 0),
     )
+
+
+def _loss(config: GPTConfig, tokens: int, width: int, device_type: str) -> int:
+    """Bytes that the cross-entropy takes for the head's gradient and the logits of some rows at a time: while there
+    is their log-softmax, or while there is their gradient and what they add to the head's.
+
+    Args:
+        config: The model.
+        tokens: All rows.
+        width: Bytes of a hidden state's number, and of a logit; 2 in bfloat16, where the head is copied, too.
+        device_type: A CPU casts bfloat16 numbers in memory, where a GPU does as it reads them.
+    """
+    rows: list[int] = [part.stop - part.start for part in chunks(tokens, config.padded_vocab_size)]
+    logits = max(rows) * config.padded_vocab_size
+    head = 4 * config.padded_vocab_size * config.emb_dim
+    copied, casts = (head // 2 if width == 2 else 0), width == 2 and device_type != "cuda"
+    before = head if len(rows) > 1 else 0  # what earlier rows gave; the first ones' is kept as it is, or cast
+    added = copied + (before if width == 4 or casts else 0)
+    return copied + max(before + (10 if casts else 8) * logits, head + added + width * logits)
 
 
 def _peaks(config: GPTConfig, sizes: _Sizes) -> dict[str, tuple[int, int]]:
     """(activations, gathered) in bytes, at each moment of a micro-batch that can be the worst one."""
-    blocks = config.n_layers * (sizes.attention + sizes.mlp)
-    # The largest gradient of a matrix, before it is added to the others; a tied head's waits for the embedding's.
-    gradients = 4 * sizes.matrix + (sizes.embedding if config.tied_head else 0)
-    inside = sizes.beside + sizes.logits + blocks + gradients
+    saved = sizes.beside + config.n_layers * (sizes.attention + sizes.mlp)
+    waiting = sizes.embedding if config.tied_head else 0  # the head's gradient, for the embedding's
+    inside = saved + waiting + 4 * sizes.matrix  # that is the largest gradient of a matrix, before it is added
     return {
-        **_peaks_of_loss(sizes, blocks, 0),
+        "loss": (saved + sizes.loss, 0),
         "MLP": (inside + sizes.in_mlp, 0),
         "attention": (inside - sizes.mlp + sizes.in_attention, 0),
+        "embedding": (sizes.beside + waiting + sizes.embedding, 0),
     }
-
-
-def _peaks_of_loss(sizes: _Sizes, blocks: int, gathered: int) -> dict[str, tuple[int, int]]:
-    """The same at the loss, and in the head's backward; `blocks` is what all blocks have saved."""
-    saved = sizes.beside + blocks + sizes.logits
-    head = sizes.head + max(sizes.logits, sizes.embedding) + sizes.hidden
-    return {"loss": (saved + 3 * sizes.logits, gathered), "head": (saved + head, gathered)}
 
 
 def _sharded_peaks(config: GPTConfig, sizes: _Sizes) -> dict[str, tuple[int, int]]:
@@ -193,55 +216,81 @@ def _sharded_peaks(config: GPTConfig, sizes: _Sizes) -> dict[str, tuple[int, int
     last = config.n_layers - 1
     block = 4 * config.block_parameter_count
     root = 4 * config.parameter_count - config.n_layers * block
-    output = sizes.beside + sizes.logits  # of the last norm's tensors, one is now the gradient that goes backward
-    peaks = _peaks_of_loss(sizes, config.n_layers * sizes.hidden, root)
     # Weights and the buffers that they came in, of the root and of the first block.
-    peaks["first block"] = (2 * sizes.hidden, 2 * (root + block))
+    peaks = {"first block": (2 * sizes.hidden, 2 * (root + block))}
+    peaks["loss"] = (sizes.beside + config.n_layers * sizes.block_input + sizes.loss, root)
     # The last block has no block after it. The one before it has, and no other keeps more inputs.
     for number, neighbours in {last: min(last, 1), max(last - 1, 0): min(last, 2)}.items():
-        inside = output + number * sizes.hidden
+        inside = sizes.beside + number * sizes.block_input  # of the last norm's tensors, one is now the gradient
         held = root + sizes.embedding + (1 + neighbours) * block
         mlp = inside + sizes.attention + sizes.mlp + sizes.in_mlp
         attention = inside + sizes.attention + sizes.in_attention
         peaks[f"MLP of block {number}"] = (mlp, held + 4 * sizes.matrix)
         peaks[f"attention of block {number}"] = (attention, held + 9 * sizes.matrix)
         peaks[f"end of block {number}"] = (inside + sizes.at_end, held + block)
-    peaks["embedding"] = (output - sizes.hidden, root + 2 * sizes.embedding + block)
+    peaks["embedding"] = (sizes.beside - sizes.hidden, root + 2 * sizes.embedding + block)
     return peaks
 
 
 def _saved_by_block(config: GPTConfig, micro_batch_size: int, precision: str, device_type: str) -> tuple[int, int]:
     """Bytes that one block saves for backward: its attention's half, and its MLP's.
 
-    Both save the norm's input in float32 with its means and scales, the input of each matrix and, under bf16, the
-    matrix itself in bfloat16; then attention its queries, keys, values and log-sums, or its probabilities, and the
-    MLP its GELU's input.
+    Both save the norm's input with its statistics, the input of each matrix and, under bf16, the matrix itself in
+    bfloat16; then attention its queries, keys and values, with its log-sums or its probabilities, and the MLP its
+    GELU's input, or the positive part of it. The modern family saves queries and keys before their norm, too.
     """
     batch, length = micro_batch_size, config.context_length
     tokens, numbers = batch * length, batch * length * config.emb_dim
     computed = 2 if precision == "bf16" else 4  # bytes of a number that a matrix gives
     copied = 2 * config.emb_dim**2 if precision == "bf16" else 0
-    dropped = (1 if device_type == "cuda" else computed) * numbers if config.dropout else 0
-    norm = 4 * numbers + 8 * tokens
-    if _keeps_probabilities(config, device_type):
-        attended = 12 * numbers + (3 if config.dropout else 1) * _probabilities(config, batch)
+    dropped = computed * numbers if config.dropout else 0
+    statistics = (computed if config.modern else 8) * tokens
+    norm = _width_of_norms(config, precision, device_type) * numbers + statistics
+    width = _width_of_probabilities(config, precision, device_type)
+    if width:
+        seen = (1 if config.document_end is None else batch) * length**2
+        kept = 3 if _drops_probabilities(config) else 1
+        attended = 3 * width * numbers + kept * width * _pairs(config, batch) + seen
     else:
         mask = computed * tokens * length if config.document_end is not None else 0
-        attended = 3 * computed * numbers + 4 * tokens * config.n_heads + mask
+        # In the modern family the values keep alive the queries and keys that they were computed with, and what
+        # attention gives is laid out by heads, which the next matrix cannot read: it has a copy.
+        attended = (6 if config.modern else 3) * computed * numbers + 4 * tokens * config.n_heads + mask
+    if config.modern:
+        turned = length * config.head_dim if precision == "bf16" else 0  # the cast cosines and sines
+        attended += computed * (2 * numbers + 2 * tokens * config.n_heads + turned)
     attention = norm + 2 * computed * numbers + attended + dropped + 4 * copied
     mlp = norm + 9 * computed * numbers + dropped + 8 * copied
     return attention, mlp
 
 
-def _keeps_probabilities(config: GPTConfig, device_type: str) -> bool:
-    """Whether attention takes the way that keeps its probabilities [B, n_heads, T, T], in float32 at any precision:
-    a CPU's fused kernel knows no dropout, and MPS has none that knows backward."""
-    return device_type == "mps" or (device_type == "cpu" and config.dropout > 0)
+def _width_of_norms(config: GPTConfig, precision: str, device_type: str) -> int:
+    """Bytes of a number that a norm saves and gives: autocast has LayerNorm compute in float32, but on a CPU."""
+    return 2 if precision == "bf16" and (config.modern or device_type == "cpu") else 4
 
 
-def _probabilities(config: GPTConfig, micro_batch_size: int) -> int:
-    """Bytes of one tensor [B, n_heads, T, T] in float32."""
-    return 4 * micro_batch_size * config.n_heads * config.context_length**2
+def _width_of_probabilities(config: GPTConfig, precision: str, device_type: str) -> int:
+    """Bytes of each of attention's probabilities [B, n_heads, T, T], where it takes a way that keeps them, else 0.
+
+    On a CPU it does under dropout and, in bf16, while they are few; MPS has no other way that knows backward, and
+    there autocast has their softmax computed in float32.
+    """
+    if device_type == "mps":
+        return 4
+    half = precision == "bf16"
+    few = half and config.context_length <= PLAIN_UP_TO
+    plain = device_type == "cpu" and (few or _drops_probabilities(config))
+    return (2 if half else 4) if plain else 0
+
+
+def _drops_probabilities(config: GPTConfig) -> bool:
+    """Whether attention's probabilities are dropped, too."""
+    return config.dropout > 0 and not config.modern
+
+
+def _pairs(config: GPTConfig, micro_batch_size: int) -> int:
+    """Numbers of one tensor [B, n_heads, T, T]."""
+    return micro_batch_size * config.n_heads * config.context_length**2
 
 
 def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:

@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pipeline.errors import ParamsError
 from pipeline.files import readable
-from pipeline.model import memory
+from pipeline.model import linear_cross_entropy, memory
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.model.memory import Memory, bytes_per_parameter, check_fits, estimate, out_of_memory, table
@@ -54,6 +54,9 @@ def make(**changes: Any) -> GPTConfig:
 WITHIN = {"fp32": 0.05, "bf16": 0.1}
 """A CPU multiplies bfloat16 with scratch memory of its own, which the estimate leaves out."""
 
+# Each family, with a tied head and without; the modern one has none.
+FAMILIES = [("gpt2", True), ("gpt2", False), ("modern", False)]
+
 # What most of the activations are, in turn; with the number of windows.
 SHAPES = {
     "many blocks": (make(n_layers=8), 4),
@@ -62,6 +65,7 @@ SHAPES = {
     "matrices and ids": (make(context_length=8, emb_dim=256, n_layers=1, vocab_size=500), 1),
     "attention": (make(context_length=256, n_heads=16), 2),
     "one attention": (make(context_length=256, n_heads=16, n_layers=1), 2),
+    "beyond plain attention": (make(context_length=576), 1),
     "logits": (make(vocab_size=3000, emb_dim=16, n_layers=1), 4),
     "the embedding": (make(vocab_size=5000, context_length=16, n_layers=1), 1),
     "a bit of all": (make(vocab_size=500, n_layers=4, n_heads=4, qkv_bias=False), 4),
@@ -145,50 +149,68 @@ def size(state: dict[str, Any]) -> int:
     return sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
 
 
-@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize(("family", "tied_head"), FAMILIES)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_activations_are_the_most_that_a_micro_batch_adds(
-    shape: str, precision: str, dropout: float, tied_head: bool
+    shape: str, precision: str, dropout: float, family: str, tied_head: bool
 ) -> None:
     config, windows = SHAPES[shape]
-    config = replace(config, dropout=dropout, tied_head=tied_head)
+    config = replace(config, dropout=dropout, family=family, tied_head=tied_head)
     counted = counted_activations(config, windows, precision)
     assert estimate(config, windows, precision).activations == pytest.approx(counted, rel=WITHIN[precision])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
 @pytest.mark.parametrize("document_end", [None, 0])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", ["many blocks", "attention", "matrices"])
 def test_each_further_block_adds_what_autograd_saves_of_it(
-    shape: str, precision: str, dropout: float, document_end: int | None
+    shape: str, precision: str, dropout: float, document_end: int | None, family: str
 ) -> None:
     """The difference that one block makes, to the percent: no other term can hide an error in it."""
     config, windows = SHAPES[shape]
-    config = replace(config, dropout=dropout, document_end=document_end)
+    config = replace(config, dropout=dropout, document_end=document_end, family=family, tied_head=family == "gpt2")
     configs = [replace(config, n_layers=layers) for layers in (2, 3)]
     two, three = (counted_saved(each, windows + 1, precision) for each in configs)
     fewer, more = (estimate(each, windows + 1, precision).activations for each in configs)
     assert more - fewer == pytest.approx(three - two, rel=0.01)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_each_further_id_adds_four_rows_of_logits(precision: str) -> None:
-    """The logits, their log-softmax, and the gradients of both, in float32 at either precision."""
+@pytest.mark.parametrize(("precision", "of_logits", "of_head"), [("fp32", 4 + 4, 0), ("bf16", 2 + 4 + 4, 2)])
+def test_each_further_id_adds_its_logits_and_the_heads_copy(precision: str, of_logits: int, of_head: int) -> None:
+    """Logits and their log-softmax, for which a CPU has bfloat16 ones in float32, too; and the row of the head."""
     config, windows = SHAPES["logits"]
     larger = replace(config, vocab_size=config.vocab_size + 1000)
     counted = counted_activations(larger, windows, precision) - counted_activations(config, windows, precision)
-    assert counted == pytest.approx(4 * 4 * 1000 * windows * config.context_length, rel=0.01)
+    expected = 1000 * (of_logits * windows * config.context_length + of_head * config.emb_dim)
+    assert counted == pytest.approx(expected, rel=0.01)
     estimated = estimate(larger, windows, precision).activations - estimate(config, windows, precision).activations
     assert estimated == pytest.approx(counted, rel=0.01)
 
 
+@pytest.mark.parametrize(("family", "tied_head"), FAMILIES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", ["logits", "the embedding", "a bit of all"])
+def test_of_a_large_batch_few_logits_are_there_at_once(
+    shape: str, precision: str, family: str, tied_head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, windows = SHAPES[shape]
+    config = replace(config, family=family, tied_head=tied_head)
+    whole = estimate(config, 2 * windows, precision).activations
+    monkeypatch.setattr(linear_cross_entropy, "_LOGITS_AT_ONCE", 20 * config.vocab_size)
+    counted = counted_activations(config, 2 * windows, precision)
+    needed = estimate(config, 2 * windows, precision).activations
+    assert needed == pytest.approx(counted, rel=WITHIN[precision])
+    assert needed < whole or shape == "the embedding"  # where the head is larger than all logits
+
+
 def test_a_gpu_keeps_no_probabilities_and_writes_states_from_the_machines_memory() -> None:
-    config = replace(SHAPES["attention"][0], dropout=0.1)
+    config = replace(SHAPES["attention"][0], family="modern", tied_head=False)
     on_cpu, on_gpu = (estimate(config, 2, "bf16", device_type=device) for device in ("cpu", "cuda"))
-    probabilities = 3 * 4 * 2 * config.n_layers * config.n_heads * config.context_length**2
+    probabilities = 2 * 2 * config.n_layers * config.n_heads * config.context_length**2
     assert on_cpu.activations - on_gpu.activations > 0.9 * probabilities
     assert on_gpu.saving == on_cpu.saving == 16 * config.parameter_count
     assert on_gpu.total == on_gpu.lasting + on_gpu.activations
@@ -233,9 +255,12 @@ def test_ddp_holds_everything_on_every_rank_and_fsdp_a_share() -> None:
     assert shared.saving == alone.saving
 
 
+@pytest.mark.parametrize(("family", "tied_head"), FAMILIES)
 @pytest.mark.parametrize(("n_layers", "blocks"), [(1, 2), (2, 3), (3, 4), (24, 4)])
-def test_fsdp_gathers_the_root_and_a_few_blocks_however_many_ranks_there_are(n_layers: int, blocks: int) -> None:
-    config = make(n_layers=n_layers, context_length=8)
+def test_fsdp_gathers_the_root_and_a_few_blocks_however_many_ranks_there_are(
+    n_layers: int, blocks: int, family: str, tied_head: bool
+) -> None:
+    config = make(n_layers=n_layers, context_length=8, family=family, tied_head=tied_head)
     model = GPT(config)
     block = sum(parameter.nbytes for parameter in model.blocks[0].parameters())
     root = sum(parameter.nbytes for parameter in model.parameters()) - n_layers * block
@@ -274,30 +299,37 @@ HEADS_MATTER = ("the root", "the root and blocks", "logits and the root", "a bit
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("shape", "tied_head"), [*((shape, False) for shape in SHARDED), *((shape, True) for shape in HEADS_MATTER)]
+    ("shape", "family", "tied_head"),
+    [
+        *((shape, family, False) for shape in SHARDED for family in ("gpt2", "modern")),
+        *((shape, "gpt2", True) for shape in HEADS_MATTER),
+    ],
 )
 def test_under_fsdp_a_micro_batch_adds_activations_and_what_is_gathered(
-    shape: str, precision: str, dropout: float, tied_head: bool, eight_ranks: Ranks
+    shape: str, precision: str, dropout: float, family: str, tied_head: bool, eight_ranks: Ranks
 ) -> None:
     config, windows = SHARDED[shape]
-    config = replace(config, dropout=dropout, tied_head=tied_head)
+    config = replace(config, dropout=dropout, family=family, tied_head=tied_head)
     counted = counted_under_fsdp(config, windows, precision, eight_ranks)
     needed = estimate(config, windows, precision, strategy="fsdp", processes=8)
     assert needed.activations + needed.gathered == pytest.approx(counted, rel=0.15)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", ["many blocks", "inputs of blocks", "attention"])
 def test_under_fsdp_each_further_block_adds_its_input_and_nothing_else(
-    shape: str, precision: str, dropout: float, eight_ranks: Ranks
+    shape: str, precision: str, dropout: float, family: str, eight_ranks: Ranks
 ) -> None:
     """No activations, no weights and no casted copies of them: all blocks have theirs in turn."""
     config, windows = SHARDED[shape]
-    config = replace(config, dropout=dropout)
+    config = replace(config, dropout=dropout, family=family, tied_head=family == "gpt2")
     fewer, more = (replace(config, n_layers=layers) for layers in (4, 6))
-    hidden = 4 * windows * config.context_length * config.emb_dim
-    random = torch.get_rng_state().nbytes  # that its dropout is the same when it is computed again
+    numbers = windows * config.context_length * config.emb_dim
+    pairs = windows * config.n_heads * config.context_length**2 if family == "gpt2" else 0
+    hidden = (2 if precision == "bf16" else 4) * numbers + (2 * numbers + pairs if dropout else 0)
+    random = torch.get_rng_state().nbytes  # which the checkpoint of a block keeps, too
     counted = [counted_under_fsdp(each, windows, precision, eight_ranks) for each in (fewer, more)]
     assert counted[1] - counted[0] == pytest.approx(2 * (hidden + random), rel=0.01)
     needed = [estimate(each, windows, precision, strategy="fsdp", processes=8) for each in (fewer, more)]
@@ -344,7 +376,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
 
 def test_the_out_of_memory_line_names_the_largest_halving_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(context_length=256, emb_dim=256, vocab_size=5000)
-    for share in (0.9, 0.5, 0.3, 0.1):
+    for share in (0.9, 0.5, 0.3, 0.15):
         room = share * estimate(config, 64, "fp32").total
         with_memory(monkeypatch, room)
         told = out_of_memory(config, 64, "fp32", CPU)
