@@ -13,6 +13,7 @@ import click
 from benchmarks import table
 from benchmarks.context import Context
 from benchmarks.goals import GOALS, verdict
+from benchmarks.measure import ROOT
 from benchmarks.results import FOLDER, Results, read
 
 ORDER = ("startup", "loading", "saving", "tokenizing", "generation", "training", "book", "learning")
@@ -46,6 +47,8 @@ def main(
     folder that PIPELINE_TEST_DATA names; what is not there is left out, with a note.
     """
     started = time.monotonic()
+    # Commands that run in other folders run this checkout's code, whatever is installed.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     clones = {name: path for name, path in (("nanogpt", nanogpt), ("litgpt", litgpt), ("book", book)) if path}
     target = FOLDER / "quick" if quick else FOLDER
     subjects = only or tuple(name for name in ORDER if not (quick and name == "book"))

@@ -114,6 +114,12 @@ class TemporaryProject:
         """Where the texts lie."""
         return self.folder / "data" / "raw"
 
+    def preset(self, name: str) -> None:
+        """Writes a preset into params.yaml."""
+        from pipeline.presets import write_preset
+
+        write_preset(name, self.folder / "params.yaml")
+
     def side(
         self,
         name: str,
@@ -122,8 +128,19 @@ class TemporaryProject:
         work: float,
         cpus: int,
         environment: dict[str, str] | None = None,
+        threads: int = 1,
     ) -> Side:
-        """Commands of `pipeline`, their whole processes, with the same settings for each."""
+        """Commands of `pipeline`, their whole processes, with the same settings for each.
+
+        Args:
+            name: What the side is called.
+            stages: The commands.
+            settings: What is set for each of them.
+            work: What they do together.
+            cpus: How many processors they may use; 0 for all.
+            environment: Further variables.
+            threads: Of torch.
+        """
         options = [part for value in settings for part in ("--set", value)]
         return Side(
             name,
@@ -135,5 +152,5 @@ class TemporaryProject:
                 "cpus": cpus,
                 "environment": environment or {},
             },
-            cpus,
+            threads,
         )

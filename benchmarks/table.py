@@ -53,7 +53,7 @@ def shown(value: float, kind: str) -> str:
     if kind == "times":
         return f"{value:.2f}×"
     if kind == "share":
-        return f"{value:.2%}" if value < 0.1 else f"{value:.0%}"
+        return f"{value:.0%}" if value >= 0.1 else f"{100 * value:.2g}%"
     if kind == "seconds":
         return f"{value:.3f} s"
     if kind == "bytes":
