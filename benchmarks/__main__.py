@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures, prints the table with its verdicts, and writes results and docs/performance.md."""
+"""`python -m benchmarks`: measures, prints the table with its verdicts, writes results and docs/performance.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _clone = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--quick", is_flag=True, help="The short form: some three minutes, into results/quick/.")
 @click.option("--only", multiple=True, type=click.Choice(ORDER), help="Only this subject; may be repeated.")
 @click.option("--nanogpt", type=_clone, envvar="NANOGPT", help="A clone of nanoGPT to compare with.")
-@click.option("--litgpt", type=_clone, envvar="LITGPT", help="A clone of litgpt; what it imports must be installed.")
+@click.option("--litgpt", type=_clone, envvar="LITGPT", help="A clone of litgpt; what it needs must be installed.")
 @click.option("--book", type=_clone, envvar="BOOK", help="A clone of the book's code (LLMs-from-scratch).")
 @click.option("--compile-peers", is_flag=True, help="Also try others compiled: a minute more for each shape.")
 @click.option("--whole-book", is_flag=True, help="All epochs of the book's run, where one is measured otherwise.")
@@ -43,8 +43,8 @@ def main(
 ) -> None:
     """Measure how fast the project is beside others, and hold the numbers against its goals.
 
-    Texts that some of it needs (tinyshakespeare.txt, the-verdict.txt, tiktoken's gpt2 vocabulary) are looked for in the
-    folder that PIPELINE_TEST_DATA names; what is not there is left out, with a note.
+    Texts that some of it needs (tinyshakespeare.txt, the-verdict.txt, tiktoken's gpt2 vocabulary) are looked for in
+    the folder that PIPELINE_TEST_DATA names; what is not there is left out, with a note.
     """
     started = time.monotonic()
     # Commands that run in other folders run this checkout's code, whatever is installed.

@@ -1,4 +1,4 @@
-"""What every subject is handed: how thorough to be, where others' code and the texts are, and a folder to work in."""
+"""What every subject is handed: how thorough to be, where others' code and the texts are, a folder to work in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation: tokens per processor-second of GPT-2 small, one prompt and eight, on the same weights on all sides."""
+"""Generation: tokens per processor-second of GPT-2 small, one prompt and eight, the same weights everywhere."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _compare(context: Context, batch: int, threads: int, new: int) -> None:
         context.add(compared(shown, name.partition(",")[0], done[f"ours, {dtype}"], done[name], _UNIT, goal))
     ids = {name: each.facts["ids"] for name, each in done.items() if "fp32" in name}
     if len({tuple(each) for each in ids.values()}) > 1:
-        context.skip("equal texts on all sides", "greedy ids differ, as they may where two logits are all but equal")
+        context.skip("equal texts on all sides", "greedy ids differ, as they may where logits are all but equal")
 
 
 def _side(name: str, dtype: str, settings: dict[str, Any], threads: int) -> Side:
@@ -136,8 +136,8 @@ def transformers(folder: str, threads: int, batch: int, new: int, dtype: str) ->
 def book(folder: str, threads: int, batch: int, new: int) -> tuple[Work, dict[str, Any]]:
     """Its generate_text_simple, which computes everything again for each token.
 
-    So a token's cost depends on how many are before it, and on nothing else: one token at every twentieth length tells
-    what all of them take.
+    So a token's cost depends on how many are before it, and on nothing else: one token at every twentieth length
+    tells what all of them take.
     """
     import torch
     from previous_chapters import GPTModel, generate_text_simple

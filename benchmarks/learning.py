@@ -22,10 +22,20 @@ _CONTEXT = 64
 _SEEDS = (1, 2, 3, 4, 5)
 
 # What nanoGPT's README gives for a CPU; the last step is kept, as it is with ours.
-_NANOGPT = (
-    "--device=cpu --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 "
-    "--n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 --always_save_checkpoint=True"
-).split()
+_NANOGPT = [
+    "--device=cpu",
+    "--eval_iters=20",
+    "--log_interval=100",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
+    "--always_save_checkpoint=True",
+]
 
 
 def run(context: Context) -> None:
@@ -62,7 +72,7 @@ def _add_fast(context: Context, name: str, ours: list[_Learned], theirs: _Learne
     if theirs:
         wall = theirs.time.wall / mean(each.time.wall for each in ours)
         context.add(Row(
-            f"{what}: training", "nanoGPT", theirs.time.processor / mean(seconds), "times", "runs per processor-second",
+            f"{what}: training", "nanoGPT", theirs.time.processor / mean(seconds), "times", "runs per second",
             1 / mean(seconds), 1 / theirs.time.processor, wall, goal="nanoGPT's loss in a twentieth of its time",
         ))  # fmt: skip
 
@@ -77,7 +87,7 @@ def _add_best(context: Context, name: str, ours: _Learned, theirs: _Learned | No
     if theirs:
         context.add(Row(
             f"{what}: training", "nanoGPT", theirs.time.processor / ours.time.processor, "times",
-            "runs per processor-second", 1 / ours.time.processor, 1 / theirs.time.processor,
+            "runs per second", 1 / ours.time.processor, 1 / theirs.time.processor,
             theirs.time.wall / ours.time.wall, goal="no longer than nanoGPT",
         ))  # fmt: skip
 
@@ -192,14 +202,12 @@ def mean_loss(logits: Callable[[torch.Tensor], torch.Tensor], ids: np.ndarray) -
 
     tokens = torch.from_numpy(ids.astype("int64"))
     whole = (len(tokens) - 1) // _CONTEXT * _CONTEXT
-    batches = [
-        (x.contiguous(), y.contiguous())
-        for x, y in zip(
-            tokens[:whole].view(-1, _CONTEXT).split(256), tokens[1 : whole + 1].view(-1, _CONTEXT).split(256), strict=True
-        )
-    ]
+    inputs, targets = (part.view(-1, _CONTEXT).split(256) for part in (tokens[:whole], tokens[1 : whole + 1]))
+    batches = list(zip(inputs, targets, strict=True))
     if whole < len(tokens) - 1:
         batches.append((tokens[None, whole:-1], tokens[None, whole + 1 :]))
     with torch.inference_mode():
-        nats = sum(float(F.cross_entropy(logits(x).flatten(0, 1), y.flatten(), reduction="sum")) for x, y in batches)
+        nats = sum(
+            float(F.cross_entropy(logits(x).flatten(0, 1), y.flatten(), reduction="sum")) for x, y in batches
+        )
     return nats / (len(tokens) - 1)

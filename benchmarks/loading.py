@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +23,7 @@ _TOKENS = 10_000_000
 def run(context: Context) -> None:
     """Batches of shape M from ten million tokens; the share is that of the fastest step, M's."""
     shape = SHAPES["M"]
-    settings = {"shape": shape, "folder": str(context.folder)}
+    settings = {"shape": shape, "tokens": _TOKENS}
     sides = [Side("ours", "benchmarks.loading:ours", settings)]
     code = context.peer("nanogpt", "nanoGPT's loader")
     if code:
@@ -34,17 +37,17 @@ def run(context: Context) -> None:
                     goal="the loader's share of a step"))  # fmt: skip
 
 
-def _tokens(folder: str, vocab_size: int) -> Any:
+def _file(tokens: int, vocab_size: int) -> Path:
     """Random ids in a file, as both sides read them."""
     import numpy as np
 
-    path = Path(folder) / f"{os.getpid()}" / "train.bin"
-    path.parent.mkdir()
-    np.random.default_rng(1).integers(0, vocab_size, _TOKENS).astype("<u2").tofile(path)
-    return path
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    np.random.default_rng(1).integers(0, vocab_size, tokens).astype("<u2").tofile(Path(folder) / "train.bin")
+    return Path(folder) / "train.bin"
 
 
-def ours(shape: dict[str, int], folder: str) -> tuple[Work, dict[str, Any]]:
+def ours(shape: dict[str, int], tokens: int) -> tuple[Work, dict[str, Any]]:
     """What a training step does before the model is called."""
     import numpy as np
     import torch
@@ -52,7 +55,7 @@ def ours(shape: dict[str, int], folder: str) -> tuple[Work, dict[str, Any]]:
     from pipeline.data.batches import TrainingWindows
     from pipeline.plugin.components import IGNORED
 
-    ids = np.memmap(_tokens(folder, shape["vocab_size"]), dtype="<u2", mode="r")
+    ids = np.memmap(_file(tokens, shape["vocab_size"]), dtype="<u2", mode="r")
     data, size, place = TrainingWindows(ids, shape["context_length"], 1, True), shape["batch_size"], [0]
     data.offsets(0, 1)  # the order of the epoch
 
@@ -68,7 +71,7 @@ def ours(shape: dict[str, int], folder: str) -> tuple[Work, dict[str, Any]]:
     return work, {}
 
 
-def nanogpt(shape: dict[str, int], folder: str, code: str) -> tuple[Work, dict[str, Any]]:
+def nanogpt(shape: dict[str, int], tokens: int, code: str) -> tuple[Work, dict[str, Any]]:
     """Its train.py's get_batch, taken out of a script that would otherwise train."""
     import numpy as np
     import torch
@@ -77,7 +80,7 @@ def nanogpt(shape: dict[str, int], folder: str, code: str) -> tuple[Work, dict[s
     wanted = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == "get_batch"]
     names: dict[str, Any] = {
         "os": os, "np": np, "torch": torch, "device": "cpu", "device_type": "cpu",
-        "data_dir": str(_tokens(folder, shape["vocab_size"]).parent),
+        "data_dir": str(_file(tokens, shape["vocab_size"]).parent),
         "batch_size": shape["batch_size"], "block_size": shape["context_length"],
     }  # fmt: skip
     exec(compile(ast.Module(wanted, []), "train.py", "exec"), names)

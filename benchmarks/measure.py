@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -31,8 +31,8 @@ class Side:
 
     Attributes:
         name: What tables call it.
-        target: `module:function`, which prepares the side in its process, warm-up and compiling included, and returns
-            a round and what there is to tell of it (plain values).
+        target: `module:function`, which prepares the side in its process, warm-up and compiling included, and
+            returns a round and what there is to tell of it (plain values).
         settings: The function's keyword arguments, plain values.
         threads: Processor threads that it may use.
         code: Folders of another project's code, which its process imports from.
@@ -132,9 +132,7 @@ def take_turns(sides: Sequence[Side], rounds: int) -> dict[str, Measured]:
         for _ in range(rounds):
             for name, worker in workers.items():
                 done[name].append(worker.round())
-        return {
-            name: Measured(done[name], worker.facts, worker.peak_memory()) for name, worker in workers.items()
-        }
+        return {name: Measured(done[name], worker.facts, worker.peak_memory()) for name, worker in workers.items()}
 
 
 def facts_of(side: Side) -> dict[str, Any]:
@@ -197,10 +195,8 @@ class Worker:
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # what it wrote before it ended is read below
             print(json.dumps(request), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # what it wrote before it ended is read below
         written: list[str] = []
         for line in self._process.stdout:
             if line.startswith(ANSWER):

@@ -21,13 +21,17 @@ WHOLE_RUNS: tuple[str, ...] = ()
 """Settings for whole runs of presets, where everything is counted: what a preset ships."""
 
 SHAPES: dict[str, dict[str, int]] = {
-    "S": {"vocab_size": 50304, "context_length": 256, "n_layers": 4, "n_heads": 4, "emb_dim": 256, "batch_size": 8},
-    "M": {"vocab_size": 4096, "context_length": 256, "n_layers": 6, "n_heads": 6, "emb_dim": 384, "batch_size": 8},
-    "B": {"vocab_size": 50304, "context_length": 256, "n_layers": 12, "n_heads": 12, "emb_dim": 768, "batch_size": 2},
-    "tiny": {"vocab_size": 512, "context_length": 16, "n_layers": 1, "n_heads": 2, "emb_dim": 16, "batch_size": 2},
-    "124M": {"vocab_size": 50304, "context_length": 1024, "n_layers": 12, "n_heads": 12, "emb_dim": 768,
-             "batch_size": 16},
-}  # fmt: skip
+    name: dict(
+        zip(("vocab_size", "context_length", "n_layers", "n_heads", "emb_dim", "batch_size"), sizes, strict=True)
+    )
+    for name, sizes in {
+        "S": (50304, 256, 4, 4, 256, 8),
+        "M": (4096, 256, 6, 6, 384, 8),
+        "B": (50304, 256, 12, 12, 768, 2),
+        "124M": (50304, 1024, 12, 12, 768, 16),
+        "tiny": (512, 16, 1, 2, 16, 2),
+    }.items()
+}
 """The models that are trained, all of GPT-2's form with a tied head, without dropout."""
 
 

@@ -1,7 +1,7 @@
-"""Others that train the same model: transformers from the registry, and nanoGPT, litgpt and the book's code from clones.
+"""Others that train the same model: transformers as installed; nanoGPT, litgpt and the book's code from clones.
 
-Their code is imported where it lies. Each takes steps on tokens that are at hand: no loader, no clipping, nothing that
-would slow it down. Where a project has several settings, each is tried and the fastest is kept.
+Their code is imported where it lies. Each takes steps on tokens that are at hand: no loader, no clipping, nothing
+that would slow it down. Where a project has several settings, each is tried and the fastest is kept.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ def _step(shape: Shape, loss: Loss, optimizer: torch.optim.Optimizer, precision:
     import torch
 
     batch, length = shape["batch_size"], shape["context_length"]
-    tokens = torch.randint(0, shape["vocab_size"] - 1, (batch, length + 1), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(
+        0, shape["vocab_size"] - 1, (batch, length + 1), generator=torch.Generator().manual_seed(1)
+    )
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def work() -> float:

@@ -22,10 +22,10 @@ def run(context: Context) -> None:
     """Whole processes are measured."""
     _help(context)
     _imports(context)
-    if shutil.which("dvc") and shutil.which("git"):
+    if shutil.which("git") and (ROOT / ".git").exists():
         _repro(context)
     else:
-        context.skip("a repro with nothing to do", "dvc and git are not on the PATH")
+        context.skip("a repro with nothing to do", "this is no clone, or git is not on the PATH")
 
 
 def _command(name: str, arguments: list[str], folder: Path = ROOT) -> Side:
@@ -92,17 +92,18 @@ def _repro(context: Context) -> None:
         (project / "artifacts" / out / "made-up").write_text(out, encoding="utf-8")
     (project / "reports").mkdir(exist_ok=True)
     (project / "reports" / "made-up").write_text("report", encoding="utf-8")
-    do("dvc", "commit", "-f", "-q")
+    do(sys.executable, "-m", "dvc", "commit", "-f", "-q")
 
     trivial = context.folder / "trivial"
     trivial.mkdir()
     (trivial / "dvc.yaml").write_text("stages:\n  one:\n    cmd: echo\n    deps: [text]\n    outs: [out]\n")
     for name in ("text", "out"):
         (trivial / name).write_text(name, encoding="utf-8")
-    for line in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "commit", "-f", "-q"]):
+    dvc = ["python", "-m", "dvc"]
+    here = [sys.executable, *dvc[1:]]
+    for line in (["git", "init", "-q"], [*here, "init", "-q"], [*here, "commit", "-f", "-q"]):
         subprocess.run(line, cwd=trivial, capture_output=True, check=True)
 
-    dvc = ["python", "-m", "dvc"]
     sides = [
         _command("`dvc repro`", [*dvc, "repro", "-q"], project),
         _command("`dvc status`", [*dvc, "status", "-q"], project),

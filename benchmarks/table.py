@@ -62,7 +62,7 @@ def shown(value: float, kind: str) -> str:
 
 
 def markdown(results: Iterable[Results]) -> str:
-    """Everything that stands between the two comments: where and how it was measured, the table, what was skipped."""
+    """What stands between the two comments: where it was measured, the rows of each subject, what was left out."""
     results = list(results)
     if not results:
         return "Nothing is measured yet: `make bench` fills this in.\n"
@@ -72,9 +72,13 @@ def markdown(results: Iterable[Results]) -> str:
         notes = list(dict.fromkeys(f"- {row.what}: {row.note}" for row in each.rows if row.note))
         notes += [f"- Not measured: {what} ({why})" for what, why in each.skipped.items()]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-        parts.append(f"### {each.subject.capitalize()}\n\n`{each.command}`, {each.seconds:,.0f} s\n\n{table}\n")
+        parts.append(f"### {_title(each.subject)}\n\n`{each.command}`, {each.seconds:,.0f} s\n\n{table}\n")
         parts += ["\n".join(notes) + "\n"] if notes else []
     return "\n".join(parts)
+
+
+def _title(subject: str) -> str:
+    return subject.replace("gpu-", "GPU: ") if subject.startswith("gpu-") else subject.capitalize()
 
 
 def _where(results: list[Results]) -> str:
@@ -97,10 +101,15 @@ def plain(results: Iterable[Results]) -> str:
     )
 
 
+def every(folder: Path = FOLDER) -> list[Results]:
+    """All results in a folder, those of GPUs last."""
+    return read(folder, [*SUBJECTS, *sorted(path.stem for path in folder.glob("gpu-*.json"))])
+
+
 def write(document: Path = DOCUMENT, folder: Path = FOLDER) -> None:
     """Puts the table of the results in `folder` into the document."""
     text = document.read_text(encoding="utf-8")
-    document.write_text(with_table(text, markdown(read(folder, SUBJECTS))), encoding="utf-8")
+    document.write_text(with_table(text, markdown(every(folder))), encoding="utf-8")
 
 
 def with_table(text: str, table: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.context import Context
-from benchmarks.measure import Measured, Round, Side, Work, measured
+from benchmarks.measure import Measured, Side, Work, measured
 from benchmarks.ours import TemporaryProject
 from benchmarks.results import Row, compared
 
@@ -54,7 +54,7 @@ def _speed(context: Context, text: str, threads: int, copies: int) -> None:
 
 
 def bare_side(raw: str, out: str, threads: int, megabytes: float) -> tuple[Work, dict[str, Any]]:
-    """The faster way of using tiktoken, found on a part of the texts; then whole processes, as ours are measured."""
+    """The faster way of using tiktoken, found on a part of the texts; whole processes are measured, as of ours."""
     from benchmarks.measure import command
 
     ways = {way: _process(way, raw, out, threads, 4) for way in WAYS}
