@@ -14,9 +14,10 @@ _EPOCHS = 10
 
 
 def run(context: Context) -> None:
-    """Ten epochs of each side: all of them (`whole`), or reckoned from fewer. Of the book, one counts for all, which are
-    alike. Of ours, the first and the second: what comes once (start-up, saving, publishing) is in the first alone.
+    """Ten epochs of each side: all of them (`whole`), or reckoned from fewer. Of the book one counts for all, which
+    are alike. Of ours, the first and the second: what comes once (start-up, saving) is in the first alone.
 
+    Ours is the preset `book`, its three stages as whole processes.
     """
     text = context.text("the-verdict.txt")
     code = context.peer("book", "the book's run")

@@ -65,7 +65,7 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> Run:
     import numpy as np
 
     from pipeline.paths import Paths
-    from pipeline.stages.train import Leg, load_components, prepare
+    from pipeline.stages.train import Leg, load_components, prepare, work
     from pipeline.training.conditions import choose
     from pipeline.training.distributed import Ranks
     from pipeline.training.interrupt import StopSignal
@@ -76,9 +76,10 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> Run:
     text = np.random.default_rng(1).integers(0, shape["vocab_size"] - 1, 2_000_000).astype("<u2")
     leg = Leg(Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, StateStore(Path("unused"), "unused"), {})
     components = load_components(own.train, Paths(ROOT))
-    conditions = choose(own.runtime, Ranks(), {})
+    words = tokenizer(shape["vocab_size"])
+    conditions = choose(own, Ranks(), {}, work(own, leg.length, words))
     ids = {"train": text, "val": text[:1000]}
-    run = prepare(own, components, ids, tokenizer(shape["vocab_size"]), leg, conditions, Ranks(), StopSignal())
+    run = prepare(own, components, ids, words, leg, conditions, Ranks(), StopSignal())
     run.model.train()
     return run
 
@@ -101,7 +102,7 @@ def training(shape: dict[str, int], threads: int, steps: int) -> tuple[Work, dic
 
     for _ in range(3):
         work()
-    return work, {"setting": ", ".join(STEADY), "flops_per_token": run.model.flops_per_token()}
+    return work, {"setting": ", ".join(STEADY), "flops_per_token": run.model.config.flops_per_token}
 
 
 class TemporaryProject:
