@@ -8,41 +8,42 @@ from typing import Any
 from benchmarks.context import Context
 from benchmarks.measure import Side, Work, facts_of
 from benchmarks.ours import SHAPES
+from benchmarks.results import compared
 
 _PROMPT, _NEW = 8, 200
 _UNIT = "tokens per processor-second"
 
 
 def run(context: Context) -> None:
-    """Eight tokens are given and 200 follow, greedily; with one thread, and one prompt also with two."""
+    """Eight tokens are given and 200 follow, greedily: one prompt in fp32 with one thread, in bf16 with two; eight
+    prompts with two threads, and 50 tokens that follow."""
     new = 50 if context.quick else _NEW
     facts_of(Side("weights", "benchmarks.generation:weights", {"folder": str(context.folder)}, 2))
-    for batch, threads in ((1, 1),) if context.quick else ((1, 1), (1, 2), (8, 2)):
-        _compare(context, batch, threads, new)
+    _compare(context, 1, 1, new, ("fp32", "bf16") if context.quick else ("fp32",))
+    if not context.quick:
+        _compare(context, 1, 2, new, ("bf16",))
+        _compare(context, 8, 2, new // 4, ("fp32", "bf16"))
 
 
-def _compare(context: Context, batch: int, threads: int, new: int) -> None:
+def _compare(context: Context, batch: int, threads: int, new: int, dtypes: tuple[str, ...]) -> None:
     settings = {"folder": str(context.folder), "threads": threads, "batch": batch, "new": new}
-    goals, sides = {}, []
-    for dtype in ("fp32", "bf16"):
+    sides = []
+    for dtype in dtypes:
         sides.append(_side("ours", dtype, {**settings, "dtype": dtype}, threads))
         sides.append(_side("transformers", dtype, {**settings, "dtype": dtype}, threads))
-    code = context.peer("book", "the book's generation") if batch == 1 else None
+    code = context.peer("book", "the book's generation") if (batch, threads) == (1, 1) else None
     if code:
         path = (code[0] / "ch05" / "01_main-chapter-code",)
         sides.append(Side("the book", "benchmarks.generation:book", settings, threads, path))
     done = context.take_turns(sides)
     what = f"generating, {batch} prompt{'s' * (batch > 1)}, {threads} thread{'s' * (threads > 1)}"
-    from benchmarks.results import compared
-
     for name in done:
         if name.startswith("ours"):
             continue
         dtype = "bf16" if name.endswith("bf16") else "fp32"
-        goals = {"the book": "generation against the book"}
-        goal = goals.get(name, "generation against transformers")
-        shown = what if name == "the book" else f"{what}, {dtype}"
-        context.add(compared(shown, name.partition(",")[0], done[f"ours, {dtype}"], done[name], _UNIT, goal))
+        against = name.partition(",")[0]
+        goal = f"generation against {against}"
+        context.add(compared(f"{what}, {dtype}", against, done[f"ours, {dtype}"], done[name], _UNIT, goal))
     ids = {name: each.facts["ids"] for name, each in done.items() if "fp32" in name}
     if len({tuple(each) for each in ids.values()}) > 1:
         context.skip("equal texts on all sides", "greedy ids differ, as they may where logits are all but equal")
@@ -162,7 +163,7 @@ def book(folder: str, threads: int, batch: int, new: int) -> tuple[Work, dict[st
             generated(longest[:, :length], 1)
         return float(batch * len(lengths))
 
-    return work, {"ids": generated(tokens, 20)[0, _PROMPT:].tolist(), "setting": "fp32"}
+    return work, {"ids": generated(tokens, 20)[0, _PROMPT:].tolist()}
 
 
 def _load_exported(model: Any, path: Path) -> None:

@@ -208,7 +208,11 @@ def _ours(own: Setting) -> Prepared:
         "train.grad_clip=1.0",
     )  # fmt: skip
     run, state = prepared(shape, overrides), TrainState()
-    return lambda: train_step(run, state), own.batch_size * shape["context_length"], run.model.config.flops_per_token
+    return (
+        lambda: train_step(run, state),
+        own.batch_size * shape["context_length"],
+        run.model.config.flops_per_token,
+    )
 
 
 def _nanogpt(own: Setting) -> Prepared:

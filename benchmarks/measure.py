@@ -119,7 +119,7 @@ def peak_memory() -> int:
 
 
 def take_turns(sides: Sequence[Side], rounds: int) -> dict[str, Measured]:
-    """Prepares every side, then lets each do a round in turn, `rounds` times; by name.
+    """Prepares every side, all at once, then lets each do a round in turn, `rounds` times; by name.
 
     Turns, so that what else the machine does at a time strikes all sides alike.
 
@@ -128,17 +128,18 @@ def take_turns(sides: Sequence[Side], rounds: int) -> dict[str, Measured]:
     """
     with ExitStack() as processes:
         workers = {side.name: processes.enter_context(Worker(side)) for side in sides}
+        facts = {name: worker.prepared() for name, worker in workers.items()}
         done: dict[str, list[Round]] = {name: [] for name in workers}
         for _ in range(rounds):
             for name, worker in workers.items():
                 done[name].append(worker.round())
-        return {name: Measured(done[name], worker.facts, worker.peak_memory()) for name, worker in workers.items()}
+        return {name: Measured(done[name], facts[name], worker.peak_memory()) for name, worker in workers.items()}
 
 
 def facts_of(side: Side) -> dict[str, Any]:
     """What a side tells of itself when it is prepared, without any round."""
     with Worker(side) as worker:
-        return worker.facts
+        return worker.prepared()
 
 
 def ratios(one: Iterable[Round], other: Iterable[Round], wall: bool = False) -> list[float]:
@@ -171,11 +172,9 @@ class Worker:
                 **side.environment,
             },
         )
-        self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> Worker:
-        request = {"target": self.side.target, "settings": self.side.settings, "threads": self.side.threads}
-        self.facts = self._ask(request)["facts"]
+        self._send({"target": self.side.target, "settings": self.side.settings})
         return self
 
     def __exit__(
@@ -183,6 +182,11 @@ class Worker:
     ) -> None:
         self._process.kill()
         self._process.communicate()
+
+    def prepared(self) -> dict[str, Any]:
+        """Waits until the side is prepared; returns what it tells of itself."""
+        facts: dict[str, Any] = self._answer()["facts"]
+        return facts
 
     def round(self) -> Round:
         """Lets the side do one round."""
@@ -193,10 +197,16 @@ class Worker:
         return int(self._ask({"do": "peak_memory"})["bytes"])
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._send(request)
+        return self._answer()
+
+    def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # what it wrote before it ended is read below
             print(json.dumps(request), file=self._process.stdin, flush=True)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
         written: list[str] = []
         for line in self._process.stdout:
             if line.startswith(ANSWER):
