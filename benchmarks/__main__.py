@@ -19,6 +19,9 @@ from benchmarks.results import FOLDER, Results, read
 ORDER = ("startup", "loading", "saving", "tokenizing", "generation", "training", "book", "learning")
 """The subjects, each a module of this package; the short ones first."""
 
+_BUSY = 0.5
+"""The load from which on others are said to disturb."""
+
 _clone = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -65,6 +68,11 @@ def main(
                 whole=whole_book,
                 results=Results(subject),
             )
+            if context.results.load > _BUSY and subject == subjects[0]:
+                click.echo(
+                    f"note: other processes are at work (load {context.results.load}): they disturb two threads more "
+                    "than one, in processor time as well, since threads spin while they wait for each other"
+                )
             begun = time.monotonic()
             import_module(f"benchmarks.{subject}").run(context)
             context.results.seconds = time.monotonic() - begun

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -105,7 +106,7 @@ def _compiling(folder: Path) -> dict[str, str]:
 
 
 def _ours(context: Context, text: Path, preset: str, seed: int) -> _Learned:
-    project = TemporaryProject(context.folder / f"{preset}-{seed}")
+    project = TemporaryProject(Path(tempfile.mkdtemp(dir=context.folder)))
     shutil.copy(text, project.raw)
     project.preset(preset)
     settings = (f"train.seed={seed}", "runtime.threads=1", *WHOLE_RUNS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ class Results:
         skipped: What was not measured, and why.
         seconds: How long it took.
         machine, versions, command, date: Where, with what and when it was measured.
+        load: How many other processes wanted a core when it began, on average of the minute before.
     """
 
     subject: str
@@ -67,6 +69,7 @@ class Results:
     machine: dict[str, Any] = field(default_factory=machine)
     versions: dict[str, str] = field(default_factory=versions)
     command: str = field(default_factory=lambda: shown_command(sys.argv[1:]))
+    load: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
     date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d}")
 
     def write(self, folder: Path) -> Path:
