@@ -70,8 +70,8 @@ def main(
             )
             if context.results.load > _BUSY and subject == subjects[0]:
                 click.echo(
-                    f"note: other processes are at work (load {context.results.load}): they disturb two threads more "
-                    "than one, in processor time as well, since threads spin while they wait for each other"
+                    f"note: other processes are at work (load {context.results.load}): they disturb two threads "
+                    "more than one, in processor time as well, since threads spin while they wait for each other"
                 )
             begun = time.monotonic()
             import_module(f"benchmarks.{subject}").run(context)
