@@ -16,8 +16,8 @@ _UNIT = "tokens per processor-second"
 
 
 def run(context: Context) -> None:
-    """Eight tokens are given and 200 follow, greedily, for one prompt and one thread; with two threads, and for eight
-    prompts, 50 follow."""
+    """Eight tokens are given and 200 follow, greedily, with one prompt and one thread; with two threads, and with
+    eight prompts, 50 follow."""
     facts_of(Side("weights", "benchmarks.generation:weights", {"folder": str(context.folder)}, 2))
     _compare(context, 1, 1, _NEW // 4 if context.quick else _NEW)
     if not context.quick:
