@@ -1,5 +1,7 @@
 # make repro: set up and run the pipeline.  make test: set up and run the tests.  make check: lint, types, layers.
 # make test-faults: many tries of each fault that a run survives, and a table of them; some 15 minutes on two cores.
+# make bench: how fast it is beside others, some 25 minutes on two cores; make bench-quick: the short form, three minutes.
+#   NANOGPT=, LITGPT= and BOOK= name clones of those, to compare with; PIPELINE_TEST_DATA= the folder of texts.
 # Plain pip and python3 are used, so pip's own settings (index, proxy, constraints) are honoured.
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro test test-faults check setup lock-versions clean-env
+.PHONY: repro test test-faults bench bench-quick check setup lock-versions clean-env
 
 repro: $(INSTALLED)
 	python -m pipeline lock
@@ -21,6 +23,12 @@ test: $(INSTALLED)
 
 test-faults: $(INSTALLED)
 	python -m pytest -m faults --long
+
+bench: $(INSTALLED)
+	python -m benchmarks
+
+bench-quick: $(INSTALLED)
+	python -m benchmarks --quick
 
 check: $(INSTALLED)
 	ruff check .

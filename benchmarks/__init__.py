@@ -1,0 +1,1 @@
+"""How fast the project is beside others that do the same, on the machine at hand: `make bench`."""

@@ -1,0 +1,97 @@
+"""`python -m benchmarks`: measures, prints the table with its verdicts, writes results and docs/performance.md."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from benchmarks import table
+from benchmarks.context import Context
+from benchmarks.goals import GOALS, verdict
+from benchmarks.measure import ROOT
+from benchmarks.results import FOLDER, Results, read
+
+ORDER = ("startup", "loading", "saving", "tokenizing", "generation", "training", "book", "learning")
+"""The subjects, each a module of this package; the short ones first."""
+
+_BUSY = 0.5
+"""The load from which on others are said to disturb."""
+
+_clone = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="The short form: some three minutes, into results/quick/.")
+@click.option("--only", multiple=True, type=click.Choice(ORDER), help="Only this subject; may be repeated.")
+@click.option("--nanogpt", type=_clone, envvar="NANOGPT", help="A clone of nanoGPT to compare with.")
+@click.option("--litgpt", type=_clone, envvar="LITGPT", help="A clone of litgpt; what it needs must be installed.")
+@click.option("--book", type=_clone, envvar="BOOK", help="A clone of the book's code (LLMs-from-scratch).")
+@click.option("--compile-peers", is_flag=True, help="Also try others compiled: a minute more for each shape.")
+@click.option("--whole-book", is_flag=True, help="All epochs of the book's run, where one is measured otherwise.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Turns of each side: 5, and 3 in the short form.")
+def main(
+    quick: bool,
+    only: tuple[str, ...],
+    nanogpt: Path | None,
+    litgpt: Path | None,
+    book: Path | None,
+    compile_peers: bool,
+    whole_book: bool,
+    rounds: int | None,
+) -> None:
+    """Measure how fast the project is beside others, and hold the numbers against its goals.
+
+    Texts that some of it needs (tinyshakespeare.txt, the-verdict.txt, tiktoken's gpt2 vocabulary) are looked for in
+    the folder that PIPELINE_TEST_DATA names; what is not there is left out, with a note.
+    """
+    started = time.monotonic()
+    # Commands that run in other folders run this checkout's code, whatever is installed.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    clones = {name: path for name, path in (("nanogpt", nanogpt), ("litgpt", litgpt), ("book", book)) if path}
+    target = FOLDER / "quick" if quick else FOLDER
+    subjects = only or tuple(name for name in ORDER if not (quick and name == "book"))
+    for subject in subjects:
+        click.echo(f"── {subject}, after {time.monotonic() - started:,.0f} s")
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+            context = Context(
+                quick=quick,
+                rounds=rounds or (3 if quick else 5),
+                folder=Path(folder),
+                code={name: path.resolve() for name, path in clones.items()},
+                data=_data(),
+                compile_peers=compile_peers,
+                whole=whole_book,
+                results=Results(subject),
+            )
+            if context.results.load > _BUSY and subject == subjects[0]:
+                click.echo(
+                    f"note: other processes are at work (load {context.results.load}): they disturb two threads "
+                    "more than one, in processor time as well, since threads spin while they wait for each other"
+                )
+            begun = time.monotonic()
+            import_module(f"benchmarks.{subject}").run(context)
+            context.results.seconds = time.monotonic() - begun
+            context.results.write(target)
+    results = read(target, [name for name in table.SUBJECTS if name in subjects])
+    click.echo(f"\n{table.plain(results)}\n")
+    verdicts = [verdict(row) for each in results for row in each.rows if row.goal]
+    click.echo(
+        f"{verdicts.count('reached')} of {len(verdicts)} goals reached ({len(GOALS)} kinds of them), "
+        f"in {time.monotonic() - started:,.0f} s"
+    )
+    if not quick:
+        table.write()
+
+
+def _data() -> Path | None:
+    folder = os.environ.get("PIPELINE_TEST_DATA")
+    return Path(folder).resolve() if folder else None
+
+
+if __name__ == "__main__":
+    main()

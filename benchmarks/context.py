@@ -1,0 +1,95 @@
+"""What every subject is handed: how thorough to be, where others' code and the texts are, a folder to work in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from benchmarks.measure import Measured, Side, SideFailedError, take_turns
+from benchmarks.results import Results, Row, compared
+
+
+@dataclass(frozen=True)
+class Context:
+    """How a subject measures.
+
+    Attributes:
+        quick: The short form, for every day.
+        rounds: Turns of each side; medians are over them.
+        folder: An empty folder of the subject's own, which is removed afterwards.
+        code: Clones of other projects by name ("nanogpt", "litgpt", "book"), where paths were given.
+        data: Texts and the gpt2 vocabulary, which PIPELINE_TEST_DATA names.
+        compile_peers: Whether others are also tried compiled as a whole, which takes a minute for each shape.
+        whole: Whether the book's run is done to its end.
+        results: Where rows go, and what was left out.
+    """
+
+    quick: bool
+    rounds: int
+    folder: Path
+    code: dict[str, Path]
+    data: Path | None
+    compile_peers: bool
+    whole: bool
+    results: Results = field(repr=False)
+
+    def add(self, row: Row) -> None:
+        """Takes a row into the results, and shows it."""
+        from benchmarks.table import plain
+
+        self.results.rows.append(row)
+        click.echo(plain([Results(self.results.subject, [row])]).splitlines()[1])
+
+    def skip(self, what: str, why: str) -> None:
+        """Notes what is not measured."""
+        self.results.skipped[what] = why
+        click.echo(f"{what} is left out: {why}")
+
+    def peer(self, name: str, shown: str) -> tuple[Path, ...] | None:
+        """The folders to import another project from; None, and a note, where its path was not given."""
+        if name in self.code:
+            return (self.code[name],)
+        self.skip(shown, f"no path to a clone was given (--{name})")
+        return None
+
+    def text(self, name: str) -> Path | None:
+        """A file of PIPELINE_TEST_DATA; None, and a note, without it."""
+        if self.data is None:
+            self.skip(f"what needs {name}", "PIPELINE_TEST_DATA names no folder")
+            return None
+        if not (self.data / name).exists():
+            self.skip(f"what needs {name}", "it is not in the folder that PIPELINE_TEST_DATA names")
+            return None
+        return self.data / name
+
+    @property
+    def vocabulary(self) -> dict[str, str]:
+        """The variables with which tiktoken finds the gpt2 encoding without a network."""
+        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or (str(self.data / "tiktoken") if self.data else "")
+        return {"TIKTOKEN_CACHE_DIR": cache} if cache else {}
+
+    def take_turns(self, sides: Sequence[Side]) -> dict[str, Measured]:
+        """As `measure.take_turns`; a side of another project that fails is left out, with its error."""
+        ours, others = sides[0], list(sides[1:])
+        while True:
+            try:
+                return take_turns([ours, *others], self.rounds)
+            except SideFailedError as error:
+                name, _, why = str(error).partition(": ")
+                if name == ours.name or name not in {side.name for side in others}:
+                    raise
+                others = [side for side in others if side.name != name]
+                self.skip(name, f"it failed: {why.splitlines()[-1] if why else 'no reason given'}")
+
+    def compare(self, what: str, sides: Sequence[Side], unit: str, goals: dict[str, str]) -> dict[str, Measured]:
+        """Lets sides take turns and adds a row for each but the first, which is ours."""
+        done = self.take_turns(sides)
+        for side in sides[1:]:
+            if side.name in done:
+                ours = done[sides[0].name]
+                self.add(compared(what, side.name, ours, done[side.name], unit, goals.get(side.name, "")))
+        return done

@@ -1,0 +1,51 @@
+"""What the project wants to reach, and whether a row does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.results import Row
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound for a row's value, in the row's own kind: at least, or at most."""
+
+    bound: float
+    at_least: bool = True
+
+    def reached(self, value: float) -> bool:
+        """Whether a value keeps the bound."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+GOALS = {
+    "training against the book": Goal(3.3),
+    "training against nanoGPT": Goal(2.3),
+    "training against litgpt": Goal(2.3),
+    "training against transformers": Goal(2.8),
+    "training's share of bf16 GEMM": Goal(0.8),
+    "the book's run": Goal(2.0),
+    "nanoGPT's loss in a twentieth of its time": Goal(20.0),
+    "nanoGPT's loss": Goal(1.898, at_least=False),
+    "nanoGPT's parameters": Goal(804_096, at_least=False),
+    "best loss in nanoGPT's time": Goal(1.55, at_least=False),
+    "no longer than nanoGPT": Goal(1.0),
+    "generation against the book": Goal(10.0),
+    "generation against transformers": Goal(1.5),
+    "tokenize against tiktoken": Goal(0.95),
+    "memory does not grow with the corpus": Goal(1.1, at_least=False),
+    "the loader's share of a step": Goal(0.01, at_least=False),
+    "--help": Goal(0.2, at_least=False),
+    "no torch before it is needed": Goal(0, at_least=False),
+    "a repro with nothing to do": Goal(0.9),
+    "MFU on a GPU": Goal(0.6),
+}
+"""By the names that rows give."""
+
+
+def verdict(row: Row) -> str:
+    """ "reached" or "missed"; empty where a row has no goal."""
+    if not row.goal:
+        return ""
+    return "reached" if GOALS[row.goal].reached(row.value) else "missed"

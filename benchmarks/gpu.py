@@ -1,0 +1,255 @@
+"""GPU: GPT-2 small at context 1024 in bf16: tokens per second, share of the measured GEMM rate, peak memory.
+
+`benchmarks/gpu.sh` runs all of it. Each setting is measured in a process of its own, so that one that runs out of
+memory ends alone, and peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from benchmarks.machine import machine
+from benchmarks.measure import ROOT
+from benchmarks.ours import SHAPES, prepared
+from benchmarks.results import FOLDER, Results, Row, shown_command
+
+_TIMES = 5
+"""Groups of steps that are timed; the median counts."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one process trains.
+
+    Attributes:
+        side: "ours" or "nanoGPT".
+        shape: A name in SHAPES.
+        batch_size: Windows in a step, computed at once.
+        compiled: Whether blocks (ours) or the model (nanoGPT) are compiled.
+        device: "cuda" or, to try the script, "cpu".
+        steps: Steps in a group.
+        code: The clone of nanoGPT.
+    """
+
+    side: str
+    shape: str
+    batch_size: int
+    compiled: bool
+    device: str
+    steps: int
+    code: str = ""
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return f"{self.shape}, batch {self.batch_size}, {'compiled' if self.compiled else 'eager'}"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--device", default="cuda", show_default=True, help="cuda, or cpu to try the script out.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), default="124M", show_default=True)
+@click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=(8, 16, 32, 64), show_default=True)
+@click.option("--steps", default=10, show_default=True, help="Steps in each of the five groups that are timed.")
+@click.option("--nanogpt", type=click.Path(exists=True, file_okay=False, path_type=Path), envvar="NANOGPT")
+@click.option("--results", type=click.Path(path_type=Path), default=FOLDER, help="Where gpu-NAME.json goes.")
+@click.option("--setting", hidden=True, help="Measures one setting, given as JSON, and prints what it found.")
+def main(
+    device: str,
+    shape: str,
+    batch_sizes: tuple[int, ...],
+    steps: int,
+    nanogpt: Path | None,
+    results: Path,
+    setting: str | None,
+) -> None:
+    """Measure training on a GPU, batch size by batch size, eager and compiled, and write results/gpu-NAME.json."""
+    if setting:
+        click.echo("\n" + json.dumps(_measure(Setting(**json.loads(setting)))))
+        return
+    started = time.monotonic()
+    gemm = _apart(json.dumps(asdict(Setting("gemm", shape, 1, False, device, steps))))
+    if "error" in gemm:
+        raise click.ClickException(gemm["error"])
+    click.echo(f"{gemm['device']}: bf16 GEMM {gemm['flops'] / 1e12:,.1f} TFLOP/s")
+    found = Results(f"gpu-{_slug(gemm['device'])}", machine={**machine(), "gpu": gemm["device"]})
+    found.command = shown_command(sys.argv[1:]).replace("benchmarks", "benchmarks.gpu", 1)
+    sides = ["ours", *(["nanoGPT"] if nanogpt else [])]
+    code = str(nanogpt.resolve()) if nanogpt else ""
+    for side in sides:
+        for batch_size in batch_sizes:
+            for compiled in (True, False):
+                own = Setting(side, shape, batch_size, compiled, device, steps, code)
+                one = _apart(json.dumps(asdict(own)))
+                _add(found, own, one, gemm["flops"])
+                found.seconds = time.monotonic() - started
+                found.write(results)  # after each: what was measured is kept, whatever comes
+    click.echo(f"wrote gpu-{_slug(gemm['device'])}.json")
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(each if each.isalnum() else " " for each in name.lower()).split())
+
+
+def _apart(setting: str) -> dict[str, Any]:
+    """Measures a setting in a process of its own; {"error": …} where it failed."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--setting", setting], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        return {"error": lines[-1][:300]}
+    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return told
+
+
+def _add(found: Results, own: Setting, one: dict[str, Any], gemm: float) -> None:
+    if "error" in one:
+        found.skipped[f"{own.side}, {own.name}"] = one["error"]
+        click.echo(f"{own.side}, {own.name}: {one['error']}")
+        return
+    share = one["rate"] * one["flops_per_token"] / gemm
+    memory = f"{one['peak_memory'] / 1e9:.1f} GB"
+    best = own.side == "ours" and share >= max((row.value for row in found.rows if row.goal), default=0.0)
+    row = Row(
+        f"{own.side}, {own.name}", "bf16 GEMM", share, "share", "TFLOP/s",
+        one["rate"] * one["flops_per_token"] / 1e12, gemm / 1e12, goal="MFU on a GPU" if best else "",
+        rounds=one["rates"],
+        note=f"{one['rate']:,.0f} tokens/s, {memory}, first step {one['first_step']:.1f} s",
+    )  # fmt: skip
+    if best:  # the goal is for the best setting
+        found.rows[:] = [Row(**{**asdict(each), "goal": ""}) for each in found.rows]
+    found.rows.append(row)
+    click.echo(f"{own.side}, {own.name}: {row.note}, {share:.1%} of GEMM")
+
+
+# ── in the process of one setting ─────────────────────────────────────────────────────────────────
+
+
+def _measure(own: Setting) -> dict[str, Any]:
+    import torch
+
+    if own.side == "gemm":
+        return _gemm(own.device)
+    step, tokens, flops = _ours(own) if own.side == "ours" else _nanogpt(own)
+    started = time.perf_counter()
+    step()
+    _wait(own.device)
+    first = time.perf_counter() - started
+    for _ in range(5):
+        step()
+    rates = []
+    for _ in range(_TIMES):
+        _wait(own.device)
+        started = time.perf_counter()
+        for _ in range(own.steps):
+            step()
+        _wait(own.device)
+        rates.append(own.steps * tokens / (time.perf_counter() - started))
+    from benchmarks.measure import peak_memory
+
+    peak = torch.cuda.max_memory_allocated() if own.device != "cpu" else peak_memory()
+    return {
+        "rate": median(rates), "rates": rates, "flops_per_token": flops, "peak_memory": peak, "first_step": first,
+    }  # fmt: skip
+
+
+def _wait(device: str) -> None:
+    """A GPU's work is only asked for when a call returns."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _gemm(device: str) -> dict[str, Any]:
+    """The best rate of bf16 products among some large sizes, as floating-point operations a second."""
+    import torch
+
+    best = 0.0
+    for size in (4096, 8192, 12288) if device != "cpu" else (1024,):
+        a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+        for _ in range(5):
+            a @ b
+        for _ in range(_TIMES):
+            _wait(device)
+            started = time.perf_counter()
+            for _ in range(10):
+                a @ b
+            _wait(device)
+            best = max(best, 10 * 2 * size**3 / (time.perf_counter() - started))
+    name = torch.cuda.get_device_name() if device != "cpu" else "cpu"
+    return {"flops": best, "device": name}
+
+
+Prepared = tuple[Callable[[], object], int, int]
+
+
+def _ours(own: Setting) -> Prepared:
+    """The training loop's step, with the preset's params but for the sizes."""
+    from pipeline.training.loop import train_step
+    from pipeline.training.state import TrainState
+
+    shape = {**SHAPES[own.shape], "batch_size": own.batch_size}
+    overrides = (
+        f"runtime.device={own.device}", f"runtime.compile={str(own.compiled).lower()}", "train.precision=bf16",
+        "train.grad_clip=1.0",
+    )  # fmt: skip
+    run, state = prepared(shape, overrides), TrainState()
+    return (
+        lambda: train_step(run, state),
+        own.batch_size * shape["context_length"],
+        run.model.config.flops_per_token,
+    )
+
+
+def _nanogpt(own: Setting) -> Prepared:
+    """Its model and optimizer as its train.py uses them on a GPU: bf16 autocast, clipping, fused AdamW."""
+    import torch
+
+    sys.path.insert(0, own.code)
+    from model import GPT, GPTConfig
+
+    shape = SHAPES[own.shape]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    model = GPT(
+        GPTConfig(
+            block_size=shape["context_length"], vocab_size=shape["vocab_size"], n_layer=shape["n_layers"],
+            n_head=shape["n_heads"], n_embd=shape["emb_dim"], dropout=0.0, bias=True,
+        )
+    ).to(own.device)  # fmt: skip
+    kind = torch.device(own.device).type
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), kind)
+    called = torch.compile(model) if own.compiled else model
+    tokens = torch.randint(0, shape["vocab_size"], (own.batch_size, shape["context_length"] + 1), device=own.device)
+    x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    count = (
+        sum(each.numel() for each in model.parameters()) - model.transformer.wpe.weight.numel()
+    )  # the head is tied
+    flops = 6 * count + 12 * shape["n_layers"] * shape["context_length"] * shape["emb_dim"]
+
+    def step() -> None:
+        with torch.autocast(kind, torch.bfloat16):
+            loss = called(x, y)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, own.batch_size * shape["context_length"], flops
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Learning per second: tinyshakespeare's loss over every validation character, and the time that it took."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.context import Context
+from benchmarks.measure import Round, Side, facts_of, take_turns
+from benchmarks.ours import WHOLE_RUNS, TemporaryProject
+from benchmarks.results import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+_CONTEXT = 64
+_SEEDS = (1, 2, 3, 4, 5)
+
+# What nanoGPT's README gives for a CPU; the last step is kept, as it is with ours.
+_NANOGPT = [
+    "--device=cpu",
+    "--eval_iters=20",
+    "--log_interval=100",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
+    "--always_save_checkpoint=True",
+]
+
+
+def run(context: Context) -> None:
+    """Whole processes on one thread, compiling counted: nanoGPT once, `shakespeare-fast` with five seeds,
+    `shakespeare-best` once. All are scored alike: non-overlapping windows of 64, every character but the first."""
+    text = context.text("tinyshakespeare.txt")
+    if text is None:
+        return
+    theirs = None if context.quick else _nanogpt(context, text)
+    fast, best = _preset("shakespeare-fast"), _preset("shakespeare-best")
+    ours = [_ours(context, text, fast, seed) for seed in (_SEEDS[:1] if context.quick else _SEEDS)]
+    _add_fast(context, fast, ours, theirs)
+    if not context.quick:
+        _add_best(context, best, _ours(context, text, best, 1), theirs)
+
+
+def _preset(name: str) -> str:
+    """The preset, or the nearest one where there is none of this name yet."""
+    from pipeline.presets import PRESETS
+
+    return name if name in PRESETS else "shakespeare-char"
+
+
+def _add_fast(context: Context, name: str, ours: list[_Learned], theirs: _Learned | None) -> None:
+    losses, seconds = [each.loss for each in ours], [each.time.processor for each in ours]
+    spread = f" ± {stdev(losses):.3f}" if len(losses) > 1 else ""
+    what = f"tinyshakespeare, {name}"
+    note = f"mean of {len(losses)} seeds{spread}; {', '.join(f'{loss:.3f}' for loss in losses)}"
+    context.add(Row(f"{what}: loss over every validation character", "", mean(losses), "nats", rounds=losses,
+                    goal="nanoGPT's loss", note=note))  # fmt: skip
+    context.add(Row(f"{what}: parameters", "", float(ours[0].parameters), "count", goal="nanoGPT's parameters"))
+    context.add(Row(f"{what}: processor time of the train stage", "", mean(seconds), "seconds",
+                    wall=mean(each.time.wall for each in ours), rounds=seconds))  # fmt: skip
+    if theirs:
+        wall = theirs.time.wall / mean(each.time.wall for each in ours)
+        context.add(Row(
+            f"{what}: training", "nanoGPT", theirs.time.processor / mean(seconds), "times", "runs per second",
+            1 / mean(seconds), 1 / theirs.time.processor, wall, goal="nanoGPT's loss in a twentieth of its time",
+        ))  # fmt: skip
+
+
+def _add_best(context: Context, name: str, ours: _Learned, theirs: _Learned | None) -> None:
+    what = f"tinyshakespeare, {name}"
+    context.add(Row(f"{what}: loss over every validation character", "", ours.loss, "nats",
+                    goal="best loss in nanoGPT's time"))  # fmt: skip
+    context.add(Row(f"{what}: parameters", "", float(ours.parameters), "count"))
+    context.add(Row(f"{what}: processor time of the train stage", "", ours.time.processor, "seconds",
+                    wall=ours.time.wall))  # fmt: skip
+    if theirs:
+        context.add(Row(
+            f"{what}: training", "nanoGPT", theirs.time.processor / ours.time.processor, "times",
+            "runs per second", 1 / ours.time.processor, 1 / theirs.time.processor,
+            theirs.time.wall / ours.time.wall, goal="no longer than nanoGPT",
+        ))  # fmt: skip
+
+
+class _Learned:
+    """A run's time, and what a scored checkpoint told."""
+
+    def __init__(self, time: Round, facts: dict[str, Any]) -> None:
+        self.time, self.loss, self.parameters = time, float(facts["loss"]), int(facts["parameters"])
+
+
+def _compiling(folder: Path) -> dict[str, str]:
+    """Nothing is compiled yet, and what is, is compiled in the process whose time is taken."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+
+
+def _ours(context: Context, text: Path, preset: str, seed: int) -> _Learned:
+    project = TemporaryProject(Path(tempfile.mkdtemp(dir=context.folder)))
+    shutil.copy(text, project.raw)
+    project.preset(preset)
+    settings = (f"train.seed={seed}", "runtime.threads=1", *WHOLE_RUNS)
+    environment = _compiling(project.folder)
+    take_turns([project.side("the data", ["tokenize", "split"], settings, 1.0, 1, environment)], 1)
+    done = take_turns([project.side("ours", ["train"], settings, 1.0, 0, environment, 1)], 1)
+    scored = facts_of(Side("score", "benchmarks.learning:score_ours", {"folder": str(project.folder)}))
+    return _Learned(done["ours"].rounds[0], scored)
+
+
+def _nanogpt(context: Context, text: Path) -> _Learned | None:
+    """Its train.py on the same split; eager, and compiled as well with `compile_peers`: the faster one."""
+    code = context.peer("nanogpt", "nanoGPT's run on tinyshakespeare")
+    if code is None:
+        return None
+    data = context.folder / "nanogpt-data"
+    facts_of(Side("data", "benchmarks.learning:nanogpt_data", {"text": str(text), "folder": str(data)}))
+    found = []
+    for compiled in (False, True) if context.compile_peers else (False,):
+        out = context.folder / f"nanogpt-{compiled}"
+        line = ["python", "train.py", "config/train_shakespeare_char.py", *_NANOGPT]
+        line += [f"--compile={compiled}", f"--out_dir={out}", f"--dataset={data}"]
+        settings = {
+            "commands": [line], "folder": str(code[0]), "work": 1.0,
+            "environment": {**_compiling(out), "PYTHONDONTWRITEBYTECODE": "1"},
+        }  # fmt: skip
+        side = Side("nanoGPT", "benchmarks.measure:command", settings)
+        done = take_turns([side], 1)["nanoGPT"].rounds[0]
+        place = {"folder": str(data), "checkpoint": str(out / "ckpt.pt")}
+        scored = facts_of(Side("score", "benchmarks.learning:score_nanogpt", place, code=code))
+        found.append(_Learned(done, scored))
+        name = f"tinyshakespeare, nanoGPT, {'compiled' if compiled else 'eager'}"
+        context.add(Row(f"{name}: loss over every validation character", "", found[-1].loss, "nats"))
+        context.add(Row(f"{name}: processor time", "", done.processor, "seconds", wall=done.wall))
+    return min(found, key=lambda each: each.time.processor)
+
+
+def nanogpt_data(text: str, folder: str) -> tuple[None, dict[str, Any]]:
+    """What its prepare.py writes: the first nine tenths of the characters to train on, the rest to validate on."""
+    import pickle
+
+    import numpy as np
+
+    whole = Path(text).read_text(encoding="utf-8")
+    characters = {each: number for number, each in enumerate(sorted(set(whole)))}
+    ids = np.array([characters[each] for each in whole], dtype=np.uint16)
+    cut = int(len(whole) * 0.9)
+    Path(folder).mkdir()
+    ids[:cut].tofile(Path(folder) / "train.bin")
+    ids[cut:].tofile(Path(folder) / "val.bin")
+    names = {"vocab_size": len(characters), "stoi": characters, "itos": {n: each for each, n in characters.items()}}
+    (Path(folder) / "meta.pkl").write_bytes(pickle.dumps(names))
+    return None, {}
+
+
+def score_nanogpt(folder: str, checkpoint: str) -> tuple[None, dict[str, Any]]:
+    """The loss of its last checkpoint, by its own model."""
+    import numpy as np
+    import torch
+    from model import GPT, GPTConfig
+
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = GPT(GPTConfig(**saved["model_args"])).eval()
+    model.load_state_dict({name.removeprefix("_orig_mod."): each for name, each in saved["model"].items()})
+    ids = np.fromfile(Path(folder) / "val.bin", dtype=np.uint16)
+    count = sum(each.numel() for each in model.parameters())
+    # Given targets, it returns the logits of every place and not of the last one only.
+    return None, {"loss": mean_loss(lambda x: model(x, x)[0], ids), "parameters": count}
+
+
+def score_ours(folder: str) -> tuple[None, dict[str, Any]]:
+    """The loss of our last checkpoint (not of the best on this very text)."""
+    import torch
+
+    from pipeline.data.tokens import TokenFolder
+    from pipeline.model.checkpoint import load_checkpoint
+    from pipeline.paths import Paths
+
+    paths = Paths(Path(folder))
+    checkpoint = load_checkpoint(paths.checkpoint, "last", torch.device("cpu"))
+    ids = TokenFolder(paths.splits, "").ids("val")
+    told = json.loads((paths.metrics / "train.json").read_text(encoding="utf-8"))
+    return None, {
+        "loss": mean_loss(lambda x: checkpoint.model(x).logits, ids),
+        "parameters": checkpoint.model.parameter_count(),
+        "told": told["val"]["loss"],
+    }
+
+
+def mean_loss(logits: Callable[[torch.Tensor], torch.Tensor], ids: np.ndarray) -> float:
+    """Nats a character over all targets, in windows of 64 that do not overlap; the tail is a window of its own."""
+    import torch
+    import torch.nn.functional as F
+
+    tokens = torch.from_numpy(ids.astype("int64"))
+    whole = (len(tokens) - 1) // _CONTEXT * _CONTEXT
+    inputs, targets = (part.view(-1, _CONTEXT).split(256) for part in (tokens[:whole], tokens[1 : whole + 1]))
+    batches = list(zip(inputs, targets, strict=True))
+    if whole < len(tokens) - 1:
+        batches.append((tokens[None, whole:-1], tokens[None, whole + 1 :]))
+    with torch.inference_mode():
+        nats = sum(
+            float(F.cross_entropy(logits(x).flatten(0, 1), y.flatten(), reduction="sum")) for x, y in batches
+        )
+    return nats / (len(tokens) - 1)

@@ -1,0 +1,161 @@
+"""The project's own side: its real code path, with its fastest settings; this is where those are chosen."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.measure import ROOT, Side, Work
+
+if TYPE_CHECKING:
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.params import Params
+    from pipeline.training.loop import Run
+
+STEADY = ("train.precision=bf16", "runtime.compile=true")
+"""Settings for steps per second, where compiling is not counted."""
+
+WHOLE_RUNS: tuple[str, ...] = ()
+"""Settings for whole runs of presets, where everything is counted: what a preset ships."""
+
+SHAPES: dict[str, dict[str, int]] = {
+    name: dict(
+        zip(("vocab_size", "context_length", "n_layers", "n_heads", "emb_dim", "batch_size"), sizes, strict=True)
+    )
+    for name, sizes in {
+        "S": (50304, 256, 4, 4, 256, 8),
+        "M": (4096, 256, 6, 6, 384, 8),
+        "B": (50304, 256, 12, 12, 768, 2),
+        "124M": (50304, 1024, 12, 12, 768, 16),
+        "tiny": (512, 16, 1, 2, 16, 2),
+    }.items()
+}
+"""The models that are trained, all of GPT-2's form with a tied head, without dropout."""
+
+
+def params(shape: dict[str, int], overrides: tuple[str, ...]) -> Params:
+    """The params of a shape: the preset of GPT-2 small, made smaller."""
+    from pipeline.params import load_params
+    from pipeline.presets import write_preset
+
+    sizes = [f"model.{name}={shape[name]}" for name in ("context_length", "n_layers", "n_heads", "emb_dim")]
+    batch = [f"train.{name}={shape['batch_size']}" for name in ("batch_size", "micro_batch_size")]
+    plain = ("train.eval_callbacks.use=[]", "train.grad_clip=0.0", "runtime.device=cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        write_preset("gpt2-124m", path)
+        return load_params(path, [*sizes, *batch, *plain, *overrides])
+
+
+def tokenizer(vocab_size: int) -> Tokenizer:
+    """A tokenizer of a given size, which no text was needed for: only its size counts here."""
+    from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
+    from pipeline.data.vocabulary import GPT2_PATTERN
+
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    longer = ((256 + number).to_bytes(3, "big") for number in range(vocab_size - 257))
+    ranks |= {sequence: 256 + number for number, sequence in enumerate(longer)}
+    return Tokenizer("benchmark", GPT2_PATTERN, ranks, {END_OF_TEXT: vocab_size - 1})
+
+
+def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> Run:
+    """What the train stage hands to its loop, for a shape and random text."""
+    import numpy as np
+
+    from pipeline.paths import Paths
+    from pipeline.stages.train import Leg, load_components, prepare, work
+    from pipeline.training.conditions import choose
+    from pipeline.training.distributed import Ranks
+    from pipeline.training.interrupt import StopSignal
+    from pipeline.training.length import Length
+    from pipeline.training.store import StateStore
+
+    own = params(shape, overrides)
+    text = np.random.default_rng(1).integers(0, shape["vocab_size"] - 1, 2_000_000).astype("<u2")
+    leg = Leg(Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, StateStore(Path("unused"), "unused"), {})
+    components = load_components(own.train, Paths(ROOT))
+    words = tokenizer(shape["vocab_size"])
+    conditions = choose(own, Ranks(), {}, work(own, leg.length, words))
+    ids = {"train": text, "val": text[:1000]}
+    run = prepare(own, components, ids, words, leg, conditions, Ranks(), StopSignal())
+    run.model.train()
+    return run
+
+
+def training_side(shape: dict[str, int], threads: int, steps: int) -> Side:
+    """The training loop's steps; work is in tokens."""
+    settings = {"shape": shape, "threads": threads, "steps": steps}
+    return Side("ours", "benchmarks.ours:training", settings, threads)
+
+
+def training(shape: dict[str, int], threads: int, steps: int) -> tuple[Work, dict[str, Any]]:
+    """Prepares a run, and takes some steps that are not measured."""
+    from pipeline.training.loop import train_step
+    from pipeline.training.state import TrainState
+
+    run, state = prepared(shape, (*STEADY, f"runtime.threads={threads}")), TrainState()
+
+    def work() -> float:
+        return float(sum(train_step(run, state)[1] for _ in range(steps)))
+
+    for _ in range(3):
+        work()
+    return work, {"setting": ", ".join(STEADY), "flops_per_token": run.model.config.flops_per_token}
+
+
+class TemporaryProject:
+    """A project in a folder of its own: the shipped plugins, a preset, and one's texts under data/raw."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "data" / "raw").mkdir(parents=True)
+        shutil.copytree(ROOT / "plugins", folder / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "params.yaml", folder)
+
+    @property
+    def raw(self) -> Path:
+        """Where the texts lie."""
+        return self.folder / "data" / "raw"
+
+    def preset(self, name: str) -> None:
+        """Writes a preset into params.yaml."""
+        from pipeline.presets import write_preset
+
+        write_preset(name, self.folder / "params.yaml")
+
+    def side(
+        self,
+        name: str,
+        stages: list[str],
+        settings: tuple[str, ...],
+        work: float,
+        cpus: int,
+        environment: dict[str, str] | None = None,
+        threads: int = 1,
+    ) -> Side:
+        """Commands of `pipeline`, their whole processes, with the same settings for each.
+
+        Args:
+            name: What the side is called.
+            stages: The commands.
+            settings: What is set for each of them.
+            work: What they do together.
+            cpus: How many processors they may use; 0 for all.
+            environment: Further variables.
+            threads: Of torch.
+        """
+        options = [part for value in settings for part in ("--set", value)]
+        return Side(
+            name,
+            "benchmarks.measure:command",
+            {
+                "commands": [["python", "-m", "pipeline", *stage.split(), *options] for stage in stages],
+                "folder": str(self.folder),
+                "work": work,
+                "cpus": cpus,
+                "environment": environment or {},
+            },
+            threads,
+        )

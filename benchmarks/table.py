@@ -1,0 +1,121 @@
+"""The table of results: for the terminal and, between two comments, in docs/performance.md.
+
+`python -m benchmarks.table` writes it anew from benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.goals import GOALS, verdict
+from benchmarks.measure import ROOT
+from benchmarks.results import FOLDER, Results, Row, read
+
+SUBJECTS = ("training", "book", "learning", "generation", "tokenizing", "loading", "saving", "startup")
+"""What there are results of, in the order of the table."""
+
+DOCUMENT = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- benchmark table -->", "<!-- end of the benchmark table -->"
+_HEADER = ("", "against", "ours", "theirs", "result", "wall", "goal", "verdict")
+
+
+def lines(results: Iterable[Results]) -> list[tuple[str, ...]]:
+    """The cells of every row, the header first."""
+    return [_HEADER, *(_cells(row) for each in results for row in each.rows)]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    goal = GOALS[row.goal] if row.goal else None
+    bound = f"{'≥' if goal.at_least else '≤'} {shown(goal.bound, row.kind)}" if goal else ""
+    theirs = _rate(row.theirs)
+    return (
+        row.what,
+        row.against,
+        f"{_rate(row.ours)} {row.unit}".strip() if row.ours is not None else "",
+        theirs,
+        shown(row.value, row.kind),
+        shown(row.wall, row.kind) if row.wall is not None else "",
+        bound,
+        verdict(row),
+    )
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def shown(value: float, kind: str) -> str:
+    """A value as its kind is read."""
+    if kind == "times":
+        return f"{value:.2f}×"
+    if kind == "share":
+        return f"{value:.0%}" if value >= 0.1 else f"{100 * value:.2g}%"
+    if kind == "seconds":
+        return f"{value:.3f} s"
+    if kind == "bytes":
+        return f"{value / 1e6:,.0f} MB"
+    return f"{value:.3f}" if kind == "nats" else f"{value:,.0f}"
+
+
+def markdown(results: Iterable[Results]) -> str:
+    """What stands between the two comments: where it was measured, the rows of each subject, what was left out."""
+    results = list(results)
+    if not results:
+        return "Nothing is measured yet: `make bench` fills this in.\n"
+    parts = [_where(results)]
+    for each in results:
+        rows = [_HEADER, ("---", "---", *["---:"] * 5, "---"), *lines([each])[1:]]
+        notes = list(dict.fromkeys(f"- {row.what}: {row.note}" for row in each.rows if row.note))
+        notes += [f"- Not measured: {what} ({why})" for what, why in each.skipped.items()]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+        parts.append(f"### {_title(each.subject)}\n\n`{each.command}`, {each.seconds:,.0f} s\n\n{table}\n")
+        parts += ["\n".join(notes) + "\n"] if notes else []
+    return "\n".join(parts)
+
+
+def _title(subject: str) -> str:
+    return subject.replace("gpu-", "GPU: ") if subject.startswith("gpu-") else subject.capitalize()
+
+
+def _where(results: list[Results]) -> str:
+    """The machines and versions, each once."""
+    said = []
+    for each in results:
+        facts = each.machine
+        more = f", {', '.join(facts['instructions'])}" if facts.get("instructions") else ""
+        versions = ", ".join(f"{name} {value}" for name, value in each.versions.items())
+        said.append(f"Measured on {each.date}: {facts['processor']}, {facts['cores']} cores{more}; {versions}.\n")
+    return "\n".join(dict.fromkeys(said))
+
+
+def plain(results: Iterable[Results]) -> str:
+    """The same rows in columns, for a terminal."""
+    rows = lines(results)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def every(folder: Path = FOLDER) -> list[Results]:
+    """All results in a folder, those of GPUs last."""
+    return read(folder, [*SUBJECTS, *sorted(path.stem for path in folder.glob("gpu-*.json"))])
+
+
+def write(document: Path = DOCUMENT, folder: Path = FOLDER) -> None:
+    """Puts the table of the results in `folder` into the document."""
+    text = document.read_text(encoding="utf-8")
+    document.write_text(with_table(text, markdown(every(folder))), encoding="utf-8")
+
+
+def with_table(text: str, table: str) -> str:
+    """The document's text with `table` between its two comments."""
+    return re.sub(f"{BEGIN}\n.*?{END}", lambda _: f"{BEGIN}\n\n{table}\n{END}", text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    write()

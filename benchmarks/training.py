@@ -1,0 +1,61 @@
+"""Training: tokens per processor-second on three shapes, beside others and beside bare matrix products."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from benchmarks.context import Context
+from benchmarks.machine import gemm_side
+from benchmarks.measure import Measured
+from benchmarks.ours import SHAPES, training_side
+from benchmarks.peers import training_sides
+from benchmarks.results import Row, compared
+
+_UNIT = "tokens per processor-second"
+
+
+def run(context: Context) -> None:
+    """Each shape with one thread, M and B also with two; all sides, and GEMM in fp32 and bf16, take turns."""
+    for name in ("M",) if context.quick else ("S", "M", "B"):
+        settings: dict[str, str] = {}
+        for threads in (1,) if context.quick or name == "S" else (1, 2):
+            done = _shape(context, name, threads, settings)
+            settings |= {side: each.facts["setting"] for side, each in done.items() if "tried" in each.facts}
+
+
+def _shape(context: Context, name: str, threads: int, settings: dict[str, str]) -> dict[str, Measured]:
+    """Lets all sides train one shape; `settings` are those that others were fastest with before."""
+    what = f"training {name}, {threads} thread{'s' * (threads > 1)}"
+    peers = training_sides(context, SHAPES[name], threads, settings)
+    gemm = [gemm_side(dtype, threads) for dtype in ("fp32", "bf16")]
+    ours, *_ = sides = [training_side(SHAPES[name], threads, 1 if name == "B" else 2), *peers, *gemm]
+    done = context.take_turns(sides)
+    for side in peers:
+        if side.name in done:
+            goal = f"training against {side.name}"
+            context.add(compared(what, side.name, done[ours.name], done[side.name], _UNIT, goal))
+            if name == "B" and threads == 1:
+                context.add(_memory(side.name, done[ours.name], done[side.name]))
+    for side in gemm:
+        context.add(_share(what, done[ours.name], side.name, done[side.name]))
+    return done
+
+
+def _share(what: str, ours: Measured, name: str, gemm: Measured) -> Row:
+    """What share of the machine's rate of matrix products the floating-point operations of training come to."""
+    flops = ours.facts["flops_per_token"]
+    each = [one.rate * flops / other.rate for one, other in zip(ours.rounds, gemm.rounds, strict=True)]
+    wall = [one.wall_rate * flops / other.wall_rate for one, other in zip(ours.rounds, gemm.rounds, strict=True)]
+    goal = "training's share of bf16 GEMM" if name == "bf16 GEMM" else ""
+    return Row(
+        what, name, median(each), "share", "GFLOP per processor-second", ours.rate * flops / 1e9, gemm.rate / 1e9,
+        median(wall), each, goal,
+    )  # fmt: skip
+
+
+def _memory(name: str, ours: Measured, theirs: Measured) -> Row:
+    """How many times our peak memory theirs is."""
+    return Row(
+        "peak memory, training B", name, theirs.peak_memory / ours.peak_memory, "times", "MB",
+        ours.peak_memory / 1e6, theirs.peak_memory / 1e6,
+    )  # fmt: skip
