@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
+from pipeline.data.patterns import faster
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_atomically
 
@@ -45,7 +46,7 @@ class Tokenizer:
     def _encoding(self) -> tiktoken.Encoding:
         return tiktoken.Encoding(
             self.name,
-            pat_str=self.pattern,
+            pat_str=faster(self.pattern),
             mergeable_ranks=self.ranks,
             special_tokens=self.special_tokens,
         )

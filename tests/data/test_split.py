@@ -12,10 +12,10 @@ from conftest import Project, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.split import SIDES, Part, by_document, by_position, duplicates, predefined, side_of
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
-from pipeline.data.vocabulary import GPT2_PATTERN
 from pipeline.errors import DataError
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" r": 258, " é".encode()[:2]: 259}
