@@ -51,8 +51,8 @@ def params(shape: dict[str, int], overrides: tuple[str, ...]) -> Params:
 
 def tokenizer(vocab_size: int) -> Tokenizer:
     """A tokenizer of a given size, which no text was needed for: only its size counts here."""
+    from pipeline.data.patterns import GPT2_PATTERN
     from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-    from pipeline.data.vocabulary import GPT2_PATTERN
 
     ranks = {bytes([byte]): byte for byte in range(256)}
     longer = ((256 + number).to_bytes(3, "big") for number in range(vocab_size - 257))

@@ -89,6 +89,8 @@ def _batch(encoding: Any, texts: list[str], threads: int) -> list[Any]:
 
 
 def _numpy(encoding: Any, texts: list[str], threads: int) -> list[Any]:
+    if threads == 1:  # tiktoken is slower in any thread but the first that used the encoding
+        return [encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda text: encoding.encode_to_numpy(text, disallowed_special=()), texts))
 

@@ -7,7 +7,8 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from threading import local
 
 from pipeline.data.tokenizer import TokenIds, Tokenizer
 from pipeline.errors import DataError
@@ -15,6 +16,10 @@ from pipeline.plugin.components import Document
 
 PIECE = 1 << 18
 """Characters encoded at once: large enough to make a thread's start cheap, small enough for bounded memory."""
+
+_SPACE = [character for character in map(chr, range(0x3001)) if character.isspace()]  # there is none above
+_ASCII_SPACE = "".join(filter(str.isascii, _SPACE)).encode()
+_OTHER_SPACE = [character for character in _SPACE if not character.isascii()]
 
 _SAFE_PLACE = re.compile(r"[ \n](?<=[^\W_].)", re.DOTALL)
 
@@ -92,9 +97,17 @@ def pieces(documents: Iterable[Document]) -> Iterator[Piece]:
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Piece, TokenIds]]:
     """Each piece with its ids, in order; at most a few pieces a thread are in memory at a time."""
     waiting: deque[Future[list[tuple[Piece, TokenIds]]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    own = local()
+
+    def begin() -> None:
+        own.tokenizer = replace(tokenizer)  # tiktoken's regular expression is slower for every thread but its first
+
+    def ids_of(batch: _Batch) -> list[tuple[Piece, TokenIds]]:
+        return batch.encode(own.tokenizer)
+
+    with ThreadPoolExecutor(threads, initializer=begin) as pool:
         for batch in _batches(pieces(documents)):
-            waiting.append(pool.submit(batch.encode, tokenizer))
+            waiting.append(pool.submit(ids_of, batch))
             if len(waiting) > 2 * threads:
                 yield from waiting.popleft().result()
         while waiting:
@@ -102,17 +115,30 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) ->
 
 
 class TextDigest:
-    """A hash of a text, taken piece by piece, in which white space does not count."""
+    """A hash of a text, taken piece by piece, in which white space does not count.
+
+    White space is what `str.split` takes for it, so the hash is that of `"".join(text.split())`.
+
+    Attributes:
+        text_bytes: The text's size in UTF-8, white space included.
+    """
 
     def __init__(self) -> None:
+        self.text_bytes = 0
         self._hash = hashlib.blake2b(digest_size=16)
         self._blank = True
 
     def update(self, text: str) -> None:
         """Takes in the next piece."""
-        dense = "".join(text.split())
+        utf8 = text.encode()
+        dense = utf8.translate(None, _ASCII_SPACE)  # five times as fast as splitting and joining
+        if not text.isascii():
+            for space in _OTHER_SPACE:
+                if space in text:
+                    dense = dense.replace(space.encode(), b"")
+        self.text_bytes += len(utf8)
         self._blank = self._blank and not dense
-        self._hash.update(dense.encode())
+        self._hash.update(dense)
 
     @property
     def value(self) -> str | None:

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.data.encode import cut
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids, IndexEntry, TokenFolder
+from pipeline.data.tokens import Ids, IndexEntry, Span, TokenFolder
 from pipeline.errors import DataError
+
+Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 SIDES = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A document, or what lies of it on one side of a cut."""
+    """A document, or what lies of it on one side of a cut.
+
+    Attributes:
+        side: Where it goes.
+        name: The document's.
+        blocks: Its ids, in blocks that may be iterated over again.
+        text_bytes: Its text's size in UTF-8.
+        digest: The document's, if it is whole.
+    """
 
     side: str
     name: str
-    ids: Ids
+    blocks: Iterable[Ids]
     text_bytes: int
     digest: str | None = None
 
@@ -38,9 +50,8 @@ def side_of(name: str, seed: int, val: float, test: float) -> str:
 
 def by_document(tokens: TokenFolder, seed: int, val: float, test: float) -> Iterator[Part]:
     """Every document, whole, on its side."""
-    ids = tokens.ids("tokens")
     for entry in tokens.documents("tokens"):
-        yield _whole(side_of(entry.name, seed, val, test), entry, ids)
+        yield _whole(side_of(entry.name, seed, val, test), entry, tokens)
 
 
 def predefined(tokens: TokenFolder) -> Iterator[Part]:
@@ -64,73 +75,93 @@ def predefined(tokens: TokenFolder) -> Iterator[Part]:
                 f"split.by: predefined, but no document is on the side {side} (found: {counts} documents): make a "
                 f"folder or file named {side}, or set split.by: document"
             )
-    ids = tokens.ids("tokens")
     for entry in tokens.documents("tokens"):
-        yield _whole(str(entry.split), entry, ids)
+        yield _whole(str(entry.split), entry, tokens)
 
 
 def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iterator[Part]:
     """The corpus in its order, cut in two places: train, then val, then test.
 
     `unit` "tokens" cuts between two tokens; "characters" cuts the text, so that the document at the cut is
-    decoded and both its sides are tokenized anew, as if the text had been cut first.
+    decoded and each of its sides is tokenized anew, as if the text had been cut first.
     """
-    ids, tokenizer = tokens.ids("tokens"), tokens.tokenizer
-    measure = _characters if unit == "characters" else _tokens
-    total = sum(measure(ids, entry, tokenizer) for entry in tokens.documents("tokens"))
+    tokenizer = tokens.tokenizer
+    lengths = _characters(tokenizer) if unit == "characters" else None
+
+    def length_of(entry: IndexEntry) -> int:
+        return entry.tokens if lengths is None else _sum(tokens.span("tokens", entry), lengths)
+
+    total = sum(length_of(entry) for entry in tokens.documents("tokens"))
     # Rounded first: in floating point 1 − 0.05 − 0.05 is a little less than 0.9.
     cuts = [int(round(total * share, 6)) for share in (1 - val - test, 1 - test)]
     position = 0
     for entry in tokens.documents("tokens"):
-        length = measure(ids, entry, tokenizer)
-        inside = [min(max(cut - position, 0), length) for cut in cuts]
+        length = length_of(entry)
+        inside = [min(max(place - position, 0), length) for place in cuts]
         position += length
-        own = ids[entry.start : entry.start + entry.tokens]
         if inside in ([0, 0], [0, length], [length, length]):  # no cut goes through this document
-            yield _whole(SIDES[inside.count(0)], entry, ids)
-        elif unit == "tokens":
-            yield from _cut_tokens(own, inside, entry, tokenizer)
-        else:
-            yield from _cut_text(own, inside, entry, tokenizer)
+            yield _whole(SIDES[inside.count(0)], entry, tokens)
+            continue
+        span = tokens.span("tokens", entry)
+        for side, start, end in zip(SIDES, [0, *inside], [*inside, length], strict=True):
+            if end == start:
+                continue
+            if unit == "tokens":
+                part = span.part(start, end)
+                yield Part(side, entry.name, part, _sum(part, tokenizer.byte_lengths))
+            else:
+                text = _CutText(span, tokenizer, start, end, end == length)
+                yield Part(side, entry.name, text, text.bytes)
 
 
-def _whole(side: str, entry: IndexEntry, ids: Ids) -> Part:
-    return Part(side, entry.name, ids[entry.start : entry.start + entry.tokens], entry.bytes, entry.digest)
+def _whole(side: str, entry: IndexEntry, tokens: TokenFolder) -> Part:
+    return Part(side, entry.name, tokens.span("tokens", entry), entry.bytes, entry.digest)
 
 
-def _tokens(ids: Ids, entry: IndexEntry, tokenizer: Tokenizer) -> int:
-    return entry.tokens
+def _sum(span: Span, lengths: Lengths) -> int:
+    return sum(int(lengths[ids].sum()) for ids in span)
 
 
-def _characters(ids: Ids, entry: IndexEntry, tokenizer: Tokenizer) -> int:
-    own = ids[entry.start : entry.start + entry.tokens]
-    return len(_text(own, tokenizer))
+def _characters(tokenizer: Tokenizer) -> Lengths:
+    """The characters that begin in each id's bytes [V]: 0 for special tokens, which are no text."""
+    inside = bytes(range(0x80, 0xC0))  # the bytes of a character's UTF-8 after its first one
+    lengths = np.array([len(each.translate(None, inside)) for each in tokenizer.token_bytes], dtype=np.int64)
+    lengths[list(tokenizer.special_tokens.values())] = 0
+    return lengths
 
 
-def _text(ids: Ids, tokenizer: Tokenizer) -> str:
-    return tokenizer.decode(ids[:-1] if _ends(ids, tokenizer) else ids)
+@dataclass(frozen=True)
+class _CutText:
+    """The ids of a document's characters `start` … `end`, tokenized anew; and end-of-text if it `ends`."""
 
+    document: Span
+    tokenizer: Tokenizer
+    start: int
+    end: int
+    ends: bool
 
-def _ends(ids: Ids, tokenizer: Tokenizer) -> bool:
-    return len(ids) > 0 and int(ids[-1]) == tokenizer.end_of_text
+    def __iter__(self) -> Iterator[Ids]:
+        for piece in cut(self._text()):
+            yield self.tokenizer.encode(piece)
+        if self.ends:
+            last = next(iter(self.document.part(len(self.document) - 1, len(self.document))))
+            yield last[last == self.tokenizer.end_of_text]
 
+    @property
+    def bytes(self) -> int:
+        """The text's size in UTF-8."""
+        return sum(len(text.encode()) for text in self._text())
 
-def _cut_tokens(ids: Ids, inside: list[int], entry: IndexEntry, tokenizer: Tokenizer) -> Iterator[Part]:
-    for side, start, end in zip(SIDES, [0, *inside], [*inside, len(ids)], strict=True):
-        if end > start:
-            text_bytes = int(tokenizer.byte_lengths[ids[start:end]].sum())
-            yield Part(side, entry.name, ids[start:end], text_bytes)
-
-
-def _cut_text(ids: Ids, inside: list[int], entry: IndexEntry, tokenizer: Tokenizer) -> Iterator[Part]:
-    text = _text(ids, tokenizer)
-    end_of_text = ids[len(ids) - 1 :] if _ends(ids, tokenizer) else ids[:0]
-    for side, start, end in zip(SIDES, [0, *inside], [*inside, len(text)], strict=True):
-        if end > start:
-            own = tokenizer.encode(text[start:end]).astype(ids.dtype)
-            if end == len(text):
-                own = np.concatenate([own, end_of_text])
-            yield Part(side, entry.name, own, len(text[start:end].encode()))
+    def _text(self) -> Iterator[str]:
+        decoder = getincrementaldecoder("utf-8")()
+        position = 0
+        for ids in self.document:
+            ordinary = ids[ids != self.tokenizer.end_of_text]
+            text = decoder.decode(self.tokenizer.decode_bytes(ordinary))
+            yield text[max(self.start - position, 0) : self.end - position]
+            position += len(text)
+            if position >= self.end:
+                return
 
 
 @dataclass(frozen=True)

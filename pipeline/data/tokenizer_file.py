@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.encode import cut
+from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.vocabulary import GPT2_PATTERN
 from pipeline.errors import DataError
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 

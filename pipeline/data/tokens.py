@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,8 @@ from pipeline.errors import DataError
 from pipeline.files import read_json, verify_manifest, write_json, write_manifest
 
 Ids = np.ndarray[tuple[int], np.dtype[Any]]
+
+_BLOCK = 1 << 18
 
 TOKENIZER = "tokenizer.json"
 META = "meta.json"
@@ -42,6 +44,36 @@ class IndexEntry:
     digest: str | None = None
 
 
+@dataclass(frozen=True)
+class Span:
+    """Ids of a token file, read in blocks whenever they are iterated over: they may be more than memory holds.
+
+    Attributes:
+        file: The token file.
+        dtype: Its ids' type.
+        start, end: The first id, and the one after the last.
+    """
+
+    file: Path
+    dtype: str
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __iter__(self) -> Iterator[Ids]:
+        size = np.dtype(self.dtype).itemsize
+        with self.file.open("rb") as file:
+            file.seek(self.start * size)
+            for start in range(self.start, self.end, _BLOCK):
+                yield np.frombuffer(file.read(min(_BLOCK, self.end - start) * size), self.dtype)
+
+    def part(self, start: int, end: int) -> Span:
+        """The ids from `start` up to `end`, counted from this span's own start."""
+        return replace(self, start=self.start + start, end=self.start + end)
+
+
 class TokenWriter:
     """Writes NAME.bin and its index NAME.documents.jsonl, token by token, in bounded memory."""
 
@@ -57,7 +89,7 @@ class TokenWriter:
         """Appends ids to the document at hand."""
         if len(ids) and int(ids.max()) >= self._limit:
             raise DataError(f"token id {int(ids.max())} is not in the vocabulary of {self._limit}")
-        self._ids.write(np.ascontiguousarray(ids, dtype=self._dtype).tobytes())
+        self._ids.write(np.ascontiguousarray(ids, dtype=self._dtype).data)
         self.tokens += len(ids)
 
     def end_document(self, name: str, text_bytes: int, split: str | None = None, digest: str | None = None) -> None:
@@ -130,6 +162,10 @@ class TokenFolder:
         """The ids of NAME.bin [tokens], memory-mapped."""
         count = self.meta["files"][name]["tokens"]
         return np.memmap(self.folder / f"{name}.bin", dtype=self.meta["dtype"], mode="r", shape=(count,))
+
+    def span(self, name: str, entry: IndexEntry) -> Span:
+        """The ids of a document of NAME.bin."""
+        return Span(self.folder / f"{name}.bin", self.meta["dtype"], entry.start, entry.start + entry.tokens)
 
     def documents(self, name: str) -> Iterator[IndexEntry]:
         """The index of NAME.bin."""

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import tiktoken
 
+from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.errors import DataError, ParamsError
 from pipeline.plugin.bytelevel import byte_characters
-
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-"""How gpt2 cuts text into words before merging bytes (Radford et al., 2019); written with possessive
-quantifiers, which match the same and never backtrack."""
 
 _ONE_CHARACTER = r"[\s\S]"
 _LONGEST_WORD = 1000

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TOKENIZER
@@ -48,13 +51,19 @@ def write_checkpoint(
     write_manifest(folder)
 
 
-def save_tensors(value: dict[str, Any], path: Path) -> None:
+def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
     """Writes plain tensors and plain values, which `load_tensors` reads; it is on the disk when this returns.
+
+    Args:
+        value: What to write.
+        path: Where to.
+        crc: Whether the file has zip's own checksums as well, which other programs check and torch does not. They
+            take longer than all else here.
 
     Raises:
         OSError: the file cannot be written, such as on a full disk.
     """
-    with path.open("wb") as file:
+    with _crc(crc), path.open("wb") as file:
         try:
             torch.save(_with_shared_keys(value), file)
         except RuntimeError as error:  # torch's own complaint hides the system's
@@ -63,6 +72,16 @@ def save_tensors(value: dict[str, Any], path: Path) -> None:
             raise
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _crc(wanted: bool) -> Iterator[None]:
+    before = get_crc32_options()
+    set_crc32_options(wanted and before)
+    try:
+        yield
+    finally:
+        set_crc32_options(before)
 
 
 def tensor_bytes(value: Any) -> int:

@@ -33,7 +33,8 @@ def run(params: Params, paths: Paths) -> None:
             }
             for part in _parts(tokens, own):
                 if (part.side, part.name) not in removed:
-                    writers[part.side].write(part.ids)
+                    for ids in part.blocks:
+                        writers[part.side].write(ids)
                     writers[part.side].end_document(part.name, part.text_bytes)
             files = {side: writer.summary() for side, writer in writers.items()}
         _check(files, own)

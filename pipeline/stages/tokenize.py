@@ -51,17 +51,16 @@ def write_tokens(params: Params, paths: Paths, documents: Documents) -> None:
             TokenWriter(folder, "tokens", tokenizer) as writer,
             Progress("tokenizing", "character") as progress,
         ):
-            text_bytes, digest, blank = 0, TextDigest(), True
-            for piece, ids in encode(documents(), tokenizer, os.cpu_count() or 1):
+            digest, blank = TextDigest(), True
+            for piece, ids in encode(documents(), tokenizer, _cores()):
                 writer.write(ids)
-                text_bytes += len(piece.text.encode())
                 digest.update(piece.text)
                 if piece.last:
-                    writer.write(end_of_text if text_bytes else ids[:0])
+                    writer.write(end_of_text if digest.text_bytes else ids[:0])
                     name, split = piece.document.name, piece.document.split
-                    writer.end_document(name, text_bytes, split, digest.value)
+                    writer.end_document(name, digest.text_bytes, split, digest.value)
                     blank = blank and digest.value is None
-                    text_bytes, digest = 0, TextDigest()
+                    digest = TextDigest()
                 progress.update(len(piece.text))
             if blank:
                 raise DataError(f"the corpus {own.corpus.name} holds no text ({_where(own.corpus.name, paths)})")
@@ -99,6 +98,10 @@ def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> T
     if tokenizer.vocab_size < wanted:
         say(f"note: the text holds only {tokenizer.vocab_size:,} of the {wanted:,} tokens asked for")
     return tokenizer
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _checked(documents: Iterator[Document], corpus: str) -> Iterator[Document]:

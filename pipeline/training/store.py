@@ -74,7 +74,7 @@ class StateStore:
 
     def _complete(self, captured: dict[str, Any], about: dict[str, Any], partial: Path, path: Path) -> None:
         """Adds what the first rank writes alone, and gives the state its name; older ones go."""
-        save_tensors(captured, partial / _STATE)
+        save_tensors(captured, partial / _STATE, crc=False)  # the manifest has a sha256 of it
         write_json(partial / _ABOUT, about)
         write_manifest(partial)
         partial.rename(path)
@@ -155,7 +155,8 @@ def _sync(folder: Path) -> None:
 def _check_finite(weights: dict[str, torch.Tensor], step: int) -> None:
     for name, tensor in weights.items():
         own: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        if not bool(own.isfinite().all()):
+        # A sum is ten times as fast, and finite only where every weight is; it may overflow where all are finite.
+        if not bool(own.sum().isfinite()) and not bool(own.isfinite().all()):
             raise PipelineError(
                 f"training stopped at step {step}: the weights of {name} are not finite; the states before are "
                 "kept: lower the optimizer's lr, or set train.grad_clip"

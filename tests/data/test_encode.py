@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 from conftest import Project
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.encode import PIECE, cut, encode
+from pipeline.data.encode import PIECE, TextDigest, cut, encode
+from pipeline.data.patterns import CL100K_PATTERN, GPT2_PATTERN, faster
 from pipeline.data.tokenizer import END_OF_TEXT, TokenIds, Tokenizer
 from pipeline.data.tokens import TokenFolder
-from pipeline.data.vocabulary import GPT2_PATTERN, published, raw_bytes, train_bpe
+from pipeline.data.vocabulary import published, raw_bytes, train_bpe
 from pipeline.errors import DataError
 from pipeline.plugin.components import Document
 
@@ -23,8 +29,7 @@ CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PATTERNS = {
     "gpt2": GPT2_PATTERN,
-    "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"
-    r"\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+    "cl100k": CL100K_PATTERN,
     "o200k": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTIONS}?|"
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTIONS}?|"
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -84,6 +89,15 @@ def test_pieces_of_any_size_keep_the_ids(tokenizer: Tokenizer, text: str) -> Non
     whole = tokenizer.encode(text).tolist()
     for size in range(1, 60):
         assert joined(tokenizer.encode(part) for part in cut(text, size)) == whole
+
+
+@pytest.mark.parametrize("pattern", [GPT2_PATTERN, CL100K_PATTERN], ids=["gpt2", "cl100k"])
+@settings(deadline=None, max_examples=300)
+@given(text=st.one_of(AWKWARD, st.text(), st.text("aA'sS1é²\u0301語 \t\r\n\u00a0\u3000._/", max_size=30)))
+def test_the_faster_pattern_cuts_every_text_as_its_original_does(bpe: Tokenizer, pattern: str, text: str) -> None:
+    assert faster(pattern) != pattern
+    plain = tiktoken.Encoding("plain", pat_str=pattern, mergeable_ranks=bpe.ranks, special_tokens={})
+    assert replace(bpe, pattern=pattern).encode(text).tolist() == plain.encode_ordinary(text)
 
 
 @pytest.mark.parametrize("text", ["the river runs " * 1000, "1 22 333 " * 1000, "12\n" * 1000])
@@ -223,3 +237,34 @@ def test_the_published_gpt2_encodes_a_book_in_pieces_as_it_does_whole(gpt2: Toke
 def test_raw_bytes_are_the_texts_utf_8(text: str) -> None:
     assert raw_bytes().encode(text).tolist() == list(text.encode())
     assert raw_bytes().decode(raw_bytes().encode(text)) == text
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.one_of(AWKWARD, st.text(max_size=5)), max_size=6))
+def test_white_space_does_not_count_in_the_digest_of_a_text(parts: list[str]) -> None:
+    digest = TextDigest()
+    for part in parts:
+        digest.update(part)
+    dense = "".join("".join(parts).split()).encode()
+    assert digest.value == (hashlib.blake2b(dense, digest_size=16).hexdigest() if dense else None)
+    assert digest.text_bytes == len("".join(parts).encode())
+
+
+def test_each_white_space_of_unicode_is_left_out_of_the_digest_and_nothing_else() -> None:
+    for character in map(chr, [*range(0xD800), *range(0xE000, 0x11000), sys.maxunicode]):
+        digest = TextDigest()
+        digest.update(character)
+        assert (digest.value is None) == character.isspace(), hex(ord(character))
+    assert not any(chr(code).isspace() for code in range(0x11000, sys.maxunicode + 1))
+
+
+@pytest.mark.parametrize("specials", [{END_OF_TEXT: 600}, {END_OF_TEXT: 600, '"語"\\': 601}])
+def test_a_tokenizer_is_saved_as_plain_indented_json(
+    bpe: Tokenizer, tmp_path: Path, specials: dict[str, int]
+) -> None:
+    tokenizer = replace(bpe, special_tokens=specials)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+    ranks = [[base64.b64encode(sequence).decode(), rank] for sequence, rank in tokenizer.ranks.items()]
+    assert json.loads(text)["ranks"] == sorted(ranks, key=lambda pair: pair[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from conftest import Project, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.encode import cut
+from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.split import SIDES, Part, by_document, by_position, duplicates, predefined, side_of
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
-from pipeline.data.vocabulary import GPT2_PATTERN
 from pipeline.errors import DataError
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" r": 258, " é".encode()[:2]: 259}
@@ -39,7 +41,8 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenFolder:
 
 
 def ids_of(parts: list[Part], side: str | None = None) -> list[int]:
-    return [int(token) for part in parts if side in (None, part.side) for token in part.ids]
+    chosen = [part for part in parts if side in (None, part.side)]
+    return [int(token) for part in chosen for ids in part.blocks for token in ids]
 
 
 def text_of(parts: list[Part], side: str | None = None) -> str:
@@ -109,10 +112,11 @@ def test_any_texts_can_be_split_by_position(texts: list[str], shares: tuple[floa
     with tempfile.TemporaryDirectory() as folder:
         named = {str(number): text for number, text in enumerate(texts)}
         parts = list(by_position(write(Path(folder), named), unit, *shares))
+        ids, text = ids_of(parts), text_of(parts)
     if unit == "tokens":
-        assert len(ids_of(parts)) == sum(len(TOKENIZER.encode(text)) + 1 for text in texts)
+        assert len(ids) == sum(len(TOKENIZER.encode(text)) + 1 for text in texts)
     else:
-        assert text_of(parts) == "".join(texts)
+        assert text == "".join(texts)
 
 
 @pytest.mark.parametrize(("val", "test", "sizes"), [(0.05, 0.05, (900, 50, 50)), (0.1, 0.0, (900, 100, 0))])
@@ -132,6 +136,41 @@ def test_cutting_by_characters_gives_the_ids_of_a_text_that_was_cut_first(tmp_pa
     place = int(0.9 * len(text))
     assert ids_of(parts, "train") == TOKENIZER.encode(text[:place]).tolist()
     assert ids_of(parts, "val") == [*TOKENIZER.encode(text[place:]).tolist(), TOKENIZER.end_of_text]
+
+
+@pytest.mark.parametrize("unit", ["tokens", "characters"])
+def test_a_document_at_the_cut_may_be_larger_than_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    monkeypatch.setattr("pipeline.data.tokens._BLOCK", 1 << 12)
+    monkeypatch.setattr("pipeline.data.split.cut", lambda text: cut(text, 1 << 12))
+    peaks = []
+    for repeats in (5, 25):
+        folder = tmp_path / str(repeats)
+        folder.mkdir()
+        tokens = write(folder, {"one": "the river runs to the sea of stone and light é\n" * 100 * repeats})
+        tracemalloc.start()
+        written = sum(len(ids) for part in by_position(tokens, unit, 0.3, 0.2) for ids in part.blocks)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert written >= len(tokens.ids("tokens"))
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_a_side_that_is_read_in_pieces_has_its_whole_texts_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.tokens._BLOCK", 7)
+    monkeypatch.setattr("pipeline.data.split.cut", lambda text: cut(text, 5))
+    text = "the river é runs to the 語言 sea, and the stone listens\n\n  " * 5
+    tokens = write(tmp_path, {"before": "the", "one": text})
+    parts = list(by_position(tokens, "characters", 0.3, 0.2))
+    assert text_of(parts) == "the" + text
+    for part in parts[1:]:
+        own = text_of([part])
+        assert ids_of([part])[: len(TOKENIZER.encode(own))] == TOKENIZER.encode(own).tolist()
+        assert part.text_bytes == len(own.encode())
+    assert ids_of(parts)[-1] == TOKENIZER.end_of_text
 
 
 def test_the_split_stage_puts_no_document_on_two_sides(trained: Path) -> None:
@@ -200,7 +239,7 @@ def test_folders_and_files_named_after_the_sides_are_split_so(project: Project) 
 
 
 def part(side: str, name: str, digest: str | None) -> Part:
-    return Part(side, name, np.array([1, 2], dtype=np.uint16), 2, digest)
+    return Part(side, name, [np.array([1, 2], dtype=np.uint16)], 2, digest)
 
 
 def test_of_two_sides_the_one_held_out_more_strictly_keeps_the_text() -> None:

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from pipeline.data.encode import cut
+from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TokenFolder
-from pipeline.data.vocabulary import GPT2_PATTERN, characters, published, train_bpe
+from pipeline.data.vocabulary import characters, published, train_bpe
 from pipeline.errors import DataError
 
 # ── characters ────────────────────────────────────────────────────────────────────────────────────

@@ -12,8 +12,8 @@ import torch
 from conftest import REPOSITORY
 
 from pipeline.data.batches import TrainingWindows, evaluation_windows
+from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-from pipeline.data.vocabulary import GPT2_PATTERN
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent
