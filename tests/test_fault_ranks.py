@@ -145,6 +145,7 @@ def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clo
     assert Outcome.of(project.root) == original[1]
 
 
+@pytest.mark.long
 def test_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path, tell: Tell) -> None:
     straight = copied(project, tmp_path / "straight")
     straight.run(*TRAIN, *FSDP)

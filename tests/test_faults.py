@@ -251,6 +251,7 @@ def test_killed_in_an_experiment(
     tell(f"SIGKILL under {where}", tries, went_on, tries * same)
 
 
+@pytest.mark.long
 def test_killed_in_a_queued_experiment(
     original: tuple[Clone, Outcome], project: Clone, long: bool, tell: Tell
 ) -> None:
@@ -296,6 +297,7 @@ def metrics(outcome: Outcome) -> dict[str, bytes]:
     return {name: content for name, content in outcome.files.items() if name.startswith("metrics/")}
 
 
+@pytest.mark.long
 def test_killed_with_bf16_and_compiled_blocks(tmp_path: Path, long: bool, tell: Tell) -> None:
     """A compiled block of another process computes the same bits."""
     if not shutil.which("g++"):

@@ -75,6 +75,8 @@ class Shell:
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone whose first run is done and not committed; copy it before changing it."""
     clone = Clone(tmp_path_factory.mktemp("workflow") / "project")
+    clone.set_params("train.optimizer.name=muon")  # as shipped: what the pages change is its rate
+    clone.commit("the shipped optimizer")
     (loss,) = [code for code in blocks(README, "python") if "register_losses" in code]
     (clone.root / "plugins" / "losses" / "confident.py").write_text(loss)
     assert clone.repro() == STAGES

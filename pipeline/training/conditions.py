@@ -17,7 +17,7 @@ from pipeline.training.distributed import Ranks
 if TYPE_CHECKING:
     from pipeline.params import Params, RuntimeParams
 
-_WORK_WORTH_COMPILING = 3e13
+_WORK_WORTH_COMPILING = 5e12
 """Floating-point operations of a run from which compiling pays for itself (docs/performance.md)."""
 
 

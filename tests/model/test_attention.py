@@ -74,7 +74,7 @@ def test_the_kernel_and_plain_products_see_the_same(
     given = mask(new, total) if callable(mask) else None
     all_kept = torch.ones(2, 3, new, total, dtype=torch.bool)
     plain = attend(q, k, v, given, all_kept, 0.0)
-    monkeypatch.setattr(attention, "_PLAIN_UP_TO", 0)
+    monkeypatch.setattr(attention, "PLAIN_UP_TO", 0)
     kernel = attend(q, k, v, given)
     tolerance = 16 * U if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(kernel, plain, rtol=tolerance, atol=tolerance)
