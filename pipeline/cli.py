@@ -72,23 +72,28 @@ _stage("evaluate", "Measure the model on every held-out token.", "metrics/evalua
 _stage("export", "Export the model and prove the export.", "artifacts/export")
 
 
-@cli.command(short_help="Continue a prompt with the trained model.")
-@click.argument("prompt")
+@cli.command(short_help="Continue a prompt, or several, with the trained model.")
+@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option("--tokens", type=click.IntRange(min=1), help="How many tokens to add.")
 @click.option("--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Decides the draws; the same one, the same text.")
 @click.option("--weights", type=click.Choice(["best", "last"]), help="Which of the checkpoint's weights.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
+    help="Of the weights; auto is what is quickest here.",
+)  # fmt: skip
 @_with_params
 def generate(
-    prompt: str,
+    prompts: tuple[str, ...],
     tokens: int | None,
     samplers: tuple[str, ...],
     seed: int | None,
     weights: str | None,
+    precision: str,
     params_file: Path,
     overrides: tuple[str, ...],
 ) -> None:
-    """Continue PROMPT with the trained model, token by token.
+    """Continue PROMPT with the trained model, token by token; several at once, each shown when all are done.
 
     Samplers and their options come from params.yaml (evaluate.samplers), the seed and the length from
     evaluate.generation; the options here override them, as does --set.
@@ -96,7 +101,7 @@ def generate(
     params, paths = _read(params_file, overrides)
     from pipeline.stages.generate import run
 
-    run(params, paths, prompt, tokens=tokens, samplers=samplers, seed=seed, weights=weights)
+    run(params, paths, prompts, tokens, samplers, seed, weights, precision)
 
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")

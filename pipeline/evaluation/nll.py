@@ -99,9 +99,14 @@ def token_nll(output: ModelOutput, targets: torch.Tensor) -> tuple[torch.Tensor,
         logits = ModelOutput(hidden[start : start + rows], output.head_weight, output.vocab_size).logits
         counted = own != IGNORED
         picked = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
-        nll = (logits.logsumexp(dim=-1) - picked).double()
+        largest = logits.amax(dim=-1)
+        hits = (counted & (picked == largest)).nonzero()[
+            :, 0
+        ]  # argmax is slow: it decides between equals only here
+        correct[start + hits] = logits[hits].argmax(dim=-1) == own[hits]
+        # What logsumexp does, to the bit, in the memory of the logits.
+        nll = (logits.sub_(largest[:, None]).exp_().sum(dim=-1).log() + largest - picked).double()
         nats[start : start + rows] = torch.where(counted, nll, 0.0)
-        correct[start : start + rows] = counted & (logits.argmax(dim=-1) == own)
     return nats.view(targets.shape), correct.view(targets.shape)
 
 

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.model.config import GPTConfig
-from pipeline.model.functions import dropped, rms_norm, rotate
+from pipeline.model.functions import Linear, dropped, rms_norm, rotate
 
 _ROPE_BASE = 10_000.0
 PLAIN_UP_TO = 512
-"""Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16 (docs/performance.md)."""
+"""Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16, but for a single query
+(docs/performance.md)."""
 
 
 @dataclass
@@ -72,8 +73,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.n_heads = layer, config.n_heads
         self.dropout = 0.0 if config.modern else config.dropout
-        self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias and not config.modern)
-        self.out = nn.Linear(config.emb_dim, config.emb_dim, bias=not config.modern)
+        self.qkv = Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias and not config.modern)
+        self.out = Linear(config.emb_dim, config.emb_dim, bias=not config.modern)
 
     def forward(
         self,
@@ -115,7 +116,7 @@ def attend(
         dropout: The share that it drops, where `kept` is given; without, a fused kernel draws for itself.
     """
     new, total = q.shape[2], k.shape[2]
-    quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and total <= PLAIN_UP_TO
+    quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < new <= total <= PLAIN_UP_TO
     plain = quick or kept is not None
     if mask is None and new > 1 and (plain or new < total):  # the kernel's own mask begins at the first key
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)

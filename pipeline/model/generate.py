@@ -8,10 +8,20 @@ import torch
 
 from pipeline.errors import PluginError, raised_by
 from pipeline.model.attention import KVCache
+from pipeline.model.device import computes_bf16
+from pipeline.model.functions import linear
 from pipeline.model.gpt import GPT
-from pipeline.plugin.components import ModelOutput
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_WORTH_HALVING = 10_000_000
+"""Parameters from which each token waits for the weights to come from memory: what a processor's caches hold."""
+
+
+def quickest_precision(model: GPT) -> torch.dtype:
+    """What to cast a model's weights to that is only generated with: bfloat16 where they are many and the processor
+    has instructions for it, since half as many bytes are read for each token; else float32."""
+    halved = model.parameter_count() >= _WORTH_HALVING and computes_bf16(model.head_weight.device)
+    return torch.bfloat16 if halved else torch.float32
 
 
 @torch.inference_mode()
@@ -39,19 +49,88 @@ def generate(
     Yields:
         The next ids [B].
     """
-    context = model.config.context_length
-    cache = KVCache(context)
-    new = tokens[:, -context:]
+    tokens = tokens[:, -model.config.context_length :]
+    reader = _Reader(model)
     for _ in range(max_new_tokens):
-        if cache.length + new.shape[1] > context:
-            cache, new = KVCache(context), tokens[:, -max(context // 2, 1) :]
-        output = model(new, cache)
-        logits = ModelOutput(output.hidden[:, -1], output.head_weight, output.vocab_size).logits
-        new = draw(logits, tokens, samplers, generator)[:, None]
+        new = draw(reader(tokens), tokens, samplers, generator)
         if end is not None and bool((new == end).all()):
             return
-        tokens = torch.cat([tokens, new], dim=1)
-        yield new[:, 0]
+        tokens = torch.cat([tokens, new[:, None]], dim=1)
+        yield new
+
+
+@torch.inference_mode()
+def continuations(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    samplers: Sequence[SamplerLike] = (),
+    generators: Sequence[torch.Generator] | None = None,
+    end: int | None = None,
+) -> list[list[int]]:
+    """Continues several prompts at once, each as `generate` would alone.
+
+    They begin at the same position, so that nothing is padded: the shorter ones are continued while the longer ones
+    are still read.
+
+    Args:
+        model: In eval mode.
+        prompts: The ids of each, at least one.
+        max_new_tokens: How many to draw for each.
+        samplers: Applied to the logits in order.
+        generators: For each prompt's draws; None takes the likeliest token each time.
+        end: The id after which nothing follows; it is left out.
+
+    Returns:
+        For each prompt the ids that follow.
+    """
+    cut = [list(prompt)[-model.config.context_length :] for prompt in prompts]
+    lengths = [len(prompt) for prompt in cut]
+    device = model.head_weight.device
+    texts = torch.zeros(len(cut), max(lengths) + max_new_tokens, dtype=torch.long, device=device)
+    for row, prompt in enumerate(cut):
+        texts[row, : len(prompt)] = torch.tensor(prompt)
+    drawn: list[list[int]] = [[] for _ in cut]
+    ended = [False] * len(cut)
+    reader = _Reader(model)
+    for position in range(min(lengths), texts.shape[1]):
+        drawing = [
+            row
+            for row, length in enumerate(lengths)
+            if not ended[row] and length <= position < length + max_new_tokens
+        ]
+        if not drawing:  # the next to draw is still to be read: all of it at once
+            continue
+        logits = reader(texts[:, :position])
+        for row in drawing:
+            own = slice(row, row + 1)
+            generator = generators[row] if generators is not None else None
+            token = draw(logits[own], texts[own, :position], samplers, generator)
+            ended[row] = int(token) == end
+            if not ended[row]:
+                texts[row, position] = token[0]
+                drawn[row].append(int(token))
+    return drawn
+
+
+class _Reader:
+    """Reads texts that grow, and remembers what it has read of them."""
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self.context = model.config.context_length
+        self.cache = KVCache(self.context)
+        self.read = 0
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """All of the texts so far [B, T] → the logits of what follows [B, V], in float32 (or wider)."""
+        new = tokens[:, self.read :]
+        if self.cache.length + new.shape[1] > self.context:
+            self.cache, new = KVCache(self.context), tokens[:, -max(self.context // 2, 1) :]
+        output = self.model(new, self.cache)
+        self.read = tokens.shape[1]
+        logits = linear(output.hidden[:, -1], output.head_weight[: output.vocab_size])
+        return logits if logits.element_size() >= 4 else logits.float()
 
 
 def draw(

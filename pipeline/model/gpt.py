@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.model.attention import Attention, KVCache, Rotation
 from pipeline.model.config import GPTConfig
-from pipeline.model.functions import dropped, kept, relu_squared, rms_norm
+from pipeline.model.functions import Linear, dropped, kept, relu_squared, rms_norm
 from pipeline.model.linear_cross_entropy import GPTOutput, Softmax, softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
 
@@ -35,8 +35,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.modern = config.modern
-        self.up = nn.Linear(config.emb_dim, 4 * config.emb_dim, bias=not config.modern)
-        self.down = nn.Linear(4 * config.emb_dim, config.emb_dim, bias=not config.modern)
+        self.up = Linear(config.emb_dim, 4 * config.emb_dim, bias=not config.modern)
+        self.down = Linear(4 * config.emb_dim, config.emb_dim, bias=not config.modern)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inside = self.up(x)

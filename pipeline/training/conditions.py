@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import ParamsError
-from pipeline.model.device import choose_device, cores
+from pipeline.model.device import choose_device, computes_bf16, cores
 from pipeline.training.distributed import Ranks
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], work: float
             )
     precision = params.train.precision
     if precision == "auto":
-        precision = earlier.get("precision") or ("bf16" if _computes_bf16(device) else "fp32")
+        precision = earlier.get("precision") or ("bf16" if computes_bf16(device) else "fp32")
     return Conditions(
         device=str(device),
         processor=_processor(device),
@@ -130,14 +130,6 @@ def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return str(torch.backends.cpu.get_cpu_capability())
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    """Whether the processor has instructions for bfloat16; without, it is far slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
 
 
 def _compilers() -> list[str]:

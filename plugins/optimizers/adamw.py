@@ -31,13 +31,13 @@ class AdamW(Optimizer):
     embedding_lr_scale: Annotated[float, Field(gt=0)] = 1.0
     """The learning rate of embeddings and an untied head as a multiple of `lr`; small models like 10 or more."""
     plain: bool = False
-    """The textbook form: one group, every parameter decays, torch's own implementation choice."""
+    """The textbook form: one group, in which every parameter decays."""
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         settings = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}
         if self.plain:
             parameters = [parameter for _, parameter in named_parameters]
-            return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, **settings)
+            return torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True, **settings)
         matrices, vectors, embeddings, head = [], [], [], []
         for name, parameter in named_parameters:
             if "embedding" in name:

@@ -41,9 +41,7 @@ def test_auto_compiles_long_runs_where_there_is_a_compiler(monkeypatch: pytest.M
     assert not chosen("runtime.compile=false", work=LONG, earlier={"compile": True}).compile
     monkeypatch.setattr(conditions, "_compiler_found", lambda: False)
     assert not chosen("runtime.compile=auto", work=LONG).compile
-    with pytest.raises(
-        ParamsError, match=r"there is no C\+\+ compiler .* set it to auto"
-    ):
+    with pytest.raises(ParamsError, match=r"there is no C\+\+ compiler .* set it to auto"):
         chosen("runtime.compile=true")
 
 
