@@ -192,9 +192,9 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layers))
 
     def _init_modern(self) -> None:
-        """Small embeddings, which the norm after them scales, so that what a rare token learns soon outweighs what was
-        drawn (0.04 bits a byte on two megabytes). Matrices uniform with the deviation of 1/√inputs. Zeros where the
-        residual stream or the logits are written, so that every token is equally likely at first."""
+        """Small embeddings, which the norm after them scales: what a rare token learns soon outweighs what it began
+        as (0.04 bits a byte on two megabytes). Matrices uniform with the deviation of 1/√inputs. Zeros where the
+        residual stream or the logits are written: every token is equally likely at first."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.qkv.weight", "mlp.up.weight")):
