@@ -100,7 +100,7 @@ class _Learned:
         self.time, self.loss, self.parameters = time, float(facts["loss"]), int(facts["parameters"])
 
 
-def _compiling(folder: Path) -> dict[str, str]:
+def compiling(folder: Path) -> dict[str, str]:
     """Nothing is compiled yet, and what is, is compiled in the process whose time is taken."""
     return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
@@ -110,7 +110,7 @@ def _ours(context: Context, text: Path, preset: str, seed: int) -> _Learned:
     shutil.copy(text, project.raw)
     project.preset(preset)
     settings = (f"train.seed={seed}", "runtime.threads=1", *WHOLE_RUNS)
-    environment = _compiling(project.folder)
+    environment = compiling(project.folder)
     take_turns([project.side("the data", ["tokenize", "split"], settings, 1.0, 1, environment)], 1)
     done = take_turns([project.side("ours", ["train"], settings, 1.0, 0, environment, 1)], 1)
     scored = facts_of(Side("score", "benchmarks.learning:score_ours", {"folder": str(project.folder)}))
@@ -131,7 +131,7 @@ def _nanogpt(context: Context, text: Path) -> _Learned | None:
         line += [f"--compile={compiled}", f"--out_dir={out}", f"--dataset={data}"]
         settings = {
             "commands": [line], "folder": str(code[0]), "work": 1.0,
-            "environment": {**_compiling(out), "PYTHONDONTWRITEBYTECODE": "1"},
+            "environment": {**compiling(out), "PYTHONDONTWRITEBYTECODE": "1"},
         }  # fmt: skip
         side = Side("nanoGPT", "benchmarks.measure:command", settings)
         done = take_turns([side], 1)["nanoGPT"].rounds[0]

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.machine import machine, versions
 from benchmarks.measure import Measured, ratios
+from pipeline.files import write_atomically
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -76,7 +77,7 @@ class Results:
         """Writes SUBJECT.json."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.subject}.json"
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
         return path
 
 
@@ -108,7 +109,7 @@ def compared(what: str, against: str, ours: Measured, theirs: Measured, unit: st
     )
 
 
-def shown_command(arguments: Sequence[str]) -> str:
+def shown_command(arguments: Sequence[str], module: str = "benchmarks") -> str:
     """The command, without the folders of the machine that it was run on."""
     words = [Path(word).name if word.startswith(("/", "~", ".")) else word for word in arguments]
-    return shlex.join(["python", "-m", "benchmarks", *words])
+    return shlex.join(["python", "-m", module, *words])

@@ -1,6 +1,6 @@
 """The table of results: for the terminal and, between two comments, in docs/performance.md.
 
-`python -m benchmarks.table` writes it anew from benchmarks/results/.
+`python -m benchmarks.table` writes it, and the tables of studies, anew from benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def markdown(results: Iterable[Results]) -> str:
     results = list(results)
     if not results:
         return "Nothing is measured yet: `make bench` fills this in.\n"
-    parts = [_where(results)]
+    parts = [where(results)]
     for each in results:
         rows = [_HEADER, ("---", "---", *["---:"] * 5, "---"), *lines([each])[1:]]
         notes = list(dict.fromkeys(f"- {row.what}: {row.note}" for row in each.rows if row.note))
@@ -81,7 +81,7 @@ def _title(subject: str) -> str:
     return subject.replace("gpu-", "GPU: ") if subject.startswith("gpu-") else subject.capitalize()
 
 
-def _where(results: list[Results]) -> str:
+def where(results: Iterable[Results]) -> str:
     """The machines and versions, each once."""
     said = []
     for each in results:
@@ -114,8 +114,16 @@ def write(document: Path = DOCUMENT, folder: Path = FOLDER) -> None:
 
 def with_table(text: str, table: str) -> str:
     """The document's text with `table` between its two comments."""
-    return re.sub(f"{BEGIN}\n.*?{END}", lambda _: f"{BEGIN}\n\n{table}\n{END}", text, flags=re.DOTALL)
+    return between(text, BEGIN, END, table)
+
+
+def between(text: str, begin: str, end: str, table: str) -> str:
+    """The text with `table` between the comments `begin` and `end`."""
+    return re.sub(f"{begin}\n.*?{end}", lambda _: f"{begin}\n\n{table}\n{end}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
+    from benchmarks import studies
+
     write()
+    studies.write()

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click import ClickException
 from conftest import REPOSITORY
 
-from benchmarks import table
+from benchmarks import studies, table, variants
 from benchmarks.goals import GOALS, verdict
 from benchmarks.measure import Measured, Round, Side, SideFailedError, ratios, take_turns
 from benchmarks.results import Results, Row, compared, read, shown_command
+from benchmarks.studies import EXACT, FAST, SHIPPED, Study, Trained
+from pipeline.params import Params, load_params
+from pipeline.presets import write_preset
 
 ROW = Row(
     "training M, 1 thread", "nanoGPT (fp32)", 2.5, "times", "tokens per processor-second", 2000.0, 800.0, 2.4,
@@ -58,6 +62,11 @@ def test_the_documents_table_is_made_from_the_results_that_are_committed() -> No
     assert table.with_table(text, table.markdown(table.every())) == text, "run `python -m benchmarks.table`"
 
 
+def test_the_documents_tables_of_studies_are_made_from_the_results_that_are_committed() -> None:
+    text = table.DOCUMENT.read_text()
+    assert studies.with_tables(text, studies.every()) == text, "run `python -m benchmarks.table`"
+
+
 def test_each_missed_goal_is_explained() -> None:
     explained = table.DOCUMENT.read_text().partition("## Goals that are missed")[2]
     for results in table.every():
@@ -100,3 +109,92 @@ def test_a_side_that_fails_is_named_with_its_error() -> None:
     line = {"commands": [["python", "-c", "raise SystemExit('no such luck')"]], "folder": ".", "work": 1.0}
     with pytest.raises(SideFailedError, match=r"(?s)unlucky: .*no such luck"):
         take_turns([Side("unlucky", "benchmarks.measure:command", line)], 1)
+
+
+def trained(variant: str, seed: int, loss: float, preset: str = "shakespeare-fast") -> Trained:
+    return Trained(preset, variant, seed, [], loss, [0, 10], [4.0 + loss, loss], 1000, 2.0, 3.0)
+
+
+def fake(variant: variants.Variant, seed: int) -> Trained:
+    if variant.name == "unlucky":
+        raise SideFailedError("unlucky: it began\nerror: no such luck")
+    return trained(variant.name, seed, 1.0)
+
+
+def test_a_study_keeps_what_is_done_and_goes_on_with_what_it_lacks(tmp_path: Path) -> None:
+    all_three = [variants.Variant(name) for name in (SHIPPED, "wide", "unlucky")]
+    study = variants.begun("ablation", False, tmp_path)
+    variants.measure(study, tmp_path, variants.missing(study, "shakespeare-fast", all_three, 1), fake)
+    again = variants.begun("ablation", False, tmp_path)
+    assert again.runs == study.runs == [trained(SHIPPED, 1, 1.0), trained("wide", 1, 1.0)]
+    assert again.skipped == {"unlucky, seed 1": "error: no such luck"}
+    lacking = variants.missing(again, "shakespeare-fast", all_three, 2)
+    assert [(each.name, seed) for each, seed in lacking] == [
+        ("unlucky", 1), (SHIPPED, 2), ("wide", 2), ("unlucky", 2),
+    ]  # fmt: skip
+    assert not variants.begun("ablation", True, tmp_path).runs
+
+
+def test_results_of_another_processor_are_not_gone_on_with(tmp_path: Path) -> None:
+    Study("ablation", machine={"processor": "another"}, runs=[trained(SHIPPED, 1, 1.0)]).write(tmp_path)
+    with pytest.raises(ClickException, match="--fresh"):
+        variants.begun("ablation", False, tmp_path)
+
+
+def test_an_ablation_is_shown_as_mean_and_standard_deviation_against_the_preset() -> None:
+    runs = [trained(SHIPPED, 1, 1.0), trained(SHIPPED, 2, 1.2), trained("wide", 1, 1.5), trained("wide", 2, 1.5)]
+    text = studies.markdown(Study("ablation", runs=runs), "ablation")
+    assert "| as shipped | 2 | 1.1000 ± 0.1414 |  | 2.00 ± 0.00 | 3.00 ± 0.00 | 1,000 |" in text
+    assert "| wide | 2 | 1.5000 ± 0.0000 | +0.4000 ± 0.2000 |" in text
+
+
+def test_precision_is_within_two_standard_errors_or_not() -> None:
+    losses = {FAST: (1.0, 1.2), EXACT: (1.3, 1.3)}
+    runs = [trained(name, seed, each[seed - 1]) for name, each in losses.items() for seed in (1, 2)]
+    text = studies.markdown(Study("precision", runs=runs), "precision")
+    assert "| 10 | 1.1000 ± 0.1414 | 1.3000 ± 0.0000 | -0.2000 | 0.2000 | " in text
+    further = [*runs, trained(FAST, 3, 1.1), trained(EXACT, 3, 1.3)]
+    assert "| 1.1000 ± 0.1000 | 1.3000 ± 0.0000 | -0.2000 | 0.1155 | no |" in studies.markdown(
+        Study("precision", runs=further), "precision"
+    )
+
+
+def test_without_runs_a_study_says_how_to_measure_it(tmp_path: Path) -> None:
+    for subject, study in studies.every(tmp_path):
+        assert study is None
+        assert "Not measured yet" in studies.markdown(study, subject)
+
+
+@pytest.mark.parametrize("variant", variants.ABLATION[1:], ids=lambda each: each.name)
+def test_each_variant_changes_the_preset(variant: variants.Variant, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    write_preset("shakespeare-fast", path)
+    changed = load_params(path, list(variant.settings))
+    assert changed != load_params(path)
+    for setting in variant.settings:
+        key = setting.partition("=")[0]
+        if variant.name.endswith(("halved", "doubled")):
+            one, other = (value_of(each, key) for each in (changed, load_params(path)))
+            assert one / other == pytest.approx(0.5 if variant.name.endswith("halved") else 2.0)
+
+
+def value_of(params: Params, key: str) -> float:
+    value = params.model_dump()
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def test_a_variant_is_trained_through_the_stages(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question.\n" * 200)
+    small = (
+        "train.budget.amount=2", "train.evaluation.every=1", "train.eval_callbacks.use=[]", "model.n_layers=1",
+        "model.emb_dim=16",
+    )  # fmt: skip
+    (tmp_path / "work").mkdir()
+    train = variants.Trainer(tmp_path / "work", "shakespeare-fast", text, small)
+    run = train(variants.Variant("two heads", ("model.n_heads=2", "train.batch_size=3")), 7)
+    assert (run.preset, run.variant, run.seed, run.steps) == ("shakespeare-fast", "two heads", 7, [0, 1, 2])
+    assert run.losses[0] > run.losses[-1] > 0
+    assert 0 < run.step_seconds < run.stage_seconds
