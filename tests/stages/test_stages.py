@@ -1,6 +1,7 @@
 """The stages, one after the other, on a tiny project."""
 
 import json
+import zipfile
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def test_the_checkpoint_loads_as_the_chapter_loads_it(trained_project: Project, 
         trained_project.succeed("train", "--set", f"train.optimizer.adamw.{name}={value}")
     folder = trained_project.root / "artifacts" / "checkpoint"
     saved = torch.load(folder / "model_and_optimizer.pth", weights_only=True)
+    assert zipfile.ZipFile(folder / "model_and_optimizer.pth").testzip() is None  # others read it as a zip file
     model = GPT(GPTConfig(**json.loads((folder / "config.json").read_text())))
     registry = Registry.load(trained_project.root / "plugins", ["optimizers"])
     adamw = registry.build("optimizers", "adamw", {"adamw": settings}, "train.optimizer")

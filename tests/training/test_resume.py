@@ -289,12 +289,27 @@ def test_saving_takes_at_most_three_percent_of_the_time(tmp_path: Path, monkeypa
     assert saver.due()
 
 
-def test_weights_that_are_not_finite_are_no_state_to_keep(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weights_that_are_not_finite_are_no_state_to_keep(tmp_path: Path, value: float) -> None:
     run, state = make_run(tmp_path), TrainState()
     run.saver.now(state.capture(run.parallel, run.optimizer))
     with torch.no_grad():
-        run.model.blocks[0].mlp.up.weight[0, 0] = float("inf")
+        run.model.blocks[0].mlp.up.weight[0, 0] = value
     with pytest.raises(PipelineError, match=r"the weights of blocks\.0\.mlp\.up\.weight are not finite"):
         run.saver.now(state.capture(run.parallel, run.optimizer))
     assert len(run.saver.store.states()) == 1
     assert not list(run.saver.store.folder.glob(".*"))
+
+
+def test_weights_that_are_finite_are_kept_even_where_their_sum_is_not(tmp_path: Path) -> None:
+    run, state = make_run(tmp_path), TrainState()
+    with torch.no_grad():
+        run.model.blocks[0].mlp.up.weight[0, :2] = torch.finfo(torch.float32).max
+    run.saver.now(state.capture(run.parallel, run.optimizer))
+    assert len(run.saver.store.states()) == 1
+
+
+def test_saving_a_state_leaves_torchs_own_choice_of_checksums(tmp_path: Path) -> None:
+    run, state = make_run(tmp_path), TrainState()
+    run.saver.now(state.capture(run.parallel, run.optimizer))
+    assert torch.serialization.get_crc32_options()
