@@ -364,7 +364,7 @@ def full(self: Any, path: Path, mode: str) -> Iterator[Any]:
         yield file
 
 
-def fail_on_a_full_disk(value: Any, path: Path) -> None:
+def fail_on_a_full_disk(value: Any, path: Path, crc: bool = True) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
