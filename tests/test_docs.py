@@ -122,6 +122,7 @@ UNNAMED = {
     "test_a_run_that_stops_again_and_again_ends_the_same",
     "test_a_saved_state_brings_every_random_generator_back",
     "test_a_complete_run_is_saved_as_it_ended",
+    "test_weights_that_are_finite_are_kept_even_where_their_sum_is_not",
     "test_a_run_that_died_goes_on_from_its_last_saved_state_to_the_same_bits",
     "test_a_state_that_cannot_be_written_ends_the_run_with_its_error",
 }
