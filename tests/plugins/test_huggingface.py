@@ -42,6 +42,8 @@ def source(tokenizer: Tokenizer, **changes: Any) -> ExportSource:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
+        if model.config.modern:
+            model.token_embedding.weight.normal_()  # so that texts differ, and do not end at once
     return export_source(Checkpoint(model, tokenizer, 1, "last"), words(1, 200))
 
 
