@@ -37,7 +37,7 @@ SHAPES: dict[str, dict[str, int]] = {
 
 def params(shape: dict[str, int], overrides: tuple[str, ...]) -> Params:
     """The params of a shape: the preset of GPT-2 small, made smaller."""
-    from pipeline.params import load_params
+    from pipeline.params_file import load_params
     from pipeline.presets import write_preset
 
     sizes = [f"model.{name}={shape[name]}" for name in ("context_length", "n_layers", "n_heads", "emb_dim")]
@@ -65,10 +65,11 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> Run:
     import numpy as np
 
     from pipeline.paths import Paths
-    from pipeline.stages.train import Leg, load_components, prepare, work
+    from pipeline.stages.train import load_components, prepare, total_flops
     from pipeline.training.conditions import choose
     from pipeline.training.distributed import Ranks
     from pipeline.training.interrupt import StopSignal
+    from pipeline.training.legs import Leg
     from pipeline.training.length import Length
     from pipeline.training.store import StateStore
 
@@ -77,7 +78,7 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> Run:
     leg = Leg(Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, StateStore(Path("unused"), "unused"), {})
     components = load_components(own.train, Paths(ROOT))
     words = tokenizer(shape["vocab_size"])
-    conditions = choose(own, Ranks(), {}, work(own, leg.length, words))
+    conditions = choose(own, Ranks(), {}, total_flops(own, leg.length, words))
     ids = {"train": text, "val": text[:1000]}
     run = prepare(own, components, ids, words, leg, conditions, Ranks(), StopSignal())
     run.model.train()

@@ -51,7 +51,7 @@ def _with_params(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read(params_file: Path, overrides: tuple[str, ...]) -> tuple[Params, Paths]:
-    from pipeline.params import load_params
+    from pipeline.params_file import load_params
     from pipeline.paths import Paths
 
     return load_params(params_file, overrides), Paths(Path.cwd())

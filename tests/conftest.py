@@ -123,7 +123,7 @@ def make_project(root: Path) -> None:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny project in which tokenize, split and train have run; copy it before changing it."""
-    from pipeline.params import load_params
+    from pipeline.params_file import load_params
     from pipeline.paths import Paths
     from pipeline.stages import split, tokenize, train
 

@@ -162,7 +162,7 @@ def parquet_without_text(root: Path) -> None:
 
 
 def tokenized_again(root: Path) -> None:
-    from pipeline.params import load_params
+    from pipeline.params_file import load_params
     from pipeline.paths import Paths
     from pipeline.stages import split, tokenize
 
@@ -844,7 +844,7 @@ def test_what_looks_wrong_and_is_not_works(fine: Fine, trained_project: Project)
 
 
 def test_a_number_with_an_exponent_is_a_number(project: Project) -> None:
-    from pipeline.params import load_params
+    from pipeline.params_file import load_params
 
     path = project.root / "params.yaml"
     path.write_text(re.sub(r"(adamw:\n +lr:) \S+", r"\1 1e-3", path.read_text()))

@@ -13,7 +13,8 @@ from benchmarks.goals import GOALS, verdict
 from benchmarks.measure import Measured, Round, Side, SideFailedError, ratios, take_turns
 from benchmarks.results import Results, Row, compared, read, shown_command
 from benchmarks.studies import EXACT, FAST, SHIPPED, Study, Trained
-from pipeline.params import Params, load_params
+from pipeline.params import Params
+from pipeline.params_file import load_params
 from pipeline.presets import write_preset
 
 ROW = Row(

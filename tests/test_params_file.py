@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 
-from pipeline.params import Choice, Choices, load_params
+from pipeline.params import Choice, Choices
+from pipeline.params_file import load_params
 from pipeline.plugin.registry import Registry
 
 PARAMS = load_params(REPOSITORY / "params.yaml")

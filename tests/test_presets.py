@@ -10,7 +10,7 @@ from conftest import REPOSITORY, Project
 from ruamel.yaml import YAML
 
 from pipeline.errors import ParamsError
-from pipeline.params import load_params
+from pipeline.params_file import load_params
 from pipeline.plugin.registry import Registry
 from pipeline.presets import PRESETS, write_preset
 

@@ -100,9 +100,8 @@ def token_nll(output: ModelOutput, targets: torch.Tensor) -> tuple[torch.Tensor,
         counted = own != IGNORED
         picked = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
         largest = logits.amax(dim=-1)
-        hits = (counted & (picked == largest)).nonzero()[
-            :, 0
-        ]  # argmax is slow: it decides between equals only here
+        hits = (counted & (picked == largest)).nonzero()[:, 0]
+        # argmax is slow: it only decides between equals.
         correct[start + hits] = logits[hits].argmax(dim=-1) == own[hits]
         # What logsumexp does, to the bit, in the memory of the logits.
         nll = (logits.sub_(largest[:, None]).exp_().sum(dim=-1).log() + largest - picked).double()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import ParamsError
+from pipeline.processor import cores
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -32,11 +33,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ParamsError("runtime.device: mps, but this machine has no Apple GPU: set it to auto")
     return device
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(threads: int) -> None:

@@ -114,7 +114,7 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat([torch.addcmul(first * cos, second, sin), torch.addcmul(second * cos, first, -sin)], dim=-1)
 
 
-def kept(shape: tuple[int, ...], dropout: float, device: torch.device) -> torch.Tensor:
+def keep_mask(shape: tuple[int, ...], dropout: float, device: torch.device) -> torch.Tensor:
     """Which numbers of a tensor dropout leaves: each with the probability 1 − dropout (to 1/65536 on a CPU)."""
     if device.type != "cpu":
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout)

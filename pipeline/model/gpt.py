@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.model.attention import Attention, KVCache, Rotation
 from pipeline.model.config import GPTConfig
-from pipeline.model.functions import Linear, dropped, kept, relu_squared, rms_norm
+from pipeline.model.functions import Linear, dropped, keep_mask, relu_squared, rms_norm
 from pipeline.model.linear_cross_entropy import GPTOutput, Softmax, softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
 
@@ -132,7 +132,7 @@ class GPT(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream, too: half the memory to move
         if self._drops:
-            x = dropped(x, kept(x.shape, self.config.dropout, x.device), self.config.dropout)
+            x = dropped(x, keep_mask(x.shape, self.config.dropout, x.device), self.config.dropout)
         mask = self._mask(tokens, cache)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
@@ -161,8 +161,8 @@ class GPT(nn.Module):
         batch, length, _ = x.shape
         dropout, heads = self.config.dropout, self.config.n_heads
         own = x.device.type == "cpu" and not self.config.modern
-        weights = kept((batch, heads, length, length), dropout, x.device) if own else None
-        return Kept(weights, *(kept(x.shape, dropout, x.device) for _ in range(2)))
+        weights = keep_mask((batch, heads, length, length), dropout, x.device) if own else None
+        return Kept(weights, *(keep_mask(x.shape, dropout, x.device) for _ in range(2)))
 
     def _mask(self, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor | None:
         """Which positions each new token may see; None where that is every one up to its own."""

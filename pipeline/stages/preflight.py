@@ -23,16 +23,18 @@ from pipeline.environment import environment_yaml
 from pipeline.errors import PipelineError, explain_os_error
 from pipeline.evaluation.nll import summarize
 from pipeline.files import readable
-from pipeline.model.device import choose_device, cores, memory_of
+from pipeline.model.device import choose_device, memory_of
 from pipeline.model.memory import bytes_per_parameter, check_fits, estimate
 from pipeline.paths import Paths
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import ENTRY_POINTS, Registry
+from pipeline.processor import cores
 from pipeline.stages import split, tokenize
-from pipeline.stages.train import Components, Leg, check_length, lengths, load_components, model_config, prepare
+from pipeline.stages.train import Components, check_length, load_components, model_config, prepare
 from pipeline.training.conditions import choose, process_count
 from pipeline.training.distributed import Ranks
 from pipeline.training.interrupt import StopSignal
+from pipeline.training.legs import Leg, lengths
 from pipeline.training.length import Length
 from pipeline.training.loop import Run, train_step
 from pipeline.training.publish import peak_memory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +18,7 @@ from pipeline.errors import DataError, PipelineError, explain_os_error, raised_b
 from pipeline.files import published_folder
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import Registry
+from pipeline.processor import cores
 
 if TYPE_CHECKING:
     from pipeline.params import Params, TokenizerParams
@@ -52,7 +52,7 @@ def write_tokens(params: Params, paths: Paths, documents: Documents) -> None:
             Progress("tokenizing", "character") as progress,
         ):
             digest, blank = TextDigest(), True
-            for piece, ids in encode(documents(), tokenizer, _cores()):
+            for piece, ids in encode(documents(), tokenizer, cores()):
                 writer.write(ids)
                 digest.update(piece.text)
                 if piece.last:
@@ -98,10 +98,6 @@ def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> T
     if tokenizer.vocab_size < wanted:
         say(f"note: the text holds only {tokenizer.vocab_size:,} of the {wanted:,} tokens asked for")
     return tokenizer
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _checked(documents: Iterator[Document], corpus: str) -> Iterator[Document]:

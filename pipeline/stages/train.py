@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,6 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids, TokenFolder
 from pipeline.errors import DataError, Interrupted, PipelineError, PluginError, out_of_memory, raised_by
 from pipeline.evaluation.nll import evenly_spaced
-from pipeline.files import lock
 from pipeline.model import memory
 from pipeline.model.config import GPTConfig
 from pipeline.model.device import choose_device, keep_memory, use_threads
@@ -25,19 +23,19 @@ from pipeline.plugin.registry import Registry
 from pipeline.training.conditions import Conditions, choose, process_count
 from pipeline.training.distributed import Ranks, joined, ranks_here
 from pipeline.training.evaluation import Evaluator
-from pipeline.training.fingerprint import changes, fingerprint, identity
+from pipeline.training.fingerprint import fingerprint, identity
 from pipeline.training.interrupt import Stopping, StopSignal
 from pipeline.training.launch import launch, reported
+from pipeline.training.legs import Leg, for_leg, lengths, locked, newest
 from pipeline.training.length import Length
 from pipeline.training.loop import Run, train
 from pipeline.training.parallel import spread
 from pipeline.training.publish import publish
-from pipeline.training.schedule import Schedule, extended
-from pipeline.training.state import TrainState, skeleton
+from pipeline.training.state import TrainState
 from pipeline.training.store import Saver, StateStore
 
 if TYPE_CHECKING:
-    from pipeline.params import BudgetParams, Params, TrainParams
+    from pipeline.params import Params, TrainParams
     from pipeline.paths import Paths
 
 KINDS = ["losses", "optimizers", "eval_callbacks"]
@@ -74,10 +72,10 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> None:
     ranks.same(legs[-1].store.folder.name, "other params, data, code, plugins or versions")
 
     stop = StopSignal()
-    with _locked(legs, paths, ranks), stop.caught():
-        begun, saved = _newest(legs, ranks)
+    with locked(legs, paths, ranks), stop.caught():
+        begun, saved = newest(legs, ranks)
         earlier = saved["run"]["conditions"] if saved else {}
-        conditions = choose(params, ranks, earlier, work(params, legs[-1].length, splits.tokenizer))
+        conditions = choose(params, ranks, earlier, total_flops(params, legs[-1].length, splits.tokenizer))
         plan = prepare(params, components, ids, splits.tokenizer, legs[-1], conditions, ranks, stop)
         state = TrainState.restore(saved, plan.parallel, plan.optimizer) if saved else TrainState()
         _say_plan(plan, params, ids, conditions)
@@ -95,34 +93,6 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> None:
             legs[-1].store.prune()
 
 
-@dataclass(frozen=True)
-class Leg:
-    """A whole run from its first step to an end: the run itself, or, where it is extended, each of both ends.
-
-    Attributes:
-        length, schedule: How long it is, and the learning rate's multiplier at each step.
-        store: Where its states lie.
-        identity: Everything that decides its result.
-    """
-
-    length: Length
-    schedule: Callable[[int], float]
-    store: StateStore
-    identity: dict[str, Any]
-
-
-def lengths(own: TrainParams, data: TrainingWindows) -> tuple[list[Length], list[Callable[[int], float]]]:
-    """How long each leg is, and its schedule."""
-    first = Length(own.batch_size, (_windows(own.budget, own.budget.amount, own.batch_size, data),))
-    schedule = Schedule(total_steps=first.total_steps, **own.schedule.model_dump())
-    if not own.extension.amount:
-        return [first], [schedule]
-    further = _windows(own.budget, own.extension.amount, own.batch_size, data)
-    whole = replace(first, parts=(*first.parts, further))
-    steps = whole.total_steps - first.total_steps
-    return [first, whole], [schedule, extended(schedule, steps, own.extension.peak)]
-
-
 def _identities(
     params: Params, components: Components, splits: TokenFolder, paths: Paths
 ) -> Iterator[dict[str, Any]]:
@@ -133,47 +103,6 @@ def _identities(
     yield whole
     if params.train.extension.amount:
         yield {**whole, "params": {**chosen, "train": {**chosen["train"], "extension": extension}}}
-
-
-@contextmanager
-def _locked(legs: list[Leg], paths: Paths, ranks: Ranks) -> Iterator[None]:
-    """One writer: of this folder's outputs, and of each leg's states, wherever it runs."""
-    with ExitStack() as held:
-
-        def take() -> None:
-            held.enter_context(lock(paths.root / ".resume" / "lock", "training in this folder"))
-            for leg in legs:
-                held.enter_context(lock(leg.store.lock_file, "training of this very run"))
-
-        ranks.from_first(take)
-        yield
-
-
-def _newest(legs: list[Leg], ranks: Ranks) -> tuple[int, dict[str, Any] | None]:
-    """The leg to go on with, and its newest state; ranks but the first get its skeleton."""
-    found: list[tuple[int, dict[str, Any] | None]] = []
-
-    def look() -> tuple[int, Any]:
-        found.append(_load(legs))
-        number, saved = found[0]
-        return number, skeleton(saved) if saved else None
-
-    told = ranks.from_first(look)
-    return found[0] if found else told
-
-
-def _load(legs: list[Leg]) -> tuple[int, dict[str, Any] | None]:
-    """The leg to go on with, and its newest state; where there is none, says what changed since the run before."""
-    before = legs[-1].store.identify(legs[-1].identity)
-    for number in reversed(range(len(legs))):
-        saved = legs[number].store.load()
-        if saved:
-            return number, saved
-    changed = changes(before, legs[-1].identity) if before else []
-    if changed:
-        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        say(f"starting afresh, since this is not the run before: {'; '.join(changed[:6])}{more}")
-    return 0, None
 
 
 def _train_leg(plan: Run, state: TrainState, extends: bool) -> TrainState:
@@ -254,7 +183,7 @@ def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
     return GPTConfig(vocab_size=tokenizer.vocab_size, document_end=end, **shape)
 
 
-def work(params: Params, length: Length, tokenizer: Tokenizer) -> float:
+def total_flops(params: Params, length: Length, tokenizer: Tokenizer) -> float:
     """Floating-point operations of a whole run."""
     tokens = length.total_windows * params.model.context_length
     return tokens * model_config(params, tokenizer).flops_per_token
@@ -336,17 +265,6 @@ def prepare(
     )
 
 
-def for_leg(plan: Run, leg: Leg) -> Run:
-    """The same run up to the end of a leg."""
-    return replace(
-        plan,
-        schedule=leg.schedule,
-        length=leg.length,
-        evaluate=replace(plan.evaluate, length=leg.length),
-        saver=replace(plan.saver, store=leg.store, total_steps=leg.length.total_steps),
-    )
-
-
 def check_length(train: Ids, context_length: int) -> None:
     """Raises DataError when the training split has not even one window."""
     if len(train) <= context_length:
@@ -364,15 +282,6 @@ def _check_ids(ids: dict[str, Ids], vocab_size: int) -> None:
             raise DataError(
                 f"the {name} split holds token id {largest}, but the vocabulary has {vocab_size}: tokenize again"
             )
-
-
-def _windows(budget: BudgetParams, amount: int, batch_size: int, data: TrainingWindows) -> int:
-    """The windows that an amount in the budget's unit stands for."""
-    if budget.unit == "epochs":
-        return amount * data.per_epoch
-    if budget.unit == "tokens":
-        return -(-amount // data.context_length)
-    return amount * batch_size
 
 
 def _say_plan(plan: Run, params: Params, ids: dict[str, Ids], conditions: Conditions) -> None:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import ParamsError
-from pipeline.model.device import choose_device, computes_bf16, cores
+from pipeline.model.device import choose_device, computes_bf16
+from pipeline.processor import cores
 from pipeline.training.distributed import Ranks
 
 if TYPE_CHECKING:
     from pipeline.params import Params, RuntimeParams
 
-_WORK_WORTH_COMPILING = 5e12
+_FLOPS_WORTH_COMPILING = 5e12
 """Floating-point operations of a run from which compiling pays for itself (docs/performance.md)."""
 
 
@@ -64,7 +65,7 @@ def _kind(value: Any) -> Any:
     return value.partition(":")[0] if isinstance(value, str) else value
 
 
-def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], work: float) -> Conditions:
+def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: float) -> Conditions:
     """The conditions of a run: what the params set; where they leave the choice, what they were (`earlier`, empty
     for a new run); else this machine's best.
 
@@ -72,7 +73,7 @@ def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], work: float
         params: Of the run.
         ranks: The processes that train together.
         earlier: The conditions that the run began with.
-        work: Floating-point operations of the whole run.
+        flops: Floating-point operations of the whole run.
 
     Raises:
         ParamsError: this machine lacks what `runtime` asks for.
@@ -81,7 +82,7 @@ def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], work: float
     device = _device(runtime.device, ranks, earlier)
     threads = runtime.threads or earlier.get("threads") or max(1, cores() // _neighbours(ranks))
     if runtime.compile == "auto":
-        compile = bool(earlier.get("compile", work >= _WORK_WORTH_COMPILING and _compiler_found()))
+        compile = bool(earlier.get("compile", flops >= _FLOPS_WORTH_COMPILING and _compiler_found()))
     else:
         compile = runtime.compile
         if compile and not _compiler_found():

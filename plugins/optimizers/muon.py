@@ -80,11 +80,7 @@ class Orthogonalised(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:  # as a part of `Together`, which takes the closure
         updates: dict[torch.Tensor, torch.Tensor] = {}
         for group in self.param_groups:
             held = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -102,7 +98,6 @@ class Orthogonalised(torch.optim.Optimizer):
                 if parameter in directions:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(directions[parameter], alpha=-group["lr"])
-        return loss
 
 
 def _orthogonalised(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from pipeline.model import attention
 from pipeline.model.attention import KVCache, Rotation, attend
-from pipeline.model.functions import kept
+from pipeline.model.functions import keep_mask
 
 U = torch.finfo(torch.bfloat16).eps / 2
 
@@ -96,7 +96,7 @@ def test_new_tokens_after_cached_ones_get_what_they_get_in_the_whole(
 def test_dropped_weights_are_left_out_and_the_others_larger_in_their_stead(mask: object) -> None:
     q, k, v = heads(6, 6, torch.float64)
     torch.manual_seed(0)
-    left = kept((2, 3, 6, 6), 0.4, torch.device("cpu"))
+    left = keep_mask((2, 3, 6, 6), 0.4, torch.device("cpu"))
     given = mask(6, 6) if callable(mask) else None
     allowed = given if given is not None else causal(6, 6)
     weights = (q @ k.mT * 8**-0.5).masked_fill(~allowed, -torch.inf).softmax(dim=-1)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from pipeline.model.functions import RMS_EPS, dropped, kept, relu_squared, rms_norm, rotate
+from pipeline.model.functions import RMS_EPS, dropped, keep_mask, relu_squared, rms_norm, rotate
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 ANGLES = torch.linspace(-3, 3, 4 * 5, dtype=torch.float64).view(5, 4)
@@ -105,7 +105,7 @@ def test_angles_get_no_gradient_and_turning_keeps_lengths() -> None:
 def test_dropout_keeps_its_share_alike_at_every_place(dropout: float) -> None:
     torch.manual_seed(0)
     count = 200_003
-    mask = kept((count,), dropout, torch.device("cpu"))
+    mask = keep_mask((count,), dropout, torch.device("cpu"))
     for part in (mask, mask[: count // 2], *(mask[place::4] for place in range(4))):
         deviation = math.sqrt(dropout * (1 - dropout) / len(part)) + 2 / len(part)
         assert abs(part.double().mean().item() - (1 - dropout)) <= 5 * deviation + 1 / 65536
@@ -115,7 +115,7 @@ def test_what_is_kept_is_decided_by_the_seed() -> None:
     masks = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        masks.append(kept((3, 5, 7), 0.5, torch.device("cpu")))
+        masks.append(keep_mask((3, 5, 7), 0.5, torch.device("cpu")))
     assert masks[0].shape == (3, 5, 7)
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 
 from pipeline.errors import ParamsError
 from pipeline.model import device
-from pipeline.params import load_params
+from pipeline.params_file import load_params
 from pipeline.training import conditions
 from pipeline.training.conditions import choose
 from pipeline.training.distributed import Ranks
@@ -18,9 +18,9 @@ from pipeline.training.distributed import Ranks
 LONG, SHORT = 1e18, 1e6
 
 
-def chosen(*overrides: str, earlier: dict[str, Any] | None = None, work: float = SHORT) -> conditions.Conditions:
+def chosen(*overrides: str, earlier: dict[str, Any] | None = None, flops: float = SHORT) -> conditions.Conditions:
     params = load_params(REPOSITORY / "params.yaml", ("runtime.device=cpu", *overrides))
-    return choose(params, Ranks(), earlier or {}, work)
+    return choose(params, Ranks(), earlier or {}, flops)
 
 
 @pytest.mark.parametrize(("known", "precision"), [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")])
@@ -35,12 +35,12 @@ def test_auto_computes_in_bf16_where_the_processor_has_instructions_for_it(
 
 def test_auto_compiles_long_runs_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conditions, "_compiler_found", lambda: True)
-    assert chosen("runtime.compile=auto", work=LONG).compile
-    assert not chosen("runtime.compile=auto", work=SHORT).compile
-    assert chosen("runtime.compile=auto", work=SHORT, earlier={"compile": True}).compile
-    assert not chosen("runtime.compile=false", work=LONG, earlier={"compile": True}).compile
+    assert chosen("runtime.compile=auto", flops=LONG).compile
+    assert not chosen("runtime.compile=auto", flops=SHORT).compile
+    assert chosen("runtime.compile=auto", flops=SHORT, earlier={"compile": True}).compile
+    assert not chosen("runtime.compile=false", flops=LONG, earlier={"compile": True}).compile
     monkeypatch.setattr(conditions, "_compiler_found", lambda: False)
-    assert not chosen("runtime.compile=auto", work=LONG).compile
+    assert not chosen("runtime.compile=auto", flops=LONG).compile
     with pytest.raises(ParamsError, match=r"there is no C\+\+ compiler .* set it to auto"):
         chosen("runtime.compile=true")
 
