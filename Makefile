@@ -19,7 +19,7 @@ repro: $(INSTALLED)
 	dvc repro
 
 test: $(INSTALLED)
-	python -m pytest
+	python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 test-faults: $(INSTALLED)
 	python -m pytest -m faults --long

@@ -16,6 +16,8 @@ from statistics import median
 from types import TracebackType
 from typing import Any
 
+from pipeline import processor
+
 ROOT = Path(__file__).resolve().parents[1]
 """The project's folder."""
 
@@ -114,8 +116,7 @@ def _processor_seconds() -> float:
 
 def peak_memory() -> int:
     """Bytes that this process, or the largest child that it waited for, had at the most."""
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return max(own, children) * _UNIT
+    return max(processor.peak_memory(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _UNIT)
 
 
 def take_turns(sides: Sequence[Side], rounds: int) -> dict[str, Measured]:

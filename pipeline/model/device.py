@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from pipeline import processor
 from pipeline.errors import ParamsError
-from pipeline.processor import cores
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -37,7 +37,7 @@ def choose_device(name: str) -> torch.device:
 
 def use_threads(threads: int) -> None:
     """Lets torch compute on `threads` processor threads; 0 means one for each core."""
-    torch.set_num_threads(threads or cores())
+    torch.set_num_threads(threads or processor.cores())
 
 
 def keep_memory() -> None:
@@ -62,3 +62,8 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_memory() -> int:
+    """Bytes taken at the most: of the GPU's memory where there is one, else of this process."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else processor.peak_memory()

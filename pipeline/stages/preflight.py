@@ -23,7 +23,7 @@ from pipeline.environment import environment_yaml
 from pipeline.errors import PipelineError, explain_os_error
 from pipeline.evaluation.nll import summarize
 from pipeline.files import readable
-from pipeline.model.device import choose_device, memory_of
+from pipeline.model.device import choose_device, memory_of, peak_memory
 from pipeline.model.memory import bytes_per_parameter, check_fits, estimate
 from pipeline.paths import Paths
 from pipeline.plugin.components import Document
@@ -37,7 +37,6 @@ from pipeline.training.interrupt import StopSignal
 from pipeline.training.legs import Leg, lengths
 from pipeline.training.length import Length
 from pipeline.training.loop import Run, train_step
-from pipeline.training.publish import peak_memory
 from pipeline.training.state import TrainState
 from pipeline.training.store import StateStore
 

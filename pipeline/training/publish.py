@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from typing import TYPE_CHECKING
-
-import torch
 
 from pipeline.console import fact
 from pipeline.data.batches import evaluation_windows
 from pipeline.files import published_folder, room_for, write_atomically, write_json
 from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
+from pipeline.model.device import peak_memory
 from pipeline.model.gpt import GPT
 from pipeline.training.loop import Run
 from pipeline.training.state import TrainState, samples_as_jsonl
@@ -89,14 +86,6 @@ def _write_metrics(
             "peak_memory_bytes": peak_memory(),
         },
     )
-
-
-def peak_memory() -> int:
-    """Bytes: of the GPU's memory where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _tsv(rows: list[dict[str, float]]) -> str:
