@@ -115,7 +115,7 @@ class _Compare(click.Command):
         return super().parse_args(ctx, args)
 
 
-@cli.command(cls=_Compare, short_help="Tell whether two runs differ, or two recipes with several seeds each.")
+@cli.command(cls=_Compare, short_help="Tell whether two runs, or two recipes, really differ.")
 @click.argument("names", metavar="[A] [B]", nargs=-1)
 @click.option(
     "--against", multiple=True, metavar="B1 B2 ...",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.comparison.runs import Paired
-from pipeline.evaluation.bootstrap import RESAMPLES, Draws, grouped, in_parts, interval, resampled
+from pipeline.evaluation.bootstrap import RESAMPLES, Draws, effective, grouped, in_parts, interval, resampled
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def compare_checkpoints(paired: Paired) -> Difference:
     count = len(paired.names)
     totals = resampled(grouped(np.concatenate([paired.nats, paired.sizes]).T))
     draws = totals[:, 1] / totals[:, 3] - totals[:, 0] / totals[:, 2]
-    ends = interval(draws, count) if count > 1 else {"low": -np.inf, "high": np.inf}
+    ends = interval(draws, effective(paired.sizes[0])) if count > 1 else {"low": -np.inf, "high": np.inf}
     p_value = _sign_flip(_contributions(paired))
     return Difference(first, second, second - first, ends["low"], ends["high"], p_value, paired.what, count)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,13 +88,10 @@ class Revision:
             raise DataError(f"{self.name}: dvc.lock names no {_REPORTS} of evaluate: {_REPRO} and commit") from None
 
     def _cached(self, digest: str) -> str:
-        for cache in (self.root / ".dvc" / "cache", _cache_folder(self.root)):
-            if cache is not None:
-                try:
-                    path = cache / "files" / "md5" / digest[:2] / digest[2:]
-                    return path.read_text(encoding="utf-8")
-                except OSError:
-                    continue
+        for cache in _caches(self.root):
+            path = cache / "files" / "md5" / digest[:2] / digest[2:]
+            if path.is_file():
+                return path.read_text(encoding="utf-8")
         raise DataError(
             f"{self.name}: its {_REPORTS} are not in DVC's cache: `dvc fetch --all-commits` brings them from a "
             f"remote, and `git checkout {self.commit[:10]} && dvc repro` makes them again"
@@ -146,8 +144,10 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
 
 
-def _cache_folder(root: Path) -> Path | None:
-    """The cache's folder as DVC's settings have it; asked of DVC, which takes a second, only where it must be."""
+def _caches(root: Path) -> Iterator[Path]:
+    """Where DVC's cache is by default, and then where its settings have it: to ask DVC takes a second."""
+    yield root / ".dvc" / "cache"
     ask = [sys.executable, "-m", "dvc", "cache", "dir"]
     done = subprocess.run(ask, cwd=root, capture_output=True, check=False)
-    return Path(done.stdout.decode().strip()) if done.returncode == 0 else None
+    if done.returncode == 0:
+        yield Path(done.stdout.decode().strip())

@@ -11,14 +11,14 @@ import math
 
 from pipeline.comparison.checkpoints import Difference
 from pipeline.comparison.runs import Paired, Totals
-from pipeline.evaluation.bootstrap import LEVEL, student_cdf, student_quantile
+from pipeline.evaluation.bootstrap import LEVEL, effective, student_cdf, student_quantile
 
 
 def compare_recipes(paired: Paired, first_seeds: int) -> Difference:
     """The difference of two recipes' mean losses; the first `first_seeds` runs of `paired` are of the first.
 
-    With L the loss of one run over all of the text, a and b seeds, and n units (documents or blocks), the variance
-    of mean L(B) − mean L(A) is estimated by
+    With L the loss of one run over all of the text, a and b seeds, and units (documents or blocks) that are worth n
+    of equal size, the variance of mean L(B) − mean L(A) is estimated by
 
         V = s²(A) / a + s²(B) / b + D,
 
@@ -35,7 +35,7 @@ def compare_recipes(paired: Paired, first_seeds: int) -> Difference:
     count = len(paired.names)
     parts = [
         *((float(losses[group].var(ddof=1)) / len(losses[group]), len(losses[group]) - 1) for group in groups),
-        (_variance_from_text(paired, groups), max(count - 1, 1)),
+        (_variance_from_text(paired, groups), effective(paired.sizes[0]) - 1),
     ]
     variance = math.fsum(part for part, _ in parts)
     difference = second - first
@@ -51,12 +51,12 @@ def compare_recipes(paired: Paired, first_seeds: int) -> Difference:
 
 def _variance_from_text(paired: Paired, groups: tuple[slice, slice]) -> float:
     """D: what the choice of the text adds to the variance of the difference, the seeds' part of it left out."""
-    units = len(paired.names)
-    if units < 2:
+    if len(paired.names) < 2:
         return 0.0
     own = _influences(paired)
     whole = float(((own[groups[1]].mean(axis=0) - own[groups[0]].mean(axis=0)) ** 2).sum())
     of_seeds = sum(float((own[group].var(axis=0, ddof=1) / len(own[group])).sum()) for group in groups)
+    units = effective(paired.sizes[0])
     return max(whole - of_seeds, 0.0) * units / (units - 1)
 
 
