@@ -14,8 +14,11 @@ from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.errors import CheckpointError, DataError
 from pipeline.evaluation.baselines import unigram_bits_per_byte, xz_bits_per_byte
+from pipeline.evaluation.bootstrap import intervals, units
+from pipeline.evaluation.breakdown import Breakdown, Counts, Tally, token_counts
 from pipeline.evaluation.nll import Summary, score
 from pipeline.evaluation.report import Report, Sample, write_report
+from pipeline.evaluation.tables import digests, write_tables
 from pipeline.files import published_folder, read_json, write_json
 from pipeline.model.checkpoint import SAMPLES, Checkpoint, load_checkpoint
 from pipeline.model.device import choose_device, use_threads
@@ -30,7 +33,7 @@ _MEND = "run `python -m pipeline train`"
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads the checkpoint and the splits; writes metrics/evaluate.json and reports/report.html."""
+    """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and its tables."""
     own = params.evaluate
     registry = Registry.load(paths.plugins, ["samplers"])
     samplers = registry.build_all("samplers", own.samplers.use, own.samplers.options, "evaluate.samplers")
@@ -43,9 +46,11 @@ def run(params: Params, paths: Paths) -> None:
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
     metrics: dict[str, Any] = {"step": checkpoint.step, "stride": _stride(own, checkpoint)}
+    train_counts = token_counts(splits.ids("train"), checkpoint.tokenizer.vocab_size)
+    breakdowns: dict[str, Breakdown] = {}
     for side in splits.names:
         if side != "train":
-            metrics[side] = _evaluate(checkpoint, splits, side, own)
+            metrics[side], breakdowns[side] = _evaluate(checkpoint, splits, side, own, train_counts)
 
     samples = [
         _sample(checkpoint, prompt, own, samplers, own.generation.seed + number)
@@ -67,18 +72,12 @@ def run(params: Params, paths: Paths) -> None:
     )
     with published_folder(paths.reports) as folder:
         write_report(report, folder)
+        write_tables(breakdowns, _about(own, checkpoint, splits), folder)
         write_json(paths.metrics / "evaluate.json", metrics)
 
     for side in ("val", "test"):
         if side in metrics:
-            say(
-                f"{side:<8} "
-                + "  ".join(
-                    f"{name} {value:,.4f}" for name, value in metrics[side].items() if isinstance(value, float)
-                )
-            )
-            beside = "  ".join(f"{name} {value:.4f}" for name, value in metrics[side]["baselines"].items())
-            say(f"         baselines in bits per byte: {beside}")
+            _say_numbers(side, metrics[side], breakdowns[side])
     for sample in samples:
         say(f"\n{sample.prompt}{sample.continuation}\n")
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}/report.html")
@@ -98,23 +97,62 @@ def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
     return max(1, round(params.stride * checkpoint.model.config.context_length))
 
 
-def _evaluate(checkpoint: Checkpoint, splits: TokenFolder, side: str, params: EvaluateParams) -> dict[str, Any]:
-    ids, tokenizer = splits.ids(side), checkpoint.tokenizer
-    windows = evaluation_windows(len(ids), checkpoint.model.config.context_length, _stride(params, checkpoint))
-    summary = Summary(tokenizer.byte_lengths)
-    with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
-        for scores in score(checkpoint.model, ids, windows, params.batch_size):
-            summary.add(scores)
-            progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
-    train = splits.ids("train")
+def _about(params: EvaluateParams, checkpoint: Checkpoint, splits: TokenFolder) -> dict[str, Any]:
+    """What `pipeline compare` must know of this evaluation, to say whether another may be held against it."""
     return {
-        **summary.metrics(),
-        "tokens": summary.tokens,
-        "baselines": {
-            "unigram": unigram_bits_per_byte(train, ids, tokenizer),
-            "xz": xz_bits_per_byte(train, ids, tokenizer),
+        "step": checkpoint.step,
+        "weights": checkpoint.weights,
+        "context_length": checkpoint.model.config.context_length,
+        "stride": _stride(params, checkpoint),
+        "stride_share": params.stride,
+        "tokenizer": {"name": checkpoint.tokenizer.name, "fingerprint": checkpoint.tokenizer.fingerprint},
+        "sides": {
+            side: digests(splits.ids(side), checkpoint.tokenizer) for side in splits.names if side != "train"
         },
     }
+
+
+def _evaluate(
+    checkpoint: Checkpoint, splits: TokenFolder, side: str, params: EvaluateParams, train_counts: Counts
+) -> tuple[dict[str, Any], Breakdown]:
+    ids, tokenizer, context = splits.ids(side), checkpoint.tokenizer, checkpoint.model.config.context_length
+    windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
+    summary = Summary(tokenizer.byte_lengths)
+    tally = Tally(ids, splits.documents(side), train_counts, tokenizer.byte_lengths, context)
+    with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
+        for scores in score(checkpoint.model, ids, windows, params.batch_size, closely=True):
+            summary.add(scores)
+            tally.add(scores)
+            progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
+    breakdown = tally.breakdown()
+    numbers = {
+        **summary.metrics(),
+        "accuracy_top5": breakdown.accuracy_top5,
+        "calibration_error": breakdown.calibration_error,
+        "interval": intervals(breakdown),
+        "tokens": summary.tokens,
+        "baselines": {
+            "unigram": unigram_bits_per_byte(train_counts, ids, tokenizer),
+            "xz": xz_bits_per_byte(splits.ids("train"), ids, tokenizer),
+        },
+    }
+    return numbers, breakdown
+
+
+def _say_numbers(side: str, numbers: dict[str, Any], breakdown: Breakdown) -> None:
+    """Prints a side's numbers, its intervals and its baselines, a line each."""
+    what, drawn = units(breakdown)
+    ranges = {name: f"{ends['low']:,.4f} to {ends['high']:,.4f}" for name, ends in numbers["interval"].items()}
+    say(f"{side:<9}{_listed({name: value for name, value in numbers.items() if isinstance(value, float)})}")
+    if ranges:
+        say(f"         95% over {len(drawn):,} {what}: {_listed(ranges)}")
+    say(f"         baselines in bits per byte: {_listed(numbers['baselines'])}")
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{key} {value if isinstance(value, str) else f'{value:,.4f}'}" for key, value in values.items()
+    )
 
 
 def _sample(checkpoint: Checkpoint, prompt: str, params: EvaluateParams, samplers: list[Any], seed: int) -> Sample:
