@@ -176,9 +176,13 @@ def load_components(params: TrainParams, paths: Paths) -> Components:
 
 def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
     """The architecture that params.yaml describes, for a tokenizer's vocabulary."""
-    shape = params.model.model_dump(exclude={"document_mask"})
-    if params.model.family == "modern":
-        shape |= {"qkv_bias": False, "tied_head": False, "init": "modern"}
+    family = params.model.family
+    others = set() if family == "llama" else {"n_kv_heads", "mlp_dim", "rope_theta", "norm_eps"}
+    shape = params.model.model_dump(exclude={"document_mask", *others})
+    if family == "modern":
+        shape |= {"tied_head": False, "init": "modern"}
+    if family != "gpt2":
+        shape["qkv_bias"] = False
     end = tokenizer.end_of_text if params.model.document_mask else None
     return GPTConfig(vocab_size=tokenizer.vocab_size, document_end=end, **shape)
 
