@@ -18,6 +18,13 @@ def _utf8(text: str) -> str:
     return text
 
 
+def _below_data(path: str, example: str) -> str:
+    parts = PurePosixPath(path).parts
+    if len(parts) < 2 or parts[0] != "data" or ".." in parts:
+        raise ValueError(f"{path!r} must lie below data/, such as {example}: DVC sees changes only there")
+    return path
+
+
 Text = Annotated[str, AfterValidator(_utf8)]
 Positive = Annotated[int, Field(gt=0)]
 Size = Annotated[int, Field(gt=0, lt=2**31)]
@@ -73,7 +80,8 @@ class TiktokenParams(Section):
 
 class TokenizerFileParams(Section):
     path: str
-    """A byte-level BPE as tokenizer.json or in tiktoken's form, below data/ (DVC sees changes only there)."""
+    """A byte-level BPE as tokenizer.json or in tiktoken's form, or the tokenizer.json of a checkpoint, below data/ (DVC
+    sees changes only there)."""
     pattern: Text
     """How the tokenizer of a tiktoken file cuts text into words: `gpt2` or a regular expression."""
     end_of_text: Annotated[Text, Field(min_length=1)]
@@ -82,12 +90,7 @@ class TokenizerFileParams(Section):
     @field_validator("path")
     @classmethod
     def _lies_below_data(cls, path: str) -> str:
-        parts = PurePosixPath(path).parts
-        if len(parts) < 2 or parts[0] != "data" or ".." in parts:
-            raise ValueError(
-                f"{path!r} must lie below data/, such as data/tokenizer.json: DVC sees changes only there"
-            )
-        return path
+        return _below_data(path, "data/tokenizer.json")
 
 
 class TokenizerParams(Section):
@@ -139,9 +142,9 @@ class SplitParams(Section):
 
 class ModelParams(Section):
     family: Literal["gpt2", "modern", "llama"]
-    """`gpt2` is GPT-2's architecture; `llama` is Llama's, which every serving program loads: rotary positions, RMSNorm,
-    a gated MLP, no biases; `modern` learns faster: rotary positions, RMSNorm without weights, normalised queries and
-    keys, ReLU², no biases, an output head of its own, projections that begin at zero."""
+    """`gpt2` is GPT-2's architecture; `llama` is Llama's, which every serving program loads: rotary positions,
+    RMSNorm, a gated MLP, no biases; `modern` learns faster: rotary positions, RMSNorm without weights, normalised
+    queries and keys, ReLU², no biases, an output head of its own, projections that begin at zero."""
     context_length: Size
     """Tokens that the model sees at once."""
     n_layers: Size
@@ -179,7 +182,8 @@ class ModelParams(Section):
             raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
         if self.family != "gpt2" and self.emb_dim // self.n_heads % 2:
             raise ValueError(
-                f"emb_dim {self.emb_dim} / n_heads {self.n_heads} must be even: {self.family} turns numbers in pairs"
+                f"emb_dim {self.emb_dim} / n_heads {self.n_heads} must be even: {self.family} turns numbers in "
+                "pairs"
             )
         if self.n_kv_heads and self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
@@ -224,6 +228,10 @@ class EvaluationParams(Section):
 class TrainParams(Section):
     seed: Seed
     """Decides the initial weights, the data's order and dropout."""
+    init_from: str
+    """Weights to begin with, below data/ (DVC sees changes only there): a Hugging Face folder of a GPT-2, NanoChat or
+    Llama model, or a checkpoint (its best weights, or one of its .pth files); empty for random ones. `model` and the
+    tokenizer must be theirs, but for a shorter context."""
     budget: BudgetParams
     extension: ExtensionParams
     """Goes on with the run that the other params describe, from its finished state; that run is trained first where
@@ -248,6 +256,11 @@ class TrainParams(Section):
     evaluation: EvaluationParams
     eval_callbacks: Choices
     """What is done after each evaluation during training."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _lies_below_data(cls, path: str) -> str:
+        return _below_data(path, "data/gpt2") if path else path
 
 
 # ── evaluate and export ───────────────────────────────────────────────────────────────────────────

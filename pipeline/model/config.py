@@ -87,7 +87,7 @@ class GPTConfig:
 
     @property
     def inner_dim(self) -> int:
-        """Width inside the MLP: 4·D; with the gate of Llama's 8/3·D, up to a multiple of 64, for as many numbers."""
+        """Width inside the MLP: 4·D; in Llama's, whose gate is a third matrix, 8/3·D up to a multiple of 64."""
         if not self.llama:
             return 4 * self.emb_dim
         return self.mlp_dim or -(-8 * self.emb_dim // (3 * 64)) * 64

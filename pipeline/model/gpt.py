@@ -104,11 +104,12 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer over token ids [B, T].
 
-    The family "gpt2" (Radford et al., 2019) has learned positions, LayerNorm, tanh GELU and biases. "llama" (Touvron
-    et al., 2023), which every serving program knows, has rotary positions, RMSNorm, a gated MLP, no biases, and on
-    request fewer heads of keys and values than of queries. "modern" is what small models have been trained fastest
-    with since (nanochat): rotary positions, RMSNorm without weights, also after the embedding, normalised queries and
-    keys, ReLU², no biases, an output head of its own, and projections onto the residual stream that begin at zero.
+    The family "gpt2" (Radford et al., 2019) has learned positions, LayerNorm, tanh GELU and biases. "llama"
+    (Touvron et al., 2023), which every serving program knows, has rotary positions, RMSNorm, a gated MLP, no biases
+    and on request fewer heads of keys and values than of queries. "modern" is what small models have been trained
+    fastest with since (nanochat): rotary positions, RMSNorm without weights, also after the embedding, normalised
+    queries and keys, ReLU², no biases, an output head of its own, and projections onto the residual stream that
+    begin at zero.
 
     Attributes:
         recompute: Whether training keeps each block's input only and computes the block again for its gradients:
