@@ -80,8 +80,8 @@ class TiktokenParams(Section):
 
 class TokenizerFileParams(Section):
     path: str
-    """A byte-level BPE as tokenizer.json or in tiktoken's form, or the tokenizer.json of a checkpoint, below data/ (DVC
-    sees changes only there)."""
+    """A byte-level BPE as tokenizer.json or in tiktoken's form, or the tokenizer.json of a checkpoint, below data/
+    (DVC sees changes only there)."""
     pattern: Text
     """How the tokenizer of a tiktoken file cuts text into words: `gpt2` or a regular expression."""
     end_of_text: Annotated[Text, Field(min_length=1)]
@@ -229,9 +229,9 @@ class TrainParams(Section):
     seed: Seed
     """Decides the initial weights, the data's order and dropout."""
     init_from: str
-    """Weights to begin with, below data/ (DVC sees changes only there): a Hugging Face folder of a GPT-2, NanoChat or
-    Llama model, or a checkpoint (its best weights, or one of its .pth files); empty for random ones. `model` and the
-    tokenizer must be theirs, but for a shorter context."""
+    """Weights to begin with, below data/ (DVC sees changes only there): a Hugging Face folder of a GPT-2, NanoChat
+    or Llama model, or a checkpoint (its best weights, or one of its .pth files); empty for random ones. `model` and
+    the tokenizer must be theirs, but for a shorter context."""
     budget: BudgetParams
     extension: ExtensionParams
     """Goes on with the run that the other params describe, from its finished state; that run is trained first where

@@ -1,4 +1,4 @@
-"""A tokenizer made elsewhere: a byte-level BPE from a tiktoken file or a tokenizer.json, proven before it is used; or
+"""A tokenizer made elsewhere: a byte-level BPE from a tiktoken file or a tokenizer.json, proven before it is used, or
 that of a checkpoint."""
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _BEGINNING = 1000
 
 
 def from_file(path: Path, pattern: str, end_of_text: str) -> Tokenizer:
-    """A byte-level BPE from a tiktoken file (on each line a token in base64 and its rank) or a tokenizer.json; or the
-    tokenizer of a checkpoint of this project, whatever it is, with its own end of text.
+    """A byte-level BPE from a tiktoken file (on each line a token in base64 and its rank) or a tokenizer.json; or
+    the tokenizer of a checkpoint of this project, whatever it is, with its own end of text.
 
     Args:
         path: The file.

@@ -144,7 +144,7 @@ _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 def read_config(folder: Path) -> GPTConfig:
-    """The model that config.json describes; of its vocabulary, all rows, which may be more than the tokenizer's ids.
+    """The model that config.json describes; its vocabulary are all rows, perhaps more than the tokenizer has ids.
 
     Raises:
         CheckpointError: config.json is missing or damaged, or describes what is not computed here.
@@ -261,7 +261,7 @@ def read_weights(folder: Path, config: GPTConfig) -> dict[str, torch.Tensor]:
         if {part.shape[1:] for part in present} != {shape[1:]} or sum(map(len, present)) != shape[0]:
             shown = [list(part.shape) for part in present]
             raise CheckpointError(
-                f"{folder}: {', '.join(_theirs(name, form))} is {shown}, and by {CONFIG} it is {list(shape)}: {_MEND}"
+                f"{folder}: {', '.join(_theirs(name, form))} is {shown}, and by {CONFIG} {list(shape)}: {_MEND}"
             )
         weights[name] = torch.cat([part.float() for part in present]).contiguous()
     if config.tied:

@@ -1,4 +1,4 @@
-"""What a run may begin with instead of random weights: a checkpoint, or a Hugging Face folder, with its tokenizer."""
+"""What a run may begin with instead of random weights: those of a checkpoint or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Pretrained:
 
     @classmethod
     def at(cls, root: Path, name: str) -> Pretrained:
-        """What lies at `name` below `root`: a checkpoint's folder (whose best weights are taken) or one of its files
-        of weights, or a Hugging Face folder.
+        """What lies at `name` below `root`: a checkpoint's folder (whose best weights are taken), one of its files of
+        weights, or a Hugging Face folder.
 
         Raises:
             CheckpointError: nothing is there, or neither of these.
@@ -108,8 +108,8 @@ class Pretrained:
             raise DataError(f"{path} is missing: weights are of no use without the tokenizer that made their ids")
         if not same:
             raise DataError(
-                f"train.init_from: the splits were tokenized by {own.name!r}, which is not {self.name}'s tokenizer: set "
-                f"tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: {self._beside(TOKENIZER)}"
+                f"train.init_from: the splits were tokenized by {own.name!r}, which is not {self.name}'s tokenizer: "
+                f"set tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: {self._beside(TOKENIZER)}"
             )
         if own.vocab_size > self.config.vocab_size:
             raise DataError(
@@ -125,7 +125,7 @@ class Pretrained:
 
     def weights(self, own: GPTConfig) -> dict[str, torch.Tensor]:
         """The weights, for a model of the shape `own`, which was checked: of a longer context's positions the first
-        ones; in place of padding rows zeros; biases of queries, keys and values as `own` has them, if they are zero.
+        ones, zeros in the padding rows, and biases of queries, keys and values where `own` has them.
 
         Raises:
             CheckpointError: they cannot be read, or are not those of such a model.
@@ -157,7 +157,7 @@ class Pretrained:
 
 
 def _decisive(config: GPTConfig) -> dict[str, str]:
-    """The keys of params.yaml's `model` that decide what such weights compute, each with the property to compare."""
+    """The keys of params.yaml's `model` that decide what such weights compute, each with the property it sets."""
     keys = {key: key for key in ("family", "n_layers", "n_heads", "emb_dim")}
     if not config.modern:
         keys["tied_head"] = "tied"
