@@ -1,5 +1,5 @@
-"""A tokenizer made elsewhere: a byte-level BPE from a tiktoken file or a tokenizer.json, proven before it is used, or
-that of a checkpoint."""
+"""A tokenizer made elsewhere: a byte-level BPE from a tiktoken file or a tokenizer.json, proven before it is used;
+or that of a checkpoint."""
 
 from __future__ import annotations
 

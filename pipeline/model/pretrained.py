@@ -40,8 +40,8 @@ class Pretrained:
 
     @classmethod
     def at(cls, root: Path, name: str) -> Pretrained:
-        """What lies at `name` below `root`: a checkpoint's folder (whose best weights are taken), one of its files of
-        weights, or a Hugging Face folder.
+        """What lies at `name` below `root`: a checkpoint's folder (whose best weights are taken), one of its files
+        of weights, or a Hugging Face folder.
 
         Raises:
             CheckpointError: nothing is there, or neither of these.
@@ -108,7 +108,7 @@ class Pretrained:
             raise DataError(f"{path} is missing: weights are of no use without the tokenizer that made their ids")
         if not same:
             raise DataError(
-                f"train.init_from: the splits were tokenized by {own.name!r}, which is not {self.name}'s tokenizer: "
+                f"train.init_from: {own.name!r}, which tokenized the splits, is not {self.name}'s tokenizer: "
                 f"set tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: {self._beside(TOKENIZER)}"
             )
         if own.vocab_size > self.config.vocab_size:
