@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -42,7 +41,9 @@ def kept(project: Project, name: str = "artifacts/checkpoint") -> Path:
     return Path(shutil.copytree(project.root / name, project.root / "data" / "there"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=() if each == "llama" else pytest.mark.long) for each in FAMILIES]
+)
 def test_a_run_goes_on_from_the_export_of_another_where_that_was(trained_project: Project, family: str) -> None:
     settings = [*FAMILIES[family], *WHOLE]
     trained_project.succeed("train", *sets(*settings))
@@ -58,7 +59,7 @@ def test_a_run_goes_on_from_the_export_of_another_where_that_was(trained_project
 
 
 def test_a_run_goes_on_from_a_checkpoint_on_other_texts(trained_project: Project) -> None:
-    there = kept(trained_project)
+    kept(trained_project)
     for path in (trained_project.root / "data" / "raw").glob("text-0*.txt"):
         path.unlink()
     for number in range(4):
@@ -76,11 +77,10 @@ def test_a_run_goes_on_from_a_checkpoint_on_other_texts(trained_project: Project
     file = ["tokenize.tokenizer.name=file", "tokenize.tokenizer.file.path=data/there/tokenizer.json"]
     for stage in ("tokenize", "split"):
         trained_project.succeed(stage, *sets(*file))
-    assert "no things" not in trained_project.succeed("check", *sets(*file, FROM)).out
+    assert "nothing found that would stop the run" in trained_project.succeed("check", *sets(*file, FROM)).out
     trained_project.succeed("train", *sets(*file, FROM))
     found = losses(trained_project)
     assert found[-1] < found[0]
-    assert json.loads((there / "config.json").read_text())["family"] == "gpt2"
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits_and_other_weights_begin_another(
