@@ -87,7 +87,7 @@ def test_the_readmes_loss_trains_and_keeps_the_contract(trained_project: Project
 
 
 def test_the_readmes_loading_lines_work(trained_project: Project) -> None:
-    """Those of the checkpoint of the plain AdamW, those of another optimizer in their place, those of the export."""
+    """Those of the plain AdamW's checkpoint, those of another optimizer in their place, and those of the export."""
     python = blocks(REPOSITORY / "README.md", "python")
     plain, other = (code for code in python if "optimizer_state_dict" in code)
     (exported,) = (code for code in python if "transformers" in code)
