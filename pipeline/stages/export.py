@@ -14,14 +14,14 @@ from pipeline.files import published_folder, write_json
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
+from pipeline.model.gpt import GPT
 from pipeline.plugin.components import ExportSource
+from pipeline.plugin.exporting import PROOF_TOKENS
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
     from pipeline.params import Params
     from pipeline.paths import Paths
-
-_PROOF_TOKENS = 20_000
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -35,7 +35,7 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
-    ids = splits.ids("val")[:_PROOF_TOKENS]
+    ids = splits.ids("val")[:PROOF_TOKENS]
     text = checkpoint.tokenizer.decode(ids[checkpoint.tokenizer.byte_lengths[ids] > 0])
     source = export_source(checkpoint, text)
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
@@ -63,6 +63,18 @@ def run(params: Params, paths: Paths) -> None:
     fact("wrote", f"{paths.shown(paths.export)}")
 
 
+class _Logits(torch.nn.Module):
+    """A model that gives logits and nothing else."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """ids [B, T] → logits [B, T, V]."""
+        return self.model(tokens).logits  # type: ignore[no-any-return]
+
+
 def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
     """A checkpoint as an exporter sees it; its head and embedding are cut to the real vocabulary."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
@@ -72,9 +84,11 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         if name in weights:
             weights[name] = weights[name][:vocab_size].clone()
 
+    whole = _Logits(model).eval()
+
     @torch.inference_mode()
     def logits(tokens: torch.Tensor) -> torch.Tensor:
-        return model(tokens).logits  # type: ignore[no-any-return]
+        return whole(tokens)  # type: ignore[no-any-return]
 
     def greedy(ids: Sequence[int], count: int) -> list[int]:
         return [int(token) for token in generate(model, torch.tensor([list(ids)]), count)]
@@ -82,6 +96,7 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
     return ExportSource(
         config=model.config.to_dict(),
         weights=weights,
+        model=whole,
         pattern=tokenizer.pattern,
         ranks=tokenizer.ranks,
         special_tokens=tokenizer.special_tokens,

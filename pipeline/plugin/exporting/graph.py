@@ -1,0 +1,28 @@
+"""The model as a graph of torch's own operations, which needs nothing of this project to run."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from pipeline.plugin.components import ExportSource
+
+if TYPE_CHECKING:
+    import torch
+
+
+def graph(source: ExportSource) -> torch.export.ExportedProgram:
+    """ids [B, T] → logits [B, T, V], for any B and for any T up to the context length.
+
+    The input is called `tokens`. A context of one or two tokens leaves no length to choose: T is that length then.
+    """
+    import torch
+
+    length = source.config["context_length"]
+    shortest = min(length, 3)  # an example of one or two would fix the length
+    sequence = torch.export.Dim("sequence", min=1, max=length) if length > 2 else None
+    shapes = {0: torch.export.Dim("batch", min=1), 1: sequence}
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        return torch.export.export(
+            source.model, (torch.zeros(2, shortest, dtype=torch.long),), dynamic_shapes=(shapes,)
+        )
