@@ -34,7 +34,8 @@ _ONE_FILE = 1 << 30
 
 
 class Onnx(Exporter):
-    """model.onnx for onnxruntime: input_ids [B, T] → logits [B, T, V], any B, any T up to the context; tokenizer.json."""
+    """model.onnx for onnxruntime (input_ids [B, T] → logits [B, T, V], any B, any T up to the context), and
+    tokenizer.json."""
 
     name: ClassVar[str] = "onnx"
 
@@ -50,7 +51,7 @@ class Onnx(Exporter):
             import onnxscript  # noqa: F401
 
             if self.int8:
-                import onnxruntime.quantization  # noqa: F401
+                import onnxruntime.quantization
         except ModuleNotFoundError as error:
             raise needed(error, "onnx") from None
         size = sum(tensor.numel() * 4 for tensor in source.weights.values())

@@ -23,7 +23,8 @@ _FILE = "model.pt2"
 
 
 class TorchExport(Exporter):
-    """model.pt2 for torch.export.load: ids [B, T] → logits [B, T, V], any B, any T up to the context; tokenizer.json."""
+    """model.pt2 for torch.export.load (ids [B, T] → logits [B, T, V], any B, any T up to the context), and
+    tokenizer.json."""
 
     name: ClassVar[str] = "torch_export"
 

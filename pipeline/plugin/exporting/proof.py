@@ -90,7 +90,7 @@ def _texts(source: ExportSource) -> list[str]:
 
 
 def real_rows(source: ExportSource, rows: int = 4) -> torch.Tensor:
-    """Ids of held-out text [B, T]: as many whole contexts as there are, at most `rows`; else one that is shorter."""
+    """Ids of held-out text [B, T]: as many whole contexts as there are, at most `rows`; else one shorter row."""
     import torch
 
     length = source.config["context_length"]
@@ -138,18 +138,17 @@ def check_logits(
 
 
 def check_loss(source: ExportSource, logits: Logits, reader: str, most: float) -> tuple[float, float]:
-    """What held-out text costs, in nats a token: by the checkpoint, and by a reader whose weights are rounded. It may
-    not cost `most` more there."""
+    """What held-out text costs, in nats a token: by the checkpoint, and by a reader whose weights are rounded, where
+    it may not cost `most` more."""
     import torch
+    from torch.nn.functional import cross_entropy
 
     rows = real_rows(source, max(4, _TOKENS_OF_LOSS // source.config["context_length"]))
+    targets = rows[:, 1:].flatten()
     with torch.inference_mode():
         own, theirs = (
-            float(
-                torch.nn.functional.cross_entropy(each(rows).float()[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
-            )
-            if rows.shape[1] > 1
-            else 0.0
+            float(cross_entropy(each(rows)[:, :-1].float().flatten(0, 1), targets, reduction="sum"))
+            / max(len(targets), 1)
             for each in (source.logits, logits)
         )
     if not theirs - own <= most:

@@ -63,14 +63,13 @@ class Gguf(Exporter):
         writer.close()
 
     def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:
-        """Reads the file with gguf's own reader, and computes from its tensors and metadata alone as llama.cpp does."""
-        try:
-            import gguf
-        except ModuleNotFoundError as error:
-            raise needed(error, "gguf") from None
+        """Reads the file with gguf's own reader, and computes from it alone what llama.cpp would."""
         from importlib.metadata import version
 
-        from .reader import GgufModel
+        try:
+            from .reader import GgufModel
+        except ModuleNotFoundError as error:
+            raise needed(error, "gguf") from None
 
         with understood(folder / _FILE, "gguf"):
             model = GgufModel(folder / _FILE)
@@ -94,7 +93,7 @@ class Gguf(Exporter):
         return {**proof, "largest_logit_difference": difference, "loss": rounded, "loss_of_the_checkpoint": own}
 
     def _type(self, name: str, tensor: torch.Tensor) -> str:
-        """Vectors and positions stay in f32, as llama.cpp's own converter has it; q8_0 needs rows of whole blocks."""
+        """Vectors and positions stay in f32, as in llama.cpp's own converter; q8_0 needs rows of whole blocks."""
         if self.type == "f32" or tensor.ndim == 1 or name == "position_embd.weight":
             return "f32"
         return "f16" if self.type == "q8_0" and tensor.shape[1] % 32 else self.type
@@ -104,7 +103,7 @@ class Gguf(Exporter):
         _, _, tensors = form(source)
         if held.keys() != tensors.keys():
             raise ValueError(
-                f"{_FILE} holds other tensors than the checkpoint has: {sorted(held ^ tensors.keys())}"
+                f"{_FILE} holds other tensors than the checkpoint has: {sorted(held.keys() ^ tensors.keys())}"
             )
         for name, tensor in tensors.items():
             if held[name].shape != tensor.shape:

@@ -9,7 +9,7 @@ from pipeline.plugin import ExportSource
 
 
 class Form(NamedTuple):
-    """What llama.cpp calls an architecture, its numbers (without the architecture's name before each), its tensors."""
+    """What llama.cpp calls an architecture, its numbers (their keys without that name) and its tensors."""
 
     arch: str
     numbers: dict[str, int | float]
@@ -25,8 +25,8 @@ def form(source: ExportSource) -> Form:
     family = source.config["family"]
     if family not in _FORMS:
         raise ValueError(
-            f"llama.cpp has no form for the family {family!r}, only for {' and '.join(_FORMS)}: set model.family to "
-            "one of these and train, or leave gguf out of export.formats.use"
+            f"llama.cpp has no form for the family {family!r}, only for {' and '.join(_FORMS)}: train with "
+            "one of these as model.family, or leave gguf out of export.formats.use"
         )
     if source.config.get("document_end") is not None:
         raise ValueError(

@@ -98,7 +98,7 @@ class GgufModel:
         """The file's own tokens and merges, with the split pattern that its name stands for.
 
         Raises:
-            ValueError: it is no gpt2 tokenizer, or does not end a text with `end_of_text`, or begins one with a token.
+            ValueError: it is no gpt2 tokenizer, adds a token by itself, or ends a text with another one.
         """
         own = {name.removeprefix("tokenizer.ggml."): value for name, value in self.values.items()}
         if (own["model"], own["pre"], own["add_bos_token"]) != ("gpt2", "gpt-2", False):
