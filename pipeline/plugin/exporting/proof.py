@@ -138,7 +138,7 @@ def check_logits(
 
 
 def check_loss(source: ExportSource, logits: Logits, reader: str, most: float) -> tuple[float, float]:
-    """What held-out text costs, in nats a token: by the checkpoint, and by a reader whose weights are rounded, where
+    """What held-out text costs in nats a token, by the checkpoint and by a reader whose weights are rounded; there
     it may not cost `most` more."""
     import torch
     from torch.nn.functional import cross_entropy
