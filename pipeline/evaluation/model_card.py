@@ -68,14 +68,14 @@ class ModelCard:
         return "\n\n".join(parts) + "\n"
 
     def _title(self) -> str:
-        config = self.config
+        config, family, tokenizer = self.config, _plain(self.config["family"]), _plain(self.tokenizer)
         return (
             f"# A GPT of {_count(config['parameters'])} parameters\n\n"
-            f"A decoder-only transformer of the family {_plain(config['family'])}: {config['n_layers']} layers, "
-            f"{config['n_heads']} heads, width {config['emb_dim']}, a context of {config['context_length']:,} tokens "
-            f"and a vocabulary of {config['vocab_size']:,} ({_plain(self.tokenizer)}). These are the {self.weights} "
-            f"weights, of step {self.step:,}. It continues text like that which it was trained on; it follows no "
-            "instructions and knows no facts to rely on."
+            f"A decoder-only transformer of the family {family}: {config['n_layers']} layers, {config['n_heads']} "
+            f"heads, width {config['emb_dim']}, {config['context_length']:,} tokens of context, a vocabulary of "
+            f"{config['vocab_size']:,} ({tokenizer}). These are the {self.weights} weights, of step {self.step:,}. "
+            "It continues text like that which it was trained on; it follows no instructions and knows no facts to "
+            "rely on."
         )
 
     def _front_matter(self) -> str:
