@@ -55,7 +55,7 @@ WITHIN = {"fp32": 0.05, "bf16": 0.1}
 """A CPU multiplies bfloat16 with scratch memory of its own, which the estimate leaves out."""
 
 # Each family, with a tied head and without; the modern one has none.
-FAMILIES = [("gpt2", True), ("gpt2", False), ("modern", False)]
+FAMILIES = [("gpt2", True), ("gpt2", False), ("modern", False), ("llama", False)]
 
 # What most of the activations are, in turn; with the number of windows.
 SHAPES = {
