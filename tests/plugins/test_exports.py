@@ -29,6 +29,7 @@ from pipeline.stages.export import export_source
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["exporters"])
 GPT2 = {"family": "gpt2", "qkv_bias": True, "tied_head": True, "init": "gpt2"}
 MODERN = {"family": "modern", "qkv_bias": False, "tied_head": False, "init": "modern"}
+LLAMA = {"family": "llama", "qkv_bias": False, "tied_head": False, "init": "gpt2", "n_heads": 4, "n_kv_heads": 2}
 
 
 def exporter(name: str, **options: Any) -> Exporter:
@@ -70,8 +71,10 @@ def letters() -> Tokenizer:
     [
         ("f32", {}),
         ("f32", {"tied_head": False, "qkv_bias": False, "n_heads": 4}),
+        ("f32", LLAMA),
+        ("f32", {**LLAMA, "tied_head": True, "n_kv_heads": 4, "rope_theta": 5e5, "norm_eps": 1e-3}),
         ("f16", {}),
-        ("q8_0", {}),
+        ("q8_0", LLAMA),
         ("q8_0", {"emb_dim": 48, "n_heads": 3}),  # rows of 48: no whole blocks of 32, so f16
     ],
     ids=str,
@@ -170,6 +173,19 @@ def test_a_damaged_gguf_is_refused(bpe: Tokenizer, tmp_path: Path, damage: str, 
         exporter("gguf", type="f32").verify(given, tmp_path)
 
 
+def test_rows_of_queries_in_another_order_are_refused(
+    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What transformers reads is not what llama.cpp does: their rotary positions pair other numbers."""
+    given = source(bpe, **LLAMA)
+    monkeypatch.setattr(
+        sys.modules["plugins.exporters.gguf_file.form"], "_interleaved", lambda weight, heads: weight
+    )
+    exporter("gguf", type="f32").export(given, tmp_path)
+    with pytest.raises(ValueError, match="logits differ"):
+        exporter("gguf", type="f32").verify(given, tmp_path)
+
+
 def test_a_gguf_that_ends_early_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
     given = source(bpe)
     exporter("gguf").export(given, tmp_path)
@@ -187,6 +203,7 @@ def test_a_gguf_that_ends_early_is_refused(bpe: Tokenizer, tmp_path: Path) -> No
     [
         GPT2,
         MODERN,
+        LLAMA,
         {"document_end": True, "tied_head": False},
         {**MODERN, "document_end": True},
         {"context_length": 3},
@@ -272,7 +289,11 @@ def test_a_damaged_graph_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
             path.write_bytes(content)
 
 
-@pytest.mark.parametrize("changes", [GPT2, MODERN], ids=["gpt2", "modern"])
+@pytest.mark.parametrize(
+    "changes",
+    [GPT2, MODERN, pytest.param(LLAMA, marks=pytest.mark.long)],
+    ids=["gpt2", "modern", "llama"],
+)
 def test_onnxruntime_gives_the_logits_at_any_batch_and_length_and_nearly_so_in_eight_bits(
     letters: Tokenizer, tmp_path: Path, changes: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,7 +331,7 @@ def test_without_onnxruntime_onnx_itself_computes_a_few(
 
 
 def test_the_graph_holds_torchs_own_operations_only(letters: Tokenizer) -> None:
-    for changes in (GPT2, MODERN):
+    for changes in (GPT2, MODERN, LLAMA):
         nodes = graph(source(letters, **changes)).graph_module.graph.nodes
         assert {node.op for node in nodes} <= {"placeholder", "call_function", "output", "get_attr"}
 
