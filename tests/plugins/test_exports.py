@@ -301,6 +301,7 @@ def test_onnxruntime_gives_the_logits_at_any_batch_and_length_and_nearly_so_in_e
     exporter("onnx", int8=True).export(given, tmp_path)
     proof = exporter("onnx", int8=True).verify(given, tmp_path)
     assert tuple(capfd.readouterr()) == ("", "")
+    assert str(REPOSITORY).encode() not in (tmp_path / "model.onnx").read_bytes()
     assert proof["reader"].startswith("onnxruntime ")
     assert proof["largest_logit_difference"] < 1e-4
     assert proof["batches"].startswith("1 x 1, 1 x 16, 2 x 15, ")
@@ -328,6 +329,16 @@ def test_without_onnxruntime_onnx_itself_computes_a_few(
     change_onnx(tmp_path)
     with pytest.raises(ValueError, match="logits differ"):
         exporter("onnx").verify(given, tmp_path)
+
+
+def test_a_graphs_file_names_no_path_of_this_machine(letters: Tokenizer, tmp_path: Path) -> None:
+    import zipfile
+
+    given = source(letters)
+    exporter("torch_export").export(given, tmp_path)
+    with zipfile.ZipFile(tmp_path / "model.pt2") as file:
+        contents = [file.read(name) for name in file.namelist()]
+    assert not any(str(REPOSITORY).encode() in content for content in contents)
 
 
 def test_the_graph_holds_torchs_own_operations_only(letters: Tokenizer) -> None:

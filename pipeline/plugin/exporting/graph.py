@@ -23,6 +23,9 @@ def graph(source: ExportSource) -> torch.export.ExportedProgram:
     sequence = torch.export.Dim("sequence", min=1, max=length) if length > 2 else None
     shapes = {0: torch.export.Dim("batch", min=1), 1: sequence}
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-        return torch.export.export(
+        program = torch.export.export(
             source.model, (torch.zeros(2, shortest, dtype=torch.long),), dynamic_shapes=(shapes,)
         )
+    for node in program.graph.nodes:  # each would carry the lines it came from, with this machine's paths
+        node.meta.pop("stack_trace", None)
+    return program
