@@ -50,10 +50,10 @@ class TorchExport(Exporter):
         batches = real_batches(source)
         return {
             "reader": f"torch {torch.__version__}",
-            "texts_with_equal_ids": check_tokenizer_json(source, folder / "tokenizer.json"),
             "largest_logit_difference": check_logits(source, logits, "torch.export", batches),
             "batches": ", ".join(f"{len(each)} x {each.shape[1]}" for each in batches),
             "equal_greedy_tokens": check_greedy(source, greedily(logits), "torch.export"),
+            "texts_with_equal_ids": check_tokenizer_json(source, folder / "tokenizer.json"),
         }
 
 

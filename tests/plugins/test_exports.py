@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -207,8 +208,6 @@ def test_a_gguf_that_ends_early_is_refused(bpe: Tokenizer, tmp_path: Path) -> No
         {"document_end": True, "tied_head": False},
         {**MODERN, "document_end": True},
         {"context_length": 3},
-        {"context_length": 2},
-        {**MODERN, "context_length": 1},
     ],
     ids=str,
 )
@@ -222,6 +221,11 @@ def test_torch_export_gives_the_very_logits_at_any_batch_and_length(
     proof = exporter("torch_export").verify(given, tmp_path)
     assert proof["largest_logit_difference"] < 1e-5
     assert proof["batches"].startswith("1 x 1, ")
+
+
+def test_a_context_without_a_choice_of_lengths_is_refused(letters: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="3 tokens or more, and the model's is 2"):
+        graph(source(letters, context_length=2))
 
 
 def test_the_graph_runs_where_this_project_is_not(letters: Tokenizer, tmp_path: Path) -> None:
@@ -364,17 +368,33 @@ def test_a_missing_package_is_named_with_its_extra(
     assert not (trained_project.root / "artifacts" / "export").exists()
 
 
-def test_several_formats_lie_in_folders_of_their_names_and_a_refused_one_publishes_nothing(
+def test_several_formats_lie_in_folders_of_their_names_and_load_as_the_guide_shows(
     trained_project: Project,
 ) -> None:
-    formats = "export.formats.use=[huggingface, gguf, torch_export]"
+    formats = "export.formats.use=[huggingface, gguf, onnx, torch_export]"
     out = trained_project.succeed("export", "--set", formats).out
-    folder = trained_project.root / "artifacts" / "export"
-    for path in ("model.safetensors", "gguf/model.gguf", "torch_export/model.pt2", "README.md"):
-        assert (folder / path).is_file()
     assert "llama.cpp not run" in out
-    before = (folder / "README.md").read_bytes()
-    refused = trained_project.run("export", "--set", "export.formats.use=[gguf]", "--set", "model.family=modern")
-    assert refused.code == 0  # the checkpoint's family counts, and that is gpt2
-    assert (folder / "model.gguf").is_file()
-    assert (folder / "README.md").read_bytes() != before
+    folder = trained_project.root / "artifacts" / "export"
+    for path in ("model.safetensors", "README.md", "gguf/model.gguf", "onnx/model.onnx", "torch_export/model.pt2"):
+        assert (folder / path).is_file()
+    guide = (REPOSITORY / "docs" / "exports.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    results: list[dict[str, Any]] = [{} for _ in blocks]
+    for code, names in zip(blocks, results, strict=True):
+        exec(compile(code, "guide", "exec", dont_inherit=True), names)
+    _, onnx, torch_export = results
+    np.testing.assert_allclose(onnx["logits"], torch_export["logits"].detach().numpy(), atol=1e-4)
+
+
+def test_one_refused_format_publishes_none(trained_project: Project) -> None:
+    trained_project.succeed("export")
+    folder = trained_project.root / "artifacts" / "export"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    trained_project.succeed("train", "--set", "model.family=modern")
+    refused = trained_project.run("export", "--set", "export.formats.use=[huggingface, gguf]")
+    assert refused.code == 1
+    assert "no form for the family 'modern'" in refused.err
+    assert "nothing was published" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

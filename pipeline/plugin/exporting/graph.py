@@ -14,17 +14,18 @@ if TYPE_CHECKING:
 def graph(source: ExportSource) -> torch.export.ExportedProgram:
     """ids [B, T] → logits [B, T, V], for any B and for any T up to the context length.
 
-    The input is called `tokens`. A context of one or two tokens leaves no length to choose: T is that length then.
+    Raises:
+        ValueError: the context is of one or two tokens, which leaves torch no length to choose.
     """
     import torch
 
     length = source.config["context_length"]
-    shortest = min(length, 3)  # an example of one or two would fix the length
-    sequence = torch.export.Dim("sequence", min=1, max=length) if length > 2 else None
-    shapes = {0: torch.export.Dim("batch", min=1), 1: sequence}
+    if length < 3:
+        raise ValueError(f"torch.export needs a context of 3 tokens or more, and the model's is {length}")
+    shapes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=1, max=length)}
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         program = torch.export.export(
-            source.model, (torch.zeros(2, shortest, dtype=torch.long),), dynamic_shapes=(shapes,)
+            source.model, (torch.zeros(2, 3, dtype=torch.long),), dynamic_shapes=(shapes,)
         )
     for node in program.graph.nodes:  # each would carry the lines it came from, with this machine's paths
         node.meta.pop("stack_trace", None)

@@ -107,8 +107,6 @@ def real_batches(source: ExportSource) -> list[torch.Tensor]:
     length = source.config["context_length"]
     ids = torch.from_numpy(source.encode(source.text).astype("int64"))
     shapes = [(1, 1), (1, length), (2, max(length - 1, 1)), (3, max(length // 2, 1)), (5, min(length, 3))]
-    if length <= 2:  # as `graph` says, there is no length to choose
-        shapes = [(1, length), (3, length)]
     batches = [ids.repeat(-(-b * t // len(ids)))[: b * t].view(b, t).clone() for b, t in shapes]
     batches[-1][:, batches[-1].shape[1] // 2] = source.special_tokens[source.end_of_text]
     return batches
