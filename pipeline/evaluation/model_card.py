@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.console import printable
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$:])")
+_MARKUP = re.compile(r"([\\`*_\[\]|<>&~$])")
 _MEASURES = {
     "loss": "loss (nats a token)",
     "perplexity": "perplexity",
@@ -138,11 +138,12 @@ class ModelCard:
         for name in ("unigram", "xz"):
             cells = [_number(self.metrics[side].get("baselines", {}).get(name)) for side in self._measured]
             rows += [[f"{name} (bits per byte, for comparison)", *cells]] if any(cells) else []
+        intervals = any(" to " in cell for row in rows for cell in row[1:])
         stride, length = self.metrics.get("stride"), self.config["context_length"]
         windows = "windows that do not overlap" if stride == length else f"windows that move by {stride} tokens"
         return (
-            f"## How good it is\n\nThe plain negative log-likelihood of every held-out token, in {windows}; "
-            "intervals are at 95%.\n\n" + _table(["", *self._measured], rows)
+            f"## How good it is\n\nThe plain negative log-likelihood of every held-out token, in {windows}"
+            f"{'; in parentheses, 95% intervals' if intervals else ''}.\n\n" + _table(["", *self._measured], rows)
         )
 
     def _sample(self) -> str:
@@ -154,7 +155,10 @@ class ModelCard:
         )
 
     def _training(self) -> str:
-        lines = [f"{section}: {json.dumps(value, ensure_ascii=False)}" for section, value in self.params.items()]
+        lines = []
+        for section, values in self.params.items():
+            lines.append(f"{section}:")
+            lines += [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
         versions = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in self.versions.items())
         return f"## How it was made\n\n{_fenced(chr(10).join(lines), 'yaml')}\n\nWith {versions}."
 
@@ -162,7 +166,7 @@ class ModelCard:
         rows = []
         for name, proof in self.proofs.items():
             facts = (
-                f"{key.replace('_', ' ')}: {f'{value:.3g}' if isinstance(value, float) else value}"
+                f"{key.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}"
                 for key, value in proof.items()
                 if key not in ("reader", "format", "weights", "step")
             )

@@ -62,7 +62,7 @@ def run(params: Params, paths: Paths) -> None:
                 **proof,
             }
             write_json(target / "verification.json", proofs[exporter.name])
-            shown = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in proof.values())
+            shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in proof.values())
             named = zip((name.replace("_", " ") for name in proof), shown, strict=True)
             fact("proved", f"{exporter.name}: {', '.join(f'{name} {value}' for name, value in named)}")
             if proof.get("reader") == "none":

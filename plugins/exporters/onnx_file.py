@@ -40,7 +40,7 @@ class Onnx(Exporter):
     name: ClassVar[str] = "onnx"
 
     int8: bool = False
-    """Whether model.int8.onnx is written beside it, with matrices in eight bits: a quarter of the size."""
+    """Whether model.int8.onnx is written beside it, with matrices in eight bits: less than half the size."""
     int8_loss: Annotated[float, Field(ge=0)] = 0.05
     """Nats a token that held-out text may cost more with eight bits; else the export is refused."""
 
@@ -83,7 +83,7 @@ class Onnx(Exporter):
         }
         if self.int8:
             own, rounded = check_loss(source, _session(folder / _INT8), _INT8, self.int8_loss)
-            proof |= {"int8_loss": rounded, "loss_of_the_checkpoint": own}
+            proof |= {"loss_in_int8": rounded, "loss_of_the_checkpoint": own}
         return proof
 
 
