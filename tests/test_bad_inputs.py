@@ -668,7 +668,7 @@ CHECKPOINT_CASES = [
     Case("unknown sampler to generate", "generate a --sampler best", ("'best'", "greedy", "temperature")),
     Case("k is 0", "evaluate --set evaluate.samplers.top_k.k=0", ("top_k.k", "greater than 0")),
     Case("p above 1", "generate a --set evaluate.samplers.top_p.p=1.5", ("top_p.p", "less than or equal to 1")),
-    Case("unknown format", "export --set 'export.formats.use=[gguf]'", ("'gguf'", "huggingface")),
+    Case("unknown format", "export --set 'export.formats.use=[gptq]'", ("'gptq'", "huggingface")),
     Case("no format", "export --set 'export.formats.use=[]'", ("export.formats.use", "at least one")),
     Case("export is a file", "export", ("artifacts/export", "move it away"), file_at("artifacts/export")),
 ]

@@ -134,5 +134,5 @@ def attend(
             scores = scores.masked_fill(~mask, -torch.inf)
         return dropped(scores.softmax(dim=-1), kept, dropout) @ v
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and new > 1
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and bool(new > 1)
     )

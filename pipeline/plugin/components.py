@@ -229,6 +229,8 @@ class ExportSource:
         config: The architecture: family ("gpt2", "modern" or "llama"), vocab_size, context_length, n_layers,
             n_heads, emb_dim, dropout, qkv_bias, tied_head, …; n_kv_heads and mlp_dim are the real ones, never 0.
         weights: The model's state dict, in float32 on the CPU; the head without its padding rows.
+        model: The checkpoint as a module, ids [B, T] → logits [B, T, V] in float32: on the CPU, in eval mode, to be
+            traced or compiled.
         pattern: The tokenizer's split pattern (a regular expression).
         ranks: The tokenizer's byte sequences and their ids, which are also the order of merging. They hold every
             single byte, or else are the only characters that the tokenizer knows.
@@ -236,13 +238,14 @@ class ExportSource:
         end_of_text: Which of the special tokens ends a document.
         encode: text → ids, special tokens' texts being ordinary text.
         decode: ids → text.
-        logits: ids [B, T] → the checkpoint's logits [B, T, V] in float32.
+        logits: What `model` gives, without gradients: ids [B, T] → the checkpoint's logits [B, T, V] in float32.
         greedy: `greedy(ids, n)` → the n ids that the checkpoint continues with, greedily.
         text: A piece of held-out text to prove the export with.
     """
 
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor]
+    model: torch.nn.Module
     pattern: str
     ranks: Mapping[bytes, int]
     special_tokens: Mapping[str, int]

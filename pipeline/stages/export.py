@@ -1,27 +1,36 @@
-"""export: the model in forms that other programs load, each proven before it is published."""
+"""export: the model in forms that other programs load, each proven before it is published, and a model card."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.console import fact, say
 from pipeline.data.tokens import TokenFolder
-from pipeline.errors import CheckpointError, ParamsError
-from pipeline.files import published_folder, write_json
+from pipeline.environment import versions
+from pipeline.errors import CheckpointError, ParamsError, raised_by
+from pipeline.evaluation.model_card import ModelCard
+from pipeline.files import published_folder, read_json, write_atomically, write_json
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
+from pipeline.model.gpt import GPT
 from pipeline.plugin.components import ExportSource
+from pipeline.plugin.exporting import PROOF_TOKENS
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.params import Params
     from pipeline.paths import Paths
 
-_PROOF_TOKENS = 20_000
+_MADE_BY = ("tokenize", "split", "model", "train")
+"""The sections of params.yaml that decide a model."""
+_PROMPT_TOKENS = 16
+_SAMPLE_TOKENS = 80
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -35,32 +44,110 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
-    ids = splits.ids("val")[:_PROOF_TOKENS]
+    ids = splits.ids("val")[:PROOF_TOKENS]
     text = checkpoint.tokenizer.decode(ids[checkpoint.tokenizer.byte_lengths[ids] > 0])
     source = export_source(checkpoint, text)
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
+    proofs: dict[str, dict[str, Any]] = {}
     with published_folder(paths.export) as folder:
         for number, exporter in enumerate(exporters):
             target = folder / exporter.name if number else folder
             target.mkdir(exist_ok=True)
-            try:
-                exporter.export(source, target)
-                proof = exporter.verify(source, target)
-            except ValueError as error:
-                raise CheckpointError(
-                    f"export {exporter.name}: {' '.join(str(error).split())}; nothing was published"
-                ) from error
-            write_json(
-                target / "verification.json",
-                {"format": exporter.name, "weights": own.weights, "step": checkpoint.step, **proof},
-            )
-            shown = (f"{value:.1e}" if isinstance(value, float) else str(value) for value in proof.values())
+            proof = _proven(exporter, source, target)
+            proofs[exporter.name] = {
+                "format": exporter.name,
+                "weights": own.weights,
+                "step": checkpoint.step,
+                **proof,
+            }
+            write_json(target / "verification.json", proofs[exporter.name])
+            shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in proof.values())
             named = zip((name.replace("_", " ") for name in proof), shown, strict=True)
             fact("proved", f"{exporter.name}: {', '.join(f'{name} {value}' for name, value in named)}")
             if proof.get("reader") == "none":
                 say(f"         {exporter.name}'s reader is not installed: the files were only read back")
+        write_atomically(folder / "README.md", _card(params, paths, checkpoint, splits, proofs).text())
     fact("wrote", f"{paths.shown(paths.export)}")
+
+
+def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]:
+    """Exports into `folder`; returns the proof."""
+    try:
+        exporter.export(source, folder)
+        proof: dict[str, Any] = exporter.verify(source, folder)
+    except ValueError as error:
+        raise CheckpointError(
+            f"export {exporter.name}: {' '.join(str(error).split())}; nothing was published"
+        ) from error
+    except Exception as error:
+        raise raised_by(f"the exporter {exporter.name!r}", error) from error
+    return proof
+
+
+def _card(
+    params: Params, paths: Paths, checkpoint: Checkpoint, splits: TokenFolder, proofs: dict[str, dict[str, Any]]
+) -> ModelCard:
+    prompt, continuation = _sample(checkpoint, splits)
+    return ModelCard(
+        config=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
+        corpus=params.tokenize.corpus.name,
+        sides=splits.meta["files"],
+        tokenizer=checkpoint.tokenizer.name,
+        weights=checkpoint.weights,
+        step=checkpoint.step,
+        metrics=_metrics(paths.metrics / "evaluate.json", checkpoint.step),
+        prompt=prompt,
+        continuation=continuation,
+        params={name: _chosen(getattr(params, name).model_dump(mode="json")) for name in _MADE_BY},
+        proofs=proofs,
+        versions=versions(),
+    )
+
+
+def _metrics(path: Path, step: int) -> dict[str, Any] | None:
+    """What evaluate measured of the weights of this step; None where there is no such evaluation."""
+    if not path.is_file():
+        return None
+    metrics = read_json(path, "run `python -m pipeline evaluate`")
+    return metrics if isinstance(metrics, dict) and metrics.get("step") == step else None
+
+
+def _chosen(values: Any) -> Any:
+    """Params without the options of components that were not chosen."""
+    if not isinstance(values, dict):
+        return values
+    chosen = values.get("use", [values["name"]] if "name" in values else None)
+    return {
+        key: _chosen(value)
+        for key, value in values.items()
+        if chosen is None or not isinstance(value, dict) or key in chosen
+    }
+
+
+def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:
+    """The beginning of held-out text, and what the model draws after it."""
+    tokenizer = checkpoint.tokenizer
+    prompt = [int(token) for token in splits.ids("val")[:_PROMPT_TOKENS]]
+    ends = [place for place, token in enumerate(prompt) if token == tokenizer.end_of_text and place]
+    prompt = prompt[: ends[0]] if ends else prompt
+    drawn = generate(
+        checkpoint.model, torch.tensor([prompt]), _SAMPLE_TOKENS, [lambda logits, tokens: logits / 0.8],
+        torch.Generator().manual_seed(0), end=tokenizer.end_of_text,
+    )  # fmt: skip
+    return tokenizer.decode(prompt), tokenizer.decode([int(token) for token in drawn])
+
+
+class _Logits(torch.nn.Module):
+    """A model that gives logits and nothing else."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """ids [B, T] → logits [B, T, V]."""
+        return self.model(tokens).logits  # type: ignore[no-any-return]
 
 
 def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
@@ -72,9 +159,11 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         if name in weights:
             weights[name] = weights[name][:vocab_size].clone()
 
+    whole = _Logits(model).eval()
+
     @torch.inference_mode()
     def logits(tokens: torch.Tensor) -> torch.Tensor:
-        return model(tokens).logits  # type: ignore[no-any-return]
+        return whole(tokens)  # type: ignore[no-any-return]
 
     def greedy(ids: Sequence[int], count: int) -> list[int]:
         return [int(token) for token in generate(model, torch.tensor([list(ids)]), count)]
@@ -86,6 +175,7 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
             "mlp_dim": model.config.inner_dim,
         },
         weights=weights,
+        model=whole,
         pattern=tokenizer.pattern,
         ranks=tokenizer.ranks,
         special_tokens=tokenizer.special_tokens,

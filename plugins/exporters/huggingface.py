@@ -2,18 +2,14 @@
 
 import importlib.util
 import json
-import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from pipeline.plugin import Exporter, ExportSource, awkward_texts, byte_characters, hookimpl
-
-_TOLERANCE = 1e-4
-_GREEDY_TOKENS = 32
-_RANDOM_STRINGS = 2000
+from pipeline.plugin import Exporter, ExportSource, hookimpl
+from pipeline.plugin.exporting import check_greedy, check_ids, check_logits, check_tokenizer_json, tokenizer_json
 
 
 class HuggingFace(Exporter):
@@ -31,7 +27,7 @@ class HuggingFace(Exporter):
         ends = {"bos_token_id": end, "eos_token_id": end}
         _write(folder / "config.json", {**form.config(source.config), **ends, "dtype": "float32"})
         _write(folder / "generation_config.json", {**ends, "pad_token_id": end})
-        _write(folder / "tokenizer.json", _tokenizer(source))
+        _write(folder / "tokenizer.json", tokenizer_json(source))
         _write(
             folder / "tokenizer_config.json",
             {
@@ -59,42 +55,17 @@ class HuggingFace(Exporter):
             if name not in held or not torch.equal(held[name], tensor):
                 raise ValueError(f"transformers does not hold the checkpoint's numbers in {name}")
 
-        texts = _proof_texts(source)
-        for text in texts:
-            expected = source.encode(text).tolist()
-            got = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-            if got != expected:
-                raise ValueError(f"transformers reads {text[:40]!r} as other ids: {got[:8]}, not {expected[:8]}")
-            if tokenizer.decode(got) != text:
-                raise ValueError(f"transformers does not give {text[:40]!r} back from its ids")
+        def ids(text: str) -> list[int]:
+            read = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            given: list[int] = read["input_ids"]
+            return given
 
-        length = source.config["context_length"]
-        ids = source.encode(source.text)[: 4 * length].astype("int64")
-        rows = [ids[start : start + length] for start in range(0, len(ids), length)]
-        tokens = (
-            torch.from_numpy(rows[0])[None]
-            if len(rows) < 2
-            else torch.tensor([row.tolist() for row in rows if len(row) == length])
-        )
-        with torch.inference_mode():
-            difference = float((model(tokens).logits.float() - source.logits(tokens)).abs().max())
-        if not difference <= _TOLERANCE:
-            raise ValueError(f"transformers' logits differ by {difference:.2e}, more than {_TOLERANCE:.0e}")
-
-        prompt = tokens[0, : max(1, min(8, length // 2))].tolist()
-        count = min(_GREEDY_TOKENS, length - len(prompt))
-        expected = source.greedy(prompt, count)
-        generated = _continued(model, prompt, count) if count else []
-        # min_new_tokens keeps transformers from ending at end-of-text; so it is compared up to there.
-        end = source.special_tokens[source.end_of_text]
-        shared = expected.index(end) if end in expected else count
-        if generated[:shared] != expected[:shared]:
-            raise ValueError("transformers' greedy text differs from the checkpoint's")
         return {
             "reader": f"transformers {transformers.__version__}",
-            "largest_logit_difference": difference,
-            "texts_with_equal_ids": len(texts),
-            "equal_greedy_tokens": shared,
+            "texts_with_equal_ids": check_ids(source, ids, "transformers", tokenizer.decode),
+            "largest_logit_difference": check_logits(source, lambda tokens: model(tokens).logits, "transformers"),
+            # min_new_tokens keeps transformers from ending at end-of-text; so it is compared up to there.
+            "equal_greedy_tokens": check_greedy(source, lambda *of: _continued(model, *of), "transformers"),
         }
 
 
@@ -112,32 +83,11 @@ def _continued(model: Any, prompt: list[int], count: int) -> list[int]:
 def _read_back(source: ExportSource, folder: Path) -> dict[str, Any]:
     """Without transformers: what was written is read by the libraries that wrote it, and compared."""
     from safetensors.torch import load_file
-    from tokenizers import Tokenizer
 
     read, written = load_file(folder / "model.safetensors"), _form(source).weights(source)
     if read.keys() != written.keys() or any(not torch.equal(read[name], written[name]) for name in written):
         raise ValueError("model.safetensors does not hold the checkpoint's weights")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    texts = _proof_texts(source)
-    for text in texts:
-        if tokenizer.encode(text, add_special_tokens=False).ids != source.encode(text).tolist():
-            raise ValueError(f"tokenizer.json reads {text[:40]!r} as other ids")
-    return {"reader": "none", "texts_with_equal_ids": len(texts)}
-
-
-def _proof_texts(source: ExportSource) -> list[str]:
-    """A real text and thousands of awkward ones; where only some characters are known, random strings of those."""
-    if not _reads_any_text(source):
-        known, generator = [sequence.decode() for sequence in source.ranks], random.Random(0)
-        strings = ["".join(generator.choices(known, k=generator.randint(1, 40))) for _ in range(_RANDOM_STRINGS)]
-        return [source.text, "".join(known), *strings]
-    return [source.text, f"{source.end_of_text} as text", *awkward_texts(_RANDOM_STRINGS)]
-
-
-def _reads_any_text(source: ExportSource) -> bool:
-    """Whether the tokenizer has a token for every byte; else it knows some characters only."""
-    return all(bytes([byte]) in source.ranks for byte in range(256))
+    return {"reader": "none", "texts_with_equal_ids": check_tokenizer_json(source, folder / "tokenizer.json")}
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
@@ -294,93 +244,6 @@ _FORMS = {
     "modern": _Form(_modern_config, _modern_weights),
     "llama": _Form(_llama_config, _llama_weights),
 }
-
-
-# ── the tokenizer ─────────────────────────────────────────────────────────────────────────────────
-
-
-def _tokenizer(source: ExportSource) -> dict[str, Any]:
-    """tokenizer.json."""
-    parts = _byte_level_bpe(source) if _reads_any_text(source) else _characters(source)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added_token(text, token) for text, token in source.special_tokens.items()],
-        "normalizer": None,
-        "post_processor": None,
-        **parts,
-    }
-
-
-def _characters(source: ExportSource) -> dict[str, Any]:
-    """Each character is a word; without an unknown token, one that is not known is an error, as it is here."""
-    return {
-        "pre_tokenizer": _split_by(source.pattern),
-        "decoder": {"type": "Fuse"},
-        "model": {
-            "type": "WordLevel",
-            "vocab": {sequence.decode(): rank for sequence, rank in source.ranks.items()},
-            "unk_token": "",
-        },
-    }
-
-
-def _split_by(regex: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-
-
-def _byte_level_bpe(source: ExportSource) -> dict[str, Any]:
-    """The checkpoint's split pattern, ids and merges."""
-    characters = byte_characters()
-
-    def written(sequence: bytes) -> str:
-        return "".join(characters[byte] for byte in sequence)
-
-    merges = [
-        [written(part) for part in _split(sequence, source.ranks)]
-        for sequence, _ in sorted(source.ranks.items(), key=lambda item: item[1])
-        if len(sequence) > 1
-    ]
-    return {
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                _split_by(source.pattern),
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {written(sequence): rank for sequence, rank in source.ranks.items()},
-            "merges": merges,
-        },
-    }
-
-
-def _added_token(text: str, token: int) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": token, "content": text, "special": True, **flags}
-
-
-def _split(sequence: bytes, ranks: Any) -> tuple[bytes, bytes]:
-    """The two parts whose merge makes a token: what merging by rank leaves just before the token itself."""
-    parts = [sequence[place : place + 1] for place in range(len(sequence))]
-    while len(parts) > 2:
-        candidates = [(ranks.get(parts[i] + parts[i + 1], len(ranks) + 1), i) for i in range(len(parts) - 1)]
-        rank, place = min(candidates)
-        if rank >= ranks[sequence]:
-            raise ValueError(f"the token {sequence!r} is not made by merging two others")
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
-    return parts[0], parts[1]
 
 
 @hookimpl

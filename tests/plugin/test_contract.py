@@ -16,6 +16,7 @@ from pipeline.plugin import EvalCallback, Loss, Optimizer, Sampler
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 from pipeline.plugin.testing import (
+    Refused,
     check_corpus,
     check_eval_callback,
     check_exporter,
@@ -84,7 +85,11 @@ def test_shipped_exporters_keep_the_contract(trained: Path, tmp_path: Path) -> N
         check_exporter(entry.component, source, folder)
         shutil.rmtree(folder)
         folder.mkdir()
-        check_exporter(entry.component, tiny_source("modern"), folder)
+        if entry.component.name == "gguf":
+            with pytest.raises(Refused, match="no form for the family 'modern'"):
+                check_exporter(entry.component, tiny_source("modern"), folder)
+        elif entry.component.name != "onnx":  # slow: tests/plugins/test_exports.py has it
+            check_exporter(entry.component, tiny_source("modern"), folder)
 
 
 class MeanLoss(Loss):

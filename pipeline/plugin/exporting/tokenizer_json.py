@@ -1,0 +1,110 @@
+"""tokenizer.json: the checkpoint's tokenizer in the form that `tokenizers`, and all that builds on it, reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.plugin.bytelevel import byte_characters
+from pipeline.plugin.components import ExportSource
+
+_CHARACTERS = byte_characters()
+
+
+def tokenizer_json(source: ExportSource) -> dict[str, Any]:
+    """The contents of tokenizer.json.
+
+    Raises:
+        ValueError: a token is not made by merging two others.
+    """
+    parts = _byte_level_bpe(source) if reads_any_text(source) else _characters(source)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(text, token) for text, token in source.special_tokens.items()],
+        "normalizer": None,
+        "post_processor": None,
+        **parts,
+    }
+
+
+def reads_any_text(source: ExportSource) -> bool:
+    """Whether the tokenizer has a token for every byte; else it knows some characters only."""
+    return all(bytes([byte]) in source.ranks for byte in range(256))
+
+
+def written(sequence: bytes) -> str:
+    """A token's bytes as printable characters, gpt2's convention."""
+    return "".join([_CHARACTERS[byte] for byte in sequence])
+
+
+def merges(source: ExportSource) -> list[tuple[str, str]]:
+    """The two parts of each token of more than one byte, as `written`, in the order of merging.
+
+    Raises:
+        ValueError: a token is not made by merging two others.
+    """
+    longer = sorted((rank, sequence) for sequence, rank in source.ranks.items() if len(sequence) > 1)
+    parts = [_parts(sequence, source.ranks) for _, sequence in longer]
+    return [(written(first), written(second)) for first, second in parts]
+
+
+def _characters(source: ExportSource) -> dict[str, Any]:
+    """Each character is a word; without an unknown token, one that is not known is an error, as it is here."""
+    return {
+        "pre_tokenizer": _split_by(source.pattern),
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {sequence.decode(): rank for sequence, rank in source.ranks.items()},
+            "unk_token": "",
+        },
+    }
+
+
+def _split_by(regex: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+def _byte_level_bpe(source: ExportSource) -> dict[str, Any]:
+    """The checkpoint's split pattern, ids and merges."""
+    return {
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                _split_by(source.pattern),
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {written(sequence): rank for sequence, rank in source.ranks.items()},
+            "merges": [list(pair) for pair in merges(source)],
+        },
+    }
+
+
+def _added_token(text: str, token: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token, "content": text, "special": True, **flags}
+
+
+def _parts(sequence: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+    """The two parts whose merge makes a token: what merging by rank leaves just before the token itself."""
+    parts = [sequence[place : place + 1] for place in range(len(sequence))]
+    while len(parts) > 2:
+        candidates = [(ranks.get(parts[i] + parts[i + 1], len(ranks) + 1), i) for i in range(len(parts) - 1)]
+        rank, place = min(candidates)
+        if rank >= ranks[sequence]:
+            raise ValueError(f"the token {sequence!r} is not made by merging two others")
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return parts[0], parts[1]

@@ -1,0 +1,51 @@
+"""The tokenizer as GGUF holds it: tokens, what each is, merges. llama.cpp knows split patterns by name only."""
+
+from typing import NamedTuple
+
+from pipeline.plugin import ExportSource
+from pipeline.plugin.exporting import merges, reads_any_text, written
+
+_GPT2 = {
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+}
+"""The pattern that llama.cpp calls gpt-2, as people write it."""
+_NORMAL, _CONTROL, _UNUSED = 1, 3, 5
+
+
+class Vocabulary(NamedTuple):
+    """Tokens by id as printable characters, their types, merges as "first second", and the id that ends a text."""
+
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    end: int
+
+
+def vocabulary(source: ExportSource) -> Vocabulary:
+    """The tokenizer's form.
+
+    Raises:
+        ValueError: llama.cpp has none for it.
+    """
+    mend = "train with tokenize.tokenizer.name: bpe (or tiktoken's gpt2), or leave gguf out of export.formats.use"
+    if not reads_any_text(source):
+        raise ValueError(f"llama.cpp reads no tokenizer of characters, only a byte-level BPE: {mend}")
+    if len(source.ranks) == 256:
+        raise ValueError(f"llama.cpp reads no tokenizer of single bytes, only a BPE with merges: {mend}")
+    if source.pattern not in _GPT2:
+        raise ValueError(
+            f"llama.cpp does not know the tokenizer's split pattern ({source.pattern[:40]}…), only gpt2's: {mend}"
+        )
+    size = source.config["vocab_size"]
+    tokens, types = [f"[UNUSED{token}]" for token in range(size)], [_UNUSED] * size
+    for sequence, token in source.ranks.items():
+        tokens[token], types[token] = written(sequence), _NORMAL
+    for text, token in source.special_tokens.items():
+        tokens[token], types[token] = text, _CONTROL
+    if len(set(tokens)) != size:
+        twice = next(token for token in tokens if tokens.count(token) > 1)
+        raise ValueError(f"two tokens are written {twice!r}, which llama.cpp cannot tell apart: {mend}")
+    pairs = [f"{first} {second}" for first, second in merges(source)]
+    return Vocabulary(tokens, types, pairs, source.special_tokens[source.end_of_text])

@@ -1,0 +1,142 @@
+"""ONNX, which onnxruntime and many other programs load: on servers, phones and in browsers, without Python."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from pipeline.plugin import Exporter, ExportSource, hookimpl
+from pipeline.plugin.exporting import (
+    Logits,
+    check_greedy,
+    check_logits,
+    check_loss,
+    check_tokenizer_json,
+    graph,
+    greedily,
+    needed,
+    real_batches,
+    tokenizer_json,
+    understood,
+)
+
+_FILE, _INT8 = "model.onnx", "model.int8.onnx"
+_ONE_FILE = 1 << 30
+"""Bytes of weights up to which one file holds them: protobuf's limit is two gigabytes."""
+
+
+class Onnx(Exporter):
+    """model.onnx for onnxruntime (input_ids [B, T] → logits [B, T, V], any B, any T up to the context), and
+    tokenizer.json."""
+
+    name: ClassVar[str] = "onnx"
+
+    int8: bool = False
+    """Whether model.int8.onnx is written beside it, with matrices in eight bits: less than half the size."""
+    int8_loss: Annotated[float, Field(ge=0)] = 0.05
+    """Nats a token that held-out text may cost more with eight bits; else the export is refused."""
+
+    def export(self, source: ExportSource, folder: Path) -> None:
+        words = tokenizer_json(source)
+        try:
+            import onnx  # noqa: F401 - torch and onnxruntime write with these
+            import onnxscript  # noqa: F401
+
+            if self.int8:
+                import onnxruntime.quantization
+        except ModuleNotFoundError as error:
+            raise needed(error, "onnx") from None
+        size = sum(tensor.numel() * 4 for tensor in source.weights.values())
+        with _in_silence():
+            torch.onnx.export(
+                graph(source), (), folder / _FILE, dynamo=True, verbose=False, external_data=size > _ONE_FILE,
+                input_names=["input_ids"], output_names=["logits"],
+            )  # fmt: skip
+            if self.int8:
+                onnxruntime.quantization.quantize_dynamic(
+                    folder / _FILE, folder / _INT8, use_external_data_format=size > 4 * _ONE_FILE
+                )
+        (folder / "tokenizer.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+
+    def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:
+        words = folder / "tokenizer.json"
+        if importlib.util.find_spec("onnxruntime") is None:
+            proof = {"reader": "none", **_reference(source, folder / _FILE)}
+            return {**proof, "texts_with_equal_ids": check_tokenizer_json(source, words)}
+        import onnxruntime
+
+        logits, batches = _session(folder / _FILE), real_batches(source)
+        proof: dict[str, Any] = {
+            "reader": f"onnxruntime {onnxruntime.__version__}",
+            "largest_logit_difference": check_logits(source, logits, "onnxruntime", batches),
+            "batches": ", ".join(f"{len(each)} x {each.shape[1]}" for each in batches),
+            "equal_greedy_tokens": check_greedy(source, greedily(logits), "onnxruntime"),
+            "texts_with_equal_ids": check_tokenizer_json(source, words),
+        }
+        if self.int8:
+            own, rounded = check_loss(source, _session(folder / _INT8), _INT8, self.int8_loss)
+            proof |= {"loss_in_int8": rounded, "loss_of_the_checkpoint": own}
+        return proof
+
+
+def _session(path: Path) -> Logits:
+    """The logits of a file, by onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    with understood(path, "onnxruntime"):
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        with understood(path, "onnxruntime"):
+            (given,) = session.run(["logits"], {"input_ids": tokens.numpy()})
+        return torch.from_numpy(given)
+
+    return logits
+
+
+def _reference(source: ExportSource, path: Path) -> dict[str, Any]:
+    """Without onnxruntime: onnx's own slow reference computes a few logits."""
+    import onnx.reference
+
+    with understood(path, "onnx"):
+        onnx.checker.check_model(path)
+        reference = onnx.reference.ReferenceEvaluator(str(path))
+
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        with understood(path, "onnx"):
+            (given,) = reference.run(["logits"], {"input_ids": tokens.numpy()})
+        return torch.from_numpy(given)
+
+    return {"largest_logit_difference": check_logits(source, logits, path.name, real_batches(source)[-1:])}
+
+
+@contextlib.contextmanager
+def _in_silence() -> Iterator[None]:
+    """Without the many remarks of torch, onnxscript and onnxruntime, which are about themselves."""
+    with (
+        warnings.catch_warnings(action="ignore"),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@hookimpl
+def register_exporters() -> list[type[Exporter]]:
+    return [Onnx]

@@ -1,0 +1,70 @@
+"""torch.export's file: the model as a graph that torch alone runs, without this project's classes."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from pipeline.plugin import Exporter, ExportSource, hookimpl
+from pipeline.plugin.exporting import (
+    check_greedy,
+    check_logits,
+    check_tokenizer_json,
+    graph,
+    greedily,
+    real_batches,
+    tokenizer_json,
+    understood,
+)
+
+_FILE = "model.pt2"
+
+
+class TorchExport(Exporter):
+    """model.pt2 for torch.export.load (ids [B, T] → logits [B, T, V], any B, any T up to the context), and
+    tokenizer.json."""
+
+    name: ClassVar[str] = "torch_export"
+
+    def export(self, source: ExportSource, folder: Path) -> None:
+        words = tokenizer_json(source)
+        with warnings.catch_warnings(action="ignore"):
+            torch.export.save(graph(source), folder / _FILE)
+        (folder / "tokenizer.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+
+    def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:
+        with understood(folder / _FILE, "torch.export"), warnings.catch_warnings(action="ignore"):
+            program = torch.export.load(folder / _FILE)
+        # An operation of anybody else's would have to be installed where the file is loaded.
+        foreign = {str(node.target) for node in program.graph_module.graph.nodes if _is_foreign(node)}
+        if foreign:
+            raise ValueError(f"{_FILE} needs more than torch: {', '.join(sorted(foreign))}")
+        model = program.module()
+
+        def logits(tokens: torch.Tensor) -> torch.Tensor:
+            given: torch.Tensor = model(tokens)
+            return given
+
+        batches = real_batches(source)
+        return {
+            "reader": f"torch {torch.__version__}",
+            "largest_logit_difference": check_logits(source, logits, "torch.export", batches),
+            "batches": ", ".join(f"{len(each)} x {each.shape[1]}" for each in batches),
+            "equal_greedy_tokens": check_greedy(source, greedily(logits), "torch.export"),
+            "texts_with_equal_ids": check_tokenizer_json(source, folder / "tokenizer.json"),
+        }
+
+
+def _is_foreign(node: torch.fx.Node) -> bool:
+    """Whether a step of the graph is neither torch's nor Python's own."""
+    if node.op != "call_function":
+        return False
+    namespace = getattr(node.target, "namespace", None) or getattr(node.target, "__module__", "")
+    return namespace.split(".")[0] not in {"aten", "prim", "torch", "_operator", "builtins", "math"}
+
+
+@hookimpl
+def register_exporters() -> list[type[Exporter]]:
+    return [TorchExport]
