@@ -85,17 +85,25 @@ class Attention(nn.Module):
         cache: KVCache | None,
     ) -> torch.Tensor:
         batch, length, emb_dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3 * self.n_heads, emb_dim // self.n_heads)
-        if rotation is None:
-            q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)  # each [B, n_heads, T, head size]
-        else:
-            qk, v = qkv.transpose(1, 2).split([2 * self.n_heads, self.n_heads], dim=1)
-            q, k = rms_norm(rotation(qk)).chunk(2, dim=1)
+        q, k, v = self.project(x, rotation)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         attended = attend(q, k, v, mask, kept, self.dropout if self.training else 0.0)
         out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
         return out
+
+    def project(
+        self, x: torch.Tensor, rotation: Rotation | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values [B, n_heads, T, head size] of `x` [B, T, D], as they meet in `attend`."""
+        batch, length, emb_dim = x.shape
+        qkv = self.qkv(x).view(batch, length, 3 * self.n_heads, emb_dim // self.n_heads)
+        if rotation is None:
+            q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)
+        else:
+            qk, v = qkv.transpose(1, 2).split([2 * self.n_heads, self.n_heads], dim=1)
+            q, k = rms_norm(rotation(qk)).chunk(2, dim=1)
+        return q, k, v
 
 
 def attend(

@@ -1,0 +1,126 @@
+"""Which curves the report has, as plain data: what draws them knows neither metrics nor history."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.evaluation.report.records import Report, Side
+from pipeline.evaluation.report.training import PROCESSOR_SECONDS, SPEED
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its label and its points, from left to right."""
+
+    label: str
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with lines.
+
+    Attributes:
+        name: The file's name.
+        title: What it shows.
+        unit: Of the y axis.
+        x_label: What the x axis is.
+        x_unit: What stands behind a number of it.
+        series: The lines.
+        references: Labelled values to compare with, as level lines.
+        interval: The 95% interval of the last line's end.
+        log_x, log_y: Whether an axis counts factors.
+    """
+
+    name: str
+    title: str
+    unit: str
+    x_label: str
+    x_unit: str
+    series: list[Series]
+    references: list[tuple[str, float]] = field(default_factory=list)
+    interval: tuple[float, float] | None = None
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What curves of training are drawn against: history's column, its label and unit, and what to divide it by."""
+
+    name: str
+    column: str
+    label: str
+    unit: str
+    divisor: float = 1.0
+
+
+def training_axes(history: list[dict[str, float]]) -> list[Axis]:
+    """The axes for which there are numbers: steps, tokens, and processor time in a unit that suits it."""
+    longest = max((row.get(PROCESSOR_SECONDS, 0.0) for row in history), default=0.0)
+    unit, divisor = ("seconds", 1) if longest < 180 else ("minutes", 60) if longest < 10_800 else ("hours", 3600)
+    axes = [
+        Axis("steps", "step", "steps", "steps"),
+        Axis("tokens", "tokens", "tokens", "tokens"),
+        Axis("time", PROCESSOR_SECONDS, f"processor time, {unit}", unit, divisor),
+    ]
+    return [axis for axis in axes if any(row.get(axis.column, 0.0) > 0 for row in history)] or axes[:1]
+
+
+def training_plots(report: Report, axis: Axis) -> list[Plot]:
+    """The curves of training against an axis; those without a number are left out."""
+    history = report.training.history
+    val: dict[str, Any] = report.metrics.get("val", {})
+
+    def line(label: str, column: str) -> Series:
+        rows = [row for row in history if column in row and axis.column in row]
+        return Series(label, [(row[axis.column] / axis.divisor, row[column]) for row in rows])
+
+    limits = val.get("interval", {}).get("perplexity")
+    plots = [
+        Plot("loss", "Loss", "nats a token", axis.label, axis.unit,
+             [line("train", "train.loss"), line("validation", "val.loss")]),
+        Plot("bits_per_byte", "Bits per byte", "bits a byte of text", axis.label, axis.unit,
+             [line("validation", "val.bits_per_byte")], references=list(val.get("baselines", {}).items())),
+        Plot("perplexity", "Perplexity", "log scale", axis.label, axis.unit, [line("validation", "val.perplexity")],
+             interval=(limits["low"], limits["high"]) if limits else None, log_y=True),
+        Plot("learning_rate", "Learning rate", "of the first group of weights", axis.label, axis.unit,
+             [line("learning rate", "learning_rate")]),
+        Plot("grad_norm", "Gradient norm", "before clipping", axis.label, axis.unit,
+             [line("gradient norm", "grad_norm")]),
+        Plot("throughput", "Throughput", "tokens a second", axis.label, axis.unit,
+             [line("tokens a second", SPEED)]),
+    ]  # fmt: skip
+    return [plot for plot in plots if has_points(plot)]
+
+
+def position_plot(sides: dict[str, Side]) -> Plot:
+    """The loss by position in the context, of both sides; positions are put together so that the lines are calm."""
+    series = [Series(name, _pooled(side.positions)) for name, side in sides.items()]
+    return Plot(
+        "positions", "Loss by position", "nats a token", "tokens before it, log scale", "tokens before", series,
+        log_x=True,
+    )  # fmt: skip
+
+
+def _pooled(positions: list[tuple[int, int, float]]) -> list[Point]:
+    """Mean losses over runs of positions, each about a quarter longer than the one before."""
+    points: list[Point] = []
+    start = 0
+    while start < len(positions):
+        run = positions[start : start + max(1, start // 4)]
+        tokens = sum(count for _, count, _ in run)
+        if tokens:
+            place = math.exp(sum(math.log(max(position, 1)) for position, _, _ in run) / len(run))
+            points.append((place, sum(count * mean for _, count, mean in run) / tokens))
+        start += len(run)
+    return points
+
+
+def has_points(plot: Plot) -> bool:
+    """Whether there is anything to draw."""
+    return any(len(series.points) for series in plot.series)
