@@ -197,8 +197,10 @@ def test_ticks_are_few_and_round(low: float, span: float) -> None:
 
 
 def test_numbers_read_as_people_write_them() -> None:
-    written = {0.0: "0", 4.262465: "4.262", 70.98: "70.98", 0.02: "0.02", 0.0003: "3e-4",
-               2.5e-5: "2.5e-5", 2200.0: "2,200", 13_317.8: "13.3 k", 3_342_336.0: "3.34 M", 1.24e8: "124 M", -1.5: "-1.5"}  # fmt: skip
+    written = {
+        0.0: "0", 4.262465: "4.262", 70.98: "70.98", 0.02: "0.02", 0.0003: "3e-4", 2.5e-5: "2.5e-5", -1.5: "-1.5",
+        2200.0: "2,200", 13_317.8: "13.3 k", 3_342_336.0: "3.34 M", 1.24e8: "124 M",
+    }  # fmt: skip
     assert {value: number(value) for value in written} == written
     assert [label for _, label in labelled([0, 5e3, 1e4])] == ["0", "5 k", "10 k"]
     assert [duration(seconds) for seconds in (4.2, 338.3, 20_000)] == ["4 s", "5 min 38 s", "5 h 33 min"]

@@ -1,4 +1,4 @@
-"""The report as people open it, in a real Chromium: it asks for nothing, fits a phone, and answers without a script."""
+"""The report as people open it, in a real Chromium: it asks for nothing, fits a phone, answers without a script."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def test_the_keyboard_walks_over_the_tokens(browser: Browser, page: Path, width:
 
 def test_the_curves_change_their_axis(browser: Browser, page: Path) -> None:
     browser.open(page)
-    shown = "[...document.querySelectorAll('#training .charts')].filter(each => each.offsetHeight).map(each => each.className)"
+    charts = "[...document.querySelectorAll('#training .charts')]"
+    shown = f"{charts}.filter(each => each.offsetHeight).map(each => each.className)"
     assert browser.evaluate(shown) == ["charts by-steps"]
     for name in ("tokens", "time", "steps"):
         browser.evaluate(f"document.querySelector('#axis-{name}').click()")
@@ -101,7 +102,8 @@ def test_pointing_at_a_curve_reads_its_numbers_out(browser: Browser, page: Path)
     browser.evaluate("document.querySelector('.plot').scrollIntoView({block: 'center', behavior: 'instant'})")
     box = "document.querySelector('.plot').getBoundingClientRect()"
     browser.point(browser.evaluate(f"{box}.right - 2"), browser.evaluate(f"{box}.top + 40"))
-    seen = "[...document.querySelectorAll('.readout text')].filter(text => getComputedStyle(text).visibility == 'visible')"
+    texts = "[...document.querySelectorAll('.readout text')]"
+    seen = f"{texts}.filter(text => getComputedStyle(text).visibility == 'visible')"
     assert browser.evaluate(f"{seen}.map(text => text.textContent)") == ["500 steps · train 3 · validation 3.5"]
 
 
