@@ -9,17 +9,18 @@ import numpy as np
 
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids
+from pipeline.evaluation.breakdown import Counts
 
 _XZ_BYTES = 4 << 20
 """xz reads this much of the training text's end and this much of the held-out text: it takes a second a MiB."""
 
 
-def unigram_bits_per_byte(train: Ids, held_out: Ids, tokenizer: Tokenizer) -> float:
+def unigram_bits_per_byte(train_counts: Counts, held_out: Ids, tokenizer: Tokenizer) -> float:
     """Bits per byte of each held-out token's frequency in training, every token counted once more (Laplace).
 
     The first token is no target and special tokens are no text, as in the model's own number.
     """
-    counts = np.bincount(train, minlength=tokenizer.vocab_size) + 1.0
+    counts = train_counts + 1.0
     nats = -np.log(counts / counts.sum())
     targets = held_out[1:]
     lengths = tokenizer.byte_lengths[targets]

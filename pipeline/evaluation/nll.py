@@ -34,11 +34,28 @@ class Scores:
         targets: The true ids.
         nats: Their negative log-likelihoods, float64.
         correct: Whether the likeliest token was the true one.
+        closely: What takes longer to know, where it was asked for.
     """
 
     targets: np.ndarray[tuple[int], np.dtype[np.int64]]
     nats: np.ndarray[tuple[int], np.dtype[np.float64]]
     correct: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    closely: CloseLook | None = None
+
+
+@dataclass(frozen=True)
+class CloseLook:
+    """What evaluation after training also asks of each target; arrays as long as those of `Scores`.
+
+    Attributes:
+        positions: How many tokens of the context came before it, less one: 0 … T−1.
+        top5: Whether it was among the five likeliest.
+        confidence: The likeliest token's probability, float64.
+    """
+
+    positions: np.ndarray[tuple[int], np.dtype[np.int64]]
+    top5: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    confidence: np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @contextmanager
@@ -58,8 +75,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()  # no inference mode: FSDP2 keeps buffers of its first forward, and training writes into them
-def score(model: GPT, ids: Ids, windows: Sequence[EvaluationWindow], batch_size: int) -> Iterator[Scores]:
-    """Scores the windows' counted targets, in order, a batch at a time; in float32, without dropout."""
+def score(
+    model: GPT, ids: Ids, windows: Sequence[EvaluationWindow], batch_size: int, closely: bool = False
+) -> Iterator[Scores]:
+    """Scores the windows' counted targets, in order, a batch at a time; in float32, without dropout.
+
+    With `closely` each has its `CloseLook`; the other numbers stay the same to the bit.
+    """
     device = model.head_weight.device
     with undisturbed(model):
         for first in range(0, len(windows), batch_size):
@@ -67,8 +89,10 @@ def score(model: GPT, ids: Ids, windows: Sequence[EvaluationWindow], batch_size:
             inputs, targets = _padded(ids, batch)
             counted = targets != IGNORED
             output = model(torch.from_numpy(inputs).to(device))
-            nats, correct = token_nll(output, torch.from_numpy(targets).to(device))
-            yield Scores(targets[counted], nats.cpu().numpy()[counted], correct.cpu().numpy()[counted])
+            found = judge(output, torch.from_numpy(targets).to(device), closely)
+            nats, correct, *more = (each.cpu().numpy()[counted] for each in found)
+            close = CloseLook(np.nonzero(counted)[1], *more) if closely else None
+            yield Scores(targets[counted], nats, correct, close)
 
 
 def _padded(ids: Ids, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, np.ndarray]:
@@ -89,10 +113,18 @@ def token_nll(output: ModelOutput, targets: torch.Tensor) -> tuple[torch.Tensor,
     The logits are computed some rows at a time, so that a large vocabulary never fills the memory.
     Ignored targets get 0 nats.
     """
+    nats, correct = judge(output, targets)
+    return nats, correct
+
+
+def judge(output: ModelOutput, targets: torch.Tensor, closely: bool = False) -> tuple[torch.Tensor, ...]:
+    """What `token_nll` returns; with `closely` also whether each target was among the five likeliest tokens, and
+    the likeliest token's probability, all [B, T]. Of equally likely tokens the first ones come first."""
     hidden = output.hidden.flatten(0, 1)
     flat = targets.flatten()
     nats = torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)
     correct = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
+    found = [nats, correct, *([torch.zeros_like(correct), torch.zeros_like(nats)] if closely else [])]
     rows = max(1, _LOGITS_AT_ONCE // output.vocab_size)
     for start in range(0, len(flat), rows):
         own = flat[start : start + rows]
@@ -103,10 +135,26 @@ def token_nll(output: ModelOutput, targets: torch.Tensor) -> tuple[torch.Tensor,
         hits = (counted & (picked == largest)).nonzero()[:, 0]
         # argmax is slow: it only decides between equals.
         correct[start + hits] = logits[hits].argmax(dim=-1) == own[hits]
+        if closely:
+            found[2][start : start + rows] = counted & _among_first(5, logits, own.clamp(min=0), picked)
         # What logsumexp does, to the bit, in the memory of the logits.
-        nll = (logits.sub_(largest[:, None]).exp_().sum(dim=-1).log() + largest - picked).double()
+        total = logits.sub_(largest[:, None]).exp_().sum(dim=-1)
+        nll = (total.log() + largest - picked).double()
         nats[start : start + rows] = torch.where(counted, nll, 0.0)
-    return nats.view(targets.shape), correct.view(targets.shape)
+        if closely:
+            found[3][start : start + rows] = 1 / total.double()
+    return tuple(each.view(targets.shape) for each in found)
+
+
+def _among_first(count: int, logits: torch.Tensor, targets: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
+    """Whether fewer than `count` tokens come before each target [N]: likelier ones, and equal ones of lower id."""
+    before = (logits > picked[:, None]).sum(dim=-1)
+    near = (before < count).nonzero()[:, 0]
+    equal = logits[near] == picked[near, None]
+    tied = (equal.sum(dim=-1) > 1).nonzero()[:, 0]
+    lower = torch.arange(logits.shape[1], device=logits.device) < targets[near[tied], None]
+    before[near[tied]] += (equal[tied] & lower).sum(dim=-1)
+    return before < count
 
 
 class Summary:

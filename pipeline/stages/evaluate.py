@@ -5,24 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pipeline.console import Progress, fact, say
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.environment import versions
 from pipeline.errors import DataError
 from pipeline.evaluation.baselines import unigram_bits_per_byte, xz_bits_per_byte
+from pipeline.evaluation.bootstrap import intervals, units
+from pipeline.evaluation.breakdown import Breakdown, Counts, Tally, token_counts
 from pipeline.evaluation.nll import Summary, score
 from pipeline.evaluation.report.attention import read_attention
 from pipeline.evaluation.report.excerpt import read_excerpt
 from pipeline.evaluation.report.page import write_report
-from pipeline.evaluation.report.records import Report, Sample
+from pipeline.evaluation.report.records import Report
 from pipeline.evaluation.report.training import read_training
+from pipeline.evaluation.samples import draw_samples
+from pipeline.evaluation.tables import digests, write_tables
 from pipeline.files import MANIFEST, published_folder, read_json, write_json
 from pipeline.model.checkpoint import BEST, LAST, Checkpoint, load_checkpoint
 from pipeline.model.device import choose_device, use_threads
-from pipeline.model.generate import continuations
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads the checkpoint and the splits; writes metrics/evaluate.json and reports/report.html."""
+    """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and its tables."""
     own = params.evaluate
     registry = Registry.load(paths.plugins, ["samplers"])
     samplers = registry.build_all("samplers", own.samplers.use, own.samplers.options, "evaluate.samplers")
@@ -43,22 +44,23 @@ def run(params: Params, paths: Paths) -> None:
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
     metrics: dict[str, Any] = {"step": checkpoint.step, "stride": _stride(own, checkpoint)}
+    train_counts = token_counts(splits.ids("train"), checkpoint.tokenizer.vocab_size)
+    breakdowns: dict[str, Breakdown] = {}
     for side in splits.names:
         if side != "train":
-            metrics[side] = _evaluate(checkpoint, splits, side, own)
+            metrics[side], breakdowns[side] = _evaluate(checkpoint, splits, side, own, train_counts)
 
-    samples = _samples(checkpoint, own, samplers)
+    samples = draw_samples(checkpoint, own.generation, samplers)
     held_out = [side for side in ("val", "test") if side in metrics]
-    excerpts = [read_excerpt(checkpoint, splits, side, {}) for side in held_out]
     report = Report(
         metrics=metrics,
         weights=own.weights,
         model=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
         training=training,
         samples=samples,
-        excerpts=excerpts,
+        excerpts=[read_excerpt(checkpoint, splits, side, breakdowns[side].documents) for side in held_out],
         attention=read_attention(checkpoint, splits.ids(held_out[-1])),
-        sides={},
+        breakdowns={side: breakdowns[side] for side in held_out},
         data=splits.meta["files"],
         params={
             name: getattr(params, name).model_dump(mode="json")
@@ -73,18 +75,12 @@ def run(params: Params, paths: Paths) -> None:
     )
     with published_folder(paths.reports) as folder:
         write_report(report, folder)
+        write_tables(breakdowns, _about(own, checkpoint, splits), folder)
         write_json(paths.metrics / "evaluate.json", metrics)
 
     for side in ("val", "test"):
         if side in metrics:
-            say(
-                f"{side:<8} "
-                + "  ".join(
-                    f"{name} {value:,.4f}" for name, value in metrics[side].items() if isinstance(value, float)
-                )
-            )
-            beside = "  ".join(f"{name} {value:.4f}" for name, value in metrics[side]["baselines"].items())
-            say(f"         baselines in bits per byte: {beside}")
+            _say_numbers(side, metrics[side], breakdowns[side])
     for first, *_ in samples:
         say(f"\n{first.prompt}{first.continuation}\n")
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}/report.html")
@@ -110,46 +106,58 @@ def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
     return max(1, round(params.stride * checkpoint.model.config.context_length))
 
 
-def _evaluate(checkpoint: Checkpoint, splits: TokenFolder, side: str, params: EvaluateParams) -> dict[str, Any]:
-    ids, tokenizer = splits.ids(side), checkpoint.tokenizer
-    windows = evaluation_windows(len(ids), checkpoint.model.config.context_length, _stride(params, checkpoint))
-    summary = Summary(tokenizer.byte_lengths)
-    with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
-        for scores in score(checkpoint.model, ids, windows, params.batch_size):
-            summary.add(scores)
-            progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
-    train = splits.ids("train")
+def _about(params: EvaluateParams, checkpoint: Checkpoint, splits: TokenFolder) -> dict[str, Any]:
+    """What `pipeline compare` must know of this evaluation, to say whether another may be held against it."""
     return {
-        **summary.metrics(),
-        "tokens": summary.tokens,
-        "baselines": {
-            "unigram": unigram_bits_per_byte(train, ids, tokenizer),
-            "xz": xz_bits_per_byte(train, ids, tokenizer),
+        "step": checkpoint.step,
+        "weights": checkpoint.weights,
+        "context_length": checkpoint.model.config.context_length,
+        "stride": _stride(params, checkpoint),
+        "tokenizer": {"name": checkpoint.tokenizer.name, "fingerprint": checkpoint.tokenizer.fingerprint},
+        "sides": {
+            side: digests(splits.ids(side), checkpoint.tokenizer) for side in splits.names if side != "train"
         },
     }
 
 
-def _samples(checkpoint: Checkpoint, params: EvaluateParams, samplers: list[Any]) -> list[list[Sample]]:
-    """For each prompt, what the chosen samplers give, what the model itself does, and its likeliest text."""
-    own = params.generation
-    if not own.prompts:
-        return []
-    device, tokenizer = checkpoint.model.head_weight.device, checkpoint.tokenizer
-    starts = [
-        [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text] for prompt in own.prompts
-    ]
+def _evaluate(
+    checkpoint: Checkpoint, splits: TokenFolder, side: str, params: EvaluateParams, train_counts: Counts
+) -> tuple[dict[str, Any], Breakdown]:
+    ids, tokenizer, context = splits.ids(side), checkpoint.tokenizer, checkpoint.model.config.context_length
+    windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
+    summary = Summary(tokenizer.byte_lengths)
+    tally = Tally(ids, splits.documents(side), train_counts, tokenizer.byte_lengths, context)
+    with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
+        for scores in score(checkpoint.model, ids, windows, params.batch_size, closely=True):
+            summary.add(scores)
+            tally.add(scores)
+            progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
+    breakdown = tally.breakdown()
+    numbers = {
+        **summary.metrics(),
+        "accuracy_top5": breakdown.accuracy_top5,
+        "calibration_error": breakdown.calibration_error,
+        "interval": intervals(breakdown),
+        "tokens": summary.tokens,
+        "baselines": {
+            "unigram": unigram_bits_per_byte(train_counts, ids, tokenizer),
+            "xz": xz_bits_per_byte(splits.ids("train"), ids, tokenizer),
+        },
+    }
+    return numbers, breakdown
 
-    def drawn(how: str, samplers: list[Any], random: bool = True) -> list[Sample]:
-        seeds = range(own.seed, own.seed + len(starts))
-        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if random else None
-        texts = continuations(
-            checkpoint.model, starts, own.max_new_tokens, samplers, generators, tokenizer.end_of_text
-        )
-        return [
-            Sample(prompt, tokenizer.decode(text), how) for prompt, text in zip(own.prompts, texts, strict=True)
-        ]
 
-    ways = [drawn("the model's own distribution", []), drawn("the likeliest token each time", [], random=False)]
-    if samplers:
-        ways.insert(0, drawn(", ".join(params.samplers.use), samplers))
-    return [list(group) for group in zip(*ways, strict=True)]
+def _say_numbers(side: str, numbers: dict[str, Any], breakdown: Breakdown) -> None:
+    """Prints a side's numbers, its intervals and its baselines, a line each."""
+    what, drawn = units(breakdown)
+    ranges = {name: f"{ends['low']:,.4f} to {ends['high']:,.4f}" for name, ends in numbers["interval"].items()}
+    say(f"{side:<9}{_listed({name: value for name, value in numbers.items() if isinstance(value, float)})}")
+    if ranges:
+        say(f"         95% over {len(drawn):,} {what}: {_listed(ranges)}")
+    say(f"         baselines in bits per byte: {_listed(numbers['baselines'])}")
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{key} {value if isinstance(value, str) else f'{value:,.4f}'}" for key, value in values.items()
+    )

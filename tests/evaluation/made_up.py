@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.evaluation.report.records import AttentionMaps, Excerpt, Report, Sample, Side, Token, Training
+from pipeline.evaluation.breakdown import Breakdown, FrequencyLoss, PositionLoss, UnitScore
+from pipeline.evaluation.report.records import AttentionMaps, Excerpt, Report, Token, Training
+from pipeline.evaluation.samples import Sample
 
 
 def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: int = 2) -> Report:
@@ -32,10 +34,17 @@ def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: i
             "bits_per_byte": {"low": 1.7, "high": 1.9}, "accuracy": {"low": 0.30, "high": 0.32},
         },
     }  # fmt: skip
-    side = Side(
-        positions=[(position, 50, 3.0 + 4.0 / (1 + position)) for position in range(1, 257)],
-        documents=[(f"{text}/{number}", 300 + number, 900.0 + 20 * number, 1200, 890.0) for number in range(31)],
-        frequencies=[(0, 3, 12.0), (1, 80, 9.5), (10, 700, 7.0), (100, 5000, 5.0), (1000, 19_860, 2.5)],
+    units = [
+        UnitScore(f"{text}/{number}", 300 + number, 900.0 + 20 * number, 1200, 890.0, 100) for number in range(31)
+    ]
+    frequencies = [(0, 3, 12.0), (1, 80, 9.5), (10, 700, 7.0), (100, 5000, 5.0), (1000, 19_860, 2.5)]
+    breakdown = Breakdown(
+        documents=units,
+        blocks=units[:16],
+        positions=[PositionLoss(position, 50, 3.0 + 4.0 / (1 + position)) for position in range(256)],
+        frequencies=[FrequencyLoss(*row) for row in frequencies],
+        accuracy_top5=0.55,
+        calibration_error=0.02,
     )
     length = 12
     weights = np.tril(np.random.default_rng(1).random((layers, heads, length, length))) + 1e-9
@@ -52,7 +61,7 @@ def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: i
         samples=[[Sample(text, text, how) for how in ("temperature, top_k", "the likeliest token each time")]],
         excerpts=[Excerpt(name, text, 30, tokens) for name in ("val", "test")],
         attention=AttentionMaps([text] * length, weights, list(range(1, layers + 1)), list(range(1, heads + 1))),
-        sides={"val": side, "test": side},
+        breakdowns={"val": breakdown, "test": breakdown},
         data={name: {"documents": 30, "bytes": 100_000, "tokens": 30_000} for name in ("train", "val", "test")},
         params={"train": {"seed": 1, "prompt": text, "optimizer": {"name": text}}},
         versions={"torch": "2.13.0"},

@@ -12,6 +12,7 @@ import torch
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
+from pipeline.evaluation.breakdown import UnitScore
 from pipeline.evaluation.nll import score
 from pipeline.evaluation.report.attention import attention_weights, read_attention
 from pipeline.evaluation.report.excerpt import read_excerpt, token_views
@@ -104,8 +105,11 @@ def splits(folder: Path, *texts: str) -> TokenFolder:
 def test_the_excerpt_is_the_document_of_the_middle_loss(tmp_path: Path) -> None:
     checkpoint = Checkpoint(model("gpt2"), TOKENIZER, 1, "best")
     texts = [letter * length for letter, length in zip("abcde", (40, 50, 5, 33, 60), strict=True)]
-    losses = {f"document {number}": loss for number, loss in enumerate((1.0, 3.0, 2.0, 9.0, 2.5))}
-    excerpt = read_excerpt(checkpoint, splits(tmp_path, *texts), "val", losses)
+    documents = [
+        UnitScore(f"document {number}", 10, 10 * loss, 9, 9 * loss, 1)
+        for number, loss in enumerate((1.0, 3.0, 2.0, 9.0, 2.5))
+    ]
+    excerpt = read_excerpt(checkpoint, splits(tmp_path, *texts), "val", documents)
     assert (excerpt.document, excerpt.of) == ("document 1", 4)  # the third is too short to be read
     assert [token.text for token in excerpt.tokens] == ["b"] * 32
     assert all(token.nats is not None for token in excerpt.tokens)
@@ -113,7 +117,7 @@ def test_the_excerpt_is_the_document_of_the_middle_loss(tmp_path: Path) -> None:
 
 def test_of_short_documents_the_longest_is_read(tmp_path: Path) -> None:
     checkpoint = Checkpoint(model("gpt2"), TOKENIZER, 1, "best")
-    excerpt = read_excerpt(checkpoint, splits(tmp_path, "ab", "c"), "val", {})
+    excerpt = read_excerpt(checkpoint, splits(tmp_path, "ab", "c"), "val", [])
     assert (excerpt.document, excerpt.of) == ("document 0", 0)
     assert [token.text for token in excerpt.tokens] == ["a", "b", "<|endoftext|>"]
     assert excerpt.tokens[0].nats is None  # nothing stands before it

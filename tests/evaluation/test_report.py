@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from made_up import made_up
 
 from pipeline.errors import CheckpointError
+from pipeline.evaluation.breakdown import PositionLoss
 from pipeline.evaluation.report.attention import habit, spread
 from pipeline.evaluation.report.chart import labelled, lay_out, nice_ticks, number
 from pipeline.evaluation.report.figures import write_figures
 from pipeline.evaluation.report.page import LEVELS, duration, level, render
 from pipeline.evaluation.report.plots import Plot, Series, position_plot, training_axes, training_plots
-from pipeline.evaluation.report.records import Side, Training
+from pipeline.evaluation.report.records import Training
 from pipeline.evaluation.report.training import read_training
 
 STYLE = (REPOSITORY / "pipeline" / "evaluation" / "report" / "page.css").read_text(encoding="utf-8")
@@ -157,7 +158,7 @@ def test_a_report_of_almost_nothing_is_a_report() -> None:
         samples=[],
         excerpts=[],
         attention=None,
-        sides={},
+        breakdowns={},
     )
     page = render(report)
     assert "No prompts are set" in page
@@ -221,10 +222,11 @@ def test_many_evaluations_keep_their_line_and_lose_some_read_outs() -> None:
 
 
 def test_positions_are_pooled_without_changing_their_mean() -> None:
-    side = Side(positions=[(position, 10 + position % 3, 5.0 - position / 100) for position in range(1, 257)])
-    points = position_plot({"val": side}).series[0].points
+    positions = [PositionLoss(position, 10 + position % 3, 5.0 - position / 100) for position in range(256)]
+    breakdown = made_up().breakdowns["val"]._replace(positions=positions)
+    points = position_plot({"val": breakdown}).series[0].points
     assert 10 < len(points) < 40
-    assert points[0] == pytest.approx((1, side.positions[0][2]))
+    assert points[0] == pytest.approx((1, positions[0].nats))
     assert all(one[0] < other[0] for one, other in pairwise(points))
 
 

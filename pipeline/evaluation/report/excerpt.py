@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import IndexEntry, TokenFolder
+from pipeline.data.tokens import TokenFolder
+from pipeline.evaluation.breakdown import UnitScore
 from pipeline.evaluation.nll import undisturbed
 from pipeline.evaluation.report.records import Excerpt, Token
 from pipeline.model.checkpoint import Checkpoint
@@ -21,7 +22,7 @@ _READABLE = 120
 """Tokens from which a document is long enough to be chosen, if there is such a one."""
 
 
-def read_excerpt(checkpoint: Checkpoint, splits: TokenFolder, side: str, losses: dict[str, float]) -> Excerpt:
+def read_excerpt(checkpoint: Checkpoint, splits: TokenFolder, side: str, documents: list[UnitScore]) -> Excerpt:
     """The beginning of the document whose mean loss is the middle one of all that are long enough.
 
     Nobody picks it, so it is neither the best nor the worst; the text before it is not read.
@@ -30,22 +31,20 @@ def read_excerpt(checkpoint: Checkpoint, splits: TokenFolder, side: str, losses:
         checkpoint: The model and its tokenizer.
         splits: The held-out text.
         side: "val" or "test".
-        losses: Each document's mean loss in nats; where one is missing, the middle one in length is taken.
+        documents: The loss of each of its documents.
     """
     entries = list(splits.documents(side))
     length = min(TOKENS, checkpoint.model.config.context_length)
     readable = [entry for entry in entries if entry.tokens >= min(_READABLE, length)]
-    chosen = _middle(readable or [max(entries, key=lambda entry: entry.tokens)], losses)
+    losses = {each.name: each.nats / each.tokens for each in documents}
+    candidates = [entry for entry in readable if entry.name in losses] or [
+        max(entries, key=lambda entry: entry.tokens)
+    ]
+    chosen = sorted(candidates, key=lambda entry: (losses.get(entry.name, 0.0), entry.start))[len(candidates) // 2]
     start = max(chosen.start - 1, 0)  # the end of the document before is the first token's context
     ids = splits.ids(side)[start : chosen.start + min(chosen.tokens, length)].astype(np.int64)
     tokens = token_views(checkpoint.model, checkpoint.tokenizer, ids[: length + 1])
     return Excerpt(side, chosen.name, len(readable), tokens[chosen.start - start :])
-
-
-def _middle(entries: list[IndexEntry], losses: dict[str, float]) -> IndexEntry:
-    known = all(entry.name in losses for entry in entries)
-    ordered = sorted(entries, key=lambda entry: (losses[entry.name] if known else entry.tokens, entry.start))
-    return ordered[len(ordered) // 2]
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.console import printable
+from pipeline.evaluation.bootstrap import units
+from pipeline.evaluation.breakdown import Breakdown
 from pipeline.evaluation.report.attention import habit, spread
 from pipeline.evaluation.report.chart import Chart, lay_out, number
 from pipeline.evaluation.report.figures import write_figures
 from pipeline.evaluation.report.plots import Axis, has_points, position_plot, training_axes, training_plots
-from pipeline.evaluation.report.records import AttentionMaps, Report, Side
+from pipeline.evaluation.report.records import AttentionMaps, Report
 from pipeline.files import write_atomically
 
 LEVELS = (0.25, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0)
@@ -36,7 +37,7 @@ CARDS = (
 def write_report(report: Report, folder: Path) -> None:
     """Writes report.html, and its curves as PNG and SVG files, into `folder`."""
     plots = training_plots(report, training_axes(report.training.history)[0])
-    positions = position_plot(report.sides)
+    positions = position_plot(report.breakdowns)
     write_figures(plots + ([positions] if has_points(positions) else []), folder)
     write_atomically(folder / "report.html", render(report))
 
@@ -58,7 +59,7 @@ def render(report: Report) -> str:
         "printable": printable, "number": number, "duration": duration, "level": level, "piece": piece,
     }  # fmt: skip
     style = (here / "page.css").read_text(encoding="utf-8").strip()
-    positions = position_plot(report.sides)
+    positions = position_plot(report.breakdowns)
     return environment.get_template("page.html.j2").render(
         report=report,
         sides=[side for side in ("val", "test") if side in report.metrics],
@@ -68,11 +69,12 @@ def render(report: Report) -> str:
         curves=_curves(report),
         positions=lay_out(positions) if has_points(positions) else None,
         bars=_baseline_bars(report),
+        drawn=_drawn(report),
         levels=LEVELS,
         evaluations=_some(report.training.history),
         timeline=_some(_timeline(report)),
-        documents={name: _documents(side) for name, side in report.sides.items() if side.documents},
-        frequencies={name: _frequencies(side) for name, side in report.sides.items() if side.frequencies},
+        documents={name: _documents(side) for name, side in report.breakdowns.items() if side.documents},
+        frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
         heads=_heads(report.attention) if report.attention else [],
         params={name: _flat(section) for name, section in report.params.items()},
     )
@@ -97,6 +99,14 @@ def piece(text: str) -> str:
     """A token's text with its white space to be seen, for a list of tokens."""
     seen = text.replace(" ", "␣").replace("\t", "⇥").replace("\n", "↵")
     return printable(seen) or "∅"
+
+
+def _drawn(report: Report) -> str:
+    """What the intervals were drawn over, in words: the last side's."""
+    if not report.breakdowns:
+        return ""
+    what, drawn = units(list(report.breakdowns.values())[-1])
+    return f"{len(drawn):,} {what}"
 
 
 def _some(rows: list[Any]) -> list[Any]:
@@ -145,26 +155,19 @@ def _timeline(report: Report) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class DocumentRow:
-    """A document: its tokens, its loss in nats a token and in bits per byte, and how long its bar is."""
+    """A document: its tokens, its mean loss in nats, and the length of its bar in percent."""
 
     name: str
     tokens: int
     loss: float
-    bits_per_byte: float | None
     width: float
 
 
-def _documents(side: Side) -> tuple[list[DocumentRow], list[DocumentRow]]:
+def _documents(side: Breakdown) -> tuple[list[DocumentRow], list[DocumentRow]]:
     """The documents from the lowest loss to the highest: all of a few, or the first and the last of many."""
-    means = [(nats / tokens, entry) for entry in side.documents for _, tokens, nats, *_ in [entry] if tokens]
-    means.sort(key=lambda row: (row[0], row[1][0]))
-    longest = max((mean for mean, _ in means), default=0.0) or 1.0
-    rows = [
-        DocumentRow(
-            name, tokens, mean, text_nats / math.log(2) / size if size else None, round(100 * mean / longest, 1)
-        )
-        for mean, (name, tokens, _, size, text_nats) in means
-    ]
+    means = sorted((each.nats / each.tokens, each.name, each.tokens) for each in side.documents)
+    longest = (means[-1][0] if means else 0.0) or 1.0
+    rows = [DocumentRow(name, tokens, mean, round(100 * mean / longest, 1)) for mean, name, tokens in means]
     half = len(rows) // 2
     return rows[: min(_DOCUMENTS, len(rows) - half)], rows[half:][-min(_DOCUMENTS, half) :] if half else []
 
@@ -180,7 +183,7 @@ class FrequencyRow:
     width: float
 
 
-def _frequencies(side: Side) -> list[FrequencyRow]:
+def _frequencies(side: Breakdown) -> list[FrequencyRow]:
     """From the rarest on."""
     bins = sorted(side.frequencies)
     total = sum(tokens for _, tokens, _ in bins) or 1

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.evaluation.report.records import Report, Side
+from pipeline.evaluation.breakdown import Breakdown, PositionLoss
+from pipeline.evaluation.report.records import Report
 from pipeline.evaluation.report.training import PROCESSOR_SECONDS, SPEED
 
 Point = tuple[float, float]
@@ -98,25 +99,24 @@ def training_plots(report: Report, axis: Axis) -> list[Plot]:
     return [plot for plot in plots if has_points(plot)]
 
 
-def position_plot(sides: dict[str, Side]) -> Plot:
+def position_plot(breakdowns: dict[str, Breakdown]) -> Plot:
     """The loss by position in the context, of both sides; positions are put together so that the lines are calm."""
-    series = [Series(name, _pooled(side.positions)) for name, side in sides.items()]
+    series = [Series(name, _pooled(side.positions)) for name, side in breakdowns.items()]
     return Plot(
         "positions", "Loss by position", "nats a token", "tokens before it, log scale", "tokens before", series,
         log_x=True,
     )  # fmt: skip
 
 
-def _pooled(positions: list[tuple[int, int, float]]) -> list[Point]:
+def _pooled(positions: list[PositionLoss]) -> list[Point]:
     """Mean losses over runs of positions, each about a quarter longer than the one before."""
     points: list[Point] = []
     start = 0
     while start < len(positions):
         run = positions[start : start + max(1, start // 4)]
-        tokens = sum(count for _, count, _ in run)
-        if tokens:
-            place = math.exp(sum(math.log(max(position, 1)) for position, _, _ in run) / len(run))
-            points.append((place, sum(count * mean for _, count, mean in run) / tokens))
+        tokens = sum(row.tokens for row in run)
+        known = math.exp(sum(math.log(row.position + 1) for row in run) / len(run))  # tokens that were seen there
+        points.append((known, sum(row.tokens * row.nats for row in run) / tokens))
         start += len(run)
     return points
 

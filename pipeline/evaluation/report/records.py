@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
-
-@dataclass(frozen=True)
-class Sample:
-    """A text that the model wrote.
-
-    Attributes:
-        prompt: What it was given.
-        continuation: What it added.
-        drawn: How its tokens were drawn, in words.
-    """
-
-    prompt: str
-    continuation: str
-    drawn: str
+    from pipeline.evaluation.breakdown import Breakdown
+    from pipeline.evaluation.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -92,21 +80,6 @@ class AttentionMaps:
 
 
 @dataclass(frozen=True)
-class Side:
-    """Where the loss of a held-out text lies.
-
-    Attributes:
-        positions: Position in the context, tokens there, their mean loss in nats.
-        documents: Name, tokens, nats, bytes, and the nats of its text without special tokens.
-        frequencies: The least count in the training text, tokens seen as often, their mean loss in nats.
-    """
-
-    positions: list[tuple[int, int, float]] = field(default_factory=list)
-    documents: list[tuple[str, int, float, int, float]] = field(default_factory=list)
-    frequencies: list[tuple[int, int, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything the report shows.
 
@@ -118,7 +91,7 @@ class Report:
         samples: For each prompt, what was drawn from it in several ways.
         excerpts: Held-out text, token by token.
         attention: Where each head looks; None for a model of one token's context.
-        sides: Where the loss lies, of val and of test.
+        breakdowns: Where the loss of val and of test lies.
         data: Of each split its documents, bytes and tokens, as the splits' meta.json has them.
         params: The params by section.
         versions: What was installed.
@@ -132,7 +105,7 @@ class Report:
     samples: list[list[Sample]]
     excerpts: list[Excerpt]
     attention: AttentionMaps | None
-    sides: dict[str, Side]
+    breakdowns: dict[str, Breakdown]
     data: dict[str, dict[str, int]]
     params: dict[str, dict[str, Any]]
     versions: dict[str, str]
