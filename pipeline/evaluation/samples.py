@@ -55,7 +55,7 @@ def draw_samples(
             Sample(prompt, tokenizer.decode(text), how) for prompt, text in zip(params.prompts, texts, strict=True)
         ]
 
-    ways = [drawn("no sampler", []), drawn("the likeliest token each time", [], random=False)]
+    ways = [drawn("the plain distribution", []), drawn("the likeliest token each time", [], random=False)]
     if samplers:
         ways.insert(0, drawn(", ".join(sampler.name for sampler in samplers), samplers))
     return [list(group) for group in zip(*ways, strict=True)]

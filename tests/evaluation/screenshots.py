@@ -18,7 +18,7 @@ def main(page: Path, folder: Path) -> None:
         browser.open(page, WIDTH, 1250)
         take(browser, folder / "report.png")
         browser.open(page, WIDTH, 900, dark=True)
-        browser.evaluate("document.documentElement.style.scrollBehavior = 'auto'; location.hash = '#tokens'")
+        browser.evaluate("document.querySelector('#tokens').scrollIntoView({behavior: 'instant'})")
         browser.evaluate("document.querySelectorAll('.tokens .l5 label')[1]?.click()")
         take(browser, folder / "report-dark.png")
         browser.open(page, 390, 844)

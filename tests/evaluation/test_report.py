@@ -126,8 +126,10 @@ def test_every_text_stands_out_from_what_is_behind_it(theme: str) -> None:
     light, dark = STYLE.split("@media (prefers-color-scheme: dark)")
     found = re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", light if theme == "light" else dark)
     colours = dict(found)
-    assert len(colours) == 16
-    pairs = [(text, behind) for text in ("text", "soft", "s0", "s1", "s2") for behind in ("page", "card")]
+    assert len(colours) == 17
+    pairs = [
+        (text, behind) for text in ("text", "soft", "val", "train", "test", "other") for behind in ("page", "card")
+    ]
     pairs += [("text", f"l{number}") for number in range(len(LEVELS) + 1)] + [("page", "text")]
     for text, behind in pairs:
         one, other = sorted((luminance(colours[text]), luminance(colours[behind])))

@@ -28,9 +28,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """A line: its label, its corners for a `polyline` in a square of 1000, dots in percent, its last value."""
+    """A line: its label, colour and last value, its corners in a square of 1000 and its dots in percent."""
 
     label: str
+    colour: str
     corners: str
     dots: list[Point]
     end: str
@@ -44,7 +45,7 @@ class ReadOut:
     left: float
     width: float
     text: str
-    dots: list[tuple[int, float]]
+    dots: list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def lay_out(plot: Plot) -> Chart:
     lines = [
         Line(
             each.label,
+            each.colour,
             " ".join(f"{left * 10:.0f},{top * 10:.0f}" for left, top in map(place, own)),
             [place(point) for point in own] if len(own) <= _DOTS else [],
             number(own[-1][1]),
@@ -146,13 +148,15 @@ def nice_ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, their double and fivefold where there is room, or round values where there is no power."""
+    """Powers of ten, their double and fivefold where there is room, or round values where there are too few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1,) if high / low > 10**_TICKS else (1, 2, 5)
-    every = -(-len(powers) // (2 * _TICKS))
-    ticks = [factor * 10.0**power for power in powers[::every] for factor in factors]
-    inside = [tick for tick in ticks if low <= tick <= high]
-    return inside if len(inside) >= 2 else nice_ticks(low, high)
+    every = -(-len(powers) // (_TICKS + 1))
+    for factors in ((1, 2, 5), (1,)):
+        ticks = [factor * 10.0**power for power in powers[::every] for factor in factors]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if 2 <= len(inside) <= _TICKS:
+            return inside
+    return nice_ticks(low, high) if len(inside) < 2 else inside
 
 
 _UNITS = ((1e12, 1e12, " T"), (1e9, 1e9, " G"), (1e6, 1e6, " M"), (1e4, 1e3, " k"))
@@ -215,7 +219,7 @@ def _readouts(plot: Plot, series: list[list[Point]], place: Callable[[Point], Po
                 left=round(borders[index], 2),
                 width=round(borders[index + 1] - borders[index], 2),
                 text=" · ".join([f"{number(value)} {plot.x_unit}", *texts]),
-                dots=[(line, place(point)[1]) for line, _, point in own],
+                dots=[(plot.series[line].colour, place(point)[1]) for line, _, point in own],
             )
         )
     return readouts

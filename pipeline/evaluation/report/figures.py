@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.evaluation.report.plots import Plot
 from pipeline.files import write_atomically
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73")
-"""Told apart with any kind of colour vision (Okabe and Ito, 2008)."""
+COLOURS = {"val": "#0072b2", "train": "#d55e00", "test": "#009e73", "other": "#4a5563"}
+"""Told apart with any kind of colour vision (the first three are Okabe and Ito's, 2008)."""
 _SOFT = "#5b6675"
 
 
@@ -43,8 +43,9 @@ def write_figures(plots: list[Plot], folder: Path) -> None:
 
 
 def _draw(plot: Plot, axes: Any) -> None:
-    for series, colour in zip(plot.series, COLOURS, strict=False):
+    for series in plot.series:
         if series.points:
+            colour = COLOURS[series.colour]
             places, values = zip(*series.points, strict=True)
             marker = "." if len(places) <= 60 else ""
             axes.plot(places, values, label=series.label, color=colour, linewidth=1.8, marker=marker, markersize=6)
@@ -57,7 +58,7 @@ def _draw(plot: Plot, axes: Any) -> None:
     if plot.interval:
         place, value = plot.series[-1].points[-1]
         low, high = plot.interval
-        axes.vlines(place, low, high, color=COLOURS[len(plot.series) - 1], linewidth=3, alpha=0.5)
+        axes.vlines(place, low, high, color=COLOURS[plot.series[-1].colour], linewidth=3, alpha=0.5)
     if plot.log_x:
         axes.set_xscale("log")
     if plot.log_y:

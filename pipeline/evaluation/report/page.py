@@ -75,6 +75,7 @@ def render(report: Report) -> str:
         timeline=_some(_timeline(report)),
         documents={name: _documents(side) for name, side in report.breakdowns.items() if side.documents},
         frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
+        head_columns=_columns(len(report.attention.heads)) if report.attention else 0,
         heads=_heads(report.attention) if report.attention else [],
         params={name: _flat(section) for name, section in report.params.items()},
     )
@@ -219,6 +220,12 @@ def _heads(maps: AttentionMaps) -> list[Head]:
             words = ", ".join(f"{share:.0%} {name}" for name, share in shares)
             heads.append(Head(f"Layer {layer}, head {head}", _picture(weights), words))
     return heads
+
+
+def _columns(heads: int) -> int:
+    """How many maps stand side by side on a wide screen: whole layers, or equal parts of one, where that goes."""
+    fitting = [count for count in (8, 7, 6, 5) if count % heads == 0 or heads % count == 0]
+    return fitting[0] if fitting else 7
 
 
 def _picture(weights: np.ndarray) -> str:

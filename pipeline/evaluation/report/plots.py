@@ -15,10 +15,11 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its label and its points, from left to right."""
+    """One line: its label, its points from left to right, and its colour's name, which means the same anywhere."""
 
     label: str
     points: list[Point]
+    colour: str = "other"
 
 
 @dataclass(frozen=True)
@@ -77,19 +78,20 @@ def training_plots(report: Report, axis: Axis) -> list[Plot]:
     history = report.training.history
     val: dict[str, Any] = report.metrics.get("val", {})
 
-    def line(label: str, column: str) -> Series:
+    def line(label: str, column: str, colour: str = "other") -> Series:
         rows = [row for row in history if column in row and axis.column in row]
-        return Series(label, [(row[axis.column] / axis.divisor, row[column]) for row in rows])
+        return Series(label, [(row[axis.column] / axis.divisor, row[column]) for row in rows], colour)
 
-    limits = val.get("interval", {}).get("perplexity")
+    ends = val.get("interval", {}).get("perplexity")
+    limits = (ends["low"], ends["high"]) if ends else None
     plots = [
         Plot("loss", "Loss", "nats a token", axis.label, axis.unit,
-             [line("train", "train.loss"), line("validation", "val.loss")]),
+             [line("validation", "val.loss", "val"), line("train", "train.loss", "train")]),
         Plot("bits_per_byte", "Bits per byte", "bits a byte of text", axis.label, axis.unit,
-             [line("validation", "val.bits_per_byte")], references=list(val.get("baselines", {}).items())),
-        Plot("perplexity", "Perplexity", "log scale", axis.label, axis.unit, [line("validation", "val.perplexity")],
-             interval=(limits["low"], limits["high"]) if limits else None, log_y=True),
-        Plot("learning_rate", "Learning rate", "of the first group of weights", axis.label, axis.unit,
+             [line("validation", "val.bits_per_byte", "val")], references=list(val.get("baselines", {}).items())),
+        Plot("perplexity", "Perplexity", "log scale", axis.label, axis.unit,
+             [line("validation", "val.perplexity", "val")], interval=limits, log_y=True),
+        Plot("learning_rate", "Learning rate", "of the first group", axis.label, axis.unit,
              [line("learning rate", "learning_rate")]),
         Plot("grad_norm", "Gradient norm", "before clipping", axis.label, axis.unit,
              [line("gradient norm", "grad_norm")]),
@@ -101,7 +103,7 @@ def training_plots(report: Report, axis: Axis) -> list[Plot]:
 
 def position_plot(breakdowns: dict[str, Breakdown]) -> Plot:
     """The loss by position in the context, of both sides; positions are put together so that the lines are calm."""
-    series = [Series(name, _pooled(side.positions)) for name, side in breakdowns.items()]
+    series = [Series(name, _pooled(side.positions), name) for name, side in breakdowns.items()]
     return Plot(
         "positions", "Loss by position", "nats a token", "tokens before it, log scale", "tokens before", series,
         log_x=True,
@@ -109,11 +111,11 @@ def position_plot(breakdowns: dict[str, Breakdown]) -> Plot:
 
 
 def _pooled(positions: list[PositionLoss]) -> list[Point]:
-    """Mean losses over runs of positions, each about a quarter longer than the one before."""
+    """Mean losses over runs of positions, each about a third longer than the one before."""
     points: list[Point] = []
     start = 0
     while start < len(positions):
-        run = positions[start : start + max(1, start // 4)]
+        run = positions[start : start + max(1, start // 3)]
         tokens = sum(row.tokens for row in run)
         known = math.exp(sum(math.log(row.position + 1) for row in run) / len(run))  # tokens that were seen there
         points.append((known, sum(row.tokens * row.nats for row in run) / tokens))
