@@ -104,6 +104,51 @@ def generate(
     run(params, paths, prompts, tokens, samplers, seed, weights, precision)
 
 
+class _Compare(click.Command):
+    """`--against` takes all the names that follow it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--against" in args:
+            start = args.index("--against")
+            names = [each if each.startswith("-") else f"--against={each}" for each in args[start + 1 :]]
+            args = args[:start] + (names or ["--against"])
+        return super().parse_args(ctx, args)
+
+
+@cli.command(cls=_Compare, short_help="Tell whether two runs, or two recipes, really differ.")
+@click.argument("names", metavar="[A] [B]", nargs=-1)
+@click.option(
+    "--against", multiple=True, metavar="B1 B2 ...",
+    help="Compare recipes: runs with other seeds of the one, A1 A2 ..., and of the other.",
+)  # fmt: skip
+@click.option("--json", "form", flag_value="json", help="Print everything as JSON.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print tables for a pull request.")
+@click.option("--text", "form", flag_value="text", default="text", hidden=True)
+def compare(names: tuple[str, ...], against: tuple[str, ...], form: str) -> None:
+    """Tell whether two runs differ in their loss on val and test, and by how much for certain.
+
+    A and B are git revisions, DVC experiments or folders: unless given, the last commit and the working tree.
+
+    \b
+    pipeline compare                            the last commit and the working tree
+    pipeline compare main wide                  two checkpoints: would other text say the same?
+    pipeline compare a1 a2 a3 --against b1 b2 b3
+                                                two recipes: would other seeds say the same, too?
+    """
+    if len(names) > 2 and not against:
+        raise click.UsageError(
+            "two runs are compared at a time; for several seeds of two recipes, put --against between"
+        )
+    if against and not names:
+        raise click.UsageError("give the runs of the first recipe before --against")
+    from pipeline.console import say
+    from pipeline.paths import Paths
+    from pipeline.stages.compare import run
+
+    for line in run(Paths(Path.cwd()), names, against, form):
+        say(line)
+
+
 @cli.command(short_help="List the presets, or write one into params.yaml.")
 @click.argument("name", required=False)
 @_params_option

@@ -33,7 +33,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
         raise ParamsError(f"{path.name}: {_with_suggestions(error, values)}") from None
 
 
-def _yaml(text: str) -> Any:
+def yaml_values(text: str) -> Any:
     """YAML 1.2, as DVC reads it: `1e-3` is a number, `yes` is text, and no tag builds a Python object."""
     try:
         return YAML(typ="safe", pure=True).load(io.StringIO(text))
@@ -49,7 +49,7 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     try:
-        values = _yaml(text)
+        values = yaml_values(text)
     except MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ParamsError(f"{path.name}{line}: not usable YAML: {_first_line(error.problem)}") from None
@@ -73,7 +73,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     if not equals or not all(path):
         raise ParamsError(f"--set {override!r}: write it as section.key=value")
     try:
-        value = _yaml(text) if text.strip() else None
+        value = yaml_values(text) if text.strip() else None
     except YAMLError as error:
         raise ParamsError(f"--set {override!r}: the value is not usable YAML: {_first_line(str(error))}") from None
     place: Any = values

@@ -21,6 +21,7 @@ NOTHING_TO_DO = "Data and pipelines are up to date"
 EXCEPTED = {
     "make repro": "sets up this very environment; its commands are `pipeline lock` and `dvc repro`",
     "make test": "is this very suite",
+    "pipeline compare a1 ": "needs six runs, which tests/comparison/test_compare.py makes",
     "source ": "changes the shell that it is typed into",
     "python3 -m venv ": "the set-up under which the tests run",
     "pip install ": "the set-up under which the tests run",
@@ -61,7 +62,7 @@ class Shell:
             self._wait_for_the_queue()
         return result.stdout
 
-    def _wait_for_the_queue(self, seconds: float = 120) -> None:
+    def _wait_for_the_queue(self, seconds: float = 600) -> None:
         until = time.monotonic() + seconds
         while re.search(r"\b(Queued|Running)\b", status := self.clone.run("dvc", "queue", "status").stdout):
             if time.monotonic() > until:
@@ -116,6 +117,9 @@ def test_the_commands_of_the_workflow_page_run_in_order(shell: Shell) -> None:
     for table in outputs("dvc params diff"):
         assert changed[3].removesuffix(":") in table
 
+    (compared,) = outputs("pipeline compare")
+    assert "val" in compared
+    assert "train.optimizer.name" in compared
     outputs("dvc exp run", "--temp")
     outputs("dvc exp run", "--queue")
     (sweep,) = [line for line, _ in printed if "dvc exp run --queue" in line]
@@ -135,6 +139,19 @@ def test_the_commands_of_the_workflow_page_run_in_order(shell: Shell) -> None:
         if line.startswith("dvc repro"):
             assert NOTHING_TO_DO in output, output
     assert NOTHING_TO_DO in shell.type("dvc repro")
+
+
+@pytest.mark.long
+def test_the_experiments_of_the_comparing_page_run_in_order(shell: Shell) -> None:
+    shell.clone.commit("first run")
+    printed = [(line, shell.type(line)) for line in lines_of(REPOSITORY / "docs" / "comparing.md")]
+    for line, output in printed:
+        print(f"$ {line}\n{output}")
+    (table,) = [output for line, output in printed if line.startswith("dvc exp show")]
+    assert len(re.findall(r"[├└]──", table)) == 7
+    (compared,) = [output for line, output in printed if line.startswith("pipeline compare")]
+    assert "Do these two recipes differ?" in compared
+    assert "train.optimizer.muon.lr" in compared
 
 
 def parts(line: str) -> list[str]:

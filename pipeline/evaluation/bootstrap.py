@@ -47,13 +47,21 @@ def intervals(breakdown: Breakdown) -> dict[str, dict[str, float]]:
     _, own = units(breakdown)
     if len(own) < 2:
         return {}
-    tokens, nats, size, text_nats, correct = resampled(grouped(sums(own))).T
-    found = {"loss": interval(nats / tokens, len(own))}
+    values = sums(own)
+    count = effective(values[:, 0])
+    tokens, nats, size, text_nats, correct = resampled(grouped(values)).T
+    found = {"loss": interval(nats / tokens, count)}
     if found["loss"]["high"] <= _LARGEST_EXPONENT:
         found["perplexity"] = {end: math.exp(value) for end, value in found["loss"].items()}
     if size.all():
-        found["bits_per_byte"] = interval(text_nats / math.log(2) / size, len(own))
-    return found | {"accuracy": interval(correct / tokens, len(own))}
+        found["bits_per_byte"] = interval(text_nats / math.log(2) / size, count)
+    return found | {"accuracy": interval(correct / tokens, count)}
+
+
+def effective(sizes: Draws) -> float:
+    """How many units of equal size say as much as these: (Σ size)² / Σ size² (Kish 1965, "Survey Sampling"), and
+    more than 1. A few long documents among short ones are few."""
+    return max(float(sizes.sum() ** 2 / (sizes**2).sum()), 1.5)
 
 
 def grouped(values: Sums) -> Sums:
@@ -85,8 +93,8 @@ def _weights(generator: np.random.Generator, draws: int, count: int) -> Draws:
     return np.bincount(flat, minlength=draws * count).reshape(draws, count).astype(np.float64)
 
 
-def interval(values: Draws, count: int) -> dict[str, float]:
-    """The 95% interval of a number whose draws are `values`, from `count` units.
+def interval(values: Draws, count: float) -> dict[str, float]:
+    """The 95% interval of a number whose draws are `values`, from units that are worth `count` equal ones.
 
     It is the expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap",
     section 5.3): plain percentiles are too narrow for few units, by what Student's t and the divisor n − 1 mend.

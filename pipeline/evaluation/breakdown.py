@@ -62,7 +62,7 @@ class FrequencyLoss(NamedTuple):
 
 
 class Breakdown(NamedTuple):
-    """One side's loss, taken apart. Rows without a target are left out.
+    """One side's loss, taken apart. Rows without a target are left out, but for blocks.
 
     Attributes:
         documents: By document, in the text's order.
@@ -151,7 +151,7 @@ class Tally:
     def breakdown(self) -> Breakdown:
         """All that was added."""
         return Breakdown(
-            documents=_units(self._names, self._documents),
+            documents=[unit for unit in _units(self._names, self._documents) if unit.tokens],
             blocks=_units([str(number) for number in range(self._blocks.shape[1])], self._blocks),
             positions=_means(PositionLoss, range(self._positions.shape[1]), self._positions),
             frequencies=_means(
@@ -180,7 +180,6 @@ def _units(names: Sequence[str], sums: Sums) -> list[UnitScore]:
     return [
         UnitScore(name, int(tokens), nats, int(size), text_nats, int(correct))
         for name, (tokens, nats, size, text_nats, correct) in zip(names, sums.T.tolist(), strict=True)
-        if tokens
     ]
 
 

@@ -28,13 +28,13 @@ _AT_ONCE = 1 << 18
 
 def write_tables(breakdowns: Mapping[str, Breakdown], about: dict[str, Any], folder: Path) -> None:
     """Writes the sides' breakdowns as tables, and evaluation.json, which says what was evaluated and how."""
-    for name, key, columns, rows in (
-        (DOCUMENTS, "document", _SUMS, lambda each: each.documents),
-        (BLOCKS, "block", _SUMS, lambda each: each.blocks),
-        (POSITIONS, "position", ("tokens", "nats"), lambda each: each.positions),
-        (FREQUENCIES, "lowest", ("tokens", "nats"), lambda each: each.frequencies),
+    for name, key, columns, field in (
+        (DOCUMENTS, "document", _SUMS, "documents"),
+        (BLOCKS, "block", _SUMS, "blocks"),
+        (POSITIONS, "position", ("tokens", "nats"), "positions"),
+        (FREQUENCIES, "lowest", ("tokens", "nats"), "frequencies"),
     ):
-        table = [(side, *row) for side, breakdown in breakdowns.items() for row in rows(breakdown)]
+        table = [(side, *row) for side, breakdown in breakdowns.items() for row in getattr(breakdown, field)]
         write_atomically(folder / name, _tsv([("side", key, *columns), *table]))
     write_json(folder / EVALUATION, about)
 

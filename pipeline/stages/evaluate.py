@@ -113,6 +113,7 @@ def _about(params: EvaluateParams, checkpoint: Checkpoint, splits: TokenFolder) 
         "weights": checkpoint.weights,
         "context_length": checkpoint.model.config.context_length,
         "stride": _stride(params, checkpoint),
+        "stride_share": params.stride,
         "tokenizer": {"name": checkpoint.tokenizer.name, "fingerprint": checkpoint.tokenizer.fingerprint},
         "sides": {
             side: digests(splits.ids(side), checkpoint.tokenizer) for side in splits.names if side != "train"

@@ -1,0 +1,1 @@
+"""Holding runs against each other: where their results lie, whether they may be compared, and what differs."""

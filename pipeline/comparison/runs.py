@@ -1,0 +1,200 @@
+"""A run's results as one record, and whether several of them were measured on the same text in the same way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pipeline.comparison.places import Place
+from pipeline.errors import DataError, PipelineError
+from pipeline.evaluation.bootstrap import FEWEST_DOCUMENTS
+from pipeline.evaluation.breakdown import UnitScore
+from pipeline.evaluation.tables import BLOCKS, DOCUMENTS, EVALUATION, read_units
+from pipeline.params_file import yaml_values
+
+Totals = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+
+NATS = "nats a token"
+BITS = "bits a byte"
+_AGAIN = "run `dvc repro`"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What evaluation left of one run.
+
+    Attributes:
+        name: What a person calls it.
+        params: Its params.yaml.
+        about: What was evaluated and how: reports/evaluation.json.
+        documents, blocks: The scores of each side, "val" and perhaps "test".
+    """
+
+    name: str
+    params: dict[str, Any]
+    about: dict[str, Any]
+    documents: dict[str, list[UnitScore]]
+    blocks: dict[str, list[UnitScore]]
+
+    @property
+    def sides(self) -> list[str]:
+        return list(self.about["sides"])
+
+
+def read_run(place: Place) -> Run:
+    """Reads a run's results.
+
+    Raises:
+        PipelineError: a file is missing or damaged, or its reports and its metrics are of different evaluations.
+    """
+
+    def parsed(path: str, parse: Any) -> Any:
+        text = place.read(path)
+        try:
+            return parse(text)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise DataError(f"{place.name}: {path} is damaged ({error}): {_AGAIN}") from None
+        except Exception as error:  # a YAML library's own kinds
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"{place.name}: {path} is damaged ({reason}): {_AGAIN}") from None
+
+    metrics = parsed("metrics/evaluate.json", json.loads)
+    run = Run(
+        place.name,
+        parsed("params.yaml", _sections),
+        parsed(f"reports/{EVALUATION}", _about),
+        parsed(f"reports/{DOCUMENTS}", read_units),
+        parsed(f"reports/{BLOCKS}", read_units),
+    )
+    for side in run.sides:
+        totals = np.array([unit[1:3] for unit in run.documents.get(side, [])]).reshape(-1, 2).sum(axis=0)
+        loss = metrics.get(side, {}).get("loss") if isinstance(metrics, dict) else None
+        if not totals[0] or loss is None or not math.isclose(totals[1] / totals[0], loss, rel_tol=1e-9):
+            raise DataError(
+                f"{place.name}: metrics/evaluate.json and reports/{DOCUMENTS} are of different evaluations "
+                f"({side}): {_AGAIN}"
+            )
+    return run
+
+
+def _sections(text: str) -> dict[str, Any]:
+    values = yaml_values(text)
+    if not isinstance(values, dict):
+        raise ValueError("it has no sections")
+    return values
+
+
+def _about(text: str) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads(text)
+    for side in about["sides"].values():
+        _ = side["text"], side["tokens"]
+    _ = about["stride"], about["stride_share"], about["context_length"], about["tokenizer"]["fingerprint"]
+    return about
+
+
+def comparable(runs: Sequence[Run]) -> str:
+    """The unit in which the runs may be compared: nats a token, or bits a byte where their tokens differ.
+
+    Raises:
+        PipelineError: they were evaluated with other strides or on other texts, or have no text in common.
+    """
+    first = runs[0]
+    unit = NATS
+    for other in runs[1:]:
+        if first.about["stride_share"] != other.about["stride_share"]:
+            raise PipelineError(
+                f"{first.name} was evaluated with evaluate.stride {first.about['stride_share']}, {other.name} with "
+                f"{other.about['stride_share']}, and a shorter stride flatters: evaluate both with the same one"
+            )
+        sides = shared_sides([first, other])
+        if not sides:
+            raise PipelineError(f"{first.name} and {other.name} have no held-out text in common")
+        for side in sides:
+            mine, others = first.about["sides"][side], other.about["sides"][side]
+            if mine["text"] != others["text"]:
+                raise PipelineError(
+                    f"{first.name} and {other.name} were evaluated on different {side} texts, whose losses say "
+                    "nothing of each other: use the same texts and the same split"
+                )
+            if mine["tokens"] != others["tokens"]:
+                unit = BITS
+        if first.about["tokenizer"]["fingerprint"] != other.about["tokenizer"]["fingerprint"]:
+            unit = BITS
+    return unit
+
+
+def shared_sides(runs: Sequence[Run]) -> list[str]:
+    """The held-out texts that all have."""
+    return [side for side in runs[0].sides if all(side in run.sides for run in runs)]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The same stretches of text as several runs scored them.
+
+    Attributes:
+        what: "documents" or "blocks".
+        names: The stretches' names [units].
+        nats: Each run's nats there [runs, units]; in `unit` bits a byte those of its text, in bits.
+        sizes: What they are divided by [runs, units]: the tokens, or the bytes.
+    """
+
+    what: str
+    names: list[str]
+    nats: Totals
+    sizes: Totals
+
+    @property
+    def losses(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Each run's number on all of the text [runs]."""
+        found: np.ndarray[tuple[int], np.dtype[np.float64]] = self.nats.sum(axis=1) / self.sizes.sum(axis=1)
+        return found
+
+
+def pair(runs: Sequence[Run], side: str, unit: str) -> Paired:
+    """The runs' scores of a side by document, or by block where there are fewer than 30 documents."""
+    documents = [run.documents[side] for run in runs]
+    names = [each.name for each in documents[0]]
+    if len(names) >= FEWEST_DOCUMENTS and all([each.name for each in own] == names for own in documents):
+        return _paired("documents", documents, unit)
+    fewest = min(len(run.blocks[side]) for run in runs)
+    return _paired("blocks", [_merged(run.blocks[side], fewest) for run in runs], unit)
+
+
+def _merged(blocks: list[UnitScore], count: int) -> list[UnitScore]:
+    """The blocks, neighbours taken together until there are `count`; both are powers of two, but for tiny texts."""
+    cuts = [number * len(blocks) // count for number in range(count + 1)]
+    parts = [blocks[start:end] for start, end in pairwise(cuts)]
+    return [
+        UnitScore(str(number), *(sum(column) for column in zip(*(each[1:] for each in part), strict=True)))
+        for number, part in enumerate(parts)
+    ]
+
+
+def _paired(what: str, units: Sequence[Sequence[UnitScore]], unit: str) -> Paired:
+    values = np.array([[each[1:] for each in own] for own in units], dtype=np.float64)
+    tokens, nats, size, text_nats = (values[:, :, column] for column in range(4))
+    names = [each.name for each in units[0]]
+    if unit == NATS:
+        return Paired(what, names, nats, tokens)
+    return Paired(what, names, text_nats / math.log(2), size)
+
+
+def differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The params that differ, by dotted name; None where one has no such key. `runtime` decides no result."""
+    flat = [_flat({key: value for key, value in each.items() if key != "runtime"}) for each in (first, second)]
+    keys = dict.fromkeys([*flat[0], *flat[1]])
+    return {key: (flat[0].get(key), flat[1].get(key)) for key in keys if flat[0].get(key) != flat[1].get(key)}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, value in values.items():
+        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return rows

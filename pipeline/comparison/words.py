@@ -1,0 +1,189 @@
+"""A comparison as people read it: in words and tables, plain, as Markdown or as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.comparison.checkpoints import Change, Difference
+
+CHECKPOINTS = "checkpoints"
+RECIPES = "recipes"
+
+_QUESTION = {
+    CHECKPOINTS: "Do these two checkpoints differ on this text?",
+    RECIPES: "Do these two recipes differ?",
+}
+_MEANING = {
+    CHECKPOINTS: "The interval is what other text of this kind would change. Another seed is another checkpoint: "
+    "what it would give, only several seeds of each tell (--against).",
+    RECIPES: "The interval is what other seeds and other text of this kind would change.",
+}
+_MOST_PARAMS = 20
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that `pipeline compare` found.
+
+    Attributes:
+        question: "checkpoints" or "recipes".
+        unit: What the losses are in.
+        first, second: The runs of A and of B: name, step and weights.
+        sides: The difference on val and test.
+        params: The params that differ, A's and B's values.
+        changes: The documents, or blocks, from which most of the difference comes; for checkpoints only.
+    """
+
+    question: str
+    unit: str
+    first: list[dict[str, Any]]
+    second: list[dict[str, Any]]
+    sides: dict[str, Difference]
+    params: dict[str, tuple[Any, Any]]
+    changes: dict[str, list[Change]]
+
+
+def verdict(found: Difference, unit: str) -> str:
+    """The difference in words, such as "B is better by 0.031 ± 0.008 nats a token"."""
+    if not found.difference and not found.high - found.low:
+        return "A and B are the same"
+    half = (found.high - found.low) / 2
+    if not math.isfinite(half):
+        return f"nothing can be told from one {found.what.removesuffix('s')}: {found.difference:+.4f} {unit}"
+    digits = min(max(1 - math.floor(math.log10(half)), 0), 12) if half else 6  # two that count
+    if found.found:
+        better = "B" if found.difference < 0 else "A"
+        return f"{better} is better by {abs(found.difference):.{digits}f} ± {half:.{digits}f} {unit}"
+    return f"no difference can be told: B − A is {found.difference:+.{digits}f} ± {half:.{digits}f} {unit}"
+
+
+def as_json(comparison: Comparison) -> str:
+    """Everything, for programs; a number that is not finite becomes null."""
+    sides = {
+        side: {"verdict": verdict(found, comparison.unit), **_finite(asdict(found)), "differ": found.found}
+        for side, found in comparison.sides.items()
+    }
+    whole = {
+        "question": comparison.question,
+        "unit": comparison.unit,
+        "A": comparison.first,
+        "B": comparison.second,
+        **sides,
+        "params": {key: {"A": first, "B": second} for key, (first, second) in comparison.params.items()},
+        "changed_most": {side: [asdict(each) for each in changes] for side, changes in comparison.changes.items()},
+    }
+    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+
+
+def as_text(comparison: Comparison) -> Iterator[str]:
+    """Lines for a terminal."""
+    for label, runs in (("A", comparison.first), ("B", comparison.second)):
+        for run in runs:
+            yield f"{label}  {_described(run)}"
+    yield ""
+    yield _QUESTION[comparison.question]
+    for side, found in comparison.sides.items():
+        yield f"  {side:<5} {verdict(found, comparison.unit)}"
+        yield f"        {_numbers(found)}"
+    yield f"  {_meaning(comparison)}"
+    for title, header, rows in _tables(comparison):
+        yield ""
+        yield title
+        yield from _aligned([header, *rows])
+
+
+def as_markdown(comparison: Comparison) -> Iterator[str]:
+    """Lines for a pull request or a notebook."""
+    yield f"**{_QUESTION[comparison.question]}**"
+    yield ""
+    for label, runs in (("A", comparison.first), ("B", comparison.second)):
+        yield f"- {label}: " + "; ".join(_cell(_described(run)) for run in runs)
+    yield ""
+    rows = [
+        [side, f"{found.first:.4f}", f"{found.second:.4f}", verdict(found, comparison.unit), _p(found)]
+        for side, found in comparison.sides.items()
+    ]
+    yield from _grid([["", "A", "B", "", "p"], *rows])
+    yield ""
+    yield _meaning(comparison).replace("--against", "`--against`")
+    for title, header, cells in _tables(comparison):
+        yield ""
+        yield f"{title}:"
+        yield ""
+        yield from _grid([header, *cells])
+
+
+def _meaning(comparison: Comparison) -> str:
+    if comparison.params and not any(found.difference for found in comparison.sides.values()):
+        return (
+            "Params differ and the scores do not: the params make no difference here, or `dvc repro` was not run."
+        )
+    return _MEANING[comparison.question]
+
+
+def _described(run: dict[str, Any]) -> str:
+    return f"{run['name']}: the {run['weights']} weights, of step {run['step']:,}"
+
+
+def _numbers(found: Difference) -> str:
+    return f"A {found.first:.4f}  B {found.second:.4f}  p {_p(found)}  over {found.units:,} {found.what}"
+
+
+def _p(found: Difference) -> str:
+    return f"{found.p_value:.2g}" if found.p_value >= 0.0002 else "< 0.0002"
+
+
+def _tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Titles, headers and rows."""
+    params = list(comparison.params.items())
+    if not params:
+        yield "No param differs", [], []
+    else:
+        rows = [[key, _value(first), _value(second)] for key, (first, second) in params[:_MOST_PARAMS]]
+        left = len(params) - len(rows)
+        yield "Params that differ" + (f" ({left} more with --json)" if left else ""), ["", "A", "B"], rows
+    for side, changes in comparison.changes.items():
+        if changes:
+            what = comparison.sides[side].what
+            yield (
+                f"The {what} of {side} that changed most, and their part of B − A",
+                ["", "A", "B", "part"],
+                [
+                    [each.name, f"{each.first:.4f}", f"{each.second:.4f}", f"{each.contribution:+.5f}"]
+                    for each in changes
+                ],
+            )
+
+
+def _value(value: Any) -> str:
+    return "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    rows = [[cell if len(cell) <= 60 else f"{cell[:59]}…" for cell in row] for row in rows if row]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        first, *others = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield f"  {'  '.join([first, *others])}".rstrip()
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for number, row in enumerate(row for row in rows if row):
+        yield f"| {' | '.join(_cell(cell) for cell in row)} |"
+        if number == 0:
+            yield "|" + "---|" * len(row)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

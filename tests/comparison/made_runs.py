@@ -1,0 +1,76 @@
+"""Runs made of random scores, as files in a project's folder; and the same as records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.comparison.runs import Paired
+from pipeline.evaluation.breakdown import Breakdown, UnitScore
+from pipeline.evaluation.tables import write_tables
+
+PARAMS = {
+    "split": {"seed": 2},
+    "model": {"n_layers": 4},
+    "train": {"seed": 1, "lr": 0.02},
+    "runtime": {"threads": 1},
+}
+
+
+def scored(seed: int, units: int = 40, shift: float = 0.0, size: int = 4) -> Breakdown:
+    """The text is always the same; `seed` decides how well each document is predicted."""
+    text, run = np.random.default_rng(0), np.random.default_rng(seed)
+    tokens = text.integers(50, 500, units)
+    loss = text.normal(4, 0.5, units) + run.normal(shift, 0.05, units)
+    documents = [
+        UnitScore(f"document {number}", int(own), float(own * nats), int(own) * size, float(own * nats), 0)
+        for number, (own, nats) in enumerate(zip(tokens, loss, strict=True))
+    ]
+    return Breakdown(documents, documents[:16], [], [], 0.5, 0.1)
+
+
+def write_run(folder: Path, breakdown: Breakdown, params: dict[str, Any] | None = None, **about: Any) -> None:
+    """Writes params.yaml, metrics/ and reports/ of a run whose val and test text scored alike."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nats, tokens = (sum(each[column] for each in breakdown.documents) for column in (2, 1))
+    facts: dict[str, Any] = {
+        "step": 10, "weights": "best", "context_length": 256, "stride": 256, "stride_share": 1.0,
+        "tokenizer": {"name": "bpe", "fingerprint": "f"},
+        "sides": {side: {"tokens": f"{side} tokens", "text": f"{side} text"} for side in ("val", "test")},
+    }  # fmt: skip
+    facts |= about
+    (folder / "metrics").mkdir(exist_ok=True)
+    (folder / "reports").mkdir(exist_ok=True)
+    metrics = {side: {"loss": nats / tokens} for side in facts["sides"]}
+    (folder / "metrics" / "evaluate.json").write_text(json.dumps(metrics))
+    (folder / "params.yaml").write_text(json.dumps(params or PARAMS))
+    write_tables(dict.fromkeys(facts["sides"], breakdown), facts, folder / "reports")
+
+
+def simulated(
+    generator: np.random.Generator, seeds: tuple[int, int], units: int, between: float, within: float,
+    recipe: float = 0.0, effect: float = 0.0,
+) -> Paired:  # fmt: skip
+    """Two recipes' runs on the same `units` documents.
+
+    Args:
+        generator: Decides everything.
+        seeds: The runs of each recipe.
+        units: The documents.
+        between: How a run's loss varies with its seed, on all documents alike.
+        within: How it varies with its seed from document to document.
+        recipe: How the recipes' difference varies from document to document.
+        effect: How much worse the second recipe is.
+    """
+    sizes = np.round(generator.lognormal(6, 1, units)) + 1
+    text = 4 + generator.normal(0, 0.5, units)
+    rows = []
+    for group, count in enumerate(seeds):
+        own = text + group * effect + generator.normal(0, recipe, units) / np.sqrt(2)
+        rows += [own + generator.normal(0, between) + generator.normal(0, within, units) for _ in range(count)]
+    return Paired(
+        "documents", [str(each) for each in range(units)], np.array(rows) * sizes, np.tile(sizes, (len(rows), 1))
+    )
