@@ -18,6 +18,13 @@ def _utf8(text: str) -> str:
     return text
 
 
+def _below_data(path: str, example: str) -> str:
+    parts = PurePosixPath(path).parts
+    if len(parts) < 2 or parts[0] != "data" or ".." in parts:
+        raise ValueError(f"{path!r} must lie below data/, such as {example}: DVC sees changes only there")
+    return path
+
+
 Text = Annotated[str, AfterValidator(_utf8)]
 Positive = Annotated[int, Field(gt=0)]
 Size = Annotated[int, Field(gt=0, lt=2**31)]
@@ -73,7 +80,8 @@ class TiktokenParams(Section):
 
 class TokenizerFileParams(Section):
     path: str
-    """A byte-level BPE as tokenizer.json or in tiktoken's form, below data/ (DVC sees changes only there)."""
+    """A byte-level BPE as tokenizer.json or in tiktoken's form, or the tokenizer.json of a checkpoint, below data/
+    (DVC sees changes only there)."""
     pattern: Text
     """How the tokenizer of a tiktoken file cuts text into words: `gpt2` or a regular expression."""
     end_of_text: Annotated[Text, Field(min_length=1)]
@@ -82,12 +90,7 @@ class TokenizerFileParams(Section):
     @field_validator("path")
     @classmethod
     def _lies_below_data(cls, path: str) -> str:
-        parts = PurePosixPath(path).parts
-        if len(parts) < 2 or parts[0] != "data" or ".." in parts:
-            raise ValueError(
-                f"{path!r} must lie below data/, such as data/tokenizer.json: DVC sees changes only there"
-            )
-        return path
+        return _below_data(path, "data/tokenizer.json")
 
 
 class TokenizerParams(Section):
@@ -138,8 +141,9 @@ class SplitParams(Section):
 
 
 class ModelParams(Section):
-    family: Literal["gpt2", "modern"]
-    """`gpt2` is GPT-2's architecture; `modern` learns faster: rotary positions, RMSNorm without weights, normalised
+    family: Literal["gpt2", "modern", "llama"]
+    """`gpt2` is GPT-2's architecture; `llama` is Llama's, which every serving program loads: rotary positions,
+    RMSNorm, a gated MLP, no biases; `modern` learns faster: rotary positions, RMSNorm without weights, normalised
     queries and keys, ReLU², no biases, an output head of its own, projections that begin at zero."""
     context_length: Size
     """Tokens that the model sees at once."""
@@ -152,12 +156,21 @@ class ModelParams(Section):
     dropout: Fraction
     """Share of activations dropped in training (embeddings and both residual branches; in gpt2 attention, too)."""
     qkv_bias: bool
-    """Whether the query, key and value projections have a bias (GPT-2: yes; many textbooks and `modern`: no)."""
+    """Whether the query, key and value projections have a bias (GPT-2: yes; many textbooks, `llama` and
+    `modern`: no)."""
     tied_head: bool
     """Whether the output head is the token embedding itself (GPT-2: yes; many textbooks and `modern`: no)."""
     init: Literal["gpt2", "pytorch"]
     """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults; `modern`
     has its own."""
+    n_kv_heads: Annotated[int, Field(ge=0, lt=2**31)]
+    """Heads of keys and values in `llama`, a divisor of n_heads: neighbouring queries share one; 0 for n_heads."""
+    mlp_dim: Annotated[int, Field(ge=0, lt=2**31)]
+    """Width inside `llama`'s MLP; 0 for 8/3 of emb_dim, up to a multiple of 64."""
+    rope_theta: Annotated[float, Field(gt=1)]
+    """The base of `llama`'s rotary frequencies (Llama 1 and 2: 10,000; for long contexts more)."""
+    norm_eps: Annotated[float, Field(gt=0, lt=1)]
+    """What `llama`'s norms add to the mean square."""
     pad_vocab_to: Size
     """The head's rows are padded to a multiple of this; padding is never sampled and never in the loss."""
     document_mask: bool
@@ -167,10 +180,13 @@ class ModelParams(Section):
     def _heads_divide_width(self) -> ModelParams:
         if self.emb_dim % self.n_heads:
             raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
-        if self.family == "modern" and self.emb_dim // self.n_heads % 2:
+        if self.family != "gpt2" and self.emb_dim // self.n_heads % 2:
             raise ValueError(
-                f"emb_dim {self.emb_dim} / n_heads {self.n_heads} must be even: modern turns numbers in pairs"
+                f"emb_dim {self.emb_dim} / n_heads {self.n_heads} must be even: {self.family} turns numbers in "
+                "pairs"
             )
+        if self.n_kv_heads and self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
         return self
 
 
@@ -212,6 +228,10 @@ class EvaluationParams(Section):
 class TrainParams(Section):
     seed: Seed
     """Decides the initial weights, the data's order and dropout."""
+    init_from: str
+    """Weights to begin with, below data/ (DVC sees changes only there): a Hugging Face folder of a GPT-2, NanoChat
+    or Llama model, or a checkpoint (its best weights, or one of its .pth files); empty for random ones. `model` and
+    the tokenizer must be theirs, but for a shorter context."""
     budget: BudgetParams
     extension: ExtensionParams
     """Goes on with the run that the other params describe, from its finished state; that run is trained first where
@@ -236,6 +256,11 @@ class TrainParams(Section):
     evaluation: EvaluationParams
     eval_callbacks: Choices
     """What is done after each evaluation during training."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _lies_below_data(cls, path: str) -> str:
+        return _below_data(path, "data/gpt2") if path else path
 
 
 # ── evaluate and export ───────────────────────────────────────────────────────────────────────────

@@ -476,6 +476,12 @@ PARAMS_CASES = [
         ("emb_dim 16", "n_heads 16", "even"),
     ),
     Case(
+        "llama heads of an odd size",
+        "split --set model.family=llama --set model.n_heads=16",
+        ("emb_dim 16", "n_heads 16", "even", "llama"),
+    ),
+    Case("keys that do not divide", "split --set model.n_kv_heads=3", ("n_heads 2", "n_kv_heads 3", "multiple")),
+    Case(
         "a document mask without ends",
         "split --set model.document_mask=true --set tokenize.end_of_text=false",
         ("model.document_mask", "tokenize.end_of_text: true"),

@@ -1,4 +1,5 @@
-"""A byte-level BPE made elsewhere, from a tiktoken file or a tokenizer.json, proven before it is used."""
+"""A tokenizer made elsewhere: a byte-level BPE from a tiktoken file or a tokenizer.json, proven before it is used;
+or that of a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,16 +18,20 @@ from pipeline.errors import DataError
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 
 _LARGEST_ID = 2**24
+_BEGINNING = 1000
+"""Bytes in which a checkpoint's tokenizer says that it is one."""
 
 
-def from_file(path: Path, pattern: str, end_of_text: str) -> Tokenizer:
-    """A byte-level BPE from a tiktoken file (on each line a token in base64 and its rank) or a tokenizer.json.
+def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -> Tokenizer:
+    """A byte-level BPE from a tiktoken file (on each line a token in base64 and its rank) or a tokenizer.json; or
+    the tokenizer of a checkpoint of this project, whatever it is, with its own end of text.
 
     Args:
         path: The file.
         pattern: How a tiktoken file's tokenizer cuts text into words, as the file does not say it: "gpt2" or a
             regular expression. A tokenizer.json brings its own.
         end_of_text: The special token that ends a document; one with this text is added where there is none.
+        proven: Whether a tokenizer.json is held against the library that it was written by, which takes seconds.
 
     Raises:
         DataError: the file is missing or damaged, or holds what tiktoken cannot do to the same ids.
@@ -48,7 +53,11 @@ def from_file(path: Path, pattern: str, end_of_text: str) -> Tokenizer:
         )
         _check_pattern(tokenizer, _proof_texts(ranks), path)
         return tokenizer
+    if b'"fingerprint":' in content[:_BEGINNING]:
+        return Tokenizer.load(path, "bring a whole copy")
     tokenizer = _from_tokenizer_json(path, content, end_of_text)
+    if not proven:
+        return tokenizer
     texts = _proof_texts(tokenizer.ranks)
     _check_pattern(tokenizer, texts, path)
     _check_same_ids(tokenizer, texts, path, content)

@@ -12,7 +12,6 @@ from torch import nn
 from pipeline.model.config import GPTConfig
 from pipeline.model.functions import Linear, dropped, rms_norm, rotate
 
-_ROPE_BASE = 10_000.0
 PLAIN_UP_TO = 512
 """Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16, but for a single query
 (docs/performance.md)."""
@@ -25,7 +24,7 @@ class KVCache:
     Attributes:
         length: Tokens in the cache.
         tokens: Their ids [B, length], kept where documents do not see each other.
-        layers: For each block, keys and values [B, n_heads, capacity, head size].
+        layers: For each block, keys and values [B, heads of keys, capacity, head size].
     """
 
     capacity: int
@@ -52,12 +51,12 @@ class Rotation(NamedTuple):
     sin: torch.Tensor
 
     @classmethod
-    def at(cls, positions: torch.Tensor, head_dim: int) -> Rotation:
+    def at(cls, positions: torch.Tensor, head_dim: int, base: float = 10_000.0) -> Rotation:
         """Of positions [T], in float32 (Su et al., 2021).
 
         The frequencies are computed as others do, to the bit: far into a text their last bit is the fourth digit.
         """
-        frequencies = 1 / _ROPE_BASE ** (torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
+        frequencies = 1 / base ** (torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
         angles = positions[:, None] * frequencies
         return cls(angles.cos(), angles.sin())
 
@@ -67,14 +66,19 @@ class Rotation(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention with one fused projection for queries, keys and values."""
+    """Causal multi-head self-attention with one fused projection for queries, keys and values.
+
+    Where there are fewer heads of keys and values than of queries, neighbouring queries share one (Ainslie et al.,
+    2023).
+    """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.n_heads = layer, config.n_heads
-        self.dropout = 0.0 if config.modern else config.dropout
-        self.qkv = Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias and not config.modern)
-        self.out = Linear(config.emb_dim, config.emb_dim, bias=not config.modern)
+        self.layer, self.n_heads, self.kv_heads = layer, config.n_heads, config.kv_heads
+        self.head_dim, self.normalised = config.head_dim, config.modern
+        self.dropout = 0.0 if config.rotary else config.dropout
+        self.qkv = Linear(config.emb_dim, config.qkv_dim, bias=config.qkv_bias and not config.rotary)
+        self.out = Linear(config.emb_dim, config.emb_dim, bias=not config.rotary)
 
     def forward(
         self,
@@ -88,6 +92,8 @@ class Attention(nn.Module):
         q, k, v = self.project(x, rotation)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
+        if self.kv_heads < self.n_heads:
+            k, v = (each.repeat_interleave(self.n_heads // self.kv_heads, dim=1) for each in (k, v))
         attended = attend(q, k, v, mask, kept, self.dropout if self.training else 0.0)
         out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
         return out
@@ -95,14 +101,16 @@ class Attention(nn.Module):
     def project(
         self, x: torch.Tensor, rotation: Rotation | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values [B, n_heads, T, head size] of `x` [B, T, D], as they meet in `attend`."""
-        batch, length, emb_dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3 * self.n_heads, emb_dim // self.n_heads)
+        """Queries [B, n_heads, T, head size] of `x` [B, T, D], keys and values [B, heads of keys, T, head size], turned
+        and normalised: as they meet in `attend`, but that shared ones are not repeated yet."""
+        heads, shared = self.n_heads, self.kv_heads
+        qkv = self.qkv(x).view(*x.shape[:2], heads + 2 * shared, self.head_dim).transpose(1, 2)
         if rotation is None:
-            q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)
+            q, k, v = qkv.chunk(3, dim=1)
         else:
-            qk, v = qkv.transpose(1, 2).split([2 * self.n_heads, self.n_heads], dim=1)
-            q, k = rms_norm(rotation(qk)).chunk(2, dim=1)
+            qk, v = qkv.split([heads + shared, shared], dim=1)
+            qk = rms_norm(rotation(qk)) if self.normalised else rotation(qk)
+            q, k = qk.split([heads, shared], dim=1)
         return q, k, v
 
 

@@ -37,9 +37,9 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def rms_norm(x: torch.Tensor) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, eps: float = RMS_EPS) -> torch.Tensor:
     """`x` over the root of its mean square along the last dimension, without weights (Zhang & Sennrich, 2019)."""
-    out: torch.Tensor = _RMSNorm.apply(x)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _RMSNorm.apply(x, eps)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -47,20 +47,20 @@ class _RMSNorm(torch.autograd.Function):
     """y = r·x with r = 1/√(mean x² + ε); dx = r·dy − x·r³·mean(x·dy)."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, eps: float) -> torch.Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).to(wide)
-        root = (norm.square() / x.shape[-1] + RMS_EPS).rsqrt().to(x.dtype)
+        root = (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
         ctx.save_for_backward(x, root)
         out: torch.Tensor = x * root
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
         x, root = ctx.saved_tensors
         shared = (x * upstream).mean(dim=-1, keepdim=True) * root**3
-        return torch.addcmul(upstream * root, x, shared, value=-1)
+        return torch.addcmul(upstream * root, x, shared, value=-1), None
 
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
@@ -82,6 +82,28 @@ class _ReluSquared(torch.autograd.Function):
         (positive,) = ctx.saved_tensors
         out: torch.Tensor = (positive * upstream).mul_(2)
         return out
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """`up` times SiLU of `gate` (Shazeer, 2020)."""
+    out: torch.Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _SwiGLU(torch.autograd.Function):
+    """SiLU is computed again for the gradients, which costs less than to keep it."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        through = torch.ops.aten.silu_backward(upstream * up, gate)
+        return through, F.silu(gate).mul_(upstream)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The GPT, in two families: GPT-2's architecture, and the one that the field has come to since."""
+"""The GPT, in three families: GPT-2's architecture, Llama's, and one that small models learn faster with."""
 
 from __future__ import annotations
 
@@ -12,35 +12,52 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.model.attention import Attention, KVCache, Rotation
 from pipeline.model.config import GPTConfig
-from pipeline.model.functions import Linear, dropped, keep_mask, relu_squared, rms_norm
+from pipeline.model.functions import RMS_EPS, Linear, dropped, keep_mask, relu_squared, rms_norm, swiglu
 from pipeline.model.linear_cross_entropy import GPTOutput, Softmax, softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` as a module."""
+    """`rms_norm` as a module; Llama's has weights.
+
+    Args:
+        width: How many weights; None for none.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, width: int | None = None, eps: float = RMS_EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = None if width is None else nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x)
+        normed = rms_norm(x, self.eps)
+        return normed if self.weight is None else normed * self.weight.to(x.dtype)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
-    """GPT-2's LayerNorm; the modern family's norm has no weights."""
+    """GPT-2's LayerNorm; Llama's RMSNorm, which in the modern family has no weights."""
+    if config.llama:
+        return RMSNorm(config.emb_dim, config.norm_eps)
     return RMSNorm() if config.modern else nn.LayerNorm(config.emb_dim)
 
 
 class MLP(nn.Module):
-    """Four times wider inside, with GPT-2's tanh form of GELU, or with ReLU²."""
+    """Wider inside, with GPT-2's tanh form of GELU, with ReLU², or with Llama's gate."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.modern = config.modern
-        self.up = Linear(config.emb_dim, 4 * config.emb_dim, bias=not config.modern)
-        self.down = Linear(4 * config.emb_dim, config.emb_dim, bias=not config.modern)
+        self.gate = Linear(config.emb_dim, config.inner_dim, bias=False) if config.llama else None
+        self.up = Linear(config.emb_dim, config.inner_dim, bias=not config.rotary)
+        self.down = Linear(config.inner_dim, config.emb_dim, bias=not config.rotary)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inside = self.up(x)
-        inside = relu_squared(inside) if self.modern else F.gelu(inside, approximate="tanh")
+        if self.gate is not None:
+            inside = swiglu(self.gate(x), inside)
+        else:
+            inside = relu_squared(inside) if self.modern else F.gelu(inside, approximate="tanh")
         down: torch.Tensor = self.down(inside)
         return down
 
@@ -49,8 +66,8 @@ class Kept(NamedTuple):
     """What dropout leaves in a block. It is drawn outside of blocks, since compiled ones draw slowly.
 
     Attributes:
-        weights: Of attention's weights [B, n_heads, T, T]; None in the modern family, which drops none of them, and
-            on a GPU, whose fused kernel draws for itself and holds none of them.
+        weights: Of attention's weights [B, n_heads, T, T]; None in families other than GPT-2's, which drop none of
+            them, and on a GPU, whose fused kernel draws for itself and holds none of them.
         attended, inside: Of what attention and MLP add to the residual stream [B, T, D].
     """
 
@@ -87,10 +104,12 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer over token ids [B, T].
 
-    The family "gpt2" (Radford et al., 2019) has learned positions, LayerNorm, tanh GELU and biases. "modern" is
-    what small models have been trained fastest with since (nanochat): rotary positions, RMSNorm without weights,
-    also after the embedding, normalised queries and keys, ReLU², no biases, an output head of its own, and
-    projections onto the residual stream that begin at zero.
+    The family "gpt2" (Radford et al., 2019) has learned positions, LayerNorm, tanh GELU and biases. "llama"
+    (Touvron et al., 2023), which every serving program knows, has rotary positions, RMSNorm, a gated MLP, no biases
+    and on request fewer heads of keys and values than of queries. "modern" is what small models have been trained
+    fastest with since (nanochat): rotary positions, RMSNorm without weights, also after the embedding, normalised
+    queries and keys, ReLU², no biases, an output head of its own, and projections onto the residual stream that
+    begin at zero.
 
     Attributes:
         recompute: Whether training keeps each block's input only and computes the block again for its gradients:
@@ -103,13 +122,12 @@ class GPT(nn.Module):
         self.recompute = False
         self._softmax: Softmax = softmax_and_gradient
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.emb_dim)
-        if not config.modern:
+        if not config.rotary:
             self.position_embedding = nn.Embedding(config.context_length, config.emb_dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
         # A tied head is the embedding's own weight: one parameter, so it is saved, decayed and updated once.
-        tied = config.tied_head and not config.modern
-        self.head = None if tied else nn.Linear(config.emb_dim, config.padded_vocab_size, bias=False)
+        self.head = None if config.tied else nn.Linear(config.emb_dim, config.padded_vocab_size, bias=False)
         if config.modern:
             self._init_modern()
         elif config.init == "gpt2":
@@ -127,6 +145,8 @@ class GPT(nn.Module):
         x, rotation = self.token_embedding(tokens), None
         if self.config.modern:
             x, rotation = rms_norm(x), Rotation.at(positions, self.config.head_dim)
+        elif self.config.llama:  # which turns the other way round
+            rotation = Rotation.at(-positions, self.config.head_dim, self.config.rope_theta)
         else:
             x = x + self.position_embedding(positions)
         if torch.is_autocast_enabled(x.device.type):
@@ -160,7 +180,7 @@ class GPT(nn.Module):
             return None
         batch, length, _ = x.shape
         dropout, heads = self.config.dropout, self.config.n_heads
-        own = x.device.type == "cpu" and not self.config.modern
+        own = x.device.type == "cpu" and not self.config.rotary
         weights = keep_mask((batch, heads, length, length), dropout, x.device) if own else None
         return Kept(weights, *(keep_mask(x.shape, dropout, x.device) for _ in range(2)))
 

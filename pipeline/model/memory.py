@@ -2,7 +2,7 @@
 
 The formulas count what autograd keeps of each operation, after Korthikanti et al. (2022, "Reducing Activation
 Recomputation in Large Transformer Models", section 4.1), for this model and this loss, and what FSDP gathers and
-exchanges beside it; tests hold them, for both families, against what torch's allocator gives out on a CPU. What is
+exchanges beside it; tests hold them, for every family, against what torch's allocator gives out on a CPU. What is
 different on a GPU (LayerNorm and softmax in float32) is taken from torch's source and was not measured.
 """
 
@@ -125,9 +125,11 @@ class _Sizes:
         embedding: Its weights in float32, and the head's.
         loss: What the loss takes beside, at the most: the gradients of hidden states and head, and the logits of
             some rows with their log-softmax and gradient.
-        matrix: D² of a block's weights in float32, of which attention has four and the MLP eight.
+        matrix, matrices: Of the MLP in float32: one matrix, and all of them.
+        qkv, out: Attention's matrices in float32.
         in_attention, in_mlp: The gradients that move inside that half of a block, at the most; under dropout, which
             makes its mask from bytes, attention has its worst moment in forward.
+        gate: The same of the MLP while its gate goes backward, which the gradient of no matrix waits for; else 0.
         at_end: What moves and is left of a block when its backward ends: the input of attention, the gradients of
             queries, keys and values, and under bf16 that of their matrix before it is cast.
     """
@@ -140,14 +142,18 @@ class _Sizes:
     embedding: int
     loss: int
     matrix: int
+    matrices: int
+    qkv: int
+    out: int
     in_attention: int
     in_mlp: int
+    gate: int
     at_end: int
 
 
 def _sizes(config: GPTConfig, micro_batch_size: int, precision: str, device_type: str) -> _Sizes:
     tokens = micro_batch_size * config.context_length
-    numbers, matrix = tokens * config.emb_dim, 4 * config.emb_dim**2
+    numbers, matrix = tokens * config.emb_dim, 4 * config.inner_dim * config.emb_dim
     half = precision == "bf16"
     hidden = (2 if half else 4) * numbers
     width_of_norms = _width_of_norms(config, precision, device_type)
@@ -159,18 +165,24 @@ def _sizes(config: GPTConfig, micro_batch_size: int, precision: str, device_type
     embedded = 4 * numbers if config.modern else 0  # the norm after the embedding saves its input
     pairs, width = _pairs(config, micro_batch_size), _width_of_probabilities(config, precision, device_type)
     drops = _drops_probabilities(config)
+    qkv = 4 * config.qkv_dim * config.emb_dim
+    inside = (2 if half else 4) * tokens * config.inner_dim
     return _Sizes(
         hidden=hidden,
         block_input=hidden + drawn + (pairs if drops else 0),
         attention=attention,
         mlp=mlp,
-        beside=2 * normed + embedded + dropped + mask + indices,
+        beside=(3 if config.llama else 2) * normed + embedded + dropped + mask + indices,
         embedding=4 * config.padded_vocab_size * config.emb_dim,
         loss=normed + _loss(config, tokens, width_of_norms, device_type),
         matrix=matrix,
+        matrices=(3 if config.llama else 2) * matrix,
+        qkv=qkv,
+        out=4 * config.emb_dim**2,
         in_attention=3 * hidden + (width + 1 if drops else 2 * width) * pairs,
-        in_mlp=4 * hidden,
-        at_end=5 * hidden + (3 * matrix // 2 if half else 0),
+        in_mlp=inside,
+        gate=2 * inside if config.llama else 0,
+        at_end=2 * hidden + hidden * config.qkv_dim // config.emb_dim + (qkv // 2 if half else 0),
     )
 
 
@@ -196,12 +208,13 @@ def _loss(config: GPTConfig, tokens: int, width: int, device_type: str) -> int:
 def _peaks(config: GPTConfig, sizes: _Sizes) -> dict[str, tuple[int, int]]:
     """(activations, gathered) in bytes, at each moment of a micro-batch that can be the worst one."""
     saved = sizes.beside + config.n_layers * (sizes.attention + sizes.mlp)
-    waiting = sizes.embedding if config.tied_head else 0  # the head's gradient, for the embedding's
-    inside = saved + waiting + 4 * sizes.matrix  # that is the largest gradient of a matrix, before it is added
+    waiting = sizes.embedding if config.tied else 0  # the head's gradient, for the embedding's
+    inside = saved + waiting  # and the largest gradient of a matrix, before it is added
     return {
         "loss": (saved + sizes.loss, 0),
-        "MLP": (inside + sizes.in_mlp, 0),
-        "attention": (inside - sizes.mlp + sizes.in_attention, 0),
+        "MLP": (inside + sizes.matrix + sizes.in_mlp, 0),
+        "gate": (inside + sizes.gate, 0),
+        "attention": (inside + max(sizes.matrix, sizes.qkv) - sizes.mlp + sizes.in_attention, 0),
         "embedding": (sizes.beside + waiting + sizes.embedding, 0),
     }
 
@@ -223,10 +236,10 @@ def _sharded_peaks(config: GPTConfig, sizes: _Sizes) -> dict[str, tuple[int, int
     for number, neighbours in {last: min(last, 1), max(last - 1, 0): min(last, 2)}.items():
         inside = sizes.beside + number * sizes.block_input  # of the last norm's tensors, one is now the gradient
         held = root + sizes.embedding + (1 + neighbours) * block
-        mlp = inside + sizes.attention + sizes.mlp + sizes.in_mlp
+        mlp = inside + sizes.attention + sizes.mlp + max(sizes.in_mlp, sizes.gate)
         attention = inside + sizes.attention + sizes.in_attention
-        peaks[f"MLP of block {number}"] = (mlp, held + 4 * sizes.matrix)
-        peaks[f"attention of block {number}"] = (attention, held + 9 * sizes.matrix)
+        peaks[f"MLP of block {number}"] = (mlp, held + sizes.matrix)
+        peaks[f"attention of block {number}"] = (attention, held + sizes.matrices + sizes.out)
         peaks[f"end of block {number}"] = (inside + sizes.at_end, held + block)
     peaks["embedding"] = (sizes.beside - sizes.hidden, root + 2 * sizes.embedding + block)
     return peaks
@@ -237,15 +250,16 @@ def _saved_by_block(config: GPTConfig, micro_batch_size: int, precision: str, de
 
     Both save the norm's input with its statistics, the input of each matrix and, under bf16, the matrix itself in
     bfloat16; then attention its queries, keys and values, with its log-sums or its probabilities, and the MLP its
-    GELU's input, or the positive part of it. The modern family saves queries and keys before their norm, too.
+    GELU's input, or the positive part of it, or what its gate is made of. The modern family saves queries and keys
+    before their norm, too, and Llama's what its norms' weights are multiplied with.
     """
     batch, length = micro_batch_size, config.context_length
     tokens, numbers = batch * length, batch * length * config.emb_dim
     computed = 2 if precision == "bf16" else 4  # bytes of a number that a matrix gives
-    copied = 2 * config.emb_dim**2 if precision == "bf16" else 0
+    copied = 2 if precision == "bf16" else 0  # bytes of a matrix's number
     dropped = computed * numbers if config.dropout else 0
-    statistics = (computed if config.modern else 8) * tokens
-    norm = _width_of_norms(config, precision, device_type) * numbers + statistics
+    statistics = (computed if config.rotary else 8) * tokens
+    norm = (2 if config.llama else 1) * _width_of_norms(config, precision, device_type) * numbers + statistics
     width = _width_of_probabilities(config, precision, device_type)
     if width:
         seen = (1 if config.document_end is None else batch) * length**2
@@ -253,20 +267,30 @@ def _saved_by_block(config: GPTConfig, micro_batch_size: int, precision: str, de
         attended = 3 * width * numbers + kept * width * _pairs(config, batch) + seen
     else:
         mask = computed * tokens * length if config.document_end is not None else 0
-        # In the modern family the values keep alive the queries and keys that they were computed with, and what
-        # attention gives is laid out by heads, which the next matrix cannot read: it has a copy.
-        attended = (6 if config.modern else 3) * computed * numbers + 4 * tokens * config.n_heads + mask
+        qkv = tokens * config.qkv_dim
+        if config.rotary:
+            # Keys and values that several queries share are repeated. Other values keep alive the queries and keys
+            # that they were computed with. And what attention gives is laid out by heads, which the next matrix
+            # cannot read: it has a copy.
+            turned = tokens * (config.n_heads + config.kv_heads) * config.head_dim
+            qkv = turned + numbers + (2 * numbers if config.kv_heads < config.n_heads else qkv)
+        attended = computed * qkv + 4 * tokens * config.n_heads + mask
+    if config.rotary and precision == "bf16":
+        attended += computed * length * config.head_dim  # the cast cosines and sines
     if config.modern:
-        turned = length * config.head_dim if precision == "bf16" else 0  # the cast cosines and sines
-        attended += computed * (2 * numbers + 2 * tokens * config.n_heads + turned)
-    attention = norm + 2 * computed * numbers + attended + dropped + 4 * copied
-    mlp = norm + 9 * computed * numbers + dropped + 8 * copied
+        attended += computed * (2 * numbers + 2 * tokens * config.n_heads)
+    matrices = copied * (config.qkv_dim + config.emb_dim) * config.emb_dim
+    attention = norm + 2 * computed * numbers + attended + dropped + matrices
+    wide = 3 if config.llama else 2  # matrices of the MLP, and what it saves of its inner width
+    inside = tokens * config.inner_dim
+    matrices = copied * wide * config.inner_dim * config.emb_dim
+    mlp = norm + computed * (numbers + wide * inside) + dropped + matrices
     return attention, mlp
 
 
 def _width_of_norms(config: GPTConfig, precision: str, device_type: str) -> int:
     """Bytes of a number that a norm saves and gives: autocast has LayerNorm compute in float32, but on a CPU."""
-    return 2 if precision == "bf16" and (config.modern or device_type == "cpu") else 4
+    return 2 if precision == "bf16" and (config.rotary or device_type == "cpu") else 4
 
 
 def _width_of_probabilities(config: GPTConfig, precision: str, device_type: str) -> int:
@@ -285,7 +309,7 @@ def _width_of_probabilities(config: GPTConfig, precision: str, device_type: str)
 
 def _drops_probabilities(config: GPTConfig) -> bool:
     """Whether attention's probabilities are dropped, too."""
-    return config.dropout > 0 and not config.modern
+    return config.dropout > 0 and not config.rotary
 
 
 def _pairs(config: GPTConfig, micro_batch_size: int) -> int:

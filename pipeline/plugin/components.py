@@ -226,8 +226,8 @@ class ExportSource:
     """A trained model as an exporter sees it.
 
     Attributes:
-        config: The architecture: family ("gpt2" or "modern"), vocab_size, context_length, n_layers, n_heads,
-            emb_dim, dropout, qkv_bias, tied_head, …
+        config: The architecture: family ("gpt2", "modern" or "llama"), vocab_size, context_length, n_layers,
+            n_heads, emb_dim, dropout, qkv_bias, tied_head, …; n_kv_heads and mlp_dim are the real ones, never 0.
         weights: The model's state dict, in float32 on the CPU; the head without its padding rows.
         pattern: The tokenizer's split pattern (a regular expression).
         ranks: The tokenizer's byte sequences and their ids, which are also the order of merging. They hold every

@@ -99,7 +99,8 @@ def tiny_source(family: str = "gpt2") -> ExportSource:
     tokenizer = raw_bytes()
     config = GPTConfig(
         vocab_size=tokenizer.vocab_size, context_length=16, n_layers=2, n_heads=2, emb_dim=16, dropout=0.0,
-        qkv_bias=family == "gpt2", tied_head=False, init=family, pad_vocab_to=64, family=family,
+        qkv_bias=family == "gpt2", tied_head=False, init="modern" if family == "modern" else "gpt2",
+        pad_vocab_to=64, family=family, n_kv_heads=1,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

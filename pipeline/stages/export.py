@@ -80,7 +80,11 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         return [int(token) for token in generate(model, torch.tensor([list(ids)]), count)]
 
     return ExportSource(
-        config=model.config.to_dict(),
+        config={
+            **model.config.to_dict(),
+            "n_kv_heads": model.config.kv_heads,
+            "mlp_dim": model.config.inner_dim,
+        },
         weights=weights,
         pattern=tokenizer.pattern,
         ranks=tokenizer.ranks,

@@ -30,7 +30,7 @@ from pipeline.plugin.components import Document
 from pipeline.plugin.registry import ENTRY_POINTS, Registry
 from pipeline.processor import cores
 from pipeline.stages import split, tokenize
-from pipeline.stages.train import Components, check_length, load_components, model_config, prepare
+from pipeline.stages.train import Components, beginning, check_length, load_components, model_config, prepare
 from pipeline.training.conditions import choose, process_count
 from pipeline.training.distributed import Ranks
 from pipeline.training.interrupt import StopSignal
@@ -90,6 +90,8 @@ def run(params: Params, paths: Paths) -> None:
     with tempfile.TemporaryDirectory() as folder, findings.collected():
         splits = _data(params, paths, Path(folder))
         _check_prompts(params, splits, findings)
+        with findings.collected():
+            _check_weights(params, splits, paths)
         if device is not None:
             _check_size(params, splits, device)
             if components is not None and not findings.problems:
@@ -230,6 +232,14 @@ def _check_prompts(params: Params, splits: TokenFolder, findings: _Findings) -> 
     for prompt in params.evaluate.generation.prompts:
         with findings.collected():
             splits.tokenizer.encode(prompt)
+
+
+def _check_weights(params: Params, splits: TokenFolder, paths: Paths) -> None:
+    """Reads the weights that training is to begin with."""
+    start = beginning(params, splits.tokenizer, paths)
+    if start is not None:
+        start.weights(model_config(params, splits.tokenizer))
+        fact("begins", f"with the weights of {start.name}")
 
 
 # ── model, memory, time ───────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from pipeline.model import memory
 from pipeline.model.config import GPTConfig
 from pipeline.model.device import choose_device, keep_memory, use_threads
 from pipeline.model.gpt import GPT
+from pipeline.model.pretrained import Pretrained
 from pipeline.plugin.components import EvalCallback, Loss, Optimizer
 from pipeline.plugin.registry import Registry
 from pipeline.training.conditions import Conditions, choose, process_count
@@ -62,11 +63,12 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> None:
     check_length(ids["train"], params.model.context_length)
     _check_ids(ids, splits.tokenizer.vocab_size)
     components = load_components(own, paths)
+    start = beginning(params, splits.tokenizer, paths)
     data = TrainingWindows(ids["train"], params.model.context_length, own.seed, own.shift_windows)
     legs = [
         Leg(length, schedule, StateStore(paths.resume, fingerprint(what)), what)
         for length, schedule, what in zip(
-            *lengths(own, data), _identities(params, components, splits, paths), strict=True
+            *lengths(own, data), _identities(params, components, splits, paths, start), strict=True
         )
     ]
     ranks.same(legs[-1].store.folder.name, "other params, data, code, plugins or versions")
@@ -78,6 +80,10 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> None:
         conditions = choose(params, ranks, earlier, total_flops(params, legs[-1].length, splits.tokenizer))
         plan = prepare(params, components, ids, splits.tokenizer, legs[-1], conditions, ranks, stop)
         state = TrainState.restore(saved, plan.parallel, plan.optimizer) if saved else TrainState()
+        if start is not None:
+            fact("begins", f"with the weights of {start.name}")
+            if not saved:
+                _load(start, plan)
         _say_plan(plan, params, ids, conditions)
         _say_resumed(state, legs[begun].store, conditions.differences(earlier))
         state.conditions = conditions.to_dict()
@@ -94,15 +100,33 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> None:
 
 
 def _identities(
-    params: Params, components: Components, splits: TokenFolder, paths: Paths
+    params: Params, components: Components, splits: TokenFolder, paths: Paths, start: Pretrained | None
 ) -> Iterator[dict[str, Any]]:
     """What decides each leg's result: that of the first is the same whether or not it is extended."""
     chosen = components.chosen(params)
     extension = chosen["train"].pop("extension")
     whole = identity(chosen, splits, paths.plugins, KINDS)
+    if start is not None:
+        whole["weights"] = start.digest
     yield whole
     if params.train.extension.amount:
         yield {**whole, "params": {**chosen, "train": {**chosen["train"], "extension": extension}}}
+
+
+def beginning(params: Params, tokenizer: Tokenizer, paths: Paths) -> Pretrained | None:
+    """The weights that training begins with, which fit params and tokenizer; None for random ones."""
+    if not params.train.init_from:
+        return None
+    start = Pretrained.at(paths.root, params.train.init_from)
+    start.check(model_config(params, tokenizer), tokenizer)
+    return start
+
+
+def _load(start: Pretrained, plan: Run) -> None:
+    """Deals out the weights, which the first rank alone reads."""
+    held: list[dict[str, torch.Tensor]] = []
+    plan.parallel.ranks.from_first(lambda: held.append(start.weights(plan.model.config)))
+    plan.parallel.load_weights(held[0] if held else {})
 
 
 def _train_leg(plan: Run, state: TrainState, extends: bool) -> TrainState:
@@ -176,9 +200,13 @@ def load_components(params: TrainParams, paths: Paths) -> Components:
 
 def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
     """The architecture that params.yaml describes, for a tokenizer's vocabulary."""
-    shape = params.model.model_dump(exclude={"document_mask"})
-    if params.model.family == "modern":
-        shape |= {"qkv_bias": False, "tied_head": False, "init": "modern"}
+    family = params.model.family
+    others = set() if family == "llama" else {"n_kv_heads", "mlp_dim", "rope_theta", "norm_eps"}
+    shape = params.model.model_dump(exclude={"document_mask", *others})
+    if family == "modern":
+        shape |= {"tied_head": False, "init": "modern"}
+    if family != "gpt2":
+        shape["qkv_bias"] = False
     end = tokenizer.end_of_text if params.model.document_mask else None
     return GPTConfig(vocab_size=tokenizer.vocab_size, document_end=end, **shape)
 

@@ -45,6 +45,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = [f"{name} {before} → {after}" for name, before, after in _different(old, new, "params", "versions")]
     if old.get("data") != new.get("data"):
         found.append("the data")
+    if old.get("weights") != new.get("weights"):
+        found.append("the weights to begin with")
     for kind in ("code", "plugins"):
         found += [f"{kind} {name}" for name, _, _ in _different(old, new, kind)]
     if old.get("format") != new.get("format"):

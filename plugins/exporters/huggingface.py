@@ -17,8 +17,8 @@ _RANDOM_STRINGS = 2000
 
 
 class HuggingFace(Exporter):
-    """A Hugging Face folder for AutoModelForCausalLM (gpt2 as GPT2LMHeadModel, modern as NanoChatForCausalLM) and
-    AutoTokenizer (a fast one)."""
+    """A Hugging Face folder for AutoModelForCausalLM (gpt2 as GPT2LMHeadModel, modern as NanoChatForCausalLM,
+    llama as LlamaForCausalLM) and AutoTokenizer (a fast one)."""
 
     name: ClassVar[str] = "huggingface"
 
@@ -209,46 +209,91 @@ def _gpt2_weights(source: ExportSource) -> dict[str, torch.Tensor]:
     return named
 
 
-def _modern_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers has a default for that is another family's is written out."""
+def _rotary_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the two families with rotary positions share; other models' defaults in transformers are written out."""
     return {
-        "architectures": ["NanoChatForCausalLM"],
-        "model_type": "nanochat",
         "vocab_size": config["vocab_size"],
         "max_position_embeddings": config["context_length"],
         "hidden_size": config["emb_dim"],
-        "intermediate_size": 4 * config["emb_dim"],
         "num_hidden_layers": config["n_layers"],
         "num_attention_heads": config["n_heads"],
-        "num_key_value_heads": config["n_heads"],
-        "hidden_act": "relu2",
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-        "final_logit_softcapping": None,
-        "tie_word_embeddings": False,
         "pad_token_id": None,  # its embedding would not learn, and padding here is end-of-text
     }
 
 
+def _modern_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["NanoChatForCausalLM"],
+        "model_type": "nanochat",
+        **_rotary_config(config),
+        "num_key_value_heads": config["n_heads"],
+        "intermediate_size": 4 * config["emb_dim"],
+        "hidden_act": "relu2",
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "final_logit_softcapping": None,
+        "tie_word_embeddings": False,
+    }
+
+
+def _llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The base of the rotary frequencies stands at both its places: version 5 of transformers moved it."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **_rotary_config(config),
+        "num_key_value_heads": config["n_kv_heads"],
+        "head_dim": config["emb_dim"] // config["n_heads"],
+        "intermediate_size": config["mlp_dim"],
+        "hidden_act": "silu",
+        "mlp_bias": False,
+        "rms_norm_eps": config["norm_eps"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},
+        "rope_theta": config["rope_theta"],
+        "tie_word_embeddings": config["tied_head"],
+    }
+
+
 def _modern_weights(source: ExportSource) -> dict[str, torch.Tensor]:
-    """Queries, keys and values have a projection each; norms have no weights."""
-    own = source.weights
-    named = {"model.embed_tokens.weight": own["token_embedding.weight"], "lm_head.weight": own["head.weight"]}
-    for layer in range(source.config["n_layers"]):
+    """Norms have no weights."""
+    return _rotary_weights(source, {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"})
+
+
+def _llama_weights(source: ExportSource) -> dict[str, torch.Tensor]:
+    named = {
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    }
+    return {**_rotary_weights(source, named), "model.norm.weight": source.weights["norm.weight"]}
+
+
+def _rotary_weights(source: ExportSource, named: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Queries, keys and values have a projection each; `named` are the other parts of a block, ours and theirs."""
+    own, config = source.weights, source.config
+    head_dim = config["emb_dim"] // config["n_heads"]
+    rows = [heads * head_dim for heads in (config["n_heads"], config["n_kv_heads"], config["n_kv_heads"])]
+    weights = {"model.embed_tokens.weight": own["token_embedding.weight"]}
+    if "head.weight" in own:  # not where it is tied to the embedding
+        weights["lm_head.weight"] = own["head.weight"]
+    for layer in range(config["n_layers"]):
         ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
-        parts = own[f"{ours}.attention.qkv.weight"].chunk(3)
-        named |= {f"{theirs}.self_attn.{x}_proj.weight": part for x, part in zip("qkv", parts, strict=True)}
-        named |= {
-            f"{theirs}.self_attn.o_proj.weight": own[f"{ours}.attention.out.weight"],
-            f"{theirs}.mlp.fc1.weight": own[f"{ours}.mlp.up.weight"],
-            f"{theirs}.mlp.fc2.weight": own[f"{ours}.mlp.down.weight"],
-        }
-    return named
+        parts = own[f"{ours}.attention.qkv.weight"].split(rows)
+        weights |= {f"{theirs}.self_attn.{x}_proj.weight": part for x, part in zip("qkv", parts, strict=True)}
+        weights[f"{theirs}.self_attn.o_proj.weight"] = own[f"{ours}.attention.out.weight"]
+        weights |= {f"{theirs}.{there}.weight": own[f"{ours}.{here}.weight"] for here, there in named.items()}
+    return weights
 
 
-_FORMS = {"gpt2": _Form(_gpt2_config, _gpt2_weights), "modern": _Form(_modern_config, _modern_weights)}
+_FORMS = {
+    "gpt2": _Form(_gpt2_config, _gpt2_weights),
+    "modern": _Form(_modern_config, _modern_weights),
+    "llama": _Form(_llama_config, _llama_weights),
+}
 
 
 # ── the tokenizer ─────────────────────────────────────────────────────────────────────────────────

@@ -70,7 +70,7 @@ class Orthogonalised(torch.optim.Optimizer):
     """Muon over matrices; those of one shape are orthogonalised together.
 
     A group's matrices consist of `parts` matrices, one above the other, of which each is treated as its own: a
-    fused projection for queries, keys and values is three.
+    fused projection for queries, keys and values is three (of which those of keys and values may be lower).
     """
 
     def __init__(
@@ -111,7 +111,7 @@ def _orthogonalised(
             if parameter not in updates:
                 continue
             places[parameter] = []
-            for part in _whole(updates[parameter]).chunk(group["parts"]):
+            for part in _apart(_whole(updates[parameter]), group["parts"]):
                 wide = part.T if part.shape[0] > part.shape[1] else part
                 key = (wide.shape, wide.device, group["ns_steps"])
                 places[parameter].append((key, len(alike[key])))
@@ -119,12 +119,22 @@ def _orthogonalised(
     solved = {key: newton_schulz(torch.stack(parts), key[-1]) for key, parts in alike.items()}
     directions = {}
     for parameter, parts in places.items():
-        rows, columns = parameter.shape[0] // len(parts), parameter.shape[1]
+        columns = parameter.shape[1]
         found = [solved[key][number] for key, number in parts]
+        # Of a tall part, the transpose was solved; queries, keys and values are never tall.
+        rows = parameter.shape[0] if len(found) == 1 else 0
         direction = torch.cat([each.T if rows > columns else each for each in found])
         direction = direction.to(parameter.dtype) * max(1.0, rows / columns) ** 0.5
         directions[parameter] = _shared_as(parameter, direction)
     return directions
+
+
+def _apart(matrix: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+    """A matrix's parts: the first of three is square, and the other two share the remaining rows."""
+    if parts == 1:
+        return (matrix,)
+    rows, columns = matrix.shape
+    return matrix.split([columns, (rows - columns) // 2, (rows - columns) // 2])
 
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -17,7 +17,7 @@ from pipeline.model.gpt import GPT
 
 U = torch.finfo(torch.bfloat16).eps / 2
 CONTEXT, VOCAB, LAYERS = 12, 50, 2
-each_family = pytest.mark.parametrize("family", ["gpt2", "modern"])
+each_family = pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
 
 
 def sharp(family: str, **changes: object) -> GPT:

@@ -16,7 +16,7 @@ from pipeline.model.generate import draw, generate
 from pipeline.model.gpt import GPT
 
 CONTEXT, VOCAB = 8, 50
-FAMILIES = ["gpt2", "modern"]
+FAMILIES = ["gpt2", "modern", "llama"]
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -34,6 +34,8 @@ def make(seed: int = 0, **changes: object) -> GPT:
         "init": "gpt2",
         "pad_vocab_to": 64,
     }
+    if changes.get("family") == "llama":
+        values["n_kv_heads"] = 1
     torch.manual_seed(seed)
     return GPT(GPTConfig(**values | changes)).double().eval()  # type: ignore[arg-type]
 
@@ -165,7 +167,9 @@ def test_dropout_is_active_in_training_only(family: str) -> None:
     assert not torch.equal(model(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize(("family", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False)])
+@pytest.mark.parametrize(
+    ("family", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False), ("llama", True)]
+)
 def test_padding_ids_have_no_logits_and_are_never_sampled(family: str, tied_head: bool) -> None:
     model = sharp(tied_head=tied_head, family=family)
     assert model.head_weight.shape[0] == 64
@@ -251,7 +255,10 @@ def test_a_sampler_that_leaves_no_token_or_nan_is_an_error(value: float) -> None
         draw(torch.zeros(2, 5), tokens(2, 1), [lambda logits, _: torch.full_like(logits, value)], None)
 
 
-SHAPES = [{}, {"qkv_bias": False}, {"tied_head": False}, {"n_layers": 3, "emb_dim": 24}, {"pad_vocab_to": 1}]
+SHAPES: list[dict[str, object]] = [
+    {}, {"qkv_bias": False}, {"tied_head": False}, {"n_layers": 3, "emb_dim": 24}, {"pad_vocab_to": 1},
+    {"n_heads": 4, "n_kv_heads": 2, "mlp_dim": 40},
+]  # fmt: skip
 
 
 @each_family

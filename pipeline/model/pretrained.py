@@ -1,0 +1,181 @@
+"""What a run may begin with instead of random weights: those of a checkpoint or a Hugging Face folder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePath
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer_file import from_file
+from pipeline.data.tokens import TOKENIZER
+from pipeline.errors import CheckpointError, DataError, ParamsError
+from pipeline.files import MANIFEST, read_json, sha256, verify_manifest
+from pipeline.model.checkpoint import BEST, CONFIG, load_tensors
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.model.huggingface import read_config, read_weights, weight_files
+from pipeline.plugin.bytelevel import awkward_texts
+
+_STRINGS = 1000
+_MEND = "copy a whole checkpoint or Hugging Face folder there, or set train.init_from"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights to begin with.
+
+    Attributes:
+        name: As params.yaml names them.
+        folder: Where they lie.
+        file: The checkpoint's file of weights; None for a Hugging Face folder.
+    """
+
+    name: str
+    folder: Path
+    file: Path | None
+
+    @classmethod
+    def at(cls, root: Path, name: str) -> Pretrained:
+        """What lies at `name` below `root`: a checkpoint's folder (whose best weights are taken), one of its files
+        of weights, or a Hugging Face folder.
+
+        Raises:
+            CheckpointError: nothing is there, or neither of these.
+        """
+        path = root / name
+        if path.is_file():
+            if path.suffix != ".pth":
+                raise CheckpointError(f"{name} is no file of a checkpoint's weights (.pth): {_MEND}")
+            return cls(name, path.parent, path)
+        if not path.is_dir():
+            raise CheckpointError(f"{name} is missing: {_MEND}")
+        is_checkpoint = (path / MANIFEST).is_file() and (path / BEST).is_file()
+        return cls(name, path, path / BEST if is_checkpoint else None)
+
+    @cached_property
+    def config(self) -> GPTConfig:
+        """The model that the weights are of.
+
+        Raises:
+            CheckpointError: it is missing or damaged, or such a model is not computed here.
+        """
+        try:
+            if self.file is None:
+                return read_config(self.folder)
+            verify_manifest(self.folder, _MEND)
+            return GPTConfig.from_dict(read_json(self.folder / CONFIG, _MEND), str(self.folder / CONFIG))
+        except DataError as error:
+            raise CheckpointError(str(error)) from None
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of everything that decides the weights."""
+        files = weight_files(self.folder) if self.file is None else [self.file]
+        digests = [sha256(path) for path in (self.folder / CONFIG, *files)]
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+    def check(self, own: GPTConfig, tokenizer: Tokenizer) -> None:
+        """Whether a run of this shape, over the ids of this tokenizer, can begin with the weights.
+
+        Raises:
+            ParamsError: they are of another shape; each key that differs is named with the value to set.
+            DataError: ids do not mean to the weights what they mean to the tokenizer.
+        """
+        theirs, as_theirs = self.config, replace(own, family=self.config.family)
+        wanted = {
+            key: getattr(theirs, value)
+            for key, value in _decisive(theirs).items()
+            if getattr(theirs, value) != getattr(own if key == "family" else as_theirs, value)
+        }
+        if own.context_length > theirs.context_length:
+            wanted["context_length"] = f"{theirs.context_length} or less"
+        if wanted:
+            settings = ", ".join(f"model.{key}: {str(value).lower()}" for key, value in wanted.items())
+            raise ParamsError(f"train.init_from: {self.name} is another model than params.yaml's: set {settings}")
+        self._check_tokenizer(tokenizer)
+
+    def _check_tokenizer(self, own: Tokenizer) -> None:
+        path = self.folder / TOKENIZER
+        if self.file is not None:
+            same = Tokenizer.load(path, _MEND).fingerprint == own.fingerprint
+        elif path.is_file():
+            same = _gives_the_same_ids(from_file(path, "gpt2", own.end, proven=False), own)
+        else:
+            raise DataError(f"{path} is missing: weights are of no use without the tokenizer that made their ids")
+        if not same:
+            raise DataError(
+                f"train.init_from: {own.name!r}, which tokenized the splits, is not {self.name}'s tokenizer: "
+                f"set tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: {self._beside(TOKENIZER)}"
+            )
+        if own.vocab_size > self.config.vocab_size:
+            raise DataError(
+                f"train.init_from: the tokenizer has {own.vocab_size:,} ids and {self.name} rows for "
+                f"{self.config.vocab_size:,}: set tokenize.tokenizer.file.end_of_text to a special token that "
+                f"{self._beside(TOKENIZER)} has"
+            )
+
+    def _beside(self, file: str) -> str:
+        """A file of the folder, as params.yaml would name it."""
+        name = PurePath(self.name)
+        return ((name.parent if name.suffix == ".pth" else name) / file).as_posix()
+
+    def weights(self, own: GPTConfig) -> dict[str, torch.Tensor]:
+        """The weights, for a model of the shape `own`, which was checked: of a longer context's positions the first
+        ones, zeros in the padding rows, and biases of queries, keys and values where `own` has them.
+
+        Raises:
+            CheckpointError: they cannot be read, or are not those of such a model.
+            ParamsError: there are biases for which `own` has no place.
+        """
+        if self.file is None:
+            weights = read_weights(self.folder, self.config)
+        else:
+            weights = load_tensors(self.file).get("model_state_dict", {})
+        for name in ("token_embedding.weight", "head.weight"):
+            if name in weights:
+                known = weights[name][: own.vocab_size]
+                weights[name] = F.pad(known, (0, 0, 0, own.padded_vocab_size - len(known)))
+        if "position_embedding.weight" in weights:
+            weights["position_embedding.weight"] = weights["position_embedding.weight"][: own.context_length]
+        with torch.device("meta"):
+            wanted = {name: tensor.shape for name, tensor in GPT(own).state_dict().items()}
+        for name in {*weights, *wanted}:
+            if name.endswith("qkv.bias"):
+                if name not in weights:
+                    weights[name] = torch.zeros(wanted[name])
+                elif name not in wanted and bool(weights.pop(name).any()):
+                    raise ParamsError(f"train.init_from: {self.name} has such biases: set model.qkv_bias: true")
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        different = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
+        if different:
+            raise CheckpointError(f"{self.name}: {different[0]} is not that of the model of {CONFIG}: {_MEND}")
+        return weights
+
+
+def _decisive(config: GPTConfig) -> dict[str, str]:
+    """The keys of params.yaml's `model` that decide what such weights compute, each with the property it sets."""
+    keys = {key: key for key in ("family", "n_layers", "n_heads", "emb_dim")}
+    if not config.modern:
+        keys["tied_head"] = "tied"
+    if config.llama:
+        keys |= {
+            "n_kv_heads": "kv_heads",
+            "mlp_dim": "inner_dim",
+            "rope_theta": "rope_theta",
+            "norm_eps": "norm_eps",
+        }
+    return keys
+
+
+def _gives_the_same_ids(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether they are the same tokenizer, though perhaps their split patterns are written otherwise."""
+    if one.fingerprint == other.fingerprint:
+        return True
+    if one.ranks != other.ranks or one.end_of_text != other.end_of_text:
+        return False
+    return all(one.encode(text).tolist() == other.encode(text).tolist() for text in awkward_texts(_STRINGS))

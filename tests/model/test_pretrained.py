@@ -1,0 +1,353 @@
+"""Weights that others made: the same logits as where they come from, and what is not computed here is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, words
+from safetensors.torch import load_file, save_file
+
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.vocabulary import characters, raw_bytes
+from pipeline.errors import PipelineError
+from pipeline.model.checkpoint import Checkpoint, write_checkpoint
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.model.pretrained import Pretrained
+from pipeline.plugin.registry import Registry
+from pipeline.stages.export import export_source
+
+BYTES = raw_bytes()
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"family": "gpt2"},
+    "gpt2 without biases": {"family": "gpt2", "qkv_bias": False, "tied_head": False},
+    "modern": {"family": "modern", "qkv_bias": False, "tied_head": False, "init": "modern"},
+    "llama": {"family": "llama", "qkv_bias": False, "n_kv_heads": 2, "mlp_dim": 40, "tied_head": False},
+    "llama tied": {"family": "llama", "qkv_bias": False, "rope_theta": 500.0, "norm_eps": 1e-3},
+}
+IDS = torch.randint(256, (3, 8), generator=torch.Generator().manual_seed(0))
+
+
+def make(name: str, tokenizer: Tokenizer = BYTES, **changes: Any) -> GPT:
+    values = {
+        "vocab_size": tokenizer.vocab_size, "context_length": 16, "n_layers": 2, "n_heads": 4, "emb_dim": 32,
+        "dropout": 0.0, "qkv_bias": True, "tied_head": True, "init": "gpt2", "pad_vocab_to": 64,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**values, **MODELS[name], **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def exported(model: GPT, root: Path) -> Path:
+    """The model as the shipped exporter writes it, in data/there below `root`."""
+    folder = root / "data" / "there"
+    folder.mkdir(parents=True)
+    exporter = Registry.load(REPOSITORY / "plugins", ["exporters"]).build("exporters", "huggingface", {}, "")
+    exporter.export(export_source(Checkpoint(model, BYTES, 1, "last"), words(1, 20)), folder)
+    return folder
+
+
+def loaded(root: Path, config: GPTConfig, name: str = "data/there", tokenizer: Tokenizer = BYTES) -> GPT:
+    start = Pretrained.at(root, name)
+    start.check(config, tokenizer)
+    model = GPT(config).eval()
+    model.load_state_dict(start.weights(config))
+    return model
+
+
+@torch.inference_mode()
+def same_logits(one: GPT, other: GPT) -> bool:
+    return torch.equal(one(IDS).logits, other(IDS).logits)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_was_exported_comes_back_to_the_bit(name: str, tmp_path: Path) -> None:
+    model = make(name)
+    exported(model, tmp_path)
+    assert same_logits(loaded(tmp_path, model.config), model)
+    other = replace(model.config, context_length=8, pad_vocab_to=1000, dropout=0.5, document_end=256)
+    model.config = replace(model.config, document_end=256)
+    assert same_logits(loaded(tmp_path, other), model)
+
+
+@pytest.mark.parametrize("name", ["gpt2 without biases", "modern", "llama"])
+@pytest.mark.parametrize("tokenizer", [BYTES, characters([words(1, 200)])], ids=lambda each: each.name)
+def test_a_checkpoint_comes_back_to_the_bit(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    best, last = make(name, tokenizer), make(name, tokenizer, pad_vocab_to=1)
+    last_weights = {key: value + 1 for key, value in best.state_dict().items()}
+    folder = tmp_path / "data" / "there"
+    folder.mkdir(parents=True)
+    states = ({"model_state_dict": each, "step": 1} for each in (last_weights, best.state_dict()))
+    write_checkpoint(folder, best.config, tokenizer, *states)
+    ids = IDS % tokenizer.vocab_size
+    for path in ("data/there", "data/there/best.pth"):
+        assert torch.equal(loaded(tmp_path, last.config, path, tokenizer)(ids).logits, best(ids).logits)
+    best.load_state_dict(last_weights)
+    moved = loaded(tmp_path, last.config, "data/there/model_and_optimizer.pth", tokenizer)
+    assert torch.equal(moved(ids).logits, best(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}),
+        ("llama", {"intermediate_size": 40, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}),
+        ("llama tied", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "rms_norm_eps": 1e-3}),
+    ],
+)
+def test_what_transformers_wrote_gives_transformers_logits(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    import transformers
+
+    model = make(name)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 16}
+    if name != "gpt2":
+        settings = {"intermediate_size": 128, "tie_word_embeddings": name == "llama tied", **sizes, **settings}
+    kind = "GPT2" if name == "gpt2" else "Llama"
+    config = getattr(transformers, f"{kind}Config")(vocab_size=300, **settings)
+    theirs = getattr(transformers, f"{kind}LMHeadModel" if name == "gpt2" else f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    folder = exported(model, tmp_path)
+    (folder / "model.safetensors").unlink()
+    theirs.save_pretrained(folder, max_shard_size="20kB")
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            loaded(tmp_path, replace(model.config, mlp_dim=40 if name == "llama" else 128))(IDS).logits,
+            theirs(IDS).logits[..., :257],
+            rtol=0,
+            atol=1e-5,
+        )
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        changed = {name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}
+        save_file(changed, path)
+
+    return apply
+
+
+def without_prefix_and_with_buffers(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    named = {name.removeprefix("transformer."): tensor for name, tensor in found.items()}
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 16, 16).tril().bool() for layer in range(2)}
+    return named | masks | {"lm_head.weight": named["wte.weight"].clone()}
+
+
+def in_two_files(folder: Path) -> None:
+    found = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(found)
+    where = {name: f"model-{1 + number % 2:05}-of-00002.safetensors" for number, name in enumerate(names)}
+    for file in set(where.values()):
+        save_file({name: found[name] for name in names if where[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+@pytest.mark.parametrize("change", [weights(without_prefix_and_with_buffers), in_two_files])
+def test_real_folders_come_in_several_forms(change: Callable[[Path], None], tmp_path: Path) -> None:
+    model = make("gpt2")
+    change(exported(model, tmp_path))
+    assert same_logits(loaded(tmp_path, model.config), model)
+
+
+def test_weights_of_half_the_bits_are_widened(tmp_path: Path) -> None:
+    model = make("llama").bfloat16().float()
+    weights(lambda found: {name: tensor.bfloat16() for name, tensor in found.items()})(exported(model, tmp_path))
+    assert same_logits(loaded(tmp_path, model.config), model)
+
+
+def test_the_digest_is_that_of_the_weights(tmp_path: Path) -> None:
+    folder = exported(make("gpt2"), tmp_path)
+    before = Pretrained.at(tmp_path, "data/there").digest
+    (folder / "README.md").write_text("a note")
+    assert Pretrained.at(tmp_path, "data/there").digest == before
+    weights(lambda found: {**found, "transformer.wte.weight": found["transformer.wte.weight"] + 1})(folder)
+    assert Pretrained.at(tmp_path, "data/there").digest != before
+
+
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────
+
+
+def setting(**values: Any) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return apply
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def half(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def a_part_missing(folder: Path) -> None:
+    in_two_files(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def elsewhere(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
+    index = {"weight_map": {"transformer.wte.weight": "../other.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def another_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    vocab = saved["model"]["vocab"]
+    vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
+    path.write_text(json.dumps(saved))
+
+
+Change = Callable[[Path], None]
+REFUSED: list[tuple[str, Change, str]] = [
+    ("gpt2", setting(model_type="bert"), "type 'bert'; those that can be gone on with: gpt2, nanochat, llama"),
+    ("gpt2", setting(activation_function="relu"), "activation_function is 'relu', and only 'gelu_new' or"),
+    ("gpt2", setting(n_inner=64), "n_inner is 64, and only 128"),
+    ("gpt2", setting(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
+    ("gpt2", setting(n_head="four"), "n_head is 'four' where a number is expected"),
+    ("gpt2", setting(n_head=0), "sizes that are no model's"),
+    ("gpt2", setting(quantization_config={"bits": 4}), "quantization_config is {'bits': 4}"),
+    ("llama", setting(attention_bias=True), "attention_bias is True"),
+    ("llama", setting(mlp_bias=True), "mlp_bias is True"),
+    ("llama", setting(head_dim=16), "head_dim is 16, and only 8 or None"),
+    ("llama", setting(sliding_window=8), "sliding_window is 8"),
+    ("llama", setting(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling is 'linear'"),
+    ("llama", setting(rope_parameters={"rope_type": "llama3"}), "rope_parameters.rope_type is 'llama3'"),
+    ("llama", setting(hidden_act="gelu"), "hidden_act is 'gelu', and only 'silu'"),
+    ("modern", setting(final_logit_softcapping=15.0), "final_logit_softcapping is 15.0, and only None"),
+    ("modern", setting(rope_parameters=5), "holds sizes that are no model's"),
+    ("modern", setting(num_key_value_heads=2), "num_key_value_heads is 2, and only 4"),
+    ("modern", setting(intermediate_size=64), "intermediate_size is 64, and only 128"),
+    ("gpt2", without("config.json"), "config.json is missing: bring the whole folder"),
+    ("gpt2", without("model.safetensors"), "holds no model.safetensors: bring the whole folder"),
+    ("gpt2", without("tokenizer.json"), "tokenizer.json is missing"),
+    ("gpt2", pickled, "pytorch_model.bin may run code when it is read: convert it to safetensors"),
+    ("gpt2", half, "model.safetensors cannot be read"),
+    ("gpt2", a_part_missing, "model-00002-of-00002.safetensors is missing"),
+    ("gpt2", elsewhere, "other.safetensors is missing, and model.safetensors.index.json names it"),
+    ("gpt2", another_tokenizer, "'bytes', which tokenized the splits, is not data/there's tokenizer: set tokenize"),
+    (
+        "llama",
+        weights(lambda found: {name: each for name, each in found.items() if "1.self_attn.k_proj" not in name}),
+        r"lack layers.1.self_attn.q_proj.weight or layers.1.self_attn.k_proj.weight or",
+    ),
+    (
+        "llama",
+        weights(lambda found: {**found, "model.layers.0.self_attn.q_norm.weight": torch.ones(8)}),
+        "the weight layers.0.self_attn.q_norm.weight is none that a model of the family llama has",
+    ),
+    (
+        "llama",
+        weights(lambda found: {**found, "model.norm.weight": torch.ones(31)}),
+        r"norm.weight is \[\[31\]\], and by config.json \[32\]",
+    ),
+    (
+        "gpt2",
+        weights(lambda found: {name: each.int() for name, each in found.items()}),
+        "is torch.int32, and only floating-point weights",
+    ),
+    ("gpt2 without biases", weights(lambda found: {
+        name: each + name.endswith("c_attn.bias") for name, each in found.items()
+    }), "has such biases: set model.qkv_bias: true"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change", "message"), REFUSED, ids=[message[:40] for *_, message in REFUSED])
+def test_what_is_not_computed_here_is_named_in_one_line(
+    name: str, change: Change, message: str, tmp_path: Path
+) -> None:
+    model = make(name)
+    change(exported(model, tmp_path))
+    with pytest.raises(PipelineError, match=message) as caught:
+        loaded(tmp_path, model.config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "settings"),
+    [
+        ("gpt2", {"n_layers": 3}, "model.n_layers: 2"),
+        ("gpt2", {"tied_head": False, "emb_dim": 64}, "model.emb_dim: 32, model.tied_head: true"),
+        ("gpt2", {"family": "modern"}, "model.family: gpt2"),
+        ("gpt2", {"context_length": 17}, "model.context_length: 16 or less"),
+        ("llama", {"n_kv_heads": 0, "mlp_dim": 0}, "model.n_kv_heads: 2, model.mlp_dim: 40"),
+        ("llama", {"rope_theta": 1e6, "norm_eps": 1e-6}, "model.rope_theta: 10000.0, model.norm_eps: 1e-05"),
+        ("modern", {"family": "llama", "n_heads": 2}, "model.family: modern, model.n_heads: 4"),
+    ],
+)
+def test_a_model_that_differs_is_told_every_value_to_set(
+    name: str, changes: dict[str, Any], settings: str, tmp_path: Path
+) -> None:
+    model = make(name)
+    exported(model, tmp_path)
+    with pytest.raises(PipelineError) as caught:
+        loaded(tmp_path, replace(model.config, **changes))
+    assert str(caught.value).endswith(f"data/there is another model than params.yaml's: set {settings}")
+
+
+def test_a_tokenizer_with_more_ids_than_the_weights_have_rows_is_refused(tmp_path: Path) -> None:
+    model = make("gpt2")
+    folder = exported(model, tmp_path)
+    path = folder / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    saved["added_tokens"] = []
+    path.write_text(json.dumps(saved))
+    setting(vocab_size=256)(folder)
+    with pytest.raises(
+        PipelineError, match=r"has 257 ids and data/there rows for 256: set tokenize.tokenizer.file.end"
+    ):
+        loaded(tmp_path, model.config)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("data/nowhere", "data/nowhere is missing: copy a whole checkpoint"),
+        ("data/note.txt", "data/note.txt is no file of a checkpoint's weights"),
+        ("data/first/best.pth", r"best.pth has .* bytes where .* were written"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    model = make("gpt2")
+    folder = tmp_path / "data" / "first"
+    folder.mkdir(parents=True)
+    (tmp_path / "data" / "note.txt").write_text("a note")
+    state = {"model_state_dict": model.state_dict(), "step": 1}
+    write_checkpoint(folder, model.config, BYTES, state, state)
+    with (folder / "best.pth").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(PipelineError, match=message):
+        loaded(tmp_path, model.config, name)
+
+
+def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path) -> None:
+    model = make("llama")
+    folder = tmp_path / "data" / "first"
+    folder.mkdir(parents=True)
+    state = {"model_state_dict": make("llama tied").state_dict(), "step": 1}
+    write_checkpoint(folder, model.config, BYTES, state, state)
+    with pytest.raises(PipelineError, match=r"data/first: .* is not that of the model of config.json"):
+        loaded(tmp_path, model.config, "data/first")

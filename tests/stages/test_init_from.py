@@ -1,0 +1,125 @@
+"""Training that begins with weights: those of an export or a checkpoint, and what belongs to such a run."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Project
+
+import pipeline.training.loop as loop
+
+FAMILIES = {
+    "gpt2": ["model.family=gpt2"],
+    "modern": ["model.family=modern"],
+    "llama": ["model.family=llama", "model.n_kv_heads=1"],
+}
+WHOLE = ["train.evaluation.windows=1000", "train.precision=fp32"]
+FROM = "train.init_from=data/there"
+
+
+def sets(*values: str) -> list[str]:
+    return [part for value in values for part in ("--set", value)]
+
+
+def losses(project: Project) -> list[float]:
+    with (project.root / "metrics" / "history.tsv").open() as file:
+        return [float(row["val.loss"]) for row in csv.DictReader(file, delimiter="\t")]
+
+
+def weights(project: Project) -> dict[str, torch.Tensor]:
+    path = project.root / "artifacts" / "checkpoint" / "model_and_optimizer.pth"
+    found: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model_state_dict"]
+    return found
+
+
+def kept(project: Project, name: str = "artifacts/checkpoint") -> Path:
+    """A copy of what a stage wrote, in data/there."""
+    return Path(shutil.copytree(project.root / name, project.root / "data" / "there"))
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=() if each == "llama" else pytest.mark.long) for each in FAMILIES]
+)
+def test_a_run_goes_on_from_the_export_of_another_where_that_was(trained_project: Project, family: str) -> None:
+    settings = [*FAMILIES[family], *WHOLE]
+    trained_project.succeed("train", *sets(*settings))
+    first = losses(trained_project)
+    trained_project.succeed("export", *sets(*settings, "export.weights=last"))
+    kept(trained_project, "artifacts/export")
+    shutil.rmtree(trained_project.root / "artifacts" / "export")
+    out = trained_project.succeed("train", *sets(*settings, FROM, "train.optimizer.adamw.lr=0.01")).out
+    assert "begins   with the weights of data/there" in out
+    second = losses(trained_project)
+    assert second[0] == pytest.approx(first[-1], abs=1e-6)
+    assert second[-1] < second[0] - 0.01
+
+
+def test_a_run_goes_on_from_a_checkpoint_on_other_texts(trained_project: Project) -> None:
+    kept(trained_project)
+    for path in (trained_project.root / "data" / "raw").glob("text-0*.txt"):
+        path.unlink()
+    for number in range(4):
+        (trained_project.root / "data" / "raw" / f"new-{number}.txt").write_text(
+            f"we listen {number} to it. " * 200
+        )
+    for stage in ("tokenize", "split"):  # which train a tokenizer of its own on those texts
+        trained_project.succeed(stage)
+    refused = trained_project.run("train", *sets(FROM))
+    assert refused.code == 1
+    assert (
+        "set tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: data/there/tokenizer.json"
+        in refused.err
+    )
+    file = ["tokenize.tokenizer.name=file", "tokenize.tokenizer.file.path=data/there/tokenizer.json"]
+    for stage in ("tokenize", "split"):
+        trained_project.succeed(stage, *sets(*file))
+    assert "nothing found that would stop the run" in trained_project.succeed("check", *sets(*file, FROM)).out
+    trained_project.succeed("train", *sets(*file, FROM))
+    found = losses(trained_project)
+    assert found[-1] < found[0]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits_and_other_weights_begin_another(
+    trained_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = kept(trained_project)
+    trained_project.succeed("train", *sets(FROM))
+    whole = weights(trained_project)
+    trained_project.succeed("clean")
+    step = loop.train_step
+
+    def dies(run: loop.Run, state: loop.TrainState) -> tuple[float, int]:
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return step(run, state)
+
+    monkeypatch.setattr(loop, "train_step", dies)
+    assert trained_project.run("train", *sets(FROM, "runtime.save_seconds=0")).code == 130
+    monkeypatch.setattr(loop, "train_step", step)
+    assert "going on from step 4" in trained_project.succeed("train", *sets(FROM)).out
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(trained_project).items())
+    shutil.rmtree(there)
+    kept(trained_project)
+    assert "not the run before: the weights to begin with\n" in trained_project.succeed("train", *sets(FROM)).out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([FROM, "model.n_layers=3"], "data/there is another model than params.yaml's: set model.n_layers: 2\n"),
+        (["train.init_from=data/nowhere"], "data/nowhere is missing: copy a whole checkpoint"),
+        (["train.init_from=artifacts/checkpoint"], "must lie below data/, such as data/gpt2"),
+        (["train.init_from=data/../artifacts"], "must lie below data/, such as data/gpt2"),
+    ],
+)
+def test_what_cannot_be_begun_with_is_one_line(trained_project: Project, settings: list[str], message: str) -> None:
+    kept(trained_project)
+    for command in ("train", "check"):
+        result = trained_project.run(command, *sets(*settings))
+        assert result.code == 1
+        assert message in result.err + result.out
+        assert result.err.count("\n") == 1
