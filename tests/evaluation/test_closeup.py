@@ -29,6 +29,7 @@ CONFIG = GPTConfig(
 MODELS = {
     "gpt2": CONFIG,
     "modern": replace(CONFIG, family="modern"),
+    "llama": replace(CONFIG, family="llama", n_kv_heads=2),
     "documents": replace(CONFIG, document_end=256),
 }
 IDS = np.array([*"So über the sea".encode(), 256, *b"and on, on"], dtype=np.int64)
