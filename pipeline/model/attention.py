@@ -101,8 +101,8 @@ class Attention(nn.Module):
     def project(
         self, x: torch.Tensor, rotation: Rotation | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries [B, n_heads, T, head size], keys and values [B, heads of keys, T, head size] of `x` [B, T, D], turned
-        and normalised as they meet in `attend`; those that several queries share are not repeated yet."""
+        """Queries [B, n_heads, T, head size], keys and values [B, heads of keys, T, head size] of `x` [B, T, D],
+        turned and normalised as they meet in `attend`; those that several queries share are not repeated yet."""
         heads, shared = self.n_heads, self.kv_heads
         qkv = self.qkv(x).view(*x.shape[:2], heads + 2 * shared, self.head_dim).transpose(1, 2)
         if rotation is None:

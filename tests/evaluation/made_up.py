@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.evaluation.breakdown import Breakdown, FrequencyLoss, PositionLoss, UnitScore
-from pipeline.evaluation.report.records import AttentionMaps, Excerpt, Report, Token, Training
-from pipeline.evaluation.samples import Sample
+from pipeline.evaluation.report.records import AttentionMaps, Excerpt, Report, Sample, Token, Training
 
 
 def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: int = 2) -> Report:

@@ -19,15 +19,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up import made_up
 
-from pipeline.errors import CheckpointError
 from pipeline.evaluation.breakdown import PositionLoss
-from pipeline.evaluation.report.attention import habit, spread
 from pipeline.evaluation.report.chart import labelled, lay_out, nice_ticks, number
 from pipeline.evaluation.report.figures import write_figures
+from pipeline.evaluation.report.heads import habit, spread
 from pipeline.evaluation.report.page import LEVELS, duration, level, render
 from pipeline.evaluation.report.plots import Plot, Series, position_plot, training_axes, training_plots
 from pipeline.evaluation.report.records import Training
-from pipeline.evaluation.report.training import read_training
 
 STYLE = (REPOSITORY / "pipeline" / "evaluation" / "report" / "page.css").read_text(encoding="utf-8")
 
@@ -238,33 +236,6 @@ def test_the_axes_of_training_are_those_for_which_there_are_numbers() -> None:
     longer = [{**row, "processor_seconds": 60 * row["processor_seconds"]} for row in history]
     assert training_axes(longer)[-1].label == "processor time, minutes"
     assert [axis.name for axis in training_axes([{"step": 0.0}, {"step": 5.0}])] == ["steps"]
-
-
-# ── what training wrote ───────────────────────────────────────────────────────────────────────────
-
-
-def training_folder(folder: Path, history: str, timing: str) -> Training:
-    (folder / "history.tsv").write_text(history.replace(" ", "\t"))
-    (folder / "timing.tsv").write_text(timing.replace(" ", "\t"))
-    (folder / "performance.json").write_text('{"seconds": 9, "tokens_per_sec": 100}')
-    (folder / "samples.jsonl").write_text("")
-    return read_training(folder, folder)
-
-
-def test_throughput_is_of_the_stretch_since_the_last_evaluation(tmp_path: Path) -> None:
-    training = training_folder(
-        tmp_path,
-        "step tokens val.loss\n0 0 8\n1 100 7\n2 200 6\n",
-        "step seconds processor_seconds tokens_per_sec\n0 0 0 0\n1 1 2 100\n2 5 8 40\n",
-    )
-    assert [row.get("tokens_per_sec") for row in training.history] == [None, 100.0, 25.0]
-    assert [row["processor_seconds"] for row in training.history] == [0.0, 2.0, 8.0]
-
-
-@pytest.mark.parametrize("damaged", ["", "step\tval.loss\n1\tx\n", "tokens\n1\n"])
-def test_damaged_timing_is_one_line(damaged: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"timing\.tsv is damaged .*: run `python -m pipeline train`"):
-        training_folder(tmp_path, "step\n0\n", damaged)
 
 
 # ── tokens and heads ──────────────────────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ import torch
 from pipeline.data.tokens import Ids
 from pipeline.evaluation.nll import undisturbed
 from pipeline.evaluation.report.excerpt import shown
+from pipeline.evaluation.report.heads import spread
 from pipeline.evaluation.report.records import AttentionMaps
 from pipeline.model.attention import Attention
 from pipeline.model.checkpoint import Checkpoint
@@ -65,27 +66,3 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
         for handle in handles:
             handle.remove()
     return torch.stack(seen)
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0 … count − 1, evenly spaced, the first and the last among them."""
-    if count <= most:
-        return list(range(count))
-    return sorted({round(number * (count - 1) / (most - 1)) for number in range(most)})
-
-
-def habit(weights: np.ndarray) -> dict[str, float]:
-    """What a head's weights [T, T] go to, as shares of all: the token itself, the one before it, the first one.
-
-    The first two tokens are left out: for them these are the same. What is one of the two others is not counted as
-    the first. Empty for a text of less than three tokens.
-    """
-    length = len(weights)
-    if length < 3:
-        return {}
-    rows = np.arange(2, length)
-    return {
-        "itself": float(weights[rows, rows].mean()),
-        "the one before": float(weights[rows, rows - 1].mean()),
-        "the first": float(weights[rows, 0].mean()),
-    }

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.console import printable
 from pipeline.evaluation.bootstrap import units
 from pipeline.evaluation.breakdown import Breakdown
-from pipeline.evaluation.report.attention import habit, spread
 from pipeline.evaluation.report.chart import Chart, lay_out, number
 from pipeline.evaluation.report.figures import write_figures
+from pipeline.evaluation.report.heads import columns, head_pictures, spread
 from pipeline.evaluation.report.plots import Axis, has_points, position_plot, training_axes, training_plots
-from pipeline.evaluation.report.records import AttentionMaps, Report
+from pipeline.evaluation.report.records import Report
 from pipeline.files import write_atomically
 
 LEVELS = (0.25, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0)
 """Nats at which the colour of a token changes."""
 _DOCUMENTS = 8
 _ROWS = 60
-_INK = (0, 103, 163)
 CARDS = (
     ("bits_per_byte", "bits per byte"),
     ("perplexity", "perplexity"),
@@ -75,8 +71,8 @@ def render(report: Report) -> str:
         timeline=_some(_timeline(report)),
         documents={name: _documents(side) for name, side in report.breakdowns.items() if side.documents},
         frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
-        head_columns=_columns(len(report.attention.heads)) if report.attention else 0,
-        heads=_heads(report.attention) if report.attention else [],
+        head_columns=columns(len(report.attention.heads)) if report.attention else 0,
+        heads=head_pictures(report.attention) if report.attention else [],
         params={name: _flat(section) for name, section in report.params.items()},
     )
 
@@ -200,45 +196,6 @@ def _frequencies(side: Breakdown) -> list[FrequencyRow]:
             seen = f"{low:,} to {tops[index]:,} times"
         rows.append(FrequencyRow(seen, tokens, tokens / total, mean, round(100 * mean / longest, 1)))
     return rows
-
-
-@dataclass(frozen=True)
-class Head:
-    """A head's map: its name, its picture as a data: address, and in words where it looks."""
-
-    name: str
-    picture: str
-    habit: str
-
-
-def _heads(maps: AttentionMaps) -> list[Head]:
-    heads = []
-    for row, layer in enumerate(maps.layers):
-        for column, head in enumerate(maps.heads):
-            weights = maps.weights[row, column]
-            shares = sorted(habit(weights).items(), key=lambda item: -item[1])
-            words = ", ".join(f"{share:.0%} {name}" for name, share in shares)
-            heads.append(Head(f"Layer {layer}, head {head}", _picture(weights), words))
-    return heads
-
-
-def _columns(heads: int) -> int:
-    """How many maps stand side by side on a wide screen: whole layers, or equal parts of one, where that goes."""
-    fitting = [count for count in (8, 7, 6, 5) if count % heads == 0 or heads % count == 0]
-    return fitting[0] if fitting else 7
-
-
-def _picture(weights: np.ndarray) -> str:
-    """Weights [T, T] as a PNG of T × T dots whose ink covers as much as the root of the weight."""
-    from matplotlib.image import imsave
-
-    dots = np.zeros((*weights.shape, 4), dtype=np.uint8)
-    dots[..., :3] = _INK
-    dots[..., 3] = np.round(255 * np.sqrt(np.clip(weights, 0, 1)))
-    dots[dots[..., 3] == 0] = 0
-    buffer = io.BytesIO()
-    imsave(buffer, dots, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

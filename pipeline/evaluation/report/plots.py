@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.evaluation.breakdown import Breakdown, PositionLoss
-from pipeline.evaluation.report.records import Report
-from pipeline.evaluation.report.training import PROCESSOR_SECONDS, SPEED
+from pipeline.evaluation.report.records import PROCESSOR_SECONDS, SPEED, Report
 
 Point = tuple[float, float]
 

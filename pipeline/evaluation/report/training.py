@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
-from pipeline.evaluation.report.records import Training
+from pipeline.evaluation.report.records import PROCESSOR_SECONDS, SPEED, Training
 from pipeline.files import read_json
 from pipeline.model.checkpoint import SAMPLES
 
 _MEND = "run `python -m pipeline train`"
-PROCESSOR_SECONDS = "processor_seconds"
-SPEED = "tokens_per_sec"
 
 
 def read_training(metrics: Path, checkpoint: Path) -> Training:
