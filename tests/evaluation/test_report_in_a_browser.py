@@ -66,7 +66,7 @@ def test_pointing_at_a_token_shows_what_was_expected(browser: Browser, page: Pat
     browser.point(browser.evaluate(f"{box}.left + 3"), browser.evaluate(f"{box}.top + 5"))
     assert browser.evaluate(f"{TIPS}.length") == 1
     shown = browser.evaluate(f"{TIPS}[0].innerText")
-    assert "1.60 nats" in shown
+    assert "1.20 nats" in shown
     assert all(share in shown for share in ("40.0%", "20.0%", "10.0%", "5.0%", "1.0%"))
     inside = browser.evaluate(
         f"(box => box.left >= 0 && box.right <= innerWidth)({TIPS}[0].getBoundingClientRect())"
@@ -82,7 +82,7 @@ def test_the_keyboard_walks_over_the_tokens(browser: Browser, page: Path, width:
         browser.press("ArrowRight", 39)
     assert browser.evaluate("document.activeElement.id") == "t-val-3"
     assert browser.evaluate(f"{TIPS}.length") == 1
-    assert "1.20 nats" in browser.evaluate(f"{TIPS}[0].innerText")
+    assert "0.80 nats" in browser.evaluate(f"{TIPS}[0].innerText")
     browser.press("Tab", 9)
     assert browser.evaluate("document.activeElement.name") == "t-test"  # one stop for the whole text
 

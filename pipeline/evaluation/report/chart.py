@@ -128,9 +128,9 @@ def _fits(point: Point, plot: Plot) -> bool:
 def _scale(values: Sequence[float], log: bool, padded: bool) -> _Scale:
     low, high = min(values, default=1.0), max(values, default=1.0)
     if log:
-        margin = (high / low) ** 0.06 if high > low else 2.0
+        margin = math.exp(0.06 * (math.log(high) - math.log(low))) if high > low else 2.0
         return _Scale(low / margin, high * margin, log) if padded or high == low else _Scale(low, high, log)
-    if high == low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # as good as one value
         half = abs(high) * 0.5 or 1.0
         return _Scale(low - half, high + half, log)
     margin = (high - low) * 0.06 if padded else 0.0
@@ -199,7 +199,7 @@ def labelled(ticks: list[float]) -> list[tuple[float, str]]:
 def _readouts(plot: Plot, series: list[list[Point]], place: Callable[[Point], Point]) -> list[ReadOut]:
     """A column around each place that has a point, or around some of them, evenly spaced."""
     places = sorted({left for each in series for left, _ in each})
-    every = -(-len(places) // _READOUTS)
+    every = max(1, -(-len(places) // _READOUTS))
     chosen = places[::-1][::every][::-1]
     lefts = [place((value, 1.0))[0] for value in chosen]
     borders = [0.0, *((one + other) / 2 for one, other in pairwise(lefts)), 100.0]
