@@ -19,7 +19,7 @@ def main(page: Path, folder: Path) -> None:
         take(browser, folder / "report.png")
         browser.open(page, WIDTH, 900, dark=True)
         browser.evaluate("document.querySelector('#tokens').scrollIntoView({behavior: 'instant'})")
-        browser.evaluate("document.querySelectorAll('.tokens .l5 label')[1]?.click()")
+        browser.evaluate("document.querySelectorAll('.tokens .l4 input')[4]?.focus({preventScroll: true})")
         take(browser, folder / "report-dark.png")
         browser.open(page, 390, 844)
         take(browser, folder / "report-phone.png")

@@ -148,10 +148,10 @@ def nice_ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, their double and fivefold where there is room, or round values where there are too few."""
+    """Powers of ten, and what lies between them where there is room, or round values where there are too few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = -(-len(powers) // (_TICKS + 1))
-    for factors in ((1, 2, 5), (1,)):
+    for factors in ((1, 2, 5), (1, 3), (1,)):
         ticks = [factor * 10.0**power for power in powers[::every] for factor in factors]
         inside = [tick for tick in ticks if low <= tick <= high]
         if 2 <= len(inside) <= _TICKS:

@@ -189,11 +189,11 @@ def _frequencies(side: Breakdown) -> list[FrequencyRow]:
     rows = []
     for index, (low, tokens, mean) in enumerate(bins):
         if index == len(tops):
-            seen = f"{low:,} times or more"
+            seen = f"{low:,} or more"
         elif tops[index] <= low:
-            seen = "never" if low == 0 else "once" if low == 1 else f"{low:,} times"
+            seen = "never" if low == 0 else "once" if low == 1 else f"{low:,}"
         else:
-            seen = f"{low:,} to {tops[index]:,} times"
+            seen = f"{low:,} to {tops[index]:,}"
         rows.append(FrequencyRow(seen, tokens, tokens / total, mean, round(100 * mean / longest, 1)))
     return rows
 
