@@ -32,7 +32,7 @@ class Comparison:
     Attributes:
         question: "checkpoints" or "recipes".
         unit: What the losses are in.
-        first, second: The runs of A and of B: name, step and weights.
+        first, second: The runs of A and of B: name, step, weights and seed.
         sides: The difference on val and test.
         params: The params that differ, A's and B's values.
         changes: The documents, or blocks, from which most of the difference comes; for checkpoints only.
@@ -133,7 +133,8 @@ def _meaning(comparison: Comparison) -> str:
 
 
 def _described(run: dict[str, Any]) -> str:
-    return f"{run['name']}: the {run['weights']} weights, of step {run['step']:,}"
+    seed = "" if run["seed"] is None else f", seed {run['seed']}"
+    return f"{run['name']}: the {run['weights']} weights, of step {run['step']:,}{seed}"
 
 
 def _numbers(found: Difference) -> str:

@@ -1,18 +1,22 @@
 """The stages, one after the other, on a tiny project."""
 
 import json
+import math
 import zipfile
+from typing import Any
 
 import pytest
 import torch
 from conftest import Project
 
+from pipeline.evaluation.tables import read_units
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.plugin.registry import Registry
 
 
 def test_the_five_stages_run_and_say_what_they_did(project: Project) -> None:
+    outputs = {}
     for stage, wrote in [
         ("tokenize", "artifacts/tokens"),
         ("split", "artifacts/splits"),
@@ -24,11 +28,31 @@ def test_the_five_stages_run_and_say_what_they_did(project: Project) -> None:
         assert "wrote" in result.out
         assert wrote in result.out
         assert (project.root / wrote).exists()
+        outputs[stage] = result.out
     result = project.succeed("generate", "the river")
     assert result.out.startswith("the river")
     metrics = json.loads((project.root / "metrics" / "evaluate.json").read_text())
     assert metrics["val"]["loss"] > 0
     assert {"unigram", "xz"} <= set(metrics["test"]["baselines"])
+    documents = read_units((project.root / "reports" / "documents.tsv").read_text())
+    for side in ("val", "test"):
+        numbers = metrics[side]
+        assert set(numbers["interval"]) == {"loss", "perplexity", "bits_per_byte", "accuracy"}
+        for name, ends in numbers["interval"].items():
+            assert ends["low"] < numbers[name] < ends["high"]
+        assert numbers["accuracy"] <= numbers["accuracy_top5"] <= 1
+        assert 0 <= numbers["calibration_error"] <= 1
+        nats, tokens = (sum(each[column] for each in documents[side]) for column in (2, 1))
+        assert tokens == numbers["tokens"]
+        assert nats / tokens == pytest.approx(numbers["loss"], rel=1e-12)
+    assert only_numbers(metrics)  # DVC drops or breaks on what is none
+    assert "95% over" in outputs["evaluate"]
+
+
+def only_numbers(values: Any) -> bool:
+    if isinstance(values, dict):
+        return all(only_numbers(each) for each in values.values())
+    return type(values) in (int, float) and math.isfinite(values)
 
 
 @pytest.mark.parametrize("settings", [{}, {"plain": True}])
