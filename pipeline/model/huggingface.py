@@ -168,7 +168,7 @@ def read_config(folder: Path) -> GPTConfig:
 
 def _form(values: Any, path: Path) -> _Form:
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in _FORMS:
+    if not isinstance(kind, str) or kind not in _FORMS:
         raise CheckpointError(
             f"{path} describes a model of the type {kind!r}; those that can be gone on with: {', '.join(_FORMS)}"
         )
@@ -193,12 +193,12 @@ def _size(values: Mapping[str, Any], key: str, default: Any, path: Path) -> Any:
 
 def _rope_theta(values: Mapping[str, Any], path: Path) -> float:
     """It has stood in two places, and in each a scaling beside it, which is not computed here."""
-    found: dict[str, Any] = {}
+    theta = values.get("rope_theta")
     for key in ("rope_scaling", "rope_parameters"):
-        found |= dict(values.get(key) or {})
-    kind = found.get("rope_type", found.get("type", "default"))
-    _check(path, "rope_scaling" if values.get("rope_scaling") else "rope_parameters.rope_type", kind, ("default",))
-    return float(found.get("rope_theta") or values.get("rope_theta") or 10_000.0)
+        found = dict(values.get(key) or {})
+        _check(path, f"{key}.rope_type", found.get("rope_type", found.get("type", "default")), ("default",))
+        theta = found.get("rope_theta", theta)
+    return float(theta or 10_000.0)
 
 
 def _config(family: str, fields: dict[str, Any], values: Mapping[str, Any], path: Path) -> GPTConfig:
