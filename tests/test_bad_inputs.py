@@ -38,6 +38,7 @@ Break = Callable[[Path], Any]
 TRAIN, SPLIT, TOKENIZE = "run `python -m pipeline train`", "pipeline split", "pipeline tokenize"
 CHECKPOINT, SPLITS, TOKENS = "artifacts/checkpoint", "artifacts/splits", "artifacts/tokens"
 BEST, HISTORY, PERFORMANCE = f"{CHECKPOINT}/best.pth", "metrics/history.tsv", "metrics/performance.json"
+TIMING = "metrics/timing.tsv"
 UNCHANGED = ("artifacts", "metrics", "reports", "data", "params.yaml")
 
 
@@ -650,6 +651,7 @@ CHECKPOINT_CASES = [
             ("with a huge field", "step\n" + "9" * 200_000 + "\n"),
         ]
     ),
+    Case("timing missing", "evaluate", (f"{TIMING} is missing", TRAIN), remove(TIMING)),
     Case("performance missing", "evaluate", (f"{PERFORMANCE} is missing", TRAIN), remove(PERFORMANCE)),
     *(
         Case(

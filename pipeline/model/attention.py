@@ -89,21 +89,29 @@ class Attention(nn.Module):
         cache: KVCache | None,
     ) -> torch.Tensor:
         batch, length, emb_dim = x.shape
+        q, k, v = self.project(x, rotation)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        if self.kv_heads < self.n_heads:
+            k, v = (each.repeat_interleave(self.n_heads // self.kv_heads, dim=1) for each in (k, v))
+        attended = attend(q, k, v, mask, kept, self.dropout if self.training else 0.0)
+        out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
+        return out
+
+    def project(
+        self, x: torch.Tensor, rotation: Rotation | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries [B, n_heads, T, head size], keys and values [B, heads of keys, T, head size] of `x` [B, T, D],
+        turned and normalised as they meet in `attend`; those that several queries share are not repeated yet."""
         heads, shared = self.n_heads, self.kv_heads
-        qkv = self.qkv(x).view(batch, length, heads + 2 * shared, self.head_dim).transpose(1, 2)
+        qkv = self.qkv(x).view(*x.shape[:2], heads + 2 * shared, self.head_dim).transpose(1, 2)
         if rotation is None:
-            q, k, v = qkv.chunk(3, dim=1)  # each [B, n_heads, T, head size]
+            q, k, v = qkv.chunk(3, dim=1)
         else:
             qk, v = qkv.split([heads + shared, shared], dim=1)
             qk = rms_norm(rotation(qk)) if self.normalised else rotation(qk)
             q, k = qk.split([heads, shared], dim=1)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        if shared < heads:
-            k, v = (each.repeat_interleave(heads // shared, dim=1) for each in (k, v))
-        attended = attend(q, k, v, mask, kept, self.dropout if self.training else 0.0)
-        out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
-        return out
+        return q, k, v
 
 
 def attend(

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from pipeline.console import Progress, fact, say
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
-from pipeline.errors import CheckpointError, DataError
+from pipeline.environment import versions
+from pipeline.errors import DataError
 from pipeline.evaluation.baselines import unigram_bits_per_byte, xz_bits_per_byte
 from pipeline.evaluation.bootstrap import intervals, units
 from pipeline.evaluation.breakdown import Breakdown, Counts, Tally, token_counts
 from pipeline.evaluation.nll import Summary, score
-from pipeline.evaluation.report import Report, Sample, write_report
+from pipeline.evaluation.report.attention import read_attention
+from pipeline.evaluation.report.excerpt import read_excerpt
+from pipeline.evaluation.report.page import write_report
+from pipeline.evaluation.report.records import Report
+from pipeline.evaluation.report.training import read_training
+from pipeline.evaluation.samples import draw_samples
 from pipeline.evaluation.tables import digests, write_tables
-from pipeline.files import published_folder, read_json, write_json
-from pipeline.model.checkpoint import SAMPLES, Checkpoint, load_checkpoint
+from pipeline.files import MANIFEST, published_folder, read_json, write_json
+from pipeline.model.checkpoint import BEST, LAST, Checkpoint, load_checkpoint
 from pipeline.model.device import choose_device, use_threads
-from pipeline.model.generate import generate
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
     from pipeline.params import EvaluateParams, Params
     from pipeline.paths import Paths
-
-_MEND = "run `python -m pipeline train`"
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -41,8 +40,7 @@ def run(params: Params, paths: Paths) -> None:
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     check_same_tokenizer(checkpoint, splits)
-    history = _read_history(paths.metrics / "history.tsv")
-    performance = _read_performance(paths.metrics / "performance.json")
+    training = read_training(paths.metrics, paths.checkpoint)
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
     metrics: dict[str, Any] = {"step": checkpoint.step, "stride": _stride(own, checkpoint)}
@@ -52,23 +50,28 @@ def run(params: Params, paths: Paths) -> None:
         if side != "train":
             metrics[side], breakdowns[side] = _evaluate(checkpoint, splits, side, own, train_counts)
 
-    samples = [
-        _sample(checkpoint, prompt, own, samplers, own.generation.seed + number)
-        for number, prompt in enumerate(own.generation.prompts)
-    ]
+    samples = draw_samples(checkpoint, own.generation, samplers)
+    held_out = [side for side in ("val", "test") if side in metrics]
     report = Report(
         metrics=metrics,
         weights=own.weights,
         model=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
-        history=history,
-        performance=performance,
+        training=training,
         samples=samples,
-        samples_in_training=_samples_in_training(paths.checkpoint / SAMPLES),
+        excerpts=[read_excerpt(checkpoint, splits, side, breakdowns[side].documents) for side in held_out],
+        attention=read_attention(checkpoint, splits.ids(held_out[-1])),
+        breakdowns={side: breakdowns[side] for side in held_out},
+        data=splits.meta["files"],
         params={
             name: getattr(params, name).model_dump(mode="json")
             for name in ("tokenize", "split", "model", "train", "evaluate")
         },
-        versions={"torch": torch.__version__},
+        versions=versions(),
+        identity={
+            "weights": _sha256(paths.checkpoint / (BEST if own.weights == "best" else LAST)),
+            "tokenizer": checkpoint.tokenizer.fingerprint,
+            **{f"{side}.bin": _sha256(paths.splits / f"{side}.bin") for side in splits.names},
+        },
     )
     with published_folder(paths.reports) as folder:
         write_report(report, folder)
@@ -78,8 +81,8 @@ def run(params: Params, paths: Paths) -> None:
     for side in ("val", "test"):
         if side in metrics:
             _say_numbers(side, metrics[side], breakdowns[side])
-    for sample in samples:
-        say(f"\n{sample.prompt}{sample.continuation}\n")
+    for first, *_ in samples:
+        say(f"\n{first.prompt}{first.continuation}\n")
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}/report.html")
 
 
@@ -91,6 +94,12 @@ def check_same_tokenizer(checkpoint: Checkpoint, splits: TokenFolder) -> None:
             f"{splits.folder}: made by another tokenizer ({split[:12]}) than the model was trained with "
             f"({trained[:12]}): train again"
         )
+
+
+def _sha256(path: Path) -> str:
+    """What the manifest beside a file holds of it; it was checked when the file was read."""
+    digest: str = read_json(path.parent / MANIFEST, "")["files"][path.name]["sha256"]
+    return digest
 
 
 def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
@@ -153,46 +162,3 @@ def _listed(values: dict[str, Any]) -> str:
     return "  ".join(
         f"{key} {value if isinstance(value, str) else f'{value:,.4f}'}" for key, value in values.items()
     )
-
-
-def _sample(checkpoint: Checkpoint, prompt: str, params: EvaluateParams, samplers: list[Any], seed: int) -> Sample:
-    device = checkpoint.model.head_weight.device
-    start = [int(token) for token in checkpoint.tokenizer.encode(prompt)] or [checkpoint.tokenizer.end_of_text]
-    tokens = torch.tensor([start], device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    drawn = generate(
-        checkpoint.model,
-        tokens,
-        params.generation.max_new_tokens,
-        samplers,
-        generator,
-        end=checkpoint.tokenizer.end_of_text,
-    )
-    return Sample(prompt, checkpoint.tokenizer.decode([int(each) for each in drawn]), params.samplers.use)
-
-
-def _read_history(path: Path) -> list[dict[str, float]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            rows = [{name: float(value) for name, value in row.items() if value} for row in reader]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: {_MEND}") from None
-    except (ValueError, TypeError, csv.Error) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): {_MEND}") from None
-    if not rows or any("step" not in row for row in rows):
-        raise CheckpointError(f"{path} is damaged (it needs rows, each with its step): {_MEND}")
-    return rows
-
-
-def _read_performance(path: Path) -> dict[str, float]:
-    values = read_json(path, _MEND)
-    needed = ("seconds", "tokens_per_sec")
-    if not isinstance(values, dict) or not all(isinstance(values.get(name), int | float) for name in needed):
-        raise CheckpointError(f"{path} is damaged (it needs the numbers {' and '.join(needed)}): {_MEND}")
-    return values
-
-
-def _samples_in_training(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
