@@ -138,8 +138,8 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Write a text in turns with the trained model: it continues what you type, and remembers it.
 
     The model continues texts; it was not taught to answer. A line that you type begins a new line of the text, or,
-    if it begins with a space, goes on in the same one; Enter alone lets the model go on. Ctrl-C ends a continuation,
-    Ctrl-D the session, and /help lists what else there is. On a pipe, what is printed is the text itself.
+    if it begins with a space, goes on in the same one; Enter alone lets the model go on. Ctrl-C ends a
+    continuation, Ctrl-D the session, /help lists what else there is. On a pipe, the text itself is printed.
     """
     params, paths = _read(params_file, overrides)
     from pipeline.stages.chat import run

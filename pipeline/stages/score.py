@@ -48,7 +48,7 @@ def run(
     by_token: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Prints the numbers of each file ("-" is the standard input) and of all; with `by_token` each token's first."""
+    """Prints the numbers of each file ("-" is the standard input) and of all, with `by_token` each token's too."""
     own = params.evaluate
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, weights or own.weights, choose_device(params.runtime.device))
