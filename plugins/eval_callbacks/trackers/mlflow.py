@@ -32,8 +32,8 @@ class MLflow(EvalCallback):
         """Adds the numbers to the run whose id the memory holds.
 
         What the run holds already, from before it went on from an earlier state, is not written again; what is
-        missing is taken from the history. A run that was removed, or is damaged, is begun anew. A server that cannot
-        be reached later on stops no run.
+        missing is taken from the history. A run that was removed, or is damaged, is begun anew. A server that
+        cannot be reached later on stops no run.
 
         Raises:
             ModuleNotFoundError: the package mlflow-skinny is not installed.
@@ -57,7 +57,7 @@ class MLflow(EvalCallback):
             except MlflowException as error:
                 if self.uri and error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-                del event.memory["run"]
+                event.memory.pop("run", None)
                 self._add(client, event)
         except MlflowException as error:
             if not event.history:

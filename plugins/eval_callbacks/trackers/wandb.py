@@ -30,9 +30,9 @@ class WandB(EvalCallback):
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         """Adds the numbers to the run whose id the memory holds.
 
-        A file beside the run tells the last step that was written. A run that goes on from an earlier state comes by
-        the same numbers again, and leaves them out; what is missing is taken from the history. A server that cannot
-        be reached later on stops no run.
+        A file beside the run tells the last step that was written. A run that goes on from an earlier state comes
+        by the same numbers again, and leaves them out; what is missing is taken from the history. A server that
+        cannot be reached later on stops no run.
 
         Raises:
             ModuleNotFoundError: the package wandb is not installed.
@@ -54,7 +54,7 @@ class WandB(EvalCallback):
                 raise
             print(f"wandb: {error}: this evaluation is sent with the next", file=sys.stderr)
             return {}
-        last = int((folder / _LAST).read_text()) if (folder / _LAST).exists() else -1
+        last = _last_step(folder, event)
         for row in [*event.history, event.metrics]:
             if row["step"] > last:
                 numbers = {name.replace(".", "/", 1): row[name] for name in row if name != "step"}
@@ -82,3 +82,13 @@ class WandB(EvalCallback):
             project=self.project, name=folder.name, id=memory["id"], dir=str(folder), mode=self.mode,
             resume="allow" if self.mode == "online" else None, settings=settings,
         )  # fmt: skip
+
+
+def _last_step(folder: Path, event: EvaluationEvent) -> float:
+    """The last step that was written, −1 for none; where that cannot be read, the evaluation before this one."""
+    try:
+        return int((folder / _LAST).read_text())
+    except FileNotFoundError:
+        return -1
+    except ValueError:
+        return event.history[-1]["step"] if event.history else -1
