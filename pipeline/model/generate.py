@@ -137,14 +137,15 @@ class Reader:
     def back_to(self, length: int) -> None:
         """Takes back what was read beyond the texts' first `length` tokens.
 
-        Where the context was full before, its beginning is needed again: the texts' end is read anew.
+        Where the cache begins so late that little would be left in it, the texts' end is read anew.
         """
-        if self.begin:
+        left = length - self.begin
+        if self.begin and left < self.context // 2:
             self.forget()
         elif length < self.read:
-            self.cache.length = self.read = length
+            self.read, self.cache.length = length, left
             if self.cache.tokens is not None:
-                self.cache.tokens = self.cache.tokens[:, :length]
+                self.cache.tokens = self.cache.tokens[:, :left]
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """All of the texts so far [B, T] → the logits of what follows [B, V], in float32 (or wider).

@@ -166,8 +166,8 @@ class _Session:
         commands: dict[str, Callable[..., None]] = {
             "help": lambda: _note(_HELP),
             "undo": self._undo,
-            "retry": self._retry,
-            "reset": self._begin,
+            "retry": lambda: self._turn(self._take_back().typed),
+            "reset": self._reset,
             "text": lambda: show(self._text + "\n"),
             "tokens": self._change_tokens,
             "set": self._change,
@@ -185,16 +185,21 @@ class _Session:
         self._conversation, self._text = Conversation(self._model), ""
         self._turns: list[_Turn] = []
 
-    def _undo(self) -> _Turn:
+    def _reset(self) -> None:
+        self._begin()
+        _note("(an empty text)")
+
+    def _undo(self) -> None:
+        self._take_back()
+        _note(f"(the text ends with {self._text[-40:]!r})" if self._text else "(an empty text)")
+
+    def _take_back(self) -> _Turn:
         if not self._turns:
             raise ParamsError("there is no turn to take back")
         turn = self._turns.pop()
         self._conversation.back_to(turn.tokens)
         self._text = self._text[: turn.characters]
         return turn
-
-    def _retry(self) -> None:
-        self._turn(self._undo().typed)
 
     def _change_tokens(self, number: str) -> None:
         if not number.isdecimal() or not int(number):
@@ -229,7 +234,7 @@ class _Session:
         try:
             self._continue()
         except PipelineError:
-            self._undo()
+            self._take_back()
             raise
 
     def _continue(self) -> None:
@@ -280,9 +285,10 @@ def _interrupts() -> Iterator[list[int]]:
 
 def _lines(at_terminal: bool) -> Iterator[str]:
     """What is typed, line by line, until Ctrl-D; at a terminal Ctrl-C only forgets the line at hand."""
+    prompt = "> " if sys.stdout.isatty() else ""
     while True:
         try:
-            yield input("> ") if at_terminal else next(sys.stdin).removesuffix("\n").removesuffix("\r")
+            yield input(prompt) if at_terminal else next(sys.stdin).removesuffix("\n").removesuffix("\r")
         except (EOFError, StopIteration):
             if at_terminal:
                 show("\n")
