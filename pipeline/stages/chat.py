@@ -80,7 +80,7 @@ class _Drawing:
         self.use(self._names if name in self._names else [*self._names, name], options)
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, [*map(_shown, self.samplers), f"{self.tokens} tokens a turn"]))
+        return "; ".join(filter(None, [", ".join(map(_shown, self.samplers)), f"{self.tokens} tokens a turn"]))
 
 
 def _value(text: str) -> Any:

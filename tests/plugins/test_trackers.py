@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,23 @@ def points(name: str, run: Path, number: str = "val/loss") -> list[tuple[int, fl
 
 
 def wandb_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a run in wandb's file: its records in the form of LevelDB's log, in blocks of 32 KiB."""
+    """The rows of a run in wandb's file, which is whole a moment after the run was finished."""
+    for _ in range(200):
+        records = list(wandb_records(file.read_bytes()))
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.05)
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def wandb_records(data: bytes) -> Iterator[Any]:
+    """The records of wandb's file, whose form is that of LevelDB's log: blocks of 32 KiB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, place, whole = file.read_bytes(), 7, b""  # behind wandb's own header
+    place, whole = 7, b""  # behind wandb's own header
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:
             place += 32768 - place % 32768
@@ -82,11 +96,8 @@ def wandb_rows(file: Path) -> Iterator[dict[str, Any]]:
         whole += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # the record's end
-            record = Record.FromString(whole)
+            yield Record.FromString(whole)
             whole = b""
-            if record.WhichOneof("record_type") == "history":
-                items = record.history.item
-                yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def runs(name: str) -> list[Path]:

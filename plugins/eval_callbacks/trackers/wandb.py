@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from uuid import uuid4
@@ -74,6 +76,8 @@ class WandB(EvalCallback):
         for place in ("CACHE", "DATA", "ARTIFACT", *(["CONFIG"] if self.mode == "offline" else [])):
             os.environ[f"WANDB_{place}_DIR"] = str(folder.resolve())
         memory.setdefault("id", uuid4().hex[:8])
+        while any(folder.glob(f"wandb/*{datetime.now():%Y%m%d_%H%M%S}*")):
+            time.sleep(0.1)  # wandb names its folders after the second, and would write over the last one's
         settings = wandb.Settings(
             silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True,
             x_disable_meta=True, init_timeout=30, finish_timeout=60,
