@@ -72,36 +72,110 @@ _stage("evaluate", "Measure the model on every held-out token.", "metrics/evalua
 _stage("export", "Export the model and prove the export.", "artifacts/export")
 
 
+_weights_option = click.option(
+    "--weights", type=click.Choice(["best", "last"]), help="Which of the checkpoint's weights."
+)
+
+
+def _drawing(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of what draws text from the trained model."""
+    options = [
+        click.option("--tokens", type=click.IntRange(min=1), help="How many tokens to add."),
+        click.option(
+            "--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order."
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**63 - 1), help="Decides the draws; the same one, the same text."
+        ),
+        click.option(
+            "--stop", "stops", multiple=True, metavar="TEXT", help="A text to end before; may be repeated."
+        ),
+        _weights_option,
+        click.option(
+            "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
+            help="Of the weights; auto is what is quickest here.",
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command(short_help="Continue a prompt, or several, with the trained model.")
-@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
-@click.option("--tokens", type=click.IntRange(min=1), help="How many tokens to add.")
-@click.option("--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Decides the draws; the same one, the same text.")
-@click.option("--weights", type=click.Choice(["best", "last"]), help="Which of the checkpoint's weights.")
+@click.argument("prompts", metavar="PROMPT...", nargs=-1)
 @click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
-    help="Of the weights; auto is what is quickest here.",
+    "--prompts", "file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), metavar="FILE",
+    help="Further prompts, one a line; - reads them from the standard input.",
 )  # fmt: skip
+@click.option(
+    "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Continuations of each prompt.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each continuation.")
+@_drawing
 @_with_params
 def generate(
-    prompts: tuple[str, ...],
-    tokens: int | None,
-    samplers: tuple[str, ...],
-    seed: int | None,
+    prompts: tuple[str, ...], file: str | None, params_file: Path, overrides: tuple[str, ...], **options: Any
+) -> None:
+    """Continue PROMPT with the trained model, token by token; several at once, each shown when it is done.
+
+    Samplers and their options come from params.yaml (evaluate.samplers), the seed and the length from
+    evaluate.generation; the options here override them, as does --set. A text may outgrow the model's context:
+    whenever that is full, the model goes on from the later half of it.
+    """
+    if not prompts and file is None:
+        raise click.UsageError("Missing argument 'PROMPT...', or --prompts FILE.", click.get_current_context())
+    params, paths = _read(params_file, overrides)
+    from pipeline.stages.generate import read_prompts, run
+
+    run(params, paths, [*prompts, *(read_prompts(file) if file else [])], **options)
+
+
+@cli.command(short_help="Write a text in turns with the trained model.")
+@_drawing
+@_with_params
+def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
+    """Write a text in turns with the trained model: it continues what you type, and remembers it.
+
+    The model continues texts; it was not taught to answer. A line that you type begins a new line of the text, or,
+    if it begins with a space, goes on in the same one; Enter alone lets the model go on. Ctrl-C ends a
+    continuation, Ctrl-D the session, /help lists what else there is. On a pipe, the text itself is printed.
+    """
+    params, paths = _read(params_file, overrides)
+    from pipeline.stages.chat import run
+
+    run(params, paths, **options)
+
+
+@cli.command(short_help="Measure how well the trained model predicts texts.")
+@click.argument(
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+)
+@click.option("--tokens", "by_token", is_flag=True, help="Show every token with its loss.")
+@click.option("--json", "as_json", is_flag=True, help="Print lines of JSON.")
+@_weights_option
+@_with_params
+def score(
+    files: tuple[str, ...],
+    by_token: bool,
+    as_json: bool,
     weights: str | None,
-    precision: str,
     params_file: Path,
     overrides: tuple[str, ...],
 ) -> None:
-    """Continue PROMPT with the trained model, token by token; several at once, each shown when all are done.
+    """Measure how well the trained model predicts the text of each FILE (UTF-8; - is the standard input).
 
-    Samplers and their options come from params.yaml (evaluate.samplers), the seed and the length from
-    evaluate.generation; the options here override them, as does --set.
+    Prints loss, perplexity, bits per byte and accuracy of each file, and of all. Each is a document of its own:
+    end-of-text stands before it, so that its first token counts too. Windows are evaluation's (evaluate.stride).
     """
     params, paths = _read(params_file, overrides)
-    from pipeline.stages.generate import run
+    from pipeline.stages.score import run
 
-    run(params, paths, prompts, tokens, samplers, seed, weights, precision)
+    run(params, paths, files, weights, by_token, as_json)
 
 
 class _Compare(click.Command):
@@ -329,7 +403,10 @@ def main() -> None:
     """Runs a command; any error a person can mend is one line on stderr and exit code 1."""
     if sys.stdout is None:  # closed by whoever started this
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     sys.exit(_run(sys.argv[1:]))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,6 +21,12 @@ _SECONDS_BETWEEN_PLAIN_LINES = 15.0
 def printable(text: str) -> str:
     """`text` with control characters (terminal escape sequences among them) shown instead of obeyed."""
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """One line of JSON lines, in which a terminal finds nothing to obey either."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", line) + "\n"
 
 
 def say(text: str) -> None:

@@ -45,6 +45,7 @@ TINY = (
     "runtime.threads=1",
 )
 """Settings that make every stage take a moment."""
+TAKING_SET = ("tokenize", "split", "train", "evaluate", "export", "generate", "chat", "score", "check")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,17 @@ class Project:
     def run(self, *arguments: str, tiny: bool = True) -> Result:
         """Runs `pipeline ARGUMENTS` in the project, with the tiny settings for commands that take `--set`."""
         settings = []
-        if tiny and arguments[0] in {"tokenize", "split", "train", "evaluate", "export", "generate", "check"}:
+        if tiny and arguments[0] in {
+            "tokenize",
+            "split",
+            "train",
+            "evaluate",
+            "export",
+            "generate",
+            "chat",
+            "score",
+            "check",
+        }:
             settings = [part for value in TINY for part in ("--set", value)]
         return self.call([arguments[0], *settings, *arguments[1:]])
 

@@ -50,7 +50,7 @@ def generate(
         The next ids [B].
     """
     tokens = tokens[:, -model.config.context_length :]
-    reader = _Reader(model)
+    reader = Reader(model)
     for _ in range(max_new_tokens):
         new = draw(reader(tokens), tokens, samplers, generator)
         if end is not None and bool((new == end).all()):
@@ -67,6 +67,7 @@ def continuations(
     samplers: Sequence[SamplerLike] = (),
     generators: Sequence[torch.Generator] | None = None,
     end: int | None = None,
+    enough: Callable[[int, int], bool] | None = None,
 ) -> list[list[int]]:
     """Continues several prompts at once, each as `generate` would alone.
 
@@ -80,6 +81,7 @@ def continuations(
         samplers: Applied to the logits in order.
         generators: For each prompt's draws; None takes the likeliest token each time.
         end: The id after which nothing follows; it is left out.
+        enough: Called with (number of the prompt, id) for each id that is drawn: whether it was that prompt's last.
 
     Returns:
         For each prompt the ids that follow.
@@ -92,7 +94,7 @@ def continuations(
         texts[row, : len(prompt)] = torch.tensor(prompt)
     drawn: list[list[int]] = [[] for _ in cut]
     ended = [False] * len(cut)
-    reader = _Reader(model)
+    reader = Reader(model)
     for position in range(min(lengths), texts.shape[1]):
         drawing = [
             row
@@ -110,23 +112,52 @@ def continuations(
             if not ended[row]:
                 texts[row, position] = token[0]
                 drawn[row].append(int(token))
+                ended[row] = enough is not None and enough(row, int(token))
     return drawn
 
 
-class _Reader:
-    """Reads texts that grow, and remembers what it has read of them."""
+class Reader:
+    """Reads texts that grow, and remembers what it has read of them.
+
+    Attributes:
+        begin: Where in the texts the cache begins: what lies before is no longer seen.
+        read: How many of the texts' tokens have been read.
+    """
 
     def __init__(self, model: GPT) -> None:
         self.model = model
         self.context = model.config.context_length
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew: the next call reads the end of the texts, as much of it as the context holds."""
         self.cache = KVCache(self.context)
-        self.read = 0
+        self.begin = self.read = 0
+
+    def back_to(self, length: int) -> None:
+        """Takes back what was read beyond the texts' first `length` tokens.
+
+        Where the cache begins so late that little would be left in it, the texts' end is read anew.
+        """
+        left = length - self.begin
+        if self.begin and left < self.context // 2:
+            self.forget()
+        elif length < self.read:
+            self.read, self.cache.length = length, left
+            if self.cache.tokens is not None:
+                self.cache.tokens = self.cache.tokens[:, :left]
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """All of the texts so far [B, T] → the logits of what follows [B, V], in float32 (or wider)."""
+        """All of the texts so far [B, T] → the logits of what follows [B, V], in float32 (or wider).
+
+        When the context is full, it is emptied, and the later half of it read again with what is new; of more than
+        it holds, the end.
+        """
         new = tokens[:, self.read :]
         if self.cache.length + new.shape[1] > self.context:
-            self.cache, new = KVCache(self.context), tokens[:, -max(self.context // 2, 1) :]
+            self.cache = KVCache(self.context)
+            new = tokens[:, -min(max(self.context // 2, new.shape[1]), self.context) :]
+            self.begin = tokens.shape[1] - new.shape[1]
         output = self.model(new, self.cache)
         self.read = tokens.shape[1]
         logits = linear(output.hidden[:, -1], output.head_weight[: output.vocab_size])

@@ -3,9 +3,11 @@
 from pipeline.plugin import EvalCallback, hookimpl
 
 from .dvclive import DVCLive
+from .mlflow import MLflow
 from .tensorboard import TensorBoard
+from .wandb import WandB
 
 
 @hookimpl
 def register_eval_callbacks() -> list[type[EvalCallback]]:
-    return [TensorBoard, DVCLive]
+    return [TensorBoard, DVCLive, WandB, MLflow]

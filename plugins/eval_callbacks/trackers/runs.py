@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 
-def run_folder(parent: str, memory: dict[str, Any]) -> Path:
-    """The run's own folder below `parent` in the project, whose name the callback's memory holds.
+def project_folder(name: str) -> Path:
+    """The folder `name` of the project; an experiment in a copy writes into the main project too."""
+    return Path(os.environ.get("DVC_ROOT") or ".") / name
 
-    It is named after the experiment or the time. An experiment in a copy writes into the main project too.
-    """
-    runs = Path(os.environ.get("DVC_ROOT") or ".") / parent
+
+def run_name() -> str:
+    """What a run is called: as its experiment, or after the time."""
+    return os.environ.get("DVC_EXP_NAME") or f"{datetime.now():%Y-%m-%d-%H%M%S}"
+
+
+def run_folder(parent: str, memory: dict[str, Any]) -> Path:
+    """The run's own folder below `parent` in the project, whose name the callback's memory holds."""
+    runs = project_folder(parent)
     if "run" not in memory:
-        name = os.environ.get("DVC_EXP_NAME") or f"{datetime.now():%Y-%m-%d-%H%M%S}"
+        name = run_name()
         names = chain([name], (f"{name}-{number}" for number in count(2)))
         memory["run"] = next(each for each in names if not (runs / each).exists())
     folder = runs / memory["run"]

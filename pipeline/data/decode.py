@@ -1,0 +1,49 @@
+"""Token ids → text while they come: whole characters only, and up to the first stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from pipeline.data.tokenizer import Tokenizer
+
+
+class TextStream:
+    """Text that grows token by token. What may still turn out otherwise is held back: half a character, and the
+    beginning of a stop string.
+
+    The text ends before the stop string that is complete first; of those that end at the same place, the longest.
+
+    Attributes:
+        stopped: Whether a stop string was found: nothing follows.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self.stopped = False
+        self._token_bytes = tokenizer.token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end inside a character
+        self._stops = stops
+        self._held = ""
+
+    def add(self, token: int) -> str:
+        """Takes in the next id and returns the text that is certain with it, often none."""
+        return self._certain(self._decoder.decode(self._token_bytes[token]))
+
+    def finish(self) -> str:
+        """Returns what was held back: no id follows."""
+        text = self._certain(self._decoder.decode(b"", final=True)) + self._held
+        self._held = ""
+        return text
+
+    def _certain(self, new: str) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + new
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]]
+        begun = [n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        certain = len(text) - max(begun, default=0)
+        self._held = text[certain:]
+        return text[:certain]

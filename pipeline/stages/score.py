@@ -1,0 +1,165 @@
+"""score: how well the trained model predicts any text: in all, file by file, or token by token."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from pipeline.console import Progress, fact, json_line, printable, say
+from pipeline.data.encode import encode
+from pipeline.errors import DataError
+from pipeline.evaluation.nll import Scores, Summary
+from pipeline.evaluation.stream import score_stream
+from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model.device import choose_device, use_threads
+from pipeline.plugin.components import Document
+from pipeline.stages.token_views import token_view
+
+if TYPE_CHECKING:
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.data.tokens import Ids
+    from pipeline.params import Params
+    from pipeline.paths import Paths
+
+_BLOCK = 1 << 20
+_COLUMNS = {
+    "tokens": ("tokens", "{:,}"),
+    "bytes": ("bytes", "{:,}"),
+    "loss": ("loss", "{:.4f}"),
+    "perplexity": ("perplexity", "{:,.2f}"),
+    "bits_per_byte": ("bits per byte", "{:.4f}"),
+    "accuracy": ("accuracy", "{:.2%}"),
+}
+"""What is shown of a text: each number's name, and its column's title and form."""
+
+
+def run(
+    params: Params,
+    paths: Paths,
+    files: Sequence[str],
+    weights: str | None = None,
+    by_token: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Prints the numbers of each file ("-" is the standard input) and of all, with `by_token` each token's too."""
+    own = params.evaluate
+    use_threads(params.runtime.threads)
+    checkpoint = load_checkpoint(paths.checkpoint, weights or own.weights, choose_device(params.runtime.device))
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    stride = max(1, round(own.stride * model.config.context_length))
+    start = np.array([tokenizer.end_of_text] if params.tokenize.end_of_text else [], dtype=np.uint32)
+    if not as_json:
+        what = f"the {checkpoint.weights} weights, of step {checkpoint.step:,}"
+        fact("read", f"{paths.shown(paths.checkpoint)}: {what}")
+
+    total, rows = _Tally(tokenizer), list[dict[str, Any]]()
+    for file in files:
+        if by_token and not as_json:
+            say(f"\n── {_named(file)} ──")
+        own_tally = _Tally(tokenizer)
+        view = token_view(file, tokenizer, as_json) if by_token else None
+        blocks = _ids(file, tokenizer)
+        first = next(blocks)
+        if not len(start) and view is not None:
+            view.unscored(int(first[0]))
+        quiet = by_token or as_json  # what is printed is for a program, or long
+        with nullcontext() if quiet else Progress(f"scoring {file}", "token") as progress:
+            for scores in score_stream(model, chain([start, first], blocks), stride, own.batch_size):
+                for tally in (own_tally, total):
+                    tally.add(scores)
+                if view is not None:
+                    view.scored(scores)
+                if progress is not None:
+                    progress.update(len(scores.targets), loss=f"{own_tally.loss:.4f}")
+        if not own_tally.tokens:
+            raise DataError(f"{_named(file)} is a single token: there is nothing before it to predict it from")
+        if view is not None:
+            view.end()
+        rows.append({"file": file, **own_tally.numbers()})
+        if as_json:
+            sys.stdout.write(json_line(rows[-1]))
+    if len(files) > 1:
+        rows.append({"files": len(files), **total.numbers()})
+        if as_json:
+            sys.stdout.write(json_line(rows[-1]))
+    if not as_json:
+        for line in _table(rows):
+            say(line)
+
+
+class _Tally:
+    """What scores add up to, the bytes that they are of included."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._lengths = tokenizer.byte_lengths
+        self._summary, self._bytes = Summary(self._lengths), 0
+
+    def add(self, scores: Scores) -> None:
+        self._summary.add(scores)
+        self._bytes += int(self._lengths[scores.targets].sum())
+
+    @property
+    def tokens(self) -> int:
+        return self._summary.tokens
+
+    @property
+    def loss(self) -> float:
+        return self._summary.loss
+
+    def numbers(self) -> dict[str, float]:
+        return {"tokens": self.tokens, "bytes": self._bytes, **self._summary.metrics()}
+
+
+def _named(file: str) -> str:
+    return "the standard input" if file == "-" else file
+
+
+def _ids(file: str, tokenizer: Tokenizer) -> Iterator[Ids]:
+    """A file's ids, in blocks that are not empty; at least one."""
+    none = True
+    for _, ids in encode([Document(_named(file), _text(file))], tokenizer, threads=1):
+        if len(ids):
+            none = False
+            yield ids
+    if none:
+        raise DataError(f"{_named(file)} is empty: there is nothing to score")
+
+
+def _text(file: str) -> Iterator[str]:
+    """A file's text in blocks, its line ends as they are; a byte order mark at its beginning is left out."""
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    with _opened(file) as data:
+        while True:
+            block = data.read(_BLOCK)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                # What the decoder held back stands before the block in its own buffer.
+                place = offset + len(block) - len(error.object) + error.start
+                raise DataError(f"{_named(file)} is not UTF-8 at byte {place:,}: convert it") from None
+            yield text if offset else text.removeprefix("\ufeff")
+            if not block:
+                return
+            offset += len(block)
+
+
+def _opened(file: str) -> AbstractContextManager[BinaryIO]:
+    return nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The rows under a line of titles, in columns."""
+    cells = [["", *(title for title, _ in _COLUMNS.values())]]
+    for row in rows:
+        numbers = [form.format(row[name]) if name in row else "-" for name, (_, form) in _COLUMNS.items()]
+        cells.append([printable(_named(row["file"])) if "file" in row else "all", *numbers])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        yield "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])])
