@@ -430,7 +430,253 @@ PARAMS_CASES = [
         "a conflict's marks",
         "split",
         ("params.yaml line", "YAML"),
-        params("tokenize:\n", "    Case("an empty stop string", "generate a --stop ''", ("--stop", "empty")),
+        params("tokenize:\n", "<<<<<<< HEAD\ntokenize:\n"),
+    ),
+    Case(
+        "an HTML page",
+        "split",
+        ("params.yaml line 2", "YAML"),
+        write("params.yaml", "<!DOCTYPE html>\n<p>404: no</p>"),
+    ),
+    Case("two documents", "split", ("params.yaml line", "another document"), params("runtime:", "---\nruntime:")),
+    Case("an unknown alias", "split", ("line", "undefined alias"), params("seed: 2", "seed: *nope")),
+    Case("a month 13", "split", ("params.yaml", "month must be in 1..12"), params("seed: 2", "seed: 2020-13-01")),
+    Case("a date", "split", ("split.seed", "integer"), params("seed: 2", "seed: 2020-12-01")),
+    Case("no integer behind !!int", "split", ("params.yaml", "'abc'"), params("seed: 2", "seed: !!int abc")),
+    Case("no boolean behind !!bool", "split", ("params.yaml", "'abc'"), params("seed: 2", "seed: !!bool abc")),
+    Case(
+        "a number of 5000 digits", "split", ("params.yaml", "4300 digits"), params("seed: 2", "seed: " + "9" * 5000)
+    ),
+    Case("a list in itself", "split", ("split.seed", "integer"), params("seed: 2", "seed: &a [*a]")),
+    Case(
+        "a thousand brackets", "split", ("params.yaml", "cannot be read"), params("seed: 2", "seed: " + "[" * 1000)
+    ),
+    Case("a NUL byte", "split", ("params.yaml", "#x0000"), params("seed: 2", "seed: \0")),
+    Case(
+        "Latin-1", "split", ("params.yaml is not UTF-8", "save it as UTF-8"), write("params.yaml", b"# caf\xe9\n")
+    ),
+    Case(
+        "a Python object",
+        "split",
+        (line("split:", 5), "python/object"),
+        params("seed: 2", "seed: !!python/object/apply:os.system ['touch pwned']"),
+    ),
+    Case("a number as a key", "split", ("params.yaml", "1", "strings"), params("runtime:", "1: 2\nruntime:")),
+    Case("an unknown key", "split", ("split.vla", "did you mean 'val'"), params("  val: 0.05", "  vla: 0.05")),
+    Case("a key in another place", "split --set train.lr=1e-3", ("train.lr", "there is train.optimizer.adamw.lr")),
+    Case("an unknown section", "split", ("runtimes", "did you mean 'runtime'"), params("runtime:", "runtimes:")),
+    Case("a missing key", "split", ("split.unit", "is missing"), params("  unit: tokens  ", "  # ")),
+    Case("text for a number", "split --set train.batch_size=many", ("train.batch_size", "integer", "'many'")),
+    Case("a size of 0", "split --set model.n_layers=0", ("model.n_layers", "greater than 0")),
+    Case("a negative size", "split --set model.emb_dim=-8", ("model.emb_dim", "greater than 0")),
+    Case("a size beyond 64 bits", f"split --set model.emb_dim={10**20}", ("model.emb_dim", "less than")),
+    Case("heads that do not divide", "split --set model.n_heads=3", ("emb_dim 16", "n_heads 3", "multiple")),
+    Case(
+        "modern heads of an odd size",
+        "split --set model.family=modern --set model.n_heads=16",
+        ("emb_dim 16", "n_heads 16", "even"),
+    ),
+    Case(
+        "llama heads of an odd size",
+        "split --set model.family=llama --set model.n_heads=16",
+        ("emb_dim 16", "n_heads 16", "even", "llama"),
+    ),
+    Case(
+        "weights that DVC does not see",
+        "split --set train.init_from=data/../artifacts/checkpoint",
+        ("train.init_from", "must lie below data/, such as data/gpt2"),
+    ),
+    Case("keys that do not divide", "split --set model.n_kv_heads=3", ("n_heads 2", "n_kv_heads 3", "multiple")),
+    Case(
+        "a document mask without ends",
+        "split --set model.document_mask=true --set tokenize.end_of_text=false",
+        ("model.document_mask", "tokenize.end_of_text: true"),
+    ),
+    Case("a preset of another name", "preset books", ("no preset 'books'", "book, shakespeare-char")),
+    Case("a preset over broken YAML", "preset book", ("params.yaml", "YAML"), write("params.yaml", "a: [\n")),
+    Case("a preset over a list", "preset book", ("params.yaml holds no sections",), write("params.yaml", "- a\n")),
+    Case(
+        "a preset into a folder",
+        "preset book",
+        ("params.yaml", "folder"),
+        folder_at("params.yaml"),
+    ),
+    Case("dropout 1.0", "split --set model.dropout=1.0", ("model.dropout", "less than 1")),
+    Case("dropout 1.1", "split --set model.dropout=1.1", ("model.dropout", "less than 1")),
+    Case("an infinite clip", "split --set train.grad_clip=.inf", ("train.grad_clip", "finite")),
+    Case("yes for true", "split --set model.tied_head=yes", ("model.tied_head", "boolean")),
+    Case("a million threads", "split --set runtime.threads=1000000", ("runtime.threads", "1024")),
+    Case(
+        "prompts that are numbers",
+        "split --set 'evaluate.generation.prompts=[1, a]'",
+        ("prompts.0", "string", "not 1"),
+    ),
+    Case("prompts that are a text", "split --set evaluate.generation.prompts=a", ("prompts", "should be a list")),
+    Case(
+        "a prompt that is no text",
+        r"""split --set 'evaluate.generation.prompts=["\ud800"]'""",
+        ("prompts.0", "surrogate"),
+    ),
+    Case("a section that is a number", "split --set split=5", ("split", "should be a section")),
+    Case("--set without =", "split --set split.val", ("--set 'split.val'", "section.key=value")),
+    Case("--set without a key", "split --set =3", ("--set '=3'", "section.key=value")),
+    Case("--set with an empty part", "split --set split..val=3", ("--set", "section.key=value")),
+    Case("--set broken YAML", "split --set 'split.val=['", ("--set 'split.val=['", "YAML")),
+    Case("--set a month 13", "split --set split.val=2020-13-13", ("--set", "month must be in 1..12")),
+    Case("--set on a list", "split --set evaluate.generation.prompts.0=a", ("prompts is a value, not a section",)),
+    Case("--set below a number", "split --set split.val.x=1", ("split.val is a value, not a section",)),
+    Case("--set an unknown key", "split --set split.vall=0.1", ("split.vall", "did you mean 'val'")),
+    Case(
+        "--set shell characters",
+        "split --set 'split.by=$(touch pwned); `touch pwned`'",
+        ("split.by", "$(touch pwned)"),
+    ),
+    Case("--set an escape sequence", "split --set 'split.by=\"\\e[31m\"'", ("split.by", "\\x1b[31m")),
+]
+
+USAGE_CASES = [
+    Case("an unknown command", "trian", ("No such command 'trian'", "--help"), code=2),
+    Case("an unknown option", "train --nope", ("--nope", "train --help"), code=2),
+    Case("--set without a value", "train --set", ("--set", "--help"), code=2),
+    Case("generate without a prompt", "generate", ("PROMPT", "--help"), code=2),
+    Case("no tokens", "generate a --tokens 0", ("--tokens", "x>=1"), code=2),
+    Case("a negative seed", "generate a --seed -1", ("--seed",), code=2),
+    Case("a seed beyond 64 bits", f"generate a --seed {2**64}", ("--seed",), code=2),
+    Case("a component that is not there", "plugins show focall", ("'focall'", "did you mean 'focal'")),
+    Case("a kind that is not there", "plugins list lossy", ("'lossy'", "losses")),
+    Case("a new component of no kind", "plugins new lossy mine", ("'lossy'", "losses")),
+    Case("a new component of a bad name", "plugins new loss Mine", ("'Mine'",)),
+    Case("a new component that is there", "plugins new loss focal", ("focal", "plugins/losses/focal.py")),
+    Case("a plugin to check that is not there", "plugins check nope.py", ("nope.py", "--help"), code=2),
+    Case("other weights", "generate a --weights good", ("--weights", "best"), code=2),
+    Case("no samples", "generate a --num-samples 0", ("--num-samples", "x>=1"), code=2),
+    Case("prompts that are not there", "generate --prompts nope.txt", ("nope.txt", "does not exist"), code=2),
+    Case("nothing to score", "score", ("FILE", "--help"), code=2),
+    Case("a text to score that is not there", "score nope.txt", ("nope.txt", "does not exist"), code=2),
+    Case("a folder to score", "score data", ("'data' is a directory",), code=2),
+]
+
+NO_WARMUP = "train --set train.schedule.warmup_steps=0 --set train.optimizer.adamw.lr=1e30"
+TRAIN_CASES = [
+    Case("before split", "train", (SPLITS, "is missing", SPLIT), remove(SPLITS)),
+    Case("a truncated split", "train", ("train.bin has", SPLIT), truncate(f"{SPLITS}/train.bin")),
+    Case(
+        "context longer than the text",
+        "train --set model.context_length=99999",
+        ("training split has 2,", "needs 100,000", "lower model.context_length"),
+    ),
+    Case(
+        "an id beyond the vocabulary",
+        "train",
+        ("train split", "token id 60000", "vocabulary has", "tokenize again"),
+        signed(SPLITS, large_id),
+    ),
+    Case(
+        "another tokenizer",
+        "train",
+        (SPLITS, "another tokenizer", SPLIT),
+        signed(SPLITS, other_tokenizer(f"{SPLITS}/tokenizer.json")),
+    ),
+    Case("unknown optimizer", "train --set train.optimizer.name=adam", ("'adam'", "did you mean 'adamw'", "muon")),
+    Case("unknown loss", "train --set train.loss.name=mse", ("train.loss", "'mse'", "cross_entropy")),
+    Case("unknown callback", "train --set 'train.eval_callbacks.use=[stop]'", ("'stop'", "early_stopping")),
+    Case("text for a rate", "train --set train.optimizer.adamw.lr=fast", ("adamw.lr", "number", "'fast'")),
+    Case("a rate of 0", "train --set train.optimizer.adamw.lr=0", ("adamw.lr", "greater than 0")),
+    Case("unknown option", "train --set train.optimizer.adamw.rate=1", ("adamw.rate", "no such key")),
+    Case(
+        "options of one not chosen",
+        "train --set train.optimizer.muon.ns_steps=0",
+        ("muon.ns_steps", "greater than 0"),
+    ),
+    Case("a device that is none", "train --set runtime.device=tpu", ("runtime.device", "auto|cpu", "'tpu'")),
+    Case("a GPU's number too long", f"train --set runtime.device=cuda:{10**20}", ("runtime.device",)),
+    Case(
+        "a model that cannot fit", "train --set model.emb_dim=1000000000", ("parameters needs", "lower", "emb_dim")
+    ),
+    Case("NaN in the loss", NO_WARMUP, ("step 1", "windows at tokens", "lower the optimizer's lr")),
+    Case(
+        "NaN after the last step",
+        f"{NO_WARMUP} --set train.budget.amount=1",
+        ("step 1", "train.loss is nan", "lower the optimizer's lr"),
+    ),
+    Case("metrics is a file", "train", ("metrics", "move it away"), file_at("metrics")),
+    Case("checkpoint is a file", "train", (CHECKPOINT, "no folder", "move it away"), file_at(CHECKPOINT)),
+    Case("the states' folder is a file", "train", (".resume", "move it away"), file_at(".resume")),
+]
+
+CODE = {"model_state_dict": Malicious(), "step": 1}
+CHECKPOINT_CASES = [
+    Case("missing", "evaluate", (CHECKPOINT, "is missing", "train again"), remove(CHECKPOINT)),
+    Case("missing for export", "export", (CHECKPOINT, "is missing", "train again"), remove(CHECKPOINT)),
+    Case("missing for generate", "generate a", (CHECKPOINT, "is missing", "train again"), remove(CHECKPOINT)),
+    Case("a file missing", "generate a", ("best.pth is missing", "train again"), remove(BEST)),
+    Case("empty", "evaluate", ("best.pth has 0 bytes", "train again"), write(BEST, "")),
+    Case("truncated", "evaluate", ("best.pth has", "bytes where", "train again"), truncate(BEST)),
+    Case("a flipped bit", "evaluate", ("best.pth is damaged", "train again"), flip_a_bit(BEST)),
+    Case("a flipped bit for export", "export", ("best.pth is damaged", "train again"), flip_a_bit(BEST)),
+    Case("an HTML page", "evaluate", ("best.pth has 15 bytes", "train again"), write(BEST, "<!DOCTYPE html>")),
+    *(
+        Case(f"{name}, signed", "evaluate", ("best.pth", says, "train again"), signed(CHECKPOINT, breaks))
+        for name, says, breaks in [
+            ("empty", "it is empty", write(BEST, "")),
+            ("truncated", "not a checkpoint", truncate(BEST)),
+            ("an HTML page", "not a checkpoint", write(BEST, "<!DOCTYPE html>")),
+            (
+                "a large-file pointer",
+                "not a checkpoint",
+                write(BEST, "version https://git-lfs.github.com/spec/v1\n"),
+            ),
+            ("a malicious pickle", "Unsupported operand", write(BEST, pickle.dumps(CODE))),
+            ("a malicious checkpoint", "posix.system", tensors(CODE)),
+            ("a list", "holds a list", tensors([1])),
+        ]
+    ),
+    *(
+        Case(f"{name}, signed", "generate a", (CHECKPOINT, says), signed(CHECKPOINT, breaks))
+        for name, says, breaks in [
+            ("no weights", "do not fit", tensors({"step": 1})),
+            ("weights that are none", "do not fit", tensors({"step": 1, "model_state_dict": 3})),
+            ("other weights", "do not fit", tensors({"step": 1, "model_state_dict": {"a": torch.ones(2)}})),
+            ("no config", "does not describe a model", write(f"{CHECKPOINT}/config.json", "{}")),
+            ("a tokenizer that is none", "does not hold a tokenizer", write(f"{CHECKPOINT}/tokenizer.json", "{}")),
+        ]
+    ),
+    Case("tokenized again", "evaluate", (SPLITS, "another tokenizer", "train again"), tokenized_again),
+    Case("splits missing", "evaluate", (SPLITS, "is missing", SPLIT), remove(SPLITS)),
+    Case("history missing", "evaluate", (f"{HISTORY} is missing", TRAIN), remove(HISTORY)),
+    *(
+        Case(f"history {name}", "evaluate", (f"{HISTORY} is damaged", TRAIN), write(HISTORY, content))
+        for name, content in [
+            ("empty", ""),
+            ("bytes", b"\0\xff\xfe"),
+            ("a page", "<html>\n<body>\n"),
+            ("without steps", "a\tb\n1\t2\n"),
+            ("with text", "step\tval.loss\n0\tgood\n"),
+            ("with too many columns", "step\n0\t1\t2\n"),
+            ("with a huge field", "step\n" + "9" * 200_000 + "\n"),
+        ]
+    ),
+    Case("timing missing", "evaluate", (f"{TIMING} is missing", TRAIN), remove(TIMING)),
+    Case("performance missing", "evaluate", (f"{PERFORMANCE} is missing", TRAIN), remove(PERFORMANCE)),
+    *(
+        Case(
+            f"performance {content}", "evaluate", (f"{PERFORMANCE} is damaged", TRAIN), write(PERFORMANCE, content)
+        )
+        for content in ("<html>", "{}", "[]", '{"seconds": "long", "tokens_per_sec": 1}')
+    ),
+    Case("reports is a file", "evaluate", ("reports", "no folder", "move it away"), file_at("reports")),
+    Case(
+        "evaluate.json is a folder",
+        "evaluate",
+        ("metrics/evaluate.json", "move it away"),
+        folder_at("metrics/evaluate.json"),
+    ),
+    Case("unknown sampler", "evaluate --set 'evaluate.samplers.use=[topk]'", ("'topk'", "did you mean 'top_k'")),
+    Case("unknown sampler to generate", "generate a --sampler best", ("'best'", "greedy", "temperature")),
+    Case("k is 0", "evaluate --set evaluate.samplers.top_k.k=0", ("top_k.k", "greater than 0")),
+    Case("p above 1", "generate a --set evaluate.samplers.top_p.p=1.5", ("top_p.p", "less than or equal to 1")),
+    Case("unknown format", "export --set 'export.formats.use=[gptq]'", ("'gptq'", "huggingface")),
+    Case("an empty stop string", "generate a --stop ''", ("--stop", "empty")),
     Case("an empty stop string in a chat", "chat --stop ''", ("--stop", "empty")),
     Case("no prompts in the file", "generate --prompts p.txt", ("p.txt holds no prompt",), write("p.txt", " \n\n")),
     Case(
@@ -456,7 +702,6 @@ PARAMS_CASES = [
         ("t.txt is a single token",),
         write("t.txt", "a"),
     ),
-    Case("unknown format", "export --set 'export.formats.use=[gptq]'", ("'gptq'", "huggingface")),
     Case("no format", "export --set 'export.formats.use=[]'", ("export.formats.use", "at least one")),
     Case("export is a file", "export", ("artifacts/export", "move it away"), file_at("artifacts/export")),
 ]
