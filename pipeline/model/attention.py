@@ -110,7 +110,7 @@ class Attention(nn.Module):
         else:
             qk, v = qkv.split([heads + shared, shared], dim=1)
             qk = rms_norm(rotation(qk)) if self.normalised else rotation(qk)
-            q, k = qk.split([heads, shared], dim=1)
+            q, k = qk.split([heads, shared], dim=1)  # type: ignore[no-untyped-call]
         return q, k, v
 
 
