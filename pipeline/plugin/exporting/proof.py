@@ -55,8 +55,8 @@ def check_ids(
     reader: str,
     decode: Callable[[list[int]], str] | None = None,
 ) -> int:
-    """Over a real text, every token, every code point and thousands of random strings, `encode` gives the checkpoint's
-    ids, and `decode` the text. Returns how many texts that were."""
+    """Over a real text, every token, every code point and thousands of random strings, `encode` gives the
+    checkpoint's ids, and `decode` the text. Returns how many texts that were."""
     texts = _texts(source)
     for text in texts:
         expected, got = source.encode(text).tolist(), encode(text)
