@@ -476,6 +476,17 @@ PARAMS_CASES = [
         ("emb_dim 16", "n_heads 16", "even"),
     ),
     Case(
+        "llama heads of an odd size",
+        "split --set model.family=llama --set model.n_heads=16",
+        ("emb_dim 16", "n_heads 16", "even", "llama"),
+    ),
+    Case(
+        "weights that DVC does not see",
+        "split --set train.init_from=data/../artifacts/checkpoint",
+        ("train.init_from", "must lie below data/, such as data/gpt2"),
+    ),
+    Case("keys that do not divide", "split --set model.n_kv_heads=3", ("n_heads 2", "n_kv_heads 3", "multiple")),
+    Case(
         "a document mask without ends",
         "split --set model.document_mask=true --set tokenize.end_of_text=false",
         ("model.document_mask", "tokenize.end_of_text: true"),

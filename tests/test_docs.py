@@ -87,10 +87,24 @@ def test_the_readmes_loss_trains_and_keeps_the_contract(trained_project: Project
 
 
 def test_the_readmes_loading_lines_work(trained_project: Project) -> None:
+    """Those of the plain AdamW's checkpoint, those of another optimizer in their place, and those of the export."""
+    python = blocks(REPOSITORY / "README.md", "python")
+    plain, other = (code for code in python if "optimizer_state_dict" in code)
+    (exported,) = (code for code in python if "transformers" in code)
+    of_model = plain[: plain.index("optimizer = ")]
+    for setting, code in (("adamw.plain=true", plain), ("name=muon", of_model + other)):
+        trained_project.succeed("train", "--set", f"train.optimizer.{setting}")
+        names: dict[str, Any] = {}
+        run(code, names)
+        checkpoint, model, optimizer = (names[each] for each in ("checkpoint", "model", "optimizer"))
+        assert all(
+            torch.equal(value, checkpoint["model_state_dict"][name]) for name, value in model.named_parameters()
+        )
+        assert len(optimizer.state) == len(list(model.parameters()))
+        saved = checkpoint["optimizer_state_dict"]["param_groups"]
+        assert [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in saved]
     trained_project.succeed("export")
-    for code in blocks(REPOSITORY / "README.md", "python"):
-        if "import torch" in code or "transformers" in code:
-            run(code, {})
+    run(exported, {})
 
 
 def test_every_command_is_described() -> None:

@@ -4,7 +4,7 @@ here."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,8 +28,9 @@ class _Form:
         family: Ours.
         sizes: Our fields, each with its key in config.json and the value where it is absent; None where it must be
             there.
-        given: The other keys that decide what a model computes: the values that we compute, that of an absent key
-            first.
+        given: The other keys that decide what a model computes, each with the values that are computed here; an
+            absent key stands for the first,
+        absent: or for this.
         prefix: What stands before all names but the head's, or does not.
         block: What stands before a block's names.
         names: Our modules, each with its name there, or the names of those that it is fused from.
@@ -43,6 +44,7 @@ class _Form:
     block: str
     names: Mapping[str, tuple[str, ...]]
     transposed: bool = False
+    absent: Mapping[str, Any] = field(default_factory=dict)
 
 
 _ROTARY_SIZES = {
@@ -113,12 +115,13 @@ _FORMS = {
             **_ROTARY,
             "hidden_act": ("relu2",),
             "rms_norm_eps": (1e-6,),
-            "final_logit_softcapping": (15.0, None),
+            "final_logit_softcapping": (None,),
             "tie_word_embeddings": (False,),
         },
         "model.",
         "layers.",
         {**_ROTARY_NAMES, "mlp.up": ("mlp.fc1",), "mlp.down": ("mlp.fc2",)},
+        absent={"final_logit_softcapping": 15.0},
     ),
     "llama": _Form(
         "llama",
@@ -153,11 +156,11 @@ def read_config(folder: Path) -> GPTConfig:
     values = read_json(path, _MEND)
     form = _form(values, path)
     for key, computed in form.given.items():
-        _check(path, key, values.get(key, computed[0]), computed)
+        _check(path, key, values.get(key, form.absent.get(key, computed[0])), computed)
     fields = {own: _size(values, key, default, path) for own, (key, default) in form.sizes.items()}
-    if form.family != "gpt2":
-        fields["rope_theta"] = _rope_theta(values, path)
     try:
+        if form.family != "gpt2":
+            fields["rope_theta"] = _rope_theta(values, path)
         return _config(form.family, fields, values, path)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} holds sizes that are no model's ({error}): {_MEND}") from None
@@ -165,7 +168,7 @@ def read_config(folder: Path) -> GPTConfig:
 
 def _form(values: Any, path: Path) -> _Form:
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in _FORMS:
+    if not isinstance(kind, str) or kind not in _FORMS:
         raise CheckpointError(
             f"{path} describes a model of the type {kind!r}; those that can be gone on with: {', '.join(_FORMS)}"
         )
@@ -190,12 +193,12 @@ def _size(values: Mapping[str, Any], key: str, default: Any, path: Path) -> Any:
 
 def _rope_theta(values: Mapping[str, Any], path: Path) -> float:
     """It has stood in two places, and in each a scaling beside it, which is not computed here."""
-    found = {}
+    theta = values.get("rope_theta")
     for key in ("rope_scaling", "rope_parameters"):
-        found |= values.get(key) or {}
-    kind = found.get("rope_type", found.get("type", "default"))
-    _check(path, "rope_scaling" if values.get("rope_scaling") else "rope_parameters.rope_type", kind, ("default",))
-    return float(found.get("rope_theta") or values.get("rope_theta") or 10_000.0)
+        found = dict(values.get(key) or {})
+        _check(path, f"{key}.rope_type", found.get("rope_type", found.get("type", "default")), ("default",))
+        theta = found.get("rope_theta", theta)
+    return float(theta or 10_000.0)
 
 
 def _config(family: str, fields: dict[str, Any], values: Mapping[str, Any], path: Path) -> GPTConfig:
@@ -258,7 +261,9 @@ def read_weights(folder: Path, config: GPTConfig) -> dict[str, torch.Tensor]:
         present = [part.T if form.transposed and _is_matrix(name) else part for part in parts if part is not None]
         if len(present) < len(parts):
             raise CheckpointError(f"{folder}: the weights lack {' or '.join(_theirs(name, form))}: {_MEND}")
-        if {part.shape[1:] for part in present} != {shape[1:]} or sum(map(len, present)) != shape[0]:
+        if {part.shape[1:] for part in present} != {shape[1:]} or sum(
+            part.shape[:1].numel() for part in present
+        ) != shape[0]:
             shown = [list(part.shape) for part in present]
             raise CheckpointError(
                 f"{folder}: {', '.join(_theirs(name, form))} is {shown}, and by {CONFIG} {list(shape)}: {_MEND}"

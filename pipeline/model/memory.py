@@ -129,7 +129,8 @@ class _Sizes:
         qkv, out: Attention's matrices in float32.
         in_attention, in_mlp: The gradients that move inside that half of a block, at the most; under dropout, which
             makes its mask from bytes, attention has its worst moment in forward.
-        gate: The same of the MLP while its gate goes backward, which the gradient of no matrix waits for; else 0.
+        gate: The same of the MLP while its gate goes backward, which the gradient of no matrix waits for; less what
+            the last norm and dropout have let go by then. 0 where there is no gate.
         at_end: What moves and is left of a block when its backward ends: the input of attention, the gradients of
             queries, keys and values, and under bf16 that of their matrix before it is cast.
     """
@@ -181,7 +182,7 @@ def _sizes(config: GPTConfig, micro_batch_size: int, precision: str, device_type
         out=4 * config.emb_dim**2,
         in_attention=3 * hidden + (width + 1 if drops else 2 * width) * pairs,
         in_mlp=inside,
-        gate=2 * inside if config.llama else 0,
+        gate=2 * inside - hidden - dropped if config.llama else 0,
         at_end=2 * hidden + hidden * config.qkv_dim // config.emb_dim + (qkv // 2 if half else 0),
     )
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from pipeline.model.functions import RMS_EPS, dropped, keep_mask, relu_squared, rms_norm, rotate
+from pipeline.model.functions import RMS_EPS, dropped, keep_mask, relu_squared, rms_norm, rotate, swiglu
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 ANGLES = torch.linspace(-3, 3, 4 * 5, dtype=torch.float64).view(5, 4)
@@ -70,6 +70,19 @@ def test_in_bfloat16_each_number_is_off_by_a_few_roundings(own: Function, known:
     u = torch.finfo(torch.bfloat16).eps / 2
     size = x.detach().double().norm(dim=-1, keepdim=True) if own is turned else exact.abs()
     assert ((result.double() - exact).abs() <= 4 * u * size).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 3e-6)], ids=str)
+def test_a_gates_values_and_gradients_are_torchs(dtype: torch.dtype, tolerance: float) -> None:
+    gate, up = numbers(dtype), numbers(dtype).detach().flip(0).requires_grad_()
+    one, other = swiglu(gate, up), F.silu(gate) * up
+    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    for by_own, by_known in zip(
+        *(torch.autograd.grad(each.sum(), (gate, up)) for each in (one, other)), strict=True
+    ):
+        torch.testing.assert_close(by_own, by_known, rtol=tolerance, atol=tolerance)
+    if dtype == torch.float64:
+        assert gradcheck(swiglu, (gate, up))
 
 
 def test_a_row_of_zeros_stays_zero_and_its_gradient_is_finite() -> None:

@@ -162,7 +162,7 @@ def test_activations_are_the_most_that_a_micro_batch_adds(
     assert estimate(config, windows, precision).activations == pytest.approx(counted, rel=WITHIN[precision])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern"])
+@pytest.mark.parametrize("family", ["gpt2", "modern", "llama", "llama with shared keys"])
 @pytest.mark.parametrize("document_end", [None, 0])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -172,7 +172,9 @@ def test_each_further_block_adds_what_autograd_saves_of_it(
 ) -> None:
     """The difference that one block makes, to the percent: no other term can hide an error in it."""
     config, windows = SHAPES[shape]
+    family, *shared = family.split(maxsplit=1)
     config = replace(config, dropout=dropout, document_end=document_end, family=family, tied_head=family == "gpt2")
+    config = replace(config, n_kv_heads=config.n_heads // 2 if shared else 0)
     configs = [replace(config, n_layers=layers) for layers in (2, 3)]
     two, three = (counted_saved(each, windows + 1, precision) for each in configs)
     fewer, more = (estimate(each, windows + 1, precision).activations for each in configs)
@@ -303,6 +305,10 @@ HEADS_MATTER = ("the root", "the root and blocks", "logits and the root", "a bit
     [
         *((shape, family, False) for shape in SHARDED for family in ("gpt2", "modern")),
         *((shape, "gpt2", True) for shape in HEADS_MATTER),
+        *(
+            (shape, "llama", False)
+            for shape in ("many blocks", "one block", "activations of a block", "a bit of all")
+        ),
     ],
 )
 def test_under_fsdp_a_micro_batch_adds_activations_and_what_is_gathered(

@@ -37,12 +37,14 @@ def source(tokenizer: Tokenizer, **changes: Any) -> ExportSource:
     """An untrained model with weights large enough that its logits differ."""
     if changes.get("family") == "modern":
         changes = {"qkv_bias": False, "tied_head": False, "init": "modern", **changes}
+    if changes.get("family") == "llama":
+        changes = {"qkv_bias": False, **changes}
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **(BASE | changes))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-        if model.config.modern:
+        if model.config.rotary:
             model.token_embedding.weight.normal_()  # so that texts differ, and do not end at once
     return export_source(Checkpoint(model, tokenizer, 1, "last"), words(1, 200))
 
@@ -71,6 +73,10 @@ def letters() -> Tokenizer:
         {"family": "modern", "emb_dim": 24, "n_heads": 3, "n_layers": 3},  # heads of 8
         {"family": "modern", "emb_dim": 48, "pad_vocab_to": 1000},  # heads of 24
         {"family": "modern", "context_length": 300, "n_heads": 8},  # heads of 2
+        {"family": "llama"},
+        {"family": "llama", "tied_head": False, "n_heads": 4, "n_kv_heads": 2, "mlp_dim": 40},
+        {"family": "llama", "n_heads": 8, "n_kv_heads": 1, "pad_vocab_to": 1, "n_layers": 1, "context_length": 300},
+        {"family": "llama", "rope_theta": 500.0, "norm_eps": 1e-3},
     ],
     ids=str,
 )
@@ -86,7 +92,7 @@ def test_transformers_reproduces_every_architecture(
     assert proof["texts_with_equal_ids"] > 2000
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern"])
+@pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
 def test_a_context_of_one_token_leaves_nothing_to_generate(letters: Tokenizer, tmp_path: Path, family: str) -> None:
     given = source(letters, family=family, context_length=1)
     exporter().export(given, tmp_path)
@@ -121,6 +127,22 @@ def test_a_modern_model_is_nanochat_there_and_end_of_text_is_a_token_like_any_ot
     assert embedding.weight.grad[letters.end_of_text].count_nonzero() > 0
 
 
+def test_a_llama_model_is_llama_there_and_its_queries_share_keys(letters: Tokenizer, tmp_path: Path) -> None:
+    import transformers
+
+    given = source(letters, family="llama", n_heads=4, n_kv_heads=2)
+    exporter().export(given, tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).eval()
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert "lm_head.weight" not in given.weights
+    attention = model.model.layers[0].self_attn
+    assert attention.k_proj.weight.shape == attention.v_proj.weight.shape == (8, 16)
+    ids = torch.tensor([[letters.end_of_text, 5, 6, letters.end_of_text, 7]])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids).logits, given.logits(ids), rtol=0, atol=1e-5)
+
+
 def test_positions_far_into_the_text_are_turned_alike_to_the_bit() -> None:
     from transformers.models.nanochat import modeling_nanochat as theirs
 
@@ -132,10 +154,26 @@ def test_positions_far_into_the_text_are_turned_alike_to_the_bit() -> None:
     assert torch.equal(ours.sin, sin[0, :, :64])
 
 
+@pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
+def test_llamas_positions_are_turned_alike_to_the_bit(theta: float) -> None:
+    from transformers.models.llama import modeling_llama as theirs
+
+    rope = {"rope_type": "default", "rope_theta": theta}
+    config = theirs.LlamaConfig(hidden_size=64, num_attention_heads=1, rope_parameters=rope)
+    positions = torch.arange(2048)
+    cos, sin = theirs.LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
+    x = torch.randn(1, 1, 2048, 64, generator=torch.Generator().manual_seed(0))
+    turned, _ = theirs.apply_rotary_pos_emb(x, x, cos, sin)
+    ours = Rotation.at(-positions, 64, theta)
+    assert torch.equal(ours.cos, cos[0, :, :32])
+    assert torch.equal(-ours.sin, sin[0, :, :32])
+    torch.testing.assert_close(ours(x), turned, rtol=0, atol=1e-6)
+
+
 def test_a_family_that_transformers_does_not_have_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
     given = source(bpe)
     other = replace(given, config={**given.config, "family": "perceptron"})
-    with pytest.raises(ValueError, match="no form for the family 'perceptron'; these have one: gpt2, modern"):
+    with pytest.raises(ValueError, match="no form for the family 'perceptron'; these have one: gpt2, modern, ll"):
         exporter().export(other, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -185,7 +223,7 @@ def damage(name: str, folder: Path) -> None:
         ("tokenizer.json", "as other ids"),
     ],
 )
-@pytest.mark.parametrize("family", ["gpt2", "modern"])
+@pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
 def test_a_damaged_export_is_refused(
     bpe: Tokenizer, letters: Tokenizer, tmp_path: Path, family: str, name: str, message: str
 ) -> None:
@@ -197,17 +235,19 @@ def test_a_damaged_export_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
+    ("family", "setting", "value"),
     [
-        ("final_logit_softcapping", 15.0),
-        ("rms_norm_eps", 1e-2),
-        ("rope_parameters", {"rope_type": "default", "rope_theta": 500_000.0}),
+        ("modern", "final_logit_softcapping", 15.0),
+        ("modern", "rms_norm_eps", 1e-2),
+        ("modern", "rope_parameters", {"rope_type": "default", "rope_theta": 500_000.0}),
+        ("llama", "rms_norm_eps", 1e-2),
+        ("llama", "rope_parameters", {"rope_type": "default", "rope_theta": 500_000.0}),
     ],
 )
-def test_a_setting_of_another_nanochat_is_refused(
-    letters: Tokenizer, tmp_path: Path, setting: str, value: Any
+def test_a_setting_of_another_model_is_refused(
+    letters: Tokenizer, tmp_path: Path, family: str, setting: str, value: Any
 ) -> None:
-    given = source(letters, family="modern")
+    given = source(letters, family=family)
     exporter().export(given, tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), setting: value}))
@@ -215,7 +255,7 @@ def test_a_setting_of_another_nanochat_is_refused(
         exporter().verify(given, tmp_path)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern"])
+@pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
 def test_without_transformers_the_files_are_read_back(
     bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:

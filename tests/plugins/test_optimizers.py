@@ -35,7 +35,7 @@ def component(name: str) -> Optimizer:
 
 def make(tied_head: bool = True, seed: int = 0, family: str = "gpt2") -> GPT:
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(20, 8, 2, 2, 16, 0.0, True, tied_head, "gpt2", 8, family=family))
+    model = GPT(GPTConfig(20, 8, 2, 2, 16, 0.0, True, tied_head, "gpt2", 8, family=family, n_kv_heads=1))
     for parameter in model.parameters():  # norms and biases away from 1 and 0, where decay would not show
         torch.nn.init.normal_(parameter)
     return model
@@ -85,7 +85,9 @@ def test_the_chapters_form_of_adamw_decays_everything() -> None:
     )
 
 
-@pytest.mark.parametrize(("family", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False)])
+@pytest.mark.parametrize(
+    ("family", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False), ("llama", True)]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_held_exactly_once(name: str, family: str, tied_head: bool) -> None:
     model = make(tied_head, family=family)
@@ -95,7 +97,7 @@ def test_every_parameter_is_held_exactly_once(name: str, family: str, tied_head:
     assert set(held) == {id(parameter) for parameter in model.parameters()}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern"])
+@pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str, family: str) -> None:
     model, other = make(family=family), make(seed=1, family=family)
@@ -110,7 +112,7 @@ def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str, family: str)
     loaded = component(name).build(other.named_parameters())
     other.load_state_dict(saved[0])
     loaded.load_state_dict(saved[1])
-    assert (other.head_weight is other.token_embedding.weight) == (family == "gpt2")
+    assert (other.head_weight is other.token_embedding.weight) == (family != "modern")
     for each, own in ((model, optimizer), (other, loaded)):
         train(each, own, 3)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
@@ -239,6 +241,23 @@ def test_muon_treats_queries_keys_and_values_as_three_matrices() -> None:
         assert torch.equal(fused, torch.cat(list(apart)))
     moved, moved_whole = ((each.detach() - decayed)[:32].norm() for each in (fused, whole))
     assert moved > 10 * moved_whole
+
+
+def test_muon_knows_where_keys_begin_though_queries_are_more() -> None:
+    (fused,), optimizer = with_muon({"blocks.0.attention.qkv.weight": (24, 16)})
+    shapes = {"q": (16, 16), "k": (4, 16), "v": (4, 16)}
+    apart, other = with_muon({f"blocks.0.attention.{part}.weight": shape for part, shape in shapes.items()})
+    with torch.no_grad():
+        for part, own in zip(apart, fused.split([16, 4, 4]), strict=True):
+            part.copy_(own)
+    for number in range(3):
+        gradient = torch.randn(24, 16, generator=torch.Generator().manual_seed(number))
+        fused.grad = gradient.clone()
+        for part, own in zip(apart, gradient.split([16, 4, 4]), strict=True):
+            part.grad = own.clone()
+        for each in (optimizer, other):
+            each.step()
+        torch.testing.assert_close(fused, torch.cat(list(apart)), rtol=0, atol=8 * U * LR)
 
 
 def test_muon_orthogonalises_matrices_of_one_shape_together_and_each_for_itself(
