@@ -55,8 +55,8 @@ def check_ids(
     reader: str,
     decode: Callable[[list[int]], str] | None = None,
 ) -> int:
-    """Over a real text, every code point and thousands of random strings, `encode` gives the checkpoint's ids, and
-    `decode` the text. Returns how many texts that were."""
+    """Over a real text, every token, every code point and thousands of random strings, `encode` gives the
+    checkpoint's ids, and `decode` the text. Returns how many texts that were."""
     texts = _texts(source)
     for text in texts:
         expected, got = source.encode(text).tolist(), encode(text)
@@ -83,7 +83,13 @@ def _texts(source: ExportSource) -> list[str]:
         known, generator = [sequence.decode() for sequence in source.ranks], random.Random(0)
         strings = ["".join(generator.choices(known, k=generator.randint(1, 40))) for _ in range(_RANDOM_STRINGS)]
         return [source.text, "".join(known), *strings]
-    return [source.text, f"{source.end_of_text} as text", *awkward_texts(_RANDOM_STRINGS)]
+    return [source.text, f"{source.end_of_text} as text", *_every_token(source), *awkward_texts(_RANDOM_STRINGS)]
+
+
+def _every_token(source: ExportSource) -> list[str]:
+    """Every token that is text, each on a line of its own: in other texts, longer tokens hide many of them."""
+    tokens = [sequence.decode(errors="ignore") for sequence in source.ranks]
+    return ["\n".join(tokens[start : start + 1000]) for start in range(0, len(tokens), 1000)]
 
 
 # ── logits ────────────────────────────────────────────────────────────────────────────────────────
