@@ -32,7 +32,8 @@ def write_figures(plots: list[Plot], folder: Path) -> None:
         "path.simplify": False,
     }
     for plot in plots:
-        with pyplot.rc_context({**settings, "svg.hashsalt": plot.name}):
+        settings["svg.hashsalt"] = plot.name
+        with pyplot.rc_context(settings):
             canvas, axes = pyplot.subplots(figsize=(6.4, 3.4), layout="constrained")
             _draw(plot, axes)
             for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,8 @@ def _picture(weights: np.ndarray) -> str:
     dots[..., 3] = np.round(255 * np.sqrt(np.clip(weights, 0, 1)))
     dots[dots[..., 3] == 0] = 0
     buffer = io.BytesIO()
-    imsave(buffer, dots, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    no_version: Any = {"Software": None}
+    imsave(buffer, dots, format="png", metadata=no_version, pil_kwargs={"optimize": True})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

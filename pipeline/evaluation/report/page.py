@@ -51,9 +51,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {
-        "printable": printable, "number": number, "duration": duration, "level": level, "piece": piece,
-    }  # fmt: skip
+    environment.filters.update(printable=printable, number=number, duration=duration, level=level, piece=piece)
     style = (here / "page.css").read_text(encoding="utf-8").strip()
     positions = position_plot(report.breakdowns)
     return environment.get_template("page.html.j2").render(

@@ -46,7 +46,8 @@ def _with_times(history: list[dict[str, float]], timing: list[dict[str, float]])
     timing.tsv holds the mean speed since the beginning, in which a change would hardly show.
     """
     times = {row["step"]: row for row in timing}
-    rows, before = [], (0.0, 0.0)
+    rows: list[dict[str, float]] = []
+    before = (0.0, 0.0)
     for row in history:
         own = dict(row)
         time = times.get(row["step"], {})
