@@ -8,39 +8,44 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
 
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro test test-faults bench bench-quick check setup lock-versions clean-env
+.PHONY: repro test test-faults bench bench-quick check setup
 
 repro: $(INSTALLED)
 	python -m pipeline lock
 	dvc repro
 
-test: $(INSTALLED)
+test: $(DEVELOPED)
 	python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-test-faults: $(INSTALLED)
+test-faults: $(DEVELOPED)
 	python -m pytest -m faults --long
 
-bench: $(INSTALLED)
+bench: $(DEVELOPED)
 	python -m benchmarks
 
-bench-quick: $(INSTALLED)
+bench-quick: $(DEVELOPED)
 	python -m benchmarks --quick
 
-check: $(INSTALLED)
+check: $(DEVELOPED)
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 
-setup: $(INSTALLED)
+setup: $(DEVELOPED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+# What a run needs, and what the tests, the checks and the benchmarks need beside it.
+$(INSTALLED): EXTRAS := huggingface,parquet,zstd
+$(DEVELOPED): EXTRAS := dev
+
+$(INSTALLED) $(DEVELOPED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed, this is " + sys.version.split()[0] + ": set PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'installing into $(VENV): a minute or two, and about 1.5 GB'
-	@python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
