@@ -15,6 +15,9 @@ import pytest
 for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
     os.environ.pop(name, None)
 
+# Tests run beside each other: one thread each. Some count memory, and each thread has scratch of its own.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 TINY = (

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.console import say
 from pipeline.data.tokens import TokenFolder
-from pipeline.data.vocabulary import raw_bytes
+from pipeline.data.vocabulary import train_bpe
 from pipeline.errors import PluginError, raised_by
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.config import GPTConfig
@@ -95,8 +95,8 @@ def _sources(paths: Paths) -> list[ExportSource]:
 
 
 def tiny_source(family: str = "gpt2") -> ExportSource:
-    """What an exporter receives, of a tiny model of bytes with random weights: enough to prove any export with."""
-    tokenizer = raw_bytes()
+    """What an exporter receives, of a tiny model with random weights: enough to prove any export with."""
+    tokenizer = train_bpe([_TEXT], 280)
     config = GPTConfig(
         vocab_size=tokenizer.vocab_size, context_length=16, n_layers=2, n_heads=2, emb_dim=16, dropout=0.0,
         qkv_bias=family == "gpt2", tied_head=False, init="modern" if family == "modern" else "gpt2",

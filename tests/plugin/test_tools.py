@@ -308,7 +308,8 @@ def test_an_exporter_may_say_that_it_does_not_know_a_family(project: Project) ->
     exporter_that_knows(project, "gpt2")
     out = project.succeed("plugins", "check", "plugins/exporters/mine.py").out
     assert out == (
-        "ok  exporter mine (plugins/exporters/mine.py); it refuses the family modern: only GPT-2 has a form here\n"
+        "ok  exporter mine (plugins/exporters/mine.py); it refuses the family modern: only GPT-2 has a form here; "
+        "it refuses the family llama: only GPT-2 has a form here\n"
     )
 
 
