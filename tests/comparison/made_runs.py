@@ -65,7 +65,8 @@ def simulated(
         recipe: How the recipes' difference varies from document to document.
         effect: How much worse the second recipe is.
     """
-    sizes = np.round(generator.lognormal(6, 1, units)) + 1
+    spread = 1 if units >= 30 else 0.05  # fewer are never documents, but blocks, which are about equally long
+    sizes = np.round(generator.lognormal(6, spread, units)) + 1
     text = 4 + generator.normal(0, 0.5, units)
     rows = []
     for group, count in enumerate(seeds):

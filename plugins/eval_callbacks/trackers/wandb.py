@@ -48,7 +48,7 @@ class WandB(EvalCallback):
                 f"{error}: install it with pip install -c constraints.txt -e '.[wandb]'"
             ) from None
 
-        folder = run_folder(_FOLDER, event.memory)
+        folder = run_folder(_FOLDER, event.memory).resolve()  # wandb's own process may be in another one
         try:
             run = self._open(wandb, folder, event.memory)
         except wandb.Error as error:
@@ -74,7 +74,7 @@ class WandB(EvalCallback):
         if run is not None:
             run.finish()
         for place in ("CACHE", "DATA", "ARTIFACT", *(["CONFIG"] if self.mode == "offline" else [])):
-            os.environ[f"WANDB_{place}_DIR"] = str(folder.resolve())
+            os.environ[f"WANDB_{place}_DIR"] = str(folder)
         memory.setdefault("id", uuid4().hex[:8])
         while any(folder.glob(f"wandb/*{datetime.now():%Y%m%d_%H%M%S}*")):
             time.sleep(0.1)  # wandb names its folders after the second, and would write over the last one's
