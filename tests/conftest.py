@@ -185,6 +185,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
+    items.sort(key=lambda item: item.get_closest_marker("faults") is None)  # slow ones first
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
