@@ -80,6 +80,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.commit("the shipped optimizer")
     (loss,) = [code for code in blocks(README, "python") if "register_losses" in code]
     (clone.root / "plugins" / "losses" / "confident.py").write_text(loss)
+    shutil.copy(README, clone.root)
     assert clone.repro() == STAGES
     return clone
 

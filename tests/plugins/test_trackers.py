@@ -115,9 +115,9 @@ def current(name: str, training: Training) -> Path:
 WRITTEN_LAST = {
     "tensorboard": "events.out.tfevents.train",
     "dvclive": "metrics.json",
-    "wandb": "last-step",
     "mlflow": "metrics/val/loss",
 }
+"""What may be torn when the run is killed; wandb writes in a process of its own, which outlives it."""
 
 
 @each_tracker
@@ -130,8 +130,9 @@ def test_every_number_is_read_back_at_its_step(name: str) -> None:
     assert points(name, run, "grad_norm") == [(10, 10.5), (20, 20.5)]
 
 
-@each_tracker
-@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize(
+    ("name", "torn"), [*((name, False) for name in TRACKERS), *((name, True) for name in WRITTEN_LAST)]
+)
 def test_what_a_killed_run_wrote_after_its_last_state_is_not_there_twice(name: str, torn: bool) -> None:
     training = Training()
     training.evaluate(callback(name), 0)
@@ -148,7 +149,7 @@ def test_what_a_killed_run_wrote_after_its_last_state_is_not_there_twice(name: s
         training.evaluate(callback(name), step)
     found = current(name, training)
     assert (found == run) != (torn and name == "mlflow")  # which begins another run
-    assert [step for step, _ in points(name, found)] == [0, 10, *([] if torn and name == "wandb" else [20, 30]), 40]
+    assert [step for step, _ in points(name, found)] == [0, 10, 20, 30, 40]
 
 
 @each_tracker

@@ -56,12 +56,15 @@ class WandB(EvalCallback):
                 raise
             print(f"wandb: {error}: this evaluation is sent with the next", file=sys.stderr)
             return {}
-        last = _last_step(folder, event)
+        marker = folder / _LAST
+        last = int(marker.read_text()) if marker.exists() else -1
         for row in [*event.history, event.metrics]:
             if row["step"] > last:
                 numbers = {name.replace(".", "/", 1): row[name] for name in row if name != "step"}
                 run.log(numbers, step=int(row["step"]))
-        (folder / _LAST).write_text(str(max(last, event.step)))
+        new = folder / f"{_LAST}.new"
+        new.write_text(str(max(last, event.step)))
+        new.replace(marker)  # whole, whenever the run is killed
         if event.step >= event.total_steps:
             run.finish()
         return {}
@@ -86,13 +89,3 @@ class WandB(EvalCallback):
             project=self.project, name=folder.name, id=memory["id"], dir=str(folder), mode=self.mode,
             resume="allow" if self.mode == "online" else None, settings=settings,
         )  # fmt: skip
-
-
-def _last_step(folder: Path, event: EvaluationEvent) -> float:
-    """The last step that was written, −1 for none; where that cannot be read, the evaluation before this one."""
-    try:
-        return int((folder / _LAST).read_text())
-    except FileNotFoundError:
-        return -1
-    except ValueError:
-        return event.history[-1]["step"] if event.history else -1
