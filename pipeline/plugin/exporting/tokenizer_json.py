@@ -57,7 +57,10 @@ def _characters(source: ExportSource) -> dict[str, Any]:
         "decoder": {"type": "Fuse"},
         "model": {
             "type": "WordLevel",
-            "vocab": {sequence.decode(): rank for sequence, rank in source.ranks.items()} | source.special_tokens,
+            "vocab": {
+                **{sequence.decode(): rank for sequence, rank in source.ranks.items()},
+                **source.special_tokens,
+            },
             "unk_token": "",
         },
     }
@@ -88,7 +91,10 @@ def _byte_level_bpe(source: ExportSource) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": False,
             # Special tokens, too: one that is not in it gets the first free id, whatever its own.
-            "vocab": {written(sequence): rank for sequence, rank in source.ranks.items()} | source.special_tokens,
+            "vocab": {
+                **{written(sequence): rank for sequence, rank in source.ranks.items()},
+                **source.special_tokens,
+            },
             "merges": [list(pair) for pair in merges(source)],
         },
     }
