@@ -90,7 +90,7 @@ def _next_steps(kind: Kind, name: str, plugin: str, test: str) -> Iterator[str]:
     yield f"wrote {test}"
     yield ""
     yield "Next:"
-    yield f"  python -m pytest {test}"
+    yield f"  python -m pytest {test}    # `make setup` brings pytest"
     yield f"  git add {plugin} {test} && git commit"
     yield "      else experiments in a copy (--temp, --queue) do not see it; and `dvc exp show` lists only those"
     yield "      that began at the last commit"

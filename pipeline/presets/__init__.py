@@ -22,7 +22,7 @@ PRESETS = {
     _BASE: "the default: a small GPT on the documentation that every Python carries, five minutes on two cores",
     "book": "a textbook's run: GPT-2 small with the gpt2 encoding, 10 epochs over a short story, half an hour",
     "shakespeare-char": "nanoGPT's run on a CPU: characters, 0.8 million parameters, 2000 steps, a few minutes",
-    "shakespeare-fast": "as good as nanoGPT's run in a twentieth of its processor time: seconds",
+    "shakespeare-fast": "as good as nanoGPT's run in a tenth of its processor time: ten seconds",
     "shakespeare-best": "as long as nanoGPT's run and far better: characters, 0.8 million parameters",
     "gpt2-124m": "GPT-2 small from scratch, context 1024, 2.5 billion tokens: for a GPU and gigabytes of text",
 }

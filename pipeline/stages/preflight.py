@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import tempfile
@@ -280,6 +281,9 @@ def _measure(params: Params, components: Components, splits: TokenFolder, folder
         f"some {_duration(per_window * plan.length.total_windows)} to train ({plan.total_steps:,} steps at "
         f"{length / per_window:,.0f} tokens/s, as just measured), {_duration(evaluating)} to evaluate on the way",
     )
+    load = os.getloadavg()[0]
+    if plan.device.type == "cpu" and load > cores() + 0.5:  # this process is part of it
+        say(f"note: other processes are at work (load {load:.1f} on {cores()} cores): alone it is quicker")
 
 
 def _time_steps(plan: Run) -> tuple[int, float]:
