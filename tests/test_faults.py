@@ -430,6 +430,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_old_state_is_whole(
 def test_a_second_run_fails_fast_and_names_the_first(project: Clone, tell: Tell) -> None:
     life = Life(project, *TRAIN)
     until_it_trains(life)
+    os.kill(life.process.pid, signal.SIGSTOP)  # it is there however long the others take to start
     started = time.monotonic()
     second = project.run(*TRAIN, check=False)
     assert time.monotonic() - started < 30

@@ -313,6 +313,8 @@ def test_a_tokenizer_with_more_ids_than_the_weights_have_rows_is_refused(tmp_pat
     folder = exported(model, tmp_path)
     path = folder / "tokenizer.json"
     saved = json.loads(path.read_text())
+    for token in saved["added_tokens"]:
+        del saved["model"]["vocab"][token["content"]]
     saved["added_tokens"] = []
     path.write_text(json.dumps(saved))
     setting(vocab_size=256)(folder)
