@@ -231,7 +231,7 @@ def test_killed_at_random_moments_under_dvc_repro(
         tell("… of which inside a save", torn, torn, torn * same)
 
 
-@pytest.mark.parametrize("where", ["dvc exp run", "dvc exp run --temp"])
+@pytest.mark.parametrize("where", [pytest.param("dvc exp run", marks=pytest.mark.long), "dvc exp run --temp"])
 def test_killed_in_an_experiment(
     original: tuple[Clone, Outcome], project: Clone, where: str, long: bool, tell: Tell
 ) -> None:

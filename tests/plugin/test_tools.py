@@ -270,7 +270,11 @@ def test_new_outside_a_project_says_so(project: Project, monkeypatch: pytest.Mon
 # ── check ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("plural", KINDS)
+# The contract tests prove the exporters in the same way, and it takes its time.
+@pytest.mark.parametrize(
+    "plural",
+    [pytest.param(kind, marks=[pytest.mark.long] if kind == "exporters" else []) for kind in KINDS],
+)
 def test_every_shipped_plugin_passes_its_check(project: Project, plural: str) -> None:
     before = files(project)
     for path in plugin_files(project.root / "plugins" / plural):
