@@ -154,6 +154,12 @@ def verify_manifest(folder: Path, mend: str) -> None:
             raise DataError(f"{path} is damaged (its sha256 is not the one that was written): {mend}")
 
 
+def recorded_sha256(path: Path) -> str:
+    """A file's sha256 as the manifest beside it has it; `verify_manifest` has held it against the file."""
+    digest: str = read_json(path.parent / MANIFEST, "")["files"][path.name]["sha256"]
+    return digest
+
+
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
     """Holds an exclusive lock that ends with the process, however it ends.

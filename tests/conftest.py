@@ -70,17 +70,7 @@ class Project:
     def run(self, *arguments: str, tiny: bool = True) -> Result:
         """Runs `pipeline ARGUMENTS` in the project, with the tiny settings for commands that take `--set`."""
         settings = []
-        if tiny and arguments[0] in {
-            "tokenize",
-            "split",
-            "train",
-            "evaluate",
-            "export",
-            "generate",
-            "chat",
-            "score",
-            "check",
-        }:
+        if tiny and arguments[0] in TAKING_SET:
             settings = [part for value in TINY for part in ("--set", value)]
         return self.call([arguments[0], *settings, *arguments[1:]])
 

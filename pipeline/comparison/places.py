@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -145,9 +145,16 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def _caches(root: Path) -> Iterator[Path]:
-    """Where DVC's cache is by default, and then where its settings have it: to ask DVC takes a second."""
+    """Where DVC's cache is by default, and then where its settings have it."""
     yield root / ".dvc" / "cache"
+    configured = _configured_cache(root)
+    if configured:
+        yield configured
+
+
+@lru_cache
+def _configured_cache(root: Path) -> Path | None:
+    """What DVC says, which takes it a second; None where it cannot."""
     ask = [sys.executable, "-m", "dvc", "cache", "dir"]
     done = subprocess.run(ask, cwd=root, capture_output=True, check=False)
-    if done.returncode == 0:
-        yield Path(done.stdout.decode().strip())
+    return Path(done.stdout.decode().strip()) if done.returncode == 0 else None

@@ -33,6 +33,8 @@ def compare_recipes(paired: Paired, first_seeds: int) -> Difference:
     groups = (slice(0, first_seeds), slice(first_seeds, len(losses)))
     first, second = (float(losses[group].mean()) for group in groups)
     count = len(paired.names)
+    if count < 2:  # what other text would say cannot be told from one piece of it
+        return Difference(first, second, second - first, -math.inf, math.inf, 1.0, paired.what, count)
     parts = [
         *((float(losses[group].var(ddof=1)) / len(losses[group]), len(losses[group]) - 1) for group in groups),
         (_variance_from_text(paired, groups), effective(paired.sizes[0]) - 1),
@@ -51,8 +53,6 @@ def compare_recipes(paired: Paired, first_seeds: int) -> Difference:
 
 def _variance_from_text(paired: Paired, groups: tuple[slice, slice]) -> float:
     """D: what the choice of the text adds to the variance of the difference, the seeds' part of it left out."""
-    if len(paired.names) < 2:
-        return 0.0
     own = _influences(paired)
     whole = float(((own[groups[1]].mean(axis=0) - own[groups[0]].mean(axis=0)) ** 2).sum())
     of_seeds = sum(float((own[group].var(axis=0, ddof=1) / len(own[group])).sum()) for group in groups)

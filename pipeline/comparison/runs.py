@@ -58,9 +58,7 @@ def read_run(place: Place) -> Run:
         text = place.read(path)
         try:
             return parse(text)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DataError(f"{place.name}: {path} is damaged ({error}): {_AGAIN}") from None
-        except Exception as error:  # a YAML library's own kinds
+        except Exception as error:  # a YAML library's own kinds as well
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"{place.name}: {path} is damaged ({reason}): {_AGAIN}") from None
 
@@ -94,7 +92,7 @@ def _about(text: str) -> dict[str, Any]:
     about: dict[str, Any] = json.loads(text)
     for side in about["sides"].values():
         _ = side["text"], side["tokens"]
-    _ = about["stride"], about["stride_share"], about["context_length"], about["tokenizer"]["fingerprint"]
+    _ = about["step"], about["weights"], about["stride_share"], about["tokenizer"]["fingerprint"]
     return about
 
 

@@ -107,19 +107,13 @@ def _padded(ids: Ids, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, 
     return inputs, targets
 
 
-def token_nll(output: ModelOutput, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def judge(output: ModelOutput, targets: torch.Tensor, closely: bool = False) -> tuple[torch.Tensor, ...]:
     """Each target's −log p(target) in float64 nats, and whether it was the likeliest token, both [B, T].
 
-    The logits are computed some rows at a time, so that a large vocabulary never fills the memory.
-    Ignored targets get 0 nats.
+    With `closely` also whether it was among the five likeliest, and the likeliest token's probability. Of equally
+    likely tokens the first ones come first. Ignored targets get 0 nats. The logits are computed some rows at a
+    time, so that a large vocabulary never fills the memory.
     """
-    nats, correct = judge(output, targets)
-    return nats, correct
-
-
-def judge(output: ModelOutput, targets: torch.Tensor, closely: bool = False) -> tuple[torch.Tensor, ...]:
-    """What `token_nll` returns; with `closely` also whether each target was among the five likeliest tokens, and
-    the likeliest token's probability, all [B, T]. Of equally likely tokens the first ones come first."""
     hidden = output.hidden.flatten(0, 1)
     flat = targets.flatten()
     nats = torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)
@@ -158,20 +152,24 @@ def _among_first(count: int, logits: torch.Tensor, targets: torch.Tensor, picked
 
 
 class Summary:
-    """Adds scores up into loss, perplexity, bits per byte and accuracy."""
+    """Adds scores up into loss, perplexity, bits per byte and accuracy.
+
+    Attributes:
+        tokens, bytes: How many targets were added, and the bytes of text that they are.
+    """
 
     def __init__(self, byte_lengths: np.ndarray) -> None:
         """`byte_lengths` [V] are the bytes of text that each id stands for: 0 for special tokens."""
         self._byte_lengths = byte_lengths
         self._nats = self._text_nats = 0.0
-        self.tokens = self._correct = self._bytes = 0
+        self.tokens = self._correct = self.bytes = 0
 
     def add(self, scores: Scores) -> Summary:
         """Counts further targets; returns itself."""
         lengths = self._byte_lengths[scores.targets]
         self._nats += float(scores.nats.sum())
         self._text_nats += float(scores.nats[lengths > 0].sum())
-        self._bytes += int(lengths.sum())
+        self.bytes += int(lengths.sum())
         self.tokens += len(scores.targets)
         self._correct += int(scores.correct.sum())
         return self
@@ -179,9 +177,9 @@ class Summary:
     def over(self, total: Callable[..., list[float]]) -> Summary:
         """With the sums of several processes; `total` adds each value up over them. Returns itself."""
         self._nats, self._text_nats, *counts = total(
-            self._nats, self._text_nats, self.tokens, self._correct, self._bytes
+            self._nats, self._text_nats, self.tokens, self._correct, self.bytes
         )
-        self.tokens, self._correct, self._bytes = (int(count) for count in counts)
+        self.tokens, self._correct, self.bytes = (int(count) for count in counts)
         return self
 
     @property
@@ -197,8 +195,8 @@ class Summary:
         numbers = {"loss": self.loss}
         if self.loss <= _LARGEST_EXPONENT:
             numbers["perplexity"] = math.exp(self.loss)
-        if self._bytes:
-            numbers["bits_per_byte"] = self._text_nats / math.log(2) / self._bytes
+        if self.bytes:
+            numbers["bits_per_byte"] = self._text_nats / math.log(2) / self.bytes
         numbers["accuracy"] = self._correct / self.tokens
         return numbers
 

@@ -51,6 +51,11 @@ def write_checkpoint(
     write_manifest(folder)
 
 
+def weights_file(folder: Path, weights: str) -> Path:
+    """The file of a checkpoint that holds the "best" weights, or the "last" ones."""
+    return folder / (BEST if weights == "best" else LAST)
+
+
 def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
     """Writes plain tensors and plain values, which `load_tensors` reads; it is on the disk when this returns.
 
@@ -126,7 +131,7 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device) -> Checkpo
         tokenizer = Tokenizer.load(folder / TOKENIZER, _MEND)
     except DataError as error:
         raise CheckpointError(str(error)) from None
-    saved = load_tensors(folder / (BEST if weights == "best" else LAST))
+    saved = load_tensors(weights_file(folder, weights))
     model = GPT(config)
     try:
         model.load_state_dict(saved["model_state_dict"])

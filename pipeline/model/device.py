@@ -64,6 +64,6 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def peak_memory() -> int:
-    """Bytes taken at the most: of the GPU's memory where there is one, else of this process."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else processor.peak_memory()
+def peak_memory(device: torch.device) -> int:
+    """Bytes taken at the most: of a GPU's memory, else of this process."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else processor.peak_memory()

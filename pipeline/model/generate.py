@@ -135,15 +135,16 @@ class Reader:
         self.begin = self.read = 0
 
     def back_to(self, length: int) -> None:
-        """Takes back what was read beyond the texts' first `length` tokens.
+        """Takes back what was read beyond the texts' first `length` tokens, and the last of these, which the next
+        call reads again: what follows it is not kept.
 
         Where the cache begins so late that little would be left in it, the texts' end is read anew.
         """
-        left = length - self.begin
-        if self.begin and left < self.context // 2:
+        left = length - self.begin - 1
+        if left < 0 or (self.begin and left < self.context // 2):
             self.forget()
-        elif length < self.read:
-            self.read, self.cache.length = length, left
+        elif length <= self.read:
+            self.read, self.cache.length = length - 1, left
             if self.cache.tokens is not None:
                 self.cache.tokens = self.cache.tokens[:, :left]
 

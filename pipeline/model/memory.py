@@ -10,17 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from pipeline.errors import ParamsError
 from pipeline.files import readable
 from pipeline.model.attention import PLAIN_UP_TO
 from pipeline.model.config import GPTConfig
-from pipeline.model.device import memory_of
 from pipeline.model.linear_cross_entropy import chunks
-
-_FREE = 0.1
-"""Share of a device's memory that is left to its driver, to fragments, and to Python and torch themselves."""
 
 
 @dataclass(frozen=True)
@@ -316,92 +309,3 @@ def _drops_probabilities(config: GPTConfig) -> bool:
 def _pairs(config: GPTConfig, micro_batch_size: int) -> int:
     """Numbers of one tensor [B, n_heads, T, T]."""
     return micro_batch_size * config.n_heads * config.context_length**2
-
-
-def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
-    """Bytes of state that an optimizer keeps for each parameter, once it has made a step; before, 0."""
-    values = [value for state in optimizer.state.values() for value in state.values()]
-    size: int = sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
-    count: int = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-    return size / count
-
-
-# ── what to do about it ───────────────────────────────────────────────────────────────────────────
-
-
-def check_fits(config: GPTConfig, device: torch.device, strategy: str = "ddp", processes: int = 1) -> None:
-    """Raises ParamsError when the parameters and their optimizer alone need more memory than there is.
-
-    It is known before the model is made, which would fill the memory first.
-    """
-    needed = estimate(config, 1, "fp32", strategy=strategy, processes=processes).lasting
-    memory = memory_of(device)
-    if needed > memory:
-        raise ParamsError(
-            f"a model of {config.parameter_count:,} parameters needs {readable(needed)} with its gradients and "
-            f"optimizer, and {device} has {readable(memory)}: lower model.n_layers or model.emb_dim"
-        )
-
-
-def out_of_memory(
-    config: GPTConfig,
-    micro_batch_size: int,
-    precision: str,
-    device: torch.device,
-    optimizer_bytes: float = 8.0,
-    strategy: str = "ddp",
-    processes: int = 1,
-) -> str:
-    """What a person whose step ran out of memory can do, in one line; the arguments are `estimate`'s."""
-
-    def needed(size: int) -> Memory:
-        return estimate(config, size, precision, optimizer_bytes, device.type, strategy, processes)
-
-    sharing = processes if device.type == "cpu" else 1
-    room = memory_of(device) // sharing
-    now = needed(micro_batch_size)
-    parts = f"weights, gradients and optimizer {readable(now.lasting)}, activations {readable(now.activations)}"
-    parts += f", gathered {readable(now.gathered)}" if now.gathered else ""
-    parts += f", saving {readable(now.saving)}" if now.shared else ""
-    each = f" for each of {processes} processes" if sharing > 1 else ""
-    others = ", of which something else takes a part" if now.total <= room else ""
-    told = (
-        f"out of memory: a step needs about {readable(now.total)} on {device} ({parts}) and there are "
-        f"{readable(room)}{each}{others}: lower "
-    )
-    smaller = [micro_batch_size >> shift for shift in range(1, micro_batch_size.bit_length())]
-    fitting = next((size for size in smaller if needed(size).total <= (1 - _FREE) * room), None)
-    if fitting is not None:
-        told += f"train.micro_batch_size from {micro_batch_size} ({fitting} needs about "
-        told += f"{readable(needed(fitting).total)}), or model.context_length or model.emb_dim"
-    elif now.lasting <= room:
-        told += "model.context_length or model.emb_dim"
-    else:
-        told += "model.n_layers or model.emb_dim"
-    if fitting is None and device.type == "cuda" and strategy == "ddp":
-        told += ", or divide it over several GPUs with runtime.strategy: fsdp"
-    return told
-
-
-_TABLE = {
-    "GPT-2": (12, 12, 768),
-    "GPT-2 XL": (48, 25, 1600),
-    "7B class": (32, 32, 4096),
-    "70B class": (80, 64, 8192),
-}
-"""Layers, heads and width of well-known sizes."""
-
-
-def table() -> str:
-    """The Markdown table of docs/scaling.md: bytes on each GPU with bf16, AdamW, and one window of 1,024 tokens."""
-    ways = {"ddp": ("ddp", 1)} | {f"fsdp, {count} GPUs": ("fsdp", count) for count in (8, 64, 512)}
-    rows = [["", "layers × width", "parameters", *ways], ["---"] * 2 + ["---:"] * (1 + len(ways))]
-    for name, (n_layers, n_heads, emb_dim) in _TABLE.items():
-        config = GPTConfig(
-            vocab_size=50257, context_length=1024, n_layers=n_layers, n_heads=n_heads, emb_dim=emb_dim, dropout=0.0,
-            qkv_bias=True, tied_head=True, init="gpt2", pad_vocab_to=64,
-        )  # fmt: skip
-        totals = [estimate(config, 1, "bf16", 8.0, "cuda", *way).total for way in ways.values()]
-        count = f"{config.parameter_count / 1e6:,.0f} million"
-        rows.append([name, f"{n_layers} × {emb_dim:,}", count, *(readable(total) for total in totals)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

@@ -149,7 +149,10 @@ class Pretrained:
                 if name not in weights:
                     weights[name] = torch.zeros(wanted[name])
                 elif name not in wanted and bool(weights.pop(name).any()):
-                    raise ParamsError(f"train.init_from: {self.name} has such biases: set model.qkv_bias: true")
+                    raise ParamsError(
+                        f"train.init_from: {self.name} has biases of queries, keys and values: set "
+                        "model.qkv_bias: true"
+                    )
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         different = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
         if different:

@@ -13,6 +13,7 @@ from pipeline.console import say
 from pipeline.data.tokens import TokenFolder
 from pipeline.data.vocabulary import train_bpe
 from pipeline.errors import PluginError, raised_by
+from pipeline.evaluation.held_out import held_out_text
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
@@ -87,9 +88,8 @@ def _sources(paths: Paths) -> list[ExportSource]:
     sources = {family: tiny_source(family) for family in get_args(ModelParams.model_fields["family"].annotation)}
     if paths.checkpoint.is_dir() and paths.splits.is_dir():
         checkpoint = load_checkpoint(paths.checkpoint, "best", torch.device("cpu"))
-        tokenizer = checkpoint.tokenizer
-        ids = TokenFolder(paths.splits, "run `python -m pipeline split`").ids("val")[:_PROOF_TOKENS]
-        text = tokenizer.decode(ids[tokenizer.byte_lengths[ids] > 0])
+        splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+        text = held_out_text(checkpoint, splits, _PROOF_TOKENS)
         sources[checkpoint.model.config.family] = export_source(checkpoint, text)
     return list(sources.values())
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.paths import Paths
 
 _SEED = "train.seed"
+_WEIGHTS = "evaluate.weights"
 _RECIPE = ("tokenize", "split", "model", "train")
 
 
@@ -91,7 +92,7 @@ def recipes(first: Sequence[Run], second: Sequence[Run]) -> Comparison:
 def _check_one_recipe(group: Sequence[Run]) -> None:
     for other in group[1:]:
         for key, (mine, others) in differing(group[0].params, other.params).items():
-            if key.split(".")[0] in _RECIPE and key != _SEED:
+            if (key.split(".")[0] in _RECIPE or key == _WEIGHTS) and key != _SEED:
                 raise PipelineError(
                     f"{group[0].name} and {other.name} stand on the same side and are two recipes: {key} is "
                     f"{mine!r} and {others!r}; only {_SEED} may differ"
@@ -100,10 +101,10 @@ def _check_one_recipe(group: Sequence[Run]) -> None:
 
 def _check_different(group: Sequence[Run]) -> None:
     for mine, other in combinations(group, 2):
-        if mine.documents == other.documents:
+        if _seed(mine) == _seed(other) or mine.documents == other.documents:  # elsewhere, last bits may differ
             raise PipelineError(
-                f"{mine.name} and {other.name} are the same model, to the bit, and count only once: train each "
-                f"with another {_SEED}"
+                f"{mine.name} and {other.name} are the same model, one recipe with one seed, and count only once: "
+                f"train each with another {_SEED}"
             )
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console import Progress, fact, say
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.environment import versions
-from pipeline.errors import DataError
 from pipeline.evaluation.baselines import unigram_bits_per_byte, xz_bits_per_byte
 from pipeline.evaluation.bootstrap import intervals, units
 from pipeline.evaluation.breakdown import Breakdown, Counts, Tally, token_counts
+from pipeline.evaluation.held_out import check_same_tokenizer
 from pipeline.evaluation.nll import Summary, score
 from pipeline.evaluation.report.attention import read_attention
 from pipeline.evaluation.report.excerpt import read_excerpt
@@ -21,8 +20,8 @@ from pipeline.evaluation.report.records import Report
 from pipeline.evaluation.report.training import read_training
 from pipeline.evaluation.samples import draw_samples
 from pipeline.evaluation.tables import digests, write_tables
-from pipeline.files import MANIFEST, published_folder, read_json, write_json
-from pipeline.model.checkpoint import BEST, LAST, Checkpoint, load_checkpoint
+from pipeline.files import published_folder, recorded_sha256, write_json
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
 from pipeline.model.device import choose_device, use_threads
 from pipeline.plugin.registry import Registry
 
@@ -68,14 +67,15 @@ def run(params: Params, paths: Paths) -> None:
         },
         versions=versions(),
         identity={
-            "weights": _sha256(paths.checkpoint / (BEST if own.weights == "best" else LAST)),
+            "weights": recorded_sha256(weights_file(paths.checkpoint, own.weights)),
             "tokenizer": checkpoint.tokenizer.fingerprint,
-            **{f"{side}.bin": _sha256(paths.splits / f"{side}.bin") for side in splits.names},
+            **{f"{side}.bin": recorded_sha256(paths.splits / f"{side}.bin") for side in splits.names},
         },
     )
     with published_folder(paths.reports) as folder:
         write_report(report, folder)
-        write_tables(breakdowns, _about(own, checkpoint, splits), folder)
+        about = _about(own, checkpoint, splits) | {"weights_sha256": report.identity["weights"]}
+        write_tables(breakdowns, about, folder)
         write_json(paths.metrics / "evaluate.json", metrics)
 
     for side in ("val", "test"):
@@ -84,22 +84,6 @@ def run(params: Params, paths: Paths) -> None:
     for first, *_ in samples:
         say(f"\n{first.prompt}{first.continuation}\n")
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}/report.html")
-
-
-def check_same_tokenizer(checkpoint: Checkpoint, splits: TokenFolder) -> None:
-    """Raises DataError when the splits were made by another tokenizer than the one trained with."""
-    trained, split = checkpoint.tokenizer.fingerprint, splits.tokenizer.fingerprint
-    if trained != split:
-        raise DataError(
-            f"{splits.folder}: made by another tokenizer ({split[:12]}) than the model was trained with "
-            f"({trained[:12]}): train again"
-        )
-
-
-def _sha256(path: Path) -> str:
-    """What the manifest beside a file holds of it; it was checked when the file was read."""
-    digest: str = read_json(path.parent / MANIFEST, "")["files"][path.name]["sha256"]
-    return digest
 
 
 def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:

@@ -11,9 +11,11 @@ from pipeline.console import fact, say
 from pipeline.data.tokens import TokenFolder
 from pipeline.environment import versions
 from pipeline.errors import CheckpointError, ParamsError, raised_by
+from pipeline.evaluation.held_out import held_out_text
 from pipeline.evaluation.model_card import ModelCard
-from pipeline.files import published_folder, read_json, write_atomically, write_json
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint
+from pipeline.evaluation.tables import EVALUATION
+from pipeline.files import published_folder, read_json, recorded_sha256, write_atomically, write_json
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
 from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
@@ -44,9 +46,7 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
-    ids = splits.ids("val")[:PROOF_TOKENS]
-    text = checkpoint.tokenizer.decode(ids[checkpoint.tokenizer.byte_lengths[ids] > 0])
-    source = export_source(checkpoint, text)
+    source = export_source(checkpoint, held_out_text(checkpoint, splits, PROOF_TOKENS))
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
     proofs: dict[str, dict[str, Any]] = {}
@@ -96,7 +96,7 @@ def _card(
         tokenizer=checkpoint.tokenizer.name,
         weights=checkpoint.weights,
         step=checkpoint.step,
-        metrics=_metrics(paths.metrics / "evaluate.json", checkpoint.step),
+        metrics=_metrics(paths, checkpoint.weights),
         prompt=prompt,
         continuation=continuation,
         params={name: _chosen(getattr(params, name).model_dump(mode="json")) for name in _MADE_BY},
@@ -105,12 +105,16 @@ def _card(
     )
 
 
-def _metrics(path: Path, step: int) -> dict[str, Any] | None:
-    """What evaluate measured of the weights of this step; None where there is no such evaluation."""
-    if not path.is_file():
+def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
+    """What evaluate measured of these very weights; None where there is no such evaluation."""
+    about, measured = paths.reports / EVALUATION, paths.metrics / "evaluate.json"
+    if not about.is_file() or not measured.is_file():
         return None
-    metrics = read_json(path, "run `python -m pipeline evaluate`")
-    return metrics if isinstance(metrics, dict) and metrics.get("step") == step else None
+    evaluated, metrics = (read_json(path, "run `python -m pipeline evaluate`") for path in (about, measured))
+    if not isinstance(evaluated, dict) or not isinstance(metrics, dict):
+        return None
+    own = recorded_sha256(weights_file(paths.checkpoint, weights))
+    return metrics if evaluated.get("weights_sha256") == own else None
 
 
 def _chosen(values: Any) -> Any:

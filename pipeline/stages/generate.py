@@ -199,5 +199,6 @@ def _continued(
 
 def _rows_at_once(model: GPT) -> int:
     config = model.config
-    row = 2 * config.n_layers * config.context_length * config.emb_dim * model.head_weight.element_size()
+    numbers = config.n_layers * config.context_length * config.kv_heads * config.head_dim
+    row = 2 * numbers * model.head_weight.element_size()  # keys and values
     return max(1, _CACHE_BYTES // row)

@@ -25,7 +25,7 @@ from pipeline.errors import PipelineError, explain_os_error
 from pipeline.evaluation.nll import summarize
 from pipeline.files import readable
 from pipeline.model.device import choose_device, memory_of, peak_memory
-from pipeline.model.memory import bytes_per_parameter, check_fits, estimate
+from pipeline.model.memory import estimate
 from pipeline.paths import Paths
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import ENTRY_POINTS, Registry
@@ -38,6 +38,7 @@ from pipeline.training.interrupt import StopSignal
 from pipeline.training.legs import Leg, lengths
 from pipeline.training.length import Length
 from pipeline.training.loop import Run, train_step
+from pipeline.training.room import bytes_per_parameter, check_fits
 from pipeline.training.state import TrainState
 from pipeline.training.store import StateStore
 
@@ -90,12 +91,12 @@ def run(params: Params, paths: Paths) -> None:
     with tempfile.TemporaryDirectory() as folder, findings.collected():
         splits = _data(params, paths, Path(folder))
         _check_prompts(params, splits, findings)
-        with findings.collected():
-            _check_weights(params, splits, paths)
         if device is not None:
             _check_size(params, splits, device)
-            if components is not None and not findings.problems:
-                _measure(params, components, splits, Path(folder))
+        with findings.collected():
+            _check_weights(params, splits, paths)
+        if device is not None and components is not None and not findings.problems:
+            _measure(params, components, splits, Path(folder))
     if findings.problems:
         count = len(findings.problems)
         raise PipelineError(f"{count} {'thing' if count == 1 else 'things'} would stop the run, told above")
@@ -274,7 +275,7 @@ def _measure(params: Params, components: Components, splits: TokenFolder, folder
     read = sum(min(own.windows, len(each)) for each in windows.values())
     evaluations = plan.total_steps // own.every + 1
     evaluating = forward * (evaluations * read + 2 * len(windows["val"]))
-    fact("memory", f"{readable(peak_memory())} at the most{_note(timed, plan)}")
+    fact("memory", f"{readable(peak_memory(plan.device))} at the most{_note(timed, plan)}")
     fact("estimate", _needed(params, plan))
     fact(
         "time",

@@ -15,11 +15,10 @@ import numpy as np
 from pipeline.console import Progress, fact, json_line, printable, say
 from pipeline.data.encode import encode
 from pipeline.errors import DataError
-from pipeline.evaluation.nll import Scores, Summary
+from pipeline.evaluation.nll import Summary
 from pipeline.evaluation.stream import score_stream
-from pipeline.model.checkpoint import load_checkpoint
-from pipeline.model.device import choose_device, use_threads
 from pipeline.plugin.components import Document
+from pipeline.stages.generate import load_model
 from pipeline.stages.token_views import token_view
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ def run(
 ) -> None:
     """Prints the numbers of each file ("-" is the standard input) and of all, with `by_token` each token's too."""
     own = params.evaluate
-    use_threads(params.runtime.threads)
-    checkpoint = load_checkpoint(paths.checkpoint, weights or own.weights, choose_device(params.runtime.device))
+    checkpoint = load_model(params, paths, weights, "fp32")
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     stride = max(1, round(own.stride * model.config.context_length))
     start = np.array([tokenizer.end_of_text] if params.tokenize.end_of_text else [], dtype=np.uint32)
@@ -59,11 +57,11 @@ def run(
         what = f"the {checkpoint.weights} weights, of step {checkpoint.step:,}"
         fact("read", f"{paths.shown(paths.checkpoint)}: {what}")
 
-    total, rows = _Tally(tokenizer), list[dict[str, Any]]()
+    total, rows = Summary(tokenizer.byte_lengths), list[dict[str, Any]]()
     for file in files:
         if by_token and not as_json:
             say(f"\n── {_named(file)} ──")
-        own_tally = _Tally(tokenizer)
+        own_summary = Summary(tokenizer.byte_lengths)
         view = token_view(file, tokenizer, as_json) if by_token else None
         blocks = _ids(file, tokenizer)
         first = next(blocks)
@@ -72,21 +70,21 @@ def run(
         quiet = by_token or as_json  # what is printed is for a program, or long
         with nullcontext() if quiet else Progress(f"scoring {file}", "token") as progress:
             for scores in score_stream(model, chain([start, first], blocks), stride, own.batch_size):
-                for tally in (own_tally, total):
-                    tally.add(scores)
+                for summary in (own_summary, total):
+                    summary.add(scores)
                 if view is not None:
                     view.scored(scores)
                 if progress is not None:
-                    progress.update(len(scores.targets), loss=f"{own_tally.loss:.4f}")
-        if not own_tally.tokens:
+                    progress.update(len(scores.targets), loss=f"{own_summary.loss:.4f}")
+        if not own_summary.tokens:
             raise DataError(f"{_named(file)} is a single token: there is nothing before it to predict it from")
         if view is not None:
             view.end()
-        rows.append({"file": file, **own_tally.numbers()})
+        rows.append({"file": file, **_numbers(own_summary)})
         if as_json:
             sys.stdout.write(json_line(rows[-1]))
     if len(files) > 1:
-        rows.append({"files": len(files), **total.numbers()})
+        rows.append({"files": len(files), **_numbers(total)})
         if as_json:
             sys.stdout.write(json_line(rows[-1]))
     if not as_json:
@@ -94,27 +92,8 @@ def run(
             say(line)
 
 
-class _Tally:
-    """What scores add up to, the bytes that they are of included."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._lengths = tokenizer.byte_lengths
-        self._summary, self._bytes = Summary(self._lengths), 0
-
-    def add(self, scores: Scores) -> None:
-        self._summary.add(scores)
-        self._bytes += int(self._lengths[scores.targets].sum())
-
-    @property
-    def tokens(self) -> int:
-        return self._summary.tokens
-
-    @property
-    def loss(self) -> float:
-        return self._summary.loss
-
-    def numbers(self) -> dict[str, float]:
-        return {"tokens": self.tokens, "bytes": self._bytes, **self._summary.metrics()}
+def _numbers(summary: Summary) -> dict[str, float]:
+    return {"tokens": summary.tokens, "bytes": summary.bytes, **summary.metrics()}
 
 
 def _named(file: str) -> str:

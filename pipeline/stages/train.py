@@ -14,13 +14,13 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids, TokenFolder
 from pipeline.errors import DataError, Interrupted, PipelineError, PluginError, out_of_memory, raised_by
 from pipeline.evaluation.nll import evenly_spaced
-from pipeline.model import memory
 from pipeline.model.config import GPTConfig
 from pipeline.model.device import choose_device, keep_memory, use_threads
 from pipeline.model.gpt import GPT
 from pipeline.model.pretrained import Pretrained
 from pipeline.plugin.components import EvalCallback, Loss, Optimizer
 from pipeline.plugin.registry import Registry
+from pipeline.training import room
 from pipeline.training.conditions import Conditions, choose, process_count
 from pipeline.training.distributed import Ranks, joined, ranks_here
 from pipeline.training.evaluation import Evaluator
@@ -145,8 +145,8 @@ def _train_leg(plan: Run, state: TrainState, extends: bool) -> TrainState:
 
 def _memory_advice(plan: Run, conditions: Conditions) -> str:
     """What to lower, with an estimate, when memory ran out."""
-    state = memory.bytes_per_parameter(plan.optimizer) or 8.0
-    return memory.out_of_memory(
+    state = room.bytes_per_parameter(plan.optimizer) or 8.0
+    return room.what_to_lower(
         plan.model.config,
         plan.at_once,
         plan.precision,
@@ -250,7 +250,7 @@ def prepare(
         keep_memory()
     torch.manual_seed(own.seed)
     config, device = model_config(params, tokenizer), torch.device(conditions.device)
-    memory.check_fits(config, device, conditions.strategy, ranks.count)
+    room.check_fits(config, device, conditions.strategy, ranks.count)
     parallel = spread(lambda: GPT(config), device, ranks, conditions.strategy, conditions.compile)
     if parallel.sharded and not components.optimizer.works_on_shards:
         raise PluginError(

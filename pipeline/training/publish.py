@@ -83,7 +83,7 @@ def _write_metrics(
             "processor_seconds": state.processor_seconds,
             "tokens_per_sec": rate,
             "model_flops_per_sec": rate * model.config.flops_per_token,
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": peak_memory(model.head_weight.device),
         },
     )
 

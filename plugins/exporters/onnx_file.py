@@ -16,12 +16,11 @@ from pydantic import Field
 from pipeline.plugin import Exporter, ExportSource, hookimpl
 from pipeline.plugin.exporting import (
     Logits,
-    check_greedy,
+    check_graph,
     check_logits,
     check_loss,
     check_tokenizer_json,
     graph,
-    greedily,
     needed,
     real_batches,
     tokenizer_json,
@@ -73,13 +72,9 @@ class Onnx(Exporter):
             return {**proof, "texts_with_equal_ids": check_tokenizer_json(source, words)}
         import onnxruntime
 
-        logits, batches = _session(folder / _FILE), real_batches(source)
-        proof: dict[str, Any] = {
+        proof = {
             "reader": f"onnxruntime {onnxruntime.__version__}",
-            "largest_logit_difference": check_logits(source, logits, "onnxruntime", batches),
-            "batches": ", ".join(f"{len(each)} x {each.shape[1]}" for each in batches),
-            "equal_greedy_tokens": check_greedy(source, greedily(logits), "onnxruntime"),
-            "texts_with_equal_ids": check_tokenizer_json(source, words),
+            **check_graph(source, _session(folder / _FILE), "onnxruntime", words),
         }
         if self.int8:
             own, rounded = check_loss(source, _session(folder / _INT8), _INT8, self.int8_loss)

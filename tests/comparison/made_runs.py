@@ -16,6 +16,7 @@ PARAMS = {
     "split": {"seed": 2},
     "model": {"n_layers": 4},
     "train": {"seed": 1, "lr": 0.02},
+    "evaluate": {"weights": "best"},
     "runtime": {"threads": 1},
 }
 

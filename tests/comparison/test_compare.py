@@ -37,6 +37,8 @@ def folders(project: Project) -> Project:
     """Runs in folders: a, one that is better, and seeds of two recipes."""
     write_run(project.root / "a", scored(1))
     write_run(project.root / "b", scored(2, shift=-0.1), recipe(1, lr=0.03))
+    write_run(project.root / "again", scored(12), recipe(1))  # the same run on another machine: other last bits
+    write_run(project.root / "last", scored(13), recipe(4) | {"evaluate": {"weights": "last"}})
     for seed in (1, 2, 3):
         write_run(project.root / f"one{seed}", scored(10 + seed), recipe(seed))
         write_run(project.root / f"two{seed}", scored(20 + seed, shift=-0.1), recipe(seed, lr=0.03))
@@ -176,6 +178,12 @@ def test_what_may_not_be_compared_is_refused_in_one_line(folders: Project, case:
         (("one1", "one2", "--against", "b"), 1, ("B is one run",)),
         (("one1", "two2", "--against", "one1", "one2"), 1, ("two recipes", "train.lr is 0.02 and 0.03")),
         (("one1", "one1", "--against", "two1", "two2"), 1, ("the same model", "train.seed")),
+        (("one1", "again", "--against", "two1", "two2"), 1, ("the same model", "train.seed")),
+        (
+            ("one1", "last", "--against", "two1", "two2"),
+            1,
+            ("two recipes", "evaluate.weights is 'best' and 'last'"),
+        ),
     ],
 )
 def test_wrong_names_are_one_line(folders: Project, arguments: tuple[str, ...], code: int, says: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -107,4 +108,13 @@ def test_the_documents_parts_add_up_to_the_difference() -> None:
 
 def test_a_great_many_documents_are_compared_in_little_memory() -> None:
     paired = simulated(np.random.default_rng(8), (1, 1), 50_000, 0.0, 0.1, effect=0.01)
+    tracemalloc.start()
     assert compare_checkpoints(paired).found
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
+
+
+def test_one_piece_of_text_gives_no_verdict_on_recipes() -> None:
+    paired = simulated(np.random.default_rng(9), (3, 3), 1, 0.01, 0.01, effect=1.0)
+    assert not compare_recipes(paired, 3).found

@@ -58,7 +58,7 @@ def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: i
             [{"step": 100 * number, "callback": "sample_text", "text": text} for number in range(evaluations)],
         ),
         samples=[[Sample(text, text, how) for how in ("temperature, top_k", "the likeliest token each time")]],
-        excerpts=[Excerpt(name, text, 30, tokens) for name in ("val", "test")],
+        excerpts=[Excerpt(name, text, tokens) for name in ("val", "test")],
         attention=AttentionMaps([text] * length, weights, list(range(1, layers + 1)), list(range(1, heads + 1))),
         breakdowns={"val": breakdown, "test": breakdown},
         data={name: {"documents": 30, "bytes": 100_000, "tokens": 30_000} for name in ("train", "val", "test")},

@@ -12,7 +12,7 @@ from test_nll import CONTEXT, IDS, VOCAB, make
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import IndexEntry
 from pipeline.evaluation.breakdown import MOST_BLOCKS, Breakdown, Tally, UnitScore, token_counts
-from pipeline.evaluation.nll import CloseLook, Scores, judge, score, token_nll
+from pipeline.evaluation.nll import CloseLook, Scores, judge, score
 from pipeline.evaluation.tables import read_units, write_tables
 from pipeline.plugin.components import ModelOutput
 
@@ -120,7 +120,7 @@ def test_top5_and_confidence_are_those_of_the_sorted_probabilities() -> None:
         probabilities = output.logits.softmax(dim=-1)
     assert torch.equal(top5, (probabilities.topk(5).indices == targets[..., None]).any(dim=-1))
     torch.testing.assert_close(confidence, probabilities.amax(dim=-1), rtol=1e-12, atol=0)
-    assert torch.equal(nats, token_nll(output, targets)[0])
+    assert torch.equal(nats, judge(output, targets)[0])
     assert torch.equal(correct & top5, correct)
 
 

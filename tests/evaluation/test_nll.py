@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.data.batches import evaluation_windows
 from pipeline.evaluation import nll
-from pipeline.evaluation.nll import Scores, Summary, evenly_spaced, score, summarize, token_nll, undisturbed
+from pipeline.evaluation.nll import Scores, Summary, evenly_spaced, judge, score, summarize, undisturbed
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED
@@ -84,7 +84,7 @@ def test_each_target_is_scored_after_exactly_its_windows_context(stride: int) ->
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-def test_token_nll_is_cross_entropy_with_ignored_targets_at_0_nats(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_targets_nats_are_cross_entropy_with_ignored_targets_at_0_nats(monkeypatch: pytest.MonkeyPatch) -> None:
     targets = torch.from_numpy(IDS[1:33].astype(np.int64)).view(4, 8).clone()
     targets[1, 3:] = IGNORED
     targets[3] = IGNORED
@@ -92,7 +92,7 @@ def test_token_nll_is_cross_entropy_with_ignored_targets_at_0_nats(monkeypatch: 
     expected = F.cross_entropy(output.logits.flatten(0, 1), targets.flatten(), reduction="none").view(4, 8)
     for at_once in (1 << 23, 1, 7 * VOCAB):
         monkeypatch.setattr(nll, "_LOGITS_AT_ONCE", at_once)
-        nats, correct = token_nll(output, targets)
+        nats, correct = judge(output, targets)
         assert nats.dtype == torch.float64
         torch.testing.assert_close(nats, expected, rtol=1e-12, atol=1e-12)
         assert torch.equal(correct, output.logits.argmax(dim=-1) == targets)

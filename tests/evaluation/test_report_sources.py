@@ -115,7 +115,7 @@ def test_the_excerpt_is_the_document_of_the_middle_loss(tmp_path: Path) -> None:
         for number, loss in enumerate((1.0, 3.0, 2.0, 9.0, 2.5))
     ]
     excerpt = read_excerpt(checkpoint, splits(tmp_path, *texts), "val", documents)
-    assert (excerpt.document, excerpt.of) == ("document 1", 4)  # the third is too short to be read
+    assert excerpt.document == "document 1"  # the third is too short to be read
     assert [token.text for token in excerpt.tokens] == ["b"] * 32
     assert all(token.nats is not None for token in excerpt.tokens)
 
@@ -123,7 +123,7 @@ def test_the_excerpt_is_the_document_of_the_middle_loss(tmp_path: Path) -> None:
 def test_of_short_documents_the_longest_is_read(tmp_path: Path) -> None:
     checkpoint = Checkpoint(model("gpt2"), TOKENIZER, 1, "best")
     excerpt = read_excerpt(checkpoint, splits(tmp_path, "ab", "c"), "val", [])
-    assert (excerpt.document, excerpt.of) == ("document 0", 0)
+    assert excerpt.document == "document 0"
     assert [token.text for token in excerpt.tokens] == ["a", "b", "<|endoftext|>"]
     assert excerpt.tokens[0].nats is None  # nothing stands before it
 

@@ -62,6 +62,9 @@ def test_what_is_taken_back_leaves_no_trace(family: str, document_end: int | Non
     checked.draw(2)
     checked.add(ids(2 * CONTEXT, 2))  # far beyond the context
     checked.draw(3)
+    checked.back_to(len(checked.text) - 2)
+    checked.draw(2)
+    assert checked.conversation.unseen > 0
     checked.back_to(8)
     checked.draw(2)
     assert checked.conversation.unseen == 0
@@ -92,3 +95,15 @@ def test_a_full_context_keeps_its_later_half_or_all_that_is_new(typed: int, kept
     conversation.add(ids(typed - 1, 1))  # with what was drawn, `typed` tokens are new
     conversation.draw([], None)
     assert len(conversation) - 1 - conversation.unseen == kept
+
+
+@each_family
+def test_a_text_goes_on_from_wherever_it_was_taken_back_to(family: str) -> None:
+    """With nothing new: what follows its end is drawn again, within the context and far beyond it."""
+    for count in (3, 3 * CONTEXT):
+        checked = Checked(sharp(family))
+        checked.add(ids(count, 0))
+        checked.draw(3)
+        for taken in (1, 2, 3):
+            checked.back_to(len(checked.text) - taken)
+            checked.draw(taken)

@@ -20,15 +20,15 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pipeline.errors import ParamsError
 from pipeline.files import readable
-from pipeline.model import linear_cross_entropy, memory
+from pipeline.model import linear_cross_entropy
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
-from pipeline.model.memory import Memory, bytes_per_parameter, check_fits, estimate, out_of_memory, table
+from pipeline.model.memory import Memory, estimate
 from pipeline.plugin.registry import Registry
 from pipeline.training.distributed import Ranks
 from pipeline.training.parallel import spread
+from pipeline.training.room import bytes_per_parameter
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers"])
 LOSS = REGISTRY.build("losses", "cross_entropy", {}, "")
@@ -373,62 +373,31 @@ def test_under_fsdp_each_of_two_processes_holds_its_share(tmp_path: Path) -> Non
         assert (needed.weights, needed.gradients, needed.optimizer) == pytest.approx(counted, rel=0.01)
 
 
-# ── what to do about it ───────────────────────────────────────────────────────────────────────────
+# ── the guide ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def with_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
-    monkeypatch.setattr(memory, "memory_of", lambda device: int(size))
+KNOWN = {
+    "GPT-2": (12, 12, 768),
+    "GPT-2 XL": (48, 25, 1600),
+    "7B class": (32, 32, 4096),
+    "70B class": (80, 64, 8192),
+}
+"""Layers, heads and width of well-known sizes."""
 
 
-def test_the_out_of_memory_line_names_the_largest_halving_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(context_length=256, emb_dim=256, vocab_size=5000)
-    for share in (0.9, 0.5, 0.3, 0.15):
-        room = share * estimate(config, 64, "fp32").total
-        with_memory(monkeypatch, room)
-        told = out_of_memory(config, 64, "fp32", CPU)
-        assert "\n" not in told
-        found = re.search(r"lower train.micro_batch_size from 64 \((\d+) needs about ([\d.]+ [GM]B)\)", told)
-        assert found, told
-        named = int(found.group(1))
-        assert estimate(config, named, "fp32").total <= room
-        assert named == 32 or estimate(config, 2 * named, "fp32").total > 0.9 * room
-        assert found.group(2) == readable(estimate(config, named, "fp32").total)
-
-
-def test_the_out_of_memory_line_says_how_much_there_is_and_what_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(context_length=256, emb_dim=256, vocab_size=5000)
-    needed = estimate(config, 64, "fp32")
-    with_memory(monkeypatch, needed.total / 2)
-    told = out_of_memory(config, 64, "fp32", CPU)
-    for size in (needed.total, needed.lasting, needed.activations, needed.saving, needed.total / 2):
-        assert readable(size) in told
-    assert "something else" not in told
-    with_memory(monkeypatch, 2 * needed.total)
-    assert "something else" in out_of_memory(config, 64, "fp32", CPU)
-    assert "for each of 4 processes" in out_of_memory(config, 64, "fp32", CPU, processes=4)
-
-
-def test_where_no_micro_batch_fits_the_model_is_to_be_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(context_length=1024, n_layers=1, vocab_size=5000)
-    needed = estimate(config, 1, "fp32")
-    with_memory(monkeypatch, needed.lasting + needed.saving + 0.5 * needed.activations)
-    assert out_of_memory(config, 4, "fp32", CPU).endswith(": lower model.context_length or model.emb_dim")
-    with_memory(monkeypatch, 0.9 * needed.lasting)
-    assert out_of_memory(config, 4, "fp32", CPU).endswith(": lower model.n_layers or model.emb_dim")
-
-
-def test_a_model_fits_as_its_share_where_the_whole_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(n_layers=12)
-    with_memory(monkeypatch, 15.9 * config.parameter_count)
-    with pytest.raises(
-        ParamsError, match=r"parameters needs [\d.]+ MB with its gradients and optimizer, and cpu has"
-    ):
-        check_fits(config, CPU)
-    with pytest.raises(ParamsError, match=r"lower model\.n_layers or model\.emb_dim"):
-        check_fits(config, CPU, processes=8)
-    check_fits(config, CPU, strategy="fsdp", processes=2)
-    with_memory(monkeypatch, 16 * config.parameter_count)
-    check_fits(config, CPU)
+def table() -> str:
+    """The Markdown table of docs/scaling.md: bytes on each GPU with bf16, AdamW, and one window of 1,024 tokens."""
+    ways = {"ddp": ("ddp", 1)} | {f"fsdp, {count} GPUs": ("fsdp", count) for count in (8, 64, 512)}
+    rows = [["", "layers × width", "parameters", *ways], ["---"] * 2 + ["---:"] * (1 + len(ways))]
+    for name, (n_layers, n_heads, emb_dim) in KNOWN.items():
+        config = GPTConfig(
+            vocab_size=50257, context_length=1024, n_layers=n_layers, n_heads=n_heads, emb_dim=emb_dim, dropout=0.0,
+            qkv_bias=True, tied_head=True, init="gpt2", pad_vocab_to=64,
+        )  # fmt: skip
+        totals = [estimate(config, 1, "bf16", 8.0, "cuda", *way).total for way in ways.values()]
+        count = f"{config.parameter_count / 1e6:,.0f} million"
+        rows.append([name, f"{n_layers} × {emb_dim:,}", count, *(readable(total) for total in totals)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def test_the_table_of_the_guide_is_what_is_estimated() -> None:

@@ -271,7 +271,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ),
     ("gpt2 without biases", weights(lambda found: {
         name: each + name.endswith("c_attn.bias") for name, each in found.items()
-    }), "has such biases: set model.qkv_bias: true"),
+    }), "has biases of queries, keys and values: set model.qkv_bias: true"),
 ]  # fmt: skip
 
 

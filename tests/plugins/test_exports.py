@@ -16,16 +16,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, Project, words
+from untrained import untrained
 
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.vocabulary import characters, raw_bytes, train_bpe
-from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.plugin import Exporter, ExportSource
 from pipeline.plugin.exporting import check_loss, graph
 from pipeline.plugin.registry import Registry
-from pipeline.stages.export import export_source
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["exporters"])
 GPT2 = {"family": "gpt2", "qkv_bias": True, "tied_head": True, "init": "gpt2"}
@@ -39,18 +36,11 @@ def exporter(name: str, **options: Any) -> Exporter:
 
 
 def source(tokenizer: Tokenizer, **changes: Any) -> ExportSource:
-    """An untrained model with weights large enough that its logits differ."""
     shape: dict[str, Any] = {
         "context_length": 16, "n_layers": 2, "n_heads": 2, "emb_dim": 32, "dropout": 0.1, "pad_vocab_to": 64,
         **GPT2, **changes,
     }  # fmt: skip
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-        model.token_embedding.weight.normal_()
-    return export_source(Checkpoint(model, tokenizer, 1, "last"), words(1, 200))
+    return untrained(tokenizer, shape, spread=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY, Project, words
+from untrained import untrained
 
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.vocabulary import characters, published, raw_bytes, train_bpe
 from pipeline.model.attention import Rotation
-from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.plugin import Exporter, ExportSource
 from pipeline.plugin.registry import Registry
-from pipeline.stages.export import export_source
 
 BASE = {
     "context_length": 16, "n_layers": 2, "n_heads": 2, "emb_dim": 16, "dropout": 0.1, "qkv_bias": True,
@@ -34,19 +31,11 @@ def exporter() -> Exporter:
 
 
 def source(tokenizer: Tokenizer, **changes: Any) -> ExportSource:
-    """An untrained model with weights large enough that its logits differ."""
     if changes.get("family") == "modern":
         changes = {"qkv_bias": False, "tied_head": False, "init": "modern", **changes}
     if changes.get("family") == "llama":
         changes = {"qkv_bias": False, **changes}
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **(BASE | changes))).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-        if model.config.rotary:
-            model.token_embedding.weight.normal_()  # so that texts differ, and do not end at once
-    return export_source(Checkpoint(model, tokenizer, 1, "last"), words(1, 200))
+    return untrained(tokenizer, BASE | changes, spread=changes.get("family", "gpt2") != "gpt2")
 
 
 @pytest.fixture(scope="module")

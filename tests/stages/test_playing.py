@@ -158,9 +158,7 @@ def test_a_turn_goes_on_with_the_text(chat: Chat) -> None:
     second = chat("the", " sea", options=GREEDY).out.removesuffix("\n")
     assert second.startswith(f"{first} sea")
     third = chat("the", " sea", "", options=GREEDY).out.removesuffix("\n")  # Enter alone
-    assert third == chat("the", " sea", options=("--sampler", "greedy")).out[: len(third)] or third.startswith(
-        second
-    )
+    assert third.startswith(second)
     assert len(third) > len(second)
     assert chat("the", "sea", options=GREEDY).out.startswith(first + "\n" * (not first.endswith("\n")) + "sea")
 

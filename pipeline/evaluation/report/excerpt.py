@@ -44,7 +44,7 @@ def read_excerpt(checkpoint: Checkpoint, splits: TokenFolder, side: str, documen
     start = max(chosen.start - 1, 0)  # the end of the document before is the first token's context
     ids = splits.ids(side)[start : chosen.start + min(chosen.tokens, length)].astype(np.int64)
     tokens = token_views(checkpoint.model, checkpoint.tokenizer, ids[: length + 1])
-    return Excerpt(side, chosen.name, len(readable), tokens[chosen.start - start :])
+    return Excerpt(side, chosen.name, tokens[chosen.start - start :])
 
 
 @torch.no_grad()

@@ -72,13 +72,11 @@ class Excerpt:
     Attributes:
         side: "val" or "test".
         document: The document's name.
-        of: How many documents it was chosen from.
         tokens: Its tokens, in order.
     """
 
     side: str
     document: str
-    of: int
     tokens: list[Token]
 
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.plugin.bytelevel import awkward_texts
 from pipeline.plugin.components import ExportSource
@@ -192,6 +192,21 @@ def greedily(logits: Logits) -> Callable[[list[int], int], list[int]]:
         return ids[len(prompt) :]
 
     return continued
+
+
+# ── all of it ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_graph(source: ExportSource, logits: Logits, reader: str, words: Path) -> dict[str, Any]:
+    """The whole proof of the model as a graph, with the tokenizer.json beside it: batches of several shapes, greedy
+    text, and ids. Returns what verification.json says of it."""
+    batches = real_batches(source)
+    return {
+        "largest_logit_difference": check_logits(source, logits, reader, batches),
+        "batches": ", ".join(f"{len(each)} x {each.shape[1]}" for each in batches),
+        "equal_greedy_tokens": check_greedy(source, greedily(logits), reader),
+        "texts_with_equal_ids": check_tokenizer_json(source, words),
+    }
 
 
 def _of(reader: str) -> str:

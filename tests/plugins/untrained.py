@@ -1,0 +1,30 @@
+"""Untrained models as exporters see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from conftest import words
+
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.plugin import ExportSource
+from pipeline.stages.export import export_source
+
+
+def untrained(tokenizer: Tokenizer, shape: dict[str, Any], spread: bool) -> ExportSource:
+    """A model with weights large enough that its logits differ.
+
+    With embeddings `spread` wide, texts differ too, and do not end at once.
+    """
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        if spread:
+            model.token_embedding.weight.normal_()
+    return export_source(Checkpoint(model, tokenizer, 1, "last"), words(1, 200))
