@@ -25,12 +25,13 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
             the file, the key and what would fit.
     """
     values = _read(path)
-    for override in overrides:
-        _set(values, override)
+    keys = [_set(values, override) for override in overrides]
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise ParamsError(f"{path.name}: {_with_suggestions(error, values)}") from None
+        wrong = [".".join(map(str, item["loc"])) for item in error.errors()]
+        all_set = all(any(f"{place}.".startswith(f"{key}.") for key in keys) for place in wrong)
+        raise ParamsError(f"{'--set' if all_set else path.name}: {_with_suggestions(error, values)}") from None
 
 
 def yaml_values(text: str) -> Any:
@@ -67,7 +68,8 @@ def _first_line(problem: str | None) -> str:
     return (problem or "it cannot be parsed").strip().splitlines()[0]
 
 
-def _set(values: dict[str, Any], override: str) -> None:
+def _set(values: dict[str, Any], override: str) -> str:
+    """Sets a value; returns its key."""
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
@@ -82,6 +84,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     if not isinstance(place, dict):
         raise ParamsError(f"--set {override!r}: {'.'.join(path[:-1])} is a value, not a section")
     place[path[-1]] = value
+    return ".".join(path)
 
 
 def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:

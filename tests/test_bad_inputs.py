@@ -525,7 +525,13 @@ PARAMS_CASES = [
     Case("--set a month 13", "split --set split.val=2020-13-13", ("--set", "month must be in 1..12")),
     Case("--set on a list", "split --set evaluate.generation.prompts.0=a", ("prompts is a value, not a section",)),
     Case("--set below a number", "split --set split.val.x=1", ("split.val is a value, not a section",)),
-    Case("--set an unknown key", "split --set split.vall=0.1", ("split.vall", "did you mean 'val'")),
+    Case("--set an unknown key", "split --set split.vall=0.1", ("--set: split.vall", "did you mean 'val'")),
+    Case(
+        "--set a key, and another in the file is wrong",
+        "split --set split.seed=3",
+        ("params.yaml: split.vla",),
+        params("  val: 0.05", "  vla: 0.05"),
+    ),
     Case(
         "--set shell characters",
         "split --set 'split.by=$(touch pwned); `touch pwned`'",
@@ -606,17 +612,17 @@ TRAIN_CASES = [
 
 CODE = {"model_state_dict": Malicious(), "step": 1}
 CHECKPOINT_CASES = [
-    Case("missing", "evaluate", (CHECKPOINT, "is missing", "train again"), remove(CHECKPOINT)),
-    Case("missing for export", "export", (CHECKPOINT, "is missing", "train again"), remove(CHECKPOINT)),
-    Case("missing for generate", "generate a", (CHECKPOINT, "is missing", "train again"), remove(CHECKPOINT)),
-    Case("a file missing", "generate a", ("best.pth is missing", "train again"), remove(BEST)),
-    Case("empty", "evaluate", ("best.pth has 0 bytes", "train again"), write(BEST, "")),
-    Case("truncated", "evaluate", ("best.pth has", "bytes where", "train again"), truncate(BEST)),
-    Case("a flipped bit", "evaluate", ("best.pth is damaged", "train again"), flip_a_bit(BEST)),
-    Case("a flipped bit for export", "export", ("best.pth is damaged", "train again"), flip_a_bit(BEST)),
-    Case("an HTML page", "evaluate", ("best.pth has 15 bytes", "train again"), write(BEST, "<!DOCTYPE html>")),
+    Case("missing", "evaluate", (CHECKPOINT, "is missing", TRAIN), remove(CHECKPOINT)),
+    Case("missing for export", "export", (CHECKPOINT, "is missing", TRAIN), remove(CHECKPOINT)),
+    Case("missing for generate", "generate a", (CHECKPOINT, "is missing", TRAIN), remove(CHECKPOINT)),
+    Case("a file missing", "generate a", ("best.pth is missing", TRAIN), remove(BEST)),
+    Case("empty", "evaluate", ("best.pth has 0 bytes", TRAIN), write(BEST, "")),
+    Case("truncated", "evaluate", ("best.pth has", "bytes where", TRAIN), truncate(BEST)),
+    Case("a flipped bit", "evaluate", ("best.pth is damaged", TRAIN), flip_a_bit(BEST)),
+    Case("a flipped bit for export", "export", ("best.pth is damaged", TRAIN), flip_a_bit(BEST)),
+    Case("an HTML page", "evaluate", ("best.pth has 15 bytes", TRAIN), write(BEST, "<!DOCTYPE html>")),
     *(
-        Case(f"{name}, signed", "evaluate", ("best.pth", says, "train again"), signed(CHECKPOINT, breaks))
+        Case(f"{name}, signed", "evaluate", ("best.pth", says, TRAIN), signed(CHECKPOINT, breaks))
         for name, says, breaks in [
             ("empty", "it is empty", write(BEST, "")),
             ("truncated", "not a checkpoint", truncate(BEST)),
@@ -686,8 +692,8 @@ CHECKPOINT_CASES = [
         write("p.txt", b"a \xff"),
     ),
     Case("unknown sampler to chat", "chat --sampler best", ("'best'", "greedy", "temperature")),
-    Case("missing for chat", "chat", (CHECKPOINT, "is missing", "train again"), remove(CHECKPOINT)),
-    Case("missing for score", "score params.yaml", (CHECKPOINT, "is missing", "train again"), remove(CHECKPOINT)),
+    Case("missing for chat", "chat", (CHECKPOINT, "is missing", TRAIN), remove(CHECKPOINT)),
+    Case("missing for score", "score params.yaml", (CHECKPOINT, "is missing", TRAIN), remove(CHECKPOINT)),
     Case("an empty text to score", "score t.txt", ("t.txt is empty",), write("t.txt", "")),
     Case(
         "a text to score not UTF-8",

@@ -66,7 +66,7 @@ class Breakdown(NamedTuple):
 
     Attributes:
         documents: By document, in the text's order.
-        blocks: By block: 2, 4, … or 128 stretches of about equally many bytes, each as long as a window or longer.
+        blocks: By block: 2, 4, … or 128 stretches of about equally many bytes, on average no shorter than a window.
         positions: By position in the context.
         frequencies: By how often the token occurs in the training text: never, 1 to 9 times, 10 to 99, …
         accuracy_top5: The share of targets that were among the five likeliest tokens.
@@ -163,8 +163,8 @@ class Tally:
 
 
 def _blocks(targets: int, context_length: int) -> int:
-    """The largest power of two of blocks, at most 128, that are each as long as a window: so that any two runs'
-    blocks can be paired, the finer ones taken together."""
+    """The largest power of two of blocks, at most 128, that are on average as long as a window: so that any two
+    runs' blocks can be paired, the finer ones taken together."""
     windows = max(targets // context_length, 1)
     return min(1 << (windows.bit_length() - 1), MOST_BLOCKS)
 

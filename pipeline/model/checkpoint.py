@@ -25,7 +25,7 @@ LAST = "model_and_optimizer.pth"
 BEST = "best.pth"
 CONFIG = "config.json"
 SAMPLES = "samples.jsonl"
-_MEND = "train again (`dvc repro`, or `python -m pipeline train`)"
+_MEND = "run `python -m pipeline train`, or `dvc repro`"
 
 
 def write_checkpoint(
@@ -127,7 +127,7 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device) -> Checkpo
     """
     try:
         verify_manifest(folder, _MEND)
-        config = GPTConfig.from_dict(read_json(folder / CONFIG, _MEND), str(folder / CONFIG))
+        config = GPTConfig.from_dict(read_json(folder / CONFIG, _MEND), str(folder / CONFIG), _MEND)
         tokenizer = Tokenizer.load(folder / TOKENIZER, _MEND)
     except DataError as error:
         raise CheckpointError(str(error)) from None

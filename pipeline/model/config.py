@@ -130,10 +130,10 @@ class GPTConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> GPTConfig:
-        """The config that `to_dict` wrote; `where` names the file in the error."""
+    def from_dict(cls, values: Mapping[str, Any], where: str, mend: str) -> GPTConfig:
+        """The config that `to_dict` wrote; `where` names the file in the error, and `mend` says what helps."""
         try:
             return cls(**values)
         except TypeError as error:
             reason = str(error).replace("GPTConfig.__init__() ", "")
-            raise CheckpointError(f"{where} does not describe a model ({reason}): train again") from None
+            raise CheckpointError(f"{where} does not describe a model ({reason}): {mend}") from None

@@ -68,7 +68,7 @@ class Pretrained:
             if self.file is None:
                 return read_config(self.folder)
             verify_manifest(self.folder, _MEND)
-            return GPTConfig.from_dict(read_json(self.folder / CONFIG, _MEND), str(self.folder / CONFIG))
+            return GPTConfig.from_dict(read_json(self.folder / CONFIG, _MEND), str(self.folder / CONFIG), _MEND)
         except DataError as error:
             raise CheckpointError(str(error)) from None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,16 +74,26 @@ def run(params: Params, paths: Paths) -> None:
 
 def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]:
     """Exports into `folder`; returns the proof."""
-    try:
+    with refusals(exporter, "; nothing was published"):
         exporter.export(source, folder)
         proof: dict[str, Any] = exporter.verify(source, folder)
+    return proof
+
+
+@contextmanager
+def refusals(exporter: Any, then: str = "") -> Iterator[None]:
+    """An exporter's refusal as one line; `then` says what comes of it.
+
+    Raises:
+        CheckpointError: the format has no form for such a model, or does not give back what was exported.
+        PluginError: the exporter raised something else.
+    """
+    try:
+        yield
     except ValueError as error:
-        raise CheckpointError(
-            f"export {exporter.name}: {' '.join(str(error).split())}; nothing was published"
-        ) from error
+        raise CheckpointError(f"export {exporter.name}: {' '.join(str(error).split())}{then}") from error
     except Exception as error:
         raise raised_by(f"the exporter {exporter.name!r}", error) from error
-    return proof
 
 
 def _card(

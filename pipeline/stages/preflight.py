@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,13 +24,16 @@ from pipeline.environment import environment_yaml
 from pipeline.errors import PipelineError, explain_os_error
 from pipeline.evaluation.nll import summarize
 from pipeline.files import readable
+from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import choose_device, memory_of, peak_memory
+from pipeline.model.gpt import GPT
 from pipeline.model.memory import estimate
 from pipeline.paths import Paths
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import ENTRY_POINTS, Registry
 from pipeline.processor import cores
 from pipeline.stages import split, tokenize
+from pipeline.stages.export import export_source, refusals
 from pipeline.stages.train import Components, beginning, check_length, load_components, model_config, prepare
 from pipeline.training.conditions import choose, process_count
 from pipeline.training.distributed import Ranks
@@ -78,8 +81,9 @@ def run(params: Params, paths: Paths) -> None:
     """
     findings = _Findings()
     components: Components | None = None
+    exporters: list[Any] = []
     with findings.collected():
-        components = _check_components(params, paths)
+        components, exporters = _check_components(params, paths)
     device: torch.device | None = None
     with findings.collected():
         device = choose_device(params.runtime.device)
@@ -95,6 +99,7 @@ def run(params: Params, paths: Paths) -> None:
             _check_size(params, splits, device)
         with findings.collected():
             _check_weights(params, splits, paths)
+        _check_exports(params, exporters, splits, Path(folder), findings)
         if device is not None and components is not None and not findings.problems:
             _measure(params, components, splits, Path(folder))
     if findings.problems:
@@ -106,17 +111,17 @@ def run(params: Params, paths: Paths) -> None:
 # ── plugins, environment, git ─────────────────────────────────────────────────────────────────────
 
 
-def _check_components(params: Params, paths: Paths) -> Components:
-    """Builds everything that params.yaml chooses, as the stages will."""
+def _check_components(params: Params, paths: Paths) -> tuple[Components, list[Any]]:
+    """Builds everything that params.yaml chooses, as the stages will: what train needs, and the exporters."""
     registry = Registry.load(paths.plugins)
     corpus, samplers, formats = params.tokenize.corpus, params.evaluate.samplers, params.export.formats
     registry.build("corpora", corpus.name, corpus.options, "tokenize.corpus")
     components = load_components(params.train, paths)
     registry.build_all("samplers", samplers.use, samplers.options, "evaluate.samplers")
-    registry.build_all("exporters", formats.use, formats.options, "export.formats")
+    exporters = registry.build_all("exporters", formats.use, formats.options, "export.formats")
     optimizer, loss = params.train.optimizer.name, params.train.loss.name
     fact("plugins", f"{corpus.name}, {loss}, {optimizer}, {', '.join([*samplers.use, *formats.use])}: all there")
-    return components
+    return components, exporters
 
 
 def _check_environment(paths: Paths) -> None:
@@ -241,6 +246,20 @@ def _check_weights(params: Params, splits: TokenFolder, paths: Paths) -> None:
     if start is not None:
         start.weights(model_config(params, splits.tokenizer))
         fact("begins", f"with the weights of {start.name}")
+
+
+def _check_exports(
+    params: Params, exporters: list[Any], splits: TokenFolder, folder: Path, findings: _Findings
+) -> None:
+    """Whether each format has a form for such a model and tokenizer: it writes one that is a single layer deep."""
+    with findings.collected(), torch.random.fork_rng(devices=[]):
+        model = GPT(replace(model_config(params, splits.tokenizer), n_layers=1)).eval()
+        source = export_source(Checkpoint(model, splits.tokenizer, 0, "last"), "")
+        for exporter in exporters:
+            target = folder / "export" / exporter.name
+            target.mkdir(parents=True)
+            with findings.collected(), refusals(exporter):
+                exporter.export(source, target)
 
 
 # ── model, memory, time ───────────────────────────────────────────────────────────────────────────

@@ -45,6 +45,7 @@ def run(params: Params, paths: Paths) -> None:
     for side, file in files.items():
         size = f"{file['tokens']:,} tokens ({file['tokens'] / total:.1%})"
         fact(side, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
+        _say_small(side, file["tokens"] / total, own)
     _say_duplicates(twins, own.duplicates)
     fact("wrote", f"{paths.shown(paths.splits)} (by {own.by})")
 
@@ -62,6 +63,16 @@ def _sides(tokens: TokenFolder, params: SplitParams) -> list[str]:
         found = {entry.split for entry in tokens.documents("tokens")}
         return [side for side in SIDES if side in found]
     return [side for side in SIDES if side != "test" or params.test > 0]
+
+
+def _say_small(side: str, share: float, params: SplitParams) -> None:
+    """Of documents that are few, or of very different length, a side may get far less than it was to get."""
+    wanted = {"val": params.val, "test": params.test}.get(side, 0.0)
+    if params.by == "document" and share < wanted / 3:
+        say(
+            f"note: {side} gets {share:.2%} of the tokens where split.{side} asks for {wanted:.0%}: its numbers "
+            "say little; set split.by: position, or another split.seed"
+        )
 
 
 def _say_duplicates(twins: list[Duplicate], what: str) -> None:

@@ -103,6 +103,19 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_other_weights_begin_ano
     assert "not the run before: the weights to begin with\n" in trained_project.succeed("train", *sets(FROM)).out
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.long)])
+def test_several_processes_begin_with_the_same_weights(trained_project: Project, strategy: str) -> None:
+    kept(trained_project)
+    settings = [*WHOLE, FROM]
+    trained_project.succeed("train", *sets(*settings))
+    alone, end = losses(trained_project), weights(trained_project)
+    trained_project.succeed("clean")
+    trained_project.succeed("train", *sets(*settings, "runtime.processes=2", f"runtime.strategy={strategy}"))
+    assert losses(trained_project) == pytest.approx(alone, abs=1e-5)
+    for name, tensor in weights(trained_project).items():
+        torch.testing.assert_close(tensor, end[name], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("command", ["train", "check"])
 def test_a_model_that_differs_is_told_in_one_line(trained_project: Project, command: str) -> None:
     kept(trained_project)
