@@ -110,7 +110,7 @@ def ours(folder: str, threads: int, batch: int, new: int, dtype: str) -> tuple[W
 
     torch.set_num_threads(threads)
     saved = torch.load(Path(folder) / "ours.pt", weights_only=True)
-    model = GPT(GPTConfig.from_dict(saved["config"], "ours.pt")).eval()
+    model = GPT(GPTConfig(**saved["config"])).eval()
     model.load_state_dict(saved["weights"])
     model, tokens = model.to(_as(dtype)), _prompts(batch)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from click import ClickException
 from conftest import REPOSITORY
 
-from benchmarks import studies, table, variants
+from benchmarks import generation, studies, table, variants
 from benchmarks.goals import GOALS, verdict
 from benchmarks.measure import Measured, Round, Side, SideFailedError, ratios, take_turns
 from benchmarks.results import Results, Row, compared, read, shown_command
@@ -66,6 +67,22 @@ def test_the_documents_table_is_made_from_the_results_that_are_committed() -> No
 def test_the_documents_tables_of_studies_are_made_from_the_results_that_are_committed() -> None:
     text = table.DOCUMENT.read_text()
     assert studies.with_tables(text, studies.every()) == text, "run `python -m benchmarks.table`"
+
+
+def test_both_sides_of_generation_draw_the_same_from_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.setitem(
+        generation.SHAPES, "B", {**generation.SHAPES["B"], "n_layers": 1, "n_heads": 2, "emb_dim": 16}
+    )
+    generation.weights(str(tmp_path))
+    drawn = []
+    for side in (generation.ours, generation.transformers):
+        work, facts = side(str(tmp_path), threads=torch.get_num_threads(), batch=2, new=3, dtype="fp32")
+        assert work() == 6
+        drawn.append(facts["ids"])
+    assert drawn[0] == drawn[1]
 
 
 def test_each_missed_goal_is_explained() -> None:

@@ -26,8 +26,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return F.linear(x, weight, bias)
     rows = x.flatten(0, -2)
-    out = torch.mv(weight, rows[0])[None] if len(rows) == 1 else (weight @ rows.T).T
-    return (out if bias is None else out + bias).view(*x.shape[:-1], len(weight))
+    # Not left turned: attention would leave its fused kernel for it, and all else would be slower.
+    out = torch.mv(weight, rows[0])[None] if len(rows) == 1 else (weight @ rows.T).T.contiguous()
+    if bias is not None:
+        out += bias
+    return out.view(*x.shape[:-1], len(weight))
 
 
 class Linear(nn.Linear):
