@@ -184,6 +184,7 @@ def test_metrics_diff_shows_what_a_changed_rate_did(clone: Clone) -> None:
     clone.git("checkout", "-q", ".")
 
 
+@pytest.mark.long
 def test_experiments_train_with_muon_here_in_a_copy_and_queued(clone: Clone) -> None:
     """The copy runs its own code and plugins, and its metrics are the workspace's, bit for bit."""
     plugin = clone.root / "plugins" / "eval_callbacks" / "where.py"

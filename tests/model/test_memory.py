@@ -298,7 +298,7 @@ def counted_under_fsdp(config: GPTConfig, windows: int, precision: str, ranks: R
 HEADS_MATTER = ("the root", "the root and blocks", "logits and the root", "a bit of all")
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.long), 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("shape", "family", "tied_head"),
@@ -322,7 +322,7 @@ def test_under_fsdp_a_micro_batch_adds_activations_and_what_is_gathered(
 
 
 @pytest.mark.parametrize("family", ["gpt2", "modern"])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.long), 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", ["many blocks", "inputs of blocks", "attention"])
 def test_under_fsdp_each_further_block_adds_its_input_and_nothing_else(
