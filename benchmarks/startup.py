@@ -92,7 +92,7 @@ def _repro(context: Context) -> None:
         (project / "artifacts" / out).mkdir(parents=True)
         (project / "artifacts" / out / "made-up").write_text(out, encoding="utf-8")
     (project / "reports").mkdir(exist_ok=True)
-    (project / "reports" / "made-up").write_text("report", encoding="utf-8")
+    (project / "reports" / "evaluation.json").write_text("report", encoding="utf-8")  # which export depends on
     do(sys.executable, "-m", "dvc", "commit", "-f", "-q")
 
     trivial = context.folder / "trivial"
