@@ -93,7 +93,6 @@ def test_a_killed_rank_is_started_again_with_the_others(
     )
 
 
-@pytest.mark.long
 def test_torchrun_starts_a_killed_rank_again(original: tuple[Clone, Outcome], project: Clone, tell: Tell) -> None:
     command = (*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "pipeline", "train")
     life = Life(project, *command)
@@ -214,7 +213,6 @@ def free_port() -> int:
         return port
 
 
-@pytest.mark.long
 def test_it_works_as_steps_that_srun_started(original: tuple[Clone, Outcome], project: Clone) -> None:
     """srun starts the very command once a task and tells each its number; here the test does."""
     job = 20000 + free_port()  # the port follows from the job's number

@@ -269,12 +269,12 @@ def test_without_its_duplicates_no_text_is_on_two_sides(placed: list[tuple[str, 
 
 def test_a_side_that_gets_far_less_than_it_was_to_get_is_told(project: Project) -> None:
     raw = project.root / "data" / "raw"
-    settings = [f"{key}={value}" for key, value in (("seed", 1), ("val", 0.2), ("test", 0.2))]
+    settings = ("--set", "split.seed=1", "--set", "split.val=0.2", "--set", "split.test=0.2")
     for path in sorted(raw.glob("*.txt")):
         held_out = side_of(path.name, 1, 0.2, 0.2)
         path.write_text("A short one." if held_out == "val" else "A much longer text, word by word by word. " * 20)
     project.succeed("tokenize")
-    said = project.succeed("split", *(part for each in settings for part in ("--set", f"split.{each}"))).out
+    said = project.succeed("split", *settings).out
     (note,) = [line for line in said.splitlines() if line.startswith("note: val")]
     assert "where split.val asks for 20%" in note
     assert "note: test" not in said

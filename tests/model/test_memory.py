@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import REPOSITORY
+from small_config import small_config
 from torch.autograd.profiler_util import MEMORY_EVENT_NAME
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -35,22 +36,6 @@ LOSS = REGISTRY.build("losses", "cross_entropy", {}, "")
 CPU = torch.device("cpu")
 
 
-def make(**changes: Any) -> GPTConfig:
-    values = {
-        "vocab_size": 10,
-        "context_length": 64,
-        "n_layers": 2,
-        "n_heads": 2,
-        "emb_dim": 64,
-        "dropout": 0.0,
-        "qkv_bias": True,
-        "tied_head": True,
-        "init": "gpt2",
-        "pad_vocab_to": 8,
-    }
-    return GPTConfig(**values | changes)
-
-
 WITHIN = {"fp32": 0.05, "bf16": 0.1}
 """A CPU multiplies bfloat16 with scratch memory of its own, which the estimate leaves out."""
 
@@ -59,16 +44,16 @@ FAMILIES = [("gpt2", True), ("gpt2", False), ("modern", False), ("llama", False)
 
 # What most of the activations are, in turn; with the number of windows.
 SHAPES = {
-    "many blocks": (make(n_layers=8), 4),
-    "one block": (make(n_layers=1), 4),
-    "matrices": (make(context_length=8, emb_dim=256), 1),
-    "matrices and ids": (make(context_length=8, emb_dim=256, n_layers=1, vocab_size=500), 1),
-    "attention": (make(context_length=256, n_heads=16), 2),
-    "one attention": (make(context_length=256, n_heads=16, n_layers=1), 2),
-    "beyond plain attention": (make(context_length=576), 1),
-    "logits": (make(vocab_size=3000, emb_dim=16, n_layers=1), 4),
-    "the embedding": (make(vocab_size=5000, context_length=16, n_layers=1), 1),
-    "a bit of all": (make(vocab_size=500, n_layers=4, n_heads=4, qkv_bias=False), 4),
+    "many blocks": (small_config(n_layers=8), 4),
+    "one block": (small_config(n_layers=1), 4),
+    "matrices": (small_config(context_length=8, emb_dim=256), 1),
+    "matrices and ids": (small_config(context_length=8, emb_dim=256, n_layers=1, vocab_size=500), 1),
+    "attention": (small_config(context_length=256, n_heads=16), 2),
+    "one attention": (small_config(context_length=256, n_heads=16, n_layers=1), 2),
+    "beyond plain attention": (small_config(context_length=576), 1),
+    "logits": (small_config(vocab_size=3000, emb_dim=16, n_layers=1), 4),
+    "the embedding": (small_config(vocab_size=5000, context_length=16, n_layers=1), 1),
+    "a bit of all": (small_config(vocab_size=500, n_layers=4, n_heads=4, qkv_bias=False), 4),
 }
 
 
@@ -231,23 +216,23 @@ def test_it_is_told_in_parts() -> None:
 
 # What most of a micro-batch is under FSDP, in turn; with the number of windows.
 SHARDED = {
-    "many blocks": (make(context_length=8, emb_dim=128, n_layers=12), 1),
-    "two blocks": (make(context_length=8, emb_dim=128, n_layers=2), 1),
-    "one block": (make(context_length=8, emb_dim=128, n_layers=1), 1),
-    "the root": (make(context_length=4, vocab_size=5000), 1),
-    "the root and blocks": (make(context_length=4, vocab_size=1000, n_layers=4), 1),
-    "inputs of blocks": (make(emb_dim=32, n_layers=32), 16),
-    "activations of a block": (make(emb_dim=32, n_layers=3), 16),
-    "attention": (make(context_length=256, n_heads=8, n_layers=3), 1),
-    "logits": (make(emb_dim=16, vocab_size=2000), 4),
-    "logits and the root": (make(vocab_size=5000, n_layers=1), 1),
-    "blocks and activations": (make(n_layers=4, document_end=0), 2),
-    "a bit of all": (make(vocab_size=500, n_layers=4), 2),
+    "many blocks": (small_config(context_length=8, emb_dim=128, n_layers=12), 1),
+    "two blocks": (small_config(context_length=8, emb_dim=128, n_layers=2), 1),
+    "one block": (small_config(context_length=8, emb_dim=128, n_layers=1), 1),
+    "the root": (small_config(context_length=4, vocab_size=5000), 1),
+    "the root and blocks": (small_config(context_length=4, vocab_size=1000, n_layers=4), 1),
+    "inputs of blocks": (small_config(emb_dim=32, n_layers=32), 16),
+    "activations of a block": (small_config(emb_dim=32, n_layers=3), 16),
+    "attention": (small_config(context_length=256, n_heads=8, n_layers=3), 1),
+    "logits": (small_config(emb_dim=16, vocab_size=2000), 4),
+    "logits and the root": (small_config(vocab_size=5000, n_layers=1), 1),
+    "blocks and activations": (small_config(n_layers=4, document_end=0), 2),
+    "a bit of all": (small_config(vocab_size=500, n_layers=4), 2),
 }
 
 
 def test_ddp_holds_everything_on_every_rank_and_fsdp_a_share() -> None:
-    config = make(n_layers=12, context_length=8)
+    config = small_config(n_layers=12, context_length=8)
     alone = estimate(config, 1, "fp32", device_type="cuda")
     assert estimate(config, 1, "fp32", device_type="cuda", processes=8) == alone
     assert estimate(config, 1, "fp32", device_type="cuda", strategy="fsdp", processes=1) == alone
@@ -262,7 +247,7 @@ def test_ddp_holds_everything_on_every_rank_and_fsdp_a_share() -> None:
 def test_fsdp_gathers_the_root_and_a_few_blocks_however_many_ranks_there_are(
     n_layers: int, blocks: int, family: str, tied_head: bool
 ) -> None:
-    config = make(n_layers=n_layers, context_length=8, family=family, tied_head=tied_head)
+    config = small_config(n_layers=n_layers, context_length=8, family=family, tied_head=tied_head)
     model = GPT(config)
     block = sum(parameter.nbytes for parameter in model.blocks[0].parameters())
     root = sum(parameter.nbytes for parameter in model.parameters()) - n_layers * block
@@ -298,7 +283,7 @@ def counted_under_fsdp(config: GPTConfig, windows: int, precision: str, ranks: R
 HEADS_MATTER = ("the root", "the root and blocks", "logits and the root", "a bit of all")
 
 
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.long), 0.1])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("shape", "family", "tied_head"),
@@ -322,7 +307,7 @@ def test_under_fsdp_a_micro_batch_adds_activations_and_what_is_gathered(
 
 
 @pytest.mark.parametrize("family", ["gpt2", "modern"])
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.long), 0.1])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", ["many blocks", "inputs of blocks", "attention"])
 def test_under_fsdp_each_further_block_adds_its_input_and_nothing_else(

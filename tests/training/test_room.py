@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 import torch
+from small_config import small_config
 
 from pipeline.errors import ParamsError
 from pipeline.files import readable
-from pipeline.model.config import GPTConfig
 from pipeline.model.memory import estimate
 from pipeline.training import room
 from pipeline.training.room import check_fits, what_to_lower
@@ -18,43 +17,27 @@ from pipeline.training.room import check_fits, what_to_lower
 CPU = torch.device("cpu")
 
 
-def make(**changes: Any) -> GPTConfig:
-    values = {
-        "vocab_size": 10,
-        "context_length": 64,
-        "n_layers": 2,
-        "n_heads": 2,
-        "emb_dim": 64,
-        "dropout": 0.0,
-        "qkv_bias": True,
-        "tied_head": True,
-        "init": "gpt2",
-        "pad_vocab_to": 8,
-    }
-    return GPTConfig(**values | changes)
-
-
 def with_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     monkeypatch.setattr(room, "memory_of", lambda device: int(size))
 
 
 def test_the_out_of_memory_line_names_the_largest_halving_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(context_length=256, emb_dim=256, vocab_size=5000)
+    config = small_config(context_length=256, emb_dim=256, vocab_size=5000)
     for share in (0.9, 0.5, 0.3, 0.15):
-        room = share * estimate(config, 64, "fp32").total
-        with_memory(monkeypatch, room)
+        there = share * estimate(config, 64, "fp32").total
+        with_memory(monkeypatch, there)
         told = what_to_lower(config, 64, "fp32", CPU)
         assert "\n" not in told
         found = re.search(r"lower train.micro_batch_size from 64 \((\d+) needs about ([\d.]+ [GM]B)\)", told)
         assert found, told
         named = int(found.group(1))
-        assert estimate(config, named, "fp32").total <= room
-        assert named == 32 or estimate(config, 2 * named, "fp32").total > 0.9 * room
+        assert estimate(config, named, "fp32").total <= there
+        assert named == 32 or estimate(config, 2 * named, "fp32").total > 0.9 * there
         assert found.group(2) == readable(estimate(config, named, "fp32").total)
 
 
 def test_the_out_of_memory_line_says_how_much_there_is_and_what_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(context_length=256, emb_dim=256, vocab_size=5000)
+    config = small_config(context_length=256, emb_dim=256, vocab_size=5000)
     needed = estimate(config, 64, "fp32")
     with_memory(monkeypatch, needed.total / 2)
     told = what_to_lower(config, 64, "fp32", CPU)
@@ -67,7 +50,7 @@ def test_the_out_of_memory_line_says_how_much_there_is_and_what_takes_it(monkeyp
 
 
 def test_where_no_micro_batch_fits_the_model_is_to_be_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(context_length=1024, n_layers=1, vocab_size=5000)
+    config = small_config(context_length=1024, n_layers=1, vocab_size=5000)
     needed = estimate(config, 1, "fp32")
     with_memory(monkeypatch, needed.lasting + needed.saving + 0.5 * needed.activations)
     assert what_to_lower(config, 4, "fp32", CPU).endswith(": lower model.context_length or model.emb_dim")
@@ -76,7 +59,7 @@ def test_where_no_micro_batch_fits_the_model_is_to_be_smaller(monkeypatch: pytes
 
 
 def test_a_model_fits_as_its_share_where_the_whole_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(n_layers=12)
+    config = small_config(n_layers=12)
     with_memory(monkeypatch, 7.9 * config.parameter_count)
     with pytest.raises(ParamsError, match=r"parameters needs [\d.]+ [kM]B with its gradients, and cpu has"):
         check_fits(config, CPU)
