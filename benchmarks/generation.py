@@ -70,12 +70,12 @@ def weights(folder: str) -> tuple[None, dict[str, Any]]:
 
     from benchmarks.measure import ROOT
     from benchmarks.ours import params
-    from pipeline.data.vocabulary import raw_bytes
+    from pipeline.export.stage import export_source
     from pipeline.model.checkpoint import Checkpoint
     from pipeline.model.gpt import GPT
     from pipeline.plugin.registry import Registry
-    from pipeline.stages.export import export_source
-    from pipeline.stages.train import model_config
+    from pipeline.tokenize.vocabulary import raw_bytes
+    from pipeline.train.stage import model_config
 
     torch.manual_seed(1)
     from benchmarks.ours import tokenizer

@@ -199,8 +199,8 @@ Prepared = tuple[Callable[[], object], int, int]
 
 def _ours(own: Setting) -> Prepared:
     """The training loop's step, with the preset's params but for the sizes."""
-    from pipeline.training.loop import train_step
-    from pipeline.training.state import TrainState
+    from pipeline.train.loop import train_step
+    from pipeline.train.state import TrainState
 
     shape = {**SHAPES[own.shape], "batch_size": own.batch_size}
     overrides = (

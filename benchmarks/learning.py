@@ -56,7 +56,7 @@ def run(context: Context) -> None:
 
 def _preset(name: str) -> str:
     """The preset, or the nearest one where there is none of this name yet."""
-    from pipeline.presets import PRESETS
+    from pipeline.params.presets import PRESETS
 
     return name if name in PRESETS else "shakespeare-char"
 
@@ -195,9 +195,9 @@ def score_ours(folder: str) -> tuple[None, dict[str, Any]]:
     """The loss of our last checkpoint (not of the best on this very text)."""
     import torch
 
+    from pipeline.core.paths import Paths
     from pipeline.data.tokens import TokenFolder
     from pipeline.model.checkpoint import load_checkpoint
-    from pipeline.paths import Paths
 
     paths = Paths(Path(folder))
     checkpoint = load_checkpoint(paths.checkpoint, "last", torch.device("cpu"))

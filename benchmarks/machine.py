@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Side, Work
-from pipeline.processor import cores
+from pipeline.core.processor import cores
 
 _PACKAGES = ("torch", "transformers", "tiktoken", "tokenizers", "numpy", "safetensors", "dvc", "lightning")
 

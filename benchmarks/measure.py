@@ -16,7 +16,7 @@ from statistics import median
 from types import TracebackType
 from typing import Any
 
-from pipeline import processor
+from pipeline.core import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 """The project's folder."""

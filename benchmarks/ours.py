@@ -11,8 +11,8 @@ from benchmarks.measure import ROOT, Side, Work
 
 if TYPE_CHECKING:
     from pipeline.data.tokenizer import Tokenizer
-    from pipeline.params import Params
-    from pipeline.training.loop import Run
+    from pipeline.params.params import Params
+    from pipeline.train.loop import Run
 
 STEADY = ("train.precision=bf16", "runtime.compile=true")
 """Settings for steps per second, where compiling is not counted."""
@@ -37,8 +37,8 @@ SHAPES: dict[str, dict[str, int]] = {
 
 def params(shape: dict[str, int], overrides: tuple[str, ...]) -> Params:
     """The params of a shape: the preset of GPT-2 small, made smaller."""
-    from pipeline.params_file import load_params
-    from pipeline.presets import write_preset
+    from pipeline.params.presets import write_preset
+    from pipeline.params.reader import load_params
 
     sizes = [f"model.{name}={shape[name]}" for name in ("context_length", "n_layers", "n_heads", "emb_dim")]
     batch = [f"train.{name}={shape['batch_size']}" for name in ("batch_size", "micro_batch_size")]
@@ -64,14 +64,14 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> Run:
     """What the train stage hands to its loop, for a shape and random text."""
     import numpy as np
 
-    from pipeline.paths import Paths
-    from pipeline.stages.train import load_components, prepare, total_flops
-    from pipeline.training.conditions import choose
-    from pipeline.training.distributed import Ranks
-    from pipeline.training.interrupt import StopSignal
-    from pipeline.training.legs import Leg
-    from pipeline.training.length import Length
-    from pipeline.training.store import StateStore
+    from pipeline.core.paths import Paths
+    from pipeline.train.conditions import choose
+    from pipeline.train.distributed.ranks import Ranks
+    from pipeline.train.interrupt import StopSignal
+    from pipeline.train.length import Length
+    from pipeline.train.phases import Leg
+    from pipeline.train.stage import load_components, prepare, total_flops
+    from pipeline.train.store import StateStore
 
     own = params(shape, overrides)
     text = np.random.default_rng(1).integers(0, shape["vocab_size"] - 1, 2_000_000).astype("<u2")
@@ -93,8 +93,8 @@ def training_side(shape: dict[str, int], threads: int, steps: int) -> Side:
 
 def training(shape: dict[str, int], threads: int, steps: int) -> tuple[Work, dict[str, Any]]:
     """Prepares a run, and takes some steps that are not measured."""
-    from pipeline.training.loop import train_step
-    from pipeline.training.state import TrainState
+    from pipeline.train.loop import train_step
+    from pipeline.train.state import TrainState
 
     run, state = prepared(shape, (*STEADY, f"runtime.threads={threads}")), TrainState()
 
@@ -122,7 +122,7 @@ class TemporaryProject:
 
     def preset(self, name: str) -> None:
         """Writes a preset into params.yaml."""
-        from pipeline.presets import write_preset
+        from pipeline.params.presets import write_preset
 
         write_preset(name, self.folder / "params.yaml")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.machine import machine, versions
 from benchmarks.measure import Measured, ratios
-from pipeline.files import write_atomically
+from pipeline.core.files import write_atomically
 
 FOLDER = Path(__file__).parent / "results"
 

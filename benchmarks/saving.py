@@ -49,9 +49,9 @@ def ours(count: int, folder: str) -> tuple[Work, dict[str, Any]]:
     import time
 
     from pipeline.model.checkpoint import tensor_bytes
-    from pipeline.training.distributed import Ranks
-    from pipeline.training.parallel import mapped
-    from pipeline.training.store import StateStore
+    from pipeline.train.distributed.parallel import mapped
+    from pipeline.train.distributed.ranks import Ranks
+    from pipeline.train.store import StateStore
 
     state = _state(count)
     captured = {**state, "run": {"step": 1, "complete": False}, "random": {}}

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
+from pipeline.core.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
 
 if TYPE_CHECKING:
-    from pipeline.params import Params
-    from pipeline.paths import Paths
+    from pipeline.core.paths import Paths
+    from pipeline.params.params import Params
 
 
 class _Group(click.Group):
@@ -51,8 +51,8 @@ def _with_params(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read(params_file: Path, overrides: tuple[str, ...]) -> tuple[Params, Paths]:
-    from pipeline.params_file import load_params
-    from pipeline.paths import Paths
+    from pipeline.core.paths import Paths
+    from pipeline.params.reader import load_params
 
     return load_params(params_file, overrides), Paths(Path.cwd())
 
@@ -62,7 +62,7 @@ def _stage(name: str, does: str, writes: str) -> None:
     @_with_params
     def command(params_file: Path, overrides: tuple[str, ...]) -> None:
         params, paths = _read(params_file, overrides)
-        import_module(f"pipeline.stages.{name}").run(params, paths)
+        import_module(f"pipeline.{name}.stage").run(params, paths)
 
 
 _stage("tokenize", "Turn the corpus into token ids.", "artifacts/tokens")
@@ -126,7 +126,7 @@ def generate(
     if not prompts and file is None:
         raise click.UsageError("Missing argument 'PROMPT...', or --prompts FILE.", click.get_current_context())
     params, paths = _read(params_file, overrides)
-    from pipeline.stages.generate import read_prompts, run
+    from pipeline.commands.generate import read_prompts, run
 
     run(params, paths, [*prompts, *(read_prompts(file) if file else [])], **options)
 
@@ -142,7 +142,7 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     continuation, Ctrl-D the session, /help lists what else there is. On a pipe, the text itself is printed.
     """
     params, paths = _read(params_file, overrides)
-    from pipeline.stages.chat import run
+    from pipeline.commands.chat import run
 
     run(params, paths, **options)
 
@@ -173,7 +173,7 @@ def score(
     end-of-text stands before it, so that its first token counts too. Windows are evaluation's (evaluate.stride).
     """
     params, paths = _read(params_file, overrides)
-    from pipeline.stages.score import run
+    from pipeline.commands.score import run
 
     run(params, paths, files, weights, by_token, as_json)
 
@@ -215,9 +215,9 @@ def compare(names: tuple[str, ...], against: tuple[str, ...], form: str) -> None
         )
     if against and not names:
         raise click.UsageError("give the runs of the first recipe before --against")
-    from pipeline.console import say
-    from pipeline.paths import Paths
-    from pipeline.stages.compare import run
+    from pipeline.commands.compare import run
+    from pipeline.core.console import say
+    from pipeline.core.paths import Paths
 
     for line in run(Paths(Path.cwd()), names, against, form):
         say(line)
@@ -231,7 +231,7 @@ def preset(name: str | None, params_file: Path) -> None:
 
     Every value but those of `runtime` is set; comments and the options of your own components stay.
     """
-    from pipeline.presets import PRESETS, write_preset
+    from pipeline.params.presets import PRESETS, write_preset
 
     if name is None:
         for each, description in PRESETS.items():
@@ -251,7 +251,7 @@ def preflight(params_file: Path, overrides: tuple[str, ...]) -> None:
     Checks params, plugins, data, device and what git and DVC track, and takes a few real steps; writes nothing.
     """
     params, paths = _read(params_file, overrides)
-    from pipeline.stages.preflight import run
+    from pipeline.commands.check import run
 
     run(params, paths)
 
@@ -263,8 +263,8 @@ class _Plugins(_Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.commands:
-            from pipeline.errors import PluginError
-            from pipeline.plugin.listing import find_kind
+            from pipeline.authoring.listing import find_kind
+            from pipeline.core.errors import PluginError
 
             try:
                 find_kind(args[0])
@@ -292,8 +292,8 @@ def list_plugins(kind: str | None) -> None:
 
     KIND narrows the list: corpora, losses, optimizers, eval_callbacks, samplers or exporters.
     """
-    from pipeline.paths import Paths
-    from pipeline.plugin.listing import lines
+    from pipeline.authoring.listing import lines
+    from pipeline.core.paths import Paths
 
     for line in lines(Paths(Path.cwd()).plugins, kind):
         click.echo(line)
@@ -304,8 +304,8 @@ def list_plugins(kind: str | None) -> None:
 def show_plugin(name: str) -> None:
     """Explain the component NAME: its source, how params.yaml chooses it, and each option with type, bounds and
     default."""
-    from pipeline.paths import Paths
-    from pipeline.plugin.listing import details
+    from pipeline.authoring.listing import details
+    from pipeline.core.paths import Paths
 
     for line in details(Paths(Path.cwd()).plugins, name):
         click.echo(line)
@@ -319,8 +319,8 @@ def new_plugin(kind: str, name: str) -> None:
 
     KIND is a corpus, loss, optimizer, eval-callback, sampler or exporter. Nothing is overwritten.
     """
-    from pipeline.paths import Paths
-    from pipeline.plugin.skeleton import write_skeleton
+    from pipeline.authoring.skeleton import write_skeleton
+    from pipeline.core.paths import Paths
 
     for line in write_skeleton(Paths(Path.cwd()), kind, name):
         click.echo(line)
@@ -338,8 +338,8 @@ def check_plugin(path: Path, root: Path | None) -> None:
     PATH is a plugin file, or a package's folder. Options keep their defaults. An exporter gets the trained model
     where there is one, else a tiny random one.
     """
-    from pipeline.paths import Paths
-    from pipeline.stages.check_plugin import run
+    from pipeline.commands.check_plugin import run
+    from pipeline.core.paths import Paths
 
     run(Paths(Path.cwd()), path, root)
 
@@ -350,9 +350,9 @@ def schema() -> None:
 
     Both are made from the models that check params.yaml, your own components included.
     """
-    from pipeline.paths import Paths
-    from pipeline.reference import write_reference
-    from pipeline.schema import write_schema
+    from pipeline.core.paths import Paths
+    from pipeline.params.reference import write_reference
+    from pipeline.params.schema import write_schema
 
     paths = Paths(Path.cwd())
     write_schema(paths.schema, paths.plugins)
@@ -363,8 +363,8 @@ def schema() -> None:
 @cli.command(short_help="Record the installed versions for DVC.")
 def lock() -> None:
     """Write environment.yaml: the installed versions that decide results, for DVC to compare."""
-    from pipeline.environment import write_environment
-    from pipeline.paths import Paths
+    from pipeline.core.environment import write_environment
+    from pipeline.core.paths import Paths
     from pipeline.plugin.registry import ENTRY_POINTS
 
     changed = write_environment(Paths(Path.cwd()).environment, ENTRY_POINTS)
@@ -377,8 +377,8 @@ def runs() -> None:
 
     A run is named by the fingerprint of all that decides its result. `pipeline clean` forgets runs.
     """
-    from pipeline.paths import Paths
-    from pipeline.stages.runs import table
+    from pipeline.commands.runs import table
+    from pipeline.core.paths import Paths
 
     for line in table(Paths(Path.cwd()).resume):
         click.echo(line)
@@ -392,8 +392,8 @@ def clean(names: tuple[str, ...], keep: int) -> None:
 
     RUN is the beginning of a name that `pipeline runs` lists.
     """
-    from pipeline.paths import Paths
-    from pipeline.stages.runs import clean as forget
+    from pipeline.commands.runs import clean as forget
+    from pipeline.core.paths import Paths
 
     for line in forget(Paths(Path.cwd()).resume, names, keep):
         click.echo(line)
@@ -429,7 +429,7 @@ def _run(arguments: list[str]) -> int:
     except PipelineError as error:
         return _fail(str(error), 1)
     except BrokenPipeError:
-        from pipeline.console import ignore_output
+        from pipeline.core.console import ignore_output
 
         ignore_output()  # nobody reads on: leave in silence
         return 0
@@ -446,7 +446,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    from pipeline.console import printable
+    from pipeline.core.console import printable
 
     with suppress(BrokenPipeError):  # the exit code still says it
         click.echo(f"error: {printable(' '.join(message.split()))}", err=True)

@@ -127,9 +127,11 @@ def make_project(root: Path) -> None:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny project in which tokenize, split and train have run; copy it before changing it."""
-    from pipeline.params_file import load_params
-    from pipeline.paths import Paths
-    from pipeline.stages import split, tokenize, train
+    from pipeline.core.paths import Paths
+    from pipeline.params.reader import load_params
+    from pipeline.split import stage as split
+    from pipeline.tokenize import stage as tokenize
+    from pipeline.train import stage as train
 
     root = tmp_path_factory.mktemp("trained") / "project"
     make_project(root)

@@ -29,9 +29,9 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY, Project, Result
 
+from pipeline.core.files import write_manifest
 from pipeline.data.tokens import TokenFolder
-from pipeline.data.vocabulary import train_bpe
-from pipeline.files import write_manifest
+from pipeline.tokenize.vocabulary import train_bpe
 
 Break = Callable[[Path], Any]
 
@@ -163,9 +163,10 @@ def parquet_without_text(root: Path) -> None:
 
 
 def tokenized_again(root: Path) -> None:
-    from pipeline.params_file import load_params
-    from pipeline.paths import Paths
-    from pipeline.stages import split, tokenize
+    from pipeline.core.paths import Paths
+    from pipeline.params.reader import load_params
+    from pipeline.split import stage as split
+    from pipeline.tokenize import stage as tokenize
 
     settings = load_params(root / "params.yaml", [*TINY, "tokenize.tokenizer.bpe.vocab_size=270"])
     for stage in (tokenize, split):
@@ -484,7 +485,7 @@ PARAMS_CASES = [
     Case(
         "weights that DVC does not see",
         "split --set train.init_from=data/../artifacts/checkpoint",
-        ("train.init_from", "must lie below data/, such as data/gpt2"),
+        ("train.init_from", "must lie below data/weights/, such as data/weights/gpt2"),
     ),
     Case("keys that do not divide", "split --set model.n_kv_heads=3", ("n_heads 2", "n_kv_heads 3", "multiple")),
     Case(
@@ -894,7 +895,7 @@ def test_what_looks_wrong_and_is_not_works(fine: Fine, trained_project: Project)
 
 
 def test_a_number_with_an_exponent_is_a_number(project: Project) -> None:
-    from pipeline.params_file import load_params
+    from pipeline.params.reader import load_params
 
     path = project.root / "params.yaml"
     path.write_text(re.sub(r"(adamw:\n +lr:) \S+", r"\1 1e-3", path.read_text()))

@@ -14,9 +14,9 @@ from benchmarks.goals import GOALS, verdict
 from benchmarks.measure import Measured, Round, Side, SideFailedError, ratios, take_turns
 from benchmarks.results import Results, Row, compared, read, shown_command
 from benchmarks.studies import EXACT, FAST, SHIPPED, Study, Trained
-from pipeline.params import Params
-from pipeline.params_file import load_params
-from pipeline.presets import write_preset
+from pipeline.params.params import Params
+from pipeline.params.presets import write_preset
+from pipeline.params.reader import load_params
 
 ROW = Row(
     "training M, 1 thread", "nanoGPT (fp32)", 2.5, "times", "tokens per processor-second", 2000.0, 800.0, 2.4,

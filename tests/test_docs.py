@@ -14,11 +14,11 @@ from conftest import REPOSITORY, Project
 from safetensors import torch as safetensors_torch
 
 import pipeline.plugin
+from pipeline.authoring import testing
 from pipeline.cli import cli
+from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import load_checkpoint
-from pipeline.plugin import testing
 from pipeline.plugin.components import KINDS
-from pipeline.stages.export import export_source
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -127,7 +127,7 @@ def test_each_promise_of_reliability_names_a_test_that_is_there() -> None:
     for row in re.findall(r"^\|(?! promise|---)(.*)\|$", text, flags=re.MULTILINE):
         assert "`tests/" in row, row
     # … and of the fault tests, each holds a promise.
-    for path in ("tests/test_faults.py", "tests/training/test_resume.py"):
+    for path in ("tests/test_faults.py", "tests/train/test_resume.py"):
         for name in re.findall(r"^def (test_\w+)", (REPOSITORY / path).read_text(), flags=re.MULTILINE):
             assert (path, name) in named or name in UNNAMED, f"{path}::{name}"
 

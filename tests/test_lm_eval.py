@@ -18,8 +18,8 @@ from conftest import REPOSITORY, Project
 from benchmarks.lm_eval.documents import write_documents
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
-from pipeline.evaluation.nll import score
 from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model.scoring import score
 
 
 def test_the_documents_add_up_to_the_text_without_its_ends(trained: Path, tmp_path: Path) -> None:

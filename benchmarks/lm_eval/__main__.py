@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lm_eval.documents import write_documents
-from pipeline.files import read_json
+from pipeline.core.files import read_json
 
 HERE = Path(__file__).parent
 

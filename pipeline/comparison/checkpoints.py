@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.comparison.runs import Paired
-from pipeline.evaluation.bootstrap import RESAMPLES, Draws, effective, grouped, in_parts, interval, resampled
+from pipeline.evaluate.bootstrap import RESAMPLES, Draws, effective, grouped, in_parts, interval, resampled
 
 
 @dataclass(frozen=True)

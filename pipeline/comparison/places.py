@@ -11,8 +11,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import DataError, PipelineError
-from pipeline.params_file import yaml_values
+from pipeline.core.errors import DataError, PipelineError
+from pipeline.params.reader import yaml_values
 
 _REPORTS = "reports"
 _REPRO = "run `dvc repro`"

@@ -11,7 +11,7 @@ import math
 
 from pipeline.comparison.checkpoints import Difference
 from pipeline.comparison.runs import Paired, Totals
-from pipeline.evaluation.bootstrap import LEVEL, effective, student_cdf, student_quantile
+from pipeline.evaluate.bootstrap import LEVEL, effective, student_cdf, student_quantile
 
 
 def compare_recipes(paired: Paired, first_seeds: int) -> Difference:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.comparison.places import Place
-from pipeline.errors import DataError, PipelineError
-from pipeline.evaluation.bootstrap import FEWEST_DOCUMENTS
-from pipeline.evaluation.breakdown import UnitScore
-from pipeline.evaluation.tables import BLOCKS, DOCUMENTS, EVALUATION, read_units
-from pipeline.params_file import yaml_values
+from pipeline.core.errors import DataError, PipelineError
+from pipeline.core.paths import EVALUATION
+from pipeline.evaluate.bootstrap import FEWEST_DOCUMENTS
+from pipeline.evaluate.breakdown import UnitScore
+from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, read_units
+from pipeline.params.reader import yaml_values
 
 Totals = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 

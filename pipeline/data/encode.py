@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import local
 
+from pipeline.core.errors import DataError
 from pipeline.data.tokenizer import TokenIds, Tokenizer
-from pipeline.errors import DataError
 from pipeline.plugin.components import Document
 
 PIECE = 1 << 18

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
+from pipeline.core.errors import DataError
+from pipeline.core.files import read_json, write_atomically
 from pipeline.data.patterns import faster
-from pipeline.errors import DataError
-from pipeline.files import read_json, write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 

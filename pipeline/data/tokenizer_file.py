@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import DataError
 from pipeline.data.encode import cut
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.errors import DataError
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 
 _LARGEST_ID = 2**24

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.errors import DataError
+from pipeline.core.files import read_json, verify_manifest, write_json, write_manifest
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.errors import DataError
-from pipeline.files import read_json, verify_manifest, write_json, write_manifest
 
 Ids = np.ndarray[tuple[int], np.dtype[Any]]
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.serialization import get_crc32_options, set_crc32_options
 
+from pipeline.core.errors import CheckpointError, DataError
+from pipeline.core.files import read_json, verify_manifest, write_json, write_manifest
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TOKENIZER
-from pipeline.errors import CheckpointError, DataError
-from pipeline.files import read_json, verify_manifest, write_json, write_manifest
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 

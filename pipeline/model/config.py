@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 
 
 @dataclass(frozen=True)

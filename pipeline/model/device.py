@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from pipeline import processor
-from pipeline.errors import ParamsError
+from pipeline.core import processor
+from pipeline.core.errors import ParamsError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 

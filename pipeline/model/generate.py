@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from pipeline.errors import PluginError, raised_by
+from pipeline.core.errors import PluginError, raised_by
 from pipeline.model.attention import KVCache
 from pipeline.model.device import computes_bf16
 from pipeline.model.functions import linear

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import CheckpointError
-from pipeline.files import read_json
+from pipeline.core.errors import CheckpointError
+from pipeline.core.files import read_json
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 

@@ -10,11 +10,11 @@ from pathlib import Path, PurePath
 import torch
 import torch.nn.functional as F
 
+from pipeline.core.errors import CheckpointError, DataError, ParamsError
+from pipeline.core.files import MANIFEST, read_json, sha256, verify_manifest
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TOKENIZER
-from pipeline.errors import CheckpointError, DataError, ParamsError
-from pipeline.files import MANIFEST, read_json, sha256, verify_manifest
 from pipeline.model.checkpoint import BEST, CONFIG, load_tensors
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT

@@ -19,7 +19,7 @@ import pluggy
 from pydantic import PydanticUserError, ValidationError
 from pydantic_core import PydanticUndefined
 
-from pipeline.errors import ParamsError, PluginError
+from pipeline.core.errors import ParamsError, PluginError
 from pipeline.plugin import hookspecs
 from pipeline.plugin.components import KINDS, Component, Kind
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from pipeline.exporting import check_greedy, check_ids, check_logits, check_tokenizer_json, tokenizer_json
 from pipeline.plugin import Exporter, ExportSource, hookimpl
-from pipeline.plugin.exporting import check_greedy, check_ids, check_logits, check_tokenizer_json, tokenizer_json
 
 
 class HuggingFace(Exporter):

@@ -13,8 +13,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from pipeline.plugin import Exporter, ExportSource, hookimpl
-from pipeline.plugin.exporting import (
+from pipeline.exporting import (
     Logits,
     check_graph,
     check_logits,
@@ -26,6 +25,7 @@ from pipeline.plugin.exporting import (
     tokenizer_json,
     understood,
 )
+from pipeline.plugin import Exporter, ExportSource, hookimpl
 
 _FILE, _INT8 = "model.onnx", "model.int8.onnx"
 _ONE_FILE = 1 << 30

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from pipeline.exporting import check_graph, graph, tokenizer_json, understood
 from pipeline.plugin import Exporter, ExportSource, hookimpl
-from pipeline.plugin.exporting import check_graph, graph, tokenizer_json, understood
 
 _FILE = "model.pt2"
 

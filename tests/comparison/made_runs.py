@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.comparison.runs import Paired
-from pipeline.evaluation.breakdown import Breakdown, UnitScore
-from pipeline.evaluation.tables import write_tables
+from pipeline.evaluate.breakdown import Breakdown, UnitScore
+from pipeline.evaluate.tables import write_tables
 
 PARAMS = {
     "split": {"seed": 2},

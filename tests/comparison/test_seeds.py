@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Project
 
-from pipeline.params_file import load_params
-from pipeline.paths import Paths
-from pipeline.stages import evaluate, split, tokenize, train
+from pipeline.core.paths import Paths
+from pipeline.evaluate import stage as evaluate
+from pipeline.params.reader import load_params
+from pipeline.split import stage as split
+from pipeline.tokenize import stage as tokenize
+from pipeline.train import stage as train
 
 SMALL = (
     "tokenize.corpus.name=files",

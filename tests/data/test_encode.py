@@ -17,13 +17,13 @@ from conftest import Project
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.errors import DataError
 from pipeline.data.encode import PIECE, TextDigest, cut, encode
 from pipeline.data.patterns import CL100K_PATTERN, GPT2_PATTERN, faster
 from pipeline.data.tokenizer import END_OF_TEXT, TokenIds, Tokenizer
 from pipeline.data.tokens import TokenFolder
-from pipeline.data.vocabulary import published, raw_bytes, train_bpe
-from pipeline.errors import DataError
 from pipeline.plugin.components import Document
+from pipeline.tokenize.vocabulary import published, raw_bytes, train_bpe
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"

@@ -188,7 +188,7 @@ def test_the_command_continues_several_prompts_as_each_alone_with_its_seed(train
 def test_the_command_takes_the_precision_that_is_asked_for(
     trained_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.stages import generate as stage
+    from pipeline.commands import generate as stage
 
     used: list[torch.dtype] = []
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.errors import PluginError
+from pipeline.core.errors import PluginError
 from pipeline.model.attention import KVCache
 from pipeline.model.config import GPTConfig
 from pipeline.model.generate import draw, generate

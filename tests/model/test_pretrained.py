@@ -13,15 +13,15 @@ import torch
 from conftest import REPOSITORY, words
 from safetensors.torch import load_file, save_file
 
+from pipeline.core.errors import PipelineError
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.vocabulary import characters, raw_bytes
-from pipeline.errors import PipelineError
+from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import Checkpoint, write_checkpoint
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.model.pretrained import Pretrained
 from pipeline.plugin.registry import Registry
-from pipeline.stages.export import export_source
+from pipeline.tokenize.vocabulary import characters, raw_bytes
 
 BYTES = raw_bytes()
 MODELS: dict[str, dict[str, Any]] = {

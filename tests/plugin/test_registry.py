@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, Project
 
-from pipeline.errors import ParamsError, PluginError
+from pipeline.core.errors import ParamsError, PluginError
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 

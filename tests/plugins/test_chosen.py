@@ -8,9 +8,9 @@ import pytest
 from conftest import REPOSITORY, Project
 from ruamel.yaml import YAML
 
+from pipeline.params.schema import PLACES
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
-from pipeline.schema import PLACES
 
 WORKS_IN = {
     "corpora": "tokenize", "losses": "train", "optimizers": "train", "eval_callbacks": "train",

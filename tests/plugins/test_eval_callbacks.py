@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import REPOSITORY, Project
 
+from pipeline.authoring.testing import check_eval_callback
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.plugin import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.plugin.registry import Registry
-from pipeline.plugin.testing import check_eval_callback
 
 
 def callback(name: str, **options: Any) -> EvalCallback:

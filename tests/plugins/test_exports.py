@@ -19,10 +19,10 @@ from conftest import REPOSITORY, Project, words
 from untrained import untrained
 
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.vocabulary import characters, raw_bytes, train_bpe
+from pipeline.exporting import check_loss, graph
 from pipeline.plugin import Exporter, ExportSource
-from pipeline.plugin.exporting import check_loss, graph
 from pipeline.plugin.registry import Registry
+from pipeline.tokenize.vocabulary import characters, raw_bytes, train_bpe
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["exporters"])
 GPT2 = {"family": "gpt2", "qkv_bias": True, "tied_head": True, "init": "gpt2"}

@@ -21,10 +21,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from pipeline.errors import ParamsError
+from pipeline.authoring.testing import check_corpus
+from pipeline.core.errors import ParamsError
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.registry import Registry
-from pipeline.plugin.testing import check_corpus
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["corpora"])
 CUTTING = sys.modules["plugins.corpora.files.text"]

@@ -14,10 +14,10 @@ import torch
 from conftest import REPOSITORY, words
 from untrained import untrained
 
-from pipeline.data.vocabulary import train_bpe
 from pipeline.plugin import ExportSource
 from pipeline.plugin.bytelevel import awkward_texts
 from pipeline.plugin.registry import Registry
+from pipeline.tokenize.vocabulary import train_bpe
 
 xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp (the package xllamacpp) is not installed")
 pytest.importorskip("gguf", reason="gguf is not installed")

@@ -14,10 +14,10 @@ from conftest import REPOSITORY, Project, words
 from untrained import untrained
 
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.vocabulary import characters, published, raw_bytes, train_bpe
 from pipeline.model.attention import Rotation
 from pipeline.plugin import Exporter, ExportSource
 from pipeline.plugin.registry import Registry
+from pipeline.tokenize.vocabulary import characters, published, raw_bytes, train_bpe
 
 BASE = {
     "context_length": 16, "n_layers": 2, "n_heads": 2, "emb_dim": 16, "dropout": 0.1, "qkv_bias": True,

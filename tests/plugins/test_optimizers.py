@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from pipeline.errors import ParamsError
+from pipeline.core.errors import ParamsError
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import Optimizer

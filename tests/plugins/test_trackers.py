@@ -21,7 +21,7 @@ from conftest import REPOSITORY, Project
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_eval_callbacks import Training, callback
 
-from pipeline.plugin.testing import check_eval_callback
+from pipeline.authoring.testing import check_eval_callback
 
 TRACKERS = ("tensorboard", "dvclive", "wandb", "mlflow")
 FOLDERS = {name: f".{name}" for name in TRACKERS}

@@ -8,11 +8,11 @@ import torch
 from conftest import words
 
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.plugin import ExportSource
-from pipeline.stages.export import export_source
 
 
 def untrained(tokenizer: Tokenizer, shape: dict[str, Any], spread: bool) -> ExportSource:

@@ -5,8 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from pipeline.plugin import Exporter, ExportSource, hookimpl
-from pipeline.plugin.exporting import (
+from pipeline.exporting import (
     check_greedy,
     check_ids,
     check_logits,
@@ -15,6 +14,7 @@ from pipeline.plugin.exporting import (
     needed,
     understood,
 )
+from pipeline.plugin import Exporter, ExportSource, hookimpl
 
 from .form import form
 from .vocabulary import vocabulary

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from pipeline.exporting import merges, reads_any_text, written
 from pipeline.plugin import ExportSource
-from pipeline.plugin.exporting import merges, reads_any_text, written
 
 _GPT2 = {
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",

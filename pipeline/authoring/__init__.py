@@ -1,0 +1,1 @@
+"""For plugin authors: contract suite, listing, skeletons."""

@@ -1,0 +1,108 @@
+"""What `pipeline plugins` prints: the list of components, and all about one of them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.core.errors import PluginError
+from pipeline.plugin.components import KINDS, Kind
+from pipeline.plugin.options import options_schema, type_in_words
+from pipeline.plugin.registry import Entry, Registry
+
+
+def find_kind(word: str) -> Kind:
+    """The kind that a person means: its singular or plural, with spaces, hyphens or underscores.
+
+    Raises:
+        PluginError: there is no such kind.
+    """
+    plain = re.sub(r"[\s_-]+", "_", word.strip().lower())
+    for kind in KINDS.values():
+        if plain in (kind.plural, kind.singular.replace(" ", "_")):
+            return kind
+    raise PluginError(f"there is no kind {word!r} (there are: {', '.join(KINDS)})")
+
+
+# ── the list ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def lines(plugins: Path, kind: str | None = None) -> Iterator[str]:
+    """Every component of `kind` (or of all kinds): its name, options with defaults, description and source."""
+    kinds = [find_kind(kind).plural] if kind else list(KINDS)
+    registry = Registry.load(plugins, kinds)
+    for plural in kinds:
+        yield f"{plural} (plugins/{plural}/)"
+        for entry in registry.entries(plural):
+            yield from _entry(entry)
+        yield ""
+    yield "Defaults hold where params.yaml says nothing; the shipped params.yaml gives every option a value."
+
+
+def _entry(entry: Entry) -> Iterator[str]:
+    yield f"  {entry.component.name}  ·  {entry.source}"
+    description = " ".join((entry.component.__doc__ or "").split("\n\n")[0].split())
+    yield textwrap.fill(description, 100, initial_indent="      ", subsequent_indent="      ")
+    options = [
+        f"{name}={field.get_default(call_default_factory=True)!r}"
+        for name, field in entry.component.model_fields.items()
+    ]
+    if options:
+        yield textwrap.fill(
+            f"options: {', '.join(options)}", 100, initial_indent="      ", subsequent_indent="        "
+        )
+
+
+# ── one component ─────────────────────────────────────────────────────────────────────────────────
+
+
+def details(plugins: Path, name: str) -> Iterator[str]:
+    """All about the component `name`, of each kind that has one: its source, its place in params.yaml, its whole
+    docstring, and each option with type, bounds, default and description.
+
+    Raises:
+        PluginError: no kind has a component of this name.
+    """
+    registry = Registry.load(plugins)
+    found = [
+        (kind, entry) for kind in KINDS.values() for entry in registry.entries(kind.plural)
+        if entry.component.name == name
+    ]  # fmt: skip
+    if not found:
+        raise PluginError(_unknown(registry, name))
+    for number, (kind, entry) in enumerate(found):
+        if number:
+            yield ""
+        yield from _component(kind, entry)
+
+
+def _unknown(registry: Registry, name: str) -> str:
+    names = {plural: registry.names(plural) for plural in KINDS}
+    close = difflib.get_close_matches(name, [each for listed in names.values() for each in listed], n=1)
+    suggestion = f"; did you mean {close[0]!r}?" if close else ""
+    known = "; ".join(f"{plural}: {', '.join(listed) or 'none'}" for plural, listed in names.items())
+    return f"there is no component named {name!r}{suggestion} (there are {known})"
+
+
+def _component(kind: Kind, entry: Entry) -> Iterator[str]:
+    schema, name = options_schema(entry), entry.component.name
+    section, _, key = kind.chosen_by.rpartition(".")
+    yield f"{kind.singular} {name}  ·  {entry.source}"
+    yield f"params.yaml: {section}.{key}: {name if key == 'name' else f'[{name}]'}"
+    yield ""
+    yield textwrap.indent(inspect.cleandoc(entry.component.__doc__ or ""), "  ")
+    yield ""
+    fields = entry.component.model_fields
+    yield f"options, under {section}.{name}:" if fields else "It has no options."
+    for option, field in fields.items():
+        default = json.dumps(field.get_default(call_default_factory=True), ensure_ascii=False, default=str)
+        takes = type_in_words(schema["properties"][option], schema.get("$defs", {}))
+        yield f"  {option}: {takes}; default {default}"
+        if field.description:
+            text = " ".join(field.description.split())
+            yield textwrap.fill(text, 100, initial_indent="      ", subsequent_indent="      ")

@@ -1,0 +1,306 @@
+"""chat: a session in which a person and the trained model write a text in turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from inspect import signature
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from pipeline.commands.conversation import Conversation
+from pipeline.commands.decode import TextStream
+from pipeline.commands.generate import check_stops, encoded, load_model, show
+from pipeline.core.console import printable
+from pipeline.core.errors import ParamsError, PipelineError
+from pipeline.plugin.registry import Registry
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+    from pipeline.model.checkpoint import Checkpoint
+    from pipeline.params.params import Params
+
+_HELP = """\
+A line is added to the text and the model continues it. It begins a new line of the text, or, if it begins with a
+space, goes on in the same one. Enter alone lets the model go on. Ctrl-C ends a continuation, Ctrl-D the session.
+/undo              take the last turn back, what you typed and what followed
+/retry             another continuation of the last turn
+/reset             begin an empty text
+/text              show the text so far
+/tokens N          how many tokens a turn adds
+/set               show the settings
+/set NAME VALUE    a sampler's option, such as /set temperature 0.5 or /set top_p 0.9; adds the sampler
+/samplers NAME…    the samplers, in this order
+/quit              end the session
+//…                a line of text that begins with /"""
+
+
+class _Turn(NamedTuple):
+    """Where the text stood before a turn, in tokens and in characters, and what was typed."""
+
+    tokens: int
+    characters: int
+    typed: str
+
+
+class _Drawing:
+    """How the next token is drawn: the samplers, their options, and how many tokens a turn has."""
+
+    def __init__(self, params: Params, paths: Paths, samplers: Sequence[str], tokens: int | None) -> None:
+        own = params.evaluate
+        self.tokens = tokens or own.generation.max_new_tokens
+        self._registry = Registry.load(paths.plugins, ["samplers"])
+        self._names: list[str] = []
+        self._options: dict[str, dict[str, Any]] = {}
+        self.samplers: list[Any] = []
+        self.use(samplers or own.samplers.use, own.samplers.options)
+
+    def use(self, names: Sequence[str], options: dict[str, dict[str, Any]] | None = None) -> None:
+        """Takes these samplers, in this order; nothing changes where one is not there or an option does not fit."""
+        options = self._options if options is None else options
+        self.samplers = self._registry.build_all("samplers", names, options, "samplers")
+        self._names, self._options = list(names), options
+
+    def change(self, place: str, value: str) -> None:
+        """Sets `sampler.option`, or the only option of `sampler`, and uses that sampler."""
+        name, _, option = place.partition(".")
+        known = list(type(self._registry.build("samplers", name, {}, "samplers")).model_fields)
+        if not option:
+            if len(known) != 1:
+                choice = f": /set {name}.{known[0]} …" if known else f", only /samplers {name}"
+                raise ParamsError(f"{name} has {len(known) or 'no'} options{choice}")
+            option = known[0]
+        options = {**self._options, name: {**self._options.get(name, {}), option: _value(value)}}
+        self.use(self._names if name in self._names else [*self._names, name], options)
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [", ".join(map(_shown, self.samplers)), f"{self.tokens} tokens a turn"]))
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _shown(sampler: Any) -> str:
+    values = sampler.model_dump()
+    only = len(values) == 1
+    return " ".join([sampler.name, *(f"{value}" if only else f"{name}={value}" for name, value in values.items())])
+
+
+def run(
+    params: Params,
+    paths: Paths,
+    tokens: int | None = None,
+    samplers: Sequence[str] = (),
+    seed: int | None = None,
+    stops: Sequence[str] = (),
+    weights: str | None = None,
+    precision: str = "auto",
+) -> None:
+    """Reads lines until they end and continues the text after each; what is None comes from params.evaluate."""
+    check_stops(stops)
+    drawing = _Drawing(params, paths, samplers, tokens)
+    checkpoint = load_model(params, paths, weights, precision)
+    generator = torch.Generator(checkpoint.model.head_weight.device)
+    generator.manual_seed(params.evaluate.generation.seed if seed is None else seed)
+    at_terminal = sys.stdin.isatty()
+    session = _Session(checkpoint, drawing, generator, stops, echo=not at_terminal)
+    if at_terminal:
+        with suppress(ImportError):  # arrow keys and a history, which not every Python has
+            import_module("readline")
+        _note(f"{paths.shown(paths.checkpoint)}: the {checkpoint.weights} weights, of step {checkpoint.step:,}")
+        _note(f"{drawing}; /help explains, Ctrl-D ends")
+    for line in _lines(at_terminal):
+        try:
+            if not session.obey(line):
+                break
+        except PipelineError as error:
+            _note(f"error: {' '.join(str(error).split())}")
+    session.end()
+
+
+class _Session:
+    """The text so far, and what a line does to it."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        drawing: _Drawing,
+        generator: torch.Generator,
+        stops: Sequence[str],
+        echo: bool,
+    ) -> None:
+        """With `echo` what is typed is shown too: no terminal has shown it."""
+        self._model, self._tokenizer = checkpoint.model, checkpoint.tokenizer
+        self._drawing, self._generator, self._stops, self._echo = drawing, generator, stops, echo
+        self._begin()
+
+    def obey(self, line: str) -> bool:
+        """Does what a line says; False where it ends the session."""
+        if not line.startswith("/"):
+            self._turn(line)
+        elif line.startswith("//"):
+            self._turn(line[1:])
+        else:
+            name, *words = line[1:].split() or [""]
+            if name == "quit":
+                return False
+            self._command(name, words)
+        return True
+
+    def end(self) -> None:
+        """Ends the last line of what was shown."""
+        if self._echo and self._text and not self._text.endswith("\n"):
+            show("\n")
+
+    def _command(self, name: str, words: Sequence[str]) -> None:
+        commands: dict[str, Callable[..., None]] = {
+            "help": lambda: _note(_HELP),
+            "undo": self._undo,
+            "retry": lambda: self._turn(self._take_back().typed),
+            "reset": self._reset,
+            "text": lambda: show(self._text + "\n"),
+            "tokens": self._change_tokens,
+            "set": self._change,
+            "samplers": self._use,
+        }
+        if name not in commands:
+            raise ParamsError(f"there is no command /{name}: /help lists them, and //{name} is text")
+        try:
+            signature(commands[name]).bind(*words)
+        except TypeError:
+            raise ParamsError(f"/{name} is used otherwise: see /help") from None
+        commands[name](*words)
+
+    def _begin(self) -> None:
+        self._conversation, self._text = Conversation(self._model), ""
+        self._turns: list[_Turn] = []
+
+    def _reset(self) -> None:
+        self._begin()
+        _note("(an empty text)")
+
+    def _undo(self) -> None:
+        self._take_back()
+        _note(f"(the text ends with {self._text[-40:]!r})" if self._text else "(an empty text)")
+
+    def _take_back(self) -> _Turn:
+        if not self._turns:
+            raise ParamsError("there is no turn to take back")
+        turn = self._turns.pop()
+        self._conversation.back_to(turn.tokens)
+        self._text = self._text[: turn.characters]
+        return turn
+
+    def _change_tokens(self, number: str) -> None:
+        if not number.isdecimal() or not int(number):
+            raise ParamsError(f"/tokens takes a number of 1 or more, not {number!r}")
+        self._drawing.tokens = int(number)
+        _note(str(self._drawing))
+
+    def _change(self, name: str = "", *value: str) -> None:
+        if name == "tokens":
+            self._change_tokens(" ".join(value))
+            return
+        if name:
+            if not value:
+                raise ParamsError(f"/set {name} needs a value")
+            self._drawing.change(name, " ".join(value))
+        _note(str(self._drawing))
+
+    def _use(self, *names: str) -> None:
+        self._drawing.use(names)
+        _note(str(self._drawing))
+
+    def _turn(self, typed: str) -> None:
+        """Adds what was typed and shows what follows."""
+        same_line = not self._text or self._text.endswith("\n") or not typed or typed[0].isspace()
+        added = typed if same_line else "\n" + typed
+        ids = encoded(added, self._tokenizer) if added or not self._text else []
+        self._turns.append(_Turn(len(self._conversation), len(self._text), typed))
+        self._conversation.add(ids)
+        if self._echo:
+            show(added)
+        self._text += added
+        try:
+            self._continue()
+        except PipelineError:
+            self._take_back()
+            raise
+
+    def _continue(self) -> None:
+        conversation, text = self._conversation, TextStream(self._tokenizer, self._stops)
+        unseen, start, shown, drawn, ended = conversation.unseen, len(conversation), "", list[int](), False
+        with _interrupts() as interrupts:
+            while len(drawn) < self._drawing.tokens and not (interrupts or ended or text.stopped):
+                token = conversation.draw(self._drawing.samplers, self._generator)
+                ended = token == self._tokenizer.end_of_text
+                if not ended:
+                    drawn.append(token)
+                    new = text.add(token)
+                    show(new)
+                    shown += new
+        rest = text.finish()
+        show(rest)
+        shown += rest
+        if text.stopped:  # the model is to remember what is shown
+            kept = self._within(shown, drawn)
+            conversation.back_to(start + len(kept))
+            conversation.add(list(map(int, self._tokenizer.encode(shown[len(self._tokenizer.decode(kept)) :]))))
+        self._text += shown
+        if not self._text.endswith("\n") and (ended or not self._echo):
+            show("\n")
+            self._text += "\n" * ended  # what follows is another document, whose first line begins here
+        if ended:
+            _note("(the text ended: what follows is another one)")
+        if conversation.unseen > unseen:
+            _note(f"(the context was full: {conversation.unseen:,} tokens at the beginning are no longer seen)")
+
+    def _within(self, text: str, ids: Sequence[int]) -> Sequence[int]:
+        """As many of the first ids as `text` begins with the text of."""
+        return next(
+            ids[:count] for count in range(len(ids), -1, -1) if text.startswith(self._tokenizer.decode(ids[:count]))
+        )
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects the Ctrl-C that come, instead of being stopped by them in the middle of a token."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines(at_terminal: bool) -> Iterator[str]:
+    """What is typed, line by line, until Ctrl-D; at a terminal Ctrl-C only forgets the line at hand."""
+    prompt = "> " if sys.stdout.isatty() else ""
+    while True:
+        try:
+            yield input(prompt) if at_terminal else next(sys.stdin).removesuffix("\n").removesuffix("\r")
+        except (EOFError, StopIteration):
+            if at_terminal:
+                show("\n")
+            return
+        except KeyboardInterrupt:
+            if not at_terminal:
+                raise
+            show("\n")
+
+
+def _note(text: str) -> None:
+    """Tells what is no part of the text."""
+    dim = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    before, after = ("\x1b[2m", "\x1b[0m") if dim else ("", "")
+    print(f"{before}{printable(text)}{after}", file=sys.stderr, flush=True)

@@ -1,0 +1,361 @@
+"""preflight: everything that can be known before a run: what would stop it, what it needs, how long it takes."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.core.console import fact, say
+from pipeline.core.environment import environment_yaml
+from pipeline.core.errors import PipelineError, explain_os_error
+from pipeline.core.files import readable
+from pipeline.core.paths import Paths
+from pipeline.core.processor import cores
+from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokens import Ids, TokenFolder
+from pipeline.export.stage import export_source, refusals
+from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.device import choose_device, memory_of, peak_memory
+from pipeline.model.gpt import GPT
+from pipeline.model.scoring import summarize
+from pipeline.plugin.components import Document
+from pipeline.plugin.registry import ENTRY_POINTS, Registry
+from pipeline.split import stage as split
+from pipeline.tokenize import stage as tokenize
+from pipeline.train.conditions import choose, process_count
+from pipeline.train.distributed.ranks import Ranks
+from pipeline.train.interrupt import StopSignal
+from pipeline.train.length import Length
+from pipeline.train.loop import Run, train_step
+from pipeline.train.memory import estimate
+from pipeline.train.memory_check import bytes_per_parameter, check_fits
+from pipeline.train.phases import Leg, lengths
+from pipeline.train.stage import Components, beginning, check_length, load_components, model_config, prepare
+from pipeline.train.state import TrainState
+from pipeline.train.store import StateStore
+
+if TYPE_CHECKING:
+    from pipeline.params.params import Params
+
+_READ_AT_MOST = 32 << 20
+"""Characters; of a larger corpus only the beginning is read."""
+_SECONDS_FOR_STEPS = 20.0
+
+
+@dataclass
+class _Findings:
+    """What would stop the run, collected so that all of it is told at once."""
+
+    problems: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        try:
+            yield
+        except PipelineError as error:
+            self.add(str(error))
+        except OSError as error:
+            self.add(explain_os_error(error))
+
+    def add(self, problem: str) -> None:
+        self.problems.append(problem)
+        say(f"PROBLEM  {problem}")
+
+
+def run(params: Params, paths: Paths) -> None:
+    """Tells what is known of the run that params.yaml describes, and writes nothing.
+
+    Raises:
+        PipelineError: something would stop the run; each such thing has been told on a line of its own.
+    """
+    findings = _Findings()
+    components: Components | None = None
+    exporters: list[Any] = []
+    with findings.collected():
+        components, exporters = _check_components(params, paths)
+    device: torch.device | None = None
+    with findings.collected():
+        device = choose_device(params.runtime.device)
+        threads = f"{_threads(params)} processor thread{'s' if _threads(params) > 1 else ''}"
+        fact("device", f"{device}, {threads}, {readable(memory_of(device))} of memory")
+    _check_environment(paths)
+    _check_git(paths)
+    _check_texts(params, paths)
+    with tempfile.TemporaryDirectory() as folder, findings.collected():
+        splits = _data(params, paths, Path(folder))
+        _check_prompts(params, splits, findings)
+        if device is not None:
+            _check_size(params, splits, device)
+        with findings.collected():
+            _check_weights(params, splits, paths)
+        _check_exports(params, exporters, splits, Path(folder), findings)
+        if device is not None and components is not None and not findings.problems:
+            _measure(params, components, splits, Path(folder))
+    if findings.problems:
+        count = len(findings.problems)
+        raise PipelineError(f"{count} {'thing' if count == 1 else 'things'} would stop the run, told above")
+    say("nothing found that would stop the run")
+
+
+# ── plugins, environment, git ─────────────────────────────────────────────────────────────────────
+
+
+def _check_components(params: Params, paths: Paths) -> tuple[Components, list[Any]]:
+    """Builds everything that params.yaml chooses, as the stages will: what train needs, and the exporters."""
+    registry = Registry.load(paths.plugins)
+    corpus, samplers, formats = params.tokenize.corpus, params.evaluate.samplers, params.export.formats
+    registry.build("corpora", corpus.name, corpus.options, "tokenize.corpus")
+    components = load_components(params.train, paths)
+    registry.build_all("samplers", samplers.use, samplers.options, "evaluate.samplers")
+    exporters = registry.build_all("exporters", formats.use, formats.options, "export.formats")
+    optimizer, loss = params.train.optimizer.name, params.train.loss.name
+    fact("plugins", f"{corpus.name}, {loss}, {optimizer}, {', '.join([*samplers.use, *formats.use])}: all there")
+    return components, exporters
+
+
+def _check_environment(paths: Paths) -> None:
+    path = paths.environment
+    written = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if written == environment_yaml(ENTRY_POINTS):
+        fact("versions", "environment.yaml is up to date")
+    else:
+        say("note: environment.yaml is not up to date, so DVC would miss an upgrade: run `pipeline lock`")
+
+
+def _check_git(paths: Paths) -> None:
+    """What git or DVC does not track is missing in `--temp` and queued experiments, and in the next clone."""
+    if shutil.which("git") is None:
+        return
+    listed = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard", "plugins", "data", "params.yaml"],
+        cwd=paths.root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode != 0:
+        say("note: this is no git repository: `dvc exp` and the `diff` commands need one")
+        return
+    untracked = listed.stdout.split("\n")[:-1]
+    if untracked:
+        more = f" and {len(untracked) - 5} more" if len(untracked) > 5 else ""
+        say(f"note: git does not track {', '.join(untracked[:5])}{more}: `git add` it, else a queued run lacks it")
+
+
+def _check_texts(params: Params, paths: Paths) -> None:
+    """Texts of one's own that are not read, or that DVC does not see."""
+    if not paths.raw.is_dir() or not any(paths.raw.iterdir()):
+        return
+    corpus = params.tokenize.corpus.name
+    if corpus == "python_docs":
+        say(f"note: data/raw holds texts, but tokenize.corpus.name is {corpus}: `files` reads yours")
+    elif corpus == "files" and not paths.raw.with_suffix(".dvc").is_file():
+        say("note: DVC does not track data/raw: `dvc add data/raw`, else a queued run or a clone lacks it")
+
+
+# ── data ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Scratch(Paths):
+    """The project's paths, but tokens and splits lie in another folder, which is thrown away."""
+
+    folder: Path
+
+    @property
+    def tokens(self) -> Path:
+        return self.folder / "tokens"
+
+    @property
+    def splits(self) -> Path:
+        return self.folder / "splits"
+
+    def shown(self, path: Path) -> str:
+        return path.name
+
+
+@dataclass
+class _Beginning:
+    """The corpus, or as much of its beginning as is read here; `cut` tells whether that is less than all."""
+
+    documents: tokenize.Documents
+    cut: bool = False
+    left: int = 0
+
+    def __call__(self) -> Iterator[Document]:
+        self.left = _READ_AT_MOST
+        for document in self.documents():
+            if self.left <= 0:
+                self.cut = True
+                return
+            blocks = [document.text] if isinstance(document.text, str) else document.text
+            yield replace(document, text=self._taken(blocks))
+
+    def _taken(self, blocks: Iterable[str]) -> Iterator[str]:
+        for block in blocks:
+            if self.left <= 0:
+                self.cut = True
+                return
+            self.left -= len(block)
+            yield block
+
+
+def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
+    """Tokenizes and splits the corpus in `folder` as the stages will; of a large one, only the beginning."""
+    scratch, said = _Scratch(paths.root, folder), io.StringIO()
+    corpus = _Beginning(tokenize.corpus_reader(params, paths))
+    try:
+        with redirect_stdout(said):
+            tokenize.write_tokens(params, scratch, corpus)
+            split.run(_by_position(params) if corpus.cut else params, scratch)
+    finally:
+        for line in said.getvalue().splitlines():
+            if line.startswith(("note:", "removed")):
+                say(line)
+    read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]
+    splits = TokenFolder(scratch.splits, "")
+    beginning = "a large corpus; its beginning alone has " if corpus.cut else ""
+    sizes = ", ".join(f"{len(splits.ids(name)):,} of {name}" for name in splits.names)
+    fact("data", f"{beginning}{read['documents']:,} documents, {read['bytes']:,} bytes; tokens: {sizes}")
+    return splits
+
+
+def _by_position(params: Params) -> Params:
+    """Whether documents leave a side empty cannot be told from a beginning, so that is cut by position."""
+    return params.model_copy(update={"split": params.split.model_copy(update={"by": "position", "unit": "tokens"})})
+
+
+def _check_prompts(params: Params, splits: TokenFolder, findings: _Findings) -> None:
+    """A tokenizer of characters cannot read every prompt."""
+    for prompt in params.evaluate.generation.prompts:
+        with findings.collected():
+            splits.tokenizer.encode(prompt)
+
+
+def _check_weights(params: Params, splits: TokenFolder, paths: Paths) -> None:
+    """Reads the weights that training is to begin with."""
+    start = beginning(params, splits.tokenizer, paths)
+    if start is not None:
+        start.weights(model_config(params, splits.tokenizer))
+        fact("begins", f"with the weights of {start.name}")
+
+
+def _check_exports(
+    params: Params, exporters: list[Any], splits: TokenFolder, folder: Path, findings: _Findings
+) -> None:
+    """Whether each format has a form for such a model and tokenizer: it writes one that is a single layer deep."""
+    with findings.collected(), torch.random.fork_rng(devices=[]):
+        model = GPT(replace(model_config(params, splits.tokenizer), n_layers=1)).eval()
+        source = export_source(Checkpoint(model, splits.tokenizer, 0, "last"), "")
+        for exporter in exporters:
+            target = folder / "export" / exporter.name
+            target.mkdir(parents=True)
+            with findings.collected(), refusals(exporter):
+                exporter.export(source, target)
+
+
+# ── model, memory, time ───────────────────────────────────────────────────────────────────────────
+
+
+def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> None:
+    """Says how large the model is; a model that cannot fit is told before any of it is made.
+
+    Raises:
+        PipelineError: the parameters alone need more memory than there is, or the text is too short.
+    """
+    config, train = model_config(params, splits.tokenizer), splits.ids("train")
+    share = len(train) / config.parameter_count
+    fact("model", f"{config.parameter_count:,} parameters, {share:.2g} tokens to train on for each of them")
+    check_length(train, params.model.context_length)
+    check_fits(config, device, params.runtime.strategy, process_count(params.runtime))
+
+
+def _measure(params: Params, components: Components, splits: TokenFolder, folder: Path) -> None:
+    """Takes a few real steps, and says how much memory and time the whole run will need."""
+    ids = {name: splits.ids(name) for name in ("train", "val")}
+    data = TrainingWindows(ids["train"], params.model.context_length, params.train.seed, params.train.shift_windows)
+    ends, schedules = lengths(params.train, data)
+    leg = Leg(ends[-1], schedules[-1], StateStore(folder, "preflight"), {})
+    conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
+    plan = prepare(params, components, ids, splits.tokenizer, leg, conditions, Ranks(), StopSignal())
+    timed, seconds = _time_steps(plan)
+    per_window = seconds / timed
+    length, own = plan.data.context_length, params.train.evaluation
+    windows = {name: evaluation_windows(len(each), length, length) for name, each in ids.items()}
+    forward = _time_evaluation(plan, ids["val"], windows["val"][: plan.micro_batch_size], splits.tokenizer)
+    read = sum(min(own.windows, len(each)) for each in windows.values())
+    evaluations = plan.total_steps // own.every + 1
+    evaluating = forward * (evaluations * read + 2 * len(windows["val"]))
+    fact("memory", f"{readable(peak_memory(plan.device))} at the most{_note(timed, plan)}")
+    fact("estimate", _needed(params, plan))
+    fact(
+        "time",
+        f"some {_duration(per_window * plan.length.total_windows)} to train ({plan.total_steps:,} steps at "
+        f"{length / per_window:,.0f} tokens/s, as just measured), {_duration(evaluating)} to evaluate on the way",
+    )
+    load = os.getloadavg()[0]
+    if plan.device.type == "cpu" and load > cores() + 0.5:  # this process is part of it
+        say(f"note: other processes are at work (load {load:.1f} on {cores()} cores): alone it is quicker")
+
+
+def _time_steps(plan: Run) -> tuple[int, float]:
+    """How many windows were timed, and the seconds they took: micro-batches where they fit into the time."""
+    state = TrainState()
+    one = replace(plan, length=Length(1, plan.length.parts), micro_batch_size=1)
+    seconds = min(_step_seconds(one, state) for _ in range(2))
+    size = plan.micro_batch_size
+    if size == 1 or seconds * size * 4 > _SECONDS_FOR_STEPS:
+        return 1, seconds
+    whole = replace(plan, length=Length(size, plan.length.parts))
+    _step_seconds(whole, state)
+    return size, min(_step_seconds(whole, state) for _ in range(3))
+
+
+def _step_seconds(plan: Run, state: TrainState) -> float:
+    state.step = 0
+    started = time.perf_counter()
+    train_step(plan, state)
+    return time.perf_counter() - started
+
+
+def _time_evaluation(plan: Run, ids: Ids, windows: list[EvaluationWindow], tokenizer: Tokenizer) -> float:
+    """Seconds that evaluating one window takes."""
+    started = time.perf_counter()
+    summarize(plan.model, ids, windows, plan.micro_batch_size, tokenizer.byte_lengths)
+    return (time.perf_counter() - started) / len(windows)
+
+
+def _needed(params: Params, plan: Run) -> str:
+    """What a step needs by the estimate, and so on each of several processes."""
+    count = process_count(params.runtime)
+    size = min(params.train.micro_batch_size, -(-params.train.batch_size // count))
+    needed = estimate(
+        plan.model.config, size, plan.precision, bytes_per_parameter(plan.optimizer), plan.device.type,
+        params.runtime.strategy, count,
+    )  # fmt: skip
+    return f"{f'on each of {count} processes ' if count > 1 else ''}a step needs about {needed}"
+
+
+def _note(windows: int, plan: Run) -> str:
+    return (
+        "" if windows == plan.micro_batch_size else f" with one window at a time; {plan.micro_batch_size} need more"
+    )
+
+
+def _threads(params: Params) -> int:
+    return params.runtime.threads or cores()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,69 @@
+"""runs: the training runs whose states are kept, to look at and to forget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import readable
+from pipeline.train.store import SavedRun, saved_runs
+
+
+def table(root: Path) -> Iterator[str]:
+    """The runs below `root`, the one saved last first, a line each."""
+    runs = saved_runs(root)
+    if not runs:
+        yield "no states are kept"
+        return
+    yield f"{'run':<18}{'step':>15}  {'states':>6}  {'size':>10}  {'saved':<16}status"
+    for run in runs:
+        step = f"{run.step:,} of {run.total_steps:,}" if run.states else "none"
+        size = readable(run.size)
+        yield f"{run.folder.name:<18}{step:>15}  {run.states:>6}  {size:>10}  {_age(run.saved):<16}{_status(run)}"
+
+
+def _status(run: SavedRun) -> str:
+    if run.running:
+        return f"running as process {run.running}"
+    return "complete" if run.complete else "unfinished"
+
+
+def _age(saved: float) -> str:
+    """How long ago, in the largest unit that fits."""
+    seconds = max(time.time() - saved, 0)
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name} ago"
+    return f"{seconds:.0f} seconds ago"
+
+
+def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
+    """Forgets the runs whose names begin with one of `names`, or all, but for the `keep` that were saved last.
+
+    Raises:
+        PipelineError: a name is no run's, or stands for several.
+    """
+    runs = saved_runs(root)
+    chosen = [_named(name, runs) for name in names] if names else runs
+    kept = runs[:keep]
+    removed = freed = 0
+    for run in chosen:
+        if run in kept:
+            continue
+        process = run.running
+        if process or not run.remove():
+            yield f"kept {run.folder.name}, which is running as process {process}"
+            continue
+        removed, freed = removed + 1, freed + run.size
+    yield f"removed the states of {removed} run{'' if removed == 1 else 's'}, {readable(freed)}"
+
+
+def _named(name: str, runs: Sequence[SavedRun]) -> SavedRun:
+    found = [run for run in runs if run.folder.name.startswith(name)]
+    if len(found) != 1:
+        there_are = ", ".join(run.folder.name for run in runs) or "none"
+        what = "stands for several runs" if found else "is no run"
+        raise PipelineError(f"{name!r} {what} (there are: {there_are})")
+    return found[0]

@@ -1,0 +1,144 @@
+"""score: how well the trained model predicts any text: in all, file by file, or token by token."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from pipeline.commands.generate import load_model
+from pipeline.commands.stream import score_stream
+from pipeline.commands.token_views import token_view
+from pipeline.core.console import Progress, fact, json_line, printable, say
+from pipeline.core.errors import DataError
+from pipeline.data.encode import encode
+from pipeline.model.scoring import Summary
+from pipeline.plugin.components import Document
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.data.tokens import Ids
+    from pipeline.params.params import Params
+
+_BLOCK = 1 << 20
+_COLUMNS = {
+    "tokens": ("tokens", "{:,}"),
+    "bytes": ("bytes", "{:,}"),
+    "loss": ("loss", "{:.4f}"),
+    "perplexity": ("perplexity", "{:,.2f}"),
+    "bits_per_byte": ("bits per byte", "{:.4f}"),
+    "accuracy": ("accuracy", "{:.2%}"),
+}
+"""What is shown of a text: each number's name, and its column's title and form."""
+
+
+def run(
+    params: Params,
+    paths: Paths,
+    files: Sequence[str],
+    weights: str | None = None,
+    by_token: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Prints the numbers of each file ("-" is the standard input) and of all, with `by_token` each token's too."""
+    own = params.evaluate
+    checkpoint = load_model(params, paths, weights, "fp32")
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    stride = max(1, round(own.stride * model.config.context_length))
+    start = np.array([tokenizer.end_of_text] if params.tokenize.end_of_text else [], dtype=np.uint32)
+    if not as_json:
+        what = f"the {checkpoint.weights} weights, of step {checkpoint.step:,}"
+        fact("read", f"{paths.shown(paths.checkpoint)}: {what}")
+
+    total, rows = Summary(tokenizer.byte_lengths), list[dict[str, Any]]()
+    for file in files:
+        if by_token and not as_json:
+            say(f"\n── {_named(file)} ──")
+        own_summary = Summary(tokenizer.byte_lengths)
+        view = token_view(file, tokenizer, as_json) if by_token else None
+        blocks = _ids(file, tokenizer)
+        first = next(blocks)
+        if not len(start) and view is not None:
+            view.unscored(int(first[0]))
+        quiet = by_token or as_json  # what is printed is for a program, or long
+        with nullcontext() if quiet else Progress(f"scoring {file}", "token") as progress:
+            for scores in score_stream(model, chain([start, first], blocks), stride, own.batch_size):
+                for summary in (own_summary, total):
+                    summary.add(scores)
+                if view is not None:
+                    view.scored(scores)
+                if progress is not None:
+                    progress.update(len(scores.targets), loss=f"{own_summary.loss:.4f}")
+        if not own_summary.tokens:
+            raise DataError(f"{_named(file)} is a single token: there is nothing before it to predict it from")
+        if view is not None:
+            view.end()
+        rows.append({"file": file, **_numbers(own_summary)})
+        if as_json:
+            sys.stdout.write(json_line(rows[-1]))
+    if len(files) > 1:
+        rows.append({"files": len(files), **_numbers(total)})
+        if as_json:
+            sys.stdout.write(json_line(rows[-1]))
+    if not as_json:
+        for line in _table(rows):
+            say(line)
+
+
+def _numbers(summary: Summary) -> dict[str, float]:
+    return {"tokens": summary.tokens, "bytes": summary.bytes, **summary.metrics()}
+
+
+def _named(file: str) -> str:
+    return "the standard input" if file == "-" else file
+
+
+def _ids(file: str, tokenizer: Tokenizer) -> Iterator[Ids]:
+    """A file's ids, in blocks that are not empty; at least one."""
+    none = True
+    for _, ids in encode([Document(_named(file), _text(file))], tokenizer, threads=1):
+        if len(ids):
+            none = False
+            yield ids
+    if none:
+        raise DataError(f"{_named(file)} is empty: there is nothing to score")
+
+
+def _text(file: str) -> Iterator[str]:
+    """A file's text in blocks, its line ends as they are; a byte order mark at its beginning is left out."""
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    with _opened(file) as data:
+        while True:
+            block = data.read(_BLOCK)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                # What the decoder held back stands before the block in its own buffer.
+                place = offset + len(block) - len(error.object) + error.start
+                raise DataError(f"{_named(file)} is not UTF-8 at byte {place:,}: convert it") from None
+            yield text if offset else text.removeprefix("\ufeff")
+            if not block:
+                return
+            offset += len(block)
+
+
+def _opened(file: str) -> AbstractContextManager[BinaryIO]:
+    return nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The rows under a line of titles, in columns."""
+    cells = [["", *(title for title, _ in _COLUMNS.values())]]
+    for row in rows:
+        numbers = [form.format(row[name]) if name in row else "-" for name, (_, form) in _COLUMNS.items()]
+        cells.append([printable(_named(row["file"])) if "file" in row else "all", *numbers])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        yield "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])])

@@ -1,0 +1,41 @@
+"""Scoring a text whose ids come in blocks: only the windows at hand are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from pipeline.data.batches import EvaluationWindow, evaluation_windows
+from pipeline.data.tokens import Ids
+from pipeline.model.gpt import GPT
+from pipeline.model.scoring import Scores, score
+
+
+def score_stream(model: GPT, blocks: Iterable[Ids], stride: int, batch_size: int) -> Iterator[Scores]:
+    """Scores every id but the first, in order, as `score` does with `evaluation_windows` of the whole text.
+
+    Args:
+        model: Its context length is that of the windows.
+        blocks: The text's ids, in blocks of any length.
+        stride: How far windows move, in tokens.
+        batch_size: Windows computed at once; it does not change the numbers.
+    """
+    context = model.config.context_length
+    span = (batch_size - 1) * stride + context + 1  # ids of a batch of full windows
+    held, scored = np.zeros(0, dtype=np.int64), 1
+    for block in blocks:
+        held = np.concatenate([held, block.astype(np.int64)])
+        while len(held) >= span:
+            yield from score(model, held, _windows(span, context, stride, scored), batch_size)
+            held, scored = held[batch_size * stride :], span - batch_size * stride
+    yield from score(model, held, _windows(len(held), context, stride, scored), batch_size)
+
+
+def _windows(tokens: int, context: int, stride: int, scored: int) -> list[EvaluationWindow]:
+    """The windows of `tokens` ids, of which the first `scored` are no targets (any more)."""
+    if tokens <= scored:
+        return []
+    first, *others = evaluation_windows(tokens, context, stride)
+    return [replace(first, counted=first.end - scored), *others]

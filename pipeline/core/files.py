@@ -1,0 +1,186 @@
+"""Files that are whole or absent: atomic writes, folders published by rename, checksums and locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import DataError, PipelineError
+
+MANIFEST = "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes `content` so that a reader, or a crash at any moment, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with room_for(len(content), path):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_for(size: int, path: Path) -> Iterator[None]:
+    """Writes inside the block; where the disk is full, says how much room is missing for `size` bytes at `path`.
+
+    What was half-written must be gone when the block ends: its room is counted as free.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise PipelineError(
+            f"{path}: the disk is full: {readable(size)} are to be written and {readable(free)} are free, so at "
+            f"least {readable(max(size - free, 1))} are missing: make room and run it again"
+        ) from None
+
+
+def readable(size: float) -> str:
+    """Bytes as people read them."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size:.0f} bytes"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with two spaces of indentation; NaN and infinity are refused (they are not JSON)."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """Reads JSON that an earlier stage wrote; `mend` says what to run when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: {mend}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}): {mend}") from None
+
+
+@contextmanager
+def published_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` that takes `path`'s place when the block ends without an error."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise PipelineError(f"{path} is no folder, and a folder is to be written there: move it away")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*-*"):
+        owner = re.search(r"\.(?:partial|old)-(\d+)$", leftover.name)
+        if owner and not _is_another(int(owner[1])):
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_another(pid: int) -> bool:
+    """Whether `pid` is another process that is alive (in a container, a later run may get the same pid)."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes manifest.json: the size and sha256 of every file in `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
+    write_json(folder / MANIFEST, {"files": entries})
+
+
+def verify_manifest(folder: Path, mend: str) -> None:
+    """Holds every file in `folder` against its manifest.
+
+    Raises:
+        DataError: a file is missing or is not, to the bit, what was written.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing: {mend}")
+    manifest = read_json(folder / MANIFEST, mend)
+    try:
+        entries = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        entries = {}
+    if not entries:
+        raise DataError(f"{folder / MANIFEST} is damaged (it lists no files): {mend}")
+    for name, (size, digest) in entries.items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing: {mend}")
+        if path.stat().st_size != size:
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes where {size:,} were written: {mend}")
+        if sha256(path) != digest:
+            raise DataError(f"{path} is damaged (its sha256 is not the one that was written): {mend}")
+
+
+def recorded_sha256(path: Path) -> str:
+    """A file's sha256 as the manifest beside it has it; `verify_manifest` has held it against the file."""
+    digest: str = read_json(path.parent / MANIFEST, "")["files"][path.name]["sha256"]
+    return digest
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Holds an exclusive lock that ends with the process, however it ends.
+
+    Raises:
+        PipelineError: another process holds it; the message names that process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            held = False
+        if not held:  # by another process, or the file was removed while it was opened here
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise PipelineError(
+                f"{what} is already running as process {holder}: wait for it, or end it with `kill {holder}`"
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

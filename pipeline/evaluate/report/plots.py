@@ -1,0 +1,128 @@
+"""Which curves the report has, as plain data: what draws them knows neither metrics nor history."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.evaluate.breakdown import Breakdown, PositionLoss
+from pipeline.evaluate.report.records import PROCESSOR_SECONDS, SPEED, Report
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its label, its points from left to right, and its colour's name, which means the same anywhere."""
+
+    label: str
+    points: list[Point]
+    colour: str = "other"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with lines.
+
+    Attributes:
+        name: The file's name.
+        title: What it shows.
+        unit: Of the y axis.
+        x_label: What the x axis is.
+        x_unit: What stands behind a number of it.
+        series: The lines.
+        references: Labelled values to compare with, as level lines.
+        interval: The 95% interval of the last line's end.
+        log_x, log_y: Whether an axis counts factors.
+    """
+
+    name: str
+    title: str
+    unit: str
+    x_label: str
+    x_unit: str
+    series: list[Series]
+    references: list[tuple[str, float]] = field(default_factory=list)
+    interval: tuple[float, float] | None = None
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What curves of training are drawn against: history's column, its label and unit, and what to divide it by."""
+
+    name: str
+    column: str
+    label: str
+    unit: str
+    divisor: float = 1.0
+
+
+def training_axes(history: list[dict[str, float]]) -> list[Axis]:
+    """The axes for which there are numbers: steps, tokens, and processor time in a unit that suits it."""
+    longest = max((row.get(PROCESSOR_SECONDS, 0.0) for row in history), default=0.0)
+    unit, divisor = ("seconds", 1) if longest < 180 else ("minutes", 60) if longest < 10_800 else ("hours", 3600)
+    axes = [
+        Axis("steps", "step", "steps", "steps"),
+        Axis("tokens", "tokens", "tokens", "tokens"),
+        Axis("time", PROCESSOR_SECONDS, f"processor time, {unit}", unit, divisor),
+    ]
+    return [axis for axis in axes if any(row.get(axis.column, 0.0) > 0 for row in history)] or axes[:1]
+
+
+def training_plots(report: Report, axis: Axis) -> list[Plot]:
+    """The curves of training against an axis; those without a number are left out."""
+    history = report.training.history
+    val: dict[str, Any] = report.metrics.get("val", {})
+
+    def line(label: str, column: str, colour: str = "other") -> Series:
+        rows = [row for row in history if column in row and axis.column in row]
+        return Series(label, [(row[axis.column] / axis.divisor, row[column]) for row in rows], colour)
+
+    evaluated = report.metrics.get("step") == history[-1]["step"]  # else the line ends with other weights
+    ends = val.get("interval", {}).get("perplexity") if evaluated else None
+    limits = (ends["low"], ends["high"]) if ends else None
+    plots = [
+        Plot("loss", "Loss", "nats a token", axis.label, axis.unit,
+             [line("validation", "val.loss", "val"), line("train", "train.loss", "train")]),
+        Plot("bits_per_byte", "Bits per byte", "bits a byte of text", axis.label, axis.unit,
+             [line("validation", "val.bits_per_byte", "val")], references=list(val.get("baselines", {}).items())),
+        Plot("perplexity", "Perplexity", "log scale", axis.label, axis.unit,
+             [line("validation", "val.perplexity", "val")], interval=limits, log_y=True),
+        Plot("learning_rate", "Learning rate", "of the first group", axis.label, axis.unit,
+             [line("learning rate", "learning_rate")]),
+        Plot("grad_norm", "Gradient norm", "before clipping", axis.label, axis.unit,
+             [line("gradient norm", "grad_norm")]),
+        Plot("throughput", "Throughput", "tokens a second", axis.label, axis.unit,
+             [line("tokens a second", SPEED)]),
+    ]  # fmt: skip
+    return [plot for plot in plots if has_points(plot)]
+
+
+def position_plot(breakdowns: dict[str, Breakdown]) -> Plot:
+    """The loss by position in the context, of both sides; positions are put together so that the lines are calm."""
+    series = [Series(name, _pooled(side.positions), name) for name, side in breakdowns.items()]
+    return Plot(
+        "positions", "Loss by position", "nats a token", "tokens before it, log scale", "tokens before", series,
+        log_x=True,
+    )  # fmt: skip
+
+
+def _pooled(positions: list[PositionLoss]) -> list[Point]:
+    """Mean losses over runs of positions, each about a third longer than the one before."""
+    points: list[Point] = []
+    start = 0
+    while start < len(positions):
+        run = positions[start : start + max(1, start // 3)]
+        tokens = sum(row.tokens for row in run)
+        known = math.exp(sum(math.log(row.position + 1) for row in run) / len(run))  # tokens that were seen there
+        points.append((known, sum(row.tokens * row.nats for row in run) / tokens))
+        start += len(run)
+    return points
+
+
+def has_points(plot: Plot) -> bool:
+    """Whether there is anything to draw."""
+    return any(len(series.points) for series in plot.series)

@@ -1,0 +1,129 @@
+"""What the report shows, as plain records: nothing here reads a file or draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.evaluate.breakdown import Breakdown
+
+
+PROCESSOR_SECONDS = "processor_seconds"
+SPEED = "tokens_per_sec"
+"""What `Training.history` has beside the columns of history.tsv."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model wrote.
+
+    Attributes:
+        prompt: What it was given.
+        continuation: What it added.
+        drawn: How its tokens were drawn, in words.
+    """
+
+    prompt: str
+    continuation: str
+    drawn: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training wrote down on its way.
+
+    Attributes:
+        history: The numbers of each evaluation, with the processor seconds and the speed up to it.
+        performance: What metrics/performance.json holds.
+        samples: Texts that callbacks showed: step, callback, text.
+    """
+
+    history: list[dict[str, float]]
+    performance: dict[str, float]
+    samples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of held-out text, and what the model expected in its place.
+
+    Attributes:
+        text: Its text; bytes that are no whole character as escapes.
+        nats: Its negative log-likelihood; None for the first of a split, which nothing foretells.
+        rank: How many tokens the model held for at least as likely, itself included.
+        expected: The likeliest tokens and their probabilities, from the top.
+        hit: Which of `expected` is this token, if one is.
+    """
+
+    text: str
+    nats: float | None = None
+    rank: int = 0
+    expected: tuple[tuple[str, float], ...] = ()
+    hit: int | None = None
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The beginning of a held-out document, token by token.
+
+    Attributes:
+        side: "val" or "test".
+        document: The document's name.
+        tokens: Its tokens, in order.
+    """
+
+    side: str
+    document: str
+    tokens: list[Token]
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Where each head looks in one text.
+
+    Attributes:
+        tokens: The text's tokens [T].
+        weights: [layers, heads, T, T], each row adding up to 1: the token that looks, then what it looks at.
+        layers, heads: Their numbers, from 1; of a large model some, evenly spaced.
+    """
+
+    tokens: list[str]
+    weights: np.ndarray
+    layers: list[int]
+    heads: list[int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the report shows.
+
+    Attributes:
+        metrics: What metrics/evaluate.json holds.
+        weights: "best" or "last".
+        model: The architecture, and its number of parameters.
+        training: What training wrote down.
+        samples: For each prompt, what was drawn from it in several ways.
+        excerpts: Held-out text, token by token.
+        attention: Where each head looks; None for a model of one token's context.
+        breakdowns: Where the loss of val and of test lies.
+        data: Of each split its documents, bytes and tokens, as the splits' meta.json has them.
+        params: The params by section.
+        versions: What was installed.
+        identity: Names of things that are the same only if their bytes are, and their sha256.
+    """
+
+    metrics: dict[str, Any]
+    weights: str
+    model: dict[str, Any]
+    training: Training
+    samples: list[list[Sample]]
+    excerpts: list[Excerpt]
+    attention: AttentionMaps | None
+    breakdowns: dict[str, Breakdown]
+    data: dict[str, dict[str, int]]
+    params: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    identity: dict[str, str]

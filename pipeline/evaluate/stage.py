@@ -1,0 +1,150 @@
+"""evaluate: every held-out token once, baselines beside it, samples, and the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.console import Progress, fact, say
+from pipeline.core.environment import versions
+from pipeline.core.files import published_folder, recorded_sha256, write_json
+from pipeline.data.batches import evaluation_windows
+from pipeline.data.tokens import TokenFolder
+from pipeline.evaluate.baselines import unigram_bits_per_byte, xz_bits_per_byte
+from pipeline.evaluate.bootstrap import intervals, units
+from pipeline.evaluate.breakdown import Breakdown, Counts, Tally, token_counts
+from pipeline.evaluate.report.attention import read_attention
+from pipeline.evaluate.report.excerpt import read_excerpt
+from pipeline.evaluate.report.page import write_report
+from pipeline.evaluate.report.records import Report
+from pipeline.evaluate.report.training import read_training
+from pipeline.evaluate.samples import draw_samples
+from pipeline.evaluate.tables import digests, write_tables
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
+from pipeline.model.device import choose_device, use_threads
+from pipeline.model.held_out import check_same_tokenizer
+from pipeline.model.scoring import Summary, score
+from pipeline.plugin.registry import Registry
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+    from pipeline.params.params import EvaluateParams, Params
+
+KINDS = ["samplers"]
+
+
+def run(params: Params, paths: Paths) -> None:
+    """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and its tables."""
+    own = params.evaluate
+    registry = Registry.load(paths.plugins, KINDS)
+    samplers = registry.build_all("samplers", own.samplers.use, own.samplers.options, "evaluate.samplers")
+    use_threads(params.runtime.threads)
+    checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))
+    splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+    check_same_tokenizer(checkpoint, splits)
+    training = read_training(paths.metrics, paths.checkpoint)
+    fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
+
+    metrics: dict[str, Any] = {"step": checkpoint.step, "stride": _stride(own, checkpoint)}
+    train_counts = token_counts(splits.ids("train"), checkpoint.tokenizer.vocab_size)
+    breakdowns: dict[str, Breakdown] = {}
+    for side in splits.names:
+        if side != "train":
+            metrics[side], breakdowns[side] = _evaluate(checkpoint, splits, side, own, train_counts)
+
+    samples = draw_samples(checkpoint, own.generation, samplers)
+    held_out = [side for side in ("val", "test") if side in metrics]
+    report = Report(
+        metrics=metrics,
+        weights=own.weights,
+        model=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
+        training=training,
+        samples=samples,
+        excerpts=[read_excerpt(checkpoint, splits, side, breakdowns[side].documents) for side in held_out],
+        attention=read_attention(checkpoint, splits.ids(held_out[-1])),
+        breakdowns={side: breakdowns[side] for side in held_out},
+        data=splits.meta["files"],
+        params={
+            name: getattr(params, name).model_dump(mode="json")
+            for name in ("tokenize", "split", "model", "train", "evaluate")
+        },
+        versions=versions(),
+        identity={
+            "weights": recorded_sha256(weights_file(paths.checkpoint, own.weights)),
+            "tokenizer": checkpoint.tokenizer.fingerprint,
+            **{f"{side}.bin": recorded_sha256(paths.splits / f"{side}.bin") for side in splits.names},
+        },
+    )
+    with published_folder(paths.reports) as folder:
+        write_report(report, folder)
+        about = _about(own, checkpoint, splits) | {"weights_sha256": report.identity["weights"]}
+        write_tables(breakdowns, about, folder)
+        write_json(paths.metrics / "evaluate.json", metrics)
+
+    for side in ("val", "test"):
+        if side in metrics:
+            _say_numbers(side, metrics[side], breakdowns[side])
+    for first, *_ in samples:
+        say(f"\n{first.prompt}{first.continuation}\n")
+    fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}/report.html")
+
+
+def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
+    return max(1, round(params.stride * checkpoint.model.config.context_length))
+
+
+def _about(params: EvaluateParams, checkpoint: Checkpoint, splits: TokenFolder) -> dict[str, Any]:
+    """What `pipeline compare` must know of this evaluation, to say whether another may be held against it."""
+    return {
+        "step": checkpoint.step,
+        "weights": checkpoint.weights,
+        "context_length": checkpoint.model.config.context_length,
+        "stride": _stride(params, checkpoint),
+        "stride_share": params.stride,
+        "tokenizer": {"name": checkpoint.tokenizer.name, "fingerprint": checkpoint.tokenizer.fingerprint},
+        "sides": {
+            side: digests(splits.ids(side), checkpoint.tokenizer) for side in splits.names if side != "train"
+        },
+    }
+
+
+def _evaluate(
+    checkpoint: Checkpoint, splits: TokenFolder, side: str, params: EvaluateParams, train_counts: Counts
+) -> tuple[dict[str, Any], Breakdown]:
+    ids, tokenizer, context = splits.ids(side), checkpoint.tokenizer, checkpoint.model.config.context_length
+    windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
+    summary = Summary(tokenizer.byte_lengths)
+    tally = Tally(ids, splits.documents(side), train_counts, tokenizer.byte_lengths, context)
+    with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
+        for scores in score(checkpoint.model, ids, windows, params.batch_size, closely=True):
+            summary.add(scores)
+            tally.add(scores)
+            progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
+    breakdown = tally.breakdown()
+    numbers = {
+        **summary.metrics(),
+        "accuracy_top5": breakdown.accuracy_top5,
+        "calibration_error": breakdown.calibration_error,
+        "interval": intervals(breakdown),
+        "tokens": summary.tokens,
+        "baselines": {
+            "unigram": unigram_bits_per_byte(train_counts, ids, tokenizer),
+            "xz": xz_bits_per_byte(splits.ids("train"), ids, tokenizer),
+        },
+    }
+    return numbers, breakdown
+
+
+def _say_numbers(side: str, numbers: dict[str, Any], breakdown: Breakdown) -> None:
+    """Prints a side's numbers, its intervals and its baselines, a line each."""
+    what, drawn = units(breakdown)
+    ranges = {name: f"{ends['low']:,.4f} to {ends['high']:,.4f}" for name, ends in numbers["interval"].items()}
+    say(f"{side:<9}{_listed({name: value for name, value in numbers.items() if isinstance(value, float)})}")
+    if ranges:
+        say(f"         95% over {len(drawn):,} {what}: {_listed(ranges)}")
+    say(f"         baselines in bits per byte: {_listed(numbers['baselines'])}")
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{key} {value if isinstance(value, str) else f'{value:,.4f}'}" for key, value in values.items()
+    )

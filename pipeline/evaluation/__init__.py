@@ -1,1 +1,0 @@
-"""How good a model is: negative log-likelihood and what follows from it, baselines, the report."""

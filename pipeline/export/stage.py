@@ -1,0 +1,204 @@
+"""export: the model in forms that other programs load, each proven before it is published, and a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.core.console import fact, say
+from pipeline.core.environment import versions
+from pipeline.core.errors import CheckpointError, ParamsError, raised_by
+from pipeline.core.files import published_folder, read_json, recorded_sha256, write_atomically, write_json
+from pipeline.core.paths import EVALUATION
+from pipeline.data.tokens import TokenFolder
+from pipeline.export.model_card import ModelCard
+from pipeline.exporting import PROOF_TOKENS
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
+from pipeline.model.device import use_threads
+from pipeline.model.generate import generate
+from pipeline.model.gpt import GPT
+from pipeline.model.held_out import held_out_text
+from pipeline.plugin.components import ExportSource
+from pipeline.plugin.registry import Registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.core.paths import Paths
+    from pipeline.params.params import Params
+
+KINDS = ["exporters"]
+_MADE_BY = ("tokenize", "split", "model", "train")
+"""The sections of params.yaml that decide a model."""
+_PROMPT_TOKENS = 16
+_SAMPLE_TOKENS = 80
+
+
+def run(params: Params, paths: Paths) -> None:
+    """Reads the checkpoint and held-out text; writes artifacts/export: the first format at the top, each
+    further one in a folder of its name, and a verification.json beside each."""
+    own = params.export
+    registry = Registry.load(paths.plugins, KINDS)
+    exporters = registry.build_all("exporters", own.formats.use, own.formats.options, "export.formats")
+    if not exporters:
+        raise ParamsError("export.formats.use is empty: name at least one format, such as huggingface")
+    use_threads(params.runtime.threads)
+    checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))
+    splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+    source = export_source(checkpoint, held_out_text(checkpoint, splits, PROOF_TOKENS))
+    fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
+
+    proofs: dict[str, dict[str, Any]] = {}
+    with published_folder(paths.export) as folder:
+        for number, exporter in enumerate(exporters):
+            target = folder / exporter.name if number else folder
+            target.mkdir(exist_ok=True)
+            proof = _proven(exporter, source, target)
+            proofs[exporter.name] = {
+                "format": exporter.name,
+                "weights": own.weights,
+                "step": checkpoint.step,
+                **proof,
+            }
+            write_json(target / "verification.json", proofs[exporter.name])
+            shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in proof.values())
+            named = zip((name.replace("_", " ") for name in proof), shown, strict=True)
+            fact("proved", f"{exporter.name}: {', '.join(f'{name} {value}' for name, value in named)}")
+            if proof.get("reader") == "none":
+                say(f"         {exporter.name}'s reader is not installed: the files were only read back")
+        write_atomically(folder / "README.md", _card(params, paths, checkpoint, splits, proofs).text())
+    fact("wrote", f"{paths.shown(paths.export)}")
+
+
+def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]:
+    """Exports into `folder`; returns the proof."""
+    with refusals(exporter, "; nothing was published"):
+        exporter.export(source, folder)
+        proof: dict[str, Any] = exporter.verify(source, folder)
+    return proof
+
+
+@contextmanager
+def refusals(exporter: Any, then: str = "") -> Iterator[None]:
+    """An exporter's refusal as one line; `then` says what comes of it.
+
+    Raises:
+        CheckpointError: the format has no form for such a model, or does not give back what was exported.
+        PluginError: the exporter raised something else.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"export {exporter.name}: {' '.join(str(error).split())}{then}") from error
+    except Exception as error:
+        raise raised_by(f"the exporter {exporter.name!r}", error) from error
+
+
+def _card(
+    params: Params, paths: Paths, checkpoint: Checkpoint, splits: TokenFolder, proofs: dict[str, dict[str, Any]]
+) -> ModelCard:
+    prompt, continuation = _sample(checkpoint, splits)
+    return ModelCard(
+        config=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
+        corpus=params.tokenize.corpus.name,
+        sides=splits.meta["files"],
+        tokenizer=checkpoint.tokenizer.name,
+        weights=checkpoint.weights,
+        step=checkpoint.step,
+        metrics=_metrics(paths, checkpoint.weights),
+        prompt=prompt,
+        continuation=continuation,
+        params={name: _chosen(getattr(params, name).model_dump(mode="json")) for name in _MADE_BY},
+        proofs=proofs,
+        versions=versions(),
+    )
+
+
+def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
+    """What evaluate measured of these very weights; None where there is no such evaluation."""
+    about, measured = paths.reports / EVALUATION, paths.metrics / "evaluate.json"
+    if not about.is_file() or not measured.is_file():
+        return None
+    evaluated, metrics = (read_json(path, "run `python -m pipeline evaluate`") for path in (about, measured))
+    if not isinstance(evaluated, dict) or not isinstance(metrics, dict):
+        return None
+    own = recorded_sha256(weights_file(paths.checkpoint, weights))
+    return metrics if evaluated.get("weights_sha256") == own else None
+
+
+def _chosen(values: Any) -> Any:
+    """Params without the options of components that were not chosen."""
+    if not isinstance(values, dict):
+        return values
+    chosen = values.get("use", [values["name"]] if "name" in values else None)
+    return {
+        key: _chosen(value)
+        for key, value in values.items()
+        if chosen is None or not isinstance(value, dict) or key in chosen
+    }
+
+
+def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:
+    """The beginning of held-out text, and what the model draws after it."""
+    tokenizer = checkpoint.tokenizer
+    prompt = [int(token) for token in splits.ids("val")[:_PROMPT_TOKENS]]
+    ends = [place for place, token in enumerate(prompt) if token == tokenizer.end_of_text and place]
+    prompt = prompt[: ends[0]] if ends else prompt
+    drawn = generate(
+        checkpoint.model, torch.tensor([prompt]), _SAMPLE_TOKENS, [lambda logits, tokens: logits / 0.8],
+        torch.Generator().manual_seed(0), end=tokenizer.end_of_text,
+    )  # fmt: skip
+    return tokenizer.decode(prompt), tokenizer.decode([int(token) for token in drawn])
+
+
+class _Logits(torch.nn.Module):
+    """A model that gives logits and nothing else."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """ids [B, T] → logits [B, T, V]."""
+        return self.model(tokens).logits  # type: ignore[no-any-return]
+
+
+def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
+    """A checkpoint as an exporter sees it; its head and embedding are cut to the real vocabulary."""
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    vocab_size = model.config.vocab_size
+    weights = {name: tensor.detach().float().clone() for name, tensor in model.state_dict().items()}
+    for name in ("token_embedding.weight", "head.weight"):
+        if name in weights:
+            weights[name] = weights[name][:vocab_size].clone()
+
+    whole = _Logits(model).eval()
+
+    @torch.inference_mode()
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        return whole(tokens)  # type: ignore[no-any-return]
+
+    def greedy(ids: Sequence[int], count: int) -> list[int]:
+        return [int(token) for token in generate(model, torch.tensor([list(ids)]), count)]
+
+    return ExportSource(
+        config={
+            **model.config.to_dict(),
+            "n_kv_heads": model.config.kv_heads,
+            "mlp_dim": model.config.inner_dim,
+        },
+        weights=weights,
+        model=whole,
+        pattern=tokenizer.pattern,
+        ranks=tokenizer.ranks,
+        special_tokens=tokenizer.special_tokens,
+        end_of_text=tokenizer.end,
+        encode=tokenizer.encode,
+        decode=tokenizer.decode,
+        logits=logits,
+        greedy=greedy,
+        text=text,
+    )

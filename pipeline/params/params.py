@@ -1,0 +1,338 @@
+"""Params: params.yaml as typed, checked, frozen values, one model for each stage.
+
+Every key is required: params.yaml is the one home of every default, so DVC sees every value that decides a
+result. Sections of components (losses, optimizers, …) are checked by the stage that loads those components.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+def _utf8(text: str) -> str:
+    if text != text.encode(errors="ignore").decode():
+        raise ValueError("it holds half a surrogate pair, which is no text: remove it")
+    return text
+
+
+def _below(folder: str, path: str, example: str) -> str:
+    """`path`, which must lie below `folder` for DVC to see changes of it."""
+    if PurePosixPath(folder) not in PurePosixPath(path).parents or ".." in PurePosixPath(path).parts:
+        raise ValueError(f"{path!r} must lie below {folder}/, such as {example}: DVC sees changes only there")
+    return path
+
+
+Text = Annotated[str, AfterValidator(_utf8)]
+Positive = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class _Options(BaseModel):
+    """A choice among components; every further key is a component's name with its options."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, dict[str, Any]]
+
+    @property
+    def options(self) -> dict[str, dict[str, Any]]:
+        """The options by component name."""
+        return self.__pydantic_extra__
+
+
+class Choice(_Options):
+    """One component: `name` chooses it, and its options stand under its name."""
+
+    name: str
+
+
+class Choices(_Options):
+    """Several components: `use` lists them in order, and their options stand under their names."""
+
+    use: Annotated[tuple[str, ...], Field(strict=False)]
+
+
+# ── tokenize ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class BpeParams(Section):
+    vocab_size: Annotated[int, Field(ge=257, le=2**20)]
+    """Tokens in all, the 256 bytes and end-of-text included."""
+
+
+class TiktokenParams(Section):
+    encoding: str
+    """A tiktoken encoding, such as gpt2, r50k_base, cl100k_base or o200k_base."""
+
+
+class TokenizerFileParams(Section):
+    path: str
+    """A byte-level BPE as tokenizer.json or in tiktoken's form, or the tokenizer.json of a checkpoint, below data/
+    (DVC sees changes only there)."""
+    pattern: Text
+    """How the tokenizer of a tiktoken file cuts text into words: `gpt2` or a regular expression."""
+    end_of_text: Annotated[Text, Field(min_length=1)]
+    """The special token that ends a document; it is added where the file has none of this name."""
+
+    @field_validator("path")
+    @classmethod
+    def _lies_below_data(cls, path: str) -> str:
+        return _below("data", path, "data/tokenizer.json")
+
+
+class TokenizerParams(Section):
+    name: Literal["bpe", "characters", "bytes", "tiktoken", "file"]
+    """`bpe` is trained on the corpus, `characters` are those of the corpus, `bytes` need no training, `tiktoken`
+    takes a published encoding, `file` a byte-level BPE made elsewhere."""
+    bpe: BpeParams
+    tiktoken: TiktokenParams
+    file: TokenizerFileParams
+
+
+class TokenizeParams(Section):
+    corpus: Choice
+    """Where the text comes from."""
+    tokenizer: TokenizerParams
+    end_of_text: bool
+    """Whether each document ends with one end-of-text token."""
+
+
+# ── split ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SplitParams(Section):
+    by: Literal["document", "position", "predefined"]
+    """`document` puts whole documents on a side; `position` cuts the corpus: train first, then val, then test;
+    `predefined` goes by folders or files named train, val (valid, validation) and test."""
+    unit: Literal["tokens", "characters"]
+    """What `by: position` counts; `characters` cuts the text and tokenizes both sides anew."""
+    val: Fraction
+    """The share of validation, of documents or of the corpus's length (`predefined` takes what there is)."""
+    test: Fraction
+    """The share of the test split; 0 means none."""
+    seed: Seed
+    """Which documents are held out; a document keeps its side when others come or go."""
+    duplicates: Literal["report", "remove"]
+    """Texts on two sides: `report` names them, `remove` keeps the held-out one (test's, then val's) only."""
+
+    @model_validator(mode="after")
+    def _leaves_enough(self) -> SplitParams:
+        if self.val == 0:
+            raise ValueError("val must be above 0: training is judged on it")
+        if self.val + self.test >= 1:
+            raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on: lower one of them")
+        return self
+
+
+# ── model ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ModelParams(Section):
+    family: Literal["gpt2", "modern", "llama"]
+    """`gpt2` is GPT-2's architecture; `llama` is Llama's, which every serving program loads: rotary positions,
+    RMSNorm, a gated MLP, no biases; `modern` learns faster: rotary positions, RMSNorm without weights, normalised
+    queries and keys, ReLU², no biases, an output head of its own, projections that begin at zero."""
+    context_length: Size
+    """Tokens that the model sees at once."""
+    n_layers: Size
+    """Transformer blocks."""
+    n_heads: Size
+    """Attention heads in each block."""
+    emb_dim: Size
+    """Width: numbers that describe a token; a multiple of n_heads."""
+    dropout: Fraction
+    """Share of activations dropped in training (embeddings and both residual branches; in gpt2 attention, too)."""
+    qkv_bias: bool
+    """Whether the query, key and value projections have a bias (GPT-2: yes; many textbooks, `llama` and
+    `modern`: no)."""
+    tied_head: bool
+    """Whether the output head is the token embedding itself (GPT-2: yes; many textbooks and `modern`: no)."""
+    init: Literal["gpt2", "pytorch"]
+    """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults; `modern`
+    has its own."""
+    n_kv_heads: Annotated[int, Field(ge=0, lt=2**31)]
+    """Heads of keys and values in `llama`, a divisor of n_heads: neighbouring queries share one; 0 for n_heads."""
+    mlp_dim: Annotated[int, Field(ge=0, lt=2**31)]
+    """Width inside `llama`'s MLP; 0 for 8/3 of emb_dim, up to a multiple of 64."""
+    rope_theta: Annotated[float, Field(gt=1)]
+    """The base of `llama`'s rotary frequencies (Llama 1 and 2: 10,000; for long contexts more)."""
+    norm_eps: Annotated[float, Field(gt=0, lt=1)]
+    """What `llama`'s norms add to the mean square."""
+    pad_vocab_to: Size
+    """The head's rows are padded to a multiple of this; padding is never sampled and never in the loss."""
+    document_mask: bool
+    """Whether a token sees only its own document where a window holds several (needs `tokenize.end_of_text`)."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelParams:
+        if self.emb_dim % self.n_heads:
+            raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
+        if self.family != "gpt2" and self.emb_dim // self.n_heads % 2:
+            raise ValueError(
+                f"emb_dim {self.emb_dim} / n_heads {self.n_heads} must be even: {self.family} turns numbers in "
+                "pairs"
+            )
+        if self.n_kv_heads and self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
+        return self
+
+
+# ── train ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class BudgetParams(Section):
+    unit: Literal["steps", "epochs", "tokens"]
+    """What `amount` counts."""
+    amount: Positive
+    """How long to train."""
+
+
+class ScheduleParams(Section):
+    name: Literal["cosine", "linear", "wsd", "constant"]
+    """How the learning rate moves after warm-up; `wsd` stays at the peak and decays at the end."""
+    warmup_steps: Count
+    """Steps in which the rate climbs, linearly, to its peak."""
+    final: Annotated[float, Field(ge=0, le=1)]
+    """The last step's rate as a share of the peak; `constant` stays at the peak."""
+    decay: Annotated[float, Field(gt=0, le=1)]
+    """The share of all steps in which `wsd` decays."""
+
+
+class ExtensionParams(Section):
+    amount: Count
+    """How much longer a finished run goes on, in the budget's unit; 0 for not at all."""
+    peak: Annotated[float, Field(gt=0, le=1)]
+    """What the learning rate climbs to once more, as a share of its first peak (`constant` stays as it is)."""
+
+
+class EvaluationParams(Section):
+    every: Positive
+    """Steps between evaluations; step 0 and the last step are always evaluated."""
+    windows: Positive
+    """Context windows of train and of val that each evaluation reads (the final one reads all of val)."""
+
+
+class TrainParams(Section):
+    seed: Seed
+    """Decides the initial weights, the data's order and dropout."""
+    init_from: str
+    """Weights to begin with, below data/weights/ (DVC sees changes only there): a Hugging Face folder of a GPT-2, NanoChat
+    or Llama model, or a checkpoint (its best weights, or one of its .pth files); empty for random ones. `model` and
+    the tokenizer must be theirs, but for a shorter context."""
+    budget: BudgetParams
+    extension: ExtensionParams
+    """Goes on with the run that the other params describe, from its finished state; that run is trained first where
+    its state is not there."""
+    batch_size: Positive
+    """Context windows in an optimizer step."""
+    micro_batch_size: Positive
+    """Windows computed at once; smaller ones accumulate gradients and need less memory."""
+    precision: Literal["auto", "fp32", "bf16"]
+    """`bf16` computes in bfloat16 with float32 weights; `auto` does where the processor has instructions for it."""
+    shift_windows: bool
+    """Whether each epoch cuts the training text at other places."""
+    grad_clip: Annotated[float, Field(ge=0)]
+    """Largest norm of the gradient; 0 leaves it as it is."""
+    skip_bad_steps: Count
+    """Steps whose loss or gradient is not finite that are skipped, each with a message; one more stops the run."""
+    schedule: ScheduleParams
+    loss: Choice
+    """What training minimises."""
+    optimizer: Choice
+    """How the weights follow the gradients."""
+    evaluation: EvaluationParams
+    eval_callbacks: Choices
+    """What is done after each evaluation during training."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _lies_below_data(cls, path: str) -> str:
+        return _below("data/weights", path, "data/weights/gpt2") if path else path
+
+
+# ── evaluate and export ───────────────────────────────────────────────────────────────────────────
+
+Weights = Literal["best", "last"]
+
+
+class GenerationParams(Section):
+    prompts: Annotated[tuple[Text, ...], Field(strict=False)]
+    """Texts that the samples continue."""
+    max_new_tokens: Positive
+    """Length of a sample, in tokens."""
+    seed: Seed
+    """Decides the samples' draws."""
+
+
+class EvaluateParams(Section):
+    weights: Weights
+    """`best` are those with the lowest validation loss, `last` those of the last step."""
+    stride: Annotated[float, Field(gt=0, le=1)]
+    """How far evaluation's windows move, as a share of the context; 1 means they do not overlap."""
+    batch_size: Positive
+    """Windows computed at once; it does not change the numbers."""
+    generation: GenerationParams
+    samplers: Choices
+    """How the next token's distribution is changed before the draw."""
+
+
+class ExportParams(Section):
+    weights: Weights
+    """Which weights are exported."""
+    formats: Choices
+    """The forms that the model is exported in; the first lies at the top of artifacts/export."""
+
+
+# ── runtime ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class RuntimeParams(Section):
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
+    """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
+    threads: Annotated[int, Field(ge=0, le=1024)]
+    """Processor threads of each process; 0 means that the processes share the cores."""
+    processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+    """Processes that train together on this machine; `auto` is one for each GPU."""
+    strategy: Literal["ddp", "fsdp"]
+    """With several processes: `ddp` keeps the whole model on each, `fsdp` a share of it (for what does not fit)."""
+    restarts: Annotated[int, Field(ge=0, le=1000)]
+    """How often the processes are started again, from the last state, when one of them was killed or crashed."""
+    compile: bool | Literal["auto"]
+    """Whether blocks and loss are compiled: slow to begin, then faster; needs a C++ compiler. `auto` does for long
+    runs, where there is one."""
+    keep_memory: bool
+    """Whether the C library keeps freed memory for the next step instead of giving it back (glibc only): faster."""
+    save_seconds: Annotated[float, Field(ge=0)]
+    """Seconds between the states that an interrupted run goes on from, or longer where saving would cost over 3% of
+    the time; 0 saves after every step, whatever it costs."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    tokenize: TokenizeParams
+    split: SplitParams
+    model: ModelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    export: ExportParams
+    runtime: RuntimeParams
+
+    @model_validator(mode="after")
+    def _documents_have_ends(self) -> Params:
+        if self.model.document_mask and not self.tokenize.end_of_text:
+            raise ValueError("model.document_mask needs tokenize.end_of_text: true: it is what ends a document")
+        return self

@@ -1,0 +1,110 @@
+"""Presets: whole runs as explicit values, written into params.yaml so that DVC sees every one of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+from pipeline.core.errors import ParamsError
+from pipeline.core.files import write_atomically
+
+_FOLDER = Path(__file__).parent
+_BASE = "tiny"
+
+PRESETS = {
+    _BASE: "the default: a small GPT on the documentation that every Python carries, five minutes on two cores",
+    "book": "a textbook's run: GPT-2 small with the gpt2 encoding, 10 epochs over a short story, half an hour",
+    "shakespeare-char": "nanoGPT's run on a CPU: characters, 0.8 million parameters, 2000 steps, a few minutes",
+    "shakespeare-fast": "as good as nanoGPT's run in a tenth of its processor time: ten seconds",
+    "shakespeare-best": "as long as nanoGPT's run and far better: characters, 0.8 million parameters",
+    "gpt2-124m": "GPT-2 small from scratch, context 1024, 2.5 billion tokens: for a GPU and gigabytes of text",
+}
+"""Each preset's name and what it is; all but the first read every file under data/raw."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value of params.yaml that a preset changed; `old` is None where it was not there."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} → {self.new}"
+
+
+def write_preset(name: str, path: Path) -> list[Change]:
+    """Sets every value but those of `runtime`, and keeps comments and the options of components of your own.
+
+    Returns:
+        What was changed.
+
+    Raises:
+        ParamsError: there is no such preset, or the file cannot be read as YAML.
+    """
+    if name not in PRESETS:
+        raise ParamsError(f"there is no preset {name!r} (there are: {', '.join(PRESETS)})")
+    yaml = _yaml()
+    params = _read(path, yaml)
+    values = yaml.load(_text(_BASE))
+    if name != _BASE:
+        list(_merge(values, yaml.load(_text(name)), ""))
+    values.pop("runtime")
+    changes = list(_merge(params, values, ""))
+    if changes or not path.exists():
+        buffer = io.StringIO()
+        yaml.dump(params, buffer)
+        write_atomically(path, buffer.getvalue())
+    return changes
+
+
+def default_values() -> dict[str, Any]:
+    """The values of the shipped params.yaml."""
+    values: dict[str, Any] = YAML(typ="safe", pure=True).load(_text(_BASE))
+    return values
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    return yaml
+
+
+def _text(name: str) -> str:
+    return (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _read(path: Path, yaml: YAML) -> CommentedMap:
+    try:
+        params = yaml.load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        params = yaml.load(_text(_BASE))
+    except (YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ParamsError(
+            f"{path.name} is not usable YAML ({' '.join(str(error).split())[:200]}): mend it, or move it away and "
+            "the preset writes a new one"
+        ) from None
+    if not isinstance(params, CommentedMap):
+        raise ParamsError(f"{path.name} holds no sections: move it away and the preset writes a new one")
+    return params
+
+
+def _merge(target: CommentedMap, source: CommentedMap, where: str) -> Iterator[Change]:
+    """Sets every value of `source` in `target`, section by section; yields what differed."""
+    for key, new in source.items():
+        place = f"{where}{key}"
+        old = target.get(key)
+        if isinstance(new, CommentedMap) and isinstance(old, CommentedMap):
+            yield from _merge(old, new, f"{place}.")
+        elif key not in target or old != new or isinstance(old, bool) != isinstance(new, bool):
+            target[key] = new
+            yield Change(place, old, new)

@@ -1,0 +1,118 @@
+"""Reading params.yaml: its YAML, the values set for one command, and errors that say what would fit."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from pipeline.core.errors import ParamsError
+from pipeline.params.params import Params
+from pipeline.plugin.registry import explain
+
+
+def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
+    """Reads and checks a params file, after setting each override (`section.key=value`, the value as YAML).
+
+    Raises:
+        ParamsError: the file or an override cannot be read, or a value does not fit; one line that names
+            the file, the key and what would fit.
+    """
+    values = _read(path)
+    keys = [_set(values, override) for override in overrides]
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        wrong = [".".join(map(str, item["loc"])) for item in error.errors()]
+        all_set = all(any(f"{place}.".startswith(f"{key}.") for key in keys) for place in wrong)
+        raise ParamsError(f"{'--set' if all_set else path.name}: {_with_suggestions(error, values)}") from None
+
+
+def yaml_values(text: str) -> Any:
+    """YAML 1.2, as DVC reads it: `1e-3` is a number, `yes` is text, and no tag builds a Python object."""
+    try:
+        return YAML(typ="safe", pure=True).load(io.StringIO(text))
+    except (ValueError, KeyError, RecursionError) as error:  # a date's month 13, !!bool maybe, [[[[…
+        raise YAMLError(f"a value cannot be read ({error}): put text into quotes") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: run this in the project's folder, or give --params FILE") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    try:
+        values = yaml_values(text)
+    except MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ParamsError(f"{path.name}{line}: not usable YAML: {_first_line(error.problem)}") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path.name}: not usable YAML: {_first_line(str(error))}") from None
+    if values is None:
+        raise ParamsError(f"{path.name} is empty: it needs the sections {', '.join(Params.model_fields)}")
+    if not isinstance(values, dict):
+        kind = "a list" if isinstance(values, list) else f"the value {values!r}"
+        raise ParamsError(f"{path.name} holds {kind}: it needs the sections {', '.join(Params.model_fields)}")
+    return values
+
+
+def _first_line(problem: str | None) -> str:
+    return (problem or "it cannot be parsed").strip().splitlines()[0]
+
+
+def _set(values: dict[str, Any], override: str) -> str:
+    """Sets a value; returns its key."""
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ParamsError(f"--set {override!r}: write it as section.key=value")
+    try:
+        value = yaml_values(text) if text.strip() else None
+    except YAMLError as error:
+        raise ParamsError(f"--set {override!r}: the value is not usable YAML: {_first_line(str(error))}") from None
+    place: Any = values
+    for part in path[:-1]:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else None
+    if not isinstance(place, dict):
+        raise ParamsError(f"--set {override!r}: {'.'.join(path[:-1])} is a value, not a section")
+    place[path[-1]] = value
+    return ".".join(path)
+
+
+def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
+    parts = [explain(error, "")]
+    for item in error.errors():
+        if item["type"] == "extra_forbidden":
+            *parents, key = item["loc"]
+            close = difflib.get_close_matches(str(key), _keys(parents), n=1)
+            places = [place for place in _places(str(key), values) if place != ".".join(map(str, item["loc"]))]
+            if close:
+                parts.append(f"did you mean {close[0]!r} instead of {key!r}?")
+            else:
+                parts.append(f"there is {', '.join(places)}" if places else f"remove {key!r}")
+    return "; ".join(parts)
+
+
+def _places(key: str, values: Any, where: str = "") -> list[str]:
+    """Where in the file a key of this name stands."""
+    if not isinstance(values, dict):
+        return []
+    own = [f"{where}{key}"] if key in values else []
+    deeper = [_places(key, value, f"{where}{name}.") for name, value in values.items()]
+    return own + [place for places in deeper for place in places]
+
+
+def _keys(parents: Iterable[int | str]) -> list[str]:
+    model: Any = Params
+    for part in parents:
+        model = model.model_fields[str(part)].annotation
+    fields: Mapping[str, Any] = model.model_fields
+    return list(fields)

@@ -1,0 +1,101 @@
+"""split: token ids → train, val and test, as raw ids that other trainers read as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pipeline.core.console import fact, say
+from pipeline.core.errors import DataError
+from pipeline.core.files import published_folder
+from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
+from pipeline.split.sides import SIDES, Duplicate, Part, by_document, by_position, duplicates, predefined
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+    from pipeline.params.params import Params, SplitParams
+
+
+def run(params: Params, paths: Paths) -> None:
+    """Reads artifacts/tokens and writes artifacts/splits: train.bin, val.bin, test.bin, indexes, meta.json."""
+    own = params.split
+    tokens = TokenFolder(paths.tokens, "run `python -m pipeline tokenize`")
+    twins = duplicates(_parts(tokens, own))
+    removed = {(twin.side, twin.name) for twin in twins if own.duplicates == "remove"}
+
+    with published_folder(paths.splits) as folder:
+        with ExitStack() as stack:
+            writers = {
+                side: stack.enter_context(TokenWriter(folder, side, tokens.tokenizer))
+                for side in _sides(tokens, own)
+            }
+            for part in _parts(tokens, own):
+                if (part.side, part.name) not in removed:
+                    for ids in part.blocks:
+                        writers[part.side].write(ids)
+                    writers[part.side].end_document(part.name, part.text_bytes)
+            files = {side: writer.summary() for side, writer in writers.items()}
+        _check(files, own)
+        finish_folder(folder, tokens.tokenizer, files, by=own.by, duplicates=[asdict(twin) for twin in twins])
+
+    total = sum(file["tokens"] for file in files.values())
+    fact("read", f"{paths.shown(paths.tokens)}: {total:,} tokens")
+    for side, file in files.items():
+        size = f"{file['tokens']:,} tokens ({file['tokens'] / total:.1%})"
+        fact(side, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
+        _say_small(side, file["tokens"] / total, own)
+    _say_duplicates(twins, own.duplicates)
+    fact("wrote", f"{paths.shown(paths.splits)} (by {own.by})")
+
+
+def _parts(tokens: TokenFolder, params: SplitParams) -> Iterator[Part]:
+    if params.by == "document":
+        return by_document(tokens, params.seed, params.val, params.test)
+    if params.by == "predefined":
+        return predefined(tokens)
+    return by_position(tokens, params.unit, params.val, params.test)
+
+
+def _sides(tokens: TokenFolder, params: SplitParams) -> list[str]:
+    if params.by == "predefined":
+        found = {entry.split for entry in tokens.documents("tokens")}
+        return [side for side in SIDES if side in found]
+    return [side for side in SIDES if side != "test" or params.test > 0]
+
+
+def _say_small(side: str, share: float, params: SplitParams) -> None:
+    """Of documents that are few, or of very different length, a side may get far less than it was to get."""
+    wanted = {"val": params.val, "test": params.test}.get(side, 0.0)
+    if params.by == "document" and share < wanted / 3:
+        say(
+            f"note: {side} gets {share:.2%} of the tokens where split.{side} asks for {wanted:.0%}: its numbers "
+            "say little; set split.by: position, or another split.seed"
+        )
+
+
+def _say_duplicates(twins: list[Duplicate], what: str) -> None:
+    if not twins:
+        return
+    listed = ", ".join(str(twin) for twin in twins[:5]) + (
+        f" and {len(twins) - 5:,} more" if len(twins) > 5 else ""
+    )
+    if what == "remove":
+        fact("removed", f"{len(twins):,} on two sides: {listed}")
+    else:
+        say(f"note: {len(twins):,} on two sides, which flatters the result (split.duplicates: remove): {listed}")
+
+
+def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:
+    documents = sum(file["documents"] for file in files.values())
+    for side, file in files.items():
+        if file["tokens"] >= 2:  # one to see and one to predict
+            continue
+        what = f"split.{side}" if side != "train" else f"split.val {params.val} and split.test {params.test}"
+        if params.by == "document":
+            raise DataError(
+                f"split: {side} gets {file['documents']} of {documents} documents: set split.by: position (the way "
+                f"for few documents), or change {what} or split.seed"
+            )
+        raise DataError(f"split: {side} gets {file['tokens']} tokens: raise or lower {what}, or bring more text")

@@ -1,1 +1,0 @@
-"""The five stages, each a plain function: run(params, paths)."""

@@ -1,0 +1,132 @@
+"""tokenize: documents → token ids, with the tokenizer that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from pipeline.core.console import Progress, fact, say
+from pipeline.core.errors import DataError, PipelineError, explain_os_error, raised_by
+from pipeline.core.files import published_folder
+from pipeline.core.processor import cores
+from pipeline.data.encode import TextDigest, encode, pieces
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer_file import from_file
+from pipeline.data.tokens import TokenWriter, finish_folder
+from pipeline.plugin.components import Document
+from pipeline.plugin.registry import Registry
+from pipeline.tokenize.vocabulary import characters, published, raw_bytes, train_bpe
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+    from pipeline.params.params import Params, TokenizerParams
+
+KINDS = ["corpora"]
+
+T = TypeVar("T")
+Documents = Callable[[], Iterator[Document]]
+
+
+def run(params: Params, paths: Paths) -> None:
+    """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json."""
+    write_tokens(params, paths, corpus_reader(params, paths))
+
+
+def corpus_reader(params: Params, paths: Paths) -> Documents:
+    """What reads the corpus of params.yaml; names and errors are checked on the way."""
+    own = params.tokenize.corpus
+    corpus = Registry.load(paths.plugins, KINDS).build("corpora", own.name, own.options, "tokenize.corpus")
+    return lambda: _checked(corpus.documents(paths.raw), own.name)
+
+
+def write_tokens(params: Params, paths: Paths, documents: Documents) -> None:
+    """Makes the tokenizer and writes the documents' tokens, reading them once or twice."""
+    own = params.tokenize
+    tokenizer = _tokenizer(own.tokenizer, documents, paths)
+    end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
+
+    with published_folder(paths.tokens) as folder:
+        with (
+            TokenWriter(folder, "tokens", tokenizer) as writer,
+            Progress("tokenizing", "character") as progress,
+        ):
+            digest, blank = TextDigest(), True
+            for piece, ids in encode(documents(), tokenizer, cores()):
+                writer.write(ids)
+                digest.update(piece.text)
+                if piece.last:
+                    writer.write(end_of_text if digest.text_bytes else ids[:0])
+                    name, split = piece.document.name, piece.document.split
+                    writer.end_document(name, digest.text_bytes, split, digest.value)
+                    blank = blank and digest.value is None
+                    digest = TextDigest()
+                progress.update(len(piece.text))
+            if blank:
+                raise DataError(f"the corpus {own.corpus.name} holds no text ({_where(own.corpus.name, paths)})")
+            files = {"tokens": writer.summary()}
+        finish_folder(folder, tokenizer, files, corpus=own.corpus.name)
+
+    per_token = files["tokens"]["bytes"] / files["tokens"]["tokens"]
+    fact(
+        "read",
+        f"{files['tokens']['documents']:,} documents, {files['tokens']['bytes']:,} bytes ({own.corpus.name})",
+    )
+    fact("encoded", f"{files['tokens']['tokens']:,} tokens of {per_token:.2f} bytes")
+    fact("with", f"{tokenizer.name}, {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:12]}")
+    fact("wrote", f"{paths.shown(paths.tokens)}")
+
+
+def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> Tokenizer:
+    if params.name == "tiktoken":
+        return published(params.tiktoken.encoding)
+    if params.name == "file":
+        return from_file(paths.root / params.file.path, params.file.pattern, params.file.end_of_text)
+    if params.name == "bytes":
+        return raw_bytes()
+    wanted = params.bpe.vocab_size
+    with Progress("reading", "character") as progress:
+
+        def texts() -> Iterator[str]:
+            for piece in pieces(documents()):
+                progress.update(len(piece.text))
+                yield piece.text
+
+        if params.name == "characters":
+            return characters(texts())
+        tokenizer = train_bpe(texts(), wanted)
+    if tokenizer.vocab_size < wanted:
+        say(f"note: the text holds only {tokenizer.vocab_size:,} of the {wanted:,} tokens asked for")
+    return tokenizer
+
+
+def _checked(documents: Iterator[Document], corpus: str) -> Iterator[Document]:
+    """Names decide sides and label losses, so each is there once; a corpus's errors become one line."""
+    names: set[str] = set()
+    for document in _guarded(documents, corpus):
+        if document.name in names:
+            raise DataError(f"the corpus {corpus} has two documents named {document.name!r}: names must differ")
+        names.add(document.name)
+        if document.name != document.name.encode(errors="ignore").decode():
+            raise DataError(f"the corpus {corpus}: the name {document.name!r} is not UTF-8: rename it")
+        text = document.text if isinstance(document.text, str) else _guarded(document.text, corpus)
+        yield replace(document, text=text)
+
+
+def _guarded(items: Iterable[T], corpus: str) -> Iterator[T]:
+    try:
+        yield from items
+    except PipelineError:
+        raise
+    except OSError as error:
+        raise DataError(f"the corpus {corpus}: {explain_os_error(error)}") from error
+    except ValueError as error:
+        raise DataError(f"the corpus {corpus}: {error}") from error
+    except Exception as error:
+        raise raised_by(f"the corpus {corpus!r}", error) from error
+
+
+def _where(corpus: str, paths: Paths) -> str:
+    return f"put texts into {paths.shown(paths.raw)}" if corpus == "files" else "see its options"

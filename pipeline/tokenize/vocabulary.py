@@ -1,0 +1,109 @@
+"""Vocabularies: a byte-level BPE trained on the corpus, its characters, raw bytes, or a published encoding."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tiktoken
+
+from pipeline.core.errors import DataError, ParamsError
+from pipeline.data.patterns import GPT2_PATTERN
+from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
+from pipeline.plugin.bytelevel import byte_characters
+
+_ONE_CHARACTER = r"[\s\S]"
+_LONGEST_WORD = 1000
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE (Sennrich et al., 2016) with gpt2's split pattern.
+
+    Args:
+        texts: The corpus, in pieces cut between words.
+        vocab_size: Tokens in all: 256 bytes, the merges, and end-of-text as the last id. A small corpus may
+            have fewer merges in it.
+    """
+    from tokenizers import Tokenizer as Trainable
+    from tokenizers import models, pre_tokenizers, trainers
+
+    trainable = Trainable(models.BPE())
+    # A longer word is trained on in parts: a merge takes the square of a word's length.
+    words = [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.FixedLength(_LONGEST_WORD)]
+    trainable.pre_tokenizer = pre_tokenizers.Sequence(words)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[],
+        show_progress=False,
+    )
+    trainable.train_from_iterator(texts, trainer)
+    unicode_to_byte = {character: byte for byte, character in byte_characters().items()}
+    ranks = {
+        bytes(unicode_to_byte[character] for character in token): rank
+        for token, rank in trainable.get_vocab().items()
+    }
+    return Tokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
+
+
+def characters(texts: Iterable[str]) -> Tokenizer:
+    """Each character of the corpus as a token, in the order of their code points; end-of-text is the last id."""
+    alphabet: set[str] = set()
+    for text in texts:
+        alphabet.update(text)
+    try:
+        ranks = {character.encode(): rank for rank, character in enumerate(sorted(alphabet))}
+    except UnicodeEncodeError:
+        raise DataError("the corpus holds half a surrogate pair, which is no text: remove it") from None
+    return Tokenizer("characters", _ONE_CHARACTER, ranks, {END_OF_TEXT: len(ranks)})
+
+
+def raw_bytes() -> Tokenizer:
+    """Each byte of the text's UTF-8 as a token, and end-of-text as the last id."""
+    return Tokenizer("bytes", _ONE_CHARACTER, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
+
+
+def published(name: str) -> Tokenizer:
+    """A tiktoken encoding by name.
+
+    Raises:
+        ParamsError: tiktoken knows no such encoding.
+        DataError: its vocabulary cannot be downloaded, or the cached file is damaged.
+    """
+    known = tiktoken.list_encoding_names()
+    if name not in known:
+        raise ParamsError(
+            f"tokenize.tokenizer.tiktoken.encoding: there is no {name!r} (there are: {', '.join(known)})"
+        )
+    folder = Path(
+        os.environ.get("TIKTOKEN_CACHE_DIR")
+        or os.environ.get("DATA_GYM_CACHE_DIR")
+        or Path(tempfile.gettempdir()) / "data-gym-cache"
+    )
+    cached = {path: path.read_bytes() for path in _cache_files(folder)}
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except Exception as error:
+        damaged = [path for path in cached if not path.exists()]  # tiktoken deletes what does not match
+        for path in damaged:
+            path.write_bytes(cached[path])
+        if damaged:
+            raise DataError(
+                f"{damaged[0]} is damaged (its checksum is wrong) and could not be downloaded again: "
+                "replace it with a good copy"
+            ) from None
+        raise DataError(
+            f"tokenize.tokenizer.tiktoken.encoding: {name}'s vocabulary could not be downloaded "
+            f'({type(error).__name__}): on a machine with a network run `python -c "import tiktoken; '
+            f"tiktoken.get_encoding('{name}')\"` with TIKTOKEN_CACHE_DIR set to a folder, bring that folder "
+            "here and set TIKTOKEN_CACHE_DIR to it; or choose tokenize.tokenizer.name: bpe, which needs no download"
+        ) from None
+    return Tokenizer(name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
+
+
+def _cache_files(folder: Path) -> Sequence[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if len(path.name) == 40 and path.is_file()]

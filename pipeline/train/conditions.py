@@ -1,0 +1,141 @@
+"""What a run is computed with: chosen once at its first step, and kept, since another choice would change bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.core.errors import ParamsError
+from pipeline.core.processor import cores
+from pipeline.model.device import choose_device, computes_bf16
+from pipeline.train.distributed.ranks import Ranks
+
+if TYPE_CHECKING:
+    from pipeline.params.params import Params, RuntimeParams
+
+_FLOPS_WORTH_COMPILING = 5e12
+"""Floating-point operations of a run from which compiling pays for itself (docs/performance.md)."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What decides the last bits beside everything that the fingerprint holds.
+
+    Chosen from params and facts of the machine, never from a timing, which would choose differently each time.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1" or "mps".
+        processor: The instructions that torch uses on the CPU, or the GPU's name.
+        threads: Processor threads of each process.
+        processes: How many train together.
+        strategy: "ddp" or "fsdp", and "one" for a single process.
+        precision: "fp32" or "bf16".
+        compile: Whether blocks and loss are compiled.
+    """
+
+    device: str
+    processor: str
+    threads: int
+    processes: int
+    strategy: str
+    precision: str
+    compile: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the state."""
+        return asdict(self)
+
+    def differences(self, earlier: Mapping[str, Any]) -> list[str]:
+        """What is not as it was, in words."""
+        now = self.to_dict()
+        return [
+            f"{name} {earlier[name]} → {now[name]}"
+            for name in now
+            if name in earlier and _kind(earlier[name]) != _kind(now[name])
+        ]
+
+
+def _kind(value: Any) -> Any:
+    """One GPU is like another: "cuda" for "cuda:1"."""
+    return value.partition(":")[0] if isinstance(value, str) else value
+
+
+def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: float) -> Conditions:
+    """The conditions of a run: what the params set; where they leave the choice, what they were (`earlier`, empty
+    for a new run); else this machine's best.
+
+    Args:
+        params: Of the run.
+        ranks: The processes that train together.
+        earlier: The conditions that the run began with.
+        flops: Floating-point operations of the whole run.
+
+    Raises:
+        ParamsError: this machine lacks what `runtime` asks for.
+    """
+    runtime = params.runtime
+    device = _device(runtime.device, ranks, earlier)
+    threads = runtime.threads or earlier.get("threads") or max(1, cores() // _neighbours(ranks))
+    if runtime.compile == "auto":
+        compile = bool(earlier.get("compile", flops >= _FLOPS_WORTH_COMPILING and _compiler_found()))
+    else:
+        compile = runtime.compile
+        if compile and not _compiler_found():
+            raise ParamsError(
+                f"runtime.compile: true, but there is no C++ compiler ({', '.join(_compilers())}): install one, or "
+                "set it to auto"
+            )
+    precision = params.train.precision
+    if precision == "auto":
+        precision = earlier.get("precision") or ("bf16" if computes_bf16(device) else "fp32")
+    return Conditions(
+        device=str(device),
+        processor=_processor(device),
+        threads=threads,
+        processes=ranks.count,
+        strategy=runtime.strategy if ranks.count > 1 else "one",
+        precision=precision,
+        compile=compile,
+    )
+
+
+def process_count(runtime: RuntimeParams) -> int:
+    """How many processes `runtime.processes` means on this machine; "auto" is one for each GPU."""
+    if runtime.processes == "auto":
+        return max(1, torch.cuda.device_count())
+    return runtime.processes
+
+
+def _neighbours(ranks: Ranks) -> int:
+    """The processes that share this machine's cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or ranks.count)
+
+
+def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device:
+    if name == "auto" and earlier.get("device") == "cpu":
+        name = "cpu"
+    device = choose_device(name)
+    if device.type != "cuda" or ranks.count == 1:
+        return device
+    if device.index is not None:
+        raise ParamsError(f"runtime.device: {name} is one GPU, but several processes train: set it to cuda or auto")
+    return choose_device(f"cuda:{ranks.local}")
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _compilers() -> list[str]:
+    return [os.environ.get("CXX") or "g++", "clang++", "c++"]
+
+
+def _compiler_found() -> bool:
+    return any(shutil.which(compiler) for compiler in _compilers())

@@ -1,0 +1,298 @@
+"""Where states are kept: `.resume/FINGERPRINT/NUMBER/`, whole or absent, each with its checksums."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.core.console import say
+from pipeline.core.errors import CheckpointError, DataError, PipelineError
+from pipeline.core.files import lock, read_json, room_for, verify_manifest, write_json, write_manifest
+from pipeline.model.checkpoint import load_tensors, save_tensors, tensor_bytes
+from pipeline.train.distributed.ranks import Ranks
+
+FORMAT = 2
+_STATE, _SHARES, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
+_STATES_KEPT = 2
+_RUNS_KEPT = 3
+_SHARE_OF_TIME = 0.03
+
+
+class StateStore:
+    """The states of one run, numbered as they were written; the newest ones are kept."""
+
+    def __init__(self, root: Path, fingerprint: str) -> None:
+        self.root = root
+        self.folder = root / fingerprint
+
+    @property
+    def lock_file(self) -> Path:
+        """The file whose lock says that a process works on this run."""
+        return self.folder / "lock"
+
+    def save(self, captured: dict[str, Any], total_steps: int, writers: Ranks) -> None:
+        """Writes a state; a crash at any moment leaves the states before it whole.
+
+        Args:
+            captured: The state, or this rank's shares of it.
+            total_steps: Of the whole run.
+            writers: The processes that write it together, all of which must call it; one alone has all of it.
+
+        Raises:
+            PipelineError: a weight is not finite, so the state would be of no use; or the disk is full.
+        """
+        run, apart = captured["run"], writers.count > 1
+        writers.each(lambda: _check_finite(captured["model_state_dict"], run["step"]))
+        path, partial = writers.from_first(self._next)
+        about = {"step": run["step"], "total_steps": total_steps, "complete": run["complete"]}
+        with room_for(tensor_bytes(captured), path):
+            try:
+                writers.from_first(partial.mkdir)
+                if apart:
+                    from pipeline.train.distributed.shards import write_shares
+
+                    captured = write_shares(captured, partial / _SHARES, writers)
+                writers.from_first(lambda: self._complete(captured, about, partial, path))
+            finally:
+                writers.from_first(lambda: shutil.rmtree(partial, ignore_errors=True))
+
+    def _next(self) -> tuple[Path, Path]:
+        """The folder of the state that is to be written, and the one that it is written in."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        states = self.states()
+        path = self.folder / f"{int(states[-1].name) + 1 if states else 1:06d}"
+        return path, self.folder / f".{path.name}.partial-{os.getpid()}"
+
+    def _complete(self, captured: dict[str, Any], about: dict[str, Any], partial: Path, path: Path) -> None:
+        """Adds what the first rank writes alone, and gives the state its name; older ones go."""
+        save_tensors(captured, partial / _STATE, crc=False)  # the manifest has a sha256 of it
+        write_json(partial / _ABOUT, about)
+        write_manifest(partial)
+        partial.rename(path)
+        _sync(self.folder)
+        for old in self.states()[:-_STATES_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that is whole; None where there is none. Damaged ones are named and passed over.
+
+        One that was written as shares comes without their content, which `TrainState.restore` reads.
+        """
+        for leftover in self.folder.glob(".*.partial-*"):  # of a process that was killed while it saved
+            shutil.rmtree(leftover, ignore_errors=True)
+        states = self.states()
+        for path in reversed(states):
+            try:
+                verify_manifest(path, "the one before it is taken")
+                saved = load_tensors(path / _STATE)
+                if (path / _SHARES).is_dir():
+                    from pipeline.train.distributed.shards import check_shares
+
+                    saved["shares"] = check_shares(path / _SHARES)
+                return saved
+            except (DataError, CheckpointError) as error:
+                say(f"the saved state {path} is damaged and passed over ({error})")
+        if states:
+            say("every saved state of this run is damaged: training starts afresh")
+        return None
+
+    def states(self) -> list[Path]:
+        """The folders of the states, oldest first."""
+        return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir())
+
+    def identify(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """Writes down what decides this run's result; returns the same of the run that was used last, if any."""
+        others = [path / _IDENTITY for path in self.root.glob("*") if path != self.folder]
+        newest = max((path for path in others if path.is_file()), key=_modified, default=None)
+        write_json(self.folder / _IDENTITY, identity)
+        try:
+            found: dict[str, Any] | None = json.loads(newest.read_text(encoding="utf-8")) if newest else None
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def prune(self) -> None:
+        """Removes the runs that were not used for longest, keeping a few finished and a few unfinished ones."""
+        for complete in (True, False):
+            runs = [run for run in saved_runs(self.root) if run.complete == complete]
+            for run in runs[_RUNS_KEPT:]:
+                if run.folder != self.folder:
+                    run.remove()
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # a running process has just removed it
+        return 0.0
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_finite(weights: dict[str, torch.Tensor], step: int) -> None:
+    for name, tensor in weights.items():
+        own: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        # A sum is ten times as fast, and finite only where every weight is; it may overflow where all are finite.
+        if not bool(own.sum().isfinite()) and not bool(own.isfinite().all()):
+            raise PipelineError(
+                f"training stopped at step {step}: the weights of {name} are not finite; the states before are "
+                "kept: lower the optimizer's lr, or set train.grad_clip"
+            )
+
+
+# ── in the background ─────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Saver:
+    """Writes states beside the training, one at a time, often enough but never for more than a few percent of it.
+
+    Attributes:
+        store: Where to.
+        seconds: The least time between two states; 0 is after every step.
+        total_steps: Of the whole run, for those who list the states.
+        writers: The processes that write each state together: this one alone, or each its share.
+        cost: Seconds that the last state took, copy and write.
+    """
+
+    store: StateStore
+    seconds: float
+    total_steps: int
+    writers: Ranks = field(default_factory=Ranks)
+    cost: float = field(default=0.0, init=False)
+    _ended: float = field(default_factory=time.monotonic, init=False)
+    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saving"), init=False)
+    _pending: Future[None] | None = field(default=None, init=False)
+
+    def due(self) -> bool:
+        """Whether it is time for another state.
+
+        Raises:
+            PipelineError, OSError: the last one could not be written.
+        """
+        if self._pending is not None:
+            if self.seconds and not self._pending.done():
+                return False
+            self.finish()
+        if not self.seconds:
+            return True
+        return time.monotonic() - self._ended >= max(self.seconds, self.cost / _SHARE_OF_TIME)
+
+    def begin(self, captured: dict[str, Any], copying: float) -> None:
+        """Hands a copy of the state over, which took `copying` seconds to make; it is written in the background."""
+        self.finish()  # the first rank, which asks whether it is `due`, may be done sooner than this one
+        self._pending = self._worker.submit(self._write, captured, copying)
+
+    def now(self, captured: dict[str, Any]) -> None:
+        """Writes a state before anything else is done."""
+        self.finish()
+        self._write(captured, 0.0)
+
+    def finish(self) -> None:
+        """Waits for the state that is being written, if any."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, captured: dict[str, Any], copying: float) -> None:
+        started = time.monotonic()
+        self.store.save(captured, self.total_steps, self.writers)
+        self._ended = time.monotonic()
+        self.cost = self._ended - started + copying
+
+
+# ── the runs there are ────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run of which states are kept.
+
+    Attributes:
+        folder: Where they lie; its name is the run's fingerprint.
+        states: How many.
+        step, total_steps: How far it got, and was to go.
+        complete: Whether it ended.
+        size: Bytes.
+        saved: When its last state was written, in seconds since 1970.
+    """
+
+    folder: Path
+    states: int
+    step: int
+    total_steps: int
+    complete: bool
+    size: int
+    saved: float
+
+    def remove(self) -> bool:
+        """Forgets the run, unless a process works on it; returns whether it did."""
+        try:
+            with lock(self.folder / "lock", "training"):
+                shutil.rmtree(self.folder)
+        except PipelineError:
+            return False
+        return True
+
+    @property
+    def running(self) -> str:
+        """The process that works on the run; empty for none."""
+        try:
+            with lock(self.folder / "lock", "training"):
+                return ""
+        except PipelineError:
+            return (self.folder / "lock").read_text(encoding="utf-8").strip()
+
+
+def saved_runs(root: Path) -> list[SavedRun]:
+    """Every run with a folder below `root`, the one that was saved last first."""
+    runs = [_saved_run(folder) for folder in root.glob("*") if folder.is_dir()]
+    return sorted(runs, key=lambda run: run.saved, reverse=True)
+
+
+def _saved_run(folder: Path) -> SavedRun:
+    states = StateStore(folder.parent, folder.name).states()
+    about = next(_abouts(states), {})
+    return SavedRun(
+        folder=folder,
+        states=len(states),
+        step=int(about.get("step", 0)),
+        total_steps=int(about.get("total_steps", 0)),
+        complete=bool(about.get("complete", False)),
+        size=sum(_bytes(path) for path in folder.rglob("*")),
+        saved=_modified(states[-1] if states else folder),
+    )
+
+
+def _abouts(states: list[Path]) -> Iterator[dict[str, Any]]:
+    """What the newest readable state says of itself."""
+    for path in reversed(states):
+        try:
+            about = read_json(path / _ABOUT, "")
+        except DataError:
+            continue
+        if isinstance(about, dict):
+            yield about

@@ -1,0 +1,177 @@
+"""pipeline check: what is known before a run, with nothing written and every obstacle told."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Project
+
+from pipeline.core.environment import environment_yaml
+from pipeline.plugin.registry import ENTRY_POINTS
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    """Every path with a file's bytes; not what Python keeps of imported plugins."""
+    paths = [path for path in root.rglob("*") if "__pycache__" not in path.parts]
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def test_before_the_first_run_the_corpus_is_tokenized_and_nothing_is_written(project: Project) -> None:
+    (project.root / "environment.yaml").write_text(environment_yaml(ENTRY_POINTS))
+    before = tree(project.root)
+    told = project.succeed("check").out
+    assert tree(project.root) == before
+    assert "12 documents" in told
+    assert " of train, " in told
+    assert "environment.yaml is up to date" in told
+    assert "nothing found that would stop the run" in told
+    assert "tokens/s" in told
+
+
+def test_after_a_split_the_numbers_are_those_of_the_run(trained_project: Project) -> None:
+    told = trained_project.succeed("check").out
+    trained = json.loads((trained_project.root / "metrics" / "train.json").read_text())
+    meta = json.loads((trained_project.root / "artifacts" / "splits" / "meta.json").read_text())
+    assert f"model    {trained['parameters']:,} parameters" in told
+    assert f"tokens: {meta['files']['train']['tokens']:,} of train, " in told
+    assert f"({trained['steps']} steps" in told
+
+
+def test_the_estimate_of_memory_stands_beside_what_was_measured_in_its_parts(project: Project) -> None:
+    told = project.succeed("check", "--set", "model.emb_dim=256").out
+    estimate = re.search(
+        r"^memory   .*\nestimate a step needs about [\d.]+ MB \(weights ([\d.]+) MB, gradients ([\d.]+) MB, "
+        r"optimizer ([\d.]+) MB, activations [\d.]+ MB, saving ([\d.]+) MB\)$",
+        told,
+        flags=re.MULTILINE,
+    )
+    assert estimate, told
+    parameters = re.search(r"^model    ([\d,]+) parameters", told, flags=re.MULTILINE)
+    assert parameters
+    count = int(parameters.group(1).replace(",", ""))
+    assert [float(part) for part in estimate.groups()] == [round(size * count / 1e6, 1) for size in (4, 4, 8, 16)]
+
+
+@pytest.mark.parametrize(("strategy", "share"), [("ddp", 1), ("fsdp", 2)])
+def test_the_estimate_is_that_of_each_process(project: Project, strategy: str, share: int) -> None:
+    settings = ["model.emb_dim=256", "runtime.processes=2", f"runtime.strategy={strategy}"]
+    told = project.succeed("check", *(part for setting in settings for part in ("--set", setting))).out
+    estimate = re.search(
+        r"^estimate on each of 2 processes a step needs .*\(weights ([\d.]+) MB", told, flags=re.MULTILINE
+    )
+    parameters = re.search(r"^model    ([\d,]+) parameters", told, flags=re.MULTILINE)
+    assert estimate, told
+    assert parameters, told
+    assert float(estimate.group(1)) == round(4 * int(parameters.group(1).replace(",", "")) / share / 1e6, 1)
+    assert ("gathered" in told) == (strategy == "fsdp")
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.n_layers=2000000000", "model.emb_dim=2000000", "model.context_length=2000000000"]
+)
+def test_a_model_that_cannot_fit_is_told_before_any_of_it_is_made(project: Project, setting: str) -> None:
+    result = project.run("check", "--set", setting)
+    assert result.code == 1
+    assert result.err == "error: 1 thing would stop the run, told above\n"
+    assert result.out.count("PROBLEM") == 1
+
+
+def test_a_model_that_cannot_fit_is_refused_by_training_too(trained_project: Project) -> None:
+    result = trained_project.run("train", "--set", "model.n_layers=2000000000")
+    assert result.code == 1
+    assert "lower model.n_layers or model.emb_dim" in result.err
+
+
+def test_all_that_would_stop_the_run_is_told_at_once(project: Project) -> None:
+    for path in (project.root / "data" / "raw").iterdir():
+        path.unlink()
+    settings = ["--set", "runtime.device=cuda:7", "--set", "train.loss.name=focall"]
+    result = project.run("check", *settings)
+    assert result.code == 1
+    assert result.err == "error: 3 things would stop the run, told above\n"
+    told = [line for line in result.out.splitlines() if line.startswith("PROBLEM")]
+    for line, words in zip(told, ("did you mean 'focal'", "cuda:7", "holds no file"), strict=True):
+        assert words in line
+
+
+def test_a_prompt_that_the_tokenizer_cannot_read_is_told(project: Project) -> None:
+    chosen = ["--set", "tokenize.tokenizer.name=characters"]
+    project.succeed("tokenize", *chosen)
+    project.succeed("split", *chosen)
+    result = project.run("check", *chosen, "--set", "evaluate.generation.prompts=[Ωmega]")
+    assert result.code == 1
+    assert "PROBLEM  'Ωmega' cannot be tokenized" in result.out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("x.txt", b"caf\xe9", "not UTF-8 at byte 3"), ("x.jsonl", b'{"body": 1}', "no field 'text'")],
+)
+def test_a_text_that_cannot_be_read_is_told_also_after_a_run(
+    trained_project: Project, name: str, content: bytes, message: str
+) -> None:
+    (trained_project.root / "data" / "raw" / name).write_bytes(content)
+    result = trained_project.run("check")
+    assert result.code == 1
+    assert message in result.out
+
+
+def test_a_split_that_would_be_empty_and_another_tokenizer_are_seen_after_a_run(trained_project: Project) -> None:
+    told = trained_project.run("check", "--set", "split.val=0.000001").out
+    assert "PROBLEM  split: val gets 0 of 12 documents" in told
+    vocabulary = ["--set", "tokenize.tokenizer.bpe.vocab_size=4096"]
+    assert "note: the text holds only" in trained_project.succeed("check", *vocabulary).out
+
+
+def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.commands.check._READ_AT_MOST", 5000)
+    for tokenizer in ("bpe", "characters", "bytes"):
+        told = project.succeed("check", "--set", f"tokenize.tokenizer.name={tokenizer}").out
+        assert "a large corpus; its beginning alone has 4 documents, " in told
+        assert "nothing found that would stop the run" in told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("family", "tokenizer", "reason"),
+    [("modern", "bpe", "the family 'modern'"), ("gpt2", "characters", "characters"), ("gpt2", "bpe", "")],
+)
+def test_a_format_that_has_no_form_for_the_model_or_its_tokenizer_is_told(
+    family: str, tokenizer: str, reason: str, project: Project
+) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    settings = (
+        f"model.family={family}",
+        f"tokenize.tokenizer.name={tokenizer}",
+        "export.formats.use=[huggingface, gguf]",
+    )
+    result = project.run("check", *(part for setting in settings for part in ("--set", setting)))
+    assert result.out.count("PROBLEM  ") == result.code == bool(reason)
+    assert not reason or re.search(f"^PROBLEM  export gguf: .*{reason}", result.out, flags=re.MULTILINE)
+
+
+def test_a_device_that_is_not_there_is_told_once(project: Project) -> None:
+    result = project.run("check", "--set", "runtime.device=cuda")
+    assert result.err == "error: 1 thing would stop the run, told above\n"
+
+
+def test_texts_that_nobody_reads_are_told(project: Project) -> None:
+    told = project.run("check", "--set", "tokenize.corpus.name=python_docs", "--set", "split.val=0.05").out
+    assert "note: data/raw holds texts, but tokenize.corpus.name is python_docs" in told
+
+
+def test_what_git_and_dvc_do_not_track_is_told(project: Project) -> None:
+    assert "this is no git repository" in project.succeed("check").out
+    for command in (["init", "-q"], ["add", "params.yaml", "plugins"]):
+        subprocess.run(["git", *command], cwd=project.root, check=True)
+    (project.root / ".gitignore").write_text("/data/raw/\n__pycache__/\n")
+    (project.root / "plugins" / "losses" / "_draft.py").write_text('"""A draft."""\n')
+    told = project.succeed("check").out
+    assert "git does not track plugins/losses/_draft.py:" in told
+    assert "DVC does not track data/raw" in told
+    assert "environment.yaml is not up to date" in told

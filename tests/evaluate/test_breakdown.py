@@ -1,0 +1,164 @@
+"""The breakdown: the same sums as adding token by token, whatever the batches; top 5, calibration, digests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_nll import CONTEXT, IDS, VOCAB, make
+
+from pipeline.data.batches import evaluation_windows
+from pipeline.data.tokens import IndexEntry
+from pipeline.evaluate.breakdown import MOST_BLOCKS, Breakdown, Tally, UnitScore, token_counts
+from pipeline.evaluate.tables import read_units, write_tables
+from pipeline.model.scoring import CloseLook, Scores, judge, score
+from pipeline.plugin.components import ModelOutput
+
+LENGTHS = np.arange(VOCAB) % 4  # every fourth id is a special token
+COUNTS = np.array([0, 1, 9, 10, 99, 100, *[5] * (VOCAB - 6)])
+STARTS = [0, 1, 30, 31, 77]
+DOCUMENTS = [
+    IndexEntry(f"document {number}", start, end - start, 0)
+    for number, (start, end) in enumerate(zip(STARTS, [*STARTS[1:], len(IDS)], strict=True))
+]
+
+
+def breakdown(stride: int, batch_size: int) -> tuple[Breakdown, Scores]:
+    """The breakdown of `IDS`, and the scores of all of its targets."""
+    tally = Tally(IDS, DOCUMENTS, COUNTS, LENGTHS, CONTEXT)
+    windows = evaluation_windows(len(IDS), CONTEXT, stride)
+    every = list(score(make(), IDS, windows, batch_size, closely=True))
+    for scores in every:
+        tally.add(scores)
+    looks = [each.closely for each in every if each.closely]
+    closely = CloseLook(
+        np.concatenate([each.positions for each in looks]),
+        np.concatenate([each.top5 for each in looks]),
+        np.concatenate([each.confidence for each in looks]),
+    )
+    joined = Scores(
+        np.concatenate([each.targets for each in every]),
+        np.concatenate([each.nats for each in every]),
+        np.concatenate([each.correct for each in every]),
+        closely,
+    )
+    return tally.breakdown(), joined
+
+
+@pytest.mark.parametrize("stride", [CONTEXT, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_each_row_is_the_sum_of_its_tokens(stride: int, batch_size: int) -> None:
+    found, scores = breakdown(stride, batch_size)
+    places = np.arange(1, len(IDS))
+    text = LENGTHS[scores.targets] > 0
+
+    def unit(name: str, own: np.ndarray) -> UnitScore:
+        size = int(LENGTHS[scores.targets[own]].sum())
+        nats, text_nats = float(scores.nats[own].sum()), float(scores.nats[own & text].sum())
+        return UnitScore(name, int(own.sum()), nats, size, text_nats, int(scores.correct[own].sum()))
+
+    expected = [
+        unit(entry.name, (places >= entry.start) & (places < entry.start + entry.tokens))
+        for entry in DOCUMENTS[1:]  # the first one's only token is no target
+    ]
+    assert [each.name for each in found.documents] == [each.name for each in expected]
+    for mine, theirs in zip(found.documents, expected, strict=True):
+        assert mine[1:] == pytest.approx(theirs[1:], rel=1e-12)
+    assert scores.closely is not None
+    for row in found.positions:
+        own = scores.closely.positions == row.position
+        assert (row.tokens, row.nats) == (own.sum(), pytest.approx(scores.nats[own].mean(), rel=1e-12))
+    assert sum(row.tokens for row in found.positions) == len(IDS) - 1
+    for row, (low, high) in zip(found.frequencies, [(0, 1), (1, 10), (10, 100), (100, 1000)], strict=True):
+        own = (COUNTS[scores.targets] >= low) & (COUNTS[scores.targets] < high)
+        assert row == (low, own.sum(), pytest.approx(scores.nats[own].mean(), rel=1e-12))
+
+
+@pytest.mark.parametrize("stride", [CONTEXT, 3])
+def test_a_targets_position_is_the_number_of_its_last_known_token(stride: int) -> None:
+    _, scores = breakdown(stride, 3)
+    assert scores.closely is not None
+    expected = [
+        target - 1 - window.start
+        for window in evaluation_windows(len(IDS), CONTEXT, stride)
+        for target in range(window.end - window.counted, window.end)
+    ]
+    assert scores.closely.positions.tolist() == expected
+
+
+def test_blocks_are_stretches_of_equally_many_bytes_none_shorter_than_a_window() -> None:
+    found, scores = breakdown(CONTEXT, 3)
+    assert len(found.blocks) == 8  # the power of two up to 100 targets / 8 tokens
+    assert sum(each.nats for each in found.blocks) == pytest.approx(scores.nats.sum(), rel=1e-12)
+    sizes = [each.bytes for each in found.blocks]
+    assert max(sizes) - min(sizes) <= 2 * LENGTHS.max()
+    long = Tally(np.ones(5000, np.uint16), DOCUMENTS[:1], COUNTS, LENGTHS, CONTEXT)
+    look = CloseLook(np.zeros(4999, np.int64), np.ones(4999, bool), np.ones(4999))
+    long.add(Scores(np.ones(4999, np.int64), np.ones(4999), np.ones(4999, bool), look))
+    assert {each.tokens for each in long.breakdown().blocks} == {39, 40}
+    assert len(long.breakdown().blocks) == MOST_BLOCKS
+
+
+def test_a_close_look_leaves_the_other_numbers_as_they_are_to_the_bit() -> None:
+    windows = evaluation_windows(len(IDS), CONTEXT, 3)
+    plain = list(score(make().float(), IDS, windows, 4))
+    close = list(score(make().float(), IDS, windows, 4, closely=True))
+    for one, other in zip(plain, close, strict=True):
+        assert np.array_equal(one.nats, other.nats)
+        assert np.array_equal(one.correct, other.correct)
+        assert one.closely is None
+
+
+def test_top5_and_confidence_are_those_of_the_sorted_probabilities() -> None:
+    model, inputs = make().eval(), torch.from_numpy(IDS[:96].astype(np.int64)).view(12, 8)
+    targets = torch.from_numpy(IDS[1:97].astype(np.int64)).view(12, 8)
+    with torch.no_grad():
+        output = model(inputs)
+        nats, correct, top5, confidence = judge(output, targets, closely=True)
+        probabilities = output.logits.softmax(dim=-1)
+    assert torch.equal(top5, (probabilities.topk(5).indices == targets[..., None]).any(dim=-1))
+    torch.testing.assert_close(confidence, probabilities.amax(dim=-1), rtol=1e-12, atol=0)
+    assert torch.equal(nats, judge(output, targets)[0])
+    assert torch.equal(correct & top5, correct)
+
+
+def test_of_equally_likely_tokens_five_are_among_the_first_five() -> None:
+    targets = torch.arange(8)[None]
+    output = ModelOutput(torch.zeros(1, 8, 2), torch.zeros(8, 2), 8)
+    _, correct, top5, _ = judge(output, targets, closely=True)
+    assert top5[0].tolist() == [True] * 5 + [False] * 3
+    assert correct[0].tolist() == [True] + [False] * 7
+
+
+def test_calibration_is_the_distance_of_confidence_from_what_came_true() -> None:
+    def error(confidence: list[float], correct: list[bool]) -> float:
+        count = len(correct)
+        tally = Tally(np.zeros(count + 1, np.uint16), [IndexEntry("a", 0, count + 1, 0)], COUNTS, LENGTHS, CONTEXT)
+        look = CloseLook(np.zeros(count, np.int64), np.ones(count, bool), np.array(confidence))
+        tally.add(Scores(np.ones(count, np.int64), np.ones(count), np.array(correct), look))
+        return tally.calibration_error
+
+    assert error([0.5] * 4, [True, False, True, False]) == 0
+    assert error([1.0] * 4, [True, False, True, False]) == 0.5
+    # Two bins: 0.9 where 1 of 2 is right, 0.2 where none of 2 is.
+    assert error([0.9, 0.9, 0.2, 0.2], [True, False, False, False]) == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
+    # A bin's error is that of its means: too high and too low cancel.
+    assert error([0.61, 0.65], [True, False]) == pytest.approx(abs(1 - 1.26) / 2)
+
+
+def test_counts_are_those_of_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = token_counts(IDS, VOCAB)
+    monkeypatch.setattr("pipeline.evaluate.breakdown._AT_ONCE", 7)
+    assert token_counts(IDS, VOCAB).tolist() == whole.tolist() == np.bincount(IDS, minlength=VOCAB).tolist()
+
+
+def test_the_tables_are_read_back_to_the_bit(tmp_path: Path) -> None:
+    found, _ = breakdown(CONTEXT, 3)
+    odd = [each._replace(name=f"a\tb\n\"{each.name}'é") for each in found.documents]
+    write_tables({"val": found._replace(documents=odd), "test": found}, {}, tmp_path)
+    assert read_units((tmp_path / "documents.tsv").read_text()) == {"val": odd, "test": found.documents}
+    assert read_units((tmp_path / "blocks.tsv").read_text())["val"] == found.blocks
+    with pytest.raises(ValueError, match="columns"):
+        read_units("side\tdocument\n")

@@ -1,0 +1,198 @@
+"""Negative log-likelihood: exact over tokens, whatever the batch size, and without a trace on training."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.data.batches import evaluation_windows
+from pipeline.model import scoring
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.model.scoring import Scores, Summary, evenly_spaced, judge, score, summarize, undisturbed
+from pipeline.plugin.components import IGNORED
+
+CONTEXT, VOCAB = 8, 50
+IDS = np.random.default_rng(0).integers(VOCAB, size=101, dtype=np.uint16)
+ONES = np.ones(VOCAB, dtype=np.int64)
+
+
+def make(vocab_size: int = VOCAB, dropout: float = 0.0) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(
+        GPTConfig(
+            vocab_size=vocab_size,
+            context_length=CONTEXT,
+            n_layers=2,
+            n_heads=2,
+            emb_dim=16,
+            dropout=dropout,
+            qkv_bias=True,
+            tied_head=False,
+            init="gpt2",
+            pad_vocab_to=64,
+        )
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.double()
+
+
+def scores(nats: list[float], targets: list[int] | None = None) -> Scores:
+    ids = np.array(targets or [0] * len(nats), dtype=np.int64)
+    return Scores(ids, np.array(nats), np.zeros(len(nats), dtype=np.bool_))
+
+
+def directly(model: GPT, ids: np.ndarray, target: int, first: int) -> float:
+    """−log p(ids[target]) after ids[first:target], the plain way."""
+    seen = torch.from_numpy(ids[first:target].astype(np.int64))[None]
+    with torch.no_grad():
+        return float(-model(seen).logits[0, -1].log_softmax(dim=-1)[int(ids[target])])
+
+
+@pytest.mark.parametrize("stride", [CONTEXT, 3, 1])
+def test_the_batch_size_does_not_change_the_loss(stride: int) -> None:
+    model, windows = make(), evaluation_windows(len(IDS), CONTEXT, stride)
+    losses = [summarize(model, IDS, windows, size, ONES).loss for size in (1, 3, 7)]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-9, rel=0)
+
+
+@pytest.mark.parametrize("tokens", [2, 8, 9, 10, 16, 17, 18, 101])
+@pytest.mark.parametrize("stride", [CONTEXT, 3])
+def test_every_token_but_the_first_is_scored_once_the_tail_included(tokens: int, stride: int) -> None:
+    ids = IDS[:tokens]
+    every = list(score(make(), ids, evaluation_windows(tokens, CONTEXT, stride), 3))
+    assert np.concatenate([each.targets for each in every]).tolist() == ids[1:].tolist()
+    assert sum(len(each.nats) for each in every) == tokens - 1
+
+
+@pytest.mark.parametrize("stride", [CONTEXT, 3, 1])
+def test_each_target_is_scored_after_exactly_its_windows_context(stride: int) -> None:
+    model, windows = make().eval(), evaluation_windows(30, CONTEXT, stride)
+    found = np.concatenate([each.nats for each in score(model, IDS[:30], windows, 4)])
+    expected = [
+        directly(model, IDS, target, window.start)
+        for window in windows
+        for target in range(window.end - window.counted, window.end)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_a_targets_nats_are_cross_entropy_with_ignored_targets_at_0_nats(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = torch.from_numpy(IDS[1:33].astype(np.int64)).view(4, 8).clone()
+    targets[1, 3:] = IGNORED
+    targets[3] = IGNORED
+    output = make().eval()(torch.from_numpy(IDS[:32].astype(np.int64)).view(4, 8))
+    expected = F.cross_entropy(output.logits.flatten(0, 1), targets.flatten(), reduction="none").view(4, 8)
+    for at_once in (1 << 23, 1, 7 * VOCAB):
+        monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", at_once)
+        nats, correct = judge(output, targets)
+        assert nats.dtype == torch.float64
+        torch.testing.assert_close(nats, expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(correct, output.logits.argmax(dim=-1) == targets)
+
+
+def test_dropout_is_off_in_evaluation_and_train_mode_comes_back() -> None:
+    model, windows = make(dropout=0.5).train(), evaluation_windows(len(IDS), CONTEXT, CONTEXT)
+    assert summarize(model, IDS, windows, 4, ONES).loss == summarize(model, IDS, windows, 4, ONES).loss
+    assert all(module.training for module in model.modules())
+
+
+def draws() -> tuple[float, float, float]:
+    return torch.rand(()).item(), random.random(), float(np.random.rand())
+
+
+def seed_all() -> None:
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_mode_and_random_state_come_back_also_after_an_exception(training: bool, fails: bool) -> None:
+    model = make().train(training)
+    seed_all()
+    expected = draws()
+    seed_all()
+    try:
+        with undisturbed(model):
+            assert not model.training
+            draws()
+            if fails:
+                raise RuntimeError
+    except RuntimeError:
+        pass
+    assert all(module.training == training for module in model.modules())
+    assert draws() == expected
+
+
+def test_an_evaluation_that_fails_midway_leaves_the_model_in_train_mode() -> None:
+    model, windows = make().train(), evaluation_windows(len(IDS), CONTEXT, CONTEXT)
+    calls: list[int] = []
+
+    def fail(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        summarize(model, IDS, windows, 4, ONES)
+    assert all(module.training for module in model.modules())
+
+
+def test_evaluation_leaves_no_gradient() -> None:
+    model = make()
+    summarize(model, IDS, evaluation_windows(len(IDS), CONTEXT, CONTEXT), 4, ONES)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_perplexity_comes_from_sums_not_from_the_means_of_batches() -> None:
+    summary = Summary(ONES).add(scores([3.0] * 1000)).add(scores([9.0] * 8))
+    assert summary.tokens == 1008
+    assert summary.metrics()["perplexity"] == pytest.approx(21.07, abs=0.005)
+
+
+def test_a_uniform_byte_model_has_8_bits_per_byte() -> None:
+    model = make(vocab_size=256)
+    nn.init.zeros_(model.head_weight)
+    ids = np.arange(256, dtype=np.uint16)
+    windows = evaluation_windows(256, CONTEXT, CONTEXT)
+    metrics = summarize(model, ids, windows, 4, np.ones(256, dtype=np.int64)).metrics()
+    assert metrics["bits_per_byte"] == pytest.approx(8, abs=1e-12)
+    assert metrics["perplexity"] == pytest.approx(256, rel=1e-12)
+
+
+def test_special_tokens_count_in_the_loss_but_not_as_bytes() -> None:
+    byte_lengths = np.array([1, 3, 0])
+    metrics = Summary(byte_lengths).add(scores([1.0, 7.0, 100.0], [0, 1, 2])).metrics()
+    assert metrics["loss"] == pytest.approx(108 / 3)
+    assert metrics["bits_per_byte"] == pytest.approx(8 / math.log(2) / 4)
+
+
+def test_a_perplexity_that_overflows_is_left_out_and_the_loss_reported() -> None:
+    assert "perplexity" in Summary(ONES).add(scores([709.0])).metrics()
+    metrics = Summary(ONES).add(scores([709.5, 710.5])).metrics()
+    assert metrics["loss"] == 710
+    assert "perplexity" not in metrics
+
+
+def test_accuracy_is_the_share_of_targets_that_were_likeliest() -> None:
+    correct = np.array([True, False, True, True])
+    summary = Summary(ONES).add(Scores(np.zeros(4, dtype=np.int64), np.ones(4), correct))
+    assert summary.metrics()["accuracy"] == 0.75
+
+
+def test_the_windows_of_an_evaluation_in_training_are_spread_evenly_and_always_the_same() -> None:
+    windows = evaluation_windows(101 * CONTEXT, CONTEXT, CONTEXT)
+    chosen = evenly_spaced(windows, 10)
+    assert [windows.index(each) for each in chosen] == [number * len(windows) // 10 for number in range(10)]
+    assert chosen == evenly_spaced(windows, 10)
+    assert evenly_spaced(windows, 1000) == windows

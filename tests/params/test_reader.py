@@ -1,0 +1,38 @@
+"""The shipped params.yaml: complete, and the one home of every default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+
+from pipeline.params.params import Choice, Choices
+from pipeline.params.reader import load_params
+from pipeline.plugin.registry import Registry
+
+PARAMS = load_params(REPOSITORY / "params.yaml")
+PLACES: dict[str, Choice | Choices] = {
+    "corpora": PARAMS.tokenize.corpus,
+    "losses": PARAMS.train.loss,
+    "optimizers": PARAMS.train.optimizer,
+    "eval_callbacks": PARAMS.train.eval_callbacks,
+    "samplers": PARAMS.evaluate.samplers,
+    "exporters": PARAMS.export.formats,
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_every_option_of_every_shipped_component_is_there_so_that_dvc_finds_it(kind: str) -> None:
+    shipped: dict[str, Any] = {
+        entry.component.name: set(entry.component.model_fields)
+        for entry in Registry.load(REPOSITORY / "plugins", [kind]).entries(kind)
+    }
+    assert {name: set(options) for name, options in PLACES[kind].options.items()} == shipped
+
+
+def test_every_line_of_a_choice_says_what_there_is() -> None:
+    text = (REPOSITORY / "params.yaml").read_text()
+    for line in text.splitlines():
+        if line.strip().startswith("name:"):
+            assert "#" in line or "cross_entropy" in line, line

@@ -1,0 +1,327 @@
+"""Train, validation and test: nothing lost, nothing twice, and no document on two sides."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Project, words
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.errors import DataError
+from pipeline.data.encode import cut
+from pipeline.data.patterns import GPT2_PATTERN
+from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
+from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
+from pipeline.split.sides import SIDES, Part, by_document, by_position, duplicates, predefined, side_of
+
+RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" r": 258, " é".encode()[:2]: 259}
+TOKENIZER = Tokenizer("small", GPT2_PATTERN, RANKS, {END_OF_TEXT: 260})
+TEXTS = {"a": "the river runs", "b": "the sea é 語言", "c": "the", "d": "light and the stone"}
+SHARES = st.tuples(st.floats(0.01, 0.6), st.floats(0, 0.39))
+
+
+def write(folder: Path, texts: dict[str, str]) -> TokenFolder:
+    with TokenWriter(folder, "tokens", TOKENIZER) as writer:
+        for name, text in texts.items():
+            writer.write(np.append(TOKENIZER.encode(text), TOKENIZER.end_of_text))
+            writer.end_document(name, len(text.encode()))
+    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()})
+    return TokenFolder(folder, "")
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenFolder:
+    return write(tmp_path_factory.mktemp("tokens"), TEXTS)
+
+
+def ids_of(parts: list[Part], side: str | None = None) -> list[int]:
+    chosen = [part for part in parts if side in (None, part.side)]
+    return [int(token) for part in chosen for ids in part.blocks for token in ids]
+
+
+def text_of(parts: list[Part], side: str | None = None) -> str:
+    return TOKENIZER.decode(token for token in ids_of(parts, side) if token != TOKENIZER.end_of_text)
+
+
+def test_a_document_keeps_its_side_whatever_other_documents_there_are(tmp_path: Path) -> None:
+    many = {f"text-{number}": f"the river {number}" for number in range(40)}
+    few = dict(itertools.islice(many.items(), 0, None, 3))
+    sides = []
+    for name, texts in (("many", many), ("few", few)):
+        (tmp_path / name).mkdir()
+        sides.append({part.name: part.side for part in by_document(write(tmp_path / name, texts), 2, 0.3, 0.2)})
+    assert sides[1] == {name: sides[0][name] for name in few}
+    assert set(sides[0].values()) == set(SIDES)
+
+
+def test_the_share_of_documents_on_each_side_is_near_what_was_asked() -> None:
+    sides = [side_of(f"document {number}", 1, 0.1, 0.2) for number in range(5000)]
+    assert sides.count("val") / 5000 == pytest.approx(0.1, abs=0.02)
+    assert sides.count("test") / 5000 == pytest.approx(0.2, abs=0.02)
+
+
+def test_another_seed_holds_out_other_documents() -> None:
+    first, second = ([side_of(str(n), seed, 0.3, 0.3) for n in range(100)] for seed in (1, 2))
+    assert first != second
+
+
+def test_a_test_share_of_0_puts_no_document_there() -> None:
+    assert "test" not in {side_of(str(number), 1, 0.5, 0.0) for number in range(1000)}
+
+
+@settings(deadline=None)
+@given(shares=SHARES, seed=st.integers(0, 2**63 - 1))
+def test_splitting_by_document_keeps_each_document_whole_on_one_side(
+    tokens: TokenFolder, shares: tuple[float, float], seed: int
+) -> None:
+    parts = list(by_document(tokens, seed, *shares))
+    assert [part.name for part in parts] == list(TEXTS)
+    assert ids_of(parts) == tokens.ids("tokens").tolist()
+    assert all(part.text_bytes == len(TEXTS[part.name].encode()) for part in parts)
+
+
+@settings(deadline=None)
+@given(shares=SHARES, unit=st.sampled_from(["tokens", "characters"]))
+def test_splitting_by_position_keeps_the_order_and_loses_nothing(
+    tokens: TokenFolder, shares: tuple[float, float], unit: str
+) -> None:
+    parts = list(by_position(tokens, unit, *shares))
+    places = [SIDES.index(part.side) for part in parts]
+    assert places == sorted(places)
+    assert text_of(parts) == "".join(TEXTS.values())
+    assert ids_of(parts).count(TOKENIZER.end_of_text) == len(TEXTS)
+    if unit == "tokens":
+        assert ids_of(parts) == tokens.ids("tokens").tolist()
+    else:
+        assert sum(part.text_bytes for part in parts) == sum(len(text.encode()) for text in TEXTS.values())
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    texts=st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=5),
+    shares=SHARES,
+    unit=st.sampled_from(["tokens", "characters"]),
+)
+def test_any_texts_can_be_split_by_position(texts: list[str], shares: tuple[float, float], unit: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        named = {str(number): text for number, text in enumerate(texts)}
+        parts = list(by_position(write(Path(folder), named), unit, *shares))
+        ids, text = ids_of(parts), text_of(parts)
+    if unit == "tokens":
+        assert len(ids) == sum(len(TOKENIZER.encode(text)) + 1 for text in texts)
+    else:
+        assert text == "".join(texts)
+
+
+@pytest.mark.parametrize(("val", "test", "sizes"), [(0.05, 0.05, (900, 50, 50)), (0.1, 0.0, (900, 100, 0))])
+@pytest.mark.parametrize("unit", ["tokens", "characters"])
+def test_a_thousand_are_cut_where_the_shares_say(
+    tmp_path: Path, unit: str, val: float, test: float, sizes: tuple[int, ...]
+) -> None:
+    length = 999 if unit == "tokens" else 1000  # end-of-text is a token and no character
+    parts = list(by_position(write(tmp_path, {"one": "x" * length}), unit, val, test))
+    found = {side: len(ids_of(parts, side) if unit == "tokens" else text_of(parts, side)) for side in SIDES}
+    assert tuple(found.values()) == sizes
+
+
+def test_cutting_by_characters_gives_the_ids_of_a_text_that_was_cut_first(tmp_path: Path) -> None:
+    text = "the river runs to the sea, and the stone listens " * 3  # cuts fall inside words and tokens
+    parts = list(by_position(write(tmp_path, {"one": text}), "characters", 0.1, 0.0))
+    place = int(0.9 * len(text))
+    assert ids_of(parts, "train") == TOKENIZER.encode(text[:place]).tolist()
+    assert ids_of(parts, "val") == [*TOKENIZER.encode(text[place:]).tolist(), TOKENIZER.end_of_text]
+
+
+@pytest.mark.parametrize("unit", ["tokens", "characters"])
+def test_a_document_at_the_cut_may_be_larger_than_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    monkeypatch.setattr("pipeline.data.tokens._BLOCK", 1 << 12)
+    monkeypatch.setattr("pipeline.split.sides.cut", lambda text: cut(text, 1 << 12))
+    peaks = []
+    for repeats in (5, 25):
+        folder = tmp_path / str(repeats)
+        folder.mkdir()
+        tokens = write(folder, {"one": "the river runs to the sea of stone and light é\n" * 100 * repeats})
+        tracemalloc.start()
+        written = sum(len(ids) for part in by_position(tokens, unit, 0.3, 0.2) for ids in part.blocks)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert written >= len(tokens.ids("tokens"))
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_a_side_that_is_read_in_pieces_has_its_whole_texts_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.tokens._BLOCK", 7)
+    monkeypatch.setattr("pipeline.split.sides.cut", lambda text: cut(text, 5))
+    text = "the river é runs to the 語言 sea, and the stone listens\n\n  " * 5
+    tokens = write(tmp_path, {"before": "the", "one": text})
+    parts = list(by_position(tokens, "characters", 0.3, 0.2))
+    assert text_of(parts) == "the" + text
+    for part in parts[1:]:
+        own = text_of([part])
+        assert ids_of([part])[: len(TOKENIZER.encode(own))] == TOKENIZER.encode(own).tolist()
+        assert part.text_bytes == len(own.encode())
+    assert ids_of(parts)[-1] == TOKENIZER.end_of_text
+
+
+def test_the_split_stage_puts_no_document_on_two_sides(trained: Path) -> None:
+    splits = TokenFolder(trained / "artifacts" / "splits", "")
+    names = {side: {entry.name for entry in splits.documents(side)} for side in splits.names}
+    assert all(names.values())
+    assert not any(names[one] & names[other] for one, other in itertools.combinations(names, 2))
+    tokens = TokenFolder(trained / "artifacts" / "tokens", "")
+    assert set().union(*names.values()) == {entry.name for entry in tokens.documents("tokens")}
+
+
+# ── predefined ────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_sides(folder: Path, sides: dict[str, str | None]) -> TokenFolder:
+    with TokenWriter(folder, "tokens", TOKENIZER) as writer:
+        for name, side in sides.items():
+            writer.write(TOKENIZER.encode(f"the text {name}"))
+            writer.end_document(name, len(f"the text {name}".encode()), side)
+    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()})
+    return TokenFolder(folder, "")
+
+
+def test_predefined_keeps_the_sides_that_the_corpus_gave(tmp_path: Path) -> None:
+    given: dict[str, str | None] = {"a": "train", "b": "val", "c": "train", "d": "test"}
+    assert {part.name: part.side for part in predefined(write_sides(tmp_path, given))} == given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"a": "train", "b": None, "c": "val", "d": None},
+            r"b, d lie in no .*found: train 1, val 1, test 0 documents",
+        ),
+        ({"a": "train", "d": "test"}, r"no document is on the side val \(found: train 1, val 0, test 1"),
+        ({"a": "val"}, "no document is on the side train"),
+    ],
+)
+def test_predefined_says_what_was_found_when_a_side_is_missing(
+    tmp_path: Path, given: dict[str, str | None], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        list(predefined(write_sides(tmp_path, given)))
+
+
+def test_folders_and_files_named_after_the_sides_are_split_so(project: Project) -> None:
+    raw = project.root / "data" / "raw"
+    for number, path in enumerate(sorted(raw.glob("*.txt"))):
+        side = ("train", "train", "train", "Validation")[number % 4]
+        (raw / side).mkdir(exist_ok=True)
+        path.rename(raw / side / path.name)
+    (raw / "test.md").write_text(words(99, 300))
+    project.succeed("tokenize")
+    project.succeed("split", "--set", "split.by=predefined")
+    splits = TokenFolder(project.root / "artifacts" / "splits", "")
+    names = {side: {entry.name.split("/")[0] for entry in splits.documents(side)} for side in splits.names}
+    assert names == {"train": {"train"}, "val": {"Validation"}, "test": {"test.md"}}
+    (raw / "test.md").unlink()
+    project.succeed("tokenize")
+    project.succeed("split", "--set", "split.by=predefined")
+    assert TokenFolder(project.root / "artifacts" / "splits", "").names == ["train", "val"]
+
+
+# ── duplicates ────────────────────────────────────────────────────────────────────────────────────
+
+
+def part(side: str, name: str, digest: str | None) -> Part:
+    return Part(side, name, [np.array([1, 2], dtype=np.uint16)], 2, digest)
+
+
+def test_of_two_sides_the_one_held_out_more_strictly_keeps_the_text() -> None:
+    parts = [
+        part("train", "a", "1"), part("train", "b", "2"), part("val", "c", "1"), part("val", "d", "3"),
+        part("test", "e", "3"), part("test", "f", "1"), part("train", "g", "2"), part("train", "h", None),
+        part("val", "i", None),
+    ]  # fmt: skip
+    assert [str(each) for each in duplicates(parts)] == [
+        "a (train) = f (test)",
+        "c (val) = f (test)",
+        "d (val) = e (test)",
+    ]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(SIDES), st.sampled_from("12345")), max_size=30))
+def test_without_its_duplicates_no_text_is_on_two_sides(placed: list[tuple[str, str]]) -> None:
+    parts = [part(side, str(number), digest) for number, (side, digest) in enumerate(placed)]
+    dropped = {each.name for each in duplicates(parts)}
+    left = [each for each in parts if each.name not in dropped]
+    assert {each.digest for each in left} == {each.digest for each in parts}
+    for one, other in itertools.combinations(SIDES, 2):
+        texts = [{each.digest for each in left if each.side == side} for side in (one, other)]
+        assert not texts[0] & texts[1]
+
+
+def test_a_side_that_gets_far_less_than_it_was_to_get_is_told(project: Project) -> None:
+    raw = project.root / "data" / "raw"
+    settings = ("--set", "split.seed=1", "--set", "split.val=0.2", "--set", "split.test=0.2")
+    for path in sorted(raw.glob("*.txt")):
+        held_out = side_of(path.name, 1, 0.2, 0.2)
+        path.write_text("A short one." if held_out == "val" else "A much longer text, word by word by word. " * 20)
+    project.succeed("tokenize")
+    said = project.succeed("split", *settings).out
+    (note,) = [line for line in said.splitlines() if line.startswith("note: val")]
+    assert "where split.val asks for 20%" in note
+    assert "note: test" not in said
+
+
+def test_a_planted_duplicate_is_reported_and_removed_when_asked(project: Project) -> None:
+    raw = project.root / "data" / "raw"
+    for side in ("train", "val"):
+        (raw / side).mkdir()
+    for path in sorted(raw.glob("*.txt")):
+        path.rename(raw / ("val" if path.name < "text-03" else "train") / path.name)
+    text = (raw / "val" / "text-01.txt").read_text()
+    (raw / "train" / "copy.txt").write_text(
+        "\r\n" + text.replace(" ", "  ", 3) + "\n"
+    )  # white space does not count
+    project.succeed("tokenize")
+    said = project.succeed("split", "--set", "split.by=predefined")
+    assert "train/copy.txt (train) = val/text-01.txt (val)" in said.out
+    meta = TokenFolder(project.root / "artifacts" / "splits", "").meta
+    assert [(twin["name"], twin["kept_name"]) for twin in meta["duplicates"]] == [
+        ("train/copy.txt", "val/text-01.txt")
+    ]
+    said = project.succeed("split", "--set", "split.by=predefined", "--set", "split.duplicates=remove")
+    assert "removed" in said.out
+    splits = TokenFolder(project.root / "artifacts" / "splits", "")
+    assert "train/copy.txt" not in {entry.name for entry in splits.documents("train")}
+    assert "val/text-01.txt" in {entry.name for entry in splits.documents("val")}
+
+
+# ── as other trainers read them ───────────────────────────────────────────────────────────────────
+
+
+def test_nanogpts_loader_reads_the_split_files(trained: Path) -> None:
+    """A transcription of what it needs: np.memmap of raw uint16, and windows at any place."""
+    folder = trained / "artifacts" / "splits"
+    splits = TokenFolder(folder, "")
+    for side in ("train", "val"):
+        data = np.memmap(folder / f"{side}.bin", dtype=np.uint16, mode="r")
+        assert np.array_equal(data, splits.ids(side))
+        block_size, generator = 16, np.random.default_rng(0)
+        places = generator.integers(len(data) - block_size, size=4)
+        x = np.stack([data[place : place + block_size].astype(np.int64) for place in places])
+        y = np.stack([data[place + 1 : place + 1 + block_size].astype(np.int64) for place in places])
+        assert np.array_equal(x[:, 1:], y[:, :-1])
+        assert x.max() < splits.tokenizer.vocab_size
+    text = "".join(
+        (trained / "data" / "raw" / entry.name).read_text() for entry in splits.documents("train")
+    )  # fmt: skip
+    data = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
+    assert splits.tokenizer.decode(data[data != splits.tokenizer.end_of_text]) == text

@@ -1,0 +1,72 @@
+"""The stages, one after the other, on a tiny project."""
+
+import json
+import math
+import zipfile
+from typing import Any
+
+import pytest
+import torch
+from conftest import Project
+
+from pipeline.evaluate.tables import read_units
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.plugin.registry import Registry
+
+
+def test_the_five_stages_run_and_say_what_they_did(project: Project) -> None:
+    outputs = {}
+    for stage, wrote in [
+        ("tokenize", "artifacts/tokens"),
+        ("split", "artifacts/splits"),
+        ("train", "artifacts/checkpoint"),
+        ("evaluate", "reports/report.html"),
+        ("export", "artifacts/export"),
+    ]:
+        result = project.succeed(stage)
+        assert "wrote" in result.out
+        assert wrote in result.out
+        assert (project.root / wrote).exists()
+        outputs[stage] = result.out
+    result = project.succeed("generate", "the river")
+    assert result.out.startswith("the river")
+    metrics = json.loads((project.root / "metrics" / "evaluate.json").read_text())
+    assert metrics["val"]["loss"] > 0
+    assert {"unigram", "xz"} <= set(metrics["test"]["baselines"])
+    documents = read_units((project.root / "reports" / "documents.tsv").read_text())
+    for side in ("val", "test"):
+        numbers = metrics[side]
+        assert set(numbers["interval"]) == {"loss", "perplexity", "bits_per_byte", "accuracy"}
+        for name, ends in numbers["interval"].items():
+            assert ends["low"] < numbers[name] < ends["high"]
+        assert numbers["accuracy"] <= numbers["accuracy_top5"] <= 1
+        assert 0 <= numbers["calibration_error"] <= 1
+        nats, tokens = (sum(each[column] for each in documents[side]) for column in (2, 1))
+        assert tokens == numbers["tokens"]
+        assert nats / tokens == pytest.approx(numbers["loss"], rel=1e-12)
+    assert only_numbers(metrics)  # DVC drops or breaks on what is none
+    assert "95% over" in outputs["evaluate"]
+
+
+def only_numbers(values: Any) -> bool:
+    if isinstance(values, dict):
+        return all(only_numbers(each) for each in values.values())
+    return type(values) in (int, float) and math.isfinite(values)
+
+
+@pytest.mark.parametrize("settings", [{}, {"plain": True}])
+def test_the_checkpoint_loads_as_the_chapter_loads_it(trained_project: Project, settings: dict[str, bool]) -> None:
+    for name, value in settings.items():
+        trained_project.succeed("train", "--set", f"train.optimizer.adamw.{name}={value}")
+    folder = trained_project.root / "artifacts" / "checkpoint"
+    saved = torch.load(folder / "model_and_optimizer.pth", weights_only=True)
+    assert zipfile.ZipFile(folder / "model_and_optimizer.pth").testzip() is None  # others read it as a zip file
+    model = GPT(GPTConfig(**json.loads((folder / "config.json").read_text())))
+    registry = Registry.load(trained_project.root / "plugins", ["optimizers"])
+    adamw = registry.build("optimizers", "adamw", {"adamw": settings}, "train.optimizer")
+    optimizer = adamw.build(model.named_parameters())
+    model.load_state_dict(saved["model_state_dict"])
+    optimizer.load_state_dict(saved["optimizer_state_dict"])
+    assert all(torch.equal(value, saved["model_state_dict"][name]) for name, value in model.named_parameters())
+    assert all(optimizer.state[parameter]["step"] == saved["step"] for parameter in model.parameters())

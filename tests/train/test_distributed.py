@@ -1,0 +1,550 @@
+"""Several processes that train one model: the batches, gradients and losses of one, and one decision for all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from small_run import CONTEXT, IDS, RAGGED, Masked, assert_same_bits, make_model, make_run, weights
+
+from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
+from pipeline.core.files import write_manifest
+from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
+from pipeline.train.distributed.ranks import Ranks, joined, ranks_here, slurm_address
+from pipeline.train.distributed.shards import check_shares, write_shares
+from pipeline.train.interrupt import StopSignal
+from pipeline.train.loop import Run, train, train_step
+from pipeline.train.state import TrainState, skeleton
+
+STEPS, BATCH = 50, 8
+
+
+def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Runs `work(ranks, *arguments)` in `count` processes that are connected with one another."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, (count, port, work, arguments), nprocs=count)
+
+
+def _rank(rank: int, count: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    ranks = Ranks(rank, count, rank)
+    with joined(ranks, on_gpus=False):
+        work(ranks, *arguments)
+
+
+# ── the same losses on 1, 2 and 4 ranks ───────────────────────────────────────────────────────────
+
+
+def curve(
+    folder: Path, ranks: Ranks, *, dtype: torch.dtype = torch.float64, dropout: float = 0.0, **changes: Any
+) -> Run:
+    """A run of 50 AdamW steps of 8 windows."""
+    settings = {"batch_size": BATCH, "total_windows": STEPS * BATCH, "grad_clip": 1.0, "every": 10} | changes
+    return make_run(folder, make=lambda: make_model(dropout=dropout).to(dtype), ranks=ranks, **settings)
+
+
+RAGGED_DATA = Masked(IDS["train"], CONTEXT, 1, False, RAGGED)
+CASES: dict[str, dict[str, Any]] = {
+    "float64": {"options": {"lr": 1e-3}},
+    "float64, one window at a time": {"options": {"lr": 1e-3}, "micro_batch_size": 1},
+    "float64, dropout": {"options": {"lr": 1e-3}, "dropout": 0.3, "micro_batch_size": 2},
+    "float64, uneven targets": {"options": {"lr": 1e-3}, "data": RAGGED_DATA, "micro_batch_size": 1},
+    "float64, a batch that does not divide": {"batch_size": 7, "micro_batch_size": 2, "total_windows": 7 * 50 - 4},
+    "float32, 1e-4": {"options": {"lr": 1e-4}, "dtype": torch.float32},
+    "float32, 4e-4": {"options": {"lr": 4e-4}, "dtype": torch.float32},
+    "float32, 1e-3": {"options": {"lr": 1e-3}, "dtype": torch.float32},
+    "float32, 1e-3, uneven targets": {"options": {"lr": 1e-3}, "dtype": torch.float32, "data": RAGGED_DATA},
+}
+SHARDED: dict[str, dict[str, Any]] = {
+    "float64": CASES["float64"],
+    "float64, uneven targets": CASES["float64, uneven targets"],
+    "float64, a batch that does not divide": CASES["float64, a batch that does not divide"],
+    "float32, 1e-3": CASES["float32, 1e-3"],
+    "lion": {"optimizer": "lion"},
+    "sgd": {"optimizer": "sgd"},
+}
+
+
+ALL = [*(("ddp", name) for name in CASES), *(("fsdp", name) for name in SHARDED)]
+FEW = [("ddp", "float64, dropout"), ("ddp", "float32, 1e-3, uneven targets"), ("fsdp", "float64, uneven targets")]
+
+
+def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]]) -> None:
+    """Trains every case; the first rank writes down each step's loss, each evaluation, and the weights."""
+    found: dict[str, Any] = {}
+    for strategy, name in cases:
+        case = (SHARDED if strategy == "fsdp" else CASES)[name]
+        run, state = curve(folder / str(ranks.count), ranks, strategy=strategy, **case), TrainState()
+        losses = []
+        while state.step < run.total_steps:
+            nats, tokens = train_step(run, state)
+            losses.append(nats / max(tokens, 1))
+        run.evaluate(state)
+        found[f"{strategy} {name}"] = (losses, state.history[-1], run.parallel.whole(run.model.state_dict()))
+    if ranks.first:
+        torch.save(found, folder / f"curves-{ranks.count}.pth")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[int, Any]:
+    """The curves by number of ranks, and by strategy and case."""
+    folder = tmp_path_factory.mktemp("curves")
+    curves(Ranks(), folder, ALL)
+    together(2, curves, folder, ALL)
+    together(4, curves, folder, ALL if request.config.getoption("long") else FEW)
+    return {count: torch.load(folder / f"curves-{count}.pth") for count in (1, 2, 4)}
+
+
+ON_RANKS = [
+    pytest.param(*case, count, marks=pytest.mark.long if count == 4 and case not in FEW else ())
+    for case in ALL
+    for count in (2, 4)
+]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("strategy", "case", "count"), ON_RANKS)
+def test_the_loss_curve_is_the_same_on_one_two_and_four_ranks(
+    found: dict[int, Any], strategy: str, case: str, count: int
+) -> None:
+    name = f"{strategy} {case}"
+    alone, (losses, evaluation, trained) = found[1][name], found[count][name]
+    rel = 1e-9 if "float64" in case else 1e-5
+    assert losses == pytest.approx(alone[0], rel=rel)
+    assert alone[0][-1] < alone[0][0]
+    assert evaluation == pytest.approx(alone[1], rel=10 * rel)
+    assert trained.keys() == alone[2].keys()
+    assert all(tensor.shape == alone[2][key].shape for key, tensor in trained.items())
+
+
+def orthogonal_steps(ranks: Ranks, folder: Path) -> None:
+    """Ten steps of Muon, and what each hidden matrix has become."""
+    run, state = (
+        curve(folder, ranks, strategy="fsdp", optimizer="muon", dtype=torch.float32, total_windows=80),
+        TrainState(),
+    )
+    losses = [train_step(run, state)[0] for _ in range(10)]
+    whole = run.parallel.whole(run.model.state_dict())
+    if ranks.first:
+        torch.save((losses, whole), folder / f"muon-{ranks.count}.pth")
+
+
+def test_muon_orthogonalises_whole_matrices_when_they_are_shared_out(tmp_path: Path) -> None:
+    """Its Newton-Schulz steps are in bfloat16: ten of them end 3 to 4% of the way from where float32 would, and
+    another order of summing does as much. One that saw only a share of each matrix ends 50 to 100% away."""
+    orthogonal_steps(Ranks(), tmp_path)
+    together(2, orthogonal_steps, tmp_path)
+    (alone, weights_alone), (shared, weights_shared) = (torch.load(tmp_path / f"muon-{n}.pth") for n in (1, 2))
+    assert shared == pytest.approx(alone, rel=1e-4)
+    begun = make_model().state_dict()
+    for name in ("blocks.0.attention.qkv.weight", "blocks.1.mlp.up.weight", "blocks.1.mlp.down.weight"):
+        moved = (weights_alone[name] - begun[name]).norm()
+        assert (weights_shared[name] - weights_alone[name]).norm() < 0.08 * moved
+
+
+# ── one decision for all ──────────────────────────────────────────────────────────────────────────
+
+
+class Looks(EvalCallback):
+    """Looks at the model and generates; stops the run at a step, or fails there."""
+
+    name: ClassVar[str] = "looks"
+    stop_at: int = -1
+    fail_at: int = -1
+
+    def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
+        assert {name: tensor.shape for name, tensor in event.model.state_dict().items()} == {
+            name: tensor.shape for name, tensor in make_model().state_dict().items()
+        }
+        assert all(type(parameter) is torch.nn.Parameter for parameter in event.model.parameters())
+        event.show(event.generate("the", max_new_tokens=4))
+        event.memory["seen"] = event.memory.get("seen", 0) + 1
+        if event.step == self.stop_at:
+            raise StopTraining("enough")
+        if event.step == self.fail_at:
+            raise ValueError("broken")
+        return {"looks.seen": float(event.memory["seen"])}
+
+
+class StopOnOne(StopSignal):
+    """The signal comes to one rank only, the given time that it is asked."""
+
+    def __init__(self, time: int) -> None:
+        super().__init__()
+        self.left = time
+
+    @property
+    def number(self) -> int | None:
+        self.left -= 1
+        return 15 if self.left < 0 else None
+
+
+def decisions(ranks: Ranks, folder: Path) -> None:
+    """What all ranks must do as one; an assertion that fails ends the test with its traceback."""
+    for strategy in ("ddp", "fsdp"):
+        common = {"strategy": strategy, "dtype": torch.float64, "total_windows": 6 * BATCH, "every": 2}
+
+        run, state = (
+            curve(folder / f"{strategy}-stop", ranks, callbacks=(Looks(stop_at=4),), **common),
+            TrainState(),
+        )
+        train(run, state)
+        assert (state.step, state.stopped, state.complete) == (4, "enough", True)
+        assert [row["looks.seen"] for row in state.history[:-1]] == [1.0, 2.0]
+        assert bool(state.memory) == ranks.first
+        if strategy == "fsdp":  # each its shares
+            assert all(tensor.device_mesh.size() == 2 for tensor in state.best_weights.values())
+        else:
+            assert all(tensor.is_meta != ranks.first for tensor in state.best_weights.values())
+
+        run, state = (
+            curve(folder / f"{strategy}-fail", ranks, callbacks=(Looks(fail_at=2),), **common),
+            TrainState(),
+        )
+        with pytest.raises(PluginError, match="'looks', at step 2, raised ValueError: broken"):
+            train(run, state)
+
+        run, state = curve(folder / f"{strategy}-hooks", ranks, **common), TrainState()
+        for _ in range(6):
+            train_step(run, state)
+        assert not run.parallel.forward(torch.zeros(1, 4, dtype=torch.long)).head_weight._backward_hooks
+
+        for time in (0, 3, 9, 14):
+            stop = StopOnOne(time if ranks.rank == 1 else 10**9)
+            place = folder / f"{strategy}-{time}"
+            run, state = curve(place, ranks, stop=stop, **common), TrainState()
+            with pytest.raises(Interrupted, match="training stopped at step"):
+                train(run, state)
+
+    with pytest.raises(PipelineError, match="rank 1 has other data than rank 0"):
+        ranks.same(f"{ranks.rank}", "other data")
+    ranks.same("equal", "other data")
+
+
+def test_all_ranks_decide_as_one(tmp_path: Path) -> None:
+    """A callback's stop, its error and a signal that comes to one rank; the callback saw the whole model."""
+    together(2, decisions, tmp_path)
+
+
+# ── from two ranks to one, and back ───────────────────────────────────────────────────────────────
+
+
+def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[Run, TrainState]:
+    """A run with its newest state, if there is one."""
+    run = curve(
+        folder, ranks, strategy=strategy, total_windows=10 * BATCH, every=3, callbacks=(Looks(),), **changes
+    )
+    saved = run.saver.store.load() if ranks.first else None
+    told = ranks.from_first(lambda: skeleton(saved) if saved else None)
+    saved = saved if ranks.first else told
+    return run, TrainState.restore(saved, run.parallel, run.optimizer) if saved else TrainState()
+
+
+def went_on(
+    ranks: Ranks, folder: Path, strategy: str, stop: StopSignal | None = None, **changes: Any
+) -> tuple[Run, TrainState]:
+    run, state = begun(ranks, folder, strategy, stop=stop, **changes)
+    if stop is None:
+        train(run, state)
+    else:
+        with pytest.raises(Interrupted):
+            train(run, state)
+    return run, state
+
+
+def pass_on(ranks: Ranks, folder: Path) -> None:
+    """Goes on with what one rank left, and leaves something for one rank."""
+    for strategy in ("ddp", "fsdp"):
+        run, state = went_on(ranks, folder / f"{strategy}-one-to-two", strategy)
+        whole = run.parallel.whole(run.model.state_dict()), run.parallel.whole(run.optimizer.state_dict())
+        if ranks.first:
+            torch.save((state.history, *whole), folder / f"{strategy}-one-to-two.pth")
+        went_on(ranks, folder / f"{strategy}-two-to-one", strategy, StopSignalAfter(25))
+        went_on(ranks, folder / f"{strategy}-two-to-two", strategy, StopSignalAfter(25))
+        again, _ = went_on(ranks, folder / f"{strategy}-two-to-two", strategy)
+        straight, _ = went_on(ranks, folder / f"{strategy}-straight", strategy)
+        ends = [each.parallel.whole(each.model.state_dict()) for each in (again, straight)]
+        if ranks.first:
+            assert_same_bits(*ends)
+
+
+class StopSignalAfter(StopOnOne):
+    """The signal comes to every rank at the same time."""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_run_stopped_on_two_ranks_goes_on_on_one_and_the_other_way_round(strategy: str, passed_on: Path) -> None:
+    straight, state = went_on(Ranks(), passed_on / "straight", "one")
+    back, back_state = went_on(Ranks(), passed_on / f"{strategy}-two-to-one", "one")
+    assert back.saver.store.states()[-1].name > "000001"  # the first one is of the two ranks
+    history, model, optimizer = torch.load(passed_on / f"{strategy}-one-to-two.pth")
+    for other in (back_state.history, history):
+        assert len(other) == len(state.history)
+        for row, expected in zip(other, state.history, strict=True):
+            assert row == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(weights(back), weights(straight), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(model, weights(straight), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(optimizer, straight.optimizer.state_dict(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def passed_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    for strategy in ("ddp", "fsdp"):
+        went_on(Ranks(), folder / f"{strategy}-one-to-two", "one", StopSignalAfter(25))
+    together(2, pass_on, folder)
+    return folder
+
+
+# ── a state as shares ─────────────────────────────────────────────────────────────────────────────
+
+
+def whole(run: Run, state: TrainState) -> list[Any]:
+    """Weights, moments and best weights, whole on the first rank."""
+    each = run.model.state_dict(), run.optimizer.state_dict(), state.best_weights
+    return [run.parallel.whole(value) for value in each]
+
+
+def leave_shares(ranks: Ranks, folder: Path) -> None:
+    """Two states of a run that was stopped; and one rank of two that must not, or cannot, write its share."""
+    run, state = went_on(ranks, folder / "stopped", "fsdp", StopSignalAfter(25), save_seconds=0.0)
+    ended = whole(run, state)
+    if ranks.first:
+        torch.save(ended, folder / "stopped.pth")
+
+    run, state = begun(ranks, folder / "faults", "fsdp", save_seconds=0.0)
+    (folder / "of-rank-0").mkdir(exist_ok=True)
+    with pytest.raises(PipelineError, match=r"rank 1 does not see \S+of-rank-1, in which all ranks write"):
+        write_shares({}, folder / f"of-rank-{ranks.rank}" / "shards", run.parallel.writers)
+    run.saver.now(state.capture(run.parallel, run.optimizer))
+    if ranks.rank == 1:
+        local = run.model.blocks[0].mlp.up.weight.to_local()  # type: ignore[operator]
+        with torch.no_grad():
+            before = local[0, 0].clone()
+            local[0, 0] = float("nan")
+    with pytest.raises(PipelineError, match=r"the weights of blocks\.0\.mlp\.up\.weight are not finite"):
+        run.saver.now(state.capture(run.parallel, run.optimizer))
+    if ranks.rank == 1:
+        with torch.no_grad():
+            local[0, 0] = before
+
+    for case in ("share", "rest"):
+        with pytest.MonkeyPatch.context() as patch:
+            if case == "share" and ranks.rank == 1:
+                patch.setattr("torch.distributed.checkpoint.filesystem.FileSystem.create_stream", full)
+            if case == "rest" and ranks.first:
+                patch.setattr("pipeline.train.store.save_tensors", fail_on_a_full_disk)
+            with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* are to be written"):
+                train(run, state)  # the error comes from the background
+        assert [path.name for path in run.saver.store.states()] == ["000001"]
+        assert not list(run.saver.store.folder.glob(".*"))
+    train(run, state)
+    assert state.complete
+    assert [path.name for path in run.saver.store.states()][-1] > "000002"
+
+
+@contextmanager
+def full(self: Any, path: Path, mode: str) -> Iterator[Any]:
+    """What opens the files of shares, on a full disk."""
+    with open("/dev/full", mode) as file:
+        yield file
+
+
+def fail_on_a_full_disk(value: Any, path: Path, crc: bool = True) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def reshare(ranks: Ranks, folder: Path) -> None:
+    """Reads on four ranks what two wrote, and goes on for a while."""
+    found = whole(*begun(ranks, folder / "stopped", "fsdp"))
+    if ranks.first:
+        torch.save(found, folder / "four.pth")
+    went_on(ranks, folder / "around", "fsdp", StopSignalAfter(12))
+
+
+def end_on_two(ranks: Ranks, folder: Path) -> None:
+    """Reads on two ranks what one wrote, and goes on to the end."""
+    found = whole(*begun(ranks, folder / "around", "fsdp"))
+    if ranks.first:
+        torch.save(found, folder / "two.pth")
+    run, state = went_on(ranks, folder / "around", "fsdp")
+    ended = run.parallel.whole(run.model.state_dict())
+    if ranks.first:
+        torch.save((state.history, ended), folder / "around.pth")
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `leave_shares` leaves."""
+    folder = tmp_path_factory.mktemp("shares")
+    together(2, leave_shares, folder)
+    return folder
+
+
+@pytest.fixture
+def stopped(shares: Path, tmp_path: Path) -> Path:
+    """A copy of the stopped run's folder."""
+    return Path(shutil.copytree(shares / "stopped", tmp_path / "stopped"))
+
+
+def newest(folder: Path) -> Path:
+    return sorted(folder.glob("run/[0-9]*"))[-1]
+
+
+def test_no_rank_writes_a_whole_tensor_and_one_process_reads_them_whole(shares: Path, stopped: Path) -> None:
+    folder = newest(stopped)
+    parts = {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    assert {path.name for path in (folder / "shards").iterdir()} == parts
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(listed) == {"state.pth", "about.json", *(f"shards/{name}" for name in parts)}
+    beside = torch.load(folder / "state.pth", weights_only=True)
+    assert all(tensor.is_meta for tensor in beside["model_state_dict"].values())
+    assert all(tensor.is_meta for tensor in beside["run"]["best_weights"].values())
+    moments = [each for values in beside["optimizer_state_dict"]["state"].values() for each in values.values()]
+    assert all(tensor.is_meta == (tensor.ndim > 0) for tensor in moments)
+
+    alone = whole(*begun(Ranks(), stopped, "one"))
+    assert_same_bits(alone, torch.load(shares / "stopped.pth"))
+    assert alone[2]  # best weights
+
+
+def test_two_ranks_shares_go_on_on_four_ranks_on_one_and_on_two(shares: Path, passed_on: Path) -> None:
+    shutil.copytree(shares / "stopped", shares / "around")
+    together(4, reshare, shares)
+    assert_same_bits(torch.load(shares / "four.pth"), torch.load(shares / "stopped.pth"))
+    alone = whole(*went_on(Ranks(), shares / "around", "one", StopSignalAfter(12)))
+    assert not (newest(shares / "around") / "shards").exists()
+    together(2, end_on_two, shares)
+    assert_same_bits(torch.load(shares / "two.pth"), alone)
+    straight, state = went_on(Ranks(), passed_on / "straight", "one")
+    history, ended = torch.load(shares / "around.pth")
+    for row, expected in zip(history, state.history, strict=True):
+        assert row == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(ended, weights(straight), rtol=1e-6, atol=1e-9)
+
+
+def test_a_damaged_share_is_named_and_the_state_before_is_taken(
+    stopped: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    damaged = newest(stopped) / "shards" / "__1_0.distcp"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    _, state = begun(Ranks(), stopped, "one")
+    before = sorted(stopped.glob("run/[0-9]*"))[-2]
+    assert state.step == json.loads((before / "about.json").read_text())["step"]
+    said = capfd.readouterr().out
+    assert f"the saved state {newest(stopped)} is damaged and passed over ({damaged} is damaged" in said
+
+
+class Harmful:
+    """Pickled metadata that makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_metadata_that_would_run_code_is_refused(
+    stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = newest(stopped)
+    for content in (pickle.dumps(Harmful(tmp_path / "made")), b"cos\nsystem\n(S'touch made'\ntR.", b"", b"none"):
+        (folder / "shards" / ".metadata").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"\.metadata is no metadata of a saved state") as refused:
+            check_shares(folder / "shards")
+        assert "\n" not in str(refused.value)
+        write_manifest(folder)
+        begun(Ranks(), stopped, "one")  # with the state before
+        assert f"the saved state {folder} is damaged and passed over" in capfd.readouterr().out
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_share_that_would_run_code_is_refused(stopped: Path, tmp_path: Path) -> None:
+    folder = newest(stopped)
+    for share in (folder / "shards").glob("*.distcp"):
+        size = share.stat().st_size
+        share.write_bytes(pickle.dumps(Harmful(tmp_path / "made")).ljust(size, b"\0"))
+    write_manifest(folder)
+    with pytest.raises(CheckpointError, match=r"shards cannot be read \(Weights only load failed"):
+        begun(Ranks(), stopped, "one")
+    assert not (tmp_path / "made").exists()
+
+
+def test_metadata_that_leads_out_of_its_folder_is_refused(stopped: Path) -> None:
+    path = newest(stopped) / "shards" / ".metadata"
+    path.write_bytes(path.read_bytes().replace(b"__1_0.distcp", b"../../../etc"))
+    with pytest.raises(CheckpointError, match=r"it leads to \.\./\.\./\.\./etc"):
+        check_shares(path.parent)
+
+
+# ── which rank this is ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_process_alone_is_no_rank() -> None:
+    assert ranks_here({}) is None
+    # An sbatch script itself is no step: without srun it is one process.
+    assert ranks_here({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}) is None
+
+
+def test_torchruns_variables_say_which_rank_this_is() -> None:
+    assert ranks_here({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Ranks(5, 8, 1)
+
+
+def test_sruns_variables_say_which_rank_this_is_and_where_the_first_one_is() -> None:
+    step = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "1234567"}
+    assert ranks_here(step) == Ranks(3, 4, 1)
+    for hosts, first in {
+        "node[01-04,07],gpu3": "node01",
+        "gpu3": "gpu3",
+        "a-1,a-2": "a-1",
+        "rack2-[9,11]": "rack2-9",
+    }.items():
+        assert slurm_address(step | {"SLURM_STEP_NODELIST": hosts}) == {
+            "MASTER_ADDR": first,
+            "MASTER_PORT": "34567",
+        }
+
+
+def test_half_of_a_launchers_variables_are_an_error() -> None:
+    with pytest.raises(ParamsError, match="start with torchrun or srun"):
+        ranks_here({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"})
+    with pytest.raises(ParamsError, match="start with torchrun or srun"):
+        ranks_here({"RANK": "two", "WORLD_SIZE": "4"})
+
+
+def test_every_window_of_a_batch_is_computed_by_exactly_one_rank(tmp_path: Path) -> None:
+    from pipeline.train.loop import _micro_batches
+
+    for count in (1, 2, 3, 4):
+        for batch_size, micro in ((8, 8), (8, 3), (7, 2), (3, 1)):
+            seen, rounds, ends = [], set(), set()
+            for rank in range(count):
+                run = make_run(
+                    tmp_path, batch_size=batch_size, total_windows=6 * batch_size - 1, micro_batch_size=micro
+                )
+                run = replace(run, parallel=replace(run.parallel, ranks=Ranks(rank, count, rank)))
+                x, y = (torch.from_numpy(array) for array in run.data.batch(run.offsets(5)))
+                batches = list(_micro_batches(run, x, y, 0))
+                seen += [row.tolist() for batch in batches for row in batch.targets if (row >= 0).any()]
+                rounds.add(len(batches))
+                ends.add(tuple(batch.last for batch in batches))
+            assert sorted(seen) == sorted(y.tolist())
+            assert len(rounds) == len(ends) == 1
+            assert ends.pop()[-1]

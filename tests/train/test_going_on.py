@@ -1,0 +1,273 @@
+"""The train stage goes on, starts afresh, or extends; and says which, and why."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import Project
+
+import pipeline.train.loop as loop
+from pipeline.train.store import saved_runs
+
+CHECKPOINT = "artifacts/checkpoint/model_and_optimizer.pth"
+
+
+def sets(*values: str) -> list[str]:
+    return [part for value in values for part in ("--set", value)]
+
+
+@pytest.fixture
+def interrupted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose run died in its step 4, having saved after each step."""
+    for stage in ("tokenize", "split"):
+        project.succeed(stage)
+    whole = loop.train_step
+
+    def dies(run: loop.Run, state: loop.TrainState) -> tuple[float, int]:
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return whole(run, state)
+
+    monkeypatch.setattr(loop, "train_step", dies)
+    assert project.run("train", *sets("runtime.save_seconds=0")).code == 130
+    monkeypatch.setattr(loop, "train_step", whole)
+    return project
+
+
+# ── what changed ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_very_same_run_goes_on(interrupted: Project) -> None:
+    out = interrupted.succeed("train").out
+    assert "going on from step 4" in out
+    assert "afresh" not in out
+    assert "note" not in out
+
+
+def test_a_changed_param_is_named_and_changed_back_the_run_goes_on(interrupted: Project) -> None:
+    changed = interrupted.succeed("train", *sets("train.optimizer.adamw.lr=0.01", "model.dropout=0.1")).out
+    assert (
+        "starting afresh, since this is not the run before: model.dropout 0.0 → 0.1; "
+        "train.optimizer.adamw.lr 0.002 → 0.01\n" in changed
+    )
+    assert "going on from step 4" in interrupted.succeed("train").out
+
+
+def test_a_changed_plugin_is_named(interrupted: Project) -> None:
+    path = interrupted.root / "plugins" / "losses" / "focal.py"
+    before = path.read_text()
+    path.write_text(before + "# another line\n")
+    assert "since this is not the run before: plugins losses/focal.py\n" in interrupted.succeed("train").out
+    path.write_text(before)
+    assert "going on from step 4" in interrupted.succeed("train").out
+
+
+def test_changed_data_is_named(interrupted: Project) -> None:
+    interrupted.succeed("split", *sets("split.seed=5"))
+    assert "since this is not the run before: the data\n" in interrupted.succeed("train").out
+
+
+def test_changed_code_and_versions_are_named(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pipeline.train.identity as fingerprint
+
+    versions, sha256 = fingerprint.versions, fingerprint.sha256
+    monkeypatch.setattr(fingerprint, "versions", lambda: versions() | {"torch": "9.9"})
+    monkeypatch.setattr(fingerprint, "sha256", lambda path: "0" if path.name == "gpt.py" else sha256(path))
+    out = interrupted.succeed("train").out
+    assert re.search(r"not the run before: torch \S+ → 9\.9; code pipeline/model/gpt\.py\n", out), out
+
+
+# ── what is no reason to start afresh ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("setting", ["runtime.save_seconds=5", "runtime.restarts=3", "runtime.strategy=fsdp"])
+def test_runtime_that_changes_no_bit_is_not_spoken_of(interrupted: Project, setting: str) -> None:
+    out = interrupted.succeed("train", *sets(setting)).out
+    assert "going on from step 4" in out
+    assert "note" not in out
+
+
+def test_other_threads_go_on_and_it_is_said_that_bits_may_differ(interrupted: Project) -> None:
+    out = interrupted.succeed("train", *sets("runtime.threads=2")).out
+    assert "going on from step 4" in out
+    assert "note: the run goes on under other conditions than it began with (threads 1 → 2)" in out
+    assert "bits may differ" in out
+
+
+def test_threads_left_open_are_those_that_the_run_began_with(interrupted: Project) -> None:
+    out = interrupted.succeed("train", *sets("runtime.threads=0")).out
+    assert "note" not in out
+    assert torch.get_num_threads() == 1
+
+
+def test_another_processor_is_said(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
+    assert re.search(r"other conditions .*\(processor \S+ → ABACUS\)", interrupted.succeed("train").out)
+
+
+def test_compiling_without_a_compiler_is_one_line(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("tokenize", "split"):
+        project.succeed(stage)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    result = project.run("train", *sets("runtime.compile=true"))
+    assert result.code == 1
+    assert result.err.startswith("error: runtime.compile: true, but there is no C++ compiler")
+
+
+# ── the runs there are ────────────────────────────────────────────────────────────────────────────
+
+
+def test_runs_are_listed_and_forgotten(interrupted: Project) -> None:
+    interrupted.succeed("train", *sets("train.seed=7"))
+    finished, unfinished = saved_runs(interrupted.root / ".resume")
+    lines = interrupted.succeed("runs").out.splitlines()
+    assert re.fullmatch(r"run +step +states +size +saved +status", lines[0])
+    row = r"{} +{} of 6 +{} +[\d.]+ kB +\d seconds ago +{}"
+    assert re.fullmatch(row.format(finished.folder.name, 6, 1, "complete"), lines[1])
+    assert re.fullmatch(row.format(unfinished.folder.name, 4, 2, "unfinished"), lines[2])
+
+    bad = interrupted.run("clean", "nothing")
+    assert bad.code == 1
+    assert f"'nothing' is no run (there are: {finished.folder.name}, {unfinished.folder.name})" in bad.err
+
+    assert re.match(r"removed the states of 1 run, [\d.]+ kB", interrupted.succeed("clean", "--keep", "1").out)
+    assert [run.folder for run in saved_runs(interrupted.root / ".resume")] == [finished.folder]
+    assert "removed the states of 1 run," in interrupted.succeed("clean", finished.folder.name[:6]).out
+    assert interrupted.succeed("runs").out == "no states are kept\n"
+
+
+def test_a_few_finished_and_a_few_unfinished_runs_are_kept(interrupted: Project) -> None:
+    unfinished = saved_runs(interrupted.root / ".resume")[0].folder.name
+    for seed in range(10, 15):
+        interrupted.succeed("train", *sets(f"train.seed={seed}"))
+    kept = {run.folder.name: run.complete for run in saved_runs(interrupted.root / ".resume")}
+    assert sorted(kept.values()) == [False, True, True, True]
+    assert kept[unfinished] is False
+
+
+def test_a_run_that_another_process_works_on_is_never_pruned(interrupted: Project) -> None:
+    import fcntl
+
+    (unfinished,) = saved_runs(interrupted.root / ".resume")
+    for number in range(4):  # newer unfinished ones, so that it would go
+        copy = unfinished.folder.with_name(f"{number:016x}")
+        shutil.copytree(unfinished.folder, copy)
+        for state in copy.glob("[0-9]*"):
+            state.touch()
+    with (unfinished.folder / "lock").open("w") as file:
+        file.write("4711")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        interrupted.succeed("train", *sets("train.seed=20"))
+        names = {run.folder.name for run in saved_runs(interrupted.root / ".resume")}
+        assert unfinished.folder.name in names
+        assert len(names) == 5
+        assert "running as process 4711" in interrupted.succeed("runs").out
+
+
+# ── extending a finished run ──────────────────────────────────────────────────────────────────────
+
+
+def weights(project: Project) -> dict[str, torch.Tensor]:
+    saved = torch.load(project.root / CHECKPOINT, weights_only=True)
+    return saved["model_state_dict"]
+
+
+CONSTANT = sets("train.schedule.name=constant", "train.shift_windows=false", "model.dropout=0.2")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_extended_run_at_a_constant_rate_is_the_longer_run(project: Project, there: bool) -> None:
+    """Whether the finished run's state is there, or that run has to be trained first."""
+    for stage in ("tokenize", "split"):
+        project.succeed(stage)
+    project.succeed("train", *CONSTANT, *sets("train.budget.amount=10"))
+    longer, history = weights(project), (project.root / "metrics" / "history.tsv").read_text()
+    project.succeed("clean")
+    if there:
+        project.succeed("train", *CONSTANT)
+    out = project.succeed("train", *CONSTANT, *sets("train.extension.amount=4")).out
+    assert "extending the finished run from step 6 to 10" in out
+    assert ("step      3" in out) != there
+    torch.testing.assert_close(weights(project), longer, rtol=0, atol=0)
+    assert (project.root / "metrics" / "history.tsv").read_text() == history
+    assert json.loads((project.root / "metrics" / "train.json").read_text())["steps"] == 10
+    assert "already complete" in project.succeed("train", *CONSTANT, *sets("train.extension.amount=4")).out
+    assert "already complete" in project.succeed("train", *CONSTANT).out
+
+
+def test_an_extension_climbs_to_its_peak_and_is_interrupted_like_any_run(
+    interrupted: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = sets("train.extension.amount=4", "train.evaluation.every=1", "runtime.save_seconds=0")
+    whole = loop.train_step
+
+    def dies(run: loop.Run, state: loop.TrainState) -> tuple[float, int]:
+        if state.step == 8:
+            raise KeyboardInterrupt
+        return whole(run, state)
+
+    monkeypatch.setattr(loop, "train_step", dies)
+    assert interrupted.run("train", *more).code == 130
+    monkeypatch.setattr(loop, "train_step", whole)
+    out = interrupted.succeed("train", *more).out
+    assert "going on from step 8" in out
+    assert "extending" not in out
+    resumed = weights(interrupted)
+    rows = (interrupted.root / "metrics" / "history.tsv").read_text().splitlines()
+    rate = rows[0].split("\t").index("learning_rate")
+    rates = [float(row.split("\t")[rate]) for row in rows[2:]]
+    peak = max(rates)
+    assert rates[6:] == pytest.approx(
+        [peak * share for share in (0.275, 0.5, 0.275, 0.05)]
+    )  # 0.05 is where it ended
+    interrupted.succeed("clean")
+    interrupted.succeed("train", *more)
+    torch.testing.assert_close(weights(interrupted), resumed, rtol=0, atol=0)
+
+
+def test_a_changed_peak_extends_the_same_finished_run_anew(interrupted: Project) -> None:
+    interrupted.succeed("train", *sets("train.extension.amount=4"))
+    out = interrupted.succeed("train", *sets("train.extension.amount=4", "train.extension.peak=0.9")).out
+    assert "extending the finished run from step 6 to 10" in out
+    assert "going on" not in out
+
+
+def test_a_run_that_a_callback_ended_is_not_extended(interrupted: Project) -> None:
+    stops = sets("train.eval_callbacks.use=[target_loss]", "train.eval_callbacks.target_loss.value=100.0")
+    interrupted.succeed("train", *stops)
+    result = interrupted.run("train", *stops, *sets("train.extension.amount=4"))
+    assert result.code == 1
+    assert "train.extension: the run to extend was ended at step 0" in result.err
+    assert "train.extension.amount: 0" in result.err
+
+
+# ── memory ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ],
+)
+def test_memory_that_runs_out_names_what_to_lower_with_an_estimate(
+    interrupted: Project, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs_out(run: loop.Run, state: loop.TrainState) -> tuple[float, int]:
+        raise error
+
+    monkeypatch.setattr(loop, "train_step", runs_out)
+    result = interrupted.run("train", *sets("model.context_length=8"))
+    assert result.code == 1
+    assert re.fullmatch(
+        r"error: out of memory: a step needs about [\d.]+ \w+ on cpu \(.*activations [\d.]+ \w+.*\) and there are "
+        r"[\d.]+ GB.*: lower train\.micro_batch_size from 2 .*\n",
+        result.err,
+    ), result.err

@@ -1,0 +1,325 @@
+"""The training loop: gradients, clipping, what stops a run, and that evaluating changes no bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_run import (
+    CONTEXT,
+    IDS,
+    RAGGED,
+    REGISTRY,
+    Disturbs,
+    Masked,
+    assert_same_bits,
+    make_model,
+    make_run,
+    weights,
+)
+
+from pipeline.core.errors import PipelineError, PluginError
+from pipeline.data.batches import TrainingWindows
+from pipeline.model.gpt import GPT
+from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss, ModelOutput, StopTraining
+from pipeline.train.loop import Run, train, train_step
+from pipeline.train.state import TrainState
+
+
+def gradient(run: Run) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()])
+
+
+# ── accumulation ──────────────────────────────────────────────────────────────────────────────────
+
+
+def ragged_gradient(folder: Path, micro_batch_size: int, dtype: torch.dtype, **changes: Any) -> torch.Tensor:
+    run = make_run(
+        folder,
+        model=make_model().to(dtype),
+        data=Masked(IDS["train"], CONTEXT, 1, False, RAGGED),
+        batch_size=8,
+        total_windows=8,
+        micro_batch_size=micro_batch_size,
+        **changes,
+    )
+    state = TrainState()
+    _, tokens = train_step(run, state)
+    _, targets = run.data.batch(run.offsets(0))
+    assert tokens == state.objective_tokens == (targets != IGNORED).sum()
+    assert 0 < tokens < targets.size
+    return gradient(run)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
+@pytest.mark.parametrize("grad_clip", [0.0, 1e-3])
+def test_accumulated_gradients_of_ragged_batches_are_those_of_the_whole_batch(
+    tmp_path: Path, micro_batch_size: int, grad_clip: float
+) -> None:
+    whole = ragged_gradient(tmp_path, 8, torch.float64, grad_clip=grad_clip)
+    accumulated = ragged_gradient(tmp_path, micro_batch_size, torch.float64, grad_clip=grad_clip)
+    torch.testing.assert_close(accumulated, whole, rtol=1e-6, atol=1e-12)
+
+
+def test_accumulated_gradients_in_float32_are_near_those_of_the_whole_batch(tmp_path: Path) -> None:
+    whole, accumulated = (ragged_gradient(tmp_path, size, torch.float32) for size in (8, 1))
+    assert (accumulated - whole).norm() <= 1e-5 * whole.norm()
+
+
+def plain_gradient(model: GPT, data: TrainingWindows, offsets: list[int]) -> torch.Tensor:
+    """The gradient of the mean loss over all of a batch's targets, the plain way."""
+    x, y = (torch.from_numpy(array) for array in data.batch(offsets))
+    model.zero_grad()
+    F.cross_entropy(model(x).logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def test_the_gradient_is_that_of_the_mean_over_the_batchs_targets(tmp_path: Path) -> None:
+    data = Masked(IDS["train"], CONTEXT, 1, False, RAGGED)
+    expected = plain_gradient(make_model().double(), data, data.offsets(0, 8))
+    torch.testing.assert_close(ragged_gradient(tmp_path, 2, torch.float64), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_the_last_incomplete_batch_has_its_own_divisor(tmp_path: Path) -> None:
+    run = make_run(tmp_path, model=make_model().double(), total_windows=23, micro_batch_size=2)
+    state = TrainState(step=5)
+    assert len(run.offsets(4)) == 4
+    assert len(run.offsets(5)) == 3
+    _, tokens = train_step(run, state)
+    assert tokens == 3 * CONTEXT
+    expected = plain_gradient(make_model().double(), run.data, run.offsets(5))
+    torch.testing.assert_close(gradient(run), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_an_epochs_budget_reads_every_window_the_same_number_of_times(tmp_path: Path) -> None:
+    data = TrainingWindows(IDS["train"], CONTEXT, 1, False)
+    run = make_run(tmp_path, data=data, total_windows=3 * data.per_epoch)
+    assert run.length.total_windows % run.length.batch_size
+    read = [offset for step in range(run.total_steps) for offset in run.offsets(step)]
+    assert sorted(read) == sorted(3 * list(range(0, CONTEXT * data.per_epoch, CONTEXT)))
+
+
+# ── clipping, masks, what is not finite ───────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+def test_clipping_scales_the_whole_accumulated_gradient_to_its_largest_norm(
+    tmp_path: Path, micro_batch_size: int
+) -> None:
+    free, clipped = (
+        make_run(tmp_path, model=make_model().double(), grad_clip=clip, micro_batch_size=micro_batch_size)
+        for clip in (0.0, 0.125)
+    )
+    states = [TrainState(), TrainState()]
+    for run, state in zip((free, clipped), states, strict=True):
+        train_step(run, state)
+    norm = gradient(free).norm().item()
+    assert norm > 0.5
+    assert [state.grad_norm for state in states] == pytest.approx([norm, norm], rel=1e-12)
+    torch.testing.assert_close(gradient(clipped), gradient(free) * (0.125 / norm), rtol=1e-5, atol=1e-12)
+
+
+def test_a_gradient_below_the_largest_norm_is_left_as_it_is(tmp_path: Path) -> None:
+    free, clipped = (make_run(tmp_path, grad_clip=clip) for clip in (0.0, 1e3))
+    for run in (free, clipped):
+        train_step(run, TrainState())
+    assert_same_bits(gradient(clipped), gradient(free))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_batch_whose_targets_are_all_masked_is_skipped(tmp_path: Path, optimizer: str) -> None:
+    run = make_run(tmp_path, optimizer=optimizer)
+    before, state = weights(run), TrainState()
+    masked = replace(run, data=Masked(IDS["train"], CONTEXT, 1, True, (CONTEXT,)))
+    assert train_step(masked, state) == (0.0, 0)
+    assert_same_bits(weights(run), before)
+    assert (state.step, state.grad_norm, state.objective_nats, state.objective_tokens) == (1, 0.0, 0.0, 0)
+    train_step(run, state)
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+class Broken(Loss):
+    """A loss that is not finite, or whose gradient is not."""
+
+    name: ClassVar[str] = "broken"
+    value: str = "nan"
+
+    def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
+        if self.value == "gradient":
+            return (output.logits.sum(dim=-1) * 0).sqrt()
+        return output.logits.sum(dim=-1) * float(self.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [("nan", "the loss is nan"), ("gradient", "the gradient's norm is nan")]
+)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rate_and_place(
+    tmp_path: Path, value: str, what: str
+) -> None:
+    run = make_run(tmp_path)
+    state = TrainState()
+    for _ in range(3):
+        train_step(run, state)
+    before = weights(run)
+    with pytest.raises(PipelineError) as error:
+        train_step(replace(run, loss=Broken(value=value)), state)
+    message = str(error.value)
+    rates = ", ".join(f"{group['lr']:.3g}" for group in run.optimizer.param_groups)
+    assert f"step 3: {what} (learning rate {rates}; " in message
+    assert ", ".join(map(str, run.offsets(3))) in message
+    assert state.step == 3
+    assert_same_bits(weights(run), before)
+
+
+# ── the chapter ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_steps_loss_is_that_of_the_chapters_training_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, schedule=lambda step: 1.0)
+    plain = REGISTRY.build("optimizers", "adamw", {"adamw": {"plain": True, "beta2": 0.999}}, "")
+    run = replace(run, optimizer=plain.build(run.model.named_parameters()), micro_batch_size=4)
+    state, losses = TrainState(), []
+    for _ in range(6):
+        nats, tokens = train_step(run, state)
+        losses.append(nats / tokens)
+
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0004, weight_decay=0.1)
+    expected = []
+    for step in range(6):
+        input_batch, target_batch = (torch.from_numpy(array) for array in run.data.batch(run.offsets(step)))
+        optimizer.zero_grad()
+        logits = model(input_batch).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), target_batch.flatten())
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert losses == pytest.approx(expected, abs=1e-5, rel=0)
+    assert expected[-1] < expected[0]
+
+
+# ── evaluations do not disturb ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_evaluating_every_step_or_never_gives_the_same_weights_to_the_bit(tmp_path: Path, optimizer: str) -> None:
+    callbacks = (Disturbs(), REGISTRY.build("eval_callbacks", "sample_text", {}, ""))
+    found = []
+    for every in (1, 1000):
+        torch.manual_seed(0)
+        run = make_run(
+            tmp_path, model=make_model(dropout=0.5), optimizer=optimizer, every=every, callbacks=callbacks
+        )
+        state = TrainState()
+        train(run, state)
+        found.append(weights(run))
+        assert [row["step"] for row in state.history] == (list(range(7)) if every == 1 else [0, 6])
+        assert run.model.training
+    assert_same_bits(*found)
+
+
+def test_the_history_tells_of_the_loss_that_was_optimised_and_of_the_data_seen(tmp_path: Path) -> None:
+    run, nats = make_run(tmp_path, every=3), []
+    original = run.loss
+
+    def watched(output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
+        nats.append(original(output, targets))
+        return nats[-1]
+
+    state = TrainState()
+    train(replace(run, loss=watched), state)
+    assert [row["tokens"] for row in state.history] == [0, 3 * 4 * CONTEXT, 6 * 4 * CONTEXT]
+    means = [torch.cat(nats[first : first + 6]).double().mean().item() for first in (0, 6)]
+    assert [row["train.objective"] for row in state.history[1:]] == pytest.approx(means, rel=1e-6)
+    lowest = min(state.history, key=lambda row: row["val.loss"])
+    assert (state.best_step, state.best_loss) == (lowest["step"], lowest["val.loss"])
+
+
+class Stops(EvalCallback):
+    """Stops the run at a step."""
+
+    name: ClassVar[str] = "stops"
+
+    def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
+        event.memory["seen"] = event.memory.get("seen", 0) + 1
+        if event.step == 4:
+            raise StopTraining("enough")
+        return {}
+
+
+def test_a_callback_ends_the_run_after_its_evaluation(tmp_path: Path) -> None:
+    run, state = make_run(tmp_path, callbacks=(Stops(),)), TrainState()
+    train(run, state)
+    assert (state.step, state.stopped, state.complete) == (4, "enough", True)
+    assert [row["step"] for row in state.history] == [0, 2, 4]
+    assert state.memory == {"stops": {"seen": 3}}
+
+
+class Keeps(EvalCallback):
+    """Keeps something in its memory that no saved state can hold."""
+
+    name: ClassVar[str] = "keeps"
+
+    def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
+        event.memory["seen"] = [{"path": Path()}]
+        return {}
+
+
+def test_a_callbacks_memory_holds_plain_values_only(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="'keeps' keeps a PosixPath in its memory"):
+        train(make_run(tmp_path, callbacks=(Keeps(),)), TrainState())
+
+
+# ── steps that are skipped ────────────────────────────────────────────────────────────────────────
+
+
+class BrokenAt:
+    """A loss that is not finite in the given micro-batches, counted from 0; a step has two."""
+
+    name = "broken"
+
+    def __init__(self, *places: int) -> None:
+        self.places, self.asked = places, 0
+        self.loss = REGISTRY.build("losses", "cross_entropy", {}, "")
+
+    def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
+        nats: torch.Tensor = self.loss(output, targets) * (float("nan") if self.asked in self.places else 1.0)
+        self.asked += 1
+        return nats
+
+
+def test_bad_steps_are_skipped_up_to_the_bound_and_each_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, state = make_run(tmp_path, loss=BrokenAt(3, 8), skip_bad_steps=2), TrainState()
+    train(run, state)
+    assert (state.step, state.complete) == (6, True)
+    assert [each["step"] for each in state.skipped] == [1, 4]
+    assert all(np.isfinite([row["val.loss"], row.get("train.objective", 0)]).all() for row in state.history)
+    out = capsys.readouterr().out
+    for number, step in enumerate((1, 4), start=1):
+        (line,) = [line for line in out.splitlines() if f"skipped ({number} of at most 2)" in line]
+        assert line.split()[:2] == ["step", str(step)]
+        assert "the loss is nan" in line
+        assert ", ".join(map(str, run.offsets(step))) in line
+
+
+def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(tmp_path: Path) -> None:
+    run, state = make_run(tmp_path, loss=BrokenAt(2), skip_bad_steps=1), TrainState()
+    train_step(run, state)
+    before, moments = weights(run), run.parallel.whole(run.optimizer.state_dict()["state"])
+    train_step(run, state)
+    assert_same_bits(weights(run), before)
+    assert_same_bits(run.optimizer.state_dict()["state"], moments)
+    assert state.step == 2
+
+
+def test_one_bad_step_more_than_allowed_stops_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, loss=BrokenAt(3, 8), skip_bad_steps=1)
+    with pytest.raises(PipelineError, match="stopped at step 4, after 1 skipped steps: the loss is nan"):
+        train(run, TrainState())

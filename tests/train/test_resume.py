@@ -1,0 +1,315 @@
+"""Going on: a run that was stopped, or died, at any moment ends as the uninterrupted one, to the bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Tell
+from small_run import (
+    REGISTRY,
+    assert_same_run,
+    make_model,
+    make_run,
+    weights,
+    went_on,
+)
+
+from pipeline.core.errors import Interrupted, PipelineError
+from pipeline.plugin.components import ModelOutput
+from pipeline.train.distributed.ranks import Ranks
+from pipeline.train.interrupt import StopSignal
+from pipeline.train.loop import train
+from pipeline.train.state import TrainState
+from pipeline.train.store import StateStore, saved_runs
+
+SMALL_EPOCHS = {"train_tokens": 100}
+"""11 windows in an epoch and 4 in a step: steps reach over the ends of epochs."""
+
+
+@dataclass
+class StopAt(StopSignal):
+    """The signal comes the given time that the run asks for it, counted from 0.
+
+    It asks before each micro-batch, each batch of an evaluation, each callback and each token that one generates.
+    """
+
+    time: int = 0
+    asked: int = field(default=0, init=False)
+
+    @property
+    def number(self) -> int | None:
+        self.asked += 1
+        return 2 if self.asked > self.time else None
+
+
+def stopped_everywhere(folder: Path, every: int, **changes: Any) -> int:
+    """Stops a run each `every`-th time that it asks, and lets it go on; returns how many times that was."""
+    never = StopAt(time=10**9)
+    whole = went_on(folder / "whole", 0, stop=never, **changes)
+    assert never.asked > 60
+    assert list(whole[0].model.state_dict()) == list(make_model().state_dict())  # of compiled blocks, too
+    steps = set()
+    for time in range(0, never.asked, every):
+        place = folder / str(time)
+        with pytest.raises(Interrupted) as error:
+            went_on(place, 0, stop=StopAt(time=time), **changes)
+        assert error.value.signal_number == 2
+        steps.add(StateStore(place, "run").load()["run"]["step"])
+        assert_same_run(went_on(place, 7, **changes), whole)
+        shutil.rmtree(place)
+    assert every > 2 or steps == set(range(7))
+    return len(range(0, never.asked, every))
+
+
+@pytest.mark.faults
+def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path, tell: Tell) -> None:
+    """Dropout, accumulation, ends of epochs, evaluations and samples inside; every moment at which it can stop."""
+    tries = stopped_everywhere(tmp_path, 1, **SMALL_EPOCHS)
+    tell("stopped at each moment at which a small run can stop", tries, tries, tries)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["muon", "lion", "adafactor", "sgd", "torch"])
+def test_with_every_optimizer_and_precision(tmp_path: Path, optimizer: str, precision: str) -> None:
+    stopped_everywhere(tmp_path, 7, optimizer=optimizer, precision=precision, **SMALL_EPOCHS)
+
+
+@pytest.mark.faults
+def test_with_bf16_and_compiled_blocks(tmp_path: Path, tell: Tell, request: pytest.FixtureRequest) -> None:
+    if not shutil.which("g++"):
+        pytest.skip("there is no C++ compiler")
+    every = 1 if request.config.getoption("long") else 9
+    tries = stopped_everywhere(tmp_path, every, precision="bf16", compile=True, **SMALL_EPOCHS)
+    tell("… with bf16 and compiled blocks", tries, tries, tries)
+
+
+def test_a_run_that_stops_again_and_again_ends_the_same(tmp_path: Path) -> None:
+    """Each time a little further on: no state ever leads back."""
+    whole = went_on(tmp_path / "whole", 0)
+    for tries in range(1, 60):
+        try:
+            ended = went_on(tmp_path / "again", tries - 1, stop=StopAt(time=7 + 5 * tries))
+            break
+        except Interrupted:
+            continue
+    assert tries > 4
+    assert_same_run(ended, whole)
+
+
+def test_a_saved_state_brings_every_random_generator_back(tmp_path: Path) -> None:
+    def draws() -> list[float]:
+        return [torch.rand(()).item(), random.random(), np.random.rand(), np.random.randn(), random.gauss(0, 1)]
+
+    run = make_run(tmp_path)
+    draws()  # leaves half a pair of normal numbers behind
+    run.saver.now(TrainState().capture(run.parallel, run.optimizer))
+    expected = draws()
+    draws()
+    TrainState.restore(run.saver.store.load() or {}, run.parallel, run.optimizer)
+    assert draws() == expected
+
+
+def test_a_complete_run_is_saved_as_it_ended(tmp_path: Path) -> None:
+    whole = went_on(tmp_path, 0)
+    assert_same_run(went_on(tmp_path, 3), whole)
+
+
+# ── a process that dies ───────────────────────────────────────────────────────────────────────────
+
+
+class Dies:
+    """A loss during whose step number `steps` the process dies; a step has two micro-batches."""
+
+    name = "dies"
+
+    def __init__(self, steps: int) -> None:
+        self.left = 2 * steps
+        self.loss = REGISTRY.build("losses", "cross_entropy", {}, "")
+
+    def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
+        if not self.left:
+            raise MemoryError
+        self.left -= 1
+        nats: torch.Tensor = self.loss(output, targets)
+        return nats
+
+
+def died(folder: Path, steps: int) -> StateStore:
+    """A run that died in its step number `steps`, having saved after each step."""
+    with pytest.raises(MemoryError):
+        went_on(folder, 0, loss=Dies(steps), save_seconds=0.0, **SMALL_EPOCHS)
+    return StateStore(folder, "run")
+
+
+@pytest.mark.parametrize("steps", range(1, 6))
+def test_a_run_that_died_goes_on_from_its_last_saved_state_to_the_same_bits(tmp_path: Path, steps: int) -> None:
+    whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
+    saved = died(tmp_path / "died", steps).load()
+    assert saved is not None
+    assert saved["run"]["step"] == steps
+    assert_same_run(went_on(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
+
+
+def zero_a_page(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    start = len(data) // 2 // 4096 * 4096
+    assert any(data[start : start + 4096])
+    data[start : start + 4096] = bytes(4096)
+    path.write_bytes(data)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "truncated": lambda state: (state / "state.pth").write_bytes((state / "state.pth").read_bytes()[:-1]),
+    "a zeroed page": lambda state: zero_a_page(state / "state.pth"),
+    "a flipped bit": lambda state: flip_a_bit(state / "state.pth"),
+    "empty": lambda state: (state / "state.pth").write_bytes(b""),
+    "gone": lambda state: (state / "state.pth").unlink(),
+    "no manifest": lambda state: (state / "manifest.json").unlink(),
+    "a manifest of something else": lambda state: (state / "manifest.json").write_text("[]"),
+    "only a temporary folder left": lambda state: state.rename(state.with_name(f".{state.name}.partial-1")),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_passed_over_for_the_one_before_it(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tell: Tell
+) -> None:
+    whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
+    store = died(tmp_path / "died", 4)
+    newest = store.states()[-1]
+    DAMAGES[damage](newest)
+    capsys.readouterr()
+    saved = store.load()
+    assert saved is not None
+    assert saved["run"]["step"] == 3
+    said = capsys.readouterr().out
+    assert ("damaged and passed over" in said and str(newest) in said) or damage == "only a temporary folder left"
+    assert_same_run(went_on(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
+    assert not list(store.folder.glob(".*"))
+    tell(f"the newest state: {damage}", 1, 1, 1)
+
+
+def test_where_all_states_are_damaged_training_starts_afresh_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
+    store = died(tmp_path / "died", 4)
+    for state in store.states():
+        flip_a_bit(state / "state.pth")
+    capsys.readouterr()
+    assert_same_run(went_on(tmp_path / "died", 0, **SMALL_EPOCHS), whole)
+    assert "every saved state of this run is damaged: training starts afresh" in capsys.readouterr().out
+
+
+# ── saving beside the training ────────────────────────────────────────────────────────────────────
+
+
+class Slow(StateStore):
+    """A store whose disk takes as long as the test says."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, "run")
+        self.go, self.began, self.written = threading.Event(), threading.Event(), []
+
+    def save(self, captured: dict[str, Any], total_steps: int, writers: Ranks) -> None:
+        self.began.set()
+        assert self.go.wait(30)
+        super().save(captured, total_steps, writers)
+        self.written.append(captured["run"]["step"])
+
+
+def test_training_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_step(tmp_path: Path) -> None:
+    run, state = make_run(tmp_path / "a", save_seconds=1e-9), TrainState()
+    store = run.saver.store = Slow(tmp_path / "slow")
+    steps = 0
+
+    def watched(output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 9:  # in step 4: the state of step 1 is still being written
+            assert store.began.is_set()
+            assert store.written == []
+            store.go.set()
+        nats: torch.Tensor = REGISTRY.build("losses", "cross_entropy", {}, "")(output, targets)
+        return nats
+
+    train(replace(run, loss=watched), state)
+    assert store.written[0] == 1
+    assert store.written[-1] == 6
+    kept = StateStore(tmp_path / "slow", "run")
+    assert [run.complete for run in saved_runs(tmp_path / "slow")] == [True]
+    other = make_run(tmp_path / "b", model=make_model(5))
+    TrainState.restore(kept.load() or {}, other.parallel, other.optimizer)
+    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(other).items())
+
+
+def test_a_state_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path, save_seconds=0.0)
+
+    class Full(StateStore):
+        def save(self, captured: dict[str, Any], total_steps: int, writers: Ranks) -> None:
+            raise PipelineError("the disk is full")
+
+    run.saver.store = Full(tmp_path, "run")
+    state = TrainState()
+    with pytest.raises(PipelineError, match="the disk is full"):
+        train(run, state)
+    assert not state.complete
+
+
+def test_saving_takes_at_most_three_percent_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = make_run(tmp_path, save_seconds=10.0).saver
+    now = 1000.0
+    monkeypatch.setattr("pipeline.train.store.time.monotonic", lambda: now)
+    saver._ended, saver.cost = now, 0.1
+    assert not saver.due()
+    now = 1009.0
+    assert not saver.due()
+    now = 1010.0
+    assert saver.due()
+    saver.cost = 3.0  # slow: no sooner than after a hundred seconds
+    now = 1099.0
+    assert not saver.due()
+    now = 1101.0
+    assert saver.due()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weights_that_are_not_finite_are_no_state_to_keep(tmp_path: Path, value: float) -> None:
+    run, state = make_run(tmp_path), TrainState()
+    run.saver.now(state.capture(run.parallel, run.optimizer))
+    with torch.no_grad():
+        run.model.blocks[0].mlp.up.weight[0, 0] = value
+    with pytest.raises(PipelineError, match=r"the weights of blocks\.0\.mlp\.up\.weight are not finite"):
+        run.saver.now(state.capture(run.parallel, run.optimizer))
+    assert len(run.saver.store.states()) == 1
+    assert not list(run.saver.store.folder.glob(".*"))
+
+
+def test_weights_that_are_finite_are_kept_even_where_their_sum_is_not(tmp_path: Path) -> None:
+    run, state = make_run(tmp_path), TrainState()
+    with torch.no_grad():
+        run.model.blocks[0].mlp.up.weight[0, :2] = torch.finfo(torch.float32).max
+    run.saver.now(state.capture(run.parallel, run.optimizer))
+    assert len(run.saver.store.states()) == 1
+
+
+def test_saving_a_state_leaves_torchs_own_choice_of_checksums(tmp_path: Path) -> None:
+    run, state = make_run(tmp_path), TrainState()
+    run.saver.now(state.capture(run.parallel, run.optimizer))
+    assert torch.serialization.get_crc32_options()
