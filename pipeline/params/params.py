@@ -229,9 +229,9 @@ class TrainParams(Section):
     seed: Seed
     """Decides the initial weights, the data's order and dropout."""
     init_from: str
-    """Weights to start from, below data/weights/ (DVC sees changes only there): a Hugging Face folder of a GPT-2, NanoChat
-    or Llama model, or a checkpoint (its best weights, or one of its .pth files); empty for random ones. `model` and
-    the tokenizer must be theirs, but for a shorter context."""
+    """Weights to start from, below data/weights/ (DVC sees changes only there): a Hugging Face folder of a GPT-2,
+    NanoChat or Llama model, or a checkpoint (its best weights, or one of its .pth files); empty for random ones.
+    `model` and the tokenizer must be theirs, but for a shorter context."""
     budget: BudgetParams
     extension: ExtensionParams
     """Goes on with the run that the other params describe, from its finished state; that run is trained first where
