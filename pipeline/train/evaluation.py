@@ -17,7 +17,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids
 from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
-from pipeline.model.scoring import Summary, score, undisturbed
+from pipeline.model.scoring import Summary, evaluating, score
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.train.distributed.parallel import Parallel
 from pipeline.train.interrupt import StopSignal
@@ -147,7 +147,7 @@ class Evaluator:
             memory=memory,
         )
         self.stop.check()
-        with undisturbed(model):
+        with evaluating(model):
             try:
                 numbers = callback.on_evaluation(event)
             except StopTraining as reason:
@@ -173,7 +173,7 @@ class Evaluator:
         generator = torch.Generator(device).manual_seed(0) if temperature > 0 else None
         samplers = [lambda logits, tokens: logits / max(temperature, 1e-6)] if temperature > 0 else []
         drawn = []
-        with undisturbed(model):
+        with evaluating(model):
             for token in generate(model, torch.tensor([start], device=device), max_new_tokens, samplers, generator):
                 self.stop.check()
                 drawn.append(int(token))
