@@ -39,6 +39,12 @@ def make() -> GPT:
     return model
 
 
+def made_details(count: int, **arrays: np.ndarray) -> TokenDetails:
+    """Details of `count` targets, 0 where nothing is given."""
+    zeros = {field.name: np.zeros(count, np.int64) for field in fields(TokenDetails)}
+    return TokenDetails(**zeros | arrays)
+
+
 def breakdown(stride: int, batch_size: int) -> tuple[Breakdown, Scores, TokenDetails]:
     """The breakdown of `IDS`, and the scores and details of all of its targets."""
     accumulator = BreakdownAccumulator(IDS, DOCUMENTS, COUNTS, LENGTHS, CONTEXT)
@@ -100,8 +106,7 @@ def test_blocks_are_stretches_of_equally_many_bytes_none_shorter_than_a_window()
     sizes = [each.bytes for each in found.blocks]
     assert max(sizes) - min(sizes) <= 2 * LENGTHS.max()
     long = BreakdownAccumulator(np.ones(5000, np.uint16), DOCUMENTS[:1], COUNTS, LENGTHS, CONTEXT)
-    details = TokenDetails(np.zeros(4999, np.int64), np.ones(4999, bool), np.ones(4999))
-    long.add(Scores(np.ones(4999, np.int64), np.ones(4999), np.ones(4999, bool)), details)
+    long.add(Scores(np.ones(4999, np.int64), np.ones(4999), np.ones(4999, bool)), made_details(4999))
     assert {each.tokens for each in long.breakdown().blocks} == {39, 40}
     assert len(long.breakdown().blocks) == MOST_BLOCKS
 
@@ -149,7 +154,7 @@ def test_calibration_is_the_distance_of_confidence_from_what_came_true() -> None
         count = len(correct)
         entry = IndexEntry("a", 0, count + 1, 0)
         accumulator = BreakdownAccumulator(np.zeros(count + 1, np.uint16), [entry], COUNTS, LENGTHS, CONTEXT)
-        details = TokenDetails(np.zeros(count, np.int64), np.ones(count, bool), np.array(confidence))
+        details = made_details(count, confidence=np.array(confidence))
         accumulator.add(Scores(np.ones(count, np.int64), np.ones(count), np.array(correct)), details)
         return accumulator.breakdown().numbers["calibration_error"]
 
