@@ -30,10 +30,19 @@ _EXPECTED = {"tuple_type": "a list", "dict_type": "a section of keys", "model_ty
 
 @dataclass(frozen=True)
 class Entry:
-    """A component and where it came from (a file of the project, or an installed package)."""
+    """A component and where it came from.
+
+    Attributes:
+        component: The class.
+        source: The project's file or the installed package, as messages show it.
+        file: The absolute path of the module that registers it.
+        distribution: Name and version of the installed package; None for a file of the project.
+    """
 
     component: type[Component]
     source: str
+    file: Path
+    distribution: tuple[str, str] | None = None
 
 
 class Registry:
@@ -55,17 +64,18 @@ class Registry:
         for plural, kind in wanted.items():
             for path in plugin_files(plugins / plural):
                 source = _shown(path, plugins.parent)
-                _collect(_import_file(path, plural, source), source, {plural: kind}, entries, folder=kind)
+                _collect(_import_file(path, plural, source), source, {plural: kind}, entries, kind)
         for point in metadata.entry_points(group=ENTRY_POINTS):
             source = _shown_entry_point(point)
-            _collect(_import_entry_point(point, source), source, wanted, entries, folder=None)
+            distribution = (point.dist.name, point.dist.version) if point.dist else None
+            _collect(_import_entry_point(point, source), source, wanted, entries, distribution=distribution)
         return cls(entries)
 
     @classmethod
     def of_file(cls, file: Path, source: str) -> Registry:
         """The components of one plugin file, wherever it lies and whatever their kinds; `source` names it."""
         entries: dict[str, dict[str, Entry]] = {plural: {} for plural in KINDS}
-        _collect(_import_file(file, "elsewhere", source), source, KINDS, entries, folder=None)
+        _collect(_import_file(file, "elsewhere", source), source, KINDS, entries)
         return cls(entries)
 
     def names(self, plural: str) -> list[str]:
@@ -75,6 +85,14 @@ class Registry:
     def entries(self, plural: str) -> Iterator[Entry]:
         """A kind's components, sorted by name."""
         return (self._entries[plural][name] for name in self.names(plural))
+
+    def source_file(self, plural: str, name: str) -> Path:
+        """The absolute path of the module that registers a component: a project's file, or an installed one."""
+        return self._entries[plural][name].file
+
+    def distribution(self, plural: str, name: str) -> tuple[str, str] | None:
+        """Name and version of the installed package that brings a component; None for a file of the project."""
+        return self._entries[plural][name].distribution
 
     def build(self, plural: str, name: str, options: Mapping[str, Mapping[str, Any]], where: str) -> Any:
         """The component `name` with its options; the options of those not chosen are checked as well.
@@ -205,7 +223,8 @@ def _collect(
     source: str,
     kinds: Mapping[str, Kind],
     entries: dict[str, dict[str, Entry]],
-    folder: Kind | None,
+    folder: Kind | None = None,
+    distribution: tuple[str, str] | None = None,
 ) -> None:
     """Adds what `module` registers to `entries`, after checking every part of the plugin contract."""
     hooks = {kind.hook: kind for kind in KINDS.values()}
@@ -239,7 +258,9 @@ def _collect(
                         f"two {kind.plural} are named {component.name!r}: one in {known.source}, one in "
                         f"{source}: rename one of them"
                     )
-                entries[kind.plural][component.name] = Entry(component, source)
+                entries[kind.plural][component.name] = Entry(
+                    component, source, Path(module.__file__ or "").absolute(), distribution
+                )
 
 
 def _check_marks(module: ModuleType, source: str, hooks: Mapping[str, Kind], manager: pluggy.PluginManager) -> None:

@@ -160,10 +160,20 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return site
 
 
+def test_a_component_of_the_project_names_its_file_and_no_package() -> None:
+    registry = Registry.load(REPOSITORY / "plugins", ["losses", "eval_callbacks"])
+    assert registry.source_file("losses", "focal") == REPOSITORY / "plugins" / "losses" / "focal.py"
+    trackers = REPOSITORY / "plugins" / "eval_callbacks" / "trackers" / "__init__.py"
+    assert registry.source_file("eval_callbacks", "wandb") == trackers
+    assert registry.distribution("losses", "focal") is None
+
+
 def test_an_installed_package_is_found_and_recorded(installed: Path, trained_project: Project) -> None:
     registry = Registry.load(trained_project.root / "plugins", ["losses"])
     source = next(entry.source for entry in registry.entries("losses") if entry.component.name == "foreign")
     assert source == "entry point foreign = foreign_losses of package foreign-losses 1.2"
+    assert registry.source_file("losses", "foreign") == installed / "foreign_losses.py"
+    assert registry.distribution("losses", "foreign") == ("foreign-losses", "1.2")
     trained_project.succeed("train", "--set", "train.loss.name=foreign")
     trained_project.run("lock")
     assert 'foreign-losses: "1.2"' in (trained_project.root / "environment.yaml").read_text()
