@@ -164,6 +164,10 @@ class EvaluationEvent:
 class EvalCallback(Component):
     """Something to do after each evaluation during training."""
 
+    records_only: ClassVar[bool] = False
+    """Whether it only writes elsewhere what it is told, as a tracker does: it changes no result, so adding,
+    changing or removing it continues a run."""
+
     @abstractmethod
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         """Returns numbers to record beside the evaluation's (an empty dict for none).
