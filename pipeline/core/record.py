@@ -1,0 +1,63 @@
+"""Params as a result records them: the effective ones, and how two sets of them differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def effective(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The params of a section, or of all of params.yaml, without the options of components that are not chosen.
+
+    A section with `name` or `use` chooses components; the options of the chosen ones are kept as they are.
+    """
+    if "name" in section or "use" in section:
+        chosen = _chosen(section)
+        return {key: value for key, value in section.items() if key in chosen or not isinstance(value, Mapping)}
+    return {key: effective(value) if isinstance(value, Mapping) else value for key, value in section.items()}
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The effective params that differ, by dotted name: the old and the new value, None where there is none.
+
+    Where another component is chosen, its name is listed and its options are not.
+    """
+    return _changed(effective(old), effective(new), "")
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if all(isinstance(value, Mapping) or value is None for value in (before, after)):
+            if (key in _chosen(old)) == (key in _chosen(new)):
+                found |= _changed(before or {}, after or {}, f"{prefix}{key}.")
+        elif before != after:
+            found[f"{prefix}{key}"] = (before, after)
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What `changed` finds, each as a person reads it: `model.dropout 0.0 → 0.2`."""
+    return [f"{name} {_shown(before)} → {_shown(after)}" for name, (before, after) in changed(old, new).items()]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    rows: dict[str, Any] = {}
+    for key, value in values.items():
+        rows |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return rows
+
+
+def _chosen(section: Mapping[str, Any]) -> Sequence[Any]:
+    """The names of the components that a section chooses."""
+    use = section.get("use")
+    return use if isinstance(use, list | tuple) else [section.get("name")]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str) and value and value.isprintable():
+        return value
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
