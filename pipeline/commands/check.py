@@ -211,20 +211,21 @@ class _Beginning:
 def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
     """Tokenizes and splits the corpus in `folder` as the stages will; of a large one, only the beginning."""
     scratch, said = _Scratch(paths.root, folder), io.StringIO()
-    corpus = _Beginning(tokenize.corpus_reader(params, paths))
+    corpus = tokenize.build_corpus(params, paths)
+    beginning = _Beginning(lambda: tokenize.read_corpus(corpus, paths))
     try:
         with redirect_stdout(said):
-            tokenize.write_tokens(params, scratch, corpus)
-            split.run(_by_position(params) if corpus.cut else params, scratch)
+            tokenize.write_tokens(params, scratch, corpus, beginning)
+            split.run(_by_position(params) if beginning.cut else params, scratch)
     finally:
         for line in said.getvalue().splitlines():
             if line.startswith(("note:", "removed")):
                 say(line)
     read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]
     splits = TokenFolder(scratch.splits, "")
-    beginning = "a large corpus; its beginning alone has " if corpus.cut else ""
+    only = "a large corpus; its beginning alone has " if beginning.cut else ""
     sizes = ", ".join(f"{len(splits.ids(name)):,} of {name}" for name in splits.names)
-    fact("data", f"{beginning}{read['documents']:,} documents, {read['bytes']:,} bytes; tokens: {sizes}")
+    fact("data", f"{only}{read['documents']:,} documents, {read['bytes']:,} bytes; tokens: {sizes}")
     return splits
 
 

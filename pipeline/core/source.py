@@ -97,7 +97,7 @@ def _files(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _imports(path: Path) -> Iterator[tuple[int, str]]:
-    """The modules that a file may import, each as its level (0: absolute) and name; of `from a import b` a and a.b."""
+    """The modules that a file may import, as level (0: absolute) and name; `from a import b` may import a.b."""
     for node in _running(_parse(path)):
         if isinstance(node, ast.Import):
             yield from ((0, alias.name) for alias in node.names)
