@@ -14,7 +14,7 @@ from pipeline.core.errors import PipelineError, PluginError, out_of_memory, rais
 from pipeline.data.batches import EvaluationWindow
 from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
-from pipeline.model.scoring import Summary, score, undisturbed
+from pipeline.model.scoring import Summary, evaluating, score
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
@@ -131,7 +131,7 @@ def _call(
         memory=state.memory.setdefault(callback.name, {}),
     )
     run.stop.check()
-    with undisturbed(model):
+    with evaluating(model):
         try:
             return callback.on_evaluation(event)
         except StopTraining as reason:
@@ -157,7 +157,7 @@ def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 5
     generator = torch.Generator(device).manual_seed(0) if temperature > 0 else None
     samplers = [lambda logits, tokens: logits / max(temperature, 1e-6)] if temperature > 0 else []
     drawn = []
-    with undisturbed(model):
+    with evaluating(model):
         for token in generate(model, torch.tensor([start], device=device), max_new_tokens, samplers, generator):
             run.stop.check()
             drawn.append(int(token))
