@@ -165,8 +165,9 @@ class EvalCallback(Component):
     """Something to do after each evaluation during training."""
 
     records_only: ClassVar[bool] = False
-    """Whether it only writes elsewhere what it is told, as a tracker does: it changes no result, so adding,
-    changing or removing it continues a run."""
+    """Whether it only writes elsewhere what it is told, as a tracker does: it returns no numbers, does not call
+    `event.show`, does not raise `StopTraining`. So it cannot change a result, and adding, changing or removing it
+    continues a run."""
 
     @abstractmethod
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
