@@ -353,8 +353,11 @@ def schema() -> None:
     from pipeline.core.paths import Paths
     from pipeline.params.reference import write_reference
     from pipeline.params.schema import write_schema
+    from pipeline.plugin.registry import Registry
 
     paths = Paths(Path.cwd())
+    for broken in Registry.load(paths.plugins).broken:
+        click.echo(f"note: {broken.message} (not loaded, so not described)")
     write_schema(paths.schema, paths.plugins)
     write_reference(paths.reference, paths.plugins)
     click.echo(f"wrote {paths.shown(paths.schema)} and {paths.shown(paths.reference)}")

@@ -69,19 +69,6 @@ def test_no_command_is_templated() -> None:
         assert dvc_yaml()[stage]["cmd"] == f"python -m pipeline {stage}"
 
 
-def test_imports_under_type_checking_are_followed_by_nobody(tmp_path: Path) -> None:
-    package = tmp_path / "pipeline"
-    package.mkdir()
-    (package / "__init__.py").write_text('"""Only a docstring."""\n')
-    (package / "a.py").write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pipeline import c\n"
-        "def f():\n    from pipeline.b import x\n"
-    )
-    (package / "b.py").write_text("x = 1\n")
-    (package / "c.py").write_text("y = 1\n")
-    assert import_closure("pipeline.a", tmp_path) == {Path("pipeline/a.py"), Path("pipeline/b.py")}
-
-
 # ── a whole project under DVC ─────────────────────────────────────────────────────────────────────
 
 

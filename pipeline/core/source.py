@@ -1,9 +1,13 @@
-"""Which files of this project a module runs: its imports, followed through the source without running it."""
+"""What a source file runs: its imports and its code, read from the syntax tree without running the file."""
 
 from __future__ import annotations
 
 import ast
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from pipeline.core.errors import PluginError
 
 PACKAGE = "pipeline"
 
@@ -14,49 +18,109 @@ def import_closure(module: str, root: Path) -> set[Path]:
     Imports inside functions count; those under `if TYPE_CHECKING` do not; nor do packages whose
     `__init__.py` holds only a docstring.
     """
-    seen: set[str] = set()
-    waiting = [module]
+    files = _closure(_files(root, module), root)
+    return {path.relative_to(root) for path in files if path.name != "__init__.py" or _has_code(path)}
+
+
+def relative_closure(path: Path) -> set[Path]:
+    """A plugin's file and the files that it imports relatively, and those that these import relatively, and so on.
+
+    Imports inside functions and the `__init__.py` of imported packages count; imports under `if TYPE_CHECKING`
+    do not. The other paths begin as `path` does.
+
+    Raises:
+        PluginError: a file is not valid Python.
+    """
+    return _closure([path], None)
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """The top-level packages that a file imports absolutely, inside functions too; not under `if TYPE_CHECKING`.
+
+    Raises:
+        PluginError: the file is not valid Python.
+    """
+    return {name.partition(".")[0] for level, name in _imports(path) if level == 0}
+
+
+def code_digest(path: Path) -> str:
+    """The sha256 of a file's code, in hexadecimal: comments, docstrings and formatting do not change it.
+
+    All statements that are only a string are left out, the descriptions below a pydantic model's fields among
+    them. The digest depends on Python's minor version, which decides the syntax tree.
+
+    Raises:
+        PluginError: the file is not valid Python.
+    """
+    code = _WithoutStrings().visit(_parse(path))
+    return hashlib.sha256(ast.dump(code, annotate_fields=False).encode()).hexdigest()
+
+
+class _WithoutStrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if _is_string(node) else node
+
+
+def _is_string(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _has_code(path: Path) -> bool:
+    return not all(_is_string(node) for node in _parse(path).body)
+
+
+def _closure(files: Iterable[Path], root: Path | None) -> set[Path]:
+    """The files and what they import relatively or, below `root`, from this project's package."""
+    seen: set[Path] = set()
+    waiting = list(files)
     while waiting:
-        name = waiting.pop()
-        path = _path(name, root)
-        if path is None or name in seen:
+        path = waiting.pop()
+        if path in seen:
             continue
-        seen.add(name)
-        waiting += _imports(ast.parse(path.read_bytes()), name)
-        waiting += [name.rpartition(".")[0]] if "." in name else []
-    paths = (_path(name, root) for name in seen)
-    return {path.relative_to(root) for path in paths if path is not None and not _is_bare(path)}
+        seen.add(path)
+        for level, name in _imports(path):
+            if level:
+                waiting += [file for folder in path.parents[level - 1 : level] for file in _files(folder, name)]
+            elif root is not None and name.split(".")[0] == PACKAGE:
+                waiting += _files(root, name)
+    return seen
 
 
-def _path(name: str, root: Path) -> Path | None:
-    if name.split(".")[0] != PACKAGE:
-        return None
-    base = root.joinpath(*name.split("."))
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+def _files(folder: Path, name: str) -> Iterator[Path]:
+    """The files that importing the module `name` from `folder` runs: packages' `__init__.py` and the module."""
+    place = folder
+    if (place / "__init__.py").is_file():
+        yield place / "__init__.py"
+    for part in filter(None, name.split(".")):
+        place /= part
+        yield from [path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()][:1]
 
 
-def _imports(tree: ast.Module, name: str) -> list[str]:
-    found: list[str] = []
-    for node in _running(tree):
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    """The modules that a file may import, as level (0: absolute) and name; `from a import b` may import a.b."""
+    for node in _running(_parse(path)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return found
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.level, f"{node.module or ''}.{alias.name}") for alias in node.names)
 
 
-def _running(node: ast.AST) -> list[ast.AST]:
-    nodes: list[ast.AST] = []
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-            continue
-        nodes += [child, *_running(child)]
-    return nodes
+def _running(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every node but those that only type checkers read."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
-def _is_bare(path: Path) -> bool:
-    body = ast.parse(path.read_bytes()).body
-    return path.name == "__init__.py" and all(isinstance(node, ast.Expr) for node in body)
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except SyntaxError as error:
+        raise PluginError(f"{path} line {error.lineno}: {type(error).__name__}: {error.msg}") from None
+    except ValueError as error:  # Python 3.11 on a null byte
+        raise PluginError(f"{path}: not valid Python: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -115,8 +115,18 @@ class TokenWriter:
         self._index.close()
 
 
-def finish_folder(folder: Path, tokenizer: Tokenizer, files: dict[str, dict[str, int]], **more: Any) -> None:
-    """Writes the tokenizer, meta.json and the manifest beside the token files."""
+def finish_folder(
+    folder: Path, tokenizer: Tokenizer, files: dict[str, dict[str, int]], *, params: Mapping[str, Any], **more: Any
+) -> None:
+    """Writes the tokenizer, meta.json and the manifest beside the token files.
+
+    Args:
+        folder: Where the token files lie.
+        tokenizer: What made the tokens.
+        files: `TokenWriter.summary` of each token file, by its name.
+        params: The effective params that made the files, by section of params.yaml.
+        more: Further keys of meta.json.
+    """
     tokenizer.save(folder / TOKENIZER)
     write_json(
         folder / META,
@@ -126,6 +136,7 @@ def finish_folder(folder: Path, tokenizer: Tokenizer, files: dict[str, dict[str,
             "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
             "files": files,
             **more,
+            "params": params,
         },
     )
     write_manifest(folder)
@@ -135,7 +146,8 @@ class TokenFolder:
     """A folder that `tokenize` or `split` wrote, checked when it is opened.
 
     Raises:
-        DataError: a file is missing, truncated or altered, or the tokens were made by another tokenizer.
+        DataError: a file is missing, truncated or altered, an older version of the pipeline wrote the folder, or
+            another tokenizer made the tokens.
     """
 
     def __init__(self, folder: Path, mend: str) -> None:
@@ -147,6 +159,8 @@ class TokenFolder:
             made_by = self.meta["tokenizer"]["fingerprint"]
         except (KeyError, TypeError):
             raise DataError(f"{folder / META} does not describe token files: {mend}") from None
+        if not isinstance(self.meta.get("params"), dict):
+            raise DataError(f"{folder / META} has no params: an older version of the pipeline wrote it: {mend}")
         if made_by != self.tokenizer.fingerprint:
             raise DataError(
                 f"{folder}: the tokens were made by another tokenizer ({made_by[:12]}) than the one beside "

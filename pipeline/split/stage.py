@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.console import fact, say
 from pipeline.core.errors import DataError
 from pipeline.core.files import published_folder
+from pipeline.core.record import effective
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
 from pipeline.split.sides import SIDES, Duplicate, Part, by_document, by_position, duplicates, predefined
 
@@ -38,7 +39,9 @@ def run(params: Params, paths: Paths) -> None:
                     writers[part.side].end_document(part.name, part.text_bytes)
             files = {side: writer.summary() for side, writer in writers.items()}
         _check(files, own)
-        finish_folder(folder, tokens.tokenizer, files, by=own.by, duplicates=[asdict(twin) for twin in twins])
+        recorded = {**tokens.meta["params"], "split": effective(own.model_dump(mode="json"))}
+        listed = [asdict(twin) for twin in twins]
+        finish_folder(folder, tokens.tokenizer, files, params=recorded, by=own.by, duplicates=listed)
 
     total = sum(file["tokens"] for file in files.values())
     fact("read", f"{paths.shown(paths.tokens)}: {total:,} tokens")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -12,17 +12,18 @@ from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError, PipelineError, explain_os_error, raised_by
 from pipeline.core.files import published_folder
 from pipeline.core.processor import cores
+from pipeline.core.record import effective
 from pipeline.data.encode import TextDigest, encode, pieces
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TokenWriter, finish_folder
-from pipeline.plugin.components import Document
+from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.vocabulary import characters, published, raw_bytes, train_bpe
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
-    from pipeline.params.params import Params, TokenizerParams
+    from pipeline.params.params import Params, TokenizeParams, TokenizerParams
 
 KINDS = ["corpora"]
 
@@ -32,18 +33,24 @@ Documents = Callable[[], Iterator[Document]]
 
 def run(params: Params, paths: Paths) -> None:
     """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json."""
-    write_tokens(params, paths, corpus_reader(params, paths))
+    corpus = build_corpus(params, paths)
+    write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths))
 
 
-def corpus_reader(params: Params, paths: Paths) -> Documents:
-    """What reads the corpus of params.yaml; names and errors are checked on the way."""
-    own = params.tokenize.corpus
-    corpus = Registry.load(paths.plugins, KINDS).build("corpora", own.name, own.options, "tokenize.corpus")
-    return lambda: _checked(corpus.documents(paths.raw), own.name)
+def build_corpus(params: Params, paths: Paths) -> Corpus:
+    """The corpus that params.yaml chooses."""
+    chosen = params.tokenize.corpus
+    corpus: Corpus = Registry.load(paths.plugins, KINDS).build(
+        "corpora", chosen.name, chosen.options, "tokenize.corpus"
+    )
+    return corpus
 
 
-def write_tokens(params: Params, paths: Paths, documents: Documents) -> None:
-    """Makes the tokenizer and writes the documents' tokens, reading them once or twice."""
+def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Documents) -> None:
+    """Makes the tokenizer and writes the tokens of `documents` (the corpus's, or some of them).
+
+    The documents are read twice where the tokenizer is made from them.
+    """
     own = params.tokenize
     tokenizer = _tokenizer(own.tokenizer, documents, paths)
     end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
@@ -67,7 +74,8 @@ def write_tokens(params: Params, paths: Paths, documents: Documents) -> None:
             if blank:
                 raise DataError(f"the corpus {own.corpus.name} holds no text ({_where(own.corpus.name, paths)})")
             files = {"tokens": writer.summary()}
-        finish_folder(folder, tokenizer, files, corpus=own.corpus.name)
+        recorded = {"tokenize": _recorded(own, corpus)}
+        finish_folder(folder, tokenizer, files, params=recorded, corpus=own.corpus.name)
 
     per_token = files["tokens"]["bytes"] / files["tokens"]["tokens"]
     fact(
@@ -77,6 +85,13 @@ def write_tokens(params: Params, paths: Paths, documents: Documents) -> None:
     fact("encoded", f"{files['tokens']['tokens']:,} tokens of {per_token:.2f} bytes")
     fact("with", f"{tokenizer.name}, {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:12]}")
     fact("wrote", f"{paths.shown(paths.tokens)}")
+
+
+def _recorded(params: TokenizeParams, corpus: Corpus) -> dict[str, Any]:
+    """The section's effective params; the corpus's options that params.yaml leaves out have their defaults."""
+    section = params.model_dump(mode="json")
+    section["corpus"][corpus.name] = corpus.model_dump(mode="json")
+    return effective(section)
 
 
 def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> Tokenizer:
@@ -102,16 +117,18 @@ def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> T
     return tokenizer
 
 
-def _checked(documents: Iterator[Document], corpus: str) -> Iterator[Document]:
-    """Names decide sides and label losses, so each is there once; a corpus's errors become one line."""
+def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
+    """The corpus's documents; names are checked (they decide sides and label losses), errors become one line."""
     names: set[str] = set()
-    for document in _guarded(documents, corpus):
+    for document in _guarded(corpus.documents(paths.raw), corpus.name):
         if document.name in names:
-            raise DataError(f"the corpus {corpus} has two documents named {document.name!r}: names must differ")
+            raise DataError(
+                f"the corpus {corpus.name} has two documents named {document.name!r}: names must differ"
+            )
         names.add(document.name)
         if document.name != document.name.encode(errors="ignore").decode():
-            raise DataError(f"the corpus {corpus}: the name {document.name!r} is not UTF-8: rename it")
-        text = document.text if isinstance(document.text, str) else _guarded(document.text, corpus)
+            raise DataError(f"the corpus {corpus.name}: the name {document.name!r} is not UTF-8: rename it")
+        text = document.text if isinstance(document.text, str) else _guarded(document.text, corpus.name)
         yield replace(document, text=text)
 
 

@@ -103,7 +103,7 @@ def splits(folder: Path, *texts: str) -> TokenFolder:
         for number, text in enumerate(texts):
             writer.write(np.array([*text.encode(), 256]))
             writer.end_document(f"document {number}", len(text.encode()))
-    finish_folder(folder, TOKENIZER, {"val": writer.summary()})
+    finish_folder(folder, TOKENIZER, {"val": writer.summary()}, params={})
     return TokenFolder(folder, "")
 
 

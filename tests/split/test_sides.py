@@ -31,7 +31,7 @@ def write(folder: Path, texts: dict[str, str]) -> TokenFolder:
         for name, text in texts.items():
             writer.write(np.append(TOKENIZER.encode(text), TOKENIZER.end_of_text))
             writer.end_document(name, len(text.encode()))
-    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()})
+    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()}, params={})
     return TokenFolder(folder, "")
 
 
@@ -190,7 +190,7 @@ def write_sides(folder: Path, sides: dict[str, str | None]) -> TokenFolder:
         for name, side in sides.items():
             writer.write(TOKENIZER.encode(f"the text {name}"))
             writer.end_document(name, len(f"the text {name}".encode()), side)
-    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()})
+    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()}, params={})
     return TokenFolder(folder, "")
 
 
