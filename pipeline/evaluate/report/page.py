@@ -30,7 +30,7 @@ CARDS = (
 )
 
 
-def write_report(report: Report, folder: Path) -> None:
+def write_page(report: Report, folder: Path) -> None:
     """Writes report.html, and its curves as PNG and SVG files, into `folder`."""
     plots = training_plots(report, training_axes(report.training.history)[0])
     positions = position_plot(report.breakdowns)

@@ -9,26 +9,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.evaluate.breakdown import Breakdown
+    from pipeline.evaluate.samples import Sample
 
 
 PROCESSOR_SECONDS = "processor_seconds"
 SPEED = "tokens_per_sec"
 """What `Training.history` has beside the columns of history.tsv."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A text that the model wrote.
-
-    Attributes:
-        prompt: What it was given.
-        continuation: What it added.
-        drawn: How its tokens were drawn, in words.
-    """
-
-    prompt: str
-    continuation: str
-    drawn: str
 
 
 @dataclass(frozen=True)
