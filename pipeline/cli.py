@@ -366,12 +366,19 @@ def schema() -> None:
 @cli.command(short_help="Record the installed versions for DVC.")
 def lock() -> None:
     """Write environment.yaml: the installed versions that decide results, for DVC to compare."""
-    from pipeline.core.environment import write_environment
+    from pipeline.core.environment import environment_changes, environment_yaml
+    from pipeline.core.files import write_atomically
     from pipeline.core.paths import Paths
-    from pipeline.plugin.registry import ENTRY_POINTS
+    from pipeline.plugin.registry import Registry
 
-    changed = write_environment(Paths(Path.cwd()).environment, ENTRY_POINTS)
-    click.echo(f"environment.yaml {'written' if changed else 'is up to date'}")
+    installed, path = Registry.load(None), Paths(Path.cwd()).environment
+    for broken in installed.broken:
+        click.echo(f"note: {broken.message} (not loaded, so recorded for every kind)")
+    packages = installed.packages()
+    changes = environment_changes(path, packages)
+    if changes:
+        write_atomically(path, environment_yaml(packages))
+    click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
 
 
 @cli.command(short_help="List the runs whose states are kept.")
