@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -62,7 +63,21 @@ def _stage(name: str, does: str, writes: str) -> None:
     @_with_params
     def command(params_file: Path, overrides: tuple[str, ...]) -> None:
         params, paths = _read(params_file, overrides)
+        _note_what_dvc_does_not_see(paths, overrides)
         import_module(f"pipeline.{name}.stage").run(params, paths)
+
+
+def _note_what_dvc_does_not_see(paths: Paths, overrides: tuple[str, ...]) -> None:
+    """A result of `--set` is not that of params.yaml, which is what DVC would record beside it."""
+    from pipeline.core.console import say
+
+    unseen = [each for each in overrides if each.partition("=")[0].split(".")[0].strip() != "runtime"]
+    if unseen and "DVC_STAGE" not in os.environ and (paths.root / ".dvc").exists():
+        settings = " ".join(f"-S {shlex.quote(each)}" for each in unseen)
+        say(
+            f"note: --set {', '.join(unseen)}: params.yaml does not say so, and DVC does not see it: write it "
+            f"there, or use `dvc exp run {settings}`"
+        )
 
 
 _stage("tokenize", "Turn the corpus into token ids.", "artifacts/tokens")
