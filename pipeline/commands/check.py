@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.core.console import fact, say
-from pipeline.core.environment import environment_yaml
+from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
 from pipeline.core.files import readable
 from pipeline.core.paths import Paths
@@ -29,7 +29,7 @@ from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import choose_device, memory_of, peak_memory
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import Document
-from pipeline.plugin.registry import ENTRY_POINTS, Registry
+from pipeline.plugin.registry import Registry
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 from pipeline.train.components import Components
@@ -125,12 +125,12 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
 
 
 def _check_environment(paths: Paths) -> None:
-    path = paths.environment
-    written = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if written == environment_yaml(ENTRY_POINTS):
-        fact("versions", "environment.yaml is up to date")
+    changes = environment_changes(paths.environment, Registry.load(None).packages())
+    if changes:
+        told = "; ".join(changes)
+        say(f"note: environment.yaml is not up to date ({told}), so DVC would miss an upgrade: run `pipeline lock`")
     else:
-        say("note: environment.yaml is not up to date, so DVC would miss an upgrade: run `pipeline lock`")
+        fact("versions", "environment.yaml is up to date")
 
 
 def _check_git(paths: Paths) -> None:
