@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tqdm import tqdm
@@ -51,7 +51,7 @@ def fact(label: str, text: str) -> None:
     say(f"{label:<9}{text}")
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """One live line on a terminal; on a pipe, a plain line now and then.
 
     A live line shows a bar, the speed in `unit`s and the time left; both show what `update` is told.
@@ -87,10 +87,5 @@ class Progress:
         if self._total and rate:
             yield f"{(self._total - self._done) / rate:.0f} s left"
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -64,17 +64,15 @@ class Span:
 
     def __iter__(self) -> Iterator[Ids]:
         size = np.dtype(self.dtype).itemsize
-        with self.file.open("rb") as file:
-            file.seek(self.start * size)
-            for start in range(self.start, self.end, _BLOCK):
-                yield np.frombuffer(file.read(min(_BLOCK, self.end - start) * size), self.dtype)
+        for start in range(self.start, self.end, _BLOCK):
+            yield np.fromfile(self.file, self.dtype, min(_BLOCK, self.end - start), offset=start * size)
 
     def part(self, start: int, end: int) -> Span:
         """The ids from `start` up to `end`, counted from this span's own start."""
         return replace(self, start=self.start + start, end=self.start + end)
 
 
-class TokenWriter:
+class TokenWriter(AbstractContextManager["TokenWriter"]):
     """Writes NAME.bin and its index NAME.documents.jsonl, token by token, in bounded memory."""
 
     def __init__(self, folder: Path, name: str, tokenizer: Tokenizer) -> None:
@@ -105,12 +103,7 @@ class TokenWriter:
         """The file's numbers, for meta.json."""
         return {"tokens": self.tokens, "documents": self.documents, "bytes": self.text_bytes}
 
-    def __enter__(self) -> TokenWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ids.close()
         self._index.close()
 
