@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.files import write_json
 from pipeline.params.params import Choice, Params
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.options import options_schema
@@ -39,8 +38,3 @@ def schema(plugins: Path) -> dict[str, Any]:
     for unused in ("Choice", "Choices"):
         definitions.pop(unused, None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "title": "params.yaml"}
-
-
-def write_schema(path: Path, plugins: Path) -> None:
-    """Writes `schema` to a file."""
-    write_json(path, schema(plugins))

@@ -15,7 +15,7 @@ from pipeline.core.console import listed
 from pipeline.core.errors import DataError
 from pipeline.data.encode import cut
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids, IndexEntry, Span, TokenFolder
+from pipeline.data.tokens import Ids, IndexEntry, TokenFolder
 
 SIDES = ("train", "val", "test")
 
@@ -87,8 +87,10 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
         lengths = [entry.tokens for entry in tokens.documents("tokens")]
     else:
         characters = _characters(tokens.tokenizer)
-        spans = (tokens.span("tokens", entry) for entry in tokens.documents("tokens"))
-        lengths = [sum(int(characters[ids].sum()) for ids in span) for span in spans]
+        lengths = [
+            sum(int(characters[ids].sum()) for ids in tokens.blocks("tokens", entry.start, entry.end))
+            for entry in tokens.documents("tokens")
+        ]
     total = sum(lengths)
     # Rounded first: in floating point 1 − 0.05 − 0.05 is a little less than 0.9.
     cuts = [int(round(total * share, 6)) for share in (1 - val - test, 1 - test)]
@@ -96,19 +98,18 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
     for entry, length, begin in zip(tokens.documents("tokens"), lengths, starts, strict=False):
         inside = [min(max(place - begin, 0), length) for place in cuts]
         for side, start, end in zip(SIDES, [0, *inside], [*inside, length], strict=True):
-            span = tokens.span("tokens", entry)
             if start == end:
                 continue
             if end - start == length:
                 yield _whole(side, entry, tokens)
             elif unit == "tokens":
-                yield Part(side, entry.name, span.part(start, end))
+                yield Part(side, entry.name, tokens.blocks("tokens", entry.start + start, entry.start + end))
             else:
-                yield Part(side, entry.name, _tokenized_anew(span, tokens.tokenizer, start, end, end == length))
+                yield Part(side, entry.name, _tokenized_anew(tokens, entry, start, end, end == length))
 
 
 def _whole(side: str, entry: IndexEntry, tokens: TokenFolder) -> Part:
-    return Part(side, entry.name, tokens.span("tokens", entry), entry.digest)
+    return Part(side, entry.name, tokens.blocks("tokens", entry.start, entry.end), entry.digest)
 
 
 def _characters(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -119,21 +120,21 @@ def _characters(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int6
     return lengths
 
 
-def _tokenized_anew(document: Span, tokenizer: Tokenizer, start: int, end: int, ends: bool) -> Iterator[Ids]:
+def _tokenized_anew(tokens: TokenFolder, entry: IndexEntry, start: int, end: int, ends: bool) -> Iterator[Ids]:
     """The ids of a document's characters `start` … `end` as a text of their own; and end-of-text if it `ends`."""
-    for piece in cut(_text(document, tokenizer, start, end)):
-        yield tokenizer.encode(piece)
+    for piece in cut(_text(tokens, entry, start, end)):
+        yield tokens.tokenizer.encode(piece)
     if ends:
-        (last,) = document.part(len(document) - 1, len(document))
-        yield last[last == tokenizer.end_of_text]
+        for last in tokens.blocks("tokens", entry.end - 1, entry.end):
+            yield last[last == tokens.tokenizer.end_of_text]
 
 
-def _text(document: Span, tokenizer: Tokenizer, start: int, end: int) -> Iterator[str]:
+def _text(tokens: TokenFolder, entry: IndexEntry, start: int, end: int) -> Iterator[str]:
     """A document's characters `start` … `end`, in blocks."""
     decoder = getincrementaldecoder("utf-8")()
     position = 0
-    for ids in document:
-        text = decoder.decode(tokenizer.decode_bytes(ids[ids != tokenizer.end_of_text]))
+    for ids in tokens.blocks("tokens", entry.start, entry.end):
+        text = decoder.decode(tokens.tokenizer.decode_bytes(ids[ids != tokens.tokenizer.end_of_text]))
         yield text[max(start - position, 0) : end - position]
         position += len(text)
         if position >= end:

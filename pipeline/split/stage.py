@@ -11,7 +11,7 @@ from pipeline.core.console import fact, listed, say
 from pipeline.core.errors import DataError
 from pipeline.core.files import published_folder
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
-from pipeline.split.sides import SIDES, Duplicate, Part, by_document, by_position, duplicates, predefined
+from pipeline.split.sides import SIDES, Part, by_document, by_position, duplicates, predefined
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -51,7 +51,11 @@ def run(params: Params, paths: Paths) -> None:
         size = f"{file['tokens']:,} tokens ({file['tokens'] / total:.1%})"
         fact(side, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
         _say_small(side, file["tokens"] / total, own)
-    _say_duplicates(twins, own.duplicates)
+    names = listed([str(twin) for twin in twins])
+    if removed:
+        fact("removed", f"{len(twins):,} on two sides: {names}")
+    elif twins:
+        say(f"note: {len(twins):,} on two sides, which flatters the result (split.duplicates: remove): {names}")
     fact("wrote", f"{paths.shown(paths.splits)} (by {own.by})")
 
 
@@ -78,14 +82,6 @@ def _say_small(side: str, share: float, params: SplitParams) -> None:
             f"note: {side} gets {share:.2%} of the tokens where split.{side} asks for {wanted:.0%}: its numbers "
             "say little; set split.by: position, or another split.seed"
         )
-
-
-def _say_duplicates(twins: list[Duplicate], what: str) -> None:
-    names = listed([str(twin) for twin in twins])
-    if twins and what == "remove":
-        fact("removed", f"{len(twins):,} on two sides: {names}")
-    elif twins:
-        say(f"note: {len(twins):,} on two sides, which flatters the result (split.duplicates: remove): {names}")
 
 
 def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:
