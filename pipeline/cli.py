@@ -365,16 +365,16 @@ def schema() -> None:
 
     Both are made from the models that check params.yaml, your own components included.
     """
+    from pipeline.core.files import write_atomically, write_json
     from pipeline.core.paths import Paths
-    from pipeline.params.reference import write_reference
-    from pipeline.params.schema import write_schema
+    from pipeline.params import reference, schema
     from pipeline.plugin.registry import Registry
 
     paths = Paths(Path.cwd())
     for broken in Registry.load(paths.plugins).broken:
         click.echo(f"note: {broken.message} (not loaded, so not described)")
-    write_schema(paths.schema, paths.plugins)
-    write_reference(paths.reference, paths.plugins)
+    write_json(paths.schema, schema.schema(paths.plugins))
+    write_atomically(paths.reference, reference.reference(paths.plugins))
     click.echo(f"wrote {paths.shown(paths.schema)} and {paths.shown(paths.reference)}")
 
 

@@ -164,19 +164,12 @@ def _check_texts(params: Params, paths: Paths) -> None:
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
 class _Scratch(Paths):
     """The project's paths, but tokens and splits lie in another folder, which is thrown away."""
 
-    folder: Path
-
-    @property
-    def tokens(self) -> Path:
-        return self.folder / "tokens"
-
-    @property
-    def splits(self) -> Path:
-        return self.folder / "splits"
+    def __init__(self, root: Path, folder: Path) -> None:
+        super().__init__(root)
+        self.tokens, self.splits = folder / "tokens", folder / "splits"
 
     def shown(self, path: Path) -> str:
         return path.name
