@@ -42,6 +42,7 @@ from pipeline.train.memory import estimate
 from pipeline.train.memory_check import bytes_per_parameter, check_fits
 from pipeline.train.phases import phases
 from pipeline.train.run import TrainingRun, model_config
+from pipeline.train.stage import pretrained
 from pipeline.train.state import TrainState
 
 if TYPE_CHECKING:
