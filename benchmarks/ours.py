@@ -66,10 +66,10 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> Run:
 
     from pipeline.core.paths import Paths
     from pipeline.train.conditions import choose
-    from pipeline.train.distributed.ranks import Ranks
     from pipeline.train.interrupt import StopSignal
     from pipeline.train.length import Length
     from pipeline.train.phases import Leg
+    from pipeline.train.ranks import Ranks
     from pipeline.train.stage import load_components, prepare, total_flops
     from pipeline.train.store import StateStore
 

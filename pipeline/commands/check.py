@@ -35,13 +35,13 @@ from pipeline.plugin.registry import ENTRY_POINTS, Registry
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 from pipeline.train.conditions import choose, process_count
-from pipeline.train.distributed.ranks import Ranks
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.length import Length
 from pipeline.train.loop import Run, train_step
 from pipeline.train.memory import estimate
 from pipeline.train.memory_check import bytes_per_parameter, check_fits
 from pipeline.train.phases import Leg, lengths
+from pipeline.train.ranks import Ranks
 from pipeline.train.stage import Components, beginning, check_length, load_components, model_config, prepare
 from pipeline.train.state import TrainState
 from pipeline.train.store import StateStore

@@ -19,9 +19,9 @@ from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
 from pipeline.model.scoring import Summary, score, undisturbed
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
-from pipeline.train.distributed.parallel import Parallel
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.length import Length
+from pipeline.train.parallel import Parallel
 from pipeline.train.state import TrainState
 
 
@@ -64,15 +64,15 @@ class Evaluator:
             row = self._measure(draft)
             if row["val.loss"] < draft.best_loss:
                 draft.best_step, draft.best_loss = draft.step, row["val.loss"]
-                draft.best_weights = self.parallel.kept(self.parallel.model.state_dict())
+                draft.best_weights = self.parallel.to_cpu(self.parallel.model.state_dict())
             say(
                 f"step {draft.step:>6,}  train {row['train.loss']:.4f}  val {row['val.loss']:.4f}  "
                 f"perplexity {row.get('val.perplexity', float('inf')):.1f}  "
                 f"bits/byte {row.get('val.bits_per_byte', float('nan')):.3f}"
             )
             if self.callbacks:
-                model = self.parallel.whole_model()
-                row, draft.stopped = self.parallel.ranks.from_first(lambda: self._call_all(model, row, draft))
+                model = self.parallel.full_model()
+                row, draft.stopped = self.parallel.ranks.on_rank0(lambda: self._call_all(model, row, draft))
         draft.history.append(row)
         draft.timing.append(
             {
@@ -97,7 +97,7 @@ class Evaluator:
             for scores in score(model, self.ids[name], batches[min(number, len(batches) - 1)], size):
                 if number < len(batches):
                     summary.add(scores)
-        return summary.over(ranks.total)
+        return summary.over(ranks.all_reduce_sum)
 
     def _measure(self, state: TrainState) -> dict[str, float]:
         windows = self.length.windows_before(state.step)

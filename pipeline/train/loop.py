@@ -15,10 +15,10 @@ from pipeline.core.errors import Interrupted, PipelineError, PluginError, out_of
 from pipeline.data.batches import TrainingWindows
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED, Loss, ModelOutput
-from pipeline.train.distributed.parallel import Parallel
 from pipeline.train.evaluation import Evaluator
 from pipeline.train.interrupt import Stopping, StopSignal
 from pipeline.train.length import Length
+from pipeline.train.parallel import Parallel
 from pipeline.train.state import TrainState, random_state, restore_random_state, seed_generators
 from pipeline.train.store import Saver
 
@@ -162,7 +162,7 @@ def train_step(run: Run, state: TrainState) -> tuple[float, int]:
         losses.append(loss.detach())
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.grad_clip or math.inf)
-    (nats,) = run.parallel.ranks.total(sum(loss.item() for loss in losses))
+    (nats,) = run.parallel.ranks.all_reduce_sum(sum(loss.item() for loss in losses))
 
     if not math.isfinite(nats) or not math.isfinite(norm):
         _skip_or_stop(run, state, nats, norm)
@@ -237,7 +237,7 @@ def _evaluated(state: TrainState) -> bool:
 
 def _save_if_due(run: Run, state: TrainState) -> None:
     ranks = run.parallel.ranks
-    if ranks.from_first(run.saver.due):
+    if ranks.on_rank0(run.saver.due):
         started = time.monotonic()
         captured = state.capture(run.parallel, run.optimizer)
         if ranks.first or run.parallel.sharded:
@@ -249,7 +249,7 @@ def _save_now(run: Run, state: TrainState) -> None:
     if run.parallel.sharded:
         run.saver.now(captured)  # each rank its shares
     else:
-        run.parallel.ranks.from_first(lambda: run.saver.now(captured))
+        run.parallel.ranks.on_rank0(lambda: run.saver.now(captured))
 
 
 def _skip_or_stop(run: Run, state: TrainState, nats: float, norm: float) -> None:

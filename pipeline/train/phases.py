@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import say
 from pipeline.core.files import lock
 from pipeline.data.batches import TrainingWindows
-from pipeline.train.distributed.ranks import Ranks
 from pipeline.train.identity import changes
 from pipeline.train.length import Length
 from pipeline.train.loop import Run
+from pipeline.train.ranks import Ranks
 from pipeline.train.schedule import Schedule, extended
 from pipeline.train.state import skeleton
 from pipeline.train.store import StateStore
@@ -81,7 +81,7 @@ def locked(legs: list[Leg], paths: Paths, ranks: Ranks) -> Iterator[None]:
             for leg in legs:
                 held.enter_context(lock(leg.store.lock_file, "training of this very run"))
 
-        ranks.from_first(take)
+        ranks.on_rank0(take)
         yield
 
 
@@ -94,7 +94,7 @@ def newest(legs: list[Leg], ranks: Ranks) -> tuple[int, dict[str, Any] | None]:
         number, saved = found[0]
         return number, skeleton(saved) if saved else None
 
-    told = ranks.from_first(look)
+    told = ranks.on_rank0(look)
     return found[0] if found else told
 
 

@@ -28,12 +28,12 @@ def publish(run: Run, state: TrainState, paths: Paths) -> None:
     parallel, ranks = run.parallel, run.parallel.ranks
     length = run.model.config.context_length
     windows = evaluation_windows(len(run.evaluate.ids["val"]), length, length)
-    weights, moments = parallel.whole(run.model.state_dict()), parallel.whole(run.optimizer.state_dict())
+    weights, moments = parallel.full(run.model.state_dict()), parallel.full(run.optimizer.state_dict())
     last = best = run.evaluate.summarize("val", windows).metrics()
     if state.best_step != state.step:
         parallel.load_weights(state.best_weights)
         best = run.evaluate.summarize("val", windows).metrics()
-    best_weights = parallel.whole(state.best_weights) if parallel.sharded else state.best_weights
+    best_weights = parallel.full(state.best_weights) if parallel.sharded else state.best_weights
     if not ranks.first:
         return
 

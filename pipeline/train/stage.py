@@ -14,7 +14,7 @@ from pipeline.data.batches import TrainingWindows, evaluation_windows
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids, TokenFolder
 from pipeline.model.config import GPTConfig
-from pipeline.model.device import choose_device, keep_memory, use_threads
+from pipeline.model.device import keep_memory, use_threads
 from pipeline.model.gpt import GPT
 from pipeline.model.pretrained import Pretrained
 from pipeline.model.scoring import evenly_spaced
@@ -22,16 +22,15 @@ from pipeline.plugin.components import EvalCallback, Loss, Optimizer
 from pipeline.plugin.registry import Registry
 from pipeline.train import memory_check
 from pipeline.train.conditions import Conditions, choose, process_count
-from pipeline.train.distributed.launch import launch, reported
-from pipeline.train.distributed.parallel import spread
-from pipeline.train.distributed.ranks import Ranks, joined, ranks_here
 from pipeline.train.evaluation import Evaluator
 from pipeline.train.identity import fingerprint, identity
 from pipeline.train.interrupt import Stopping, StopSignal
 from pipeline.train.length import Length
 from pipeline.train.loop import Run, train
+from pipeline.train.parallel import parallelize
 from pipeline.train.phases import Leg, for_leg, lengths, locked, newest
 from pipeline.train.publish import publish
+from pipeline.train.ranks import Ranks, started_as_rank
 from pipeline.train.state import TrainState
 from pipeline.train.store import Saver, StateStore
 
@@ -45,14 +44,13 @@ KINDS = ["losses", "optimizers", "eval_callbacks"]
 def run(params: Params, paths: Paths) -> None:
     """Reads artifacts/splits; writes artifacts/checkpoint and metrics/train.json, history.tsv, timing.tsv,
     performance.json. An interrupted run goes on from its last saved state."""
-    ranks = ranks_here()
-    if ranks is None and process_count(params.runtime) > 1:
-        launch(params, process_count(params.runtime))
+    processes = process_count(params.runtime)
+    if processes == 1 and not started_as_rank():
+        _run(params, paths, Ranks())
         return
-    ranks = ranks or Ranks()
-    on_gpus = choose_device(params.runtime.device).type == "cuda"
-    with reported(), joined(ranks, on_gpus):
-        _run(params, paths, ranks)
+    from pipeline.train.distributed.launch import run_on_ranks
+
+    run_on_ranks(lambda ranks: _run(params, paths, ranks), params, processes)
 
 
 def _run(params: Params, paths: Paths, ranks: Ranks) -> None:
@@ -71,7 +69,7 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> None:
             *lengths(own, data), _identities(params, components, splits, paths, start), strict=True
         )
     ]
-    ranks.same(legs[-1].store.folder.name, "other params, data, code, plugins or versions")
+    ranks.check_same(legs[-1].store.folder.name, "other params, data, code, plugins or versions")
 
     stop = StopSignal()
     with locked(legs, paths, ranks), stop.caught():
@@ -125,7 +123,7 @@ def beginning(params: Params, tokenizer: Tokenizer, paths: Paths) -> Pretrained 
 def _load(start: Pretrained, plan: Run) -> None:
     """Deals out the weights, which the first rank alone reads."""
     held: list[dict[str, torch.Tensor]] = []
-    plan.parallel.ranks.from_first(lambda: held.append(start.weights(plan.model.config)))
+    plan.parallel.ranks.on_rank0(lambda: held.append(start.weights(plan.model.config)))
     plan.parallel.load_weights(held[0] if held else {})
 
 
@@ -251,7 +249,7 @@ def prepare(
     torch.manual_seed(own.seed)
     config, device = model_config(params, tokenizer), torch.device(conditions.device)
     memory_check.check_fits(config, device, conditions.strategy, ranks.count)
-    parallel = spread(lambda: GPT(config), device, ranks, conditions.strategy, conditions.compile)
+    parallel = parallelize(lambda: GPT(config), device, ranks, conditions.strategy, conditions.compile)
     if parallel.sharded and not components.optimizer.works_on_shards:
         raise PluginError(
             f"the optimizer {own.optimizer.name!r} does not work on shares of a tensor: choose another one, or "

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.train.distributed.parallel import Parallel, mapped
+from pipeline.train.parallel import Parallel, map_tensors
 
 
 @dataclass
@@ -74,8 +74,8 @@ class TrainState:
         own = self.draft()
         return {
             "run": {each.name: getattr(own, each.name) for each in fields(own)},
-            "model_state_dict": parallel.kept(parallel.model.state_dict()),
-            "optimizer_state_dict": parallel.kept(optimizer.state_dict()),
+            "model_state_dict": parallel.to_cpu(parallel.model.state_dict()),
+            "optimizer_state_dict": parallel.to_cpu(optimizer.state_dict()),
             "random": random_state(),
         }
 
@@ -87,15 +87,15 @@ class TrainState:
         Raises:
             PipelineError: the shares that a state was written as cannot be read.
         """
-        if "shares" in saved:
-            from pipeline.train.distributed.shards import read_shares
+        if "shards" in saved:
+            from pipeline.train.distributed.shards import read_shards
 
-            saved = read_shares(saved, parallel)
+            saved = read_shards(saved, parallel)
         parallel.load_weights(saved["model_state_dict"])
         parallel.load_optimizer(optimizer, saved["optimizer_state_dict"])
         restore_random_state(saved["random"])
         run = saved["run"]
-        return cls(**{**run, "best_weights": parallel.kept_weights(run["best_weights"])})
+        return cls(**{**run, "best_weights": parallel.distribute(run["best_weights"])})
 
 
 def skeleton(saved: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def skeleton(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _emptied(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, torch.Tensor) else mapped(_emptied, value)
+    return map_tensors(lambda tensor: tensor.to("meta"), value)
 
 
 def random_state() -> dict[str, Any]:

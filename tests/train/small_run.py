@@ -18,12 +18,12 @@ from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent
 from pipeline.plugin.registry import Registry
-from pipeline.train.distributed.parallel import spread
-from pipeline.train.distributed.ranks import Ranks
 from pipeline.train.evaluation import Evaluator
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.length import Length
 from pipeline.train.loop import Run, train
+from pipeline.train.parallel import parallelize
+from pipeline.train.ranks import Ranks
 from pipeline.train.schedule import Schedule
 from pipeline.train.state import TrainState
 from pipeline.train.store import Saver, StateStore
@@ -77,7 +77,7 @@ def make_run(
     **changes: Any,
 ) -> Run:
     """A run of six steps of four windows, computed two at a time."""
-    parallel = spread(make or (lambda: model or make_model()), torch.device("cpu"), ranks, strategy, compile)
+    parallel = parallelize(make or (lambda: model or make_model()), torch.device("cpu"), ranks, strategy, compile)
     model = parallel.model
     built = REGISTRY.build("optimizers", optimizer, {optimizer: options or {}}, "").build(model.named_parameters())
     data = TrainingWindows(IDS["train"][:train_tokens], CONTEXT, 1, True)
