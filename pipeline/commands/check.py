@@ -35,12 +35,12 @@ from pipeline.tokenize import stage as tokenize
 from pipeline.train.components import Components
 from pipeline.train.conditions import choose, process_count
 from pipeline.train.data import TrainingData, check_length
-from pipeline.train.distributed.ranks import Ranks
 from pipeline.train.evaluation import summarize
 from pipeline.train.loop import train_step
 from pipeline.train.memory import estimate
 from pipeline.train.memory_check import bytes_per_parameter, check_fits
 from pipeline.train.phases import phases
+from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun, model_config
 from pipeline.train.stage import pretrained
 from pipeline.train.state import TrainState
