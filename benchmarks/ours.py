@@ -67,9 +67,9 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     from pipeline.train.components import Components
     from pipeline.train.conditions import choose
     from pipeline.train.data import TrainingData
-    from pipeline.train.distributed.ranks import Ranks
     from pipeline.train.length import Length
     from pipeline.train.phases import Phase
+    from pipeline.train.ranks import Ranks
     from pipeline.train.run import TrainingRun
     from pipeline.train.store import StateStore
 

@@ -49,8 +49,8 @@ def ours(count: int, folder: str) -> tuple[Work, dict[str, Any]]:
     import time
 
     from pipeline.model.checkpoint import tensor_bytes
-    from pipeline.train.distributed.parallel import mapped
-    from pipeline.train.distributed.ranks import Ranks
+    from pipeline.train.parallel import map_tensors
+    from pipeline.train.ranks import Ranks
     from pipeline.train.store import StateStore
 
     state = _state(count)
@@ -58,7 +58,7 @@ def ours(count: int, folder: str) -> tuple[Work, dict[str, Any]]:
     store = StateStore(Path(folder) / "states", "benchmark")
 
     def copied(value: Any) -> Any:
-        return value.to("cpu", copy=True) if hasattr(value, "numel") else mapped(copied, value)
+        return map_tensors(lambda tensor: tensor.to("cpu", copy=True), value)
 
     copied(state)
     started = time.process_time()

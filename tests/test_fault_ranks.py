@@ -161,7 +161,7 @@ def test_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path
             assert life.said.count("error:") == 1, life.said
         wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
         assert states(project.root)
-        assert all((state / "shards" / ".metadata").is_file() for state in states(project.root))
+        assert all((state / "shards" / "00001.pth").is_file() for state in states(project.root))
     assert "resuming from step" in project.run(*TRAIN, *FSDP).stdout
     equal = Outcome.of(project.root) == Outcome.of(straight.root)
     tell("SIGKILL of both, then of one of two fsdp ranks", 2, 2, 2 * equal)

@@ -7,8 +7,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from types import TracebackType
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tqdm import tqdm
@@ -21,6 +21,12 @@ _SECONDS_BETWEEN_PLAIN_LINES = 15.0
 def printable(text: str) -> str:
     """`text` with control characters (terminal escape sequences among them) shown instead of obeyed."""
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def json_line(value: Mapping[str, Any]) -> str:
@@ -51,7 +57,7 @@ def fact(label: str, text: str) -> None:
     say(f"{label:<9}{text}")
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """One live line on a terminal; on a pipe, a plain line now and then.
 
     A live line shows a bar, the speed in `unit`s and the time left; both show what `update` is told.
@@ -87,10 +93,5 @@ class Progress:
         if self._total and rate:
             yield f"{(self._total - self._done) / rate:.0f} s left"
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()

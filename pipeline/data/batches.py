@@ -35,18 +35,18 @@ class TrainingWindows:
 
     def offsets(self, first: int, last: int) -> list[int]:
         """Where the samples first … last−1 of the run begin; sample k is number k % per_epoch of its epoch."""
+        slack = len(self.ids) - 1 - self.per_epoch * self.context_length if self.shift else 0
         places = (divmod(sample, self.per_epoch) for sample in range(first, last))
-        return [self._epoch(epoch)[index] for epoch, index in places]
+        return [
+            _epoch_offsets(self.seed, epoch, self.per_epoch, self.context_length, slack)[index]
+            for epoch, index in places
+        ]
 
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Inputs and targets, int64 [B, T]: the targets are the inputs moved on by one token."""
         places = np.array(offsets)[:, None] + np.arange(self.context_length + 1)
         windows = self.ids[places].astype(np.int64)
         return windows[:, :-1], windows[:, 1:]
-
-    def _epoch(self, epoch: int) -> list[int]:
-        slack = len(self.ids) - 1 - self.per_epoch * self.context_length if self.shift else 0
-        return _epoch_offsets(self.seed, epoch, self.per_epoch, self.context_length, slack)
 
 
 @lru_cache(maxsize=4)

@@ -7,7 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from threading import local
 
 from pipeline.core.errors import DataError
@@ -37,17 +37,6 @@ class Piece:
     document: Document
     text: str
     last: bool
-
-
-@dataclass
-class _Batch:
-    """Pieces that one thread encodes in one go: many small documents, or a part of a large one."""
-
-    pieces: list[Piece] = field(default_factory=list)
-    characters: int = 0
-
-    def encode(self, tokenizer: Tokenizer) -> list[tuple[Piece, TokenIds]]:
-        return [(piece, _ids(piece, tokenizer)) for piece in self.pieces]
 
 
 def _ids(piece: Piece, tokenizer: Tokenizer) -> TokenIds:
@@ -102,8 +91,8 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) ->
     def begin() -> None:
         own.tokenizer = replace(tokenizer)  # tiktoken's regular expression is slower for every thread but its first
 
-    def ids_of(batch: _Batch) -> list[tuple[Piece, TokenIds]]:
-        return batch.encode(own.tokenizer)
+    def ids_of(batch: list[Piece]) -> list[tuple[Piece, TokenIds]]:
+        return [(piece, _ids(piece, own.tokenizer)) for piece in batch]
 
     with ThreadPoolExecutor(threads, initializer=begin) as pool:
         for batch in _batches(pieces(documents)):
@@ -146,13 +135,14 @@ class TextDigest:
         return None if self._blank else self._hash.hexdigest()
 
 
-def _batches(every: Iterable[Piece]) -> Iterator[_Batch]:
-    batch = _Batch()
+def _batches(every: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that one thread encodes at once: many small documents, or a part of a large one."""
+    batch: list[Piece] = []
+    characters = 0
     for piece in every:
-        batch.pieces.append(piece)
-        batch.characters += len(piece.text)
-        if batch.characters >= PIECE:
+        batch.append(piece)
+        characters += len(piece.text)
+        if characters >= PIECE:
             yield batch
-            batch = _Batch()
-    if batch.pieces:
-        yield batch
+            batch, characters = [], 0
+    yield batch

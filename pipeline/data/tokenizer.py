@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Iterable
@@ -69,8 +68,14 @@ class Tokenizer:
         Raises:
             DataError: the text holds a character that a tokenizer of characters does not know.
         """
-        if self._alphabet is not None:
-            self._check_characters(text, self._alphabet)
+        alphabet = self._alphabet
+        if alphabet is not None and not alphabet.issuperset(text):  # tiktoken would panic
+            unknown = sorted(set(text) - alphabet)[:5]
+            shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown)
+            raise DataError(
+                f"{text[:40]!r} cannot be tokenized: the tokenizer {self.name!r} knows only the {len(alphabet)} "
+                f"characters of its corpus, and not {shown}"
+            )
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     @cached_property
@@ -79,15 +84,6 @@ class Tokenizer:
         if all(bytes([byte]) in self.ranks for byte in range(256)):
             return None
         return frozenset(sequence.decode() for sequence in self.ranks)
-
-    def _check_characters(self, text: str, alphabet: frozenset[str]) -> None:
-        unknown = sorted(set(text) - alphabet)
-        if unknown:  # tiktoken would end in a panic
-            shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown[:5])
-            raise DataError(
-                f"{text[:40]!r} cannot be tokenized: the tokenizer {self.name!r} knows only the {len(alphabet)} "
-                f"characters of its corpus, and not {shown}"
-            )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 (half a character) become U+FFFD."""
@@ -131,7 +127,7 @@ class Tokenizer:
     def _ranks(self) -> list[tuple[str, int]]:
         """The ranks in order, each byte sequence in base64."""
         by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
-        return [(binascii.b2a_base64(sequence, newline=False).decode(), rank) for sequence, rank in by_rank]
+        return [(base64.b64encode(sequence).decode(), rank) for sequence, rank in by_rank]
 
     def save(self, path: Path) -> None:
         """Writes everything `load` needs as one JSON file."""

@@ -42,29 +42,33 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
         raise DataError(
             f"{path} is missing: put the tokenizer's file there, or set tokenize.tokenizer.file.path"
         ) from None
-    if not content.lstrip().startswith(b"{"):
-        ranks = _tiktoken_ranks(path, content)
-        tokenizer = Tokenizer(
-            path.name,
-            GPT2_PATTERN if pattern == "gpt2" else pattern,
-            ranks,
-            {end_of_text: max(ranks.values()) + 1},
-            end_of_text,
-        )
-        _check_pattern(tokenizer, _proof_texts(ranks), path)
-        return tokenizer
-    if b'"fingerprint":' in content[:_BEGINNING]:
+    is_json = content.lstrip().startswith(b"{")
+    if is_json and b'"fingerprint":' in content[:_BEGINNING]:
         return Tokenizer.load(path, "bring a whole copy")
-    tokenizer = _from_tokenizer_json(path, content, end_of_text)
-    if not proven:
-        return tokenizer
-    texts = _proof_texts(tokenizer.ranks)
-    _check_pattern(tokenizer, texts, path)
-    _check_same_ids(tokenizer, texts, path, content)
+    if is_json:
+        tokenizer = _from_tokenizer_json(path, content, end_of_text)
+    else:
+        tokenizer = _from_tiktoken(path, content, GPT2_PATTERN if pattern == "gpt2" else pattern, end_of_text)
+    _check_ids(tokenizer, path)
+    if proven:
+        texts = _proof_texts(tokenizer.ranks)
+        _check_pattern(tokenizer, texts, path)
+        if is_json:
+            _check_same_ids(tokenizer, texts, path, content)
     return tokenizer
 
 
-def _tiktoken_ranks(path: Path, content: bytes) -> dict[bytes, int]:
+def byte_ranks(vocab: Mapping[str, int]) -> dict[bytes, int]:
+    """The ranks of a byte-level BPE whose tokens are written in characters that stand for bytes, as gpt2's are.
+
+    Raises:
+        KeyError: a token holds a character that stands for no byte.
+    """
+    to_byte = {character: byte for byte, character in byte_characters().items()}
+    return {bytes(to_byte[character] for character in token): rank for token, rank in vocab.items()}
+
+
+def _from_tiktoken(path: Path, content: bytes, pattern: str, end_of_text: str) -> Tokenizer:
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
@@ -75,18 +79,20 @@ def _tiktoken_ranks(path: Path, content: bytes) -> dict[bytes, int]:
                 f"{path} line {number}: neither a token in base64 and its rank (a tiktoken file) nor JSON (a "
                 "tokenizer.json): bring a whole copy"
             ) from None
-    _check_ranks(path, ranks)
-    return ranks
+    special = {end_of_text: max(ranks.values(), default=0) + 1}
+    return Tokenizer(path.name, pattern, ranks, special, end_of_text)
 
 
-def _check_ranks(path: Path, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int] | None = None) -> None:
+def _check_ids(tokenizer: Tokenizer, path: Path) -> None:
+    """Every byte has a token, and every token has its own id."""
+    ranks = tokenizer.ranks
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise DataError(
             f"{path} has no token for the byte {missing[0]:#04x} (and {len(missing) - 1} more): a byte-level BPE "
             "has all 256, so that it can read any text"
         )
-    ids = sorted([*ranks.values(), *(special_tokens or {}).values()])
+    ids = sorted([*ranks.values(), *tokenizer.special_tokens.values()])
     if len(set(ids)) < len(ids) or ids[0] < 0 or ids[-1] > _LARGEST_ID:
         raise DataError(
             f"{path} gives two tokens one id, or one below 0 or above {_LARGEST_ID:,}: bring a whole copy"
@@ -101,19 +107,13 @@ def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokeni
         pattern = _pattern(path, saved)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is no tokenizer.json ({type(error).__name__}: {error})") from None
-    to_byte = {character: byte for byte, character in byte_characters().items()}
     try:
-        ranks = {
-            bytes(to_byte[character] for character in token): rank
-            for token, rank in vocab.items()
-            if token not in special
-        }
+        ranks = byte_ranks({token: rank for token, rank in vocab.items() if token not in special})
     except KeyError as error:
         raise DataError(
             f"{path}: a token holds {error}, which byte-level BPEs do not use: choose another"
         ) from None
     special.setdefault(end_of_text, max([*ranks.values(), *special.values()], default=0) + 1)
-    _check_ranks(path, ranks, special)
     return Tokenizer(path.name, pattern, ranks, special, end_of_text)
 
 
@@ -138,31 +138,28 @@ def _check_same_ids(tokenizer: Tokenizer, texts: Sequence[str], path: Path, cont
 
 def _pattern(path: Path, saved: Mapping[str, Any]) -> str:
     """The split pattern of a byte-level BPE that reads text as it is; other tokenizers are refused."""
-    model, before = saved["model"], saved.get("pre_tokenizer") or {}
-    steps = before.get("pretokenizers") or [before]
-    found = [str(step.get("type")) for step in steps]
-    last = steps[-1]
+    model, before, normalizer = saved["model"], saved.get("pre_tokenizer") or {}, saved.get("normalizer")
+    *first, last = before.get("pretokenizers") or [before]
+    found = ", ".join(str(step.get("type")) for step in [*first, last])
     if model.get("type") != "BPE" or model.get("byte_fallback") or last.get("type") != "ByteLevel":
-        raise DataError(
-            f"{path} is a {model.get('type')} tokenizer of {', '.join(found)}: a byte-level BPE is needed"
-        )
-    if saved.get("normalizer"):
-        kind = saved["normalizer"].get("type")
-        raise DataError(
-            f"{path} changes the text ({kind}) before it reads it: choose a tokenizer without a normalizer"
-        )
-    if last.get("add_prefix_space"):
-        raise DataError(f"{path} puts a space before each text (add_prefix_space): choose one that does not")
-    if len(steps) == 1 and last.get("use_regex", True):
+        problem = f"is a {model.get('type')} tokenizer of {found}: a byte-level BPE is needed"
+    elif normalizer:
+        problem = f"changes the text ({normalizer.get('type')}) before it reads it: choose one without a normalizer"
+    elif last.get("add_prefix_space"):
+        problem = "puts a space before each text (add_prefix_space): choose one that does not"
+    elif not first and last.get("use_regex", True):
         return GPT2_PATTERN
-    if len(steps) == 2 and not last.get("use_regex", True) and found[0] == "Split":
-        regex = steps[0].get("pattern", {}).get("Regex")
-        if regex and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert"):
-            return str(regex)
-    raise DataError(
-        f"{path} cuts text into words by {', '.join(found)}: what can be used is ByteLevel alone, or one Split "
-        "by a regular expression (Isolated) and ByteLevel"
-    )
+    else:
+        match first:
+            case [{"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", **others}] if (
+                regex and not others.get("invert") and not last.get("use_regex", True)
+            ):
+                return regex
+        problem = (
+            f"cuts text into words by {found}: supported are ByteLevel alone, or one Split by a regular expression "
+            "(Isolated) and ByteLevel"
+        )
+    raise DataError(f"{path} {problem}")
 
 
 def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -43,38 +43,13 @@ class IndexEntry:
     split: str | None = None
     digest: str | None = None
 
-
-@dataclass(frozen=True)
-class Span:
-    """Ids of a token file, read in blocks whenever they are iterated over: they may be more than memory holds.
-
-    Attributes:
-        file: The token file.
-        dtype: Its ids' type.
-        start, end: The first id, and the one after the last.
-    """
-
-    file: Path
-    dtype: str
-    start: int
-    end: int
-
-    def __len__(self) -> int:
-        return self.end - self.start
-
-    def __iter__(self) -> Iterator[Ids]:
-        size = np.dtype(self.dtype).itemsize
-        with self.file.open("rb") as file:
-            file.seek(self.start * size)
-            for start in range(self.start, self.end, _BLOCK):
-                yield np.frombuffer(file.read(min(_BLOCK, self.end - start) * size), self.dtype)
-
-    def part(self, start: int, end: int) -> Span:
-        """The ids from `start` up to `end`, counted from this span's own start."""
-        return replace(self, start=self.start + start, end=self.start + end)
+    @property
+    def end(self) -> int:
+        """Offset of the token after its last one."""
+        return self.start + self.tokens
 
 
-class TokenWriter:
+class TokenWriter(AbstractContextManager["TokenWriter"]):
     """Writes NAME.bin and its index NAME.documents.jsonl, token by token, in bounded memory."""
 
     def __init__(self, folder: Path, name: str, tokenizer: Tokenizer) -> None:
@@ -105,12 +80,7 @@ class TokenWriter:
         """The file's numbers, for meta.json."""
         return {"tokens": self.tokens, "documents": self.documents, "bytes": self.text_bytes}
 
-    def __enter__(self) -> TokenWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ids.close()
         self._index.close()
 
@@ -177,9 +147,12 @@ class TokenFolder:
         count = self.meta["files"][name]["tokens"]
         return np.memmap(self.folder / f"{name}.bin", dtype=self.meta["dtype"], mode="r", shape=(count,))
 
-    def span(self, name: str, entry: IndexEntry) -> Span:
-        """The ids of a document of NAME.bin."""
-        return Span(self.folder / f"{name}.bin", self.meta["dtype"], entry.start, entry.start + entry.tokens)
+    def blocks(self, name: str, start: int, end: int) -> Iterator[Ids]:
+        """The ids start … end−1 of NAME.bin in blocks of bounded size: they may be more than memory holds."""
+        dtype = np.dtype(self.meta["dtype"])
+        for first in range(start, end, _BLOCK):
+            count, offset = min(_BLOCK, end - first), first * dtype.itemsize
+            yield np.fromfile(self.folder / f"{name}.bin", dtype, count, offset=offset)
 
     def documents(self, name: str) -> Iterator[IndexEntry]:
         """The index of NAME.bin."""

@@ -6,10 +6,11 @@ result. Sections of components (losses, optimizers, …) are checked by the stag
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 def _utf8(text: str) -> str:
@@ -18,8 +19,7 @@ def _utf8(text: str) -> str:
     return text
 
 
-def _below(folder: str, path: str, example: str) -> str:
-    """`path`, which must lie below `folder` for DVC to see changes of it."""
+def _below(folder: str, example: str, path: str) -> str:
     if PurePosixPath(folder) not in PurePosixPath(path).parents or ".." in PurePosixPath(path).parts:
         raise ValueError(f"{path!r} must lie below {folder}/, such as {example}: DVC sees changes only there")
     return path
@@ -41,10 +41,10 @@ class Section(BaseModel):
     )
 
 
-class _Options(BaseModel):
+class _Options(Section):
     """A choice among components; every further key is a component's name with its options."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, dict[str, Any]]
 
     @property
@@ -65,9 +65,6 @@ class Choices(_Options):
     use: Annotated[tuple[str, ...], Field(strict=False)]
 
 
-# ── tokenize ──────────────────────────────────────────────────────────────────────────────────────
-
-
 class BpeParams(Section):
     vocab_size: Annotated[int, Field(ge=257, le=2**20)]
     """Tokens in all, the 256 bytes and end-of-text included."""
@@ -79,18 +76,13 @@ class TiktokenParams(Section):
 
 
 class TokenizerFileParams(Section):
-    path: str
+    path: Annotated[str, AfterValidator(partial(_below, "data", "data/tokenizer.json"))]
     """A byte-level BPE as tokenizer.json or in tiktoken's form, or the tokenizer.json of a checkpoint, below data/
     (DVC sees changes only there)."""
     pattern: Text
     """How the tokenizer of a tiktoken file cuts text into words: `gpt2` or a regular expression."""
     end_of_text: Annotated[Text, Field(min_length=1)]
     """The special token that ends a document; it is added where the file has none of this name."""
-
-    @field_validator("path")
-    @classmethod
-    def _lies_below_data(cls, path: str) -> str:
-        return _below("data", path, "data/tokenizer.json")
 
 
 class TokenizerParams(Section):
@@ -108,9 +100,6 @@ class TokenizeParams(Section):
     tokenizer: TokenizerParams
     end_of_text: bool
     """Whether each document ends with one end-of-text token."""
-
-
-# ── split ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class SplitParams(Section):
@@ -135,9 +124,6 @@ class SplitParams(Section):
         if self.val + self.test >= 1:
             raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on: lower one of them")
         return self
-
-
-# ── model ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class ModelParams(Section):
@@ -190,9 +176,6 @@ class ModelParams(Section):
         return self
 
 
-# ── train ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 class BudgetParams(Section):
     unit: Literal["steps", "epochs", "tokens"]
     """What `amount` counts."""
@@ -228,7 +211,9 @@ class EvaluationParams(Section):
 class TrainParams(Section):
     seed: Seed
     """Decides the initial weights, the data's order and dropout."""
-    init_from: str
+    init_from: Annotated[
+        str, AfterValidator(lambda path: path and _below("data/weights", "data/weights/gpt2", path))
+    ]
     """Weights to start from, below data/weights/ (DVC sees changes only there): a Hugging Face folder of a GPT-2,
     NanoChat or Llama model, or a checkpoint (its best weights, or one of its .pth files); empty for random ones.
     `model` and the tokenizer must be theirs, but for a shorter context."""
@@ -256,11 +241,6 @@ class TrainParams(Section):
     evaluation: EvaluationParams
     eval_callbacks: Choices
     """What is done after each evaluation during training."""
-
-    @field_validator("init_from")
-    @classmethod
-    def _lies_below_data(cls, path: str) -> str:
-        return _below("data/weights", path, "data/weights/gpt2") if path else path
 
 
 # ── evaluate and export ───────────────────────────────────────────────────────────────────────────
@@ -294,9 +274,6 @@ class ExportParams(Section):
     """Which weights are exported."""
     formats: Choices
     """The forms that the model is exported in; the first lies at the top of artifacts/export."""
-
-
-# ── runtime ───────────────────────────────────────────────────────────────────────────────────────
 
 
 class RuntimeParams(Section):

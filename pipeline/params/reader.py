@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.yaml import yaml_values
@@ -42,21 +42,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     try:
         values = yaml_values(text)
-    except MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ParamsError(f"{path.name}{line}: not usable YAML: {_first_line(error.problem)}") from None
     except YAMLError as error:
-        raise ParamsError(f"{path.name}: not usable YAML: {_first_line(str(error))}") from None
-    if values is None:
-        raise ParamsError(f"{path.name} is empty: it needs the sections {', '.join(Params.model_fields)}")
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ParamsError(f"{path.name}{line}: not usable YAML: {_first_line(error)}") from None
     if not isinstance(values, dict):
-        kind = "a list" if isinstance(values, list) else f"the value {values!r}"
-        raise ParamsError(f"{path.name} holds {kind}: it needs the sections {', '.join(Params.model_fields)}")
+        what = "holds a list" if isinstance(values, list) else f"holds the value {values!r}"
+        what = "is empty" if values is None else what
+        raise ParamsError(f"{path.name} {what}: it needs the sections {', '.join(Params.model_fields)}")
     return values
 
 
-def _first_line(problem: str | None) -> str:
-    return (problem or "it cannot be parsed").strip().splitlines()[0]
+def _first_line(error: YAMLError) -> str:
+    return str(getattr(error, "problem", None) or error).strip().splitlines()[0]
 
 
 def _set(values: dict[str, Any], override: str) -> str:
@@ -68,7 +66,7 @@ def _set(values: dict[str, Any], override: str) -> str:
     try:
         value = yaml_values(text) if text.strip() else None
     except YAMLError as error:
-        raise ParamsError(f"--set {override!r}: the value is not usable YAML: {_first_line(str(error))}") from None
+        raise ParamsError(f"--set {override!r}: the value is not usable YAML: {_first_line(error)}") from None
     place: Any = values
     for part in path[:-1]:
         place = place.setdefault(part, {}) if isinstance(place, dict) else None
@@ -82,9 +80,12 @@ def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
     parts = [explain(error, "")]
     for item in error.errors():
         if item["type"] == "extra_forbidden":
-            *parents, key = item["loc"]
-            close = difflib.get_close_matches(str(key), _keys(parents), n=1)
-            places = [place for place in _places(str(key), values) if place != ".".join(map(str, item["loc"]))]
+            *parents, key = map(str, item["loc"])
+            section: Any = Params
+            for parent in parents:
+                section = section.model_fields[parent].annotation
+            close = difflib.get_close_matches(key, section.model_fields, n=1)
+            places = [place for place in _places(key, values) if place != ".".join([*parents, key])]
             if close:
                 parts.append(f"did you mean {close[0]!r} instead of {key!r}?")
             else:
@@ -92,18 +93,9 @@ def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _places(key: str, values: Any, where: str = "") -> list[str]:
+def _places(key: str, values: Any, where: str = "") -> Iterator[str]:
     """Where in the file a key of this name stands."""
-    if not isinstance(values, dict):
-        return []
-    own = [f"{where}{key}"] if key in values else []
-    deeper = [_places(key, value, f"{where}{name}.") for name, value in values.items()]
-    return own + [place for places in deeper for place in places]
-
-
-def _keys(parents: Iterable[int | str]) -> list[str]:
-    model: Any = Params
-    for part in parents:
-        model = model.model_fields[str(part)].annotation
-    fields: Mapping[str, Any] = model.model_fields
-    return list(fields)
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if name == key:
+            yield f"{where}{name}"
+        yield from _places(key, value, f"{where}{name}.")

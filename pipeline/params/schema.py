@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.files import write_json
 from pipeline.params.params import Choice, Params
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.options import options_schema
-from pipeline.plugin.registry import Entry, Registry
+from pipeline.plugin.registry import Registry
 
 PLACES = {tuple(kind.chosen_by.split(".")[:2]): kind.plural for kind in KINDS.values()}
 """Where params.yaml chooses components, as (section, key), and of which kind."""
@@ -21,38 +20,21 @@ def schema(plugins: Path) -> dict[str, Any]:
     whole = Params.model_json_schema()
     definitions = whole["$defs"]
     for (section, key), kind in PLACES.items():
-        field = Params.model_fields[section].annotation.model_fields[key]  # type: ignore[union-attr]
-        names = registry.names(kind)
+        model: Any = Params.model_fields[section].annotation
+        field = model.model_fields[key]
+        options = {entry.component.name: options_schema(entry) for entry in registry.entries(kind)}
+        for each in options.values():
+            each.pop("title", None)
+        names = list(options)
         one = issubclass(field.annotation, Choice)
         chosen = {"enum": names} if one else {"type": "array", "items": {"enum": names}, "uniqueItems": True}
-        definition = _definition(definitions, section)
-        definition["properties"][key] = {
+        definitions[model.__name__]["properties"][key] = {
             **({"description": field.description} if field.description else {}),
             "type": "object",
             "additionalProperties": False,
             "required": ["name" if one else "use"],
-            "properties": {
-                "name" if one else "use": chosen,
-                **{entry.component.name: _options(entry) for entry in registry.entries(kind)},
-            },
+            "properties": {"name" if one else "use": chosen, **options},
         }
     for unused in ("Choice", "Choices"):
         definitions.pop(unused, None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "title": "params.yaml"}
-
-
-def write_schema(path: Path, plugins: Path) -> None:
-    """Writes `schema` to a file."""
-    write_json(path, schema(plugins))
-
-
-def _definition(definitions: dict[str, Any], section: str) -> dict[str, Any]:
-    name = Params.model_fields[section].annotation.__name__  # type: ignore[union-attr]
-    definition: dict[str, Any] = definitions[name]
-    return definition
-
-
-def _options(entry: Entry) -> dict[str, Any]:
-    options = options_schema(entry)
-    options.pop("title", None)
-    return options

@@ -7,15 +7,15 @@ from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
+from pipeline.core.console import listed
 from pipeline.core.errors import DataError
 from pipeline.data.encode import cut
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids, IndexEntry, Span, TokenFolder
-
-Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
+from pipeline.data.tokens import Ids, IndexEntry, TokenFolder
 
 SIDES = ("train", "val", "test")
 
@@ -26,16 +26,14 @@ class Part:
 
     Attributes:
         side: Where it goes.
-        name: The document's.
-        blocks: Its ids, in blocks that may be iterated over again.
-        text_bytes: Its text's size in UTF-8.
-        digest: The document's, if it is whole.
+        name: The document's name.
+        blocks: Its ids, in blocks, to be read once.
+        digest: The document's digest, if it is whole.
     """
 
     side: str
     name: str
     blocks: Iterable[Ids]
-    text_bytes: int
     digest: str | None = None
 
 
@@ -60,22 +58,22 @@ def predefined(tokens: TokenFolder) -> Iterator[Part]:
     Raises:
         DataError: a document has no side, or train or val has no document; the message lists what there is.
     """
-    found = Counter(entry.split for entry in tokens.documents("tokens"))
-    counts = ", ".join(f"{side} {found[side]:,}" for side in SIDES)
-    if found[None]:
-        lost = [entry.name for entry in tokens.documents("tokens") if entry.split is None]
-        more = f" and {len(lost) - 5:,} more" if len(lost) > 5 else ""
+    entries = list(tokens.documents("tokens"))
+    documents = Counter(entry.split for entry in entries)
+    found = f"found: {', '.join(f'{side} {documents[side]:,}' for side in SIDES)} documents"
+    if documents[None]:
+        lost = listed([entry.name for entry in entries if entry.split is None])
         raise DataError(
-            f"split.by: predefined, but {', '.join(lost[:5])}{more} lie in no folder or file named train, val "
-            f"(valid, validation) or test (found: {counts} documents): move or rename them, or change split.by"
+            f"split.by: predefined, but {lost} lie in no folder or file named train, val (valid, validation) or "
+            f"test ({found}): move or rename them, or change split.by"
         )
     for side in ("train", "val"):
-        if not found[side]:
+        if not documents[side]:
             raise DataError(
-                f"split.by: predefined, but no document is on the side {side} (found: {counts} documents): make a "
-                f"folder or file named {side}, or set split.by: document"
+                f"split.by: predefined, but no document is on the side {side} ({found}): make a folder or file "
+                f"named {side}, or set split.by: document"
             )
-    for entry in tokens.documents("tokens"):
+    for entry in entries:
         yield _whole(str(entry.split), entry, tokens)
 
 
@@ -85,44 +83,36 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
     `unit` "tokens" cuts between two tokens; "characters" cuts the text, so that the document at the cut is
     decoded and each of its sides is tokenized anew, as if the text had been cut first.
     """
-    tokenizer = tokens.tokenizer
-    lengths = _characters(tokenizer) if unit == "characters" else None
-
-    def length_of(entry: IndexEntry) -> int:
-        return entry.tokens if lengths is None else _sum(tokens.span("tokens", entry), lengths)
-
-    total = sum(length_of(entry) for entry in tokens.documents("tokens"))
+    if unit == "tokens":
+        lengths = [entry.tokens for entry in tokens.documents("tokens")]
+    else:
+        characters = _characters(tokens.tokenizer)
+        lengths = [
+            sum(int(characters[ids].sum()) for ids in tokens.blocks("tokens", entry.start, entry.end))
+            for entry in tokens.documents("tokens")
+        ]
+    total = sum(lengths)
     # Rounded first: in floating point 1 − 0.05 − 0.05 is a little less than 0.9.
     cuts = [int(round(total * share, 6)) for share in (1 - val - test, 1 - test)]
-    position = 0
-    for entry in tokens.documents("tokens"):
-        length = length_of(entry)
-        inside = [min(max(place - position, 0), length) for place in cuts]
-        position += length
-        if inside in ([0, 0], [0, length], [length, length]):  # no cut goes through this document
-            yield _whole(SIDES[inside.count(0)], entry, tokens)
-            continue
-        span = tokens.span("tokens", entry)
+    starts = accumulate(lengths, initial=0)
+    for entry, length, begin in zip(tokens.documents("tokens"), lengths, starts, strict=False):
+        inside = [min(max(place - begin, 0), length) for place in cuts]
         for side, start, end in zip(SIDES, [0, *inside], [*inside, length], strict=True):
-            if end == start:
+            if start == end:
                 continue
-            if unit == "tokens":
-                part = span.part(start, end)
-                yield Part(side, entry.name, part, _sum(part, tokenizer.byte_lengths))
+            if end - start == length:
+                yield _whole(side, entry, tokens)
+            elif unit == "tokens":
+                yield Part(side, entry.name, tokens.blocks("tokens", entry.start + start, entry.start + end))
             else:
-                text = _CutText(span, tokenizer, start, end, end == length)
-                yield Part(side, entry.name, text, text.bytes)
+                yield Part(side, entry.name, _tokenized_anew(tokens, entry, start, end, end == length))
 
 
 def _whole(side: str, entry: IndexEntry, tokens: TokenFolder) -> Part:
-    return Part(side, entry.name, tokens.span("tokens", entry), entry.bytes, entry.digest)
+    return Part(side, entry.name, tokens.blocks("tokens", entry.start, entry.end), entry.digest)
 
 
-def _sum(span: Span, lengths: Lengths) -> int:
-    return sum(int(lengths[ids].sum()) for ids in span)
-
-
-def _characters(tokenizer: Tokenizer) -> Lengths:
+def _characters(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """The characters that begin in each id's bytes [V]: 0 for special tokens, which are no text."""
     inside = bytes(range(0x80, 0xC0))  # the bytes of a character's UTF-8 after its first one
     lengths = np.array([len(each.translate(None, inside)) for each in tokenizer.token_bytes], dtype=np.int64)
@@ -130,38 +120,25 @@ def _characters(tokenizer: Tokenizer) -> Lengths:
     return lengths
 
 
-@dataclass(frozen=True)
-class _CutText:
-    """The ids of a document's characters `start` … `end`, tokenized anew; and end-of-text if it `ends`."""
+def _tokenized_anew(tokens: TokenFolder, entry: IndexEntry, start: int, end: int, ends: bool) -> Iterator[Ids]:
+    """The ids of a document's characters `start` … `end` as a text of their own; and end-of-text if it `ends`."""
+    for piece in cut(_text(tokens, entry, start, end)):
+        yield tokens.tokenizer.encode(piece)
+    if ends:
+        for last in tokens.blocks("tokens", entry.end - 1, entry.end):
+            yield last[last == tokens.tokenizer.end_of_text]
 
-    document: Span
-    tokenizer: Tokenizer
-    start: int
-    end: int
-    ends: bool
 
-    def __iter__(self) -> Iterator[Ids]:
-        for piece in cut(self._text()):
-            yield self.tokenizer.encode(piece)
-        if self.ends:
-            last = next(iter(self.document.part(len(self.document) - 1, len(self.document))))
-            yield last[last == self.tokenizer.end_of_text]
-
-    @property
-    def bytes(self) -> int:
-        """The text's size in UTF-8."""
-        return sum(len(text.encode()) for text in self._text())
-
-    def _text(self) -> Iterator[str]:
-        decoder = getincrementaldecoder("utf-8")()
-        position = 0
-        for ids in self.document:
-            ordinary = ids[ids != self.tokenizer.end_of_text]
-            text = decoder.decode(self.tokenizer.decode_bytes(ordinary))
-            yield text[max(self.start - position, 0) : self.end - position]
-            position += len(text)
-            if position >= self.end:
-                return
+def _text(tokens: TokenFolder, entry: IndexEntry, start: int, end: int) -> Iterator[str]:
+    """A document's characters `start` … `end`, in blocks."""
+    decoder = getincrementaldecoder("utf-8")()
+    position = 0
+    for ids in tokens.blocks("tokens", entry.start, entry.end):
+        text = decoder.decode(tokens.tokenizer.decode_bytes(ids[ids != tokens.tokenizer.end_of_text]))
+        yield text[max(start - position, 0) : end - position]
+        position += len(text)
+        if position >= end:
+            return
 
 
 @dataclass(frozen=True)

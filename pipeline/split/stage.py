@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pipeline.core.console import fact, say
+from pipeline.core.console import fact, listed, say
 from pipeline.core.errors import DataError
 from pipeline.core.files import published_folder
-from pipeline.core.record import effective
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
-from pipeline.split.sides import SIDES, Duplicate, Part, by_document, by_position, duplicates, predefined
+from pipeline.split.sides import SIDES, Part, by_document, by_position, duplicates, predefined
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -33,15 +32,18 @@ def run(params: Params, paths: Paths) -> None:
                 for side in _sides(tokens, own)
             }
             for part in _parts(tokens, own):
-                if (part.side, part.name) not in removed:
-                    for ids in part.blocks:
-                        writers[part.side].write(ids)
-                    writers[part.side].end_document(part.name, part.text_bytes)
+                if (part.side, part.name) in removed:
+                    continue
+                text_bytes = 0
+                for ids in part.blocks:
+                    writers[part.side].write(ids)
+                    text_bytes += int(tokens.tokenizer.byte_lengths[ids].sum())
+                writers[part.side].end_document(part.name, text_bytes)
             files = {side: writer.summary() for side, writer in writers.items()}
         _check(files, own)
-        recorded = {**tokens.meta["params"], "split": effective(own.model_dump(mode="json"))}
-        listed = [asdict(twin) for twin in twins]
-        finish_folder(folder, tokens.tokenizer, files, params=recorded, by=own.by, duplicates=listed)
+        recorded = {**tokens.meta["params"], "split": own.model_dump(mode="json")}
+        repeated = [asdict(twin) for twin in twins]
+        finish_folder(folder, tokens.tokenizer, files, params=recorded, by=own.by, duplicates=repeated)
 
     total = sum(file["tokens"] for file in files.values())
     fact("read", f"{paths.shown(paths.tokens)}: {total:,} tokens")
@@ -49,7 +51,11 @@ def run(params: Params, paths: Paths) -> None:
         size = f"{file['tokens']:,} tokens ({file['tokens'] / total:.1%})"
         fact(side, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
         _say_small(side, file["tokens"] / total, own)
-    _say_duplicates(twins, own.duplicates)
+    names = listed([str(twin) for twin in twins])
+    if removed:
+        fact("removed", f"{len(twins):,} on two sides: {names}")
+    elif twins:
+        say(f"note: {len(twins):,} on two sides, which flatters the result (split.duplicates: remove): {names}")
     fact("wrote", f"{paths.shown(paths.splits)} (by {own.by})")
 
 
@@ -76,18 +82,6 @@ def _say_small(side: str, share: float, params: SplitParams) -> None:
             f"note: {side} gets {share:.2%} of the tokens where split.{side} asks for {wanted:.0%}: its numbers "
             "say little; set split.by: position, or another split.seed"
         )
-
-
-def _say_duplicates(twins: list[Duplicate], what: str) -> None:
-    if not twins:
-        return
-    listed = ", ".join(str(twin) for twin in twins[:5]) + (
-        f" and {len(twins) - 5:,} more" if len(twins) > 5 else ""
-    )
-    if what == "remove":
-        fact("removed", f"{len(twins):,} on two sides: {listed}")
-    else:
-        say(f"note: {len(twins):,} on two sides, which flatters the result (split.duplicates: remove): {listed}")
 
 
 def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:

@@ -72,19 +72,15 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
                     digest = TextDigest()
                 progress.update(len(piece.text))
             if blank:
-                raise DataError(f"the corpus {own.corpus.name} holds no text ({_where(own.corpus.name, paths)})")
-            files = {"tokens": writer.summary()}
+                where = f"put texts into {paths.shown(paths.raw)}" if corpus.name == "files" else "see its options"
+                raise DataError(f"the corpus {corpus.name} holds no text ({where})")
         recorded = {"tokenize": _recorded(own, corpus)}
-        finish_folder(folder, tokenizer, files, params=recorded, corpus=own.corpus.name)
+        finish_folder(folder, tokenizer, {"tokens": writer.summary()}, params=recorded, corpus=corpus.name)
 
-    per_token = files["tokens"]["bytes"] / files["tokens"]["tokens"]
-    fact(
-        "read",
-        f"{files['tokens']['documents']:,} documents, {files['tokens']['bytes']:,} bytes ({own.corpus.name})",
-    )
-    fact("encoded", f"{files['tokens']['tokens']:,} tokens of {per_token:.2f} bytes")
+    fact("read", f"{writer.documents:,} documents, {writer.text_bytes:,} bytes ({corpus.name})")
+    fact("encoded", f"{writer.tokens:,} tokens of {writer.text_bytes / writer.tokens:.2f} bytes")
     fact("with", f"{tokenizer.name}, {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:12]}")
-    fact("wrote", f"{paths.shown(paths.tokens)}")
+    fact("wrote", paths.shown(paths.tokens))
 
 
 def _recorded(params: TokenizeParams, corpus: Corpus) -> dict[str, Any]:
@@ -143,7 +139,3 @@ def _guarded(items: Iterable[T], corpus: str) -> Iterator[T]:
         raise DataError(f"the corpus {corpus}: {error}") from error
     except Exception as error:
         raise raised_by(f"the corpus {corpus!r}", error) from error
-
-
-def _where(corpus: str, paths: Paths) -> str:
-    return f"put texts into {paths.shown(paths.raw)}" if corpus == "files" else "see its options"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import tiktoken
@@ -12,7 +12,7 @@ import tiktoken
 from pipeline.core.errors import DataError, ParamsError
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-from pipeline.plugin.bytelevel import byte_characters
+from pipeline.data.tokenizer_file import byte_ranks
 
 _ONE_CHARACTER = r"[\s\S]"
 _LONGEST_WORD = 1000
@@ -40,11 +40,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     trainable.train_from_iterator(texts, trainer)
-    unicode_to_byte = {character: byte for byte, character in byte_characters().items()}
-    ranks = {
-        bytes(unicode_to_byte[character] for character in token): rank
-        for token, rank in trainable.get_vocab().items()
-    }
+    ranks = byte_ranks(trainable.get_vocab())
     return Tokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
 
 
@@ -82,7 +78,7 @@ def published(name: str) -> Tokenizer:
         or os.environ.get("DATA_GYM_CACHE_DIR")
         or Path(tempfile.gettempdir()) / "data-gym-cache"
     )
-    cached = {path: path.read_bytes() for path in _cache_files(folder)}
+    cached = {path: path.read_bytes() for path in folder.glob("?" * 40) if path.is_file()}
     try:
         encoding = tiktoken.get_encoding(name)
     except Exception as error:
@@ -101,9 +97,3 @@ def published(name: str) -> Tokenizer:
             "here and set TIKTOKEN_CACHE_DIR to it; or choose tokenize.tokenizer.name: bpe, which needs no download"
         ) from None
     return Tokenizer(name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
-
-
-def _cache_files(folder: Path) -> Sequence[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if len(path.name) == 40 and path.is_file()]

@@ -13,7 +13,7 @@ import torch
 from pipeline.core.errors import ParamsError
 from pipeline.core.processor import cores
 from pipeline.model.device import choose_device, computes_bf16
-from pipeline.train.distributed.ranks import Ranks
+from pipeline.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params, RuntimeParams

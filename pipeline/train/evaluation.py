@@ -33,15 +33,15 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
         row = _measure(run, draft)
         if row["val.loss"] < draft.best_loss:
             draft.best_step, draft.best_loss = draft.step, row["val.loss"]
-            draft.best_weights = parallel.kept(parallel.model.state_dict())
+            draft.best_weights = parallel.to_cpu(parallel.model.state_dict())
         say(
             f"step {draft.step:>6,}  train {row['train.loss']:.4f}  val {row['val.loss']:.4f}  "
             f"perplexity {row.get('val.perplexity', float('inf')):.1f}  "
             f"bits/byte {row.get('val.bits_per_byte', float('nan')):.3f}"
         )
         if run.components.callbacks:
-            model = parallel.whole_model()
-            row, draft.stopped = parallel.ranks.from_first(lambda: _call_all(run, model, row, draft))
+            model = parallel.full_model()
+            row, draft.stopped = parallel.ranks.on_rank0(lambda: _call_all(run, model, row, draft))
     draft.history.append(row)
     draft.timing.append(
         {
@@ -67,7 +67,7 @@ def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) 
         for scores in score(run.model, run.data.ids[name], batches[min(number, len(batches) - 1)], size):
             if number < len(batches):
                 summary.add(scores)
-    return summary.over(ranks.total)
+    return summary.over(ranks.all_reduce_sum)
 
 
 def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:

@@ -51,7 +51,7 @@ def identity(
 
 def _digests(files: Iterable[Path], root: Path) -> dict[str, str]:
     """Each file's digest by its path, as messages name it."""
-    return {_shown(path, root): code_digest(root / path) for path in sorted(files)}
+    return {_shown(root / path, root): code_digest(root / path) for path in sorted(files)}
 
 
 def _shown(path: Path, root: Path) -> str:

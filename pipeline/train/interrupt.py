@@ -12,7 +12,7 @@ from types import FrameType
 import psutil
 
 from pipeline.core.console import say
-from pipeline.train.distributed.ranks import Ranks
+from pipeline.train.ranks import Ranks
 
 LAUNCHER = "PIPELINE_LAUNCHER"
 """The environment variable that names the process which started this one as one of several."""
@@ -93,7 +93,7 @@ class StopSignal:
     def check(self, ranks: Ranks | None = None) -> None:
         """Raises Stopping once this process was asked to stop; with `ranks`, on all of them once any was."""
         own = self.number or 0
-        number = own if ranks is None else int(ranks.largest(own))
+        number = own if ranks is None else int(ranks.all_reduce_max(own))
         if number:
             if not own:  # each rank looks for itself, and only the first is heard
                 say("another process was asked to stop: saving, then leaving")

@@ -81,7 +81,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         losses.append(loss.detach())
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
-    (nats,) = run.parallel.ranks.total(sum(loss.item() for loss in losses))
+    (nats,) = run.parallel.ranks.all_reduce_sum(sum(loss.item() for loss in losses))
 
     if not math.isfinite(nats) or not math.isfinite(norm):
         _skip_or_stop(run, state, nats, norm)
@@ -158,7 +158,7 @@ def _evaluated(state: TrainState) -> bool:
 
 def _save_if_due(run: TrainingRun, state: TrainState) -> None:
     ranks = run.parallel.ranks
-    if ranks.from_first(run.saver.due):
+    if ranks.on_rank0(run.saver.due):
         started = time.monotonic()
         captured = state.capture(run)
         if ranks.first or run.parallel.sharded:
@@ -170,7 +170,7 @@ def _save_now(run: TrainingRun, state: TrainState) -> None:
     if run.parallel.sharded:
         run.saver.now(captured)  # each rank its shares
     else:
-        run.parallel.ranks.from_first(lambda: run.saver.now(captured))
+        run.parallel.ranks.on_rank0(lambda: run.saver.now(captured))
 
 
 def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import say
 from pipeline.core.files import lock
 from pipeline.data.batches import TrainingWindows
-from pipeline.train.distributed.ranks import Ranks
 from pipeline.train.identity import changes, fingerprint
 from pipeline.train.length import Length
+from pipeline.train.ranks import Ranks
 from pipeline.train.schedule import Schedule, extended
 from pipeline.train.state import skeleton
 from pipeline.train.store import StateStore
@@ -85,13 +85,13 @@ def locked(run: list[Phase], paths: Paths, ranks: Ranks) -> Iterator[None]:
             for phase in run:
                 held.enter_context(lock(phase.store.lock_file, "training of this run"))
 
-        ranks.from_first(take)
+        ranks.on_rank0(take)
         yield
 
 
 def newest(run: list[Phase], ranks: Ranks) -> tuple[int, dict[str, Any] | None]:
     """The phase to continue, and its newest state (None: there is none); other ranks get the state's skeleton."""
-    return ranks.from_first(lambda: _load(run), told=lambda found: (found[0], found[1] and skeleton(found[1])))
+    return ranks.on_rank0(lambda: _load(run), told=lambda found: (found[0], found[1] and skeleton(found[1])))
 
 
 def _load(run: list[Phase]) -> tuple[int, dict[str, Any] | None]:

@@ -34,7 +34,7 @@ def finish(run: TrainingRun, state: TrainState) -> None:
     windows = evaluation_windows(len(run.data.ids["val"]), length, length)
     last = best = summarize(run, "val", windows).metrics()
     if state.best_step != state.step:
-        trained = run.parallel.kept(run.model.state_dict())
+        trained = run.parallel.to_cpu(run.model.state_dict())
         try:
             run.parallel.load_weights(state.best_weights)
             best = summarize(run, "val", windows).metrics()
@@ -57,8 +57,8 @@ def finish(run: TrainingRun, state: TrainState) -> None:
 def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
     """Writes checkpoint and metrics of a complete state, on the first rank."""
     parallel = run.parallel
-    weights, moments = parallel.whole(run.model.state_dict()), parallel.whole(run.optimizer.state_dict())
-    best_weights = parallel.whole(state.best_weights) if parallel.sharded else state.best_weights
+    weights, moments = parallel.full(run.model.state_dict()), parallel.full(run.optimizer.state_dict())
+    best_weights = parallel.full(state.best_weights) if parallel.sharded else state.best_weights
     if not parallel.ranks.first:
         return
     metrics = _metrics(state, run)

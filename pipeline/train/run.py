@@ -15,11 +15,11 @@ from pipeline.train import memory_check
 from pipeline.train.components import Components
 from pipeline.train.conditions import Conditions
 from pipeline.train.data import TrainingData
-from pipeline.train.distributed.parallel import Parallel, spread
-from pipeline.train.distributed.ranks import Ranks
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.length import Length
+from pipeline.train.parallel import Parallel, parallelize
 from pipeline.train.phases import Phase
+from pipeline.train.ranks import Ranks
 from pipeline.train.store import Saver
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ class TrainingRun:
         torch.manual_seed(params.train.seed)
         config, device = model_config(params, data.tokenizer), torch.device(conditions.device)
         memory_check.check_fits(config, device, conditions.strategy, ranks.count)
-        parallel = spread(make or (lambda: GPT(config)), device, ranks, conditions.strategy, conditions.compile)
+        parallel = parallelize(
+            make or (lambda: GPT(config)), device, ranks, conditions.strategy, conditions.compile
+        )
         return cls(
             params=params.train,
             components=components,

@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING
 from pipeline.core.console import fact, say
 from pipeline.core.errors import PipelineError, out_of_memory
 from pipeline.data.tokens import TokenFolder
-from pipeline.model.device import choose_device
 from pipeline.model.pretrained import Pretrained
 from pipeline.train import memory_check
 from pipeline.train.components import KINDS as KINDS
 from pipeline.train.components import Components
 from pipeline.train.conditions import choose, process_count
 from pipeline.train.data import TrainingData
-from pipeline.train.distributed.launch import launch, reported
-from pipeline.train.distributed.ranks import Ranks, joined, ranks_here
 from pipeline.train.identity import identity
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
 from pipeline.train.phases import locked, newest, phases
 from pipeline.train.publish import publish
+from pipeline.train.ranks import Ranks, started_as_rank
 from pipeline.train.republish import republished
 from pipeline.train.run import TrainingRun, effective_model, model_config
 from pipeline.train.state import TrainState
@@ -34,14 +32,13 @@ if TYPE_CHECKING:
 def run(params: Params, paths: Paths) -> None:
     """Reads artifacts/splits; writes artifacts/checkpoint and metrics/train.json, history.tsv, timing.tsv,
     performance.json. An interrupted run continues from its last saved state."""
-    ranks = ranks_here()
-    if ranks is None and process_count(params.runtime) > 1:
-        launch(params, process_count(params.runtime))
+    processes = process_count(params.runtime)
+    if processes == 1 and not started_as_rank():
+        _train(params, paths, Ranks())
         return
-    ranks = ranks or Ranks()
-    on_gpus = choose_device(params.runtime.device).type == "cuda"
-    with reported(), joined(ranks, on_gpus):
-        _train(params, paths, ranks)
+    from pipeline.train.distributed.launch import run_on_ranks
+
+    run_on_ranks(lambda ranks: _train(params, paths, ranks), params, processes)
 
 
 def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
@@ -52,13 +49,13 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     start = pretrained(params, data.tokenizer, paths)
     what = identity(params, components, data, start.digest if start else "", effective_model(params.model))
     parts = phases(params.train, data.windows, what, paths.resume)
-    ranks.same(parts[-1].store.folder.name, "other params, data, code, plugins or versions")
+    ranks.check_same(parts[-1].store.folder.name, "other params, data, code, plugins or versions")
 
     stop = StopSignal()
     with locked(parts, paths, ranks), stop.caught():
         number, saved = newest(parts, ranks)
         complete = saved is not None and number == len(parts) - 1 and saved["run"]["complete"]
-        if not complete and ranks.from_first(lambda: republished(parts[-1].store.folder.name, paths)):
+        if not complete and ranks.on_rank0(lambda: republished(parts[-1].store.folder.name, paths)):
             return
         earlier = saved["run"]["conditions"] if saved else {}
         conditions = choose(params, ranks, earlier, _total_flops(params, data, parts[-1].length.total_windows))
@@ -67,7 +64,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         if start is not None:
             fact("begins", f"with the weights of {start.name}")
             if not saved:
-                weights = ranks.from_first(lambda: start.weights(whole.model.config), told=lambda weights: {})
+                weights = ranks.on_rank0(lambda: start.weights(whole.model.config), told=lambda weights: {})
                 whole.parallel.load_weights(weights)
         _say_plan(whole, params)
         _say_resumed(whole.for_phase(parts[number]), state, conditions.differences(earlier))

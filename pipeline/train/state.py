@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.train.distributed.parallel import mapped
+from pipeline.train.parallel import map_tensors
 
 if TYPE_CHECKING:
     from pipeline.train.run import TrainingRun
@@ -72,8 +72,8 @@ class TrainState:
         return {
             "run": dict(vars(self.draft())),
             "total_steps": run.total_steps,
-            "model_state_dict": parallel.kept(parallel.model.state_dict()),
-            "optimizer_state_dict": parallel.kept(run.optimizer.state_dict()),
+            "model_state_dict": parallel.to_cpu(parallel.model.state_dict()),
+            "optimizer_state_dict": parallel.to_cpu(run.optimizer.state_dict()),
             "random": random_state(),
         }
 
@@ -86,24 +86,21 @@ class TrainState:
             PipelineError: the shares that a state was written as cannot be read.
         """
         parallel = run.parallel
-        if "shares" in saved:
-            from pipeline.train.distributed.shards import read_shares
+        if "shards" in saved:
+            from pipeline.train.distributed.shards import read_shards
 
-            saved = read_shares(saved, parallel)
+            saved = read_shards(saved, parallel)
         parallel.load_weights(saved["model_state_dict"])
         parallel.load_optimizer(run.optimizer, saved["optimizer_state_dict"])
         restore_random_state(saved["random"])
         fields = saved["run"]
-        return cls(**{**fields, "best_weights": parallel.kept_weights(fields["best_weights"])})
+        return cls(**{**fields, "best_weights": parallel.distribute(fields["best_weights"])})
 
 
 def skeleton(saved: dict[str, Any]) -> dict[str, Any]:
     """A captured state without the content of weights and moments, which `restore` deals out to the other ranks."""
-    return {**_emptied(saved), "random": saved["random"]}
-
-
-def _emptied(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, torch.Tensor) else mapped(_emptied, value)
+    emptied: dict[str, Any] = map_tensors(lambda tensor: tensor.to("meta"), saved)
+    return {**emptied, "random": saved["random"]}
 
 
 def random_state() -> dict[str, Any]:

@@ -18,10 +18,10 @@ from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
 from pipeline.core.files import lock, read_json, room_for, verify_manifest, write_json, write_manifest
 from pipeline.model.checkpoint import load_tensors, save_tensors, tensor_bytes
-from pipeline.train.distributed.ranks import Ranks
+from pipeline.train.ranks import Ranks
 
 FORMAT = 3
-_STATE, _SHARES, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
+_STATE, _SHARDS, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
 _STATES_KEPT = 2
 _RUNS_KEPT = 3
 _SHARE_OF_TIME = 0.03
@@ -50,19 +50,19 @@ class StateStore:
             PipelineError: a weight is not finite, so the state would be of no use; or the disk is full.
         """
         run, apart = captured["run"], writers.count > 1
-        writers.each(lambda: _check_finite(captured["model_state_dict"], run["step"]))
-        path, partial = writers.from_first(self._next)
+        writers.on_all_ranks(lambda: _check_finite(captured["model_state_dict"], run["step"]))
+        path, partial = writers.on_rank0(self._next)
         about = {"step": run["step"], "total_steps": captured["total_steps"], "complete": run["complete"]}
         with room_for(tensor_bytes(captured), path):
             try:
-                writers.from_first(partial.mkdir)
+                writers.on_rank0(partial.mkdir)
                 if apart:
-                    from pipeline.train.distributed.shards import write_shares
+                    from pipeline.train.distributed.shards import write_shards
 
-                    captured = write_shares(captured, partial / _SHARES, writers)
-                writers.from_first(lambda: self._complete(captured, about, partial, path))
+                    captured = write_shards(captured, partial / _SHARDS, writers)
+                writers.on_rank0(lambda: self._complete(captured, about, partial, path))
             finally:
-                writers.from_first(lambda: shutil.rmtree(partial, ignore_errors=True))
+                writers.on_rank0(lambda: shutil.rmtree(partial, ignore_errors=True))
 
     def _next(self) -> tuple[Path, Path]:
         """The folder of the state that is to be written, and the one that it is written in."""
@@ -93,10 +93,8 @@ class StateStore:
             try:
                 verify_manifest(path, "the one before it is taken")
                 saved = load_tensors(path / _STATE)
-                if (path / _SHARES).is_dir():
-                    from pipeline.train.distributed.shards import check_shares
-
-                    saved["shares"] = check_shares(path / _SHARES)
+                if (path / _SHARDS).is_dir():
+                    saved["shards"] = str(path / _SHARDS)
                 return saved
             except (DataError, CheckpointError) as error:
                 say(f"the saved state {path} is corrupt; using the one before it ({error})")

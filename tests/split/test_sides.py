@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import tempfile
 import tracemalloc
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,11 @@ def write(folder: Path, texts: dict[str, str]) -> TokenFolder:
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenFolder:
     return write(tmp_path_factory.mktemp("tokens"), TEXTS)
+
+
+def kept(parts: Iterable[Part]) -> list[Part]:
+    """The parts with their ids in memory."""
+    return [replace(part, blocks=list(part.blocks)) for part in parts]
 
 
 def ids_of(parts: list[Part], side: str | None = None) -> list[int]:
@@ -83,7 +90,6 @@ def test_splitting_by_document_keeps_each_document_whole_on_one_side(
     parts = list(by_document(tokens, seed, *shares))
     assert [part.name for part in parts] == list(TEXTS)
     assert ids_of(parts) == tokens.ids("tokens").tolist()
-    assert all(part.text_bytes == len(TEXTS[part.name].encode()) for part in parts)
 
 
 @settings(deadline=None)
@@ -91,15 +97,13 @@ def test_splitting_by_document_keeps_each_document_whole_on_one_side(
 def test_splitting_by_position_keeps_the_order_and_loses_nothing(
     tokens: TokenFolder, shares: tuple[float, float], unit: str
 ) -> None:
-    parts = list(by_position(tokens, unit, *shares))
+    parts = kept(by_position(tokens, unit, *shares))
     places = [SIDES.index(part.side) for part in parts]
     assert places == sorted(places)
     assert text_of(parts) == "".join(TEXTS.values())
     assert ids_of(parts).count(TOKENIZER.end_of_text) == len(TEXTS)
     if unit == "tokens":
         assert ids_of(parts) == tokens.ids("tokens").tolist()
-    else:
-        assert sum(part.text_bytes for part in parts) == sum(len(text.encode()) for text in TEXTS.values())
 
 
 @settings(deadline=None, max_examples=30)
@@ -111,7 +115,7 @@ def test_splitting_by_position_keeps_the_order_and_loses_nothing(
 def test_any_texts_can_be_split_by_position(texts: list[str], shares: tuple[float, float], unit: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         named = {str(number): text for number, text in enumerate(texts)}
-        parts = list(by_position(write(Path(folder), named), unit, *shares))
+        parts = kept(by_position(write(Path(folder), named), unit, *shares))
         ids, text = ids_of(parts), text_of(parts)
     if unit == "tokens":
         assert len(ids) == sum(len(TOKENIZER.encode(text)) + 1 for text in texts)
@@ -125,14 +129,14 @@ def test_a_thousand_are_cut_where_the_shares_say(
     tmp_path: Path, unit: str, val: float, test: float, sizes: tuple[int, ...]
 ) -> None:
     length = 999 if unit == "tokens" else 1000  # end-of-text is a token and no character
-    parts = list(by_position(write(tmp_path, {"one": "x" * length}), unit, val, test))
+    parts = kept(by_position(write(tmp_path, {"one": "x" * length}), unit, val, test))
     found = {side: len(ids_of(parts, side) if unit == "tokens" else text_of(parts, side)) for side in SIDES}
     assert tuple(found.values()) == sizes
 
 
 def test_cutting_by_characters_gives_the_ids_of_a_text_that_was_cut_first(tmp_path: Path) -> None:
     text = "the river runs to the sea, and the stone listens " * 3  # cuts fall inside words and tokens
-    parts = list(by_position(write(tmp_path, {"one": text}), "characters", 0.1, 0.0))
+    parts = kept(by_position(write(tmp_path, {"one": text}), "characters", 0.1, 0.0))
     place = int(0.9 * len(text))
     assert ids_of(parts, "train") == TOKENIZER.encode(text[:place]).tolist()
     assert ids_of(parts, "val") == [*TOKENIZER.encode(text[place:]).tolist(), TOKENIZER.end_of_text]
@@ -164,13 +168,29 @@ def test_a_side_that_is_read_in_pieces_has_its_whole_texts_ids(
     monkeypatch.setattr("pipeline.split.sides.cut", lambda text: cut(text, 5))
     text = "the river é runs to the 語言 sea, and the stone listens\n\n  " * 5
     tokens = write(tmp_path, {"before": "the", "one": text})
-    parts = list(by_position(tokens, "characters", 0.3, 0.2))
+    parts = kept(by_position(tokens, "characters", 0.3, 0.2))
     assert text_of(parts) == "the" + text
     for part in parts[1:]:
         own = text_of([part])
         assert ids_of([part])[: len(TOKENIZER.encode(own))] == TOKENIZER.encode(own).tolist()
-        assert part.text_bytes == len(own.encode())
     assert ids_of(parts)[-1] == TOKENIZER.end_of_text
+
+
+@pytest.mark.parametrize("unit", ["tokens", "characters"])
+def test_each_entrys_bytes_are_its_texts(project: Project, unit: str) -> None:
+    raw = project.root / "data" / "raw"
+    (raw / "text-08.txt").write_text("the sea é 語言 " * 300, encoding="utf-8")
+    project.succeed("tokenize")
+    project.succeed("split", "--set", "split.by=position", "--set", f"split.unit={unit}")
+    splits = TokenFolder(project.root / "artifacts" / "splits", "")
+    total = 0
+    for side in splits.names:
+        for entry in splits.documents(side):
+            ids = splits.ids(side)[entry.start : entry.start + entry.tokens]
+            text = splits.tokenizer.decode_bytes(ids[ids != splits.tokenizer.end_of_text])
+            assert entry.bytes == len(text)
+            total += entry.bytes
+    assert total == sum(path.stat().st_size for path in raw.iterdir())
 
 
 def test_the_split_stage_puts_no_document_on_two_sides(trained: Path) -> None:
@@ -239,7 +259,7 @@ def test_folders_and_files_named_after_the_sides_are_split_so(project: Project) 
 
 
 def part(side: str, name: str, digest: str | None) -> Part:
-    return Part(side, name, [np.array([1, 2], dtype=np.uint16)], 2, digest)
+    return Part(side, name, [np.array([1, 2], dtype=np.uint16)], digest)
 
 
 def test_of_two_sides_the_one_held_out_more_strictly_keeps_the_text() -> None:

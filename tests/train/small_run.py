@@ -23,10 +23,10 @@ from pipeline.plugin.registry import Registry
 from pipeline.train.components import Components
 from pipeline.train.conditions import Conditions
 from pipeline.train.data import TrainingData
-from pipeline.train.distributed.ranks import Ranks
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
 from pipeline.train.phases import phases
+from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun, model_config
 from pipeline.train.state import TrainState
 from pipeline.train.store import StateStore

@@ -13,7 +13,7 @@ from pipeline.model import device
 from pipeline.params.reader import load_params
 from pipeline.train import conditions
 from pipeline.train.conditions import choose
-from pipeline.train.distributed.ranks import Ranks
+from pipeline.train.ranks import Ranks
 
 LONG, SHORT = 1e18, 1e6
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,11 +19,12 @@ from small_run import CONTEXT, IDS, RAGGED, Masked, assert_same_bits, make_model
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
-from pipeline.train.distributed.ranks import Ranks, joined, ranks_here, slurm_address
-from pipeline.train.distributed.shards import check_shares, write_shares
+from pipeline.train.distributed.ranks import DistributedRanks, connected, ranks_here, slurm_address
+from pipeline.train.distributed.shards import write_shards
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train, train_step
+from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, skeleton
 
@@ -43,8 +42,8 @@ def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
 def _rank(rank: int, count: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    ranks = Ranks(rank, count, rank)
-    with joined(ranks, on_gpus=False):
+    ranks = DistributedRanks(rank, count, rank)
+    with connected(ranks, on_gpus=False):
         work(ranks, *arguments)
 
 
@@ -96,7 +95,7 @@ def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]]) -> None:
             nats, tokens = train_step(run, state)
             losses.append(nats / max(tokens, 1))
         evaluate(run, state)
-        found[f"{strategy} {name}"] = (losses, state.history[-1], run.parallel.whole(run.model.state_dict()))
+        found[f"{strategy} {name}"] = (losses, state.history[-1], run.parallel.full(run.model.state_dict()))
     if ranks.first:
         torch.save(found, folder / f"curves-{ranks.count}.pth")
 
@@ -140,7 +139,7 @@ def orthogonal_steps(ranks: Ranks, folder: Path) -> None:
         TrainState(),
     )
     losses = [train_step(run, state)[0] for _ in range(10)]
-    whole = run.parallel.whole(run.model.state_dict())
+    whole = run.parallel.full(run.model.state_dict())
     if ranks.first:
         torch.save((losses, whole), folder / f"muon-{ranks.count}.pth")
 
@@ -233,8 +232,8 @@ def decisions(ranks: Ranks, folder: Path) -> None:
                 train(run, state)
 
     with pytest.raises(PipelineError, match="rank 1 has other data than rank 0"):
-        ranks.same(f"{ranks.rank}", "other data")
-    ranks.same("equal", "other data")
+        ranks.check_same(f"{ranks.rank}", "other data")
+    ranks.check_same("equal", "other data")
 
 
 def test_all_ranks_decide_as_one(tmp_path: Path) -> None:
@@ -251,7 +250,7 @@ def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[Tr
         folder, ranks, strategy=strategy, total_windows=10 * BATCH, every=3, callbacks=(Looks(),), **changes
     )
     saved = run.saver.store.load() if ranks.first else None
-    told = ranks.from_first(lambda: skeleton(saved) if saved else None)
+    told = ranks.on_rank0(lambda: skeleton(saved) if saved else None)
     saved = saved if ranks.first else told
     return run, TrainState.restore(saved, run) if saved else TrainState()
 
@@ -272,14 +271,14 @@ def pass_on(ranks: Ranks, folder: Path) -> None:
     """Goes on with what one rank left, and leaves something for one rank."""
     for strategy in ("ddp", "fsdp"):
         run, state = went_on(ranks, folder / f"{strategy}-one-to-two", strategy)
-        whole = run.parallel.whole(run.model.state_dict()), run.parallel.whole(run.optimizer.state_dict())
+        whole = run.parallel.full(run.model.state_dict()), run.parallel.full(run.optimizer.state_dict())
         if ranks.first:
             torch.save((state.history, *whole), folder / f"{strategy}-one-to-two.pth")
         went_on(ranks, folder / f"{strategy}-two-to-one", strategy, StopSignalAfter(25))
         went_on(ranks, folder / f"{strategy}-two-to-two", strategy, StopSignalAfter(25))
         again, _ = went_on(ranks, folder / f"{strategy}-two-to-two", strategy)
         straight, _ = went_on(ranks, folder / f"{strategy}-straight", strategy)
-        ends = [each.parallel.whole(each.model.state_dict()) for each in (again, straight)]
+        ends = [each.parallel.full(each.model.state_dict()) for each in (again, straight)]
         if ranks.first:
             assert_same_bits(*ends)
 
@@ -318,7 +317,7 @@ def passed_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(run: TrainingRun, state: TrainState) -> list[Any]:
     """Weights, moments and best weights, whole on the first rank."""
     each = run.model.state_dict(), run.optimizer.state_dict(), state.best_weights
-    return [run.parallel.whole(value) for value in each]
+    return [run.parallel.full(value) for value in each]
 
 
 def leave_shares(ranks: Ranks, folder: Path) -> None:
@@ -331,7 +330,7 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
     run, state = begun(ranks, folder / "faults", "fsdp", save_seconds=0.0)
     (folder / "of-rank-0").mkdir(exist_ok=True)
     with pytest.raises(PipelineError, match=r"rank 1 does not see \S+of-rank-1, in which all ranks write"):
-        write_shares({}, folder / f"of-rank-{ranks.rank}" / "shards", run.parallel.writers)
+        write_shards({}, folder / f"of-rank-{ranks.rank}" / "shards", run.parallel.writers)
     run.saver.now(state.capture(run))
     if ranks.rank == 1:
         local = run.model.blocks[0].mlp.up.weight.to_local()  # type: ignore[operator]
@@ -347,7 +346,7 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
     for case in ("share", "rest"):
         with pytest.MonkeyPatch.context() as patch:
             if case == "share" and ranks.rank == 1:
-                patch.setattr("torch.distributed.checkpoint.filesystem.FileSystem.create_stream", full)
+                patch.setattr("pipeline.train.distributed.shards.save_tensors", fail_on_a_full_disk)
             if case == "rest" and ranks.first:
                 patch.setattr("pipeline.train.store.save_tensors", fail_on_a_full_disk)
             with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* are to be written"):
@@ -357,13 +356,6 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
     train(run, state)
     assert state.complete
     assert [path.name for path in run.saver.store.states()][-1] > "000002"
-
-
-@contextmanager
-def full(self: Any, path: Path, mode: str) -> Iterator[Any]:
-    """What opens the files of shares, on a full disk."""
-    with open("/dev/full", mode) as file:
-        yield file
 
 
 def fail_on_a_full_disk(value: Any, path: Path, crc: bool = True) -> None:
@@ -384,7 +376,7 @@ def end_on_two(ranks: Ranks, folder: Path) -> None:
     if ranks.first:
         torch.save(found, folder / "two.pth")
     run, state = went_on(ranks, folder / "around", "fsdp")
-    ended = run.parallel.whole(run.model.state_dict())
+    ended = run.parallel.full(run.model.state_dict())
     if ranks.first:
         torch.save((state.history, ended), folder / "around.pth")
 
@@ -409,10 +401,13 @@ def newest(folder: Path) -> Path:
 
 def test_no_rank_writes_a_whole_tensor_and_one_process_reads_them_whole(shares: Path, stopped: Path) -> None:
     folder = newest(stopped)
-    parts = {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    parts = {"00000.pth", "00001.pth"}
     assert {path.name for path in (folder / "shards").iterdir()} == parts
     listed = json.loads((folder / "manifest.json").read_text())["files"]
     assert set(listed) == {"state.pth", "about.json", *(f"shards/{name}" for name in parts)}
+    for name in parts:  # half of the rows
+        rows = torch.load(folder / "shards" / name, weights_only=True)["/model_state_dict/blocks.0.mlp.up.weight"]
+        assert rows.shape == (32, 16)
     beside = torch.load(folder / "state.pth", weights_only=True)
     assert all(tensor.is_meta for tensor in beside["model_state_dict"].values())
     assert all(tensor.is_meta for tensor in beside["run"]["best_weights"].values())
@@ -442,7 +437,7 @@ def test_two_ranks_shares_go_on_on_four_ranks_on_one_and_on_two(shares: Path, pa
 def test_a_damaged_share_is_named_and_the_state_before_is_taken(
     stopped: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    damaged = newest(stopped) / "shards" / "__1_0.distcp"
+    damaged = newest(stopped) / "shards" / "00001.pth"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
@@ -454,7 +449,7 @@ def test_a_damaged_share_is_named_and_the_state_before_is_taken(
 
 
 class Harmful:
-    """Pickled metadata that makes a file when it is read."""
+    """A pickle that makes a file when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -463,37 +458,14 @@ class Harmful:
         return Path.touch, (self.path,)
 
 
-def test_metadata_that_would_run_code_is_refused(
-    stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder = newest(stopped)
-    for content in (pickle.dumps(Harmful(tmp_path / "made")), b"cos\nsystem\n(S'touch made'\ntR.", b"", b"none"):
-        (folder / "shards" / ".metadata").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"\.metadata is no metadata of a saved state") as refused:
-            check_shares(folder / "shards")
-        assert "\n" not in str(refused.value)
-        write_manifest(folder)
-        begun(Ranks(), stopped, "one")  # with the state before
-        assert f"the saved state {folder} is corrupt" in capfd.readouterr().out
-    assert not (tmp_path / "made").exists()
-
-
 def test_a_share_that_would_run_code_is_refused(stopped: Path, tmp_path: Path) -> None:
     folder = newest(stopped)
-    for share in (folder / "shards").glob("*.distcp"):
-        size = share.stat().st_size
-        share.write_bytes(pickle.dumps(Harmful(tmp_path / "made")).ljust(size, b"\0"))
+    for share in (folder / "shards").glob("*.pth"):
+        torch.save({"weights": Harmful(tmp_path / "made")}, share)
     write_manifest(folder)
     with pytest.raises(CheckpointError, match=r"shards cannot be read \(Weights only load failed"):
         begun(Ranks(), stopped, "one")
     assert not (tmp_path / "made").exists()
-
-
-def test_metadata_that_leads_out_of_its_folder_is_refused(stopped: Path) -> None:
-    path = newest(stopped) / "shards" / ".metadata"
-    path.write_bytes(path.read_bytes().replace(b"__1_0.distcp", b"../../../etc"))
-    with pytest.raises(CheckpointError, match=r"it leads to \.\./\.\./\.\./etc"):
-        check_shares(path.parent)
 
 
 # ── which rank this is ────────────────────────────────────────────────────────────────────────────
@@ -506,12 +478,12 @@ def test_a_process_alone_is_no_rank() -> None:
 
 
 def test_torchruns_variables_say_which_rank_this_is() -> None:
-    assert ranks_here({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Ranks(5, 8, 1)
+    assert ranks_here({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == DistributedRanks(5, 8, 1)
 
 
 def test_sruns_variables_say_which_rank_this_is_and_where_the_first_one_is() -> None:
     step = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "1234567"}
-    assert ranks_here(step) == Ranks(3, 4, 1)
+    assert ranks_here(step) == DistributedRanks(3, 4, 1)
     for hosts, first in {
         "node[01-04,07],gpu3": "node01",
         "gpu3": "gpu3",

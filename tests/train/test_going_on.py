@@ -57,28 +57,19 @@ def test_a_changed_param_is_named_and_changed_back_the_run_goes_on(interrupted: 
     assert "resuming from step 4" in interrupted.succeed("train").out
 
 
-def test_a_changed_plugin_is_named(interrupted: Project) -> None:
-    path = interrupted.root / "plugins" / "losses" / "focal.py"
-    before = path.read_text()
-    path.write_text(before + "# another line\n")
-    assert "since this is not the run before: plugins losses/focal.py\n" in interrupted.succeed("train").out
-    path.write_text(before)
-    assert "resuming from step 4" in interrupted.succeed("train").out
-
-
 def test_changed_data_is_named(interrupted: Project) -> None:
     interrupted.succeed("split", *sets("split.seed=5"))
-    assert "since this is not the run before: the data\n" in interrupted.succeed("train").out
+    assert "starts over, since this is not the same run as before: the data\n" in interrupted.succeed("train").out
 
 
 def test_changed_code_and_versions_are_named(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pipeline.train.identity as fingerprint
+    import pipeline.train.identity as identity
 
-    versions, sha256 = fingerprint.versions, fingerprint.sha256
-    monkeypatch.setattr(fingerprint, "versions", lambda: versions() | {"torch": "9.9"})
-    monkeypatch.setattr(fingerprint, "sha256", lambda path: "0" if path.name == "gpt.py" else sha256(path))
+    versions, digest = identity.versions, identity.code_digest
+    monkeypatch.setattr(identity, "versions", lambda: versions() | {"torch": "9.9"})
+    monkeypatch.setattr(identity, "code_digest", lambda path: "0" if path.name == "gpt.py" else digest(path))
     out = interrupted.succeed("train").out
-    assert re.search(r"not the run before: torch \S+ → 9\.9; code pipeline/model/gpt\.py\n", out), out
+    assert re.search(r"starts over.*: torch \S+ → 9\.9; code pipeline/model/gpt\.py\n", out), out
 
 
 # ── what is no reason to start over ─────────────────────────────────────────────────────────────

@@ -314,7 +314,7 @@ def test_bad_steps_are_skipped_up_to_the_bound_and_each_is_told(
 def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(tmp_path: Path) -> None:
     run, state = make_run(tmp_path, loss=BrokenAt(2), skip_bad_steps=1), TrainState()
     train_step(run, state)
-    before, moments = weights(run), run.parallel.whole(run.optimizer.state_dict()["state"])
+    before, moments = weights(run), run.parallel.full(run.optimizer.state_dict()["state"])
     train_step(run, state)
     assert_same_bits(weights(run), before)
     assert_same_bits(run.optimizer.state_dict()["state"], moments)

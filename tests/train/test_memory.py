@@ -26,10 +26,11 @@ from pipeline.model import linear_cross_entropy
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.plugin.registry import Registry
-from pipeline.train.distributed.parallel import spread
-from pipeline.train.distributed.ranks import Ranks
+from pipeline.train.distributed.ranks import DistributedRanks
 from pipeline.train.memory import Memory, estimate
 from pipeline.train.memory_check import bytes_per_parameter
+from pipeline.train.parallel import parallelize
+from pipeline.train.ranks import Ranks
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers"])
 LOSS = REGISTRY.build("losses", "cross_entropy", {}, "")
@@ -262,14 +263,14 @@ def eight_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
     """Eight ranks, of which this process is the first and the others are not there: exchanges do nothing, but FSDP
     takes and gives back memory as ever, with no copies of a transport's own."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
-    monkeypatch.setattr(Ranks, "beside", lambda ranks: ranks)  # further connections, which nothing here writes over
-    yield Ranks(rank=0, count=8)
+    monkeypatch.setattr(DistributedRanks, "background", lambda ranks: ranks)  # a group that nothing uses here
+    yield DistributedRanks(rank=0, count=8)
     dist.destroy_process_group()
 
 
 def sharded(config: GPTConfig, ranks: Ranks) -> GPT:
     """The model as training shares it out."""
-    return spread(lambda: GPT(config), CPU, ranks, "fsdp", compiled=False).model.train()
+    return parallelize(lambda: GPT(config), CPU, ranks, "fsdp", compiled=False).model.train()
 
 
 def counted_under_fsdp(config: GPTConfig, windows: int, precision: str, ranks: Ranks) -> int:
@@ -332,7 +333,7 @@ def one_of_two(rank: int, address: str, results: Any) -> None:
     """A process of two that train together, truly: tells how many bytes of each kind stay with it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    model = sharded(SHARDED["a bit of all"][0], Ranks(rank, count=2))
+    model = sharded(SHARDED["a bit of all"][0], DistributedRanks(rank, count=2))
     optimizer = torch.optim.AdamW(model.parameters())
     micro_batch(model, 1, "fp32")
     optimizer.step()

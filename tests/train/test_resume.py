@@ -25,9 +25,9 @@ from small_run import (
 
 from pipeline.core.errors import Interrupted, PipelineError
 from pipeline.plugin.components import ModelOutput
-from pipeline.train.distributed.ranks import Ranks
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
+from pipeline.train.ranks import Ranks
 from pipeline.train.state import TrainState
 from pipeline.train.store import StateStore, saved_runs
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +28,11 @@ PRESETS = {
 """Each preset's name and what it is; all but the first read every file under data/raw."""
 
 
-@dataclass(frozen=True)
-class Change:
-    """A value of params.yaml that a preset changed; `old` is None where it was not there."""
-
-    key: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.old} → {self.new}"
-
-
-def write_preset(name: str, path: Path) -> list[Change]:
+def write_preset(name: str, path: Path) -> list[str]:
     """Sets every value but those of `runtime`, and keeps comments and the options of components of your own.
 
     Returns:
-        What was changed.
+        What was changed, each as `key: old → new`; old is None where the key was missing.
 
     Raises:
         ParamsError: there is no such preset, or the file cannot be read as YAML.
@@ -98,7 +85,7 @@ def _read(path: Path, yaml: YAML) -> CommentedMap:
     return params
 
 
-def _merge(target: CommentedMap, source: CommentedMap, where: str) -> Iterator[Change]:
+def _merge(target: CommentedMap, source: CommentedMap, where: str) -> Iterator[str]:
     """Sets every value of `source` in `target`, section by section; yields what differed."""
     for key, new in source.items():
         place = f"{where}{key}"
@@ -107,4 +94,4 @@ def _merge(target: CommentedMap, source: CommentedMap, where: str) -> Iterator[C
             yield from _merge(old, new, f"{place}.")
         elif key not in target or old != new or isinstance(old, bool) != isinstance(new, bool):
             target[key] = new
-            yield Change(place, old, new)
+            yield f"{place}: {old} → {new}"

@@ -1,4 +1,4 @@
-"""The processes that train one model together: which one this is, and what they tell each other."""
+"""Several processes that train one model: which one this is, how they connect, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -16,132 +16,133 @@ import torch.distributed as dist
 
 from pipeline.core.console import ignore_output
 from pipeline.core.errors import ParamsError, PipelineError
+from pipeline.train.ranks import Ranks, started_as_rank
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=1)
+_TIMEOUT = timedelta(hours=1)
 """How long a process waits for the others; one that died is noticed at once, by its closed connection."""
 _LOST = re.compile(
     "closed by (peer|remote)|reset by peer|Broken pipe|Connection refused|recvValue failed|NCCL|Socket"
 )
 _SECONDS_FOR_THE_FIRST_ERROR = 5.0
-_SECONDS_FOR_A_STORE = timedelta(seconds=2)
+TCPStore = dist.TCPStore  # type: ignore[attr-defined]
 _STORE = "pipeline/store"
-_TCPStore = dist.TCPStore  # type: ignore[attr-defined]
+_STORE_TIMEOUT = timedelta(seconds=2)
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """The processes of a run, numbered from 0; alone, each of these methods does nothing.
+class DistributedRanks(Ranks):
+    """Several processes, connected by torch.distributed; all of them must call each of these methods.
 
     Attributes:
-        rank: This one's number.
-        count: How many there are.
-        local: This one's number on its machine, which is also its GPU's.
-        group: The connections that they talk over; None is the training's own.
+        group: The process group that they talk over; None is the training's own.
     """
 
-    rank: int = 0
-    count: int = 1
-    local: int = 0
     group: dist.ProcessGroup | None = None
 
-    @property
-    def first(self) -> bool:
-        """Whether this is the one that writes files, prints and calls the callbacks."""
-        return self.rank == 0
+    def background(self) -> DistributedRanks:
+        """The same ranks in a separate process group, for the background saver: its messages must not mix with the
+        training's."""
+        return replace(self, group=dist.new_group(backend="gloo", timeout=_TIMEOUT))
 
-    def beside(self) -> Ranks:
-        """The same processes over connections of their own, for a thread beside the training, whose messages must
-        not mix with the training's; all must call it."""
-        if self.count == 1:
-            return self
-        return replace(self, group=dist.new_group(backend="gloo", timeout=_PATIENCE))
+    def all_reduce_sum(self, *values: float) -> list[float]:
+        return self._all_reduce(values, dist.ReduceOp.SUM)
 
-    def total(self, *values: float) -> list[float]:
-        """The sums of each value over all ranks, in float64."""
-        return self._reduced(values, dist.ReduceOp.SUM) if self.count > 1 else list(values)
+    def all_reduce_max(self, value: float) -> float:
+        return self._all_reduce((value,), dist.ReduceOp.MAX)[0]
 
-    def largest(self, value: float) -> float:
-        """The largest of the ranks' values."""
-        return self._reduced([value], dist.ReduceOp.MAX)[0] if self.count > 1 else value
-
-    def _reduced(self, values: tuple[float, ...] | list[float], how: dist.ReduceOp.RedOpType) -> list[float]:
+    def _all_reduce(self, values: tuple[float, ...], how: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, how, group=self.group)
-        found: list[float] = tensor.tolist()
-        return found
+        reduced: list[float] = tensor.tolist()
+        return reduced
 
-    def from_first(self, work: Callable[[], T], told: Callable[[T], T] = lambda result: result) -> T:
-        """Does `work` on the first rank; every rank gets its result (the others what `told` makes of it, where not
-        all of it should be sent), or raises its error."""
-        if self.count == 1:
-            return work()
+    def on_rank0(self, work: Callable[[], T], told: Callable[[T], T] | None = None) -> T:
         result: T | None = None
-        message: list[object] = [None, None]
+        outcome: list[object] = [None, None]  # what the others get of the result, or the error
         if self.first:
             try:
                 result = work()
-                message[0] = told(result)
+                outcome[0] = told(result) if told else result
             except BaseException as error:
-                message[1] = error
-                dist.broadcast_object_list(message, group=self.group)
-                raise
-        dist.broadcast_object_list(message, group=self.group)
-        if isinstance(message[1], BaseException):
-            raise message[1]
-        return result if self.first else message[0]  # type: ignore[return-value]
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, group=self.group)
+        if isinstance(outcome[1], BaseException):
+            raise outcome[1]
+        return result if self.first else outcome[0]  # type: ignore[return-value]
 
-    def each(self, work: Callable[[], T]) -> T:
-        """Does `work` on every rank; where it fails on any, all raise the error of the first that it failed on."""
-        if self.count == 1:
-            return work()
-        errors: list[Exception | None] = [None] * self.count
-        done, failed = None, None
+    def on_all_ranks(self, work: Callable[[], T]) -> T:
+        result, failed = None, None
         try:
-            done = work()
+            result = work()
         except Exception as error:
             failed = error
+        errors: list[Exception | None] = [None] * self.count
         dist.all_gather_object(errors, failed, group=self.group)
         for each in errors:
             if each is not None:
                 raise each
-        return done  # type: ignore[return-value]
-
-    def same(self, value: str, what: str) -> None:
-        """Raises PipelineError on every rank where they do not hold the same value."""
-        if self.count == 1:
-            return
-        values: list[str | None] = [None] * self.count
-        dist.all_gather_object(values, value, group=self.group)
-        others = [rank for rank, each in enumerate(values) if each != values[0]]
-        if others:
-            raise PipelineError(
-                f"rank {others[0]} has {what} than rank 0: bring the same project and data to every machine"
-            )
+        return result  # type: ignore[return-value]
 
 
 def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks | None:
-    """This process's place among those that torchrun, `srun` or `pipeline train` itself started; None for none.
+    """This process's place among those that torchrun, `srun` or `pipeline train` started; None if none of them did.
 
-    torch reads the address of the first rank from MASTER_ADDR and MASTER_PORT; torchrun sets them, and for srun
-    they are set here, from Slurm's own variables.
+    Raises:
+        ParamsError: the launcher's environment variables are incomplete.
     """
+    if not started_as_rank(environment):
+        return None
     try:
-        if "RANK" in environment and "WORLD_SIZE" in environment:
-            local = environment.get("LOCAL_RANK", environment["RANK"])
-            return Ranks(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(local))
-        if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # only in what srun started, not in its script
-            return Ranks(
-                int(environment["SLURM_PROCID"]),
-                int(environment["SLURM_STEP_NUM_TASKS"]),
-                int(environment["SLURM_LOCALID"]),
-            )
+        if {"RANK", "WORLD_SIZE"} <= environment.keys():
+            rank, count = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+            local = int(environment.get("LOCAL_RANK", rank))
+        else:
+            rank, count = int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"])
+            local = int(environment["SLURM_LOCALID"])
     except (KeyError, ValueError) as error:
         raise ParamsError(
             f"the launcher's environment variables are incomplete ({error}): start with torchrun or srun"
         ) from None
-    return None
+    return DistributedRanks(rank, count, local) if count > 1 else Ranks()
+
+
+@contextmanager
+def connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
+    """Connects the processes inside the block, where only rank 0 prints.
+
+    Raises:
+        PipelineError: another process died; its own error is the one to read.
+    """
+    if ranks.count == 1:
+        yield
+        return
+    os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.count)}
+    for name, value in slurm_address(os.environ).items():  # torchrun and `pipeline train` set them themselves
+        os.environ.setdefault(name, value)
+    if not ranks.first:
+        ignore_output()
+    try:
+        if on_gpus:
+            torch.cuda.set_device(ranks.local)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # gradients where they are, decisions on the CPU
+            store=_fresh_store(ranks) if "TORCHELASTIC_RUN_ID" in os.environ else None,
+            rank=ranks.rank,
+            world_size=ranks.count,
+            timeout=_TIMEOUT,
+        )
+        yield
+        dist.barrier()
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        time.sleep(_SECONDS_FOR_THE_FIRST_ERROR)  # the launcher ends this process, having seen which died first
+        raise PipelineError(f"rank {ranks.rank} lost another rank, whose own error tells why") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def slurm_address(environment: Mapping[str, str]) -> dict[str, str]:
@@ -154,63 +155,25 @@ def slurm_address(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fresh_store(ranks: Ranks) -> Any:
-    """Where the processes that torchrun started find each other: at a store of the first of them.
+    """Where the processes that torchrun started find each other: at a store that rank 0 opens.
 
     torchrun's own store outlives a restart, with the addresses of the processes before it, and who reads one of
-    those waits for the dead. The first process's store ends with it: who finds the former one's address there is
-    refused, and looks again.
+    those waits for the dead. Rank 0's store ends with it: who finds the former one's address there is refused, and
+    looks again.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    lasting = _TCPStore(host, port, timeout=_PATIENCE)
+    lasting = TCPStore(host, port, timeout=_TIMEOUT)
     if ranks.first:
-        own = _TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
-        lasting.set(_STORE, str(own.port))
-        return own
-    end = time.monotonic() + _PATIENCE.total_seconds()
+        fresh = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
+        lasting.set(_STORE, str(fresh.port))
+        return fresh
+    end = time.monotonic() + _TIMEOUT.total_seconds()
     while True:
         try:
-            own = _TCPStore(host, int(lasting.get(_STORE)), timeout=_SECONDS_FOR_A_STORE)
+            fresh = TCPStore(host, int(lasting.get(_STORE)), timeout=_STORE_TIMEOUT)
         except dist.DistNetworkError:
             if time.monotonic() > end:
                 raise
         else:
-            own.set_timeout(_PATIENCE)
-            return own
-
-
-@contextmanager
-def joined(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
-    """Connects the processes inside the block; only the first prints.
-
-    Raises:
-        PipelineError: another process died; its own error is the one to read.
-    """
-    if ranks.count == 1:
-        yield
-        return
-    os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.count)}
-    for name, value in slurm_address(os.environ).items():
-        os.environ.setdefault(name, value)
-    if not ranks.first:
-        ignore_output()
-    try:
-        if on_gpus:
-            torch.cuda.set_device(ranks.local)
-        # Numbers that decide the way are exchanged on the CPU, gradients where they are.
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
-            store=_fresh_store(ranks) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None,
-            rank=ranks.rank,
-            world_size=ranks.count,
-            timeout=_PATIENCE,
-        )
-        yield
-        dist.barrier()
-    except RuntimeError as error:
-        if not _LOST.search(str(error)):
-            raise
-        time.sleep(_SECONDS_FOR_THE_FIRST_ERROR)  # the launcher ends this process, having seen which died first
-        raise PipelineError(f"rank {ranks.rank} lost another rank, whose own error tells why") from None
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+            fresh.set_timeout(_TIMEOUT)
+            return fresh

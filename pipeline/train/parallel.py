@@ -1,0 +1,130 @@
+"""A model as the loop trains it. Here in one process; in several, by DDP or FSDP2: `distributed/parallel.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from pipeline.model.gpt import GPT
+from pipeline.plugin.components import ModelOutput
+from pipeline.train.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """A model that one process trains, and the interface of those that several train.
+
+    Gradients are summed over the ranks, never averaged: the loop divides by the targets of the whole batch, so
+    that ranks with fewer targets weigh less.
+
+    Attributes:
+        model: The model; under FSDP2 its parameters are DTensors, of which each rank holds a shard.
+        ranks: The processes.
+        writers: The processes that write a training checkpoint together: under FSDP2 all, each its shards;
+            otherwise each alone, and only rank 0 has something to write.
+        compiled: Whether the blocks are compiled.
+        sharded: Whether it is FSDP2.
+    """
+
+    model: GPT
+    ranks: Ranks = field(default_factory=Ranks)
+    writers: Ranks = field(default_factory=Ranks)
+    compiled: bool = False
+    sharded: ClassVar[bool] = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.model.head_weight.device
+
+    def forward(self, ids: torch.Tensor) -> ModelOutput:
+        """Ids [B, T] → the model's output; its backward sums gradients over the ranks."""
+        output: ModelOutput = self.model(ids)
+        return output
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Around a micro-batch's forward and backward; `last` says whether it is the step's last."""
+        return nullcontext()
+
+    def eager(self) -> AbstractContextManager[Any]:
+        """Inside, compiled blocks run as they are written: evaluation has many shapes, and each would compile."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+
+    def clip(self, max_norm: float) -> float:
+        """Scales the gradients down to a norm of at most `max_norm`; returns the norm that they had."""
+        parameters = list(self.model.parameters())
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
+        norm = float(self._full(total).item())
+        if norm > max_norm:  # else it would multiply every gradient by one
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+        return norm
+
+    def full(self, state: Any) -> Any:
+        """A copy of a state dict with full tensors, on rank 0's CPU; the other ranks get the same with tensors
+        without content ("meta"). All ranks must call it."""
+        return map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), state)
+
+    def to_cpu(self, state: Any) -> Any:
+        """A copy of a state dict on the CPU: `full`, or under FSDP2 this rank's shards, so that no rank ever holds
+        all. All ranks must call it."""
+        return self.full(state)
+
+    def distribute(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Loaded weights, full on rank 0 or sharded, in the form that `to_cpu` returns. All ranks must call it."""
+        return weights
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Loads weights: full ones, which only rank 0 needs to have, or shards. All ranks must call it."""
+        self.model.load_state_dict(weights)
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+        """Loads an optimizer's state: full tensors, with content on rank 0, or shards. All ranks must call it."""
+        optimizer.load_state_dict(saved)
+
+    def full_model(self) -> GPT | None:
+        """The full model on rank 0, to look at and generate with; None on the others. Under FSDP2 it is a copy on
+        the CPU, and all ranks must call it."""
+        return self.model
+
+    def _full(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The full tensor of one that may be sharded."""
+        return tensor
+
+
+def parallelize(
+    make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
+) -> Parallel:
+    """Makes a model and lays it out over the ranks.
+
+    Args:
+        make: Makes the full model, the same on every rank.
+        device: Where this rank computes.
+        ranks: The processes, connected.
+        strategy: "ddp" or "fsdp", for several ranks; one needs neither.
+        compiled: Whether each block is compiled.
+    """
+    if ranks.count > 1:
+        from pipeline.train.distributed import parallel
+
+        layout = parallel.fsdp2 if strategy == "fsdp" else parallel.ddp
+        return layout(make, device, ranks, compiled)
+    model = make().to(device)
+    if compiled:
+        model.compile_parts()
+    return Parallel(model=model, compiled=compiled)
+
+
+def map_tensors(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    """A copy of nested dicts, lists and tuples with `change` applied to every tensor; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(change, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(change, each) for each in value)
+    return value
