@@ -9,6 +9,7 @@ from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.breakdown import Breakdown
 from pipeline.evaluate.samples import Sample
 from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.made_by import RunRecord
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Evaluation:
         metrics: What metrics/evaluate.json holds.
         breakdowns: Of "val" and perhaps "test", where the loss lies.
         samples: For each prompt, what was drawn from it in several ways.
-        params: The params by section: those that trained the model, and `evaluate`.
-        versions: What was installed.
+        record: What made the checkpoint.
+        params: The effective params of the evaluation.
     """
 
     checkpoint: Checkpoint
@@ -30,5 +31,5 @@ class Evaluation:
     metrics: dict[str, Any]
     breakdowns: dict[str, Breakdown]
     samples: list[list[Sample]]
-    params: dict[str, dict[str, Any]]
-    versions: dict[str, str]
+    record: RunRecord
+    params: dict[str, Any]

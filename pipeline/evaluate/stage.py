@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import Progress, fact, say
-from pipeline.core.environment import versions
+from pipeline.core.errors import DataError
 from pipeline.core.files import published_folder, recorded_sha256, write_json
+from pipeline.core.record import effective
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.baselines import unigram_bits_per_byte, xz_bits_per_byte
@@ -17,9 +18,10 @@ from pipeline.evaluate.details import score_in_detail
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.samples import draw_samples
 from pipeline.evaluate.tables import digests, write_tables
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
+from pipeline.model.checkpoint import METRICS, Checkpoint, load_checkpoint, weights_file
 from pipeline.model.device import choose_device, use_threads
 from pipeline.model.held_out import check_same_tokenizer
+from pipeline.model.made_by import note_changes, read_record
 from pipeline.model.scoring import Summary
 from pipeline.plugin.registry import Registry
 
@@ -40,7 +42,10 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+    record = read_record(paths.checkpoint)
     check_same_tokenizer(checkpoint, splits)
+    _check_same_run(paths)
+    note_changes(record, params, splits, paths)
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
     metrics: dict[str, Any] = {"step": checkpoint.step, "stride": _stride(own, checkpoint)}
@@ -56,15 +61,12 @@ def run(params: Params, paths: Paths) -> None:
         metrics=metrics,
         breakdowns=breakdowns,
         samples=draw_samples(checkpoint, own.generation, samplers),
-        params={
-            name: getattr(params, name).model_dump(mode="json")
-            for name in ("tokenize", "split", "model", "train", "evaluate")
-        },
-        versions=versions(),
+        record=record,
+        params=effective(own.model_dump(mode="json")),
     )
     with published_folder(paths.reports) as folder:
         report = _write_report(evaluation, paths, folder)
-        write_tables(breakdowns, _about(own, checkpoint, splits, paths), folder)
+        write_tables(breakdowns, _about(own, evaluation, paths), folder)
         write_json(paths.metrics / "evaluate.json", metrics)
 
     for side, breakdown in breakdowns.items():
@@ -72,6 +74,17 @@ def run(params: Params, paths: Paths) -> None:
     for first, *_ in evaluation.samples:
         say(f"\n{first.prompt}{first.continuation}\n")
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
+
+
+def _check_same_run(paths: Paths) -> None:
+    """Raises DataError when metrics/ does not hold what the run that made the checkpoint wrote."""
+    for name in ("train.json", "history.tsv"):
+        path = paths.metrics / name
+        if not path.is_file() or path.read_bytes() != (paths.checkpoint / METRICS / name).read_bytes():
+            raise DataError(
+                f"{path} is not of the run that made {paths.checkpoint}: run `dvc checkout`, which brings what "
+                "belongs together, or run `python -m pipeline train`"
+            )
 
 
 def _write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> str:
@@ -89,8 +102,9 @@ def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
     return max(1, round(params.stride * checkpoint.model.config.context_length))
 
 
-def _about(params: EvaluateParams, checkpoint: Checkpoint, splits: TokenFolder, paths: Paths) -> dict[str, Any]:
+def _about(params: EvaluateParams, evaluation: Evaluation, paths: Paths) -> dict[str, Any]:
     """What `pipeline compare` must know of this evaluation, to say whether another may be held against it."""
+    checkpoint, splits = evaluation.checkpoint, evaluation.splits
     return {
         "step": checkpoint.step,
         "weights": checkpoint.weights,
@@ -102,6 +116,7 @@ def _about(params: EvaluateParams, checkpoint: Checkpoint, splits: TokenFolder, 
         "sides": {
             side: digests(splits.ids(side), checkpoint.tokenizer) for side in splits.names if side != "train"
         },
+        "params": evaluation.record.params,
     }
 
 
