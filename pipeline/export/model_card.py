@@ -1,15 +1,16 @@
 """The model card: README.md in the export, what a model's page on the Hugging Face Hub shows.
 
-Names, prompts and samples may hold anything, so nothing is pasted into Markdown or YAML as it is: YAML's strings
-are JSON's, table cells and sentences are escaped, and texts stand in fences longer than any in them.
+Names, prompts and samples may hold anything. So whatever the template prints is escaped for one line of Markdown,
+unless a filter has made it safe: YAML's strings are JSON's, and texts stand in fences longer than any in them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.core.console import printable
@@ -21,6 +22,12 @@ _MEASURES = {
     "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
 }
+
+
+class _Markdown(str):
+    """Text that may stand in the page as it is."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -55,145 +62,101 @@ class ModelCard:
 
     def text(self) -> str:
         """README.md."""
-        parts = [
-            self._front_matter(),
-            self._title(),
-            self._loading(),
-            self._data(),
-            self._numbers(),
-            self._sample(),
-            self._training(),
-            self._proof(),
-        ]
-        return "\n\n".join(parts) + "\n"
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    def _title(self) -> str:
-        config, family, tokenizer = self.config, _plain(self.config["family"]), _plain(self.tokenizer)
-        return (
-            f"# A GPT of {_count(config['parameters'])} parameters\n\n"
-            f"A decoder-only transformer of the family {family}: {config['n_layers']} layers, {config['n_heads']} "
-            f"heads, width {config['emb_dim']}, {config['context_length']:,} tokens of context, a vocabulary of "
-            f"{config['vocab_size']:,} ({tokenizer}). These are the {self.weights} weights, of step {self.step:,}. "
-            "It continues text like that which it was trained on; it follows no instructions and knows no facts to "
-            "rely on."
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent),
+            finalize=_escaped,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            undefined=StrictUndefined,
+        )
+        environment.filters.update(count=_count, yaml=_yaml, fenced=_fenced, facts=_facts)
+        numbers = self._numbers()
+        return environment.get_template("model_card.md.j2").render(
+            card=self,
+            head=self._front_matter(),
+            measured=self._measured,
+            numbers=numbers,
+            intervals=any(" to " in cell for cells in numbers.values() for cell in cells),
+            params="\n".join(
+                line
+                for section, values in self.params.items()
+                for line in (f"{section}:", *(f"  {key}: {_compact(value)}" for key, value in values.items()))
+            ),
         )
 
-    def _front_matter(self) -> str:
-        transformers = next(iter(self.proofs), None) == "huggingface"
+    def _front_matter(self) -> dict[str, Any]:
         head: dict[str, Any] = {
-            **({"library_name": "transformers"} if transformers else {}),
             "pipeline_tag": "text-generation",
             "tags": ["gpt", self.config["family"], *(name for name in self.proofs if name != "huggingface")],
         }
+        if next(iter(self.proofs), None) == "huggingface":
+            head = {"library_name": "transformers", **head}
         results = [
             {
                 "task": {"type": "text-generation"},
                 "dataset": {"name": f"{self.corpus}, held out for {side}", "type": self.corpus, "split": side},
                 "metrics": [
-                    {"type": name, "name": shown, "value": self.metrics[side][name]}
+                    {"type": name, "name": shown, "value": numbers[name]}
                     for name, shown in _MEASURES.items()
-                    if name in self.metrics[side]
+                    if name in numbers
                 ],
             }
-            for side in self._measured
-            if self.metrics
+            for side, numbers in self._measured.items()
         ]
         if results:
             name = f"GPT, {_count(self.config['parameters'])} parameters"
             head["model-index"] = [{"name": name, "results": results}]
-        # JSON is YAML; its strings, escaped to ASCII, can end neither themselves nor the front matter.
-        return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"])
-
-    def _loading(self) -> str:
-        blocks = [
-            f"{'' if number == 0 else f'In `{name}/`: '}{_LOADING[name]}"
-            for number, name in enumerate(self.proofs)
-            if name in _LOADING
-        ]
-        return "\n\n".join(["## How to load it", *blocks])
-
-    def _data(self) -> str:
-        rows = [
-            [side, *(f"{self.sides[side][key]:,}" for key in ("documents", "bytes", "tokens"))]
-            for side in ("train", "val", "test")
-            if side in self.sides
-        ]
-        return (
-            f"## Data\n\nThe corpus {_plain(self.corpus)}, split before training; val and test were held out. The "
-            f"model inherits what is in its text, its licence among it.\n\n"
-            + _table(["", "documents", "bytes", "tokens"], rows)
-        )
+        return head
 
     @property
-    def _measured(self) -> list[str]:
-        return [side for side in ("val", "test") if self.metrics and isinstance(self.metrics.get(side), Mapping)]
+    def _measured(self) -> dict[str, Mapping[str, Any]]:
+        """The numbers of val and test, as far as they were measured."""
+        sides = {side: (self.metrics or {}).get(side) for side in ("val", "test")}
+        return {side: numbers for side, numbers in sides.items() if isinstance(numbers, Mapping)}
 
-    def _numbers(self) -> str:
-        if not self.metrics or not self._measured:
-            return "## How good it is\n\nThese weights were not evaluated before they were exported."
-        rows = []
-        for name, shown in _MEASURES.items():
-            cells = [_with_interval(self.metrics[side], name) for side in self._measured]
-            rows += [[shown, *cells]] if any(cells) else []
+    def _numbers(self) -> dict[str, list[str]]:
+        """The rows of the table of numbers: a cell for each measured side."""
+        sides = self._measured.values()
+        rows = {shown: [_with_interval(side, name) for side in sides] for name, shown in _MEASURES.items()}
         for name in ("unigram", "xz"):
-            cells = [_number(self.metrics[side].get("baselines", {}).get(name)) for side in self._measured]
-            rows += [[f"{name} (bits per byte, for comparison)", *cells]] if any(cells) else []
-        intervals = any(" to " in cell for row in rows for cell in row[1:])
-        stride, length = self.metrics.get("stride"), self.config["context_length"]
-        windows = "windows that do not overlap" if stride == length else f"windows that move by {stride} tokens"
-        return (
-            f"## How good it is\n\nThe plain negative log-likelihood of every held-out token, in {windows}"
-            f"{'; in parentheses, 95% intervals' if intervals else ''}.\n\n" + _table(["", *self._measured], rows)
-        )
-
-    def _sample(self) -> str:
-        return (
-            "## A sample\n\nHeld-out text begins\n\n"
-            + _fenced(self.prompt)
-            + "\n\nand the model goes on (drawn once, at temperature 0.8, not chosen):\n\n"
-            + _fenced(self.continuation)
-        )
-
-    def _training(self) -> str:
-        lines = []
-        for section, values in self.params.items():
-            lines.append(f"{section}:")
-            lines += [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-        versions = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in self.versions.items())
-        return f"## How it was made\n\n{_fenced(chr(10).join(lines), 'yaml')}\n\nWith {versions}."
-
-    def _proof(self) -> str:
-        rows = []
-        for name, proof in self.proofs.items():
-            facts = (
-                f"{key.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}"
-                for key, value in proof.items()
-                if key not in ("reader", "format", "weights", "step")
-            )
-            rows.append([name, str(proof.get("reader", "")), "; ".join(facts)])
-        return (
-            "## How the files were proven\n\nBefore they were published, each was loaded by its reader and held "
-            "against the checkpoint; `verification.json` beside each has the numbers.\n\n"
-            + _table(["format", "reader", "what was compared"], rows)
-        )
+            cells = [_number(side.get("baselines", {}).get(name)) for side in sides]
+            rows[f"{name} (bits per byte, for comparison)"] = cells
+        return {name: cells for name, cells in rows.items() if any(cells)}
 
 
-_LOADING = {
-    "huggingface": (
-        "with transformers:\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```'
-    ),
-    "gguf": 'with llama.cpp: `llama-cli -m model.gguf -no-cnv -p "Once"`',
-    "onnx": (
-        "with onnxruntime and tokenizers:\n\n```python\nimport onnxruntime\n\n"
-        'session = onnxruntime.InferenceSession("model.onnx")\n'
-        '(logits,) = session.run(["logits"], {"input_ids": ids})  # ids: int64 [B, T]\n```'
-    ),
-    "torch_export": (
-        'with torch:\n\n```python\nimport torch\n\nmodel = torch.export.load("model.pt2").module()\n'
-        "logits = model(ids)  # ids: int64 [B, T]\n```"
-    ),
-}
+def _escaped(value: Any) -> str:
+    """Text that stays text, on one line of Markdown."""
+    if isinstance(value, _Markdown):
+        return value
+    return _MARKUP.sub(r"\\\1", " ".join(printable(str(value)).split()))
+
+
+def _yaml(values: Mapping[str, Any]) -> _Markdown:
+    """A line for each key, in JSON, which is YAML: its strings, escaped to ASCII, can end neither themselves nor
+    the front matter."""
+    return _Markdown("\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items()))
+
+
+def _fenced(text: str, language: str = "text") -> _Markdown:
+    """A block that nothing in it can end."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", text))])
+    return _Markdown(f"{fence}{language}\n{printable(text)}\n{fence}")
+
+
+def _facts(proof: Mapping[str, Any]) -> str:
+    """What a verification.json says beside what stands elsewhere on the page."""
+    return "; ".join(
+        f"{key.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in proof.items()
+        if key not in ("reader", "format", "weights", "step")
+    )
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _with_interval(side: Mapping[str, Any], name: str) -> str:
@@ -214,20 +177,3 @@ def _count(value: int) -> str:
         if value >= size:
             return f"{value / size:.3g} {name}"
     return str(value)
-
-
-def _plain(text: Any) -> str:
-    """Text that stays text, on one line of Markdown."""
-    return _MARKUP.sub(r"\\\1", " ".join(printable(str(text)).split()))
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *([_plain(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _fenced(text: str, language: str = "") -> str:
-    """A block that nothing in it can end."""
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", text))])
-    return f"{fence}{language or 'text'}\n{printable(text)}\n{fence}"
