@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
 
 from pipeline.core.console import say
-from pipeline.train.distributed.ranks import Ranks
+
+if TYPE_CHECKING:
+    from pipeline.train.distributed.ranks import Ranks
 
 LAUNCHER = "PIPELINE_LAUNCHER"
 """The environment variable that names the process which started this one as one of several."""
