@@ -75,7 +75,7 @@ def weights(folder: str) -> tuple[None, dict[str, Any]]:
     from pipeline.model.gpt import GPT
     from pipeline.plugin.registry import Registry
     from pipeline.tokenize.vocabulary import raw_bytes
-    from pipeline.train.stage import model_config
+    from pipeline.train.run import model_config
 
     torch.manual_seed(1)
     from benchmarks.ours import tokenizer

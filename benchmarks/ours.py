@@ -12,7 +12,7 @@ from benchmarks.measure import ROOT, Side, Work
 if TYPE_CHECKING:
     from pipeline.data.tokenizer import Tokenizer
     from pipeline.params.params import Params
-    from pipeline.train.loop import Run
+    from pipeline.train.run import TrainingRun
 
 STEADY = ("train.precision=bf16", "runtime.compile=true")
 """Settings for steps per second, where compiling is not counted."""
@@ -60,27 +60,28 @@ def tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer("benchmark", GPT2_PATTERN, ranks, {END_OF_TEXT: vocab_size - 1})
 
 
-def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> Run:
+def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     """What the train stage hands to its loop, for a shape and random text."""
     import numpy as np
 
-    from pipeline.core.paths import Paths
+    from pipeline.train.components import Components
     from pipeline.train.conditions import choose
+    from pipeline.train.data import TrainingData
     from pipeline.train.distributed.ranks import Ranks
-    from pipeline.train.interrupt import StopSignal
     from pipeline.train.length import Length
-    from pipeline.train.phases import Leg
-    from pipeline.train.stage import load_components, prepare, total_flops
+    from pipeline.train.phases import Phase
+    from pipeline.train.run import TrainingRun
     from pipeline.train.store import StateStore
 
     own = params(shape, overrides)
     text = np.random.default_rng(1).integers(0, shape["vocab_size"] - 1, 2_000_000).astype("<u2")
-    leg = Leg(Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, StateStore(Path("unused"), "unused"), {})
-    components = load_components(own.train, Paths(ROOT))
-    words = tokenizer(shape["vocab_size"])
-    conditions = choose(own, Ranks(), {}, total_flops(own, leg.length, words))
-    ids = {"train": text, "val": text[:1000]}
-    run = prepare(own, components, ids, words, leg, conditions, Ranks(), StopSignal())
+    phase = Phase(
+        Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, StateStore(Path("unused"), "unused")
+    )
+    data = TrainingData.of(own, tokenizer(shape["vocab_size"]), {"train": text, "val": text[:1000]})
+    run = TrainingRun.build(
+        own, Components.load(own.train, ROOT / "plugins"), data, phase, choose(own, Ranks(), {}, float("inf"))
+    )
     run.model.train()
     return run
 

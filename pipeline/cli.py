@@ -353,8 +353,11 @@ def schema() -> None:
     from pipeline.core.files import write_atomically, write_json
     from pipeline.core.paths import Paths
     from pipeline.params import reference, schema
+    from pipeline.plugin.registry import Registry
 
     paths = Paths(Path.cwd())
+    for broken in Registry.load(paths.plugins).broken:
+        click.echo(f"note: {broken.message} (not loaded, so not described)")
     write_json(paths.schema, schema.schema(paths.plugins))
     write_atomically(paths.reference, reference.reference(paths.plugins))
     click.echo(f"wrote {paths.shown(paths.schema)} and {paths.shown(paths.reference)}")

@@ -978,17 +978,17 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(damage: str, trained_
         "html": write(newest, "<html>"), "no manifest": remove(manifest), "manifest": write(manifest, "[]"),
     }[damage](root)  # fmt: skip
     result = trained_project.succeed("train", *SAVING)
-    assert f"{Path(newest).parent.name} is damaged and passed over" in result.out
-    assert "going on from step" in result.out
+    assert f"{Path(newest).parent.name} is corrupt" in result.out
+    assert "resuming from step" in result.out
     assert forget_outputs(root) == published
 
 
-def test_without_any_whole_state_training_starts_afresh_and_says_so(trained_project: Project) -> None:
+def test_without_any_whole_state_training_starts_over_and_says_so(trained_project: Project) -> None:
     for path in states(trained_project.root):
         path.write_bytes(b"")
     published = forget_outputs(trained_project.root)
     result = trained_project.succeed("train")
-    assert "every saved state of this run is damaged: training starts afresh" in result.out
+    assert "every saved state of this run is corrupt: training starts over" in result.out
     assert forget_outputs(trained_project.root) == published
 
 
@@ -1014,12 +1014,12 @@ def test_nan_keeps_the_last_good_state(trained_project: Project) -> None:
     assert 1 in saved_steps(trained_project.root)
 
 
-@pytest.mark.parametrize("place", ["this very run", "this folder"])
+@pytest.mark.parametrize("place", ["this run", "this folder"])
 def test_two_runs_in_one_place(place: str, trained_project: Project) -> None:
     root = trained_project.root
     (state,) = states(root)
     before = contents(root)
-    lock = state.parents[1] / "lock" if place == "this very run" else root / ".resume" / "lock"
+    lock = state.parents[1] / "lock" if place == "this run" else root / ".resume" / "lock"
     with lock.open("w") as file:
         file.write("4711")
         file.flush()
@@ -1084,7 +1084,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(
     out, err = process.communicate(timeout=60)
     assert_error(Result(process.returncode, out, err), code, ("training stopped at step", "run it again to go on"))
     assert contents(project.root) == before
-    assert "going on from step" in project.succeed("train", *LONGER).out
+    assert "resuming from step" in project.succeed("train", *LONGER).out
     assert forget_outputs(project.root) == published
 
 
@@ -1096,7 +1096,7 @@ def test_a_killed_process_leaves_whole_states(longer: tuple[Project, dict[str, b
         time.sleep(0.01)
     process.kill()
     process.communicate(timeout=60)
-    assert "going on from step" in project.succeed("train", *LONGER, *SAVING).out
+    assert "resuming from step" in project.succeed("train", *LONGER, *SAVING).out
     assert forget_outputs(project.root) == published
     assert_nothing_half_written(project.root)
 

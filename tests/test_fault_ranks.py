@@ -73,7 +73,7 @@ def test_a_killed_rank_ends_the_job_at_once_and_the_next_run_goes_on(
         ended += code == 1 and life.said.endswith(line) and time.monotonic() - started < 10
         assert life.said.count("error:") == 1, life.said
         wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
-    assert "going on from step" in project.run(*TRAIN, *TWO).stdout
+    assert "resuming from step" in project.run(*TRAIN, *TWO).stdout
     tell("SIGKILL of one of two ranks", tries, ended, tries * (Outcome.of(project.root) == original[1]))
 
 
@@ -100,7 +100,7 @@ def test_torchrun_starts_a_killed_rank_again(original: tuple[Clone, Outcome], pr
     os.kill(children(life.process.pid)[0], signal.SIGKILL)
     code = life.end(120)
     assert code == 0, life.said
-    restarted = "going on from step" in life.said
+    restarted = "resuming from step" in life.said
     tell(
         "SIGKILL of one of two ranks, torchrun --max-restarts=1",
         1,
@@ -128,7 +128,7 @@ def test_a_signal_to_the_launcher_is_one_to_all_ranks(
     assert life.end() == code
     wait_until(lambda: all(gone(worker) for worker in workers), 10)
     left = "saving, then leaving" in life.said
-    assert "going on from step" in project.run(*TRAIN, *TWO).stdout
+    assert "resuming from step" in project.run(*TRAIN, *TWO).stdout
     tell(f"{number.name} to the launcher of two ranks", 1, left, Outcome.of(project.root) == original[1])
 
 
@@ -141,7 +141,7 @@ def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clo
     life.end()
     wait_until(lambda: gone(launcher), 20)
     assert "training stopped; run it again to go on" in life.said
-    assert "going on from step" in project.run("dvc", "repro", "train").stdout
+    assert "resuming from step" in project.run("dvc", "repro", "train").stdout
     assert Outcome.of(project.root) == original[1]
 
 
@@ -162,7 +162,7 @@ def test_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path
         wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
         assert states(project.root)
         assert all((state / "shards" / ".metadata").is_file() for state in states(project.root))
-    assert "going on from step" in project.run(*TRAIN, *FSDP).stdout
+    assert "resuming from step" in project.run(*TRAIN, *FSDP).stdout
     equal = Outcome.of(project.root) == Outcome.of(straight.root)
     tell("SIGKILL of both, then of one of two fsdp ranks", 2, 2, 2 * equal)
 
@@ -300,7 +300,7 @@ def test_two_hosts_train_together_and_survive_the_loss_of_one(
         os.kill(workers[-1], signal.SIGKILL)
         codes = [life.end(180) for life in lives]
         assert codes == [0, 0], lives[0].said + lives[1].said
-        restarted = "going on from step" in lives[0].said
+        restarted = "resuming from step" in lives[0].said
     tell("SIGKILL of a rank on one of two hosts", 1, restarted, Outcome.of(project.root) == original[1])
 
 

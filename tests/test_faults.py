@@ -190,7 +190,7 @@ def kill_again_and_again(clone: Clone, command: tuple[str, ...], tries: int, see
         mend_the_lock_of_dvc(clone)
         assert "artifacts/checkpoint, metrics" not in life.said, "it ended before it was killed: give it more steps"
         torn += bool(list((clone.root / ".resume").glob("*/.*.partial-*")))
-        went_on += not there or "starting afresh" not in life.said
+        went_on += not there or "starts over" not in life.said
     return went_on, torn
 
 
@@ -223,7 +223,7 @@ def test_killed_at_random_moments_under_dvc_repro(
         original = uninterrupted(tmp_path / "long", 2200)
     project = copied(original[0], tmp_path / "project")
     went_on, torn = kill_again_and_again(project, ("dvc", "repro", "train"), tries, seed=1)
-    assert "going on from step" in finished(project, "dvc", "repro", "train")
+    assert "resuming from step" in finished(project, "dvc", "repro", "train")
     same = Outcome.of(project.root) == original[1]
     assert torn or not long, "no kill fell into the middle of a save"
     tell("SIGKILL of all processes, the trainer or dvc, under dvc repro", tries, went_on, tries * same)
@@ -245,8 +245,8 @@ def test_killed_in_an_experiment(
         pid = trainer_anywhere(project)
         life.kill()
         wait_until(lambda: gone(pid), 20)  # noqa: B023
-        went_on += number == 0 or "going on from step" in life.said
-    assert "going on from step" in finished(project, *command)
+        went_on += number == 0 or "resuming from step" in life.said
+    assert "resuming from step" in finished(project, *command)
     same = experiment(project, "killed") == metrics(original[1])
     tell(f"SIGKILL under {where}", tries, went_on, tries * same)
 
@@ -268,7 +268,7 @@ def test_killed_in_a_queued_experiment(
             os.kill(pid, signal.SIGKILL)
         worker.end()
         log = project.run("dvc", "queue", "logs", f"queued{number}", "-f").stdout
-        went_on += number > 0 and "going on from step" in log
+        went_on += number > 0 and "resuming from step" in log
         wait_until(lambda: "Running" not in project.run("dvc", "queue", "status").stdout, 90)
     same = experiment(project, f"queued{tries}") == metrics(original[1])
     tell("SIGKILL under dvc exp run --queue", tries, went_on, tries * same)
@@ -315,7 +315,7 @@ def test_killed_with_bf16_and_compiled_blocks(tmp_path: Path, long: bool, tell: 
         assert life.process.poll() is None, life.said
         life.kill()
         wait_until(lambda: trainer(clone.root) is None, 20)
-    assert "going on from step" in finished(clone, "dvc", "repro", "train")
+    assert "resuming from step" in finished(clone, "dvc", "repro", "train")
     same = Outcome.of(clone.root) == Outcome.of(whole.root)
     tell("SIGKILL with bf16 and compiled blocks", tries, tries, tries * same)
 
@@ -354,7 +354,7 @@ def test_ctrl_c_under_dvc(original: tuple[Clone, Outcome], project: Clone, tell:
     code = life.end()
     assert "training stopped at step" in life.said
     again = finished(project, "dvc", "repro", "train")
-    left = code != 0 and "going on from step" in again
+    left = code != 0 and "resuming from step" in again
     tell("Ctrl-C under dvc repro", 1, left, Outcome.of(project.root) == original[1])
 
 
@@ -389,7 +389,7 @@ def test_a_signal_during_an_evaluation_leaves_within_seconds(project: Clone, tel
     # The evaluation is dropped as a whole: the next run begins with it.
     again = Life(project, *TRAIN)
     again.wait_for(lambda: "generating" in again.said)
-    assert re.search(r"going on from step 25 .*\nstep +25 ", again.said)
+    assert re.search(r"resuming from step 25 .*\nstep +25 ", again.said)
     again.kill()
     tell("SIGTERM during an evaluation", 1, left, 1)
 
@@ -420,7 +420,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_old_state_is_whole(
     code, seconds = life.end(), time.monotonic() - started
     assert (code, seconds < 2) == (-signal.SIGINT, True), (code, seconds, life.said)
     (project.root / "slow").unlink()
-    assert "going on from step" in project.run(*TRAIN).stdout
+    assert "resuming from step" in project.run(*TRAIN).stdout
     tell("a second Ctrl-C in the middle of a save", 1, 1, Outcome.of(project.root) == original[1])
 
 
@@ -441,7 +441,7 @@ def test_a_second_run_fails_fast_and_names_the_first(project: Clone, tell: Tell)
     assert "kept" in kept
     assert "removed the states of 0 runs" in kept
     life.kill()  # its lock is stale now, and is taken over
-    took_over = "going on from step" in project.run(*TRAIN).stdout
+    took_over = "resuming from step" in project.run(*TRAIN).stdout
     tell("a second run beside the first; a stale lock", 1, refused, took_over)
 
 
@@ -505,7 +505,7 @@ def test_a_full_disk_keeps_the_last_state_and_says_how_much_is_missing(
             assert not list(disk.glob("*/.*.partial-*"))
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)  # room is made
             again = clone.run(*TRAIN).stdout
-            recovered += ("going on from step" in again) == bool(kept)
+            recovered += ("resuming from step" in again) == bool(kept)
         assert Outcome.of(clone.root) == original[1]
         shutil.rmtree(clone.root)
     tell("a full disk under the states", tries, recovered, tries)

@@ -40,6 +40,7 @@ def lines(plugins: Path, kind: str | None = None) -> Iterator[str]:
         yield f"{plural} (plugins/{plural}/)"
         for entry in registry.entries(plural):
             yield from _entry(entry)
+        yield from (f"  not loaded: {broken.message}" for broken in registry.broken if plural in broken.kinds)
         yield ""
     yield "Defaults hold where params.yaml says nothing; the shipped params.yaml gives every option a value."
 
@@ -86,7 +87,8 @@ def _unknown(registry: Registry, name: str) -> str:
     close = difflib.get_close_matches(name, [each for listed in names.values() for each in listed], n=1)
     suggestion = f"; did you mean {close[0]!r}?" if close else ""
     known = "; ".join(f"{plural}: {', '.join(listed) or 'none'}" for plural, listed in names.items())
-    return f"there is no component named {name!r}{suggestion} (there are {known})"
+    unloaded = "".join(f"; not loaded: {broken.message}" for broken in registry.broken)
+    return f"there is no component named {name!r}{suggestion} (there are {known}){unloaded}"
 
 
 def _component(kind: Kind, entry: Entry) -> Iterator[str]:

@@ -35,6 +35,10 @@ def load_file(path: Path, plugins: Path) -> list[tuple[Kind, Entry]]:
         (kind, entry) for plural, kind in kinds.items() for entry in registry.entries(plural)
         if entry.source == source
     ]  # fmt: skip
+    names = {(kind.plural, entry.component.name) for kind, entry in found}
+    for broken in registry.broken:
+        if broken.source == source or names & broken.names:
+            raise PluginError(broken.message)
     if not found:
         raise PluginError(f"{source} registers no component (a file whose name starts with _ is no plugin)")
     return found

@@ -184,7 +184,10 @@ def event(**changes: Any) -> EvaluationEvent:
 
 
 def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
-    """Returns finite numbers, keeps only plain values in its memory, and leaves the model as it was."""
+    """Returns finite numbers, keeps only plain values in its memory, and leaves the model as it was.
+
+    One that only records (`records_only`) returns no numbers, shows nothing and does not stop the run.
+    """
     callback = _instance(component)
     torch.manual_seed(0)
     net, memory, shown = _Net(), {}, []  # type: ignore[var-annotated]
@@ -208,8 +211,10 @@ def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
         try:
             numbers = callback.on_evaluation(given)
         except StopTraining:
+            assert not callback.records_only, "what only records (records_only) must not stop the run"
             break
         assert isinstance(numbers, dict), "on_evaluation must return a dict (an empty one for no numbers)"
+        assert not (callback.records_only and numbers), "what only records (records_only) must return no numbers"
         for name, value in numbers.items():
             assert isinstance(name, str), f"{name!r} must be a name"
             assert isinstance(value, int | float), f"{name} must be a number"
@@ -218,6 +223,7 @@ def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
         history.append({**metrics, **numbers})
         memory = json.loads(json.dumps(memory))  # it is saved and restored between two evaluations
     assert all(isinstance(text, str) for text in shown), "show takes text"
+    assert not (callback.records_only and shown), "what only records (records_only) must not call event.show"
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, before[name]), f"{name}: a callback must not change the model"
 

@@ -55,7 +55,7 @@ class _Drawing:
     def __init__(self, params: Params, paths: Paths, samplers: Sequence[str], tokens: int | None) -> None:
         own = params.evaluate
         self.tokens = tokens or own.generation.max_new_tokens
-        self._registry = Registry.load(paths.plugins, ["samplers"])
+        self._registry = Registry.load(paths.plugins, ["samplers"], _note)
         self._names: list[str] = []
         self._options: dict[str, dict[str, Any]] = {}
         self.samplers: list[Any] = []

@@ -22,29 +22,28 @@ from pipeline.core.errors import PipelineError, explain_os_error
 from pipeline.core.files import readable
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
-from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids, TokenFolder
+from pipeline.data.batches import EvaluationWindow, evaluation_windows
+from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source, refusals
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import choose_device, memory_of, peak_memory
 from pipeline.model.gpt import GPT
-from pipeline.model.scoring import summarize
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import ENTRY_POINTS, Registry
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
+from pipeline.train.components import Components
 from pipeline.train.conditions import choose, process_count
+from pipeline.train.data import TrainingData, check_length
 from pipeline.train.distributed.ranks import Ranks
-from pipeline.train.interrupt import StopSignal
-from pipeline.train.length import Length
-from pipeline.train.loop import Run, train_step
+from pipeline.train.evaluation import summarize
+from pipeline.train.loop import train_step
 from pipeline.train.memory import estimate
 from pipeline.train.memory_check import bytes_per_parameter, check_fits
-from pipeline.train.phases import Leg, lengths
-from pipeline.train.stage import Components, beginning, check_length, load_components, model_config, prepare
+from pipeline.train.phases import phases
+from pipeline.train.run import TrainingRun, model_config
+from pipeline.train.stage import pretrained
 from pipeline.train.state import TrainState
-from pipeline.train.store import StateStore
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
@@ -117,7 +116,7 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
     registry = Registry.load(paths.plugins)
     corpus, samplers, formats = params.tokenize.corpus, params.evaluate.samplers, params.export.formats
     registry.build("corpora", corpus.name, corpus.options, "tokenize.corpus")
-    components = load_components(params.train, paths)
+    components = Components.load(params.train, paths.plugins)
     registry.build_all("samplers", samplers.use, samplers.options, "evaluate.samplers")
     exporters = registry.build_all("exporters", formats.use, formats.options, "export.formats")
     optimizer, loss = params.train.optimizer.name, params.train.loss.name
@@ -237,7 +236,7 @@ def _check_prompts(params: Params, splits: TokenFolder, findings: _Findings) -> 
 
 def _check_weights(params: Params, splits: TokenFolder, paths: Paths) -> None:
     """Reads the weights that training is to begin with."""
-    start = beginning(params, splits.tokenizer, paths)
+    start = pretrained(params, splits.tokenizer, paths)
     if start is not None:
         start.weights(model_config(params, splits.tokenizer))
         fact("begins", f"with the weights of {start.name}")
@@ -275,20 +274,18 @@ def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> No
 
 def _measure(params: Params, components: Components, splits: TokenFolder, folder: Path) -> None:
     """Takes a few real steps, and says how much memory and time the whole run will need."""
-    ids = {name: splits.ids(name) for name in ("train", "val")}
-    data = TrainingWindows(ids["train"], params.model.context_length, params.train.seed, params.train.shift_windows)
-    ends, schedules = lengths(params.train, data)
-    leg = Leg(ends[-1], schedules[-1], StateStore(folder, "preflight"), {})
+    data = TrainingData.read(params, splits)
+    phase = phases(params.train, data.windows, {"params": {"train": {}}}, folder)[-1]
     conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
-    plan = prepare(params, components, ids, splits.tokenizer, leg, conditions, Ranks(), StopSignal())
+    plan = TrainingRun.build(params, components, data, phase, conditions)
     timed, seconds = _time_steps(plan)
     per_window = seconds / timed
-    length, own = plan.data.context_length, params.train.evaluation
-    windows = {name: evaluation_windows(len(each), length, length) for name, each in ids.items()}
-    forward = _time_evaluation(plan, ids["val"], windows["val"][: plan.micro_batch_size], splits.tokenizer)
-    read = sum(min(own.windows, len(each)) for each in windows.values())
-    evaluations = plan.total_steps // own.every + 1
-    evaluating = forward * (evaluations * read + 2 * len(windows["val"]))
+    length = params.model.context_length
+    windows = evaluation_windows(len(data.ids["val"]), length, length)
+    forward = _time_evaluation(plan, windows[: params.train.micro_batch_size])
+    read = sum(len(each) for each in data.evaluated.values())
+    evaluations = plan.total_steps // params.train.evaluation.every + 1
+    evaluating = forward * (evaluations * read + 2 * len(windows))
     fact("memory", f"{readable(peak_memory(plan.device))} at the most{_note(timed, plan)}")
     fact("estimate", _needed(params, plan))
     fact(
@@ -301,48 +298,52 @@ def _measure(params: Params, components: Components, splits: TokenFolder, folder
         say(f"note: other processes are at work (load {load:.1f} on {cores()} cores): alone it is quicker")
 
 
-def _time_steps(plan: Run) -> tuple[int, float]:
+def _time_steps(plan: TrainingRun) -> tuple[int, float]:
     """How many windows were timed, and the seconds they took: micro-batches where they fit into the time."""
-    state = TrainState()
-    one = replace(plan, length=Length(1, plan.length.parts), micro_batch_size=1)
+    state, one = TrainState(), _with_batch(plan, 1)
     seconds = min(_step_seconds(one, state) for _ in range(2))
-    size = plan.micro_batch_size
+    size = plan.params.micro_batch_size
     if size == 1 or seconds * size * 4 > _SECONDS_FOR_STEPS:
         return 1, seconds
-    whole = replace(plan, length=Length(size, plan.length.parts))
+    whole = _with_batch(plan, size)
     _step_seconds(whole, state)
     return size, min(_step_seconds(whole, state) for _ in range(3))
 
 
-def _step_seconds(plan: Run, state: TrainState) -> float:
+def _with_batch(plan: TrainingRun, size: int) -> TrainingRun:
+    """The same run with steps of one micro-batch of this size."""
+    length, params = replace(plan.length, batch_size=size), {"micro_batch_size": size}
+    return replace(plan, phase=replace(plan.phase, length=length), params=plan.params.model_copy(update=params))
+
+
+def _step_seconds(plan: TrainingRun, state: TrainState) -> float:
     state.step = 0
     started = time.perf_counter()
     train_step(plan, state)
     return time.perf_counter() - started
 
 
-def _time_evaluation(plan: Run, ids: Ids, windows: list[EvaluationWindow], tokenizer: Tokenizer) -> float:
+def _time_evaluation(plan: TrainingRun, windows: list[EvaluationWindow]) -> float:
     """Seconds that evaluating one window takes."""
     started = time.perf_counter()
-    summarize(plan.model, ids, windows, plan.micro_batch_size, tokenizer.byte_lengths)
+    summarize(plan, "val", windows)
     return (time.perf_counter() - started) / len(windows)
 
 
-def _needed(params: Params, plan: Run) -> str:
+def _needed(params: Params, plan: TrainingRun) -> str:
     """What a step needs by the estimate, and so on each of several processes."""
     count = process_count(params.runtime)
     size = min(params.train.micro_batch_size, -(-params.train.batch_size // count))
     needed = estimate(
-        plan.model.config, size, plan.precision, bytes_per_parameter(plan.optimizer), plan.device.type,
+        plan.model.config, size, plan.conditions.precision, bytes_per_parameter(plan.optimizer), plan.device.type,
         params.runtime.strategy, count,
     )  # fmt: skip
     return f"{f'on each of {count} processes ' if count > 1 else ''}a step needs about {needed}"
 
 
-def _note(windows: int, plan: Run) -> str:
-    return (
-        "" if windows == plan.micro_batch_size else f" with one window at a time; {plan.micro_batch_size} need more"
-    )
+def _note(windows: int, plan: TrainingRun) -> str:
+    size = plan.params.micro_batch_size
+    return "" if windows == size else f" with one window at a time; {size} need more"
 
 
 def _threads(params: Params) -> int:

@@ -71,7 +71,7 @@ def run(
     """
     own = params.evaluate
     check_stops(stops)
-    registry = Registry.load(paths.plugins, ["samplers"])
+    registry = Registry.load(paths.plugins, ["samplers"], lambda note: print(printable(note), file=sys.stderr))
     names = samplers or own.samplers.use
     chosen = registry.build_all("samplers", names, own.samplers.options, "evaluate.samplers")
     checkpoint = load_model(params, paths, weights, precision)

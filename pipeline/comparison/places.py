@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.core.errors import DataError, PipelineError
-from pipeline.params.reader import yaml_values
+from pipeline.core.yaml import yaml_values
 
 _REPORTS = "reports"
 _REPRO = "run `dvc repro`"

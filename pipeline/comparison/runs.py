@@ -14,10 +14,10 @@ import numpy as np
 from pipeline.comparison.places import Place
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.paths import EVALUATION
+from pipeline.core.yaml import yaml_values
 from pipeline.evaluate.bootstrap import FEWEST_DOCUMENTS
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, read_units
-from pipeline.params.reader import yaml_values
 
 Totals = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 

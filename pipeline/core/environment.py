@@ -16,7 +16,9 @@ _HEADER = """\
 def versions() -> dict[str, str]:
     """Python's major.minor and the versions of the packages that decide a trained model's bits."""
     python = ".".join(platform.python_version_tuple()[:2])
-    packages = {name: metadata.version(name).partition("+")[0] for name in ("torch", "tokenizers", "tiktoken")}
+    packages = {
+        name: metadata.version(name).partition("+")[0] for name in ("torch", "numpy", "tokenizers", "tiktoken")
+    }
     return {"python": python, **packages}
 
 

@@ -38,9 +38,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def room_for(size: int, path: Path) -> Iterator[None]:
-    """Writes inside the block; where the disk is full, says how much room is missing for `size` bytes at `path`.
+    """If the disk is full inside the block, says how much space is missing for `size` bytes at `path`.
 
-    What was half-written must be gone when the block ends: its room is counted as free.
+    The block must remove partial files before it ends: their space counts as free.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def room_for(size: int, path: Path) -> Iterator[None]:
 
 
 def readable(size: float) -> str:
-    """Bytes as people read them."""
+    """A number of bytes with its unit: "1.5 GB"."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:
             return f"{size / unit:,.1f} {name}"
@@ -130,10 +130,10 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path, mend: str) -> None:
-    """Holds every file in `folder` against its manifest.
+    """Checks every file in `folder` against its manifest.
 
     Raises:
-        DataError: a file is missing or is not, to the bit, what was written.
+        DataError: a file is missing or differs from what was written.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: {mend}")
@@ -155,14 +155,14 @@ def verify_manifest(folder: Path, mend: str) -> None:
 
 
 def recorded_sha256(path: Path) -> str:
-    """A file's sha256 as the manifest beside it has it; `verify_manifest` has held it against the file."""
+    """A file's sha256 from the manifest beside it (`verify_manifest` checks that it is the file's)."""
     digest: str = read_json(path.parent / MANIFEST, "")["files"][path.name]["sha256"]
     return digest
 
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
-    """Holds an exclusive lock that ends with the process, however it ends.
+    """Holds an exclusive lock, which the operating system releases when the process ends.
 
     Raises:
         PipelineError: another process holds it; the message names that process.

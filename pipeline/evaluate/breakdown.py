@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from pipeline.data.tokens import Ids, IndexEntry
+    from pipeline.evaluate.details import TokenDetails
     from pipeline.model.scoring import Scores
 
 Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -69,19 +70,18 @@ class Breakdown(NamedTuple):
         blocks: By block: 2, 4, … or 128 stretches of about equally many bytes, on average no shorter than a window.
         positions: By position in the context.
         frequencies: By how often the token occurs in the training text: never, 1 to 9 times, 10 to 99, …
-        accuracy_top5: The share of targets that were among the five likeliest tokens.
-        calibration_error: See `Tally.calibration_error`.
+        numbers: What evaluate.json holds of the side beside the `Summary`: `accuracy_top5`, the share of targets
+            that were among the five likeliest tokens, and `calibration_error`.
     """
 
     documents: list[UnitScore]
     blocks: list[UnitScore]
     positions: list[PositionLoss]
     frequencies: list[FrequencyLoss]
-    accuracy_top5: float
-    calibration_error: float
+    numbers: dict[str, float]
 
 
-class Tally:
+class BreakdownAccumulator:
     """Adds up scores, which must come in the order of the text, into a `Breakdown`."""
 
     def __init__(
@@ -115,9 +115,8 @@ class Tally:
         self._confidence = np.zeros((3, _BINS))
         self._top5 = 0
 
-    def add(self, scores: Scores) -> None:
+    def add(self, scores: Scores, details: TokenDetails) -> None:
         """Counts further targets, those that come next in the text."""
-        assert scores.closely is not None
         count = len(scores.targets)
         places = np.arange(self._next, self._next + count)
         lengths = self._byte_lengths[scores.targets]
@@ -128,12 +127,11 @@ class Tally:
         _add(self._documents, document, columns)
         size = self._blocks.shape[1]
         _add(self._blocks, np.minimum((ends - lengths) * size // self._all_bytes, size - 1), columns)
-        _add(self._positions, scores.closely.positions, columns[:2])
+        _add(self._positions, details.positions, columns[:2])
         _add(self._frequencies, self._bucket[scores.targets], columns[:2])
-        confidence = scores.closely.confidence
-        bins = np.clip(np.ceil(confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
-        _add(self._confidence, bins, [ones, confidence, scores.correct])
-        self._top5 += int(scores.closely.top5.sum())
+        bins = np.clip(np.ceil(details.confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
+        _add(self._confidence, bins, [ones, details.confidence, scores.correct])
+        self._top5 += int(details.top5.sum())
         self._next += count
         self._bytes_before += int(lengths.sum())
 
@@ -157,8 +155,10 @@ class Tally:
             frequencies=_means(
                 FrequencyLoss, [0, *_POWERS[: self._frequencies.shape[1] - 1].tolist()], self._frequencies
             ),
-            accuracy_top5=self._top5 / (self._next - 1),
-            calibration_error=self.calibration_error,
+            numbers={
+                "accuracy_top5": self._top5 / (self._next - 1),
+                "calibration_error": self.calibration_error,
+            },
         )
 
 

@@ -11,7 +11,8 @@ from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.baselines import unigram_bits_per_byte, xz_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
-from pipeline.evaluate.breakdown import Breakdown, Counts, Tally, token_counts
+from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
+from pipeline.evaluate.details import score_in_detail
 from pipeline.evaluate.report.attention import read_attention
 from pipeline.evaluate.report.excerpt import read_excerpt
 from pipeline.evaluate.report.page import write_report
@@ -22,7 +23,7 @@ from pipeline.evaluate.tables import digests, write_tables
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
 from pipeline.model.device import choose_device, use_threads
 from pipeline.model.held_out import check_same_tokenizer
-from pipeline.model.scoring import Summary, score
+from pipeline.model.scoring import Summary
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -113,17 +114,16 @@ def _evaluate(
     ids, tokenizer, context = splits.ids(side), checkpoint.tokenizer, checkpoint.model.config.context_length
     windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
     summary = Summary(tokenizer.byte_lengths)
-    tally = Tally(ids, splits.documents(side), train_counts, tokenizer.byte_lengths, context)
+    accumulator = BreakdownAccumulator(ids, splits.documents(side), train_counts, tokenizer.byte_lengths, context)
     with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
-        for scores in score(checkpoint.model, ids, windows, params.batch_size, closely=True):
+        for scores, details in score_in_detail(checkpoint.model, ids, windows, params.batch_size):
             summary.add(scores)
-            tally.add(scores)
+            accumulator.add(scores, details)
             progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
-    breakdown = tally.breakdown()
+    breakdown = accumulator.breakdown()
     numbers = {
         **summary.metrics(),
-        "accuracy_top5": breakdown.accuracy_top5,
-        "calibration_error": breakdown.calibration_error,
+        **breakdown.numbers,
         "interval": intervals(breakdown),
         "tokens": summary.tokens,
         "baselines": {

@@ -25,6 +25,8 @@ LAST = "model_and_optimizer.pth"
 BEST = "best.pth"
 CONFIG = "config.json"
 SAMPLES = "samples.jsonl"
+RECORD = "run.json"
+METRICS = "metrics"
 _MEND = "run `python -m pipeline train`, or `dvc repro`"
 
 
@@ -32,6 +34,7 @@ def write_checkpoint(
     folder: Path,
     config: GPTConfig,
     tokenizer: Tokenizer,
+    record: dict[str, Any],
     last: dict[str, Any],
     best: dict[str, Any],
 ) -> None:
@@ -41,12 +44,14 @@ def write_checkpoint(
         folder: Where to.
         config: The model's shape.
         tokenizer: The tokenizer that made its ids.
+        record: What made it: params, data, versions and the identity of the run.
         last: `model_state_dict` and `optimizer_state_dict` of the last step, and `step`.
         best: `model_state_dict` of the best evaluation, and `step`.
     """
     save_tensors(last, folder / LAST)
     save_tensors(best, folder / BEST)
     write_json(folder / CONFIG, config.to_dict())
+    write_json(folder / RECORD, record)
     tokenizer.save(folder / TOKENIZER)
     write_manifest(folder)
 

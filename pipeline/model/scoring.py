@@ -34,32 +34,20 @@ class Scores:
         targets: The true ids.
         nats: Their negative log-likelihoods, float64.
         correct: Whether the likeliest token was the true one.
-        closely: What takes longer to know, where it was asked for.
     """
 
     targets: np.ndarray[tuple[int], np.dtype[np.int64]]
     nats: np.ndarray[tuple[int], np.dtype[np.float64]]
     correct: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    closely: CloseLook | None = None
 
 
-@dataclass(frozen=True)
-class CloseLook:
-    """What evaluation after training also asks of each target; arrays as long as those of `Scores`.
-
-    Attributes:
-        positions: How many tokens of the context came before it, less one: 0 … T−1.
-        top5: Whether it was among the five likeliest.
-        confidence: The likeliest token's probability, float64.
-    """
-
-    positions: np.ndarray[tuple[int], np.dtype[np.int64]]
-    top5: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    confidence: np.ndarray[tuple[int], np.dtype[np.float64]]
+Observer = Callable[[torch.Tensor, torch.Tensor], None]
+"""Called with some rows of logits [N, V] in float32 (or wider) and their targets [N], `IGNORED` ones included; the
+rows come in order. It must not change them, nor keep them: their memory is used again."""
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts the model in eval mode and, afterwards, its mode and every random generator as they were."""
     training = model.training
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
@@ -76,23 +64,25 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()  # no inference mode: FSDP2 keeps buffers of its first forward, and training writes into them
 def score(
-    model: GPT, ids: Ids, windows: Sequence[EvaluationWindow], batch_size: int, closely: bool = False
+    model: GPT,
+    ids: Ids,
+    windows: Sequence[EvaluationWindow],
+    batch_size: int,
+    observe: Observer | None = None,
 ) -> Iterator[Scores]:
     """Scores the windows' counted targets, in order, a batch at a time; in float32, without dropout.
 
-    With `closely` each has its `CloseLook`; the other numbers stay the same to the bit.
+    `observe` sees the logits of a batch before its scores are yielded; it does not change the scores.
     """
     device = model.head_weight.device
-    with undisturbed(model):
+    with evaluating(model):
         for first in range(0, len(windows), batch_size):
             batch = windows[first : first + batch_size]
             inputs, targets = _padded(ids, batch)
             counted = targets != IGNORED
             output = model(torch.from_numpy(inputs).to(device))
-            found = judge(output, torch.from_numpy(targets).to(device), closely)
-            nats, correct, *more = (each.cpu().numpy()[counted] for each in found)
-            close = CloseLook(np.nonzero(counted)[1], *more) if closely else None
-            yield Scores(targets[counted], nats, correct, close)
+            nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)
+            yield Scores(targets[counted], nats.cpu().numpy()[counted], correct.cpu().numpy()[counted])
 
 
 def _padded(ids: Ids, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, np.ndarray]:
@@ -107,48 +97,35 @@ def _padded(ids: Ids, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, 
     return inputs, targets
 
 
-def judge(output: ModelOutput, targets: torch.Tensor, closely: bool = False) -> tuple[torch.Tensor, ...]:
+def score_tokens(
+    output: ModelOutput, targets: torch.Tensor, observe: Observer | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Each target's −log p(target) in float64 nats, and whether it was the likeliest token, both [B, T].
 
-    With `closely` also whether it was among the five likeliest, and the likeliest token's probability. Of equally
-    likely tokens the first ones come first. Ignored targets get 0 nats. The logits are computed some rows at a
-    time, so that a large vocabulary never fills the memory.
+    Of equally likely tokens the first one is the likeliest. Ignored targets get 0 nats. The logits are computed
+    some rows at a time, so that a large vocabulary never fills the memory; `observe` sees each of these parts.
     """
     hidden = output.hidden.flatten(0, 1)
     flat = targets.flatten()
     nats = torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)
     correct = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-    found = [nats, correct, *([torch.zeros_like(correct), torch.zeros_like(nats)] if closely else [])]
     rows = max(1, _LOGITS_AT_ONCE // output.vocab_size)
     for start in range(0, len(flat), rows):
         own = flat[start : start + rows]
         logits = ModelOutput(hidden[start : start + rows], output.head_weight, output.vocab_size).logits
+        if observe is not None:
+            observe(logits, own)
         counted = own != IGNORED
         picked = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
         largest = logits.amax(dim=-1)
         hits = (counted & (picked == largest)).nonzero()[:, 0]
         # argmax is slow: it only decides between equals.
         correct[start + hits] = logits[hits].argmax(dim=-1) == own[hits]
-        if closely:
-            found[2][start : start + rows] = counted & _among_first(5, logits, own.clamp(min=0), picked)
         # What logsumexp does, to the bit, in the memory of the logits.
         total = logits.sub_(largest[:, None]).exp_().sum(dim=-1)
         nll = (total.log() + largest - picked).double()
         nats[start : start + rows] = torch.where(counted, nll, 0.0)
-        if closely:
-            found[3][start : start + rows] = 1 / total.double()
-    return tuple(each.view(targets.shape) for each in found)
-
-
-def _among_first(count: int, logits: torch.Tensor, targets: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
-    """Whether fewer than `count` tokens come before each target [N]: likelier ones, and equal ones of lower id."""
-    before = (logits > picked[:, None]).sum(dim=-1)
-    near = (before < count).nonzero()[:, 0]
-    equal = logits[near] == picked[near, None]
-    tied = (equal.sum(dim=-1) > 1).nonzero()[:, 0]
-    lower = torch.arange(logits.shape[1], device=logits.device) < targets[near[tied], None]
-    before[near[tied]] += (equal[tied] & lower).sum(dim=-1)
-    return before < count
+    return nats.view(targets.shape), correct.view(targets.shape)
 
 
 class Summary:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import ParamsError
+from pipeline.core.yaml import yaml_values
 from pipeline.params.params import Params
 from pipeline.plugin.registry import explain
 
@@ -32,14 +31,6 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
         wrong = [".".join(map(str, item["loc"])) for item in error.errors()]
         all_set = all(any(f"{place}.".startswith(f"{key}.") for key in keys) for place in wrong)
         raise ParamsError(f"{'--set' if all_set else path.name}: {_with_suggestions(error, values)}") from None
-
-
-def yaml_values(text: str) -> Any:
-    """YAML 1.2, as DVC reads it: `1e-3` is a number, `yes` is text, and no tag builds a Python object."""
-    try:
-        return YAML(typ="safe", pure=True).load(io.StringIO(text))
-    except (ValueError, KeyError, RecursionError) as error:  # a date's month 13, !!bool maybe, [[[[…
-        raise YAMLError(f"a value cannot be read ({error}): put text into quotes") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

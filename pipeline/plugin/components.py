@@ -164,6 +164,11 @@ class EvaluationEvent:
 class EvalCallback(Component):
     """Something to do after each evaluation during training."""
 
+    records_only: ClassVar[bool] = False
+    """Whether it only writes elsewhere what it is told, as a tracker does: it returns no numbers, does not call
+    `event.show`, does not raise `StopTraining`. So it cannot change a result, and adding, changing or removing it
+    continues a run."""
+
     @abstractmethod
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         """Returns numbers to record beside the evaluation's (an empty dict for none).

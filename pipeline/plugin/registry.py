@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,8 @@ import pluggy
 from pydantic import PydanticUserError, ValidationError
 from pydantic_core import PydanticUndefined
 
-from pipeline.core.errors import ParamsError, PluginError
+from pipeline.core.console import say
+from pipeline.core.errors import ParamsError, PluginError, raised_by
 from pipeline.plugin import hookspecs
 from pipeline.plugin.components import KINDS, Component, Kind
 
@@ -30,43 +31,83 @@ _EXPECTED = {"tuple_type": "a list", "dict_type": "a section of keys", "model_ty
 
 @dataclass(frozen=True)
 class Entry:
-    """A component and where it came from (a file of the project, or an installed package)."""
+    """A component and where it came from.
+
+    Attributes:
+        component: The class.
+        source: The project's file or the installed package, as messages show it.
+        file: The absolute path of the module that registers it.
+        distribution: Name and version of the installed package; None for a file of the project.
+    """
 
     component: type[Component]
     source: str
+    file: Path
+    distribution: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that could not be loaded.
+
+    Attributes:
+        source: The project's file or the installed package, as messages show it.
+        message: What is wrong, in one line that begins with the source.
+        kinds: The kinds for which it was loaded: it may bring components of each.
+        names: The (kind, name) of its components, as far as they are known.
+        distribution: Name and version of the installed package; None for a file of the project.
+    """
+
+    source: str
+    message: str
+    kinds: frozenset[str]
+    names: frozenset[tuple[str, str]] = frozenset()
+    distribution: tuple[str, str] | None = None
 
 
 class Registry:
-    """The components of the kinds that were asked for."""
+    """The components of the kinds that were asked for, and the plugins that could not be loaded.
 
-    def __init__(self, entries: Mapping[str, Mapping[str, Entry]]) -> None:
-        self._entries = entries
+    A plugin that could not be loaded is an error for whoever chooses it, and a note for everybody else: what is not
+    chosen decides nothing.
+    """
+
+    def __init__(self, kinds: Iterable[str] = tuple(KINDS), note: Callable[[str], None] = say) -> None:
+        self.broken: list[Broken] = []
+        self._entries: dict[str, dict[str, Entry]] = {plural: {} for plural in kinds}
+        self._note = note
+        self._built: set[str] = set()
+        self._told: set[str] = set()
 
     @classmethod
-    def load(cls, plugins: Path, kinds: Iterable[str] = tuple(KINDS)) -> Registry:
-        """Loads the given kinds' folders under `plugins`, and the installed packages.
+    def load(
+        cls, plugins: Path | None, kinds: Iterable[str] = tuple(KINDS), note: Callable[[str], None] = say
+    ) -> Registry:
+        """Loads the given kinds' folders under `plugins` (None: no folders), and the installed packages.
 
-        Raises:
-            PluginError: a plugin cannot be imported, breaks its contract, or two share a name. The
-                message names the plugin's file or package.
+        Args:
+            plugins: The project's folder of plugins.
+            kinds: Plurals, such as "losses".
+            note: Is called with each note about a plugin, or options, that nothing uses.
         """
-        wanted = {plural: KINDS[plural] for plural in kinds}
-        entries: dict[str, dict[str, Entry]] = {plural: {} for plural in wanted}
-        for plural, kind in wanted.items():
-            for path in plugin_files(plugins / plural):
-                source = _shown(path, plugins.parent)
-                _collect(_import_file(path, plural, source), source, {plural: kind}, entries, folder=kind)
+        registry = cls(kinds, note)
+        if plugins:
+            for plural in registry._entries:
+                for path in plugin_files(plugins / plural):
+                    registry._add_file(path, path.relative_to(plugins.parent).as_posix(), KINDS[plural])
         for point in metadata.entry_points(group=ENTRY_POINTS):
-            source = _shown_entry_point(point)
-            _collect(_import_entry_point(point, source), source, wanted, entries, folder=None)
-        return cls(entries)
+            distribution = (point.dist.name, point.dist.version) if point.dist else None
+            package = f" of package {' '.join(distribution)}" if distribution else ""
+            source = f"entry point {point.name} = {point.value}{package}"
+            registry._add(point.load, source, distribution=distribution)
+        return registry
 
     @classmethod
     def of_file(cls, file: Path, source: str) -> Registry:
         """The components of one plugin file, wherever it lies and whatever their kinds; `source` names it."""
-        entries: dict[str, dict[str, Entry]] = {plural: {} for plural in KINDS}
-        _collect(_import_file(file, "elsewhere", source), source, KINDS, entries, folder=None)
-        return cls(entries)
+        registry = cls()
+        registry._add_file(file, source, None)
+        return registry
 
     def names(self, plural: str) -> list[str]:
         """The names of a kind's components, sorted."""
@@ -76,48 +117,129 @@ class Registry:
         """A kind's components, sorted by name."""
         return (self._entries[plural][name] for name in self.names(plural))
 
+    def source_file(self, plural: str, name: str) -> Path:
+        """The absolute path of the module that registers a component: a project's file, or an installed one."""
+        return self._entries[plural][name].file
+
+    def distribution(self, plural: str, name: str) -> tuple[str, str] | None:
+        """Name and version of the installed package that brings a component; None for a file of the project."""
+        return self._entries[plural][name].distribution
+
+    def packages(self) -> dict[str, dict[str, str]]:
+        """By kind, the installed packages that bring components, with their versions.
+
+        A broken package stands under every kind for which it was loaded.
+        """
+        brought = {
+            plural: [entry.distribution for entry in self.entries(plural)]
+            + [broken.distribution for broken in self.broken if plural in broken.kinds]
+            for plural in self._entries
+        }
+        return {plural: dict(sorted(filter(None, found))) for plural, found in brought.items()}
+
     def build(self, plural: str, name: str, options: Mapping[str, Mapping[str, Any]], where: str) -> Any:
-        """The component `name` with its options; the options of those not chosen are checked as well.
+        """The component `name` with its options; see `build_all`."""
+        return self.build_all(plural, [name], options, where)[0]
+
+    def build_all(
+        self, plural: str, names: Iterable[str], options: Mapping[str, Mapping[str, Any]], where: str
+    ) -> list[Any]:
+        """The components `names`, in that order; the options of those not chosen are checked as well.
+
+        Options under a name that no component has are a note, and so is a plugin that could not be loaded.
 
         Args:
             plural: The kind, such as "losses".
-            name: What params.yaml chose.
+            names: What params.yaml chose.
             options: Options by component name.
             where: The place in params.yaml, such as "train.loss", for messages.
 
         Raises:
             ParamsError: there is no such component, or an option is unknown or out of bounds.
+            PluginError: the component is in a plugin that could not be loaded, or raised an error of its own.
         """
-        built = {}
-        for each in dict.fromkeys([name, *options]):
-            if each not in self._entries[plural]:
-                raise ParamsError(self._unknown(plural, each, f"{where}.{each}" if each in options else where))
-            try:
-                built[each] = self._entries[plural][each].component(**options.get(each, {}))
-            except ValidationError as error:
-                known = list(self._entries[plural][each].component.model_fields)
-                raise ParamsError(explain(error, f"{where}.{each}", known)) from None
-        return built[name]
-
-    def build_all(
-        self, plural: str, names: Iterable[str], options: Mapping[str, Mapping[str, Any]], where: str
-    ) -> list[Any]:
-        """The components `names`, in that order; see `build`."""
         chosen = list(names)
-        for name in options:  # also when nothing at all is chosen
-            self.build(plural, name, options, where)
-        return [self.build(plural, name, options, where) for name in chosen]
+        for name in chosen:
+            self.check_there(plural, name, f"{where}.{name}" if name in options else where)
+        built = {}
+        for name in dict.fromkeys([*chosen, *options]):
+            if name in self._entries[plural]:
+                built[name] = self._instance(plural, name, options.get(name, {}), f"{where}.{name}")
+            else:
+                self._tell(f"{where}.{name}: {self._unknown(plural, name)}: its options are not used")
+        self._built.add(plural)
+        for broken in self.broken:
+            if broken.kinds <= self._built:  # only now is it known that nothing chooses it
+                self._tell(f"{broken.message} (not loaded; no param names it)")
+        return [built[name] for name in chosen]
 
-    def _unknown(self, plural: str, name: str, where: str) -> str:
-        known = self.names(plural)
-        close = difflib.get_close_matches(name, known, n=1)
+    def check_there(self, plural: str, name: str, where: str) -> None:
+        """Raises ParamsError where no component, or PluginError where more than one, has this name."""
+        for broken in self.broken:
+            if (plural, name) in broken.names:
+                raise PluginError(f"{where}: {broken.message}")
+        if name not in self._entries[plural]:
+            listed = ", ".join(self.names(plural)) or "none"
+            hint = f"a new one goes into plugins/{plural}/, and experiments in a copy see only what git tracks"
+            broken_ones = [broken.message for broken in self.broken if plural in broken.kinds]
+            unloaded = f"; not loaded: {'; '.join(broken_ones)}" if broken_ones else ""
+            raise ParamsError(f"{where}: {self._unknown(plural, name)} (there are: {listed}; {hint}){unloaded}")
+
+    def _unknown(self, plural: str, name: str) -> str:
+        close = difflib.get_close_matches(name, self.names(plural), n=1)
         suggestion = f"; did you mean {close[0]!r}?" if close else ""
-        kind = KINDS[plural].singular
-        listed = ", ".join(known) or "none"
-        return (
-            f"{where}: there is no {kind} named {name!r}{suggestion} (there are: {listed}; "
-            f"a new one goes into plugins/{plural}/, and experiments in a copy see only what git tracks)"
-        )
+        return f"there is no {KINDS[plural].singular} named {name!r}{suggestion}"
+
+    def _instance(self, plural: str, name: str, options: Mapping[str, Any], where: str) -> Component:
+        component = self._entries[plural][name].component
+        try:
+            return component(**options)
+        except ValidationError as error:
+            raise ParamsError(explain(error, where, list(component.model_fields))) from None
+        except Exception as error:
+            raise raised_by(f"{where}: the {KINDS[plural].singular} {name!r}", error) from error
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._note(f"note: {text}")
+
+    def _add_file(self, path: Path, source: str, folder: Kind | None) -> None:
+        self._add(lambda: _import_file(path, folder.plural if folder else "elsewhere"), source, path, folder)
+
+    def _add(
+        self,
+        load: Callable[[], Any],
+        source: str,
+        path: Path | None = None,
+        folder: Kind | None = None,
+        distribution: tuple[str, str] | None = None,
+    ) -> None:
+        """Adds the components of a plugin: all of them, or none and a `Broken` that says why."""
+        kinds = [folder] if folder else [KINDS[plural] for plural in self._entries]
+        found: dict[tuple[str, str], Entry] = {}
+        try:
+            module = load()
+            if not isinstance(module, ModuleType):
+                raise PluginError("the entry point must name a module")
+            file = Path(module.__file__ or "").absolute()
+            taken = ""
+            for kind, component in _registered(module, kinds, folder):
+                key = (kind.plural, component.name)
+                if other := found.get(key) or self._entries[kind.plural].get(component.name):
+                    taken = f"its {kind.singular} {component.name!r} has the name of one in {other.source}"
+                found[key] = Entry(component, source, file, distribution)
+            if taken:
+                raise PluginError(f"{taken}: rename one of them")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything, SystemExit included
+            message = f"{source}: {_cause(error, path)}"
+            plurals = frozenset(kind.plural for kind in kinds)
+            self.broken.append(Broken(source, message, plurals, frozenset(found), distribution))
+            return
+        for (plural, name), entry in found.items():
+            self._entries[plural][name] = entry
 
 
 def plugin_files(folder: Path) -> list[Path]:
@@ -150,34 +272,27 @@ def explain(error: ValidationError, where: str, known: Sequence[str] = ()) -> st
 # ── importing ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _import_file(path: Path, plural: str, source: str) -> ModuleType:
+def _import_file(path: Path, plural: str) -> ModuleType:
     stem = path.parent.name if path.name == "__init__.py" else path.stem
     name = f"plugins.{plural}.{stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise PluginError(f"{source}: Python cannot load this file as a module")
+        raise PluginError("Python cannot load this file as a module")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic and dataclasses look annotations up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException:
         del sys.modules[name]
-        raise PluginError(f"{source}: {_cause(error, path)}") from error
+        raise
     return module
 
 
-def _import_entry_point(point: metadata.EntryPoint, source: str) -> ModuleType:
-    try:
-        module = point.load()
-    except Exception as error:
-        raise PluginError(f"{source}: {type(error).__name__}: {_one_line(error)}") from error
-    if not isinstance(module, ModuleType):
-        raise PluginError(f"{source}: the entry point must name a module, not {point.value!r}")
-    return module
-
-
-def _cause(error: Exception, path: Path) -> str:
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+def _cause(error: BaseException, path: Path | None) -> str:
+    """What went wrong, in one line: a broken rule, or the plugin's own exception and its line in `path`."""
+    if isinstance(error, PluginError):
+        return str(error)
+    if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
         return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = f"line {frames[-1].lineno}: " if frames else ""
@@ -188,61 +303,48 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _shown(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+# ── the contract ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _shown_entry_point(point: metadata.EntryPoint) -> str:
-    package = f" of package {point.dist.name} {point.dist.version}" if point.dist else ""
-    return f"entry point {point.name} = {point.value}{package}"
+def _registered(
+    module: ModuleType, kinds: Iterable[Kind], folder: Kind | None
+) -> Iterator[tuple[Kind, type[Component]]]:
+    """The components of these kinds that `module` registers, after a check of every part of the contract.
 
-
-# ── collecting and checking ───────────────────────────────────────────────────────────────────────
-
-
-def _collect(
-    module: ModuleType,
-    source: str,
-    kinds: Mapping[str, Kind],
-    entries: dict[str, dict[str, Entry]],
-    folder: Kind | None,
-) -> None:
-    """Adds what `module` registers to `entries`, after checking every part of the plugin contract."""
+    Raises:
+        PluginError: a part is broken.
+    """
     hooks = {kind.hook: kind for kind in KINDS.values()}
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    _check_marks(module, source, hooks, manager)
+    _check_marks(module, hooks, manager)
     try:
         manager.register(module)
     except pluggy.PluginValidationError as error:
-        raise PluginError(f"{source}: {_one_line(error)}") from None
+        raise PluginError(_one_line(error)) from None
     registered = {name: kind for name, kind in hooks.items() if getattr(manager.hook, name).get_hookimpls()}
     if folder and set(registered) - {folder.hook}:
         other = registered[min(set(registered) - {folder.hook})]
         raise PluginError(
-            f"{source}: registers {other.plural}, but this folder is for {folder.plural}: "
-            f"move it to plugins/{other.plural}/"
+            f"registers {other.plural}, but this folder is for {folder.plural}: move it to plugins/{other.plural}/"
         )
     if not registered:
         expected = folder.hook if folder else "register_losses"
         raise PluginError(
-            f"{source}: registers nothing: add `@hookimpl def {expected}()` that returns a list of component "
+            f"registers nothing: add `@hookimpl def {expected}()` that returns a list of component "
             "classes (a file that is no plugin starts with _)"
         )
-    for kind in kinds.values():
+    for kind in kinds:
         for implementation in getattr(manager.hook, kind.hook).get_hookimpls():
-            for component in _call(implementation, kind, source):
-                _check_component(component, kind, source)
-                known = entries[kind.plural].get(component.name)
-                if known:
-                    raise PluginError(
-                        f"two {kind.plural} are named {component.name!r}: one in {known.source}, one in "
-                        f"{source}: rename one of them"
-                    )
-                entries[kind.plural][component.name] = Entry(component, source)
+            components = implementation.function()
+            if not isinstance(components, list):
+                raise PluginError(f"{kind.hook} must return a list of classes, not {components!r}")
+            for component in components:
+                _check_component(component, kind)
+                yield kind, component
 
 
-def _check_marks(module: ModuleType, source: str, hooks: Mapping[str, Kind], manager: pluggy.PluginManager) -> None:
+def _check_marks(module: ModuleType, hooks: Mapping[str, Kind], manager: pluggy.PluginManager) -> None:
     """A misspelt hook and a forgotten mark are silent in pluggy: here they are errors."""
     for name, value in vars(module).items():
         if not inspect.isroutine(value):
@@ -251,30 +353,20 @@ def _check_marks(module: ModuleType, source: str, hooks: Mapping[str, Kind], man
         if marked and name not in hooks:
             close = difflib.get_close_matches(name, hooks, n=1, cutoff=0.4)
             suggestion = f"did you mean {close[0]}?" if close else f"there are: {', '.join(hooks)}"
-            raise PluginError(f"{source}: there is no hook named {name}; {suggestion}")
+            raise PluginError(f"there is no hook named {name}; {suggestion}")
         if name in hooks and not marked:
-            raise PluginError(f"{source}: {name} is not marked: put @hookimpl above it")
+            raise PluginError(f"{name} is not marked: put @hookimpl above it")
 
 
-def _call(implementation: Any, kind: Kind, source: str) -> list[Any]:
-    try:
-        components = implementation.function()
-    except Exception as error:
-        raise PluginError(f"{source}: {kind.hook} raised {type(error).__name__}: {_one_line(error)}") from error
-    if not isinstance(components, list):
-        raise PluginError(f"{source}: {kind.hook} must return a list of classes, not {components!r}")
-    return components
-
-
-def _check_component(component: Any, kind: Kind, source: str) -> None:
+def _check_component(component: Any, kind: Kind) -> None:
     base = kind.base
     if not (isinstance(component, type) and issubclass(component, base)):
         shown = component.__name__ if isinstance(component, type) else repr(component)
         raise PluginError(
-            f"{source}: {kind.hook} returned {shown}, which is no subclass of {base.__name__}"
+            f"{kind.hook} returned {shown}, which is no subclass of {base.__name__}"
             + ("" if isinstance(component, type) else ": return the class itself")
         )
-    shown = f"{source}: {component.__name__}"
+    shown = component.__name__
     missing = sorted(component.__abstractmethods__)
     if missing:
         raise PluginError(f"{shown} has no method {missing[0]}: {base.__name__} needs it")

@@ -4,103 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 
 from pipeline.core.console import Progress, say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError, out_of_memory, raised_by
-from pipeline.data.batches import TrainingWindows
-from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED, Loss, ModelOutput
-from pipeline.train.distributed.parallel import Parallel
-from pipeline.train.evaluation import Evaluator
-from pipeline.train.interrupt import Stopping, StopSignal
-from pipeline.train.length import Length
+from pipeline.train.evaluation import evaluate
+from pipeline.train.interrupt import Stopping
+from pipeline.train.publish import finish
+from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, random_state, restore_random_state, seed_generators
-from pipeline.train.store import Saver
 
 
-@dataclass(frozen=True)
-class Run:
-    """Everything a run needs that does not change while it runs.
-
-    Attributes:
-        parallel: The model as the ranks train it together.
-        optimizer, loss: How it is trained.
-        data: The training windows in their order.
-        seed: Decides, with the place in the data, every random draw of a step.
-        schedule: The learning rate's multiplier at a step.
-        length: Where the run ends, and what each step reads.
-        micro_batch_size: Windows that a rank computes at once, at the most.
-        precision: "fp32" or "bf16".
-        grad_clip: Largest gradient norm; 0 leaves gradients as they are.
-        skip_bad_steps: How many steps that are not finite are skipped.
-        evaluate_every: Steps between evaluations.
-        evaluate: Evaluates, adds to the state's history and runs the callbacks.
-        saver: Writes states.
-        stop: Whether the process was asked to stop.
-    """
-
-    parallel: Parallel
-    optimizer: torch.optim.Optimizer
-    loss: Loss
-    data: TrainingWindows
-    seed: int
-    schedule: Callable[[int], float]
-    length: Length
-    micro_batch_size: int
-    precision: str
-    grad_clip: float
-    skip_bad_steps: int
-    evaluate_every: int
-    evaluate: Evaluator
-    saver: Saver
-    stop: StopSignal
-
-    @property
-    def model(self) -> GPT:
-        return self.parallel.model
-
-    @property
-    def total_steps(self) -> int:
-        return self.length.total_steps
-
-    @property
-    def device(self) -> torch.device:
-        return self.parallel.device
-
-    def offsets(self, step: int) -> list[int]:
-        """Where in the text the windows of a step begin."""
-        return self.data.offsets(*self.length.windows(step))
-
-    def autocast(self) -> torch.autocast:
-        """Matrix products in bfloat16 where `precision` asks for it; under FSDP2 without keeping the cast weights,
-        which would be a copy of all of them on every rank."""
-        enabled = self.precision == "bf16"
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not self.parallel.sharded
-        )
-
-    def sent(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids on the device; a GPU fetches them from pinned memory while this process goes on."""
-        if self.device.type == "cuda":
-            return ids.pin_memory().to(self.device, non_blocking=True)
-        return ids.to(self.device)
-
-    def stop_if_asked(self) -> None:
-        """Raises Stopping on every rank once any of them was asked to stop."""
-        self.stop.check(self.parallel.ranks)
-
-    @property
-    def at_once(self) -> int:
-        """Windows in a micro-batch: no more than a rank's share of a batch."""
-        return min(self.micro_batch_size, -(-self.length.batch_size // self.parallel.ranks.count))
-
-
-def train(run: Run, state: TrainState) -> None:
+def train(run: TrainingRun, state: TrainState) -> None:
     """Trains from `state` to the end of the run, or to a callback's StopTraining.
 
     Raises:
@@ -109,8 +28,8 @@ def train(run: Run, state: TrainState) -> None:
     """
     run.model.train()
     try:
-        _train(run, state)
-        state.complete = True
+        _steps(run, state)
+        finish(run, state)
         _save_now(run, state)
     except Stopping as stopping:
         _save_now(run, state)
@@ -121,12 +40,12 @@ def train(run: Run, state: TrainState) -> None:
         run.saver.finish()
 
 
-def _train(run: Run, state: TrainState) -> None:
+def _steps(run: TrainingRun, state: TrainState) -> None:
     with Progress("training", "step", run.total_steps, state.step) as progress:
         while True:
             last = state.step == run.total_steps
-            if (last or state.step % run.evaluate_every == 0) and not _evaluated(state):
-                run.evaluate(state)
+            if (last or state.step % run.params.evaluation.every == 0) and not _evaluated(state):
+                evaluate(run, state)
             if last or state.stopped:
                 return
             started, processor_started = time.perf_counter(), time.process_time()
@@ -137,11 +56,11 @@ def _train(run: Run, state: TrainState) -> None:
             _save_if_due(run, state)
 
 
-def train_step(run: Run, state: TrainState) -> tuple[float, int]:
+def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
     """One optimizer step; returns the sum of the loss in nats and the number of targets it is over."""
     step = state.step
-    set_learning_rate(run.optimizer, run.schedule(step))
-    inputs, targets = (torch.from_numpy(array) for array in run.data.batch(run.offsets(step)))
+    set_learning_rate(run.optimizer, run.phase.schedule(step))
+    inputs, targets = (torch.from_numpy(array) for array in run.data.windows.batch(run.offsets(step)))
     tokens = int((targets != IGNORED).sum())  # of all ranks: each has the whole batch, and computes its share
 
     run.optimizer.zero_grad(set_to_none=True)
@@ -152,16 +71,16 @@ def train_step(run: Run, state: TrainState) -> tuple[float, int]:
         except Stopping:
             restore_random_state(random)  # the step at hand is dropped, and done again on resume
             raise
-        seed_generators(run.seed, place)
+        seed_generators(run.params.seed, place)
         with run.parallel.accumulating(last):
             with run.autocast():
-                output = run.parallel.forward(run.sent(x))
-            loss = _nats(run.loss, output, run.sent(y)).sum()
+                output = run.parallel.forward(run.to_device(x))
+            loss = _nats(run.components.loss, output, run.to_device(y)).sum()
             if tokens:
                 (loss / tokens).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
-    norm = run.parallel.clip(run.grad_clip or math.inf)
+    norm = run.parallel.clip(run.params.grad_clip or math.inf)
     (nats,) = run.parallel.ranks.total(sum(loss.item() for loss in losses))
 
     if not math.isfinite(nats) or not math.isfinite(norm):
@@ -191,7 +110,9 @@ class MicroBatch(NamedTuple):
     last: bool
 
 
-def _micro_batches(run: Run, inputs: torch.Tensor, targets: torch.Tensor, first: int) -> Iterator[MicroBatch]:
+def _micro_batches(
+    run: TrainingRun, inputs: torch.Tensor, targets: torch.Tensor, first: int
+) -> Iterator[MicroBatch]:
     """This rank's share of a step's windows: every so-many-th micro-batch of the whole batch.
 
     All ranks get the same number, since they exchange gradients together: one that has none left computes along
@@ -235,36 +156,37 @@ def _evaluated(state: TrainState) -> bool:
     return bool(state.history) and state.history[-1]["step"] == state.step
 
 
-def _save_if_due(run: Run, state: TrainState) -> None:
+def _save_if_due(run: TrainingRun, state: TrainState) -> None:
     ranks = run.parallel.ranks
     if ranks.from_first(run.saver.due):
         started = time.monotonic()
-        captured = state.capture(run.parallel, run.optimizer)
+        captured = state.capture(run)
         if ranks.first or run.parallel.sharded:
             run.saver.begin(captured, time.monotonic() - started)
 
 
-def _save_now(run: Run, state: TrainState) -> None:
-    captured = state.capture(run.parallel, run.optimizer)
+def _save_now(run: TrainingRun, state: TrainState) -> None:
+    captured = state.capture(run)
     if run.parallel.sharded:
         run.saver.now(captured)  # each rank its shares
     else:
         run.parallel.ranks.from_first(lambda: run.saver.now(captured))
 
 
-def _skip_or_stop(run: Run, state: TrainState, nats: float, norm: float) -> None:
+def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float) -> None:
     """Notes a step whose loss or gradient is not finite; raises PipelineError when there were too many."""
     what = f"the loss is {nats}" if not math.isfinite(nats) else f"the gradient's norm is {norm}"
     rates = ", ".join(f"{group['lr']:.3g}" for group in run.optimizer.param_groups)
     where = f"learning rate {rates}; windows at tokens {_listed(run.offsets(state.step))} of the training split"
-    if len(state.skipped) >= run.skip_bad_steps:
+    if len(state.skipped) >= run.params.skip_bad_steps:
         so_far = f", after {len(state.skipped)} skipped steps" if state.skipped else ""
         raise PipelineError(
             f"training stopped at step {state.step}{so_far}: {what} ({where}): lower the optimizer's lr, set "
             "train.grad_clip, or let train.skip_bad_steps leave such steps out"
         )
     state.skipped.append({"step": state.step, "why": what, "where": where})
-    say(f"step {state.step:>6,}  skipped ({len(state.skipped)} of at most {run.skip_bad_steps}): {what} ({where})")
+    count = f"{len(state.skipped)} of at most {run.params.skip_bad_steps}"
+    say(f"step {state.step:>6,}  skipped ({count}): {what} ({where})")
 
 
 def _listed(values: list[int]) -> str:
@@ -272,7 +194,7 @@ def _listed(values: list[int]) -> str:
     return shown + (f" and {len(values) - 8} more" if len(values) > 8 else "")
 
 
-def _shown(run: Run, state: TrainState, loss: float) -> dict[str, Any]:
-    tokens = run.length.windows_before(state.step) * run.data.context_length
+def _shown(run: TrainingRun, state: TrainState, loss: float) -> dict[str, Any]:
+    tokens = run.length.windows_before(state.step) * run.data.windows.context_length
     rate = run.optimizer.param_groups[0]["lr"]
     return {"loss": f"{loss:.3f}", "lr": f"{rate:.2e}", "tokens/s": f"{tokens / state.seconds:,.0f}"}

@@ -1,4 +1,4 @@
-"""The legs of a run: the run itself, or, where it is extended, up to its old end and then up to the new one."""
+"""The phases of a run: the run itself, or, where it is extended, up to its old end and then up to the new one."""
 
 from __future__ import annotations
 
@@ -11,44 +11,59 @@ from pipeline.core.console import say
 from pipeline.core.files import lock
 from pipeline.data.batches import TrainingWindows
 from pipeline.train.distributed.ranks import Ranks
-from pipeline.train.identity import changes
+from pipeline.train.identity import changes, fingerprint
 from pipeline.train.length import Length
-from pipeline.train.loop import Run
 from pipeline.train.schedule import Schedule, extended
 from pipeline.train.state import skeleton
 from pipeline.train.store import StateStore
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.core.paths import Paths
     from pipeline.params.params import BudgetParams, TrainParams
 
 
 @dataclass(frozen=True)
-class Leg:
+class Phase:
     """A whole run from its first step to an end: the run itself, or, where it is extended, each of both ends.
 
     Attributes:
-        length, schedule: How long it is, and the learning rate's multiplier at each step.
-        store: Where its states lie.
+        length: How long it is, and what each step reads.
+        schedule: The learning rate's multiplier at each step.
         identity: Everything that decides its result.
+        store: Where its states lie.
     """
 
     length: Length
     schedule: Callable[[int], float]
-    store: StateStore
     identity: dict[str, Any]
+    store: StateStore
 
 
-def lengths(own: TrainParams, data: TrainingWindows) -> tuple[list[Length], list[Callable[[int], float]]]:
-    """How long each leg is, and its schedule."""
-    first = Length(own.batch_size, (_windows(own.budget, own.budget.amount, own.batch_size, data),))
-    schedule = Schedule(total_steps=first.total_steps, **own.schedule.model_dump())
-    if not own.extension.amount:
-        return [first], [schedule]
-    further = _windows(own.budget, own.extension.amount, own.batch_size, data)
-    whole = replace(first, parts=(*first.parts, further))
-    steps = whole.total_steps - first.total_steps
-    return [first, whole], [schedule, extended(schedule, steps, own.extension.peak)]
+def phases(params: TrainParams, windows: TrainingWindows, identity: dict[str, Any], states: Path) -> list[Phase]:
+    """The phases of the run that `params` describe.
+
+    Args:
+        params: The section `train`.
+        windows: The training windows.
+        identity: What decides the whole run's result; the first phase's is that of the run without extension.
+        states: The folder of all runs' states.
+    """
+    amount = _windows(params.budget, params.budget.amount, params.batch_size, windows)
+    first = Length(params.batch_size, (amount,))
+    schedule = Schedule(total_steps=first.total_steps, **params.schedule.model_dump())
+    train = identity["params"]["train"]
+    kept = {name: value for name, value in train.items() if name != "extension"}
+    unextended = {**identity, "params": {**identity["params"], "train": kept}}
+    found = [Phase(first, schedule, unextended, StateStore(states, fingerprint(unextended)))]
+    if params.extension.amount:
+        further = _windows(params.budget, params.extension.amount, params.batch_size, windows)
+        whole = replace(first, parts=(*first.parts, further))
+        steps = whole.total_steps - first.total_steps
+        again = extended(schedule, steps, params.extension.peak)
+        found.append(Phase(whole, again, identity, StateStore(states, fingerprint(identity))))
+    return found
 
 
 def _windows(budget: BudgetParams, amount: int, batch_size: int, data: TrainingWindows) -> int:
@@ -60,53 +75,34 @@ def _windows(budget: BudgetParams, amount: int, batch_size: int, data: TrainingW
     return amount * batch_size
 
 
-def for_leg(plan: Run, leg: Leg) -> Run:
-    """The same run up to the end of a leg."""
-    return replace(
-        plan,
-        schedule=leg.schedule,
-        length=leg.length,
-        evaluate=replace(plan.evaluate, length=leg.length),
-        saver=replace(plan.saver, store=leg.store, total_steps=leg.length.total_steps),
-    )
-
-
 @contextmanager
-def locked(legs: list[Leg], paths: Paths, ranks: Ranks) -> Iterator[None]:
-    """One writer: of this folder's outputs, and of each leg's states, wherever it runs."""
+def locked(run: list[Phase], paths: Paths, ranks: Ranks) -> Iterator[None]:
+    """One writer: of this folder's outputs, and of each phase's states, wherever it runs."""
     with ExitStack() as held:
 
         def take() -> None:
             held.enter_context(lock(paths.root / ".resume" / "lock", "training in this folder"))
-            for leg in legs:
-                held.enter_context(lock(leg.store.lock_file, "training of this very run"))
+            for phase in run:
+                held.enter_context(lock(phase.store.lock_file, "training of this run"))
 
         ranks.from_first(take)
         yield
 
 
-def newest(legs: list[Leg], ranks: Ranks) -> tuple[int, dict[str, Any] | None]:
-    """The leg to go on with, and its newest state; ranks but the first get its skeleton."""
-    found: list[tuple[int, dict[str, Any] | None]] = []
-
-    def look() -> tuple[int, Any]:
-        found.append(_load(legs))
-        number, saved = found[0]
-        return number, skeleton(saved) if saved else None
-
-    told = ranks.from_first(look)
-    return found[0] if found else told
+def newest(run: list[Phase], ranks: Ranks) -> tuple[int, dict[str, Any] | None]:
+    """The phase to continue, and its newest state (None: there is none); other ranks get the state's skeleton."""
+    return ranks.from_first(lambda: _load(run), told=lambda found: (found[0], found[1] and skeleton(found[1])))
 
 
-def _load(legs: list[Leg]) -> tuple[int, dict[str, Any] | None]:
-    """The leg to go on with, and its newest state; where there is none, says what changed since the run before."""
-    before = legs[-1].store.identify(legs[-1].identity)
-    for number in reversed(range(len(legs))):
-        saved = legs[number].store.load()
+def _load(run: list[Phase]) -> tuple[int, dict[str, Any] | None]:
+    """The phase to continue, and its newest state; where there is none, says what changed since the run before."""
+    before = run[-1].store.identify(run[-1].identity)
+    for number in reversed(range(len(run))):
+        saved = run[number].store.load()
         if saved:
             return number, saved
-    changed = changes(before, legs[-1].identity) if before else []
+    changed = changes(before, run[-1].identity) if before else []
     if changed:
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        say(f"starting afresh, since this is not the run before: {'; '.join(changed[:6])}{more}")
+        say(f"training starts over, since this is not the same run as before: {'; '.join(changed[:6])}{more}")
     return 0, None

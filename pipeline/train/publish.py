@@ -1,17 +1,19 @@
-"""What a finished run leaves: the checkpoint and the metrics, with one full evaluation of validation text."""
+"""What a finished run leaves: the checkpoint and the metrics, the same files each time they are published."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact
 from pipeline.core.files import published_folder, room_for, write_atomically, write_json
 from pipeline.data.batches import evaluation_windows
-from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
+from pipeline.model.checkpoint import METRICS, SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
-from pipeline.model.gpt import GPT
-from pipeline.train.loop import Run
-from pipeline.train.state import TrainState, samples_as_jsonl
+from pipeline.train.evaluation import summarize
+from pipeline.train.identity import fingerprint
+from pipeline.train.run import TrainingRun
+from pipeline.train.state import TrainState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,73 +21,106 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
 
-def publish(run: Run, state: TrainState, paths: Paths) -> None:
-    """Evaluates the last and the best weights on all of val, then the first rank writes checkpoint and metrics.
+def finish(run: TrainingRun, state: TrainState) -> None:
+    """Completes the state of a run that reached its end with all else that is published: the losses of the last and
+    of the best weights over all of val, the peak memory, and the record of what made the run.
+
+    Publishing it then is a function of the state alone.
 
     Raises:
-        Stopping: the run was asked to stop before anything was written.
+        Stopping: the run was asked to stop; the state is as it was before.
     """
-    parallel, ranks = run.parallel, run.parallel.ranks
-    length = run.model.config.context_length
-    windows = evaluation_windows(len(run.evaluate.ids["val"]), length, length)
-    weights, moments = parallel.whole(run.model.state_dict()), parallel.whole(run.optimizer.state_dict())
-    last = best = run.evaluate.summarize("val", windows).metrics()
+    identity, length = run.phase.identity, run.data.windows.context_length
+    windows = evaluation_windows(len(run.data.ids["val"]), length, length)
+    last = best = summarize(run, "val", windows).metrics()
     if state.best_step != state.step:
-        parallel.load_weights(state.best_weights)
-        best = run.evaluate.summarize("val", windows).metrics()
-    best_weights = parallel.whole(state.best_weights) if parallel.sharded else state.best_weights
-    if not ranks.first:
-        return
+        trained = run.parallel.kept(run.model.state_dict())
+        try:
+            run.parallel.load_weights(state.best_weights)
+            best = summarize(run, "val", windows).metrics()
+        finally:
+            run.parallel.load_weights(trained)
+    state.final = {
+        "last": last,
+        "best": best,
+        "peak_memory_bytes": peak_memory(run.device),
+        "record": {
+            "params": {**run.data.made_by, **identity["params"]},
+            "data": identity["data"],
+            "versions": identity["versions"],
+            "identity": fingerprint(identity),
+        },
+    }
+    state.complete = True
 
+
+def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
+    """Writes checkpoint and metrics of a complete state, on the first rank."""
+    parallel = run.parallel
+    weights, moments = parallel.whole(run.model.state_dict()), parallel.whole(run.optimizer.state_dict())
+    best_weights = parallel.whole(state.best_weights) if parallel.sharded else state.best_weights
+    if not parallel.ranks.first:
+        return
+    metrics = _metrics(state, run)
     with (
         room_for(tensor_bytes([weights, moments, best_weights]), paths.checkpoint),
         published_folder(paths.checkpoint) as folder,
     ):
-        write_atomically(folder / SAMPLES, samples_as_jsonl(state))
+        write_atomically(folder / SAMPLES, "".join(_line(sample) for sample in state.samples))
+        _write_metrics(metrics, folder / METRICS)
         write_checkpoint(
             folder,
             run.model.config,
-            run.evaluate.tokenizer,
+            run.data.tokenizer,
+            state.final["record"],
             last={"model_state_dict": weights, "optimizer_state_dict": moments, "step": state.step},
             best={"model_state_dict": best_weights, "step": state.best_step},
         )
-    _write_metrics(paths.metrics, state, last, {"step": state.best_step, **best}, run.model)
+    _write_metrics(metrics, paths.metrics)
+    best = state.final["best"]
     bits = f", {best['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in best else ""
     fact("best", f"step {state.best_step:,}: all of val at {best['loss']:.4f} nats a token{bits}")
     fact("wrote", f"{paths.shown(paths.checkpoint)}, {paths.shown(paths.metrics)}/train.json, history.tsv")
 
 
-def _write_metrics(
-    folder: Path, state: TrainState, last: dict[str, float], best: dict[str, float], model: GPT
-) -> None:
-    """train.json and history.tsv are the same for the same run; what depends on the clock is in the others."""
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
+    """The metrics files by name. train.json and history.tsv are the same for the same run; what depends on the
+    clock is in the others."""
     final = state.history[-1]
     names = ("loss", "perplexity", "objective")
-    write_json(
-        folder / "train.json",
-        {
+    rate = final["tokens"] / max(state.seconds, 1e-9)
+    return {
+        "train.json": {
             "steps": state.step,
             "tokens": int(final["tokens"]),
-            "parameters": model.parameter_count(),
+            "parameters": run.model.parameter_count(),
             "skipped_steps": len(state.skipped),
             "train": {name: final[f"train.{name}"] for name in names if f"train.{name}" in final},
-            "val": last,
-            "best": best,
+            "val": state.final["last"],
+            "best": {"step": state.best_step, **state.final["best"]},
         },
-    )
-    write_atomically(folder / "history.tsv", _tsv(state.history))
-    write_atomically(folder / "timing.tsv", _tsv(state.timing))
-    rate = final["tokens"] / max(state.seconds, 1e-9)
-    write_json(
-        folder / "performance.json",
-        {
+        "performance.json": {
             "seconds": state.seconds,
             "processor_seconds": state.processor_seconds,
             "tokens_per_sec": rate,
-            "model_flops_per_sec": rate * model.config.flops_per_token,
-            "peak_memory_bytes": peak_memory(model.head_weight.device),
+            "model_flops_per_sec": rate * run.model.config.flops_per_token,
+            "peak_memory_bytes": state.final["peak_memory_bytes"],
         },
-    )
+        "history.tsv": _tsv(state.history),
+        "timing.tsv": _tsv(state.timing),
+    }
+
+
+def _write_metrics(files: dict[str, Any], folder: Path) -> None:
+    for name, content in files.items():
+        if isinstance(content, str):
+            write_atomically(folder / name, content)
+        else:
+            write_json(folder / name, content)
 
 
 def _tsv(rows: list[dict[str, float]]) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pipeline.train.distributed.parallel import Parallel, mapped
+from pipeline.train.distributed.parallel import mapped
+
+if TYPE_CHECKING:
+    from pipeline.train.run import TrainingRun
 
 
 @dataclass
@@ -31,6 +33,7 @@ class TrainState:
             CPU: whole, with content on the first rank only, or under FSDP2 as each rank's shares.
         skipped: The steps that were skipped because their loss or gradient was not finite.
         conditions: What the run is computed with (see `Conditions`).
+        final: What is published beside the history once training has ended (see `pipeline.train.publish.finish`).
         stopped: Why a callback ended the run; empty while it has not.
         complete: Whether training has ended.
     """
@@ -50,52 +53,48 @@ class TrainState:
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     skipped: list[dict[str, Any]] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
+    final: dict[str, Any] = field(default_factory=dict)
     stopped: str = ""
     complete: bool = False
 
     def draft(self) -> TrainState:
-        """A copy whose lists and memory can be changed, and dropped, without changing this one."""
-        return replace(
-            self,
-            history=list(self.history),
-            timing=list(self.timing),
-            samples=list(self.samples),
-            skipped=list(self.skipped),
-            memory=copy.deepcopy(self.memory),
-        )
+        """A copy that can be changed, and dropped, without changing this one; the best weights alone are shared."""
+        return copy.deepcopy(self, {id(self.best_weights): self.best_weights})
 
     def adopt(self, draft: TrainState) -> None:
         """Becomes what `draft` is."""
         vars(self).update(vars(draft))
 
-    def capture(self, parallel: Parallel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def capture(self, run: TrainingRun) -> dict[str, Any]:
         """A copy of the state as tensors on the CPU and plain values: whole on the first rank, or under FSDP2 each
         rank's shares; all must call it."""
-        own = self.draft()
+        parallel = run.parallel
         return {
-            "run": {each.name: getattr(own, each.name) for each in fields(own)},
+            "run": dict(vars(self.draft())),
+            "total_steps": run.total_steps,
             "model_state_dict": parallel.kept(parallel.model.state_dict()),
-            "optimizer_state_dict": parallel.kept(optimizer.state_dict()),
+            "optimizer_state_dict": parallel.kept(run.optimizer.state_dict()),
             "random": random_state(),
         }
 
     @classmethod
-    def restore(cls, saved: dict[str, Any], parallel: Parallel, optimizer: torch.optim.Optimizer) -> TrainState:
+    def restore(cls, saved: dict[str, Any], run: TrainingRun) -> TrainState:
         """Puts model, optimizer and random generators back as they were; returns the rest. All ranks must call it,
         the others with the `skeleton` of the first one's state.
 
         Raises:
             PipelineError: the shares that a state was written as cannot be read.
         """
+        parallel = run.parallel
         if "shares" in saved:
             from pipeline.train.distributed.shards import read_shares
 
             saved = read_shares(saved, parallel)
         parallel.load_weights(saved["model_state_dict"])
-        parallel.load_optimizer(optimizer, saved["optimizer_state_dict"])
+        parallel.load_optimizer(run.optimizer, saved["optimizer_state_dict"])
         restore_random_state(saved["random"])
-        run = saved["run"]
-        return cls(**{**run, "best_weights": parallel.kept_weights(run["best_weights"])})
+        fields = saved["run"]
+        return cls(**{**fields, "best_weights": parallel.kept_weights(fields["best_weights"])})
 
 
 def skeleton(saved: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +143,3 @@ def seed_generators(seed: int, place: int) -> None:
     torch.manual_seed(first << 31 | second >> 1)
     random.seed(first)
     np.random.seed(second)
-
-
-def samples_as_jsonl(state: TrainState) -> str:
-    """The samples, one JSON object a line."""
-    return "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in state.samples)

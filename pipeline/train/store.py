@@ -20,7 +20,7 @@ from pipeline.core.files import lock, read_json, room_for, verify_manifest, writ
 from pipeline.model.checkpoint import load_tensors, save_tensors, tensor_bytes
 from pipeline.train.distributed.ranks import Ranks
 
-FORMAT = 2
+FORMAT = 3
 _STATE, _SHARES, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
 _STATES_KEPT = 2
 _RUNS_KEPT = 3
@@ -39,12 +39,11 @@ class StateStore:
         """The file whose lock says that a process works on this run."""
         return self.folder / "lock"
 
-    def save(self, captured: dict[str, Any], total_steps: int, writers: Ranks) -> None:
+    def save(self, captured: dict[str, Any], writers: Ranks) -> None:
         """Writes a state; a crash at any moment leaves the states before it whole.
 
         Args:
             captured: The state, or this rank's shares of it.
-            total_steps: Of the whole run.
             writers: The processes that write it together, all of which must call it; one alone has all of it.
 
         Raises:
@@ -53,7 +52,7 @@ class StateStore:
         run, apart = captured["run"], writers.count > 1
         writers.each(lambda: _check_finite(captured["model_state_dict"], run["step"]))
         path, partial = writers.from_first(self._next)
-        about = {"step": run["step"], "total_steps": total_steps, "complete": run["complete"]}
+        about = {"step": run["step"], "total_steps": captured["total_steps"], "complete": run["complete"]}
         with room_for(tensor_bytes(captured), path):
             try:
                 writers.from_first(partial.mkdir)
@@ -100,9 +99,9 @@ class StateStore:
                     saved["shares"] = check_shares(path / _SHARES)
                 return saved
             except (DataError, CheckpointError) as error:
-                say(f"the saved state {path} is damaged and passed over ({error})")
+                say(f"the saved state {path} is corrupt; using the one before it ({error})")
         if states:
-            say("every saved state of this run is damaged: training starts afresh")
+            say("every saved state of this run is corrupt: training starts over")
         return None
 
     def states(self) -> list[Path]:
@@ -173,14 +172,12 @@ class Saver:
     Attributes:
         store: Where to.
         seconds: The least time between two states; 0 is after every step.
-        total_steps: Of the whole run, for those who list the states.
         writers: The processes that write each state together: this one alone, or each its share.
         cost: Seconds that the last state took, copy and write.
     """
 
     store: StateStore
     seconds: float
-    total_steps: int
     writers: Ranks = field(default_factory=Ranks)
     cost: float = field(default=0.0, init=False)
     _ended: float = field(default_factory=time.monotonic, init=False)
@@ -219,7 +216,7 @@ class Saver:
 
     def _write(self, captured: dict[str, Any], copying: float) -> None:
         started = time.monotonic()
-        self.store.save(captured, self.total_steps, self.writers)
+        self.store.save(captured, self.writers)
         self._ended = time.monotonic()
         self.cost = self._ended - started + copying
 

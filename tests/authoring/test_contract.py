@@ -23,7 +23,7 @@ from pipeline.authoring.testing import (
 from pipeline.commands.check_plugin import tiny_source
 from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import load_checkpoint
-from pipeline.plugin import EvalCallback, Loss, Optimizer, Sampler
+from pipeline.plugin import EvalCallback, Loss, Optimizer, Sampler, StopTraining
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 
@@ -176,6 +176,45 @@ class ShadowingCallback(EvalCallback):
         return {"val.loss": 0.0}
 
 
+class Recorder(EvalCallback):
+    """Claims to record only."""
+
+    name: ClassVar[str] = "recorder"
+    records_only: ClassVar[bool] = True
+
+    def on_evaluation(self, event: Any) -> Any:
+        return {}
+
+
+class NumberingRecorder(Recorder):
+    """Returns a number all the same."""
+
+    def on_evaluation(self, event: Any) -> Any:
+        return {"mine": 1.0}
+
+
+class ShowingRecorder(Recorder):
+    """Adds to the run's samples all the same."""
+
+    def on_evaluation(self, event: Any) -> Any:
+        event.show("a text")
+        return {}
+
+
+class StoppingRecorder(Recorder):
+    """Ends the run all the same."""
+
+    def on_evaluation(self, event: Any) -> Any:
+        raise StopTraining("enough")
+
+
+def test_the_trackers_only_record() -> None:
+    entries = Registry.load(REPOSITORY / "plugins", ["eval_callbacks"]).entries("eval_callbacks")
+    recorders = {entry.component.name for entry in entries if entry.component.records_only}  # type: ignore[attr-defined]
+    assert recorders == {"dvclive", "mlflow", "tensorboard", "wandb"}
+    check_eval_callback(Recorder)
+
+
 @pytest.mark.parametrize(
     ("check", "component", "rule"),
     [
@@ -188,6 +227,9 @@ class ShadowingCallback(EvalCallback):
         (check_sampler, RevivingSampler, "ruled out"),
         (check_eval_callback, MeddlingCallback, "must not change the model"),
         (check_eval_callback, ShadowingCallback, "already recorded"),
+        (check_eval_callback, NumberingRecorder, "records_only.*no numbers"),
+        (check_eval_callback, ShowingRecorder, "records_only.*event.show"),
+        (check_eval_callback, StoppingRecorder, "records_only.*not stop"),
     ],
 )
 def test_broken_components_are_refused(check: Callable[[Any], None], component: Any, rule: str) -> None:

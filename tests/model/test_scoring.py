@@ -15,7 +15,7 @@ from pipeline.data.batches import evaluation_windows
 from pipeline.model import scoring
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
-from pipeline.model.scoring import Scores, Summary, evenly_spaced, judge, score, summarize, undisturbed
+from pipeline.model.scoring import Scores, Summary, evaluating, evenly_spaced, score, score_tokens, summarize
 from pipeline.plugin.components import IGNORED
 
 CONTEXT, VOCAB = 8, 50
@@ -92,7 +92,7 @@ def test_a_targets_nats_are_cross_entropy_with_ignored_targets_at_0_nats(monkeyp
     expected = F.cross_entropy(output.logits.flatten(0, 1), targets.flatten(), reduction="none").view(4, 8)
     for at_once in (1 << 23, 1, 7 * VOCAB):
         monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", at_once)
-        nats, correct = judge(output, targets)
+        nats, correct = score_tokens(output, targets)
         assert nats.dtype == torch.float64
         torch.testing.assert_close(nats, expected, rtol=1e-12, atol=1e-12)
         assert torch.equal(correct, output.logits.argmax(dim=-1) == targets)
@@ -122,7 +122,7 @@ def test_mode_and_random_state_come_back_also_after_an_exception(training: bool,
     expected = draws()
     seed_all()
     try:
-        with undisturbed(model):
+        with evaluating(model):
             assert not model.training
             draws()
             if fails:

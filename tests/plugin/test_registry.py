@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,12 @@ def register_losses():
     return [Double]
 """
 
-BROKEN = {
+BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     "import error": ("import nonsense_module\n", ["line 1", "nonsense_module"]),
     "syntax error": ("def broken(:\n", ["line 1", "SyntaxError"]),
+    "no UTF-8": (b'x = "caf\xe9"\n', ["SyntaxError"]),
+    "leaves on import": ("import sys\n\nsys.exit(3)\n", ["line 3", "SystemExit: 3"]),
+    "raises no Exception": ("raise BaseException('so there')\n", ["line 1", "so there"]),
     "raises on import": ("x = 1\nraise RuntimeError('not today')\n", ["line 2", "not today"]),
     "misspelt hook": (
         DOUBLE + HOOK.replace("register_losses", "register_loses"),
@@ -79,15 +83,98 @@ BROKEN = {
 }
 
 
+def write_loss(project: Project, source: str | bytes) -> None:
+    """Makes this the file plugins/losses/mine.py."""
+    content = source if isinstance(source, bytes) else source.encode()
+    (project.root / "plugins" / "losses" / "mine.py").write_bytes(content)
+
+
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_plugin_is_one_line_that_names_its_file(trained_project: Project, case: str) -> None:
+def test_a_broken_plugin_is_one_line_that_names_its_file(project: Project, case: str) -> None:
     source, parts = BROKEN[case]
-    (trained_project.root / "plugins" / "losses" / "mine.py").write_text(source)
-    result = trained_project.run("train")
+    write_loss(project, source)
+    result = project.run("plugins", "check", "plugins/losses/mine.py")
     assert result.code == 1
     assert result.err.count("\n") == 1
     for part in ["plugins/losses/mine.py", *parts]:
         assert part in result.err
+
+
+@pytest.mark.parametrize("case", [case for case in BROKEN if case != "name taken"])
+def test_a_broken_plugin_that_nothing_chooses_is_one_note(project: Project, case: str) -> None:
+    source, parts = BROKEN[case]
+    write_loss(project, source)
+    notes: list[str] = []
+    registry = Registry.load(project.root / "plugins", ["losses"], notes.append)
+    for _ in range(2):
+        registry.build("losses", "cross_entropy", {}, "train.loss")
+    (note,) = notes
+    for part in ["note: plugins/losses/mine.py", *parts, "not loaded"]:
+        assert part in note
+    with pytest.raises(ParamsError, match=r"train\.loss: there is no loss named 'absent'") as error:
+        registry.build("losses", "absent", {}, "train.loss")
+    for part in ["plugins/losses/mine.py", *parts]:
+        assert part in str(error.value)
+
+
+def test_a_name_that_two_plugins_claim_is_an_error_only_where_it_is_chosen(project: Project) -> None:
+    write_loss(project, BROKEN["name taken"][0])
+    notes: list[str] = []
+    registry = Registry.load(project.root / "plugins", ["losses"], notes.append)
+    registry.build("losses", "focal", {}, "train.loss")
+    assert len(notes) == 1
+    with pytest.raises(PluginError, match=r"train\.loss: .*/mine\.py.*plugins/losses/cross_entropy\.py"):
+        registry.build("losses", "cross_entropy", {}, "train.loss")
+    (project.root / "plugins" / "losses" / "mine.py").rename(project.root / "plugins" / "losses" / "a.py")
+    for name in ("a", "cross_entropy"):  # which of the two was read first makes no difference
+        result = project.run("plugins", "check", f"plugins/losses/{name}.py")
+        assert result.code == 1
+        assert "plugins/losses/a.py" in result.err
+        assert "plugins/losses/cross_entropy.py" in result.err
+
+
+def test_a_stage_runs_beside_broken_plugins_and_says_so_once(trained_project: Project) -> None:
+    write_loss(trained_project, BROKEN["syntax error"][0])
+    (trained_project.root / "plugins" / "eval_callbacks" / "other.py").write_text("raise SystemExit\n")
+    result = trained_project.succeed("train", "--set", "train.eval_callbacks.use=[]")
+    for path in ("plugins/losses/mine.py", "plugins/eval_callbacks/other.py"):
+        assert result.out.count(f"note: {path}: line 1: ") == 1
+    result = trained_project.run("train", "--set", "train.eval_callbacks.use=[other]")
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    for part in ("train.eval_callbacks", "'other'", "plugins/eval_callbacks/other.py: line 1: SystemExit"):
+        assert part in result.err
+
+
+def test_a_person_who_interrupts_an_import_is_obeyed(project: Project) -> None:
+    write_loss(project, "raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        Registry.load(project.root / "plugins", ["losses"])
+
+
+def test_the_other_components_are_listed_and_described_beside_a_broken_one(project: Project) -> None:
+    write_loss(project, BROKEN["syntax error"][0])
+    for command in (["plugins"], ["plugins", "losses"], ["schema"]):
+        out = project.succeed(*command).out
+        assert "plugins/losses/mine.py: line 1: SyntaxError" in out
+    assert "focal  ·  plugins/losses/focal.py" in project.succeed("plugins", "losses").out
+    assert '"focal"' in (project.root / "params.schema.json").read_text()
+    assert "mine.py" not in project.succeed("plugins", "samplers").out
+    result = project.run("plugins", "show", "mine")
+    assert result.code == 1
+    assert "plugins/losses/mine.py: line 1: SyntaxError" in result.err
+
+
+def test_text_that_is_generated_is_alone_on_the_standard_output(trained_project: Project) -> None:
+    (trained_project.root / "plugins" / "samplers" / "mine.py").write_text("raise RuntimeError\n")
+    result = trained_project.succeed("generate", "the")
+    assert result.out.startswith("the")
+    assert "note" not in result.out
+    assert "note: plugins/samplers/mine.py: line 1: RuntimeError" in result.err
+
+
+def test_the_shipped_plugins_are_whole() -> None:
+    assert Registry.load(REPOSITORY / "plugins").broken == []
 
 
 def test_a_ten_line_loss_trains(trained_project: Project) -> None:
@@ -123,10 +210,9 @@ def test_a_loss_that_is_no_nats_is_refused_at_the_first_step(
         assert "(double.py line " in result.err
 
 
-def test_a_broken_plugin_of_another_kind_does_not_stop_a_stage(trained_project: Project) -> None:
+def test_a_broken_plugin_of_another_kind_is_no_business_of_a_stage(trained_project: Project) -> None:
     (trained_project.root / "plugins" / "samplers" / "mine.py").write_text("raise RuntimeError\n")
-    trained_project.succeed("train")
-    assert trained_project.run("evaluate").code == 1
+    assert "mine.py" not in trained_project.succeed("train").out
 
 
 def test_a_file_whose_name_starts_with_an_underscore_is_no_plugin(project: Project) -> None:
@@ -142,6 +228,30 @@ def test_unknown_names_and_options_are_errors_with_a_suggestion() -> None:
         registry.build("optimizers", "muon", {"adamw": {"lrr": 1.0}}, "train.optimizer")
     with pytest.raises(ParamsError, match=r"train\.optimizer\.adamw\.lr: input should be greater than 0, not -1"):
         registry.build("optimizers", "adamw", {"adamw": {"lr": -1.0}}, "train.optimizer")
+    with pytest.raises(ParamsError, match=r"train\.optimizer\.muon\.lr: input should be greater than 0"):
+        registry.build("optimizers", "adamw", {"muon": {"lr": -1.0}}, "train.optimizer")
+
+
+def test_options_under_a_name_that_nothing_has_or_chooses_are_a_note() -> None:
+    notes: list[str] = []
+    registry = Registry.load(REPOSITORY / "plugins", ["optimizers", "samplers"], notes.append)
+    for _ in range(2):
+        registry.build("optimizers", "adamw", {"adamv": {"lr": 1.0}}, "train.optimizer")
+        assert registry.build_all("samplers", [], {"topk": {"k": 3}}, "evaluate.samplers") == []
+    assert [note.split(": ")[:2] for note in notes] == [
+        ["note", "train.optimizer.adamv"],
+        ["note", "evaluate.samplers.topk"],
+    ]
+    assert "did you mean 'adamw'" in notes[0]
+    assert "did you mean 'top_k'" in notes[1]
+
+
+def test_what_a_component_raises_when_it_is_built_is_one_line(project: Project) -> None:
+    source = DOUBLE.replace("    def", "    def model_post_init(self, context):\n        1 / 0\n    def", 1)
+    write_loss(project, source + HOOK)
+    registry = Registry.load(project.root / "plugins", ["losses"])
+    with pytest.raises(PluginError, match=r"train\.loss\.double: .*ZeroDivisionError.*mine\.py line"):
+        registry.build("losses", "double", {}, "train.loss")
 
 
 FOREIGN = DOUBLE.replace('"double"', '"foreign"') + HOOK
@@ -157,13 +267,24 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-losses\nVersion: 1.2\n")
     (metadata / "entry_points.txt").write_text("[pipeline.plugins]\nforeign = foreign_losses\n")
     monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "foreign_losses", raising=False)
     return site
+
+
+def test_a_component_of_the_project_names_its_file_and_no_package() -> None:
+    registry = Registry.load(REPOSITORY / "plugins", ["losses", "eval_callbacks"])
+    assert registry.source_file("losses", "focal") == REPOSITORY / "plugins" / "losses" / "focal.py"
+    trackers = REPOSITORY / "plugins" / "eval_callbacks" / "trackers" / "__init__.py"
+    assert registry.source_file("eval_callbacks", "wandb") == trackers
+    assert registry.distribution("losses", "focal") is None
 
 
 def test_an_installed_package_is_found_and_recorded(installed: Path, trained_project: Project) -> None:
     registry = Registry.load(trained_project.root / "plugins", ["losses"])
     source = next(entry.source for entry in registry.entries("losses") if entry.component.name == "foreign")
     assert source == "entry point foreign = foreign_losses of package foreign-losses 1.2"
+    assert registry.source_file("losses", "foreign") == installed / "foreign_losses.py"
+    assert registry.distribution("losses", "foreign") == ("foreign-losses", "1.2")
     trained_project.succeed("train", "--set", "train.loss.name=foreign")
     trained_project.run("lock")
     assert 'foreign-losses: "1.2"' in (trained_project.root / "environment.yaml").read_text()
@@ -171,8 +292,23 @@ def test_an_installed_package_is_found_and_recorded(installed: Path, trained_pro
 
 def test_an_installed_package_that_takes_a_name_is_an_error_naming_both(installed: Path, project: Project) -> None:
     (project.root / "plugins" / "losses" / "foreign.py").write_text(FOREIGN)
-    with pytest.raises(PluginError, match=r"plugins/losses/foreign\.py.*foreign-losses 1\.2"):
-        Registry.load(project.root / "plugins", ["losses"])
+    registry = Registry.load(project.root / "plugins", ["losses"], lambda note: None)
+    with pytest.raises(PluginError, match=r"foreign-losses 1\.2.*plugins/losses/foreign\.py"):
+        registry.build("losses", "foreign", {}, "train.loss")
+
+
+def test_a_broken_installed_package_stops_nobody_else(installed: Path, project: Project) -> None:
+    (installed / "foreign_losses.py").write_text("import nonsense_module\n")
+    notes: list[str] = []
+    registry = Registry.load(project.root / "plugins", ["losses", "optimizers"], notes.append)
+    registry.build("losses", "focal", {}, "train.loss")
+    assert notes == []  # the optimizer may still come from it
+    with pytest.raises(ParamsError, match=r"'foreign'.*foreign-losses 1\.2: ModuleNotFoundError.*nonsense_module"):
+        registry.build("optimizers", "foreign", {}, "train.optimizer")
+    registry.build("optimizers", "adamw", {}, "train.optimizer")
+    (note,) = notes
+    assert "foreign-losses 1.2: ModuleNotFoundError" in note
+    assert registry.packages() == {"losses": {"foreign-losses": "1.2"}, "optimizers": {"foreign-losses": "1.2"}}
 
 
 def test_loading_plugins_changes_no_random_state() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,22 +12,24 @@ import numpy as np
 import torch
 from conftest import REPOSITORY
 
-from pipeline.data.batches import TrainingWindows, evaluation_windows
+from pipeline.data.batches import TrainingWindows
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
-from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent
+from pipeline.params.params import Params
+from pipeline.params.reader import load_params
+from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss
 from pipeline.plugin.registry import Registry
-from pipeline.train.distributed.parallel import spread
+from pipeline.train.components import Components
+from pipeline.train.conditions import Conditions
+from pipeline.train.data import TrainingData
 from pipeline.train.distributed.ranks import Ranks
-from pipeline.train.evaluation import Evaluator
 from pipeline.train.interrupt import StopSignal
-from pipeline.train.length import Length
-from pipeline.train.loop import Run, train
-from pipeline.train.schedule import Schedule
+from pipeline.train.loop import train
+from pipeline.train.phases import phases
+from pipeline.train.run import TrainingRun, model_config
 from pipeline.train.state import TrainState
-from pipeline.train.store import Saver, StateStore
+from pipeline.train.store import StateStore
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers", "eval_callbacks"])
 TOKENIZER = Tokenizer("bytes", GPT2_PATTERN, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
@@ -52,9 +55,43 @@ ALONE = Ranks()
 RAGGED = (0, 7, 3, 8, 1, 6, 0, 5)
 
 
+SETTINGS = {
+    "model.family": "gpt2",
+    "model.context_length": CONTEXT,
+    "model.n_layers": 2,
+    "model.n_heads": 2,
+    "model.emb_dim": 16,
+    "model.dropout": 0.0,
+    "model.tied_head": "true",
+    "train.budget.unit": "tokens",
+    "train.budget.amount": 24 * CONTEXT,
+    "train.batch_size": 4,
+    "train.micro_batch_size": 2,
+    "train.schedule": "{name: cosine, warmup_steps: 2, final: 0.1, decay: 0.2}",
+    "train.evaluation": "{every: 2, windows: 4}",
+    "runtime.save_seconds": 1e9,
+    "runtime.keep_memory": "false",
+}
+
+
+def small_params(**settings: Any) -> Params:
+    """The shipped params with those of a small run, and with other values for keys of `train`."""
+    return _read(tuple((SETTINGS | {f"train.{name}": value for name, value in settings.items()}).items()))
+
+
+@lru_cache
+def _read(settings: tuple[tuple[str, Any], ...]) -> Params:
+    return load_params(REPOSITORY / "params.yaml", [f"{name}={value}" for name, value in settings])
+
+
 def make_model(seed: int = 0, dropout: float = 0.0) -> GPT:
     torch.manual_seed(seed)
-    return GPT(GPTConfig(TOKENIZER.vocab_size, CONTEXT, 2, 2, 16, dropout, True, True, "gpt2", 64))
+    return GPT(replace(model_config(small_params(), TOKENIZER), dropout=dropout))
+
+
+def small_identity() -> dict[str, Any]:
+    """What decides the result, for runs in which it is not the point."""
+    return {"params": {"model": {}, "train": {}}, "data": "", "versions": {}}
 
 
 def make_run(
@@ -64,54 +101,49 @@ def make_run(
     make: Callable[[], GPT] | None = None,
     optimizer: str = "adamw",
     options: dict[str, Any] | None = None,
-    every: int = 2,
+    loss: Loss | None = None,
     callbacks: tuple[EvalCallback, ...] = (),
-    batch_size: int = 4,
     total_windows: int = 24,
+    every: int = 2,
+    save_seconds: float = 1e9,
     train_tokens: int = len(IDS["train"]),
+    windows: TrainingWindows | None = None,
+    schedule: Callable[[int], float] | None = None,
     ranks: Ranks = ALONE,
     strategy: str = "one",
+    precision: str = "fp32",
     compile: bool = False,
-    save_seconds: float = 1e9,
     stop: StopSignal | None = None,
-    **changes: Any,
-) -> Run:
-    """A run of six steps of four windows, computed two at a time."""
-    parallel = spread(make or (lambda: model or make_model()), torch.device("cpu"), ranks, strategy, compile)
-    model = parallel.model
-    built = REGISTRY.build("optimizers", optimizer, {optimizer: options or {}}, "").build(model.named_parameters())
-    data = TrainingWindows(IDS["train"][:train_tokens], CONTEXT, 1, True)
-    length, stop = Length(batch_size, (total_windows,)), stop or StopSignal()
-    evaluator = Evaluator(
-        parallel=parallel,
-        optimizer=built,
-        data=data,
-        tokenizer=TOKENIZER,
-        ids=IDS,
-        windows={name: evaluation_windows(len(ids), CONTEXT, CONTEXT)[:4] for name, ids in IDS.items()},
-        batch_size=4,
-        length=length,
-        callbacks=callbacks,
-        stop=stop,
+    **settings: Any,
+) -> TrainingRun:
+    """A run of six steps of four windows, computed two at a time; `settings` are keys of `train`."""
+    budget = {"budget.amount": total_windows * CONTEXT, "evaluation.every": every}
+    params = small_params(**settings, **budget)
+    params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"save_seconds": save_seconds})})
+    components = Components(
+        loss or REGISTRY.build("losses", "cross_entropy", {}, ""),
+        REGISTRY.build("optimizers", optimizer, {optimizer: options or {}}, ""),
+        callbacks,
     )
-    run = Run(
-        parallel=parallel,
-        optimizer=built,
-        loss=REGISTRY.build("losses", "cross_entropy", {}, ""),
-        data=data,
-        seed=1,
-        schedule=Schedule("cosine", length.total_steps, 2, 0.1, 0.2),
-        length=length,
-        micro_batch_size=2,
-        precision="fp32",
-        grad_clip=0.0,
-        skip_bad_steps=0,
-        evaluate_every=every,
-        evaluate=evaluator,
-        saver=Saver(StateStore(folder, "run"), save_seconds, length.total_steps, parallel.writers),
-        stop=stop,
+    data = TrainingData.of(params, TOKENIZER, {**IDS, "train": IDS["train"][:train_tokens]})
+    data = replace(data, windows=windows or data.windows)
+    phase = phases(params.train, data.windows, small_identity(), folder)[-1]
+    phase = replace(phase, schedule=schedule or phase.schedule, store=StateStore(folder, "run"))
+    conditions = Conditions("cpu", "", torch.get_num_threads(), ranks.count, strategy, precision, compile)
+    made = make or (lambda: model or make_model())
+    return TrainingRun.build(params, components, data, phase, conditions, ranks, stop, make=made)
+
+
+def changed(
+    run: TrainingRun, *, loss: Loss | None = None, windows: TrainingWindows | None = None, **params: Any
+) -> TrainingRun:
+    """The same run with another loss, other windows, or other values of the section `train`."""
+    return replace(
+        run,
+        components=replace(run.components, loss=loss or run.components.loss),
+        data=replace(run.data, windows=windows or run.data.windows),
+        params=run.params.model_copy(update=params),
     )
-    return replace(run, **changes)
 
 
 class Disturbs(EvalCallback):
@@ -129,7 +161,7 @@ class Disturbs(EvalCallback):
         return {"disturbs.step": float(event.step)}
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
+def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
 
 
@@ -137,7 +169,7 @@ def assert_same_bits(one: Any, other: Any) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def went_on(folder: Path, seed: int, dropout: float = 0.3, **changes: Any) -> tuple[Run, TrainState]:
+def went_on(folder: Path, seed: int, dropout: float = 0.3, **changes: Any) -> tuple[TrainingRun, TrainState]:
     """What the train stage does: begins, or goes on from the newest saved state.
 
     `seed` decides the weights and random generators before that, which a saved state has to override.
@@ -145,18 +177,34 @@ def went_on(folder: Path, seed: int, dropout: float = 0.3, **changes: Any) -> tu
     run = make_run(folder, model=make_model(seed, dropout), callbacks=(Disturbs(),), **changes)
     np.random.seed(seed)
     saved = run.saver.store.load()
-    state = TrainState.restore(saved, run.parallel, run.optimizer) if saved else TrainState()
+    state = TrainState.restore(saved, run) if saved else TrainState()
     if not state.complete:
         train(run, state)
     return run, state
 
 
-def assert_same_run(one: tuple[Run, TrainState], other: tuple[Run, TrainState]) -> None:
-    """Weights, optimizer, history, best weights, samples and memory are the same, to the bit."""
+OF_THE_CLOCK = {"timing", "seconds", "processor_seconds", "conditions"}
+"""Fields of a state that may differ between equal runs; of `final` the peak memory may."""
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values, or nested dicts and lists of them, are the same to the bit, peak memory apart."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            same(each, other[name]) for name, each in one.items() if name != "peak_memory_bytes"
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def assert_same_run(one: tuple[TrainingRun, TrainState], other: tuple[TrainingRun, TrainState]) -> None:
+    """Weights, optimizer and every field of the state that does not hold a time are the same, to the bit."""
     (run, state), (other_run, other_state) = one, other
     assert_same_bits(weights(run), weights(other_run))
     assert_same_bits(run.optimizer.state_dict(), other_run.optimizer.state_dict())
-    assert state.history == other_state.history
-    assert_same_bits(state.best_weights, other_state.best_weights)
-    for name in ("step", "best_step", "samples", "memory", "skipped", "complete"):
-        assert getattr(state, name) == getattr(other_state, name), name
+    for each in fields(state):
+        if each.name not in OF_THE_CLOCK:
+            assert same(getattr(state, each.name), getattr(other_state, each.name)), each.name

@@ -23,8 +23,10 @@ from pipeline.core.files import write_manifest
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.train.distributed.ranks import Ranks, joined, ranks_here, slurm_address
 from pipeline.train.distributed.shards import check_shares, write_shares
+from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import StopSignal
-from pipeline.train.loop import Run, train, train_step
+from pipeline.train.loop import train, train_step
+from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, skeleton
 
 STEPS, BATCH = 50, 8
@@ -51,7 +53,7 @@ def _rank(rank: int, count: int, port: int, work: Callable[..., None], arguments
 
 def curve(
     folder: Path, ranks: Ranks, *, dtype: torch.dtype = torch.float64, dropout: float = 0.0, **changes: Any
-) -> Run:
+) -> TrainingRun:
     """A run of 50 AdamW steps of 8 windows."""
     settings = {"batch_size": BATCH, "total_windows": STEPS * BATCH, "grad_clip": 1.0, "every": 10} | changes
     return make_run(folder, make=lambda: make_model(dropout=dropout).to(dtype), ranks=ranks, **settings)
@@ -62,12 +64,12 @@ CASES: dict[str, dict[str, Any]] = {
     "float64": {"options": {"lr": 1e-3}},
     "float64, one window at a time": {"options": {"lr": 1e-3}, "micro_batch_size": 1},
     "float64, dropout": {"options": {"lr": 1e-3}, "dropout": 0.3, "micro_batch_size": 2},
-    "float64, uneven targets": {"options": {"lr": 1e-3}, "data": RAGGED_DATA, "micro_batch_size": 1},
+    "float64, uneven targets": {"options": {"lr": 1e-3}, "windows": RAGGED_DATA, "micro_batch_size": 1},
     "float64, a batch that does not divide": {"batch_size": 7, "micro_batch_size": 2, "total_windows": 7 * 50 - 4},
     "float32, 1e-4": {"options": {"lr": 1e-4}, "dtype": torch.float32},
     "float32, 4e-4": {"options": {"lr": 4e-4}, "dtype": torch.float32},
     "float32, 1e-3": {"options": {"lr": 1e-3}, "dtype": torch.float32},
-    "float32, 1e-3, uneven targets": {"options": {"lr": 1e-3}, "dtype": torch.float32, "data": RAGGED_DATA},
+    "float32, 1e-3, uneven targets": {"options": {"lr": 1e-3}, "dtype": torch.float32, "windows": RAGGED_DATA},
 }
 SHARDED: dict[str, dict[str, Any]] = {
     "float64": CASES["float64"],
@@ -93,7 +95,7 @@ def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]]) -> None:
         while state.step < run.total_steps:
             nats, tokens = train_step(run, state)
             losses.append(nats / max(tokens, 1))
-        run.evaluate(state)
+        evaluate(run, state)
         found[f"{strategy} {name}"] = (losses, state.history[-1], run.parallel.whole(run.model.state_dict()))
     if ranks.first:
         torch.save(found, folder / f"curves-{ranks.count}.pth")
@@ -243,7 +245,7 @@ def test_all_ranks_decide_as_one(tmp_path: Path) -> None:
 # ── from two ranks to one, and back ───────────────────────────────────────────────────────────────
 
 
-def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[Run, TrainState]:
+def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[TrainingRun, TrainState]:
     """A run with its newest state, if there is one."""
     run = curve(
         folder, ranks, strategy=strategy, total_windows=10 * BATCH, every=3, callbacks=(Looks(),), **changes
@@ -251,12 +253,12 @@ def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[Ru
     saved = run.saver.store.load() if ranks.first else None
     told = ranks.from_first(lambda: skeleton(saved) if saved else None)
     saved = saved if ranks.first else told
-    return run, TrainState.restore(saved, run.parallel, run.optimizer) if saved else TrainState()
+    return run, TrainState.restore(saved, run) if saved else TrainState()
 
 
 def went_on(
     ranks: Ranks, folder: Path, strategy: str, stop: StopSignal | None = None, **changes: Any
-) -> tuple[Run, TrainState]:
+) -> tuple[TrainingRun, TrainState]:
     run, state = begun(ranks, folder, strategy, stop=stop, **changes)
     if stop is None:
         train(run, state)
@@ -313,7 +315,7 @@ def passed_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ── a state as shares ─────────────────────────────────────────────────────────────────────────────
 
 
-def whole(run: Run, state: TrainState) -> list[Any]:
+def whole(run: TrainingRun, state: TrainState) -> list[Any]:
     """Weights, moments and best weights, whole on the first rank."""
     each = run.model.state_dict(), run.optimizer.state_dict(), state.best_weights
     return [run.parallel.whole(value) for value in each]
@@ -330,14 +332,14 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
     (folder / "of-rank-0").mkdir(exist_ok=True)
     with pytest.raises(PipelineError, match=r"rank 1 does not see \S+of-rank-1, in which all ranks write"):
         write_shares({}, folder / f"of-rank-{ranks.rank}" / "shards", run.parallel.writers)
-    run.saver.now(state.capture(run.parallel, run.optimizer))
+    run.saver.now(state.capture(run))
     if ranks.rank == 1:
         local = run.model.blocks[0].mlp.up.weight.to_local()  # type: ignore[operator]
         with torch.no_grad():
             before = local[0, 0].clone()
             local[0, 0] = float("nan")
     with pytest.raises(PipelineError, match=r"the weights of blocks\.0\.mlp\.up\.weight are not finite"):
-        run.saver.now(state.capture(run.parallel, run.optimizer))
+        run.saver.now(state.capture(run))
     if ranks.rank == 1:
         with torch.no_grad():
             local[0, 0] = before
@@ -448,7 +450,7 @@ def test_a_damaged_share_is_named_and_the_state_before_is_taken(
     before = sorted(stopped.glob("run/[0-9]*"))[-2]
     assert state.step == json.loads((before / "about.json").read_text())["step"]
     said = capfd.readouterr().out
-    assert f"the saved state {newest(stopped)} is damaged and passed over ({damaged} is damaged" in said
+    assert f"the saved state {newest(stopped)} is corrupt ({damaged} is damaged" in said
 
 
 class Harmful:
@@ -472,7 +474,7 @@ def test_metadata_that_would_run_code_is_refused(
         assert "\n" not in str(refused.value)
         write_manifest(folder)
         begun(Ranks(), stopped, "one")  # with the state before
-        assert f"the saved state {folder} is damaged and passed over" in capfd.readouterr().out
+        assert f"the saved state {folder} is corrupt" in capfd.readouterr().out
     assert not (tmp_path / "made").exists()
 
 
@@ -540,7 +542,7 @@ def test_every_window_of_a_batch_is_computed_by_exactly_one_rank(tmp_path: Path)
                     tmp_path, batch_size=batch_size, total_windows=6 * batch_size - 1, micro_batch_size=micro
                 )
                 run = replace(run, parallel=replace(run.parallel, ranks=Ranks(rank, count, rank)))
-                x, y = (torch.from_numpy(array) for array in run.data.batch(run.offsets(5)))
+                x, y = (torch.from_numpy(array) for array in run.data.windows.batch(run.offsets(5)))
                 batches = list(_micro_batches(run, x, y, 0))
                 seen += [row.tolist() for batch in batches for row in batch.targets if (row >= 0).any()]
                 rounds.add(len(batches))

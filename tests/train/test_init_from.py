@@ -96,11 +96,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_other_weights_begin_ano
     monkeypatch.setattr(loop, "train_step", dies)
     assert trained_project.run("train", *sets(FROM, "runtime.save_seconds=0")).code == 130
     monkeypatch.setattr(loop, "train_step", step)
-    assert "going on from step 4" in trained_project.succeed("train", *sets(FROM)).out
+    assert "resuming from step 4" in trained_project.succeed("train", *sets(FROM)).out
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(trained_project).items())
     shutil.rmtree(there)
     kept(trained_project)
-    assert "not the run before: the weights to begin with\n" in trained_project.succeed("train", *sets(FROM)).out
+    assert (
+    out = trained_project.succeed("train", *sets(FROM)).out
+    assert "starts over, since this is not the same run as before: the pretrained weights\n" in out
+        in trained_project.succeed("train", *sets(FROM)).out
+    )
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.long)])

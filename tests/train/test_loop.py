@@ -18,6 +18,7 @@ from small_run import (
     Disturbs,
     Masked,
     assert_same_bits,
+    changed,
     make_model,
     make_run,
     weights,
@@ -27,11 +28,12 @@ from pipeline.core.errors import PipelineError, PluginError
 from pipeline.data.batches import TrainingWindows
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss, ModelOutput, StopTraining
-from pipeline.train.loop import Run, train, train_step
+from pipeline.train.loop import train, train_step
+from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
 
-def gradient(run: Run) -> torch.Tensor:
+def gradient(run: TrainingRun) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()])
 
 
@@ -42,7 +44,7 @@ def ragged_gradient(folder: Path, micro_batch_size: int, dtype: torch.dtype, **c
     run = make_run(
         folder,
         model=make_model().to(dtype),
-        data=Masked(IDS["train"], CONTEXT, 1, False, RAGGED),
+        windows=Masked(IDS["train"], CONTEXT, 1, False, RAGGED),
         batch_size=8,
         total_windows=8,
         micro_batch_size=micro_batch_size,
@@ -50,7 +52,7 @@ def ragged_gradient(folder: Path, micro_batch_size: int, dtype: torch.dtype, **c
     )
     state = TrainState()
     _, tokens = train_step(run, state)
-    _, targets = run.data.batch(run.offsets(0))
+    _, targets = run.data.windows.batch(run.offsets(0))
     assert tokens == state.objective_tokens == (targets != IGNORED).sum()
     assert 0 < tokens < targets.size
     return gradient(run)
@@ -92,13 +94,13 @@ def test_the_last_incomplete_batch_has_its_own_divisor(tmp_path: Path) -> None:
     assert len(run.offsets(5)) == 3
     _, tokens = train_step(run, state)
     assert tokens == 3 * CONTEXT
-    expected = plain_gradient(make_model().double(), run.data, run.offsets(5))
+    expected = plain_gradient(make_model().double(), run.data.windows, run.offsets(5))
     torch.testing.assert_close(gradient(run), expected, rtol=1e-6, atol=1e-12)
 
 
 def test_an_epochs_budget_reads_every_window_the_same_number_of_times(tmp_path: Path) -> None:
     data = TrainingWindows(IDS["train"], CONTEXT, 1, False)
-    run = make_run(tmp_path, data=data, total_windows=3 * data.per_epoch)
+    run = make_run(tmp_path, windows=data, total_windows=3 * data.per_epoch)
     assert run.length.total_windows % run.length.batch_size
     read = [offset for step in range(run.total_steps) for offset in run.offsets(step)]
     assert sorted(read) == sorted(3 * list(range(0, CONTEXT * data.per_epoch, CONTEXT)))
@@ -135,7 +137,7 @@ def test_a_gradient_below_the_largest_norm_is_left_as_it_is(tmp_path: Path) -> N
 def test_a_batch_whose_targets_are_all_masked_is_skipped(tmp_path: Path, optimizer: str) -> None:
     run = make_run(tmp_path, optimizer=optimizer)
     before, state = weights(run), TrainState()
-    masked = replace(run, data=Masked(IDS["train"], CONTEXT, 1, True, (CONTEXT,)))
+    masked = changed(run, windows=Masked(IDS["train"], CONTEXT, 1, True, (CONTEXT,)))
     assert train_step(masked, state) == (0.0, 0)
     assert_same_bits(weights(run), before)
     assert (state.step, state.grad_norm, state.objective_nats, state.objective_tokens) == (1, 0.0, 0.0, 0)
@@ -167,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rate_and_place(
         train_step(run, state)
     before = weights(run)
     with pytest.raises(PipelineError) as error:
-        train_step(replace(run, loss=Broken(value=value)), state)
+        train_step(changed(run, loss=Broken(value=value)), state)
     message = str(error.value)
     rates = ", ".join(f"{group['lr']:.3g}" for group in run.optimizer.param_groups)
     assert f"step 3: {what} (learning rate {rates}; " in message
@@ -182,7 +184,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rate_and_place(
 def test_each_steps_loss_is_that_of_the_chapters_training_step(tmp_path: Path) -> None:
     run = make_run(tmp_path, schedule=lambda step: 1.0)
     plain = REGISTRY.build("optimizers", "adamw", {"adamw": {"plain": True, "beta2": 0.999}}, "")
-    run = replace(run, optimizer=plain.build(run.model.named_parameters()), micro_batch_size=4)
+    run = changed(replace(run, optimizer=plain.build(run.model.named_parameters())), micro_batch_size=4)
     state, losses = TrainState(), []
     for _ in range(6):
         nats, tokens = train_step(run, state)
@@ -192,7 +194,7 @@ def test_each_steps_loss_is_that_of_the_chapters_training_step(tmp_path: Path) -
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0004, weight_decay=0.1)
     expected = []
     for step in range(6):
-        input_batch, target_batch = (torch.from_numpy(array) for array in run.data.batch(run.offsets(step)))
+        input_batch, target_batch = (torch.from_numpy(array) for array in run.data.windows.batch(run.offsets(step)))
         optimizer.zero_grad()
         logits = model(input_batch).logits
         loss = F.cross_entropy(logits.flatten(0, 1), target_batch.flatten())
@@ -225,14 +227,14 @@ def test_evaluating_every_step_or_never_gives_the_same_weights_to_the_bit(tmp_pa
 
 def test_the_history_tells_of_the_loss_that_was_optimised_and_of_the_data_seen(tmp_path: Path) -> None:
     run, nats = make_run(tmp_path, every=3), []
-    original = run.loss
+    original = run.components.loss
 
     def watched(output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
         nats.append(original(output, targets))
         return nats[-1]
 
     state = TrainState()
-    train(replace(run, loss=watched), state)
+    train(changed(run, loss=watched), state)
     assert [row["tokens"] for row in state.history] == [0, 3 * 4 * CONTEXT, 6 * 4 * CONTEXT]
     means = [torch.cat(nats[first : first + 6]).double().mean().item() for first in (0, 6)]
     assert [row["train.objective"] for row in state.history[1:]] == pytest.approx(means, rel=1e-6)

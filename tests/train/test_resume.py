@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from conftest import Tell
 from small_run import (
     REGISTRY,
     assert_same_run,
+    changed,
     make_model,
     make_run,
     weights,
@@ -110,10 +111,10 @@ def test_a_saved_state_brings_every_random_generator_back(tmp_path: Path) -> Non
 
     run = make_run(tmp_path)
     draws()  # leaves half a pair of normal numbers behind
-    run.saver.now(TrainState().capture(run.parallel, run.optimizer))
+    run.saver.now(TrainState().capture(run))
     expected = draws()
     draws()
-    TrainState.restore(run.saver.store.load() or {}, run.parallel, run.optimizer)
+    TrainState.restore(run.saver.store.load() or {}, run)
     assert draws() == expected
 
 
@@ -198,13 +199,13 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
     assert saved is not None
     assert saved["run"]["step"] == 3
     said = capsys.readouterr().out
-    assert ("damaged and passed over" in said and str(newest) in said) or damage == "only a temporary folder left"
+    assert ("corrupt" in said and str(newest) in said) or damage == "only a temporary folder left"
     assert_same_run(went_on(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
     assert not list(store.folder.glob(".*"))
     tell(f"the newest state: {damage}", 1, 1, 1)
 
 
-def test_where_all_states_are_damaged_training_starts_afresh_and_says_so(
+def test_where_all_states_are_damaged_training_starts_over_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
@@ -213,7 +214,7 @@ def test_where_all_states_are_damaged_training_starts_afresh_and_says_so(
         flip_a_bit(state / "state.pth")
     capsys.readouterr()
     assert_same_run(went_on(tmp_path / "died", 0, **SMALL_EPOCHS), whole)
-    assert "every saved state of this run is damaged: training starts afresh" in capsys.readouterr().out
+    assert "every saved state of this run is corrupt: training starts over" in capsys.readouterr().out
 
 
 # ── saving beside the training ────────────────────────────────────────────────────────────────────
@@ -226,10 +227,10 @@ class Slow(StateStore):
         super().__init__(root, "run")
         self.go, self.began, self.written = threading.Event(), threading.Event(), []
 
-    def save(self, captured: dict[str, Any], total_steps: int, writers: Ranks) -> None:
+    def save(self, captured: dict[str, Any], writers: Ranks) -> None:
         self.began.set()
         assert self.go.wait(30)
-        super().save(captured, total_steps, writers)
+        super().save(captured, writers)
         self.written.append(captured["run"]["step"])
 
 
@@ -248,13 +249,13 @@ def test_training_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_
         nats: torch.Tensor = REGISTRY.build("losses", "cross_entropy", {}, "")(output, targets)
         return nats
 
-    train(replace(run, loss=watched), state)
+    train(changed(run, loss=watched), state)
     assert store.written[0] == 1
     assert store.written[-1] == 6
     kept = StateStore(tmp_path / "slow", "run")
     assert [run.complete for run in saved_runs(tmp_path / "slow")] == [True]
     other = make_run(tmp_path / "b", model=make_model(5))
-    TrainState.restore(kept.load() or {}, other.parallel, other.optimizer)
+    TrainState.restore(kept.load() or {}, other)
     assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(other).items())
 
 
@@ -262,7 +263,7 @@ def test_a_state_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Pa
     run = make_run(tmp_path, save_seconds=0.0)
 
     class Full(StateStore):
-        def save(self, captured: dict[str, Any], total_steps: int, writers: Ranks) -> None:
+        def save(self, captured: dict[str, Any], writers: Ranks) -> None:
             raise PipelineError("the disk is full")
 
     run.saver.store = Full(tmp_path, "run")
@@ -292,11 +293,11 @@ def test_saving_takes_at_most_three_percent_of_the_time(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_weights_that_are_not_finite_are_no_state_to_keep(tmp_path: Path, value: float) -> None:
     run, state = make_run(tmp_path), TrainState()
-    run.saver.now(state.capture(run.parallel, run.optimizer))
+    run.saver.now(state.capture(run))
     with torch.no_grad():
         run.model.blocks[0].mlp.up.weight[0, 0] = value
     with pytest.raises(PipelineError, match=r"the weights of blocks\.0\.mlp\.up\.weight are not finite"):
-        run.saver.now(state.capture(run.parallel, run.optimizer))
+        run.saver.now(state.capture(run))
     assert len(run.saver.store.states()) == 1
     assert not list(run.saver.store.folder.glob(".*"))
 
@@ -305,11 +306,11 @@ def test_weights_that_are_finite_are_kept_even_where_their_sum_is_not(tmp_path: 
     run, state = make_run(tmp_path), TrainState()
     with torch.no_grad():
         run.model.blocks[0].mlp.up.weight[0, :2] = torch.finfo(torch.float32).max
-    run.saver.now(state.capture(run.parallel, run.optimizer))
+    run.saver.now(state.capture(run))
     assert len(run.saver.store.states()) == 1
 
 
 def test_saving_a_state_leaves_torchs_own_choice_of_checksums(tmp_path: Path) -> None:
     run, state = make_run(tmp_path), TrainState()
-    run.saver.now(state.capture(run.parallel, run.optimizer))
+    run.saver.now(state.capture(run))
     assert torch.serialization.get_crc32_options()

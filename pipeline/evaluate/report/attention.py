@@ -14,7 +14,7 @@ from pipeline.evaluate.report.records import AttentionMaps
 from pipeline.model.attention import Attention
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.gpt import GPT
-from pipeline.model.scoring import undisturbed
+from pipeline.model.scoring import evaluating
 
 TOKENS = 28
 """The most tokens of a map: each is still to be told apart on a phone."""
@@ -60,7 +60,7 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
         module.register_forward_pre_hook(look) for module in model.modules() if isinstance(module, Attention)
     ]
     try:
-        with undisturbed(model):
+        with evaluating(model):
             model(tokens[None])
     finally:
         for handle in handles:

@@ -13,7 +13,7 @@ from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.report.records import Excerpt, Token
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.gpt import GPT
-from pipeline.model.scoring import undisturbed
+from pipeline.model.scoring import evaluating
 
 EXPECTED = 5
 TOKENS = 240
@@ -54,7 +54,7 @@ def token_views(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> list[Token
     if len(ids) == 1:
         return [first]
     text = torch.from_numpy(ids).to(model.head_weight.device)
-    with undisturbed(model):
+    with evaluating(model):
         logits = model(text[None, :-1]).logits[0].double()
     log_p = torch.log_softmax(logits, dim=-1)
     own = log_p.gather(1, text[1:, None])

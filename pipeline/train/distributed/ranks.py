@@ -72,22 +72,25 @@ class Ranks:
         found: list[float] = tensor.tolist()
         return found
 
-    def from_first(self, work: Callable[[], T]) -> T:
-        """Does `work` on the first rank; every rank gets its result, or raises its error."""
+    def from_first(self, work: Callable[[], T], told: Callable[[T], T] = lambda result: result) -> T:
+        """Does `work` on the first rank; every rank gets its result (the others what `told` makes of it, where not
+        all of it should be sent), or raises its error."""
         if self.count == 1:
             return work()
-        told: list[object] = [None, None]
+        result: T | None = None
+        message: list[object] = [None, None]
         if self.first:
             try:
-                told[0] = work()
+                result = work()
+                message[0] = told(result)
             except BaseException as error:
-                told[1] = error
-                dist.broadcast_object_list(told, group=self.group)
+                message[1] = error
+                dist.broadcast_object_list(message, group=self.group)
                 raise
-        dist.broadcast_object_list(told, group=self.group)
-        if isinstance(told[1], BaseException):
-            raise told[1]
-        return told[0]  # type: ignore[return-value]
+        dist.broadcast_object_list(message, group=self.group)
+        if isinstance(message[1], BaseException):
+            raise message[1]
+        return result if self.first else message[0]  # type: ignore[return-value]
 
     def each(self, work: Callable[[], T]) -> T:
         """Does `work` on every rank; where it fails on any, all raise the error of the first that it failed on."""

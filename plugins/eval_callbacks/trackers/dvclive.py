@@ -16,6 +16,7 @@ class DVCLive(EvalCallback):
     """Writes every number as DVCLive does, in a folder below .dvclive; listed last, the others' too."""
 
     name: ClassVar[str] = "dvclive"
+    records_only: ClassVar[bool] = True
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         """Adds the numbers to the run's folder, whose name the memory holds.

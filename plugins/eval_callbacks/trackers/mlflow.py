@@ -22,6 +22,7 @@ class MLflow(EvalCallback):
     """
 
     name: ClassVar[str] = "mlflow"
+    records_only: ClassVar[bool] = True
 
     experiment: str = "gpt"
     """The experiment that the run belongs to."""

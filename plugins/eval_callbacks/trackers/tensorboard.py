@@ -16,6 +16,7 @@ class TensorBoard(EvalCallback):
     """Writes every number as a curve for `tensorboard --logdir .tensorboard`; listed last, the others' too."""
 
     name: ClassVar[str] = "tensorboard"
+    records_only: ClassVar[bool] = True
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         """Adds the numbers to the run's file.

@@ -23,6 +23,7 @@ class WandB(EvalCallback):
     """
 
     name: ClassVar[str] = "wandb"
+    records_only: ClassVar[bool] = True
 
     project: str = "gpt"
     """The project that the run belongs to."""

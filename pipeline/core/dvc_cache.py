@@ -1,0 +1,80 @@
+"""Outputs of an earlier `dvc repro` as DVC keeps them: dvc.lock names them, DVC's cache holds them.
+
+DVC deletes a stage's outputs before it runs the stage, so what it made before is found here only. DVC itself is
+asked where its cache is, and never imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml.error import YAMLError
+
+from pipeline.core.errors import DataError
+from pipeline.core.yaml import yaml_values
+
+
+def output_digest(lock: str, stage: str, path: str) -> str | None:
+    """The digest of a stage's output by the text of dvc.lock; None where it names none."""
+    try:
+        outs: list[Any] = yaml_values(lock)["stages"][stage]["outs"]
+        return next((str(out["md5"]) for out in outs if out["path"] == path), None)
+    except (KeyError, TypeError, ValueError, YAMLError):  # such as merge conflict markers
+        return None
+
+
+def cached_file(root: Path, digest: str) -> Path | None:
+    """The file of the cache with this digest; None where it is not there, such as only in a remote."""
+    for cache in _caches(root):
+        path = cache / "files" / "md5" / digest[:2] / digest[2:]
+        if path.is_file():
+            return path
+    return None
+
+
+def cached_folder(root: Path, digest: str) -> dict[str, Path]:
+    """The files of a folder of the cache by their path in it; empty unless all are there.
+
+    Raises:
+        DataError: the cache's list of the folder's files is damaged.
+    """
+    listing = cached_file(root, digest)
+    if listing is None:
+        return {}
+    try:
+        entries = {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(listing.read_bytes())}
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{listing} of DVC's cache is damaged: remove it, and `dvc fetch` or `dvc repro`") from None
+    found = {name: cached_file(root, each) for name, each in entries.items()}
+    return {name: path for name, path in found.items() if path} if all(found.values()) else {}
+
+
+def copy_files(files: dict[str, Path], folder: Path) -> None:
+    """Copies a folder of the cache."""
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+
+
+def _caches(root: Path) -> Iterator[Path]:
+    """Where DVC's cache is by default, and then where its settings have it."""
+    yield Path(os.environ.get("DVC_ROOT") or root) / ".dvc" / "cache"
+    configured = _configured_cache(root)
+    if configured:
+        yield configured
+
+
+@lru_cache
+def _configured_cache(root: Path) -> Path | None:
+    """What DVC says, which takes it a second; None where it cannot."""
+    ask = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(ask, cwd=root, capture_output=True, check=False)
+    return Path(done.stdout.decode().strip()) if done.returncode == 0 else None

@@ -1,0 +1,167 @@
+"""A training run: what is trained, on what, how long and how; built once, and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.model.config import GPTConfig
+from pipeline.model.device import keep_memory, use_threads
+from pipeline.model.gpt import GPT
+from pipeline.train import memory_check
+from pipeline.train.components import Components
+from pipeline.train.conditions import Conditions
+from pipeline.train.data import TrainingData
+from pipeline.train.distributed.parallel import Parallel, spread
+from pipeline.train.distributed.ranks import Ranks
+from pipeline.train.interrupt import StopSignal
+from pipeline.train.length import Length
+from pipeline.train.phases import Phase
+from pipeline.train.store import Saver
+
+if TYPE_CHECKING:
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.params.params import ModelParams, Params, TrainParams
+
+
+_FAMILIES_WITH = {
+    "qkv_bias": ("gpt2",),
+    "tied_head": ("gpt2", "llama"),
+    "init": ("gpt2", "llama"),
+    **dict.fromkeys(("n_kv_heads", "mlp_dim", "rope_theta", "norm_eps"), ("llama",)),
+}
+"""The options of `model` that not every family has."""
+
+
+def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
+    """The architecture that params.yaml describes, for a tokenizer's vocabulary."""
+    shape: dict[str, Any] = {"qkv_bias": False, "tied_head": False, "init": "modern"} | effective_model(
+        params.model
+    )
+    end = tokenizer.end_of_text if shape.pop("document_mask") else None
+    return GPTConfig(vocab_size=tokenizer.vocab_size, document_end=end, **shape)
+
+
+def effective_model(params: ModelParams) -> dict[str, Any]:
+    """The section `model` without the options of other families."""
+    return {
+        name: value
+        for name, value in params.model_dump(mode="json").items()
+        if params.family in _FAMILIES_WITH.get(name, (params.family,))
+    }
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Everything that the loop, an evaluation and publishing need, and that does not change while they run.
+
+    Attributes:
+        params: The section `train`.
+        components: The loss, the optimizer's options and the callbacks.
+        data: What is read.
+        phase: How long the run is, its learning rates, and where its states lie.
+        conditions: What it is computed with.
+        parallel: The model as the ranks train it together.
+        optimizer: The optimizer of its parameters.
+        saver: Writes states.
+        stop: Whether the process was asked to stop.
+    """
+
+    params: TrainParams
+    components: Components
+    data: TrainingData
+    phase: Phase
+    conditions: Conditions
+    parallel: Parallel
+    optimizer: torch.optim.Optimizer
+    saver: Saver
+    stop: StopSignal
+
+    @classmethod
+    def build(
+        cls,
+        params: Params,
+        components: Components,
+        data: TrainingData,
+        phase: Phase,
+        conditions: Conditions,
+        ranks: Ranks | None = None,
+        stop: StopSignal | None = None,
+        make: Callable[[], GPT] | None = None,
+    ) -> TrainingRun:
+        """Makes the model (or has `make` make it), laid out over the ranks, and its optimizer.
+
+        Raises:
+            ParamsError: the model needs more memory than there is.
+            PluginError: the optimizer cannot be built for this model.
+        """
+        ranks = ranks or Ranks()
+        use_threads(conditions.threads)
+        if params.runtime.keep_memory:
+            keep_memory()
+        torch.manual_seed(params.train.seed)
+        config, device = model_config(params, data.tokenizer), torch.device(conditions.device)
+        memory_check.check_fits(config, device, conditions.strategy, ranks.count)
+        parallel = spread(make or (lambda: GPT(config)), device, ranks, conditions.strategy, conditions.compile)
+        return cls(
+            params=params.train,
+            components=components,
+            data=data,
+            phase=phase,
+            conditions=conditions,
+            parallel=parallel,
+            optimizer=components.build_optimizer(parallel.model, parallel.sharded),
+            saver=Saver(phase.store, params.runtime.save_seconds, parallel.writers),
+            stop=stop or StopSignal(),
+        )
+
+    def for_phase(self, phase: Phase) -> TrainingRun:
+        """The same run up to the end of another phase."""
+        return replace(self, phase=phase, saver=replace(self.saver, store=phase.store))
+
+    @property
+    def model(self) -> GPT:
+        return self.parallel.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.parallel.device
+
+    @property
+    def length(self) -> Length:
+        """Where the run ends, and what each step reads."""
+        return self.phase.length
+
+    @property
+    def total_steps(self) -> int:
+        return self.length.total_steps
+
+    @property
+    def at_once(self) -> int:
+        """Windows in a micro-batch: no more than a rank's share of a batch."""
+        return min(self.params.micro_batch_size, -(-self.length.batch_size // self.parallel.ranks.count))
+
+    def offsets(self, step: int) -> list[int]:
+        """Where in the text the windows of a step begin."""
+        return self.data.windows.offsets(*self.length.windows(step))
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in bfloat16 where the precision asks for it; under FSDP2 without keeping the cast
+        weights, which would be a copy of all of them on every rank."""
+        enabled = self.conditions.precision == "bf16"
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not self.parallel.sharded
+        )
+
+    def to_device(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids on the device; a GPU fetches them from pinned memory while this process goes on."""
+        if self.device.type == "cuda":
+            return ids.pin_memory().to(self.device, non_blocking=True)
+        return ids.to(self.device)
+
+    def stop_if_asked(self) -> None:
+        """Raises Stopping on every rank once any of them was asked to stop."""
+        self.stop.check(self.parallel.ranks)
