@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 
+from benchmarks.document import DOCUMENT, between, where
 from benchmarks.results import FOLDER, Results
-from benchmarks.table import DOCUMENT, between, where
 
 SHIPPED = "as shipped"
 """The variant that the ablation's others are held against."""

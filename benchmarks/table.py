@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks import studies
+from benchmarks.document import DOCUMENT, between, where
 from benchmarks.goals import GOALS, verdict
-from benchmarks.measure import ROOT
 from benchmarks.results import FOLDER, Results, Row, read
 
 SUBJECTS = ("training", "book", "learning", "generation", "tokenizing", "loading", "saving", "startup")
 """What there are results of, in the order of the table."""
 
-DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmark table -->", "<!-- end of the benchmark table -->"
 _HEADER = ("", "against", "ours", "theirs", "result", "wall", "goal", "verdict")
 
@@ -81,17 +80,6 @@ def _title(subject: str) -> str:
     return subject.replace("gpu-", "GPU: ") if subject.startswith("gpu-") else subject.capitalize()
 
 
-def where(results: Iterable[Results]) -> str:
-    """The machines and versions, each once."""
-    said = []
-    for each in results:
-        facts = each.machine
-        more = f", {', '.join(facts['instructions'])}" if facts.get("instructions") else ""
-        versions = ", ".join(f"{name} {value}" for name, value in each.versions.items())
-        said.append(f"Measured on {each.date}: {facts['processor']}, {facts['cores']} cores{more}; {versions}.\n")
-    return "\n".join(dict.fromkeys(said))
-
-
 def plain(results: Iterable[Results]) -> str:
     """The same rows in columns, for a terminal."""
     rows = lines(results)
@@ -117,13 +105,6 @@ def with_table(text: str, table: str) -> str:
     return between(text, BEGIN, END, table)
 
 
-def between(text: str, begin: str, end: str, table: str) -> str:
-    """The text with `table` between the comments `begin` and `end`."""
-    return re.sub(f"{begin}\n.*?{end}", lambda _: f"{begin}\n\n{table}\n{end}", text, flags=re.DOTALL)
-
-
 if __name__ == "__main__":
-    from benchmarks import studies
-
     write()
     studies.write()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -62,7 +63,21 @@ def _stage(name: str, does: str, writes: str) -> None:
     @_with_params
     def command(params_file: Path, overrides: tuple[str, ...]) -> None:
         params, paths = _read(params_file, overrides)
+        _note_what_dvc_does_not_see(paths, overrides)
         import_module(f"pipeline.{name}.stage").run(params, paths)
+
+
+def _note_what_dvc_does_not_see(paths: Paths, overrides: tuple[str, ...]) -> None:
+    """A result of `--set` is not that of params.yaml, which is what DVC would record beside it."""
+    from pipeline.core.console import say
+
+    unseen = [each for each in overrides if each.partition("=")[0].split(".")[0].strip() != "runtime"]
+    if unseen and "DVC_STAGE" not in os.environ and (paths.root / ".dvc").exists():
+        settings = " ".join(f"-S {shlex.quote(each)}" for each in unseen)
+        say(
+            f"note: --set {', '.join(unseen)}: params.yaml does not say so, and DVC does not see it: write it "
+            f"there, or use `dvc exp run {settings}`"
+        )
 
 
 _stage("tokenize", "Turn the corpus into token ids.", "artifacts/tokens")
@@ -366,12 +381,19 @@ def schema() -> None:
 @cli.command(short_help="Record the installed versions for DVC.")
 def lock() -> None:
     """Write environment.yaml: the installed versions that decide results, for DVC to compare."""
-    from pipeline.core.environment import write_environment
+    from pipeline.core.environment import environment_changes, environment_yaml
+    from pipeline.core.files import write_atomically
     from pipeline.core.paths import Paths
-    from pipeline.plugin.registry import ENTRY_POINTS
+    from pipeline.plugin.registry import Registry
 
-    changed = write_environment(Paths(Path.cwd()).environment, ENTRY_POINTS)
-    click.echo(f"environment.yaml {'written' if changed else 'is up to date'}")
+    installed, path = Registry.load(None), Paths(Path.cwd()).environment
+    for broken in installed.broken:
+        click.echo(f"note: {broken.message} (not loaded, so recorded for every kind)")
+    packages = installed.packages()
+    changes = environment_changes(path, packages)
+    if changes:
+        write_atomically(path, environment_yaml(packages))
+    click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
 
 
 @cli.command(short_help="List the runs whose states are kept.")

@@ -9,7 +9,7 @@ import torch
 from click import ClickException
 from conftest import REPOSITORY
 
-from benchmarks import generation, studies, table, variants
+from benchmarks import document, generation, lines, studies, table, variants
 from benchmarks.goals import GOALS, verdict
 from benchmarks.measure import Measured, Round, Side, SideFailedError, ratios, take_turns
 from benchmarks.results import Results, Row, compared, read, shown_command
@@ -60,12 +60,12 @@ def test_results_are_read_as_they_were_written_and_become_a_table(tmp_path: Path
 
 
 def test_the_documents_table_is_made_from_the_results_that_are_committed() -> None:
-    text = table.DOCUMENT.read_text()
+    text = document.DOCUMENT.read_text()
     assert table.with_table(text, table.markdown(table.every())) == text, "run `python -m benchmarks.table`"
 
 
 def test_the_documents_tables_of_studies_are_made_from_the_results_that_are_committed() -> None:
-    text = table.DOCUMENT.read_text()
+    text = document.DOCUMENT.read_text()
     assert studies.with_tables(text, studies.every()) == text, "run `python -m benchmarks.table`"
 
 
@@ -86,7 +86,7 @@ def test_both_sides_of_generation_draw_the_same_from_the_same_weights(
 
 
 def test_each_missed_goal_is_explained() -> None:
-    explained = table.DOCUMENT.read_text().partition("## Goals that are missed")[2]
+    explained = document.DOCUMENT.read_text().partition("## Goals that are missed")[2]
     for results in table.every():
         for row in results.rows:
             assert verdict(row) != "missed" or row.goal in explained, row.goal
@@ -216,3 +216,12 @@ def test_a_variant_is_trained_through_the_stages(tmp_path: Path) -> None:
     assert (run.preset, run.variant, run.seed, run.steps) == ("shakespeare-fast", "two heads", 7, [0, 1, 2])
     assert run.losses[0] > run.losses[-1] > 0
     assert 0 < run.step_seconds < run.stage_seconds
+
+
+def test_lines_are_counted_by_room_and_those_that_are_optional_apart() -> None:
+    counts = lines.rooms()
+    assert counts.total() == sum(path.read_bytes().count(b"\n") for path in (REPOSITORY / "pipeline").rglob("*.py"))
+    assert all(counts[room] > 0 for room in lines.OPTIONAL)
+    totals = {row.split("  ")[0]: int(row.split()[-1].replace(",", "")) for row in lines.table() if row[0] != " "}
+    assert list(totals) == ["the core", "optional", "plugins/"]
+    assert totals["the core"] + totals["optional"] == counts.total()

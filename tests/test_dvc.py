@@ -18,6 +18,7 @@ from conftest import REPOSITORY, TINY, make_project
 from ruamel.yaml import YAML
 
 from pipeline.core.source import import_closure
+from pipeline.plugin.components import KINDS
 
 
 def _yaml(path: Path) -> Any:
@@ -57,11 +58,15 @@ def test_each_stage_depends_on_the_rooms_that_it_may_import(stage: str) -> None:
         assert path.parts[:2] in {room.parts for room in rooms}, path
 
 
-def test_each_stage_depends_on_the_plugins_it_loads() -> None:
+def test_each_stage_depends_on_the_plugins_and_packages_of_the_kinds_it_loads() -> None:
     for stage in STAGES:
         deps = sorted(dep.split("/")[1] for dep in dvc_yaml()[stage]["deps"] if dep.startswith("plugins/"))
         module = importlib.import_module(f"pipeline.{stage}.stage")
-        assert deps == sorted(getattr(module, "KINDS", []))
+        kinds = getattr(module, "KINDS", [])
+        assert deps == sorted(kinds)
+        recorded = [each["environment.yaml"] for each in dvc_yaml()[stage]["params"] if isinstance(each, dict)]
+        packages = [key for keys in recorded for key in keys if key.startswith("plugins")]
+        assert packages == [f"plugins.{kind}" for kind in kinds]
 
 
 def test_no_command_is_templated() -> None:
@@ -183,6 +188,31 @@ def test_metrics_diff_shows_what_a_changed_rate_did(clone: Clone) -> None:
     assert clone.repro() == []  # from the run cache
     assert clone.metrics("train") == before
     clone.git("checkout", "-q", ".")
+
+
+def test_a_package_with_one_sampler_runs_evaluate_and_nothing_before_it(
+    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = (REPOSITORY / "plugins" / "samplers" / "greedy.py").read_text()
+    install(tmp_path, "noisy", greedy.replace('"greedy"', '"noisy"'))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "samplers {} → " in clone.run("python", "-m", "pipeline", "lock").stdout
+    assert list(json.loads(clone.run("dvc", "status", "--json").stdout)) == ["evaluate"]
+    install(tmp_path, "noisy", "import nonsense_module\n")
+    told = clone.run("python", "-m", "pipeline", "lock").stdout
+    assert "note: entry point noisy = noisy of package noisy 1.0: ModuleNotFoundError" in told
+    environment = _yaml(clone.root / "environment.yaml")
+    assert environment["plugins"] == {kind: {"noisy": "1.0"} for kind in KINDS}
+    clone.git("checkout", "-q", "environment.yaml")
+
+
+def install(site: Path, name: str, source: str) -> None:
+    """Puts a package with an entry point of plugins into a folder that PYTHONPATH can name."""
+    metadata = site / f"{name}-1.0.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (site / f"{name}.py").write_text(source)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[pipeline.plugins]\n{name} = {name}\n")
 
 
 @pytest.mark.long

@@ -70,3 +70,26 @@ def test_the_checkpoint_loads_as_the_chapter_loads_it(trained_project: Project, 
     optimizer.load_state_dict(saved["optimizer_state_dict"])
     assert all(torch.equal(value, saved["model_state_dict"][name]) for name, value in model.named_parameters())
     assert all(optimizer.state[parameter]["step"] == saved["step"] for parameter in model.parameters())
+
+
+def test_what_set_says_otherwise_than_params_yaml_is_noted_where_dvc_records_results(
+    trained_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "split",
+        "--set",
+        "tokenize.corpus.name=files",
+        "--set",
+        "runtime.threads=1",
+        "--set",
+        "split.seed=3",
+    ]
+    assert "note: --set" not in trained_project.call(command).out
+    (trained_project.root / ".dvc").mkdir()
+    out = trained_project.call(command).out
+    assert out.startswith("note: --set tokenize.corpus.name=files, split.seed=3: params.yaml does not say so")
+    assert "`dvc exp run -S tokenize.corpus.name=files -S split.seed=3`" in out
+    assert out.count("note: --set") == 1
+    assert "note: --set" not in trained_project.call(["split", "--set", "runtime.threads=1"]).out
+    monkeypatch.setenv("DVC_STAGE", "split")
+    assert "note: --set" not in trained_project.call(command).out

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from inspect import signature
@@ -41,34 +41,26 @@ space, goes on in the same one. Enter alone lets the model go on. Ctrl-C ends a 
 //…                a line of text that begins with /"""
 
 
-class _Turn(NamedTuple):
-    """Where the text stood before a turn, in tokens and in characters, and what was typed."""
-
-    tokens: int
-    characters: int
-    typed: str
-
-
-class _Drawing:
-    """How the next token is drawn: the samplers, their options, and how many tokens a turn has."""
+class _Settings:
+    """How tokens are drawn: the samplers with their options, and how many tokens a turn adds."""
 
     def __init__(self, params: Params, paths: Paths, samplers: Sequence[str], tokens: int | None) -> None:
         own = params.evaluate
         self.tokens = tokens or own.generation.max_new_tokens
         self._registry = Registry.load(paths.plugins, ["samplers"], _note)
-        self._names: list[str] = []
-        self._options: dict[str, dict[str, Any]] = {}
-        self.samplers: list[Any] = []
         self.use(samplers or own.samplers.use, own.samplers.options)
 
-    def use(self, names: Sequence[str], options: dict[str, dict[str, Any]] | None = None) -> None:
-        """Takes these samplers, in this order; nothing changes where one is not there or an option does not fit."""
-        options = self._options if options is None else options
+    def use(self, names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> None:
+        """Takes these samplers, in this order.
+
+        Raises:
+            ParamsError: a sampler does not exist or an option does not fit; then nothing changes.
+        """
         self.samplers = self._registry.build_all("samplers", names, options, "samplers")
-        self._names, self._options = list(names), options
+        self.names, self.options = list(names), options
 
     def change(self, place: str, value: str) -> None:
-        """Sets `sampler.option`, or the only option of `sampler`, and uses that sampler."""
+        """Sets `sampler.option`, or the only option of `sampler`, and adds that sampler if it is not in use."""
         name, _, option = place.partition(".")
         known = list(type(self._registry.build("samplers", name, {}, "samplers")).model_fields)
         if not option:
@@ -76,18 +68,14 @@ class _Drawing:
                 choice = f": /set {name}.{known[0]} …" if known else f", only /samplers {name}"
                 raise ParamsError(f"{name} has {len(known) or 'no'} options{choice}")
             option = known[0]
-        options = {**self._options, name: {**self._options.get(name, {}), option: _value(value)}}
-        self.use(self._names if name in self._names else [*self._names, name], options)
+        given: Any = value
+        with suppress(ValueError):  # text that is no JSON is meant as text
+            given = json.loads(value)
+        options = {**self.options, name: {**self.options.get(name, {}), option: given}}
+        self.use(self.names if name in self.names else [*self.names, name], options)
 
     def __str__(self) -> str:
         return "; ".join(filter(None, [", ".join(map(_shown, self.samplers)), f"{self.tokens} tokens a turn"]))
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _shown(sampler: Any) -> str:
@@ -108,17 +96,17 @@ def run(
 ) -> None:
     """Reads lines until they end and continues the text after each; what is None comes from params.evaluate."""
     check_stops(stops)
-    drawing = _Drawing(params, paths, samplers, tokens)
+    settings = _Settings(params, paths, samplers, tokens)
     checkpoint = load_model(params, paths, weights, precision)
     generator = torch.Generator(checkpoint.model.head_weight.device)
     generator.manual_seed(params.evaluate.generation.seed if seed is None else seed)
     at_terminal = sys.stdin.isatty()
-    session = _Session(checkpoint, drawing, generator, stops, echo=not at_terminal)
+    session = _Session(checkpoint, settings, generator, stops, echo=not at_terminal)
     if at_terminal:
         with suppress(ImportError):  # arrow keys and a history, which not every Python has
             import_module("readline")
         _note(f"{paths.shown(paths.checkpoint)}: the {checkpoint.weights} weights, of step {checkpoint.step:,}")
-        _note(f"{drawing}; /help explains, Ctrl-D ends")
+        _note(f"{settings}; /help explains, Ctrl-D ends")
     for line in _lines(at_terminal):
         try:
             if not session.obey(line):
@@ -128,33 +116,49 @@ def run(
     session.end()
 
 
+class _Turn(NamedTuple):
+    """The text's length before a turn, in tokens and in characters, and what was typed."""
+
+    tokens: int
+    characters: int
+    typed: str
+
+
 class _Session:
-    """The text so far, and what a line does to it."""
+    """The text so far, and what a line does to it. Each method `do_NAME` is the command /NAME."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        drawing: _Drawing,
+        settings: _Settings,
         generator: torch.Generator,
         stops: Sequence[str],
         echo: bool,
     ) -> None:
         """With `echo` what is typed is shown too: no terminal has shown it."""
         self._model, self._tokenizer = checkpoint.model, checkpoint.tokenizer
-        self._drawing, self._generator, self._stops, self._echo = drawing, generator, stops, echo
+        self._settings, self._generator, self._stops, self._echo = settings, generator, stops, echo
         self._begin()
+
+    def _begin(self) -> None:
+        self._conversation, self._text, self._turns = Conversation(self._model), "", list[_Turn]()
 
     def obey(self, line: str) -> bool:
         """Does what a line says; False where it ends the session."""
-        if not line.startswith("/"):
-            self._turn(line)
-        elif line.startswith("//"):
-            self._turn(line[1:])
-        else:
-            name, *words = line[1:].split() or [""]
-            if name == "quit":
-                return False
-            self._command(name, words)
+        if not line.startswith("/") or line.startswith("//"):
+            self._turn(line.removeprefix("/"))
+            return True
+        name, *words = line[1:].split() or [""]
+        if name == "quit":
+            return False
+        command: Callable[..., None] | None = getattr(self, f"do_{name}", None)
+        if command is None:
+            raise ParamsError(f"there is no command /{name}: /help lists them, and //{name} is text")
+        try:
+            signature(command).bind(*words)
+        except TypeError:
+            raise ParamsError(f"/{name} is used otherwise: see /help") from None
+        command(*words)
         return True
 
     def end(self) -> None:
@@ -162,36 +166,42 @@ class _Session:
         if self._echo and self._text and not self._text.endswith("\n"):
             show("\n")
 
-    def _command(self, name: str, words: Sequence[str]) -> None:
-        commands: dict[str, Callable[..., None]] = {
-            "help": lambda: _note(_HELP),
-            "undo": self._undo,
-            "retry": lambda: self._turn(self._take_back().typed),
-            "reset": self._reset,
-            "text": lambda: show(self._text + "\n"),
-            "tokens": self._change_tokens,
-            "set": self._change,
-            "samplers": self._use,
-        }
-        if name not in commands:
-            raise ParamsError(f"there is no command /{name}: /help lists them, and //{name} is text")
-        try:
-            signature(commands[name]).bind(*words)
-        except TypeError:
-            raise ParamsError(f"/{name} is used otherwise: see /help") from None
-        commands[name](*words)
+    def do_help(self) -> None:
+        _note(_HELP)
 
-    def _begin(self) -> None:
-        self._conversation, self._text = Conversation(self._model), ""
-        self._turns: list[_Turn] = []
+    def do_undo(self) -> None:
+        self._take_back()
+        _note(f"(the text ends with {self._text[-40:]!r})" if self._text else "(an empty text)")
 
-    def _reset(self) -> None:
+    def do_retry(self) -> None:
+        self._turn(self._take_back().typed)
+
+    def do_reset(self) -> None:
         self._begin()
         _note("(an empty text)")
 
-    def _undo(self) -> None:
-        self._take_back()
-        _note(f"(the text ends with {self._text[-40:]!r})" if self._text else "(an empty text)")
+    def do_text(self) -> None:
+        show(self._text + "\n")
+
+    def do_tokens(self, number: str) -> None:
+        if not number.isdecimal() or not int(number):
+            raise ParamsError(f"/tokens takes a number of 1 or more, not {number!r}")
+        self._settings.tokens = int(number)
+        _note(str(self._settings))
+
+    def do_set(self, name: str = "", *value: str) -> None:
+        if name == "tokens":
+            self.do_tokens(" ".join(value))
+            return
+        if name:
+            if not value:
+                raise ParamsError(f"/set {name} needs a value")
+            self._settings.change(name, " ".join(value))
+        _note(str(self._settings))
+
+    def do_samplers(self, *names: str) -> None:
+        self._settings.use(names, self._settings.options)
+        _note(str(self._settings))
 
     def _take_back(self) -> _Turn:
         if not self._turns:
@@ -200,26 +210,6 @@ class _Session:
         self._conversation.back_to(turn.tokens)
         self._text = self._text[: turn.characters]
         return turn
-
-    def _change_tokens(self, number: str) -> None:
-        if not number.isdecimal() or not int(number):
-            raise ParamsError(f"/tokens takes a number of 1 or more, not {number!r}")
-        self._drawing.tokens = int(number)
-        _note(str(self._drawing))
-
-    def _change(self, name: str = "", *value: str) -> None:
-        if name == "tokens":
-            self._change_tokens(" ".join(value))
-            return
-        if name:
-            if not value:
-                raise ParamsError(f"/set {name} needs a value")
-            self._drawing.change(name, " ".join(value))
-        _note(str(self._drawing))
-
-    def _use(self, *names: str) -> None:
-        self._drawing.use(names)
-        _note(str(self._drawing))
 
     def _turn(self, typed: str) -> None:
         """Adds what was typed and shows what follows."""
@@ -238,25 +228,25 @@ class _Session:
             raise
 
     def _continue(self) -> None:
-        conversation, text = self._conversation, TextStream(self._tokenizer, self._stops)
-        unseen, start, shown, drawn, ended = conversation.unseen, len(conversation), "", list[int](), False
+        conversation, stream = self._conversation, TextStream(self._tokenizer, self._stops)
+        unseen, start, text, drawn, ended = conversation.unseen, len(conversation), "", list[int](), False
         with _interrupts() as interrupts:
-            while len(drawn) < self._drawing.tokens and not (interrupts or ended or text.stopped):
-                token = conversation.draw(self._drawing.samplers, self._generator)
+            while len(drawn) < self._settings.tokens and not (interrupts or ended or stream.stopped):
+                token = conversation.draw(self._settings.samplers, self._generator)
                 ended = token == self._tokenizer.end_of_text
                 if not ended:
                     drawn.append(token)
-                    new = text.add(token)
+                    new = stream.add(token)
                     show(new)
-                    shown += new
-        rest = text.finish()
+                    text += new
+        rest = stream.finish()
         show(rest)
-        shown += rest
-        if text.stopped:  # the model is to remember what is shown
-            kept = self._within(shown, drawn)
+        text += rest
+        if stream.stopped:  # the model is to remember what is shown
+            kept = self._within(text, drawn)
             conversation.back_to(start + len(kept))
-            conversation.add(list(map(int, self._tokenizer.encode(shown[len(self._tokenizer.decode(kept)) :]))))
-        self._text += shown
+            conversation.add(list(map(int, self._tokenizer.encode(text[len(self._tokenizer.decode(kept)) :]))))
+        self._text += text
         if not self._text.endswith("\n") and (ended or not self._echo):
             show("\n")
             self._text += "\n" * ended  # what follows is another document, whose first line begins here
@@ -266,7 +256,7 @@ class _Session:
             _note(f"(the context was full: {conversation.unseen:,} tokens at the beginning are no longer seen)")
 
     def _within(self, text: str, ids: Sequence[int]) -> Sequence[int]:
-        """As many of the first ids as `text` begins with the text of."""
+        """The longest run of the first ids whose text `text` begins with."""
         return next(
             ids[:count] for count in range(len(ids), -1, -1) if text.startswith(self._tokenizer.decode(ids[:count]))
         )
@@ -274,7 +264,7 @@ class _Session:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collects the Ctrl-C that come, instead of being stopped by them in the middle of a token."""
+    """Collects Ctrl-C instead of raising KeyboardInterrupt in the middle of a token."""
     signals: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
     try:
@@ -284,7 +274,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _lines(at_terminal: bool) -> Iterator[str]:
-    """What is typed, line by line, until Ctrl-D; at a terminal Ctrl-C only forgets the line at hand."""
+    """What is typed, line by line, until Ctrl-D; at a terminal Ctrl-C only clears the current line."""
     prompt = "> " if sys.stdout.isatty() else ""
     while True:
         try:
@@ -300,7 +290,7 @@ def _lines(at_terminal: bool) -> Iterator[str]:
 
 
 def _note(text: str) -> None:
-    """Tells what is no part of the text."""
+    """Prints a message that is not part of the text: on stderr, dimmed at a terminal."""
     dim = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     before, after = ("\x1b[2m", "\x1b[0m") if dim else ("", "")
     print(f"{before}{printable(text)}{after}", file=sys.stderr, flush=True)

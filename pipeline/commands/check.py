@@ -1,4 +1,4 @@
-"""preflight: everything that can be known before a run: what would stop it, what it needs, how long it takes."""
+"""check: everything that can be known before a run: what would stop it, what it needs, how long it takes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.core.console import fact, say
-from pipeline.core.environment import environment_yaml
+from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
 from pipeline.core.files import readable
 from pipeline.core.paths import Paths
@@ -29,7 +29,7 @@ from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import choose_device, memory_of, peak_memory
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import Document
-from pipeline.plugin.registry import ENTRY_POINTS, Registry
+from pipeline.plugin.registry import Registry
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 from pipeline.train.components import Components
@@ -53,31 +53,26 @@ _READ_AT_MOST = 32 << 20
 _SECONDS_FOR_STEPS = 20.0
 
 
-@dataclass
 class _Findings:
-    """What would stop the run, collected so that all of it is told at once."""
+    """Counts what would stop the run and goes on, so that all problems are told at once."""
 
-    problems: list[str] = field(default_factory=list)
+    count = 0
 
     @contextmanager
     def collected(self) -> Iterator[None]:
+        """Prints an error that is raised inside instead of passing it on."""
         try:
             yield
-        except PipelineError as error:
-            self.add(str(error))
-        except OSError as error:
-            self.add(explain_os_error(error))
-
-    def add(self, problem: str) -> None:
-        self.problems.append(problem)
-        say(f"PROBLEM  {problem}")
+        except (PipelineError, OSError) as error:
+            say(f"PROBLEM  {explain_os_error(error) if isinstance(error, OSError) else error}")
+            self.count += 1
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Tells what is known of the run that params.yaml describes, and writes nothing.
+    """Prints what is known about the run that params.yaml describes, and writes nothing.
 
     Raises:
-        PipelineError: something would stop the run; each such thing has been told on a line of its own.
+        PipelineError: something would stop the run; each problem was printed on its own line.
     """
     findings = _Findings()
     components: Components | None = None
@@ -87,24 +82,30 @@ def run(params: Params, paths: Paths) -> None:
     device: torch.device | None = None
     with findings.collected():
         device = choose_device(params.runtime.device)
-        threads = f"{_threads(params)} processor thread{'s' if _threads(params) > 1 else ''}"
-        fact("device", f"{device}, {threads}, {readable(memory_of(device))} of memory")
+        threads = params.runtime.threads or cores()
+        plural = "s" if threads > 1 else ""
+        fact("device", f"{device}, {threads} processor thread{plural}, {readable(memory_of(device))} of memory")
     _check_environment(paths)
     _check_git(paths)
     _check_texts(params, paths)
     with tempfile.TemporaryDirectory() as folder, findings.collected():
         splits = _data(params, paths, Path(folder))
-        _check_prompts(params, splits, findings)
+        for prompt in params.evaluate.generation.prompts:  # a tokenizer of characters cannot read every prompt
+            with findings.collected():
+                splits.tokenizer.encode(prompt)
         if device is not None:
             _check_size(params, splits, device)
         with findings.collected():
-            _check_weights(params, splits, paths)
+            start = pretrained(params, splits.tokenizer, paths)
+            if start is not None:
+                start.weights(model_config(params, splits.tokenizer))
+                fact("begins", f"with the weights of {start.name}")
         _check_exports(params, exporters, splits, Path(folder), findings)
-        if device is not None and components is not None and not findings.problems:
+        if device is not None and components is not None and not findings.count:
             _measure(params, components, splits, Path(folder))
-    if findings.problems:
-        count = len(findings.problems)
-        raise PipelineError(f"{count} {'thing' if count == 1 else 'things'} would stop the run, told above")
+    if findings.count:
+        things = "1 thing" if findings.count == 1 else f"{findings.count} things"
+        raise PipelineError(f"{things} would stop the run, told above")
     say("nothing found that would stop the run")
 
 
@@ -125,16 +126,16 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
 
 
 def _check_environment(paths: Paths) -> None:
-    path = paths.environment
-    written = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if written == environment_yaml(ENTRY_POINTS):
-        fact("versions", "environment.yaml is up to date")
+    changes = environment_changes(paths.environment, Registry.load(None).packages())
+    if changes:
+        told = "; ".join(changes)
+        say(f"note: environment.yaml is not up to date ({told}), so DVC would miss an upgrade: run `pipeline lock`")
     else:
-        say("note: environment.yaml is not up to date, so DVC would miss an upgrade: run `pipeline lock`")
+        fact("versions", "environment.yaml is up to date")
 
 
 def _check_git(paths: Paths) -> None:
-    """What git or DVC does not track is missing in `--temp` and queued experiments, and in the next clone."""
+    """Notes files that git does not track: `--temp` and queued experiments, and clones, lack them."""
     if shutil.which("git") is None:
         return
     listed = subprocess.run(
@@ -151,7 +152,7 @@ def _check_git(paths: Paths) -> None:
 
 
 def _check_texts(params: Params, paths: Paths) -> None:
-    """Texts of one's own that are not read, or that DVC does not see."""
+    """Notes texts in data/raw that the chosen corpus does not read, or that DVC does not track."""
     if not paths.raw.is_dir() or not any(paths.raw.iterdir()):
         return
     corpus = params.tokenize.corpus.name
@@ -165,7 +166,7 @@ def _check_texts(params: Params, paths: Paths) -> None:
 
 
 class _Scratch(Paths):
-    """The project's paths, but tokens and splits lie in another folder, which is thrown away."""
+    """The project's paths, with tokens and splits in a temporary folder."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         super().__init__(root)
@@ -177,7 +178,7 @@ class _Scratch(Paths):
 
 @dataclass
 class _Beginning:
-    """The corpus, or as much of its beginning as is read here; `cut` tells whether that is less than all."""
+    """The corpus up to _READ_AT_MOST characters; `cut` tells whether that is less than all of it."""
 
     documents: tokenize.Documents
     cut: bool = False
@@ -209,7 +210,10 @@ def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
     try:
         with redirect_stdout(said):
             tokenize.write_tokens(params, scratch, corpus, beginning)
-            split.run(_by_position(params) if beginning.cut else params, scratch)
+            if beginning.cut:  # whether documents leave a side empty cannot be told from a part: cut by position
+                by_position = params.split.model_copy(update={"by": "position", "unit": "tokens"})
+                params = params.model_copy(update={"split": by_position})
+            split.run(params, scratch)
     finally:
         for line in said.getvalue().splitlines():
             if line.startswith(("note:", "removed")):
@@ -220,26 +224,6 @@ def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
     sizes = ", ".join(f"{len(splits.ids(name)):,} of {name}" for name in splits.names)
     fact("data", f"{only}{read['documents']:,} documents, {read['bytes']:,} bytes; tokens: {sizes}")
     return splits
-
-
-def _by_position(params: Params) -> Params:
-    """Whether documents leave a side empty cannot be told from a beginning, so that is cut by position."""
-    return params.model_copy(update={"split": params.split.model_copy(update={"by": "position", "unit": "tokens"})})
-
-
-def _check_prompts(params: Params, splits: TokenFolder, findings: _Findings) -> None:
-    """A tokenizer of characters cannot read every prompt."""
-    for prompt in params.evaluate.generation.prompts:
-        with findings.collected():
-            splits.tokenizer.encode(prompt)
-
-
-def _check_weights(params: Params, splits: TokenFolder, paths: Paths) -> None:
-    """Reads the weights that training is to begin with."""
-    start = pretrained(params, splits.tokenizer, paths)
-    if start is not None:
-        start.weights(model_config(params, splits.tokenizer))
-        fact("begins", f"with the weights of {start.name}")
 
 
 def _check_exports(
@@ -344,10 +328,6 @@ def _needed(params: Params, plan: TrainingRun) -> str:
 def _note(windows: int, plan: TrainingRun) -> str:
     size = plan.params.micro_batch_size
     return "" if windows == size else f" with one window at a time; {size} need more"
-
-
-def _threads(params: Params) -> int:
-    return params.runtime.threads or cores()
 
 
 def _duration(seconds: float) -> str:

@@ -26,70 +26,58 @@ def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -
 
     Args:
         paths: The project's.
-        names: A and B; A alone is held against the working tree, and without any, it is the last commit. With
-            `against`, the runs of A.
+        names: A and B; B is the working tree and A the last commit where they are not given. With `against`, the
+            runs of A.
         against: The runs of B, each with another seed.
         form: "text", "markdown" or "json".
 
     Raises:
         PipelineError: a run cannot be found or read, or the runs may not be compared.
     """
+    groups = (names, against) if against else [[name] for name in [*names, *("HEAD", ".")[len(names) :]]]
+    first, second = ([read_run(find_place(paths.root, name)) for name in group] for group in groups)
     if against:
-        comparison = recipes(*([_read(paths, name) for name in group] for group in (names, against)))
-    else:
-        first, second = [*names, *("HEAD", ".")[len(names) :]]
-        comparison = checkpoints(_read(paths, first), _read(paths, second))
+        _check_recipe("A", first)
+        _check_recipe("B", second)
+    comparison = _compare(RECIPES if against else CHECKPOINTS, first, second)
     if form == "json":
         return iter([as_json(comparison)])
     return as_markdown(comparison) if form == "markdown" else as_text(comparison)
 
 
-def _read(paths: Paths, name: str) -> Run:
-    return read_run(find_place(paths.root, name))
+def _compare(question: str, first: Sequence[Run], second: Sequence[Run]) -> Comparison:
+    """Compares two runs (CHECKPOINTS) or two groups of runs, each with the params of its first run (RECIPES).
 
-
-def checkpoints(first: Run, second: Run) -> Comparison:
-    """Whether these two differ on the text that both were evaluated on."""
-    unit = comparable([first, second])
-    paired = {side: pair([first, second], side, unit) for side in shared_sides([first, second])}
-    return Comparison(
-        CHECKPOINTS,
-        unit,
-        [_shown(first)],
-        [_shown(second)],
-        {side: compare_checkpoints(each) for side, each in paired.items()},
-        differing(first.params, second.params),
-        {side: most_changed(each) for side, each in paired.items()},
-    )
-
-
-def recipes(first: Sequence[Run], second: Sequence[Run]) -> Comparison:
-    """Whether the params of the first runs are better than those of the second, whatever the seed."""
-    for label, group in (("A", first), ("B", second)):
-        if len(group) < 2:
-            raise PipelineError(
-                f"{label} is one run, from which nobody can tell what another seed would give: give two or more of "
-                "each recipe, better three, or compare two checkpoints, without --against"
-            )
-        _check_one_recipe(group)
-        _check_different(group)
+    Raises:
+        PipelineError: the runs were evaluated on different texts.
+    """
     runs = [*first, *second]
     unit = comparable(runs)
     paired = {side: pair(runs, side, unit) for side in shared_sides(runs)}
     params = differing(first[0].params, second[0].params)
-    params.pop(_SEED, None)
+    if question == RECIPES:
+        params.pop(_SEED, None)
+        sides = {side: compare_recipes(each, len(first)) for side, each in paired.items()}
+    else:
+        sides = {side: compare_checkpoints(each) for side, each in paired.items()}
     return Comparison(
-        RECIPES,
-        unit,
-        [_shown(run) for run in first],
-        [_shown(run) for run in second],
-        {side: compare_recipes(each, len(first)) for side, each in paired.items()},
-        params,
-        {},
+        question=question,
+        unit=unit,
+        first=[_shown(run) for run in first],
+        second=[_shown(run) for run in second],
+        sides=sides,
+        params=params,
+        changes={side: most_changed(each) for side, each in paired.items()} if question == CHECKPOINTS else {},
     )
 
 
-def _check_one_recipe(group: Sequence[Run]) -> None:
+def _check_recipe(label: str, group: Sequence[Run]) -> None:
+    """Raises PipelineError unless the group is several runs with the same params and different seeds."""
+    if len(group) < 2:
+        raise PipelineError(
+            f"{label} is one run, from which nobody can tell what another seed would give: give two or more of "
+            "each recipe, better three, or compare two checkpoints, without --against"
+        )
     for other in group[1:]:
         for key, (mine, others) in differing(group[0].params, other.params).items():
             if (key.split(".")[0] in _RECIPE or key == _WEIGHTS) and key != _SEED:
@@ -97,13 +85,10 @@ def _check_one_recipe(group: Sequence[Run]) -> None:
                     f"{group[0].name} and {other.name} stand on the same side and are two recipes: {key} is "
                     f"{mine!r} and {others!r}; only {_SEED} may differ"
                 )
-
-
-def _check_different(group: Sequence[Run]) -> None:
-    for mine, other in combinations(group, 2):
-        if _seed(mine) == _seed(other) or mine.documents == other.documents:  # elsewhere, last bits may differ
+    for run, other in combinations(group, 2):
+        if _seed(run) == _seed(other) or run.documents == other.documents:  # elsewhere, last bits may differ
             raise PipelineError(
-                f"{mine.name} and {other.name} are the same model, one recipe with one seed, and count only once: "
+                f"{run.name} and {other.name} are the same model, one recipe with one seed, and count only once: "
                 f"train each with another {_SEED}"
             )
 

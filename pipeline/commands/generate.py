@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from pipeline.core.console import json_line, printable
 from pipeline.core.errors import DataError, ParamsError
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.device import choose_device, use_threads
-from pipeline.model.generate import continuations, generate, quickest_precision
+from pipeline.model.generate import continuations, quickest_precision
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _CACHE_BYTES = 1 << 30
-"""What the keys and values of the texts that are continued at once may take."""
+"""The most memory for the keys and values of texts that are continued together."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Continuation:
     Attributes:
         prompt: The prompt.
         sample: Which of its continuations this is, from 1.
-        seed: The seed of its draws: with this one alone, the same text comes out.
+        seed: The seed of its draws; generated alone with this seed, it is the same text.
         continuation: The text that followed, without a stop string.
         tokens: How many were drawn, those of a stop string included.
         finish_reason: Why it ended: `length`, `stop` or `end_of_text`.
@@ -64,10 +65,10 @@ def run(
     stops: Sequence[str] = (),
     as_json: bool = False,
 ) -> None:
-    """Prints the prompt and its continuation as it comes, or, of several, each when it is done.
+    """Prints a prompt with its continuation token by token, or several, each when it is done.
 
-    What is None comes from params.evaluate. Each continuation's draws have a seed of their own, one up from the
-    last: with it, the same text comes out alone.
+    Arguments that are None come from params.evaluate. Each continuation has its own seed, one up from the last;
+    generated alone with that seed, it is the same text.
     """
     own = params.evaluate
     check_stops(stops)
@@ -82,22 +83,18 @@ def run(
         for sample in range(num_samples)
     ]
     length = tokens or own.generation.max_new_tokens
-    if len(wanted) == 1 and not as_json:
-        _stream(checkpoint, wanted[0], length, chosen, stops)
-        return
-    for each in _continued(checkpoint, wanted, length, chosen, stops):
+    live = len(wanted) == 1 and not as_json
+    for each in _continued(checkpoint, wanted, length, chosen, stops, live):
         if as_json:
             sys.stdout.write(json_line(asdict(each)))
-        elif num_samples > 1:
-            show(f"── sample {each.sample} of {num_samples}, seed {each.seed} ──\n")
-        if not as_json:
-            show(f"{each.prompt}{each.continuation}\n")
-        sys.stdout.flush()
+            sys.stdout.flush()
+            continue
+        title = f"── sample {each.sample} of {num_samples}, seed {each.seed} ──\n" if num_samples > 1 else ""
+        show("\n" if live else f"{title}{each.prompt}{each.continuation}\n")
 
 
 def load_model(params: Params, paths: Paths, weights: str | None, precision: str) -> Checkpoint:
-    """The checkpoint that is generated with; `weights` None are those of params.evaluate, `precision` auto is what
-    is quickest."""
+    """The checkpoint to generate with; None for `weights` means params.evaluate's, "auto" the fastest precision."""
     use_threads(params.runtime.threads)
     device = choose_device(params.runtime.device)
     checkpoint = load_checkpoint(paths.checkpoint, weights or params.evaluate.weights, device)
@@ -106,7 +103,7 @@ def load_model(params: Params, paths: Paths, weights: str | None, precision: str
 
 
 def check_stops(stops: Sequence[str]) -> None:
-    """Raises ParamsError for a stop string that no text can hold, or every text does."""
+    """Raises ParamsError for a stop string that is empty or not UTF-8."""
     for stop in stops:
         if not stop:
             raise ParamsError("--stop: an empty text would stop at once: give it a character at least")
@@ -132,7 +129,11 @@ def read_prompts(file: str) -> list[str]:
 
 
 def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's ids; where there are none, the end of a document, after which another begins."""
+    """The prompt's ids; of an empty prompt end-of-text, after which a new document begins.
+
+    Raises:
+        ParamsError: it is not UTF-8.
+    """
     try:
         return [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
     except UnicodeEncodeError:
@@ -140,26 +141,9 @@ def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def show(text: str) -> None:
-    """Prints text at once, made harmless."""
+    """Prints text without delay, control characters escaped."""
     sys.stdout.write(printable(text))
     sys.stdout.flush()
-
-
-def _stream(
-    checkpoint: Checkpoint, wanted: Continuation, length: int, samplers: Sequence[SamplerLike], stops: Sequence[str]
-) -> None:
-    """Shows a prompt and what follows, token by token."""
-    model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    device = model.head_weight.device
-    start = torch.tensor([encoded(wanted.prompt, tokenizer)], device=device)
-    generator = torch.Generator(device).manual_seed(wanted.seed)
-    text = TextStream(tokenizer, stops)
-    show(wanted.prompt)
-    for token in generate(model, start, length, samplers, generator, tokenizer.end_of_text):
-        show(text.add(int(token)))
-        if text.stopped:
-            break
-    show(text.finish() + "\n")
 
 
 def _continued(
@@ -168,33 +152,46 @@ def _continued(
     length: int,
     samplers: Sequence[SamplerLike],
     stops: Sequence[str],
+    live: bool,
 ) -> Iterator[Continuation]:
-    """Each continuation in order; as many are computed at once as memory is set aside for."""
+    """Each continuation in order; as many are computed at once as the memory for their caches allows.
+
+    With `live`, where there is only one, the prompt and each new piece of text are shown at once.
+    """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     device = model.head_weight.device
-    starts = {each.prompt: encoded(each.prompt, tokenizer) for each in wanted}  # all of them: an error comes first
+    starts = [encoded(each.prompt, tokenizer) for each in wanted]  # all of them: an error comes first
+    streams = [TextStream(tokenizer, stops) for _ in wanted]
+    texts = [""] * len(wanted)
+
+    def add(number: int, new: str) -> None:
+        texts[number] += new
+        if live:
+            show(new)
+
+    def enough(first: int, row: int, token: int) -> bool:
+        stream = streams[first + row]
+        add(first + row, stream.add(token))
+        return stream.stopped
+
+    if live:
+        show(wanted[0].prompt)
     rows = _rows_at_once(model)
     for first in range(0, len(wanted), rows):
-        batch = wanted[first : first + rows]
-        streams = [TextStream(tokenizer, stops) for _ in batch]
-        texts = ["" for _ in batch]
-
-        def enough(row: int, token: int, streams: list[TextStream] = streams, texts: list[str] = texts) -> bool:
-            texts[row] += streams[row].add(token)
-            return streams[row].stopped
-
         drawn = continuations(
             model,
-            [starts[each.prompt] for each in batch],
+            starts[first : first + rows],
             length,
             samplers,
-            [torch.Generator(device).manual_seed(each.seed) for each in batch],
+            [torch.Generator(device).manual_seed(each.seed) for each in wanted[first : first + rows]],
             tokenizer.end_of_text,
-            enough,
+            partial(enough, first),
         )
-        for each, ids, stream, text in zip(batch, drawn, streams, texts, strict=True):
+        for number, ids in enumerate(drawn, first):
+            stream = streams[number]
+            add(number, stream.finish())
             reason = "stop" if stream.stopped else "end_of_text" if len(ids) < length else "length"
-            yield Continuation(each.prompt, each.sample, each.seed, text + stream.finish(), len(ids), reason)
+            yield replace(wanted[number], continuation=texts[number], tokens=len(ids), finish_reason=reason)
 
 
 def _rows_at_once(model: GPT) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20
 _COLUMNS = {
-    "tokens": ("tokens", "{:,}"),
-    "bytes": ("bytes", "{:,}"),
-    "loss": ("loss", "{:.4f}"),
-    "perplexity": ("perplexity", "{:,.2f}"),
-    "bits_per_byte": ("bits per byte", "{:.4f}"),
-    "accuracy": ("accuracy", "{:.2%}"),
+    "tokens": "{:,}",
+    "bytes": "{:,}",
+    "loss": "{:.4f}",
+    "perplexity": "{:,.2f}",
+    "bits_per_byte": "{:.4f}",
+    "accuracy": "{:.2%}",
 }
-"""What is shown of a text: each number's name, and its column's title and form."""
+"""The table's columns: the names of the numbers and how each is written."""
 
 
 def run(
@@ -47,7 +47,11 @@ def run(
     by_token: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Prints the numbers of each file ("-" is the standard input) and of all, with `by_token` each token's too."""
+    """Prints the numbers of each file ("-" is the standard input) and of all; with `by_token` also every token's.
+
+    Raises:
+        DataError: a file is empty, is a single token, or is not UTF-8.
+    """
     own = params.evaluate
     checkpoint = load_model(params, paths, weights, "fp32")
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
@@ -58,10 +62,16 @@ def run(
         fact("read", f"{paths.shown(paths.checkpoint)}: {what}")
 
     total, rows = Summary(tokenizer.byte_lengths), list[dict[str, Any]]()
+
+    def add_row(of: dict[str, Any], summary: Summary) -> None:
+        rows.append({**of, "tokens": summary.tokens, "bytes": summary.bytes, **summary.metrics()})
+        if as_json:
+            sys.stdout.write(json_line(rows[-1]))
+
     for file in files:
         if by_token and not as_json:
             say(f"\n── {_named(file)} ──")
-        own_summary = Summary(tokenizer.byte_lengths)
+        summary = Summary(tokenizer.byte_lengths)
         view = token_view(file, tokenizer, as_json) if by_token else None
         blocks = _ids(file, tokenizer)
         first = next(blocks)
@@ -70,30 +80,22 @@ def run(
         quiet = by_token or as_json  # what is printed is for a program, or long
         with nullcontext() if quiet else Progress(f"scoring {file}", "token") as progress:
             for scores in score_stream(model, chain([start, first], blocks), stride, own.batch_size):
-                for summary in (own_summary, total):
-                    summary.add(scores)
+                summary.add(scores)
+                total.add(scores)
                 if view is not None:
                     view.scored(scores)
                 if progress is not None:
-                    progress.update(len(scores.targets), loss=f"{own_summary.loss:.4f}")
-        if not own_summary.tokens:
+                    progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
+        if not summary.tokens:
             raise DataError(f"{_named(file)} is a single token: there is nothing before it to predict it from")
         if view is not None:
             view.end()
-        rows.append({"file": file, **_numbers(own_summary)})
-        if as_json:
-            sys.stdout.write(json_line(rows[-1]))
+        add_row({"file": file}, summary)
     if len(files) > 1:
-        rows.append({"files": len(files), **_numbers(total)})
-        if as_json:
-            sys.stdout.write(json_line(rows[-1]))
+        add_row({"files": len(files)}, total)
     if not as_json:
         for line in _table(rows):
             say(line)
-
-
-def _numbers(summary: Summary) -> dict[str, float]:
-    return {"tokens": summary.tokens, "bytes": summary.bytes, **summary.metrics()}
 
 
 def _named(file: str) -> str:
@@ -102,25 +104,25 @@ def _named(file: str) -> str:
 
 def _ids(file: str, tokenizer: Tokenizer) -> Iterator[Ids]:
     """A file's ids, in blocks that are not empty; at least one."""
-    none = True
+    empty = True
     for _, ids in encode([Document(_named(file), _text(file))], tokenizer, threads=1):
         if len(ids):
-            none = False
+            empty = False
             yield ids
-    if none:
+    if empty:
         raise DataError(f"{_named(file)} is empty: there is nothing to score")
 
 
 def _text(file: str) -> Iterator[str]:
     """A file's text in blocks, its line ends as they are; a byte order mark at its beginning is left out."""
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
-    with _opened(file) as data:
+    with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as data:
         while True:
             block = data.read(_BLOCK)
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                # What the decoder held back stands before the block in its own buffer.
+                # error.object is what the decoder held back from the last block, then this block.
                 place = offset + len(block) - len(error.object) + error.start
                 raise DataError(f"{_named(file)} is not UTF-8 at byte {place:,}: convert it") from None
             yield text if offset else text.removeprefix("\ufeff")
@@ -129,15 +131,11 @@ def _text(file: str) -> Iterator[str]:
             offset += len(block)
 
 
-def _opened(file: str) -> AbstractContextManager[BinaryIO]:
-    return nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb")
-
-
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The rows under a line of titles, in columns."""
-    cells = [["", *(title for title, _ in _COLUMNS.values())]]
+    cells = [["", *(name.replace("_", " ") for name in _COLUMNS)]]
     for row in rows:
-        numbers = [form.format(row[name]) if name in row else "-" for name, (_, form) in _COLUMNS.items()]
+        numbers = [form.format(row[name]) if name in row else "-" for name, form in _COLUMNS.items()]
         cells.append([printable(_named(row["file"])) if "file" in row else "all", *numbers])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for first, *others in cells:

@@ -13,22 +13,23 @@ from pipeline.model.scoring import Scores
 
 _SHADES = ((1.0, ""), (3.0, "48;5;230;38;5;16"), (5.0, "48;5;223;38;5;16"), (8.0, "48;5;216;38;5;16"))
 _WORST = "48;5;203;38;5;16"
-"""Backgrounds for the losses below so many nats, and for those above: pale yellow to red, the writing black."""
+"""Terminal colours for losses below so many nats, and for all above: pale yellow to red, with black text."""
 
 
 class TokenView(ABC):
-    """Prints tokens one after the other.
+    """Prints a text's tokens, one after the other.
 
     Attributes:
+        file: The text's file, as it was named.
         byte: Where the next token begins in the text, in bytes.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.byte = 0
+    def __init__(self, file: str, tokenizer: Tokenizer) -> None:
+        self.file, self.byte = file, 0
         self._token_bytes = tokenizer.token_bytes
 
     def unscored(self, token: int) -> None:
-        """The text's first token, where nothing is before it to predict it from."""
+        """The text's first token, where no token before it predicts it."""
         self.byte += len(self._token_bytes[token])
 
     def scored(self, scores: Scores) -> None:
@@ -42,54 +43,40 @@ class TokenView(ABC):
     def show(self, token: int, nats: float, correct: bool) -> None:
         """Prints one token."""
 
-    def end(self) -> None:  # noqa: B027 - most have nothing to end
-        """The text is at its end."""
+    def end(self) -> None:  # noqa: B027 - optional
+        """Prints what belongs after the last token."""
 
 
 class JsonLines(TokenView):
     """A line of JSON for each token."""
 
-    def __init__(self, file: str, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer)
-        self._file = file
-
     def show(self, token: int, nats: float, correct: bool) -> None:
         text = self._token_bytes[token].decode("utf-8", errors="replace")
-        values = {
-            "file": self._file,
-            "byte": self.byte,
-            "id": token,
-            "token": text,
-            "nats": nats,
-            "correct": correct,
-        }
-        sys.stdout.write(json_line(values))
+        about = {"file": self.file, "byte": self.byte, "id": token, "token": text, "nats": nats, "correct": correct}
+        sys.stdout.write(json_line(about))
 
 
 class Table(TokenView):
-    """A row for each token: where it begins, its id, its loss, whether it was the likeliest, and its text."""
+    """A row for each token: its first byte, its id, its loss, whether it was the most likely one, and its text."""
 
     _titles = f"{'byte':>9}{'id':>9}{'nats':>9}  hit  token\n"
 
     def show(self, token: int, nats: float, correct: bool) -> None:
-        if self._titles:
-            sys.stdout.write(self._titles)
-            self._titles = ""
         text = self._token_bytes[token].decode("utf-8", errors="backslashreplace")
         shown = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
-        sys.stdout.write(f"{self.byte:>9,}{token:>9}{nats:>9.4f}  {'yes' if correct else '   '}  '{shown}'\n")
+        row = f"{self.byte:>9,}{token:>9}{nats:>9.4f}  {'yes' if correct else '   '}  '{shown}'\n"
+        sys.stdout.write(self._titles + row)
+        self._titles = ""
 
 
 class Coloured(TokenView):
-    """The text itself, each token on a background that says how unexpected it was."""
+    """The text itself, each token on a background that shows its loss."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer)
-        self._text, self._shade = TextStream(tokenizer), ""
-        legend = [f"below {nats:g}" for nats, _ in _SHADES] + ["more"]
-        shades = [shade for _, shade in _SHADES] + [_WORST]
-        keys = "  ".join(_painted(f" {text} ", shade) for text, shade in zip(legend, shades, strict=True))
-        sys.stdout.write(f"nats:  {keys}\n\n")
+    def __init__(self, file: str, tokenizer: Tokenizer) -> None:
+        super().__init__(file, tokenizer)
+        self._text = TextStream(tokenizer)
+        keys = [*((f"below {nats:g}", shade) for nats, shade in _SHADES), ("more", _WORST)]
+        sys.stdout.write(f"nats:  {'  '.join(_painted(f' {text} ', shade) for text, shade in keys)}\n\n")
 
     def unscored(self, token: int) -> None:
         super().unscored(token)
@@ -99,15 +86,14 @@ class Coloured(TokenView):
         self._paint(self._text.add(token), next((shade for most, shade in _SHADES if nats < most), _WORST))
 
     def end(self) -> None:
-        self._paint(self._text.finish(), "")
-        sys.stdout.write("\n\n")
+        self._paint(self._text.finish() + "\n\n", "")
 
     def _paint(self, text: str, shade: str) -> None:
         sys.stdout.write(_painted(printable(text), shade))
 
 
 def _painted(text: str, shade: str) -> str:
-    """The text on a background, its line breaks left plain: a terminal would colour the rest of the line."""
+    """The text on a background. Line breaks are not painted: a terminal would colour the rest of the line."""
     return "\n".join(f"\x1b[{shade}m{line}\x1b[0m" if shade and line else line for line in text.split("\n"))
 
 
@@ -116,4 +102,4 @@ def token_view(file: str, tokenizer: Tokenizer, as_json: bool) -> TokenView:
     if as_json:
         return JsonLines(file, tokenizer)
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return Coloured(tokenizer) if coloured else Table(tokenizer)
+    return Coloured(file, tokenizer) if coloured else Table(file, tokenizer)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-
-from pipeline.core.files import write_atomically
 
 _HEADER = """\
 # What is installed that decides results; DVC compares it. Written by `python -m pipeline lock`.
@@ -28,19 +28,26 @@ def plugin_packages(group: str) -> dict[str, str]:
     return {point.dist.name: point.dist.version for point in points if point.dist}
 
 
-def environment_yaml(group: str) -> str:
-    """What environment.yaml should hold now."""
-    plugins = plugin_packages(group)
+def environment_yaml(plugins: Mapping[str, Mapping[str, str]]) -> str:
+    """What environment.yaml should hold now; `plugins` are the versions of plugin packages, by kind and by name."""
     lines = [f'{name}: "{version}"' for name, version in versions().items()]
-    lines += ["plugins:" if plugins else "plugins: {}"]
-    lines += [f'  {name}: "{version}"' for name, version in sorted(plugins.items())]
+    lines += ["plugins:", *(f"  {kind}: {json.dumps(packages)}" for kind, packages in plugins.items())]
     return _HEADER + "\n".join(lines) + "\n"
 
 
-def write_environment(path: Path, group: str) -> bool:
-    """Writes environment.yaml if anything changed; returns whether it did."""
-    content = environment_yaml(group)
-    if path.is_file() and path.read_text(encoding="utf-8") == content:
-        return False
-    write_atomically(path, content)
-    return True
+def environment_changes(path: Path, plugins: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What environment.yaml at `path` says otherwise than it should now; see `environment_yaml`."""
+    if not path.is_file():
+        return ["there was none"]
+    old, new = _values(path.read_text(encoding="utf-8", errors="replace")), _values(environment_yaml(plugins))
+    return [
+        f"{name} {old.get(name, 'none')} → {new.get(name, 'none')}"
+        for name in new | old
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _values(text: str) -> dict[str, str]:
+    """What stands on each line, by its key."""
+    parts = [line.partition(":") for line in text.splitlines() if not line.startswith("#")]
+    return {name.strip(): value.strip() for name, _, value in parts if value.strip()}

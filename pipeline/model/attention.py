@@ -1,4 +1,4 @@
-"""Causal self-attention: what looks where, rotary positions, the kernel that suits the shapes, and its cache."""
+"""Causal self-attention: rotary positions, the fastest kernel for the shapes, and the KV cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.model.config import GPTConfig
 from pipeline.model.functions import Linear, dropped, rms_norm, rotate
 
 PLAIN_UP_TO = 512
-"""Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16, but for a single query
+"""Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16, except for a single query
 (docs/performance.md)."""
 
 
@@ -22,9 +22,10 @@ class KVCache:
     """Keys and values of the tokens seen so far, for generation.
 
     Attributes:
+        capacity: The most tokens that fit.
         length: Tokens in the cache.
-        tokens: Their ids [B, length], kept where documents do not see each other.
-        layers: For each block, keys and values [B, heads of keys, capacity, head size].
+        tokens: Their ids [B, length], stored only where attention stays within documents.
+        layers: For each block, keys and values [B, kv_heads, capacity, head size].
     """
 
     capacity: int
@@ -33,7 +34,7 @@ class KVCache:
     layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds the new tokens' keys and values and returns all of them so far."""
+        """Adds the new tokens' keys and values [B, kv_heads, new, head size] and returns all so far."""
         if layer not in self.layers:
             shape = (*k.shape[:2], self.capacity, k.shape[3])
             self.layers[layer] = (k.new_empty(shape), v.new_empty(shape))
@@ -45,31 +46,31 @@ class KVCache:
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines [T, head size / 2] by which queries and keys are turned: their positions."""
+    """Cosines and sines [T, head size / 2] of the angles by which positions rotate queries and keys."""
 
     cos: torch.Tensor
     sin: torch.Tensor
 
     @classmethod
     def at(cls, positions: torch.Tensor, head_dim: int, base: float = 10_000.0) -> Rotation:
-        """Of positions [T], in float32 (Su et al., 2021).
+        """The rotation of positions [T], in float32 (Su et al., 2021).
 
-        The frequencies are computed as others do, to the bit: far into a text their last bit is the fourth digit.
+        The frequencies are those of other programs to the bit: far into a text, their last bit changes the angle's
+        fourth digit.
         """
         frequencies = 1 / base ** (torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
         angles = positions[:, None] * frequencies
         return cls(angles.cos(), angles.sin())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Queries or keys [B, heads, T, head size], each pair of numbers turned by its position's angle."""
+        """Queries or keys [B, heads, T, head size], each pair of numbers rotated by its position's angle."""
         return rotate(x, self.cos.to(x.dtype), self.sin.to(x.dtype))
 
 
 class Attention(nn.Module):
     """Causal multi-head self-attention with one fused projection for queries, keys and values.
 
-    Where there are fewer heads of keys and values than of queries, neighbouring queries share one (Ainslie et al.,
-    2023).
+    With fewer heads of keys and values than of queries, neighbouring queries share one (Ainslie et al., 2023).
     """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -95,14 +96,13 @@ class Attention(nn.Module):
         if self.kv_heads < self.n_heads:
             k, v = (each.repeat_interleave(self.n_heads // self.kv_heads, dim=1) for each in (k, v))
         attended = attend(q, k, v, mask, kept, self.dropout if self.training else 0.0)
-        out: torch.Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))
-        return out
+        return self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))  # type: ignore[no-any-return]
 
     def project(
         self, x: torch.Tensor, rotation: Rotation | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries [B, n_heads, T, head size], keys and values [B, heads of keys, T, head size] of `x` [B, T, D],
-        turned and normalised as they meet in `attend`; those that several queries share are not repeated yet."""
+        """Queries [B, n_heads, T, head size], keys and values [B, kv_heads, T, head size] of `x` [B, T, D], rotated
+        and normalised, but shared keys and values not yet repeated."""
         heads, shared = self.n_heads, self.kv_heads
         qkv = self.qkv(x).view(*x.shape[:2], heads + 2 * shared, self.head_dim).transpose(1, 2)
         if rotation is None:
@@ -122,19 +122,19 @@ def attend(
     kept: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Each query's mean of the values, weighted by how its keys match: [B, n_heads, T, head size].
+    """softmax(q·k/√d)·v, [B, n_heads, T, head size].
 
     Args:
         q: Queries [B, n_heads, T, head size].
         k, v: Keys and values [B, n_heads, all tokens so far, head size].
-        mask: What each query may see, broadcast to [B, n_heads, T, all]; None for everything up to itself.
-        kept: Which of the weights [B, n_heads, T, all] dropout leaves; None for all of them.
-        dropout: The share that it drops, where `kept` is given; without, a fused kernel draws for itself.
+        mask: What each query sees, broadcast to [B, n_heads, T, all]; None for everything up to itself.
+        kept: Which of the weights [B, n_heads, T, all] dropout keeps; None for all.
+        dropout: The share of weights to drop. Where `kept` is None, the fused kernel draws its own mask.
     """
     new, total = q.shape[2], k.shape[2]
     quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < new <= total <= PLAIN_UP_TO
     plain = quick or kept is not None
-    if mask is None and new > 1 and (plain or new < total):  # the kernel's own mask begins at the first key
+    if mask is None and new > 1 and (plain or new < total):  # is_causal would align query 0 with key 0
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
     if plain:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)

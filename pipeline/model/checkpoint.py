@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.serialization import get_crc32_options, set_crc32_options
+from torch.utils.serialization import config as serialization
 
 from pipeline.core.errors import CheckpointError, DataError
-from pipeline.core.files import read_json, verify_manifest, write_json, write_manifest
+from pipeline.core.files import verify_manifest, write_json, write_manifest
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TOKENIZER
 from pipeline.model.config import GPTConfig
@@ -62,18 +60,19 @@ def weights_file(folder: Path, weights: str) -> Path:
 
 
 def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
-    """Writes plain tensors and plain values, which `load_tensors` reads; it is on the disk when this returns.
+    """Writes plain tensors and plain values, which `load_tensors` reads; they are on the disk when this returns.
 
     Args:
         value: What to write.
         path: Where to.
-        crc: Whether the file has zip's own checksums as well, which other programs check and torch does not. They
-            take longer than all else here.
+        crc: Whether the file also has zip's checksums, which other programs check and torch does not. They take
+            most of the time.
 
     Raises:
         OSError: the file cannot be written, such as on a full disk.
     """
-    with _crc(crc), path.open("wb") as file:
+    crc = crc and serialization.save.compute_crc32
+    with serialization.patch("save.compute_crc32", crc), path.open("wb") as file:  # type: ignore[attr-defined]
         try:
             torch.save(_with_shared_keys(value), file)
         except RuntimeError as error:  # torch's own complaint hides the system's
@@ -82,16 +81,6 @@ def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
             raise
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def _crc(wanted: bool) -> Iterator[None]:
-    before = get_crc32_options()
-    set_crc32_options(wanted and before)
-    try:
-        yield
-    finally:
-        set_crc32_options(before)
 
 
 def tensor_bytes(value: Any) -> int:
@@ -104,7 +93,7 @@ def tensor_bytes(value: Any) -> int:
 
 
 def _with_shared_keys(value: Any) -> Any:
-    """Equal keys as one object, so that a run that was gone on with is saved to the very same bytes."""
+    """Makes equal keys one object, so that a resumed run is saved to the same bytes as an uninterrupted one."""
     if isinstance(value, dict):
         return {
             sys.intern(key) if type(key) is str else key: _with_shared_keys(each) for key, each in value.items()
@@ -132,7 +121,7 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device) -> Checkpo
     """
     try:
         verify_manifest(folder, _MEND)
-        config = GPTConfig.from_dict(read_json(folder / CONFIG, _MEND), str(folder / CONFIG), _MEND)
+        config = GPTConfig.from_file(folder / CONFIG, _MEND)
         tokenizer = Tokenizer.load(folder / TOKENIZER, _MEND)
     except DataError as error:
         raise CheckpointError(str(error)) from None

@@ -1,33 +1,43 @@
-"""The shape of a GPT: all that is needed, beside the weights, to build it again."""
+"""The architecture of a GPT: with the weights, all that is needed to build it again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import CheckpointError
+from pipeline.core.files import read_json
+
+_NOT_LLAMA = {"n_kv_heads": 0, "mlp_dim": 0, "rope_theta": 10_000.0, "norm_eps": 1e-5}
+_FIXED: Mapping[str, Mapping[str, Any]] = {
+    "gpt2": _NOT_LLAMA,
+    "modern": {**_NOT_LLAMA, "qkv_bias": False, "tied_head": False, "init": "modern"},
+    "llama": {"qkv_bias": False},
+}
+"""The fields that a family does not leave to params.yaml, with the values that its configs have."""
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """A GPT's architecture; the fields but `vocab_size` are those of params.yaml's `model` section.
+    """A GPT's architecture; most fields are keys of params.yaml's `model` section.
 
     Attributes:
-        vocab_size: V, the ids that the tokenizer gives.
+        vocab_size: V, the number of the tokenizer's ids.
         context_length: T, the most tokens seen at once.
         n_layers, n_heads, emb_dim: Blocks, heads in each, and width D.
         dropout: Share of activations dropped in training.
-        qkv_bias: Whether queries, keys and values have a bias (in GPT-2's family only).
-        tied_head: Whether the output head is the token embedding (never in the modern family).
-        init: "gpt2" or "pytorch"; the modern family has its own.
-        pad_vocab_to: The embedding's and head's rows are padded to a multiple of this.
-        document_end: The id that ends a document, where tokens are to see nothing of other documents; else None.
+        qkv_bias: Whether queries, keys and values have a bias (gpt2 only).
+        tied_head: Whether the output head is the token embedding (never in modern).
+        init: "gpt2" or "pytorch"; modern has its own.
+        pad_vocab_to: The rows of embedding and head are padded to a multiple of this.
+        document_end: The id that ends a document, if attention stays within documents; else None.
         family: "gpt2" (Radford et al., 2019), "modern" or "llama" (Touvron et al., 2023); see `GPT`.
-        n_kv_heads: Llama's heads of keys and values, each shared by n_heads / n_kv_heads queries; 0 for n_heads.
-        mlp_dim: Llama's width inside the MLP; 0 for the usual one.
-        rope_theta: The base of Llama's rotary frequencies.
-        norm_eps: What Llama's norms add to the mean square.
+        n_kv_heads: Heads of keys and values (llama only), each for n_heads / n_kv_heads queries; 0 for n_heads.
+        mlp_dim: Width inside the MLP (llama only); 0 for the usual one.
+        rope_theta: The base of the rotary frequencies (llama only).
+        norm_eps: What norms add to the mean square (llama only).
     """
 
     vocab_size: int
@@ -59,9 +69,9 @@ class GPTConfig:
 
     @property
     def rotary(self) -> bool:
-        """Whether positions turn queries and keys; else they are learned and added to the embedding.
+        """Whether positions are rotary (queries and keys are turned) instead of learned and added to the embedding.
 
-        Such a family has no biases either, and drops none of attention's weights.
+        Rotary families have no biases either, and no dropout on attention's weights.
         """
         return self.family != "gpt2"
 
@@ -72,7 +82,7 @@ class GPTConfig:
 
     @property
     def head_dim(self) -> int:
-        """Numbers of a query, key or value in one head."""
+        """Width of a query, key or value in one head."""
         return self.emb_dim // self.n_heads
 
     @property
@@ -87,7 +97,7 @@ class GPTConfig:
 
     @property
     def inner_dim(self) -> int:
-        """Width inside the MLP: 4·D; in Llama's, whose gate is a third matrix, 8/3·D up to a multiple of 64."""
+        """Width inside the MLP: 4·D; in llama, which has a third matrix, 8/3·D rounded up to a multiple of 64."""
         if not self.llama:
             return 4 * self.emb_dim
         return self.mlp_dim or -(-8 * self.emb_dim // (3 * 64)) * 64
@@ -99,14 +109,14 @@ class GPTConfig:
 
     @property
     def parameter_count(self) -> int:
-        """Trained numbers, padding rows included, a tied head counted once; known before the model is made."""
+        """Parameters, with padding rows, a tied head counted once; known before the model is made."""
         embeddings = self.padded_vocab_size * self.emb_dim * (1 if self.tied else 2)
         positions = 0 if self.rotary else self.context_length * self.emb_dim
         return embeddings + positions + self._norm_size + self.n_layers * self.block_parameter_count
 
     @property
     def block_parameter_count(self) -> int:
-        """Trained numbers of one block."""
+        """Parameters of one block."""
         width, inside = self.emb_dim, self.inner_dim
         attention = (self.qkv_dim + width) * width
         mlp = (3 if self.llama else 2) * inside * width
@@ -115,7 +125,7 @@ class GPTConfig:
 
     @property
     def _norm_size(self) -> int:
-        """Trained numbers of one norm."""
+        """Parameters of one norm."""
         return 0 if self.modern else self.emb_dim if self.llama else 2 * self.emb_dim
 
     @property
@@ -130,10 +140,31 @@ class GPTConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str, mend: str) -> GPTConfig:
-        """The config that `to_dict` wrote; `where` names the file in the error, and `mend` says what helps."""
+    def from_file(cls, path: Path, mend: str) -> GPTConfig:
+        """The config whose `to_dict` is in a config.json.
+
+        Raises:
+            CheckpointError: the file holds something else; `mend` ends the message.
+            DataError: the file is missing or no JSON.
+        """
         try:
-            return cls(**values)
+            return cls(**read_json(path, mend))
         except TypeError as error:
             reason = str(error).replace("GPTConfig.__init__() ", "")
-            raise CheckpointError(f"{where} does not describe a model ({reason}): {mend}") from None
+            raise CheckpointError(f"{path} does not describe a model ({reason}): {mend}") from None
+
+    @classmethod
+    def from_params(cls, model_params: Mapping[str, Any], vocab_size: int, document_end: int | None) -> GPTConfig:
+        """The architecture that params.yaml describes.
+
+        Args:
+            model_params: The values of its `model` section; keys that the family does not use are ignored.
+            vocab_size: V, the number of the tokenizer's ids.
+            document_end: The tokenizer's end-of-text; used if `document_mask` is set.
+        """
+        known = {field.name: model_params[field.name] for field in fields(cls) if field.name in model_params}
+        return cls(
+            **{**known, **_FIXED[known["family"]]},
+            vocab_size=vocab_size,
+            document_end=document_end if model_params["document_mask"] else None,
+        )

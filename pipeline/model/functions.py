@@ -1,5 +1,5 @@
-"""What a small model's step consists of where blocks are not compiled: passes over memory. Here they are as few as
-can be, with gradients written by hand, and random masks from four numbers a draw."""
+"""Elementwise operations with hand-written gradients, and dropout masks from few draws: they keep memory traffic
+low, which bounds a small model's step where it is not compiled."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ RMS_EPS = 1e-6
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear`; for weights in bfloat16 on a CPU, as generation has them, the product that reads them fastest:
-    the weights stand first, or else they would be laid out anew each time (docs/performance.md).
+    """`F.linear`; for bfloat16 weights on a CPU, as in generation, with the weights as the first factor: as the
+    second they would be copied to another layout each time (docs/performance.md).
 
     Args:
         x: [..., inputs].
@@ -26,7 +26,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return F.linear(x, weight, bias)
     rows = x.flatten(0, -2)
-    # Not left turned: attention would leave its fused kernel for it, and all else would be slower.
+    # Contiguous: on a transposed tensor attention would leave its fused kernel, and the rest would be slower.
     out = torch.mv(weight, rows[0])[None] if len(rows) == 1 else (weight @ rows.T).T.contiguous()
     if bias is not None:
         out += bias
@@ -42,8 +42,7 @@ class Linear(nn.Linear):
 
 def rms_norm(x: torch.Tensor, eps: float = RMS_EPS) -> torch.Tensor:
     """`x` over the root of its mean square along the last dimension, without weights (Zhang & Sennrich, 2019)."""
-    out: torch.Tensor = _RMSNorm.apply(x, eps)  # type: ignore[no-untyped-call]
-    return out
+    return _RMSNorm.apply(x, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -55,8 +54,7 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).to(wide)
         root = (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
         ctx.save_for_backward(x, root)
-        out: torch.Tensor = x * root
-        return out
+        return x * root  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
@@ -68,8 +66,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
     """The square of `x` where it is positive, else 0 (So et al., 2021)."""
-    out: torch.Tensor = _ReluSquared.apply(x)  # type: ignore[no-untyped-call]
-    return out
+    return _ReluSquared.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -83,18 +80,16 @@ class _ReluSquared(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
         (positive,) = ctx.saved_tensors
-        out: torch.Tensor = (positive * upstream).mul_(2)
-        return out
+        return (positive * upstream).mul_(2)  # type: ignore[no-any-return]
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """`up` times SiLU of `gate` (Shazeer, 2020)."""
-    out: torch.Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
-    return out
+    return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SwiGLU(torch.autograd.Function):
-    """SiLU is computed again for the gradients, which costs less than to keep it."""
+    """Computes SiLU again for the gradients, which costs less than storing it."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -110,45 +105,44 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns pairs of numbers, one from each half of the last dimension, clockwise by angles (Su et al., 2021).
+    """Rotates pairs of numbers, one from each half of the last dimension, clockwise by angles (Su et al., 2021).
 
     Args:
         x: [..., D].
         cos, sin: Of the angles [..., D / 2], broadcast to `x`.
     """
-    out: torch.Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-    return out
+    return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient is turned back."""
+    """The gradient is rotated back."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(upstream, cos, -sin), None, None
+        return _rotated(upstream, cos, -sin), None, None
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat([torch.addcmul(first * cos, second, sin), torch.addcmul(second * cos, first, -sin)], dim=-1)
 
 
 def keep_mask(shape: tuple[int, ...], dropout: float, device: torch.device) -> torch.Tensor:
-    """Which numbers of a tensor dropout leaves: each with the probability 1 − dropout (to 1/65536 on a CPU)."""
+    """Which numbers of a tensor dropout keeps: each with the probability 1 − dropout (to 1/65536 on a CPU)."""
     if device.type != "cpu":
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout)
     count = math.prod(shape)
-    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # each is four numbers
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # four numbers in each
     least = min(round(dropout * (1 << 16)), (1 << 16) - 1) - (1 << 15)
     return (draws.view(torch.int16)[:count] >= least).view(shape)
 
 
 def dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
-    """`x` where it is kept, scaled up to the same mean, and 0 elsewhere; `x` itself where there is no choice."""
+    """`x` with the numbers outside `kept` set to 0 and the others scaled to the same mean; `x` itself for None."""
     return x if kept is None else x * (kept.to(x.dtype) * (1 / (1 - dropout)))

@@ -1,4 +1,4 @@
-"""Generation: one token at a time with a KV cache, samplers in their order, one draw at the end."""
+"""Generation: one token at a time with a KV cache; samplers change the logits in order, then one draw."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.model.gpt import GPT
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _WORTH_HALVING = 10_000_000
-"""Parameters from which each token waits for the weights to come from memory: what a processor's caches hold."""
+"""Parameters beyond which the weights do not fit into a processor's caches, so that each token waits for memory."""
 
 
 def quickest_precision(model: GPT) -> torch.dtype:
-    """What to cast a model's weights to that is only generated with: bfloat16 where they are many and the processor
-    has instructions for it, since half as many bytes are read for each token; else float32."""
+    """The fastest dtype of the weights for generation: bfloat16 if they are many (half the bytes are read for each
+    token) and the processor has instructions for it, else float32."""
     halved = model.parameter_count() >= _WORTH_HALVING and computes_bf16(model.head_weight.device)
     return torch.bfloat16 if halved else torch.float32
 
@@ -35,16 +35,16 @@ def generate(
 ) -> Iterator[torch.Tensor]:
     """Continues `tokens`.
 
-    When the context is full, the model goes on from the later half of it: the cached keys hold learned
-    positions, so they cannot be moved.
+    When the context is full, generation continues from its later half: cached keys include their positions, so they
+    cannot be moved.
 
     Args:
         model: In eval mode.
-        tokens: Ids [B, T], T ≥ 1; of a longer prompt than the context its end is used.
+        tokens: Ids [B, T], T ≥ 1; of a prompt longer than the context the end is used.
         max_new_tokens: How many to draw.
         samplers: Applied to the logits in order.
-        generator: For the draw; None takes the likeliest token, without any randomness.
-        end: The id after which nothing follows: generation ends when every row has just drawn it.
+        generator: For the draws; None takes the most likely token.
+        end: The end-of-text id: generation ends when every row draws it.
 
     Yields:
         The next ids [B].
@@ -71,17 +71,16 @@ def continuations(
 ) -> list[list[int]]:
     """Continues several prompts at once, each as `generate` would alone.
 
-    They begin at the same position, so that nothing is padded: the shorter ones are continued while the longer ones
-    are still read.
+    All rows start at position 0, without padding: shorter prompts are continued while longer ones are still read.
 
     Args:
         model: In eval mode.
         prompts: The ids of each, at least one.
         max_new_tokens: How many to draw for each.
         samplers: Applied to the logits in order.
-        generators: For each prompt's draws; None takes the likeliest token each time.
-        end: The id after which nothing follows; it is left out.
-        enough: Called with (number of the prompt, id) for each id that is drawn: whether it was that prompt's last.
+        generators: One for each prompt; None takes the most likely tokens.
+        end: The end-of-text id, which ends a prompt's continuation and is left out.
+        enough: Called with (number of the prompt, id) for each drawn id; True ends that prompt's continuation.
 
     Returns:
         For each prompt the ids that follow.
@@ -96,12 +95,9 @@ def continuations(
     ended = [False] * len(cut)
     reader = Reader(model)
     for position in range(min(lengths), texts.shape[1]):
-        drawing = [
-            row
-            for row, length in enumerate(lengths)
-            if not ended[row] and length <= position < length + max_new_tokens
-        ]
-        if not drawing:  # the next to draw is still to be read: all of it at once
+        begun = [row for row, length in enumerate(lengths) if length <= position < length + max_new_tokens]
+        drawing = [row for row in begun if not ended[row]]
+        if not drawing:  # the rows that are left are still reading: later, in one step
             continue
         logits = reader(texts[:, :position])
         for row in drawing:
@@ -117,11 +113,11 @@ def continuations(
 
 
 class Reader:
-    """Reads texts that grow, and remembers what it has read of them.
+    """Logits of what follows growing texts, each token of which is computed once.
 
     Attributes:
-        begin: Where in the texts the cache begins: what lies before is no longer seen.
-        read: How many of the texts' tokens have been read.
+        begin: The position in the texts where the cache begins; the model does not see what is before it.
+        read: How many of the texts' tokens are computed.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -130,15 +126,14 @@ class Reader:
         self.forget()
 
     def forget(self) -> None:
-        """Begins anew: the next call reads the end of the texts, as much of it as the context holds."""
+        """Empties the cache: the next call reads the end of the texts, as much as fits into the context."""
         self.cache = KVCache(self.context)
         self.begin = self.read = 0
 
     def back_to(self, length: int) -> None:
-        """Takes back what was read beyond the texts' first `length` tokens, and the last of these, which the next
-        call reads again: what follows it is not kept.
+        """Cuts the cache to the texts' first `length` tokens less one: the next call needs the last one's logits.
 
-        Where the cache begins so late that little would be left in it, the texts' end is read anew.
+        If that leaves less than half a context, the cache is emptied instead, so that more of the text is seen.
         """
         left = length - self.begin - 1
         if left < 0 or (self.begin and left < self.context // 2):
@@ -151,8 +146,8 @@ class Reader:
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """All of the texts so far [B, T] → the logits of what follows [B, V], in float32 (or wider).
 
-        When the context is full, it is emptied, and the later half of it read again with what is new; of more than
-        it holds, the end.
+        When the new tokens do not fit into the cache, it is emptied and the end of the texts is read again: half a
+        context, or all new tokens if they are more, but at most a context.
         """
         new = tokens[:, self.read :]
         if self.cache.length + new.shape[1] > self.context:

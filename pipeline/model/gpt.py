@@ -1,8 +1,9 @@
-"""The GPT, in three families: GPT-2's architecture, Llama's, and one that small models learn faster with."""
+"""The GPT in three families: GPT-2's architecture, Llama's, and a modern one that trains small models faster."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,12 +19,7 @@ from pipeline.plugin.components import ModelOutput
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` as a module; Llama's has weights.
-
-    Args:
-        width: How many weights; None for none.
-        eps: Added to the mean square.
-    """
+    """`rms_norm` as a module, with `width` weights or, for None, without."""
 
     def __init__(self, width: int | None = None, eps: float = RMS_EPS) -> None:
         super().__init__()
@@ -36,14 +32,14 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
-    """GPT-2's LayerNorm; Llama's RMSNorm, which in the modern family has no weights."""
+    """LayerNorm in gpt2, RMSNorm in llama, RMSNorm without weights in modern."""
     if config.llama:
         return RMSNorm(config.emb_dim, config.norm_eps)
     return RMSNorm() if config.modern else nn.LayerNorm(config.emb_dim)
 
 
 class MLP(nn.Module):
-    """Wider inside, with GPT-2's tanh form of GELU, with ReLU², or with Llama's gate."""
+    """Two linear layers with tanh GELU (gpt2) or ReLU² (modern) between them, or SwiGLU (llama)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -58,16 +54,15 @@ class MLP(nn.Module):
             inside = swiglu(self.gate(x), inside)
         else:
             inside = relu_squared(inside) if self.modern else F.gelu(inside, approximate="tanh")
-        down: torch.Tensor = self.down(inside)
-        return down
+        return self.down(inside)  # type: ignore[no-any-return]
 
 
-class Kept(NamedTuple):
-    """What dropout leaves in a block. It is drawn outside of blocks, since compiled ones draw slowly.
+class DropoutMasks(NamedTuple):
+    """What dropout keeps in a block. Drawn outside of blocks, because compiled blocks draw slowly.
 
     Attributes:
-        weights: Of attention's weights [B, n_heads, T, T]; None in families other than GPT-2's, which drop none of
-            them, and on a GPU, whose fused kernel draws for itself and holds none of them.
+        weights: Of attention's weights [B, n_heads, T, T]. None where they have no dropout (all families but gpt2)
+            and on a GPU, whose fused kernel draws its own mask.
         attended, inside: Of what attention and MLP add to the residual stream [B, T, D].
     """
 
@@ -77,7 +72,7 @@ class Kept(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual connection."""
+    """Attention and MLP, each with a norm before it and a residual connection around it."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -92,7 +87,7 @@ class Block(nn.Module):
         x: torch.Tensor,
         rotation: Rotation | None = None,
         mask: torch.Tensor | None = None,
-        kept: Kept | None = None,
+        kept: DropoutMasks | None = None,
         cache: KVCache | None = None,
     ) -> torch.Tensor:
         weights, first, second = kept or (None, None, None)
@@ -105,15 +100,14 @@ class GPT(nn.Module):
     """A decoder-only transformer over token ids [B, T].
 
     The family "gpt2" (Radford et al., 2019) has learned positions, LayerNorm, tanh GELU and biases. "llama"
-    (Touvron et al., 2023), which every serving program knows, has rotary positions, RMSNorm, a gated MLP, no biases
-    and on request fewer heads of keys and values than of queries. "modern" is what small models have been trained
-    fastest with since (nanochat): rotary positions, RMSNorm without weights, also after the embedding, normalised
-    queries and keys, ReLU², no biases, an output head of its own, and projections onto the residual stream that
-    begin at zero.
+    (Touvron et al., 2023), which every serving program supports, has rotary positions, RMSNorm, SwiGLU, no biases
+    and optionally fewer heads of keys and values than of queries. "modern" is nanochat's, which trains small models
+    fastest: rotary positions, RMSNorm without weights (also after the embedding), normalised queries and keys,
+    ReLU², no biases, an untied head, and projections onto the residual stream that start at zero.
 
     Attributes:
-        recompute: Whether training keeps each block's input only and computes the block again for its gradients:
-            a third more work, and the activations of one block instead of all (Chen et al., 2016).
+        recompute: Whether training stores each block's input only and computes the block again for its gradients:
+            a third more work, but the activations of one block instead of all (Chen et al., 2016).
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -126,7 +120,7 @@ class GPT(nn.Module):
             self.position_embedding = nn.Embedding(config.context_length, config.emb_dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
-        # A tied head is the embedding's own weight: one parameter, so it is saved, decayed and updated once.
+        # A tied head is the embedding's weight: one parameter, saved, decayed and updated once.
         self.head = None if config.tied else nn.Linear(config.emb_dim, config.padded_vocab_size, bias=False)
         if config.modern:
             self._init_modern()
@@ -139,13 +133,13 @@ class GPT(nn.Module):
         return self.token_embedding.weight if self.head is None else self.head.weight
 
     def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> ModelOutput:
-        """Ids [B, T] → hidden states [B, T, D] and the head; with a cache, `tokens` continue what is in it."""
+        """Ids [B, T] → hidden states [B, T, D] and the head. With a cache, `tokens` continue its tokens."""
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x, rotation = self.token_embedding(tokens), None
         if self.config.modern:
             x, rotation = rms_norm(x), Rotation.at(positions, self.config.head_dim)
-        elif self.config.llama:  # which turns the other way round
+        elif self.config.llama:  # turns in the other direction
             rotation = Rotation.at(-positions, self.config.head_dim, self.config.rope_theta)
         else:
             x = x + self.position_embedding(positions)
@@ -153,19 +147,17 @@ class GPT(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream, too: half the memory to move
         if self._drops:
             x = dropped(x, keep_mask(x.shape, self.config.dropout, x.device), self.config.dropout)
-        mask = self._mask(tokens, cache)
+        mask, recompute = self._mask(tokens, cache), self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotation, mask, self._kept(x), cache, use_reentrant=False)
-            else:
-                x = block(x, rotation, mask, self._kept(x), cache)
+            run = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            x = run(x, rotation, mask, self._masks(x), cache)
         if cache is not None:
             cache.length += tokens.shape[1]
         return GPTOutput(self.norm(x).to(x.dtype), self.head_weight, self.config.vocab_size, self._softmax)
 
     def compile_parts(self) -> None:
-        """Compiles each block for itself, and the loss's softmax: seconds of compiling where the whole model takes
-        minutes. Blocks of one shape share what was compiled."""
+        """Compiles the blocks one by one, and the loss's softmax: this takes seconds, the whole model minutes.
+        Blocks of one shape share the compiled code."""
         for block in self.blocks:
             block.compile(dynamic=False)
         self._softmax = torch.compile(softmax_and_gradient, dynamic=False)
@@ -174,18 +166,17 @@ class GPT(nn.Module):
     def _drops(self) -> bool:
         return self.training and self.config.dropout > 0
 
-    def _kept(self, x: torch.Tensor) -> Kept | None:
-        """What dropout leaves in a block that reads `x`; None where there is no dropout."""
+    def _masks(self, x: torch.Tensor) -> DropoutMasks | None:
+        """Draws the masks of a block whose input is `x`; None without dropout."""
         if not self._drops:
             return None
-        batch, length, _ = x.shape
-        dropout, heads = self.config.dropout, self.config.n_heads
-        own = x.device.type == "cpu" and not self.config.rotary
-        weights = keep_mask((batch, heads, length, length), dropout, x.device) if own else None
-        return Kept(weights, *(keep_mask(x.shape, dropout, x.device) for _ in range(2)))
+        (batch, length, _), dropout, weights = x.shape, self.config.dropout, None
+        if x.device.type == "cpu" and not self.config.rotary:
+            weights = keep_mask((batch, self.config.n_heads, length, length), dropout, x.device)
+        return DropoutMasks(weights, *(keep_mask(x.shape, dropout, x.device) for _ in range(2)))
 
     def _mask(self, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor | None:
-        """Which positions each new token may see; None where that is every one up to its own."""
+        """Which positions each new token sees; None if it sees all up to its own."""
         new = tokens.shape[1]
         total = new + (cache.length if cache is not None else 0)
         end = self.config.document_end
@@ -197,7 +188,7 @@ class GPT(nn.Module):
         if cache is not None:
             cache.tokens = tokens = tokens if cache.tokens is None else torch.cat([cache.tokens, tokens], dim=1)
         ends = (tokens == end).int()
-        document = ends.cumsum(dim=1) - ends  # [B, total]: an end still belongs to the document it ends
+        document = ends.cumsum(dim=1) - ends  # [B, total]: an end belongs to the document it ends
         return (causal & (document[:, -new:, None] == document[:, None, :]))[:, None]
 
     def _init_gpt2(self) -> None:
@@ -212,9 +203,9 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layers))
 
     def _init_modern(self) -> None:
-        """Small embeddings, which the norm after them scales: what a rare token learns soon outweighs what it began
-        as (0.04 bits a byte on two megabytes). Matrices uniform with the deviation of 1/√inputs. Zeros where the
-        residual stream or the logits are written: every token is equally likely at first."""
+        """Embeddings: normal(0, 0.02). A norm follows, and what a rare token learns soon outweighs so small a value
+        (worth 0.04 bits a byte on two megabytes). Matrices: uniform with the deviation 1/√inputs. Projections onto
+        the residual stream, and the head: zero, so that at first all tokens are equally likely."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.qkv.weight", "mlp.up.weight")):
@@ -224,5 +215,11 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def parameter_count(self) -> int:
-        """Trained numbers, a tied head counted once."""
+        """Parameters, a tied head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def weight_shapes(config: GPTConfig) -> dict[str, torch.Size]:
+    """The shapes in a model's state dict, without making the model."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}

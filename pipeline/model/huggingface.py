@@ -1,10 +1,9 @@
-"""Weights that others made: a Hugging Face folder read as a model of ours, or refused, naming what is not computed
-here."""
+"""Reads a Hugging Face folder as a GPT; what the GPT does not compute is refused by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from pipeline.core.errors import CheckpointError
 from pipeline.core.files import read_json
 from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
+from pipeline.model.gpt import weight_shapes
 
 CONFIG = "config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -21,30 +20,27 @@ _MEND = "bring the whole folder, as `save_pretrained` or a download of the model
 
 
 @dataclass(frozen=True)
-class _Form:
-    """How a family is written there.
+class _Format:
+    """How a Hugging Face folder describes a family.
 
     Attributes:
-        family: Ours.
-        sizes: Our fields, each with its key in config.json and the value where it is absent; None where it must be
-            there.
-        given: The other keys that decide what a model computes, each with the values that are computed here; an
-            absent key stands for the first,
-        absent: or for this.
-        prefix: What stands before all names but the head's, or does not.
-        block: What stands before a block's names.
-        names: Our modules, each with its name there, or the names of those that it is fused from.
-        transposed: Whether a block's matrices are.
+        family: GPTConfig's name of it.
+        sizes: For each field of GPTConfig the key in config.json and its default; None if the key is required.
+        supported: The other keys that decide what the model computes, with the values that the GPT computes. An
+            absent key means the first of them.
+        prefix: Begins all names of weights but the head's; some files leave it out.
+        block: Begins the names of a block's weights, before the block's number.
+        names: For each module of the GPT the names of the modules that are fused in it.
+        transposed: Whether a block's matrices are stored as [inputs, outputs].
     """
 
     family: str
     sizes: Mapping[str, tuple[str, Any]]
-    given: Mapping[str, tuple[Any, ...]]
+    supported: Mapping[str, tuple[Any, ...]]
     prefix: str
     block: str
     names: Mapping[str, tuple[str, ...]]
     transposed: bool = False
-    absent: Mapping[str, Any] = field(default_factory=dict)
 
 
 _ROTARY_SIZES = {
@@ -72,8 +68,8 @@ _ROTARY = {
     "sliding_window": (None,),
 }
 
-_FORMS = {
-    "gpt2": _Form(
+_FORMATS = {
+    "gpt2": _Format(
         "gpt2",
         {
             "vocab_size": ("vocab_size", 50257),
@@ -108,7 +104,7 @@ _FORMS = {
         },
         transposed=True,
     ),
-    "nanochat": _Form(
+    "nanochat": _Format(
         "modern",
         {**_ROTARY_SIZES, "n_kv_heads": ("num_key_value_heads", 0)},
         {
@@ -121,9 +117,8 @@ _FORMS = {
         "model.",
         "layers.",
         {**_ROTARY_NAMES, "mlp.up": ("mlp.fc1",), "mlp.down": ("mlp.fc2",)},
-        absent={"final_logit_softcapping": 15.0},
     ),
-    "llama": _Form(
+    "llama": _Format(
         "llama",
         {
             **_ROTARY_SIZES,
@@ -142,42 +137,37 @@ _FORMS = {
         },
     ),
 }
+_ABSENT = {"final_logit_softcapping": 15.0}
+"""What an absent key means to transformers where that is not supported here."""
 _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""Ends of names that older files hold beside the weights: masks and frequencies, which follow from the sizes."""
+"""Ends of names in older files that are no weights: masks and frequencies, which follow from the sizes."""
 
 
 def read_config(folder: Path) -> GPTConfig:
-    """The model that config.json describes; its vocabulary are all rows, perhaps more than the tokenizer has ids.
+    """The model that config.json describes. Its vocabulary may have more rows than the tokenizer has ids.
 
     Raises:
-        CheckpointError: config.json is missing or damaged, or describes what is not computed here.
+        CheckpointError: config.json is damaged, or describes what the GPT does not compute.
+        DataError: config.json is missing or no JSON.
     """
     path = folder / CONFIG
     values = read_json(path, _MEND)
-    form = _form(values, path)
-    for key, computed in form.given.items():
-        _check(path, key, values.get(key, form.absent.get(key, computed[0])), computed)
-    fields = {own: _size(values, key, default, path) for own, (key, default) in form.sizes.items()}
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in _FORMATS:
+        raise CheckpointError(f"{path}: model_type is {kind!r}; supported model types: {', '.join(_FORMATS)}")
+    values, form = {**_ABSENT, **values}, _FORMATS[kind]
+    for key, supported in form.supported.items():
+        _check(path, key, values.get(key, supported[0]), supported)
+    fields = {field: _size(values, key, default, path) for field, (key, default) in form.sizes.items()}
     try:
-        if form.family != "gpt2":
-            fields["rope_theta"] = _rope_theta(values, path)
-        return _config(form.family, fields, values, path)
+        return _config(form, {"tied_head": False, **fields}, values, path)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} holds sizes that are no model's ({error}): {_MEND}") from None
 
 
-def _form(values: Any, path: Path) -> _Form:
-    kind = values.get("model_type") if isinstance(values, dict) else None
-    if not isinstance(kind, str) or kind not in _FORMS:
-        raise CheckpointError(
-            f"{path} describes a model of the type {kind!r}; those that can be gone on with: {', '.join(_FORMS)}"
-        )
-    return _FORMS[kind]
-
-
-def _check(path: Path, key: str, value: Any, computed: tuple[Any, ...]) -> None:
-    if value not in computed or (isinstance(value, bool) and not any(value is each for each in computed)):
-        known = " or ".join(repr(each) for each in computed)
+def _check(path: Path, key: str, value: Any, supported: tuple[Any, ...]) -> None:
+    if value not in supported or (isinstance(value, bool) and not any(value is each for each in supported)):
+        known = " or ".join(repr(each) for each in supported)
         raise CheckpointError(
             f"{path}: {key} is {value!r}, and only {known} is computed here: choose another model"
         )
@@ -191,29 +181,27 @@ def _size(values: Mapping[str, Any], key: str, default: Any, path: Path) -> Any:
     return value
 
 
-def _rope_theta(values: Mapping[str, Any], path: Path) -> float:
-    """It has stood in two places, and in each a scaling beside it, which is not computed here."""
-    theta = values.get("rope_theta")
-    for key in ("rope_scaling", "rope_parameters"):
-        found = dict(values.get(key) or {})
-        _check(path, f"{key}.rope_type", found.get("rope_type", found.get("type", "default")), ("default",))
-        theta = found.get("rope_theta", theta)
-    return float(theta or 10_000.0)
-
-
-def _config(family: str, fields: dict[str, Any], values: Mapping[str, Any], path: Path) -> GPTConfig:
-    own = {"tied_head": False, **fields}
-    own["n_kv_heads"] = own.get("n_kv_heads") or own["n_heads"]
-    own["mlp_dim"] = own["mlp_dim"] or 4 * own["emb_dim"]
-    head_dim = own["emb_dim"] // own["n_heads"]
+def _config(form: _Format, fields: dict[str, Any], values: Mapping[str, Any], path: Path) -> GPTConfig:
+    if form.family != "gpt2":
+        theta = values.get("rope_theta")
+        for key in ("rope_scaling", "rope_parameters"):  # older and newer files; either may also scale positions
+            found = dict(values.get(key) or {})
+            _check(path, f"{key}.rope_type", found.get("rope_type", found.get("type", "default")), ("default",))
+            theta = found.get("rope_theta", theta)
+        fields["rope_theta"] = float(theta or 10_000.0)
+    width, heads = fields["emb_dim"], fields["n_heads"]
+    head_dim = width // heads
     _check(path, "head_dim", values.get("head_dim", head_dim), (head_dim, None))
-    if family != "llama":
-        form = _FORMS["gpt2" if family == "gpt2" else "nanochat"]
-        _check(path, form.sizes["mlp_dim"][0], own.pop("mlp_dim"), (4 * own["emb_dim"],))
-        _check(path, "num_key_value_heads", own.pop("n_kv_heads"), (own["n_heads"],))
-    if family == "modern":
-        _check(path, "rope_theta", own.pop("rope_theta"), (10_000.0,))
-    return GPTConfig(dropout=0.0, qkv_bias=family == "gpt2", init="gpt2", pad_vocab_to=1, family=family, **own)
+    fields["n_kv_heads"] = fields.get("n_kv_heads") or heads
+    fields["mlp_dim"] = fields["mlp_dim"] or 4 * width
+    if form.family != "llama":
+        _check(path, form.sizes["mlp_dim"][0], fields.pop("mlp_dim"), (4 * width,))
+        _check(path, "num_key_value_heads", fields.pop("n_kv_heads"), (heads,))
+    if form.family == "modern":
+        _check(path, "rope_theta", fields.pop("rope_theta"), (10_000.0,))
+    return GPTConfig(
+        dropout=0.0, qkv_bias=form.family == "gpt2", init="gpt2", pad_vocab_to=1, family=form.family, **fields
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -242,33 +230,32 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weights(folder: Path, config: GPTConfig) -> dict[str, torch.Tensor]:
-    """The weights under our names, in float32; those of the head where it is not tied.
+    """The weights under the GPT's names, in float32; those of the head where it is not tied.
 
     Args:
         folder: The Hugging Face folder.
         config: What `read_config` gave.
 
     Raises:
-        CheckpointError: a weight is missing, is of another shape, or is none that such a model has.
+        CheckpointError: a weight is missing, is of another shape, or has no place in such a model.
     """
-    form = next(form for form in _FORMS.values() if form.family == config.family)
-    found = dict(_found(folder, form))
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    form = next(form for form in _FORMATS.values() if form.family == config.family)
+    found = dict(_tensors(folder, form))
     weights = {}
-    for name, shape in shapes.items():
-        parts = [found.pop(theirs, None) for theirs in _theirs(name, form)]
-        present = [part.T if form.transposed and _is_matrix(name) else part for part in parts if part is not None]
-        if len(present) < len(parts):
-            raise CheckpointError(f"{folder}: the weights lack {' or '.join(_theirs(name, form))}: {_MEND}")
-        if {part.shape[1:] for part in present} != {shape[1:]} or sum(
-            part.shape[:1].numel() for part in present
-        ) != shape[0]:
-            shown = [list(part.shape) for part in present]
+    for name, shape in weight_shapes(config).items():
+        names = _names(name, form)
+        parts = [found.pop(each) for each in names if each in found]
+        if len(parts) < len(names):
+            raise CheckpointError(f"{folder}: the weights lack {' or '.join(names)}: {_MEND}")
+        if form.transposed and name.startswith("blocks.") and len(shape) == 2:
+            parts = [part.T for part in parts]
+        rows = sum(part.shape[:1].numel() for part in parts)
+        if rows != shape[0] or any(part.shape[1:] != shape[1:] for part in parts):
+            shown = [list(part.shape) for part in parts]
             raise CheckpointError(
-                f"{folder}: {', '.join(_theirs(name, form))} is {shown}, and by {CONFIG} {list(shape)}: {_MEND}"
+                f"{folder}: {', '.join(names)} is {shown}, and by {CONFIG} {list(shape)}: {_MEND}"
             )
-        weights[name] = torch.cat([part.float() for part in present]).contiguous()
+        weights[name] = torch.cat([part.float() for part in parts]).contiguous()
     if config.tied:
         found.pop("lm_head.weight", None)  # the embedding once more
     if found:
@@ -278,7 +265,8 @@ def read_weights(folder: Path, config: GPTConfig) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _found(folder: Path, form: _Form) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(folder: Path, form: _Format) -> Iterator[tuple[str, torch.Tensor]]:
+    """All weights of the folder, their names without the prefix."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -290,24 +278,20 @@ def _found(folder: Path, form: _Form) -> Iterator[tuple[str, torch.Tensor]]:
                 f"{path} cannot be read ({' '.join(str(error).split())[:160]}): {_MEND}"
             ) from None
         for name, tensor in tensors.items():
-            if not name.endswith(_NOT_WEIGHTS):
-                if not tensor.is_floating_point():
-                    raise CheckpointError(
-                        f"{path}: {name} is {tensor.dtype}, and only floating-point weights can be used"
-                    )
-                yield name.removeprefix(form.prefix), tensor
+            if name.endswith(_NOT_WEIGHTS):
+                continue
+            if not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"{path}: {name} is {tensor.dtype}, and only floating-point weights can be used"
+                )
+            yield name.removeprefix(form.prefix), tensor
 
 
-def _theirs(name: str, form: _Form) -> list[str]:
-    """The names there of one of our weights, without the prefix."""
+def _names(name: str, form: _Format) -> list[str]:
+    """The names in the folder, without the prefix, of one of the GPT's weights."""
     module, _, kind = name.rpartition(".")
     before = ""
     if module.startswith("blocks."):
         _, layer, module = module.split(".", 2)
         before = f"{form.block}{layer}."
-    return [f"{before}{theirs}.{kind}" for theirs in form.names[module]]
-
-
-def _is_matrix(name: str) -> bool:
-    """Whether it is a matrix in a block."""
-    return name.startswith("blocks.") and name.endswith(".weight") and "norm" not in name
+    return [f"{before}{each}.{kind}" for each in form.names[module]]

@@ -1,9 +1,8 @@
-"""Cross-entropy straight from the hidden states and the head, some rows at a time, so that the logits of a large
-vocabulary never lie in memory all at once.
+"""Cross-entropy from the hidden states and the head, some rows at a time, so that all logits of a large vocabulary
+are never in memory at once.
 
-The gradients are computed beside the loss, where the logits are at hand (as in Liger Kernel, Hsu et al., 2024). The
-loss of each token is its own, so they hold when all tokens are weighted alike, as a scaled sum does; for any other
-upstream gradient they are computed anew.
+The gradients are computed together with the loss, from the same logits (as in Liger Kernel, Hsu et al., 2024). They
+hold for the sum of all tokens' losses, or a multiple; for any other upstream gradient they are computed again.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ _LOGITS_AT_ONCE = 1 << 25
 
 
 class Terms(NamedTuple):
-    """What a loss is made of beside the plain cross-entropy.
+    """The constants of a loss.
 
     Attributes:
         vocab_size: V; the head's further rows are padding.
-        label_smoothing: Share of the target's probability that is spread evenly over the vocabulary.
+        label_smoothing: Share of the target's probability that is distributed evenly over the vocabulary.
         z_loss: Weight of the squared log-normaliser.
     """
 
@@ -40,12 +39,12 @@ Softmax = Callable[[torch.Tensor, torch.Tensor, Terms], tuple[torch.Tensor, torc
 def softmax_and_gradient(
     logits: torch.Tensor, targets: torch.Tensor, terms: Terms
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of each row in nats [N], and its gradient for the logits [N, padded V] in their precision.
+    """The loss of each row in nats [N], and its gradient for the logits [N, padded V] in their dtype.
 
     Args:
         logits: [N, padded V]; the padding is overwritten.
-        targets: Ids [N]; for IGNORED both are 0.
-        terms: What the loss is made of.
+        targets: Ids [N]; for IGNORED both results are 0.
+        terms: The loss.
     """
     size, smoothing, z_loss = terms
     if logits.shape[1] > size:
@@ -58,18 +57,16 @@ def softmax_and_gradient(
     nats = -(1 - smoothing) * own
     if smoothing:
         nats = nats - smoothing * log_p[:, :size].mean(dim=1, keepdim=True)
-    scale = counted[:, None].to(wide)
+    scale = p_scale = counted[:, None].to(wide)
     if z_loss:
         normaliser = logits.gather(1, places).to(wide) - own
         nats = nats + z_loss * normaliser.square()
         p_scale = scale * (1 + 2 * z_loss * normaliser)
-    else:
-        p_scale = scale
     p_own = own.exp() * p_scale
     gradient = log_p.exp_().mul_(p_scale)
     if smoothing:
         gradient[:, :size] -= scale * (smoothing / size)
-    # The target's is subtracted before it is rounded: where p is nearly 1, bfloat16 would leave nothing of it.
+    # Subtract in float32 before rounding: in bfloat16, p − 1 would be 0 where p is nearly 1.
     at_target = p_own - scale * (1 - smoothing + smoothing / size)
     gradient = gradient.to(logits.dtype)
     rows = torch.arange(len(targets), device=targets.device)  # scatter_ would copy a bfloat16 gradient to float32
@@ -79,10 +76,10 @@ def softmax_and_gradient(
 
 @dataclass(frozen=True)
 class GPTOutput(ModelOutput):
-    """What the GPT computed; its cross-entropy never holds all logits.
+    """The GPT's output, whose cross-entropy never holds all logits.
 
     Attributes:
-        softmax: `softmax_and_gradient`, or what it was compiled to.
+        softmax: `softmax_and_gradient`, or its compiled form.
     """
 
     softmax: Softmax = softmax_and_gradient
@@ -91,7 +88,7 @@ class GPTOutput(ModelOutput):
         self, targets: torch.Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
     ) -> torch.Tensor:
         hidden = self.hidden.flatten(0, 1)
-        if torch.is_autocast_enabled(hidden.device.type):  # on a GPU a LayerNorm gives float32 all the same
+        if torch.is_autocast_enabled(hidden.device.type):  # on a GPU, LayerNorm's output is float32
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         nats: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden,
@@ -127,11 +124,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, head, targets = ctx.saved_tensors
-        if ctx.gradients and upstream.stride() == (0,):  # one number for all: the gradient of a sum
+        if ctx.gradients and upstream.stride() == (0,):  # one expanded number: the gradient of a sum
             by_hidden, by_head = (each.mul_(upstream[0].to(each.dtype)) for each in ctx.gradients)
         else:
             _, by_hidden, by_head = _computed(hidden, head, targets, ctx.terms, ctx.softmax, True, upstream)
-        ctx.gradients = []  # given away, and not to be scaled again
+        ctx.gradients = []  # scaled in place: not to be used again
         return by_hidden, by_head, None, None, None, None
 
 
@@ -144,11 +141,10 @@ def _computed(
     with_gradients: bool,
     upstream: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Nats [N] and, where they are wanted, the gradients for hidden states and head of their weighted sum."""
+    """Nats [N] and, if asked for, the gradients for hidden states and head of their sum, weighted by `upstream`."""
     matrix = head.to(hidden.dtype)
     nats: list[torch.Tensor] = []
-    by_hidden = torch.empty_like(hidden)
-    by_head = None
+    by_hidden, by_head = torch.empty_like(hidden), None
     for rows in chunks(len(targets), len(head)):
         own, gradient = softmax(hidden[rows] @ matrix.T, targets[rows], terms)  # the logits are gone with it
         nats.append(own)
@@ -162,12 +158,12 @@ def _computed(
         del gradient  # before the next rows' logits are made
     joined = torch.cat(nats) if nats else hidden.new_zeros(0)
     if not with_gradients:
-        return joined, joined, joined
+        return (joined,)
     return joined, by_hidden, torch.zeros_like(head) if by_head is None else by_head
 
 
 def chunks(rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of so many rows that their logits are few enough to hold, as even as can be."""
+    """Slices of about equal numbers of rows, whose logits are few enough to be in memory."""
     most = max(1, _LOGITS_AT_ONCE // vocab_size)
     count = -(-rows // most)
     for number in range(count):

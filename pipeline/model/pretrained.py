@@ -1,4 +1,4 @@
-"""What a run may begin with instead of random weights: those of a checkpoint or a Hugging Face folder."""
+"""Pretrained weights that a run starts from: a checkpoint's or a Hugging Face folder's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.core.errors import CheckpointError, DataError, ParamsError
-from pipeline.core.files import MANIFEST, read_json, sha256, verify_manifest
+from pipeline.core.files import MANIFEST, sha256, verify_manifest
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TOKENIZER
 from pipeline.model.checkpoint import BEST, CONFIG, load_tensors
 from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
+from pipeline.model.gpt import weight_shapes
 from pipeline.model.huggingface import read_config, read_weights, weight_files
 from pipeline.plugin.bytelevel import awkward_texts
 
@@ -27,11 +27,11 @@ _MEND = "copy a whole checkpoint or Hugging Face folder there, or set train.init
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights to begin with.
+    """Weights on disk, which nothing has read yet.
 
     Attributes:
-        name: As params.yaml names them.
-        folder: Where they lie.
+        name: Their path as params.yaml gives it.
+        folder: The folder of their config and tokenizer.
         file: The checkpoint's file of weights; None for a Hugging Face folder.
     """
 
@@ -41,11 +41,11 @@ class Pretrained:
 
     @classmethod
     def at(cls, root: Path, name: str) -> Pretrained:
-        """What lies at `name` below `root`: a checkpoint's folder (whose best weights are taken), one of its files
-        of weights, or a Hugging Face folder.
+        """The weights at `root` / `name`: a checkpoint's folder (its best weights), one of its .pth files, or a
+        Hugging Face folder.
 
         Raises:
-            CheckpointError: nothing is there, or neither of these.
+            CheckpointError: nothing is there, or a file of another kind.
         """
         path = root / name
         if path.is_file():
@@ -59,32 +59,30 @@ class Pretrained:
 
     @cached_property
     def config(self) -> GPTConfig:
-        """The model that the weights are of.
+        """The architecture that the weights belong to.
 
         Raises:
-            CheckpointError: it is missing or damaged, or such a model is not computed here.
+            CheckpointError: config.json is damaged, or describes what the GPT does not compute.
+            DataError: a file is missing or altered.
         """
-        try:
-            if self.file is None:
-                return read_config(self.folder)
-            verify_manifest(self.folder, _MEND)
-            return GPTConfig.from_dict(read_json(self.folder / CONFIG, _MEND), str(self.folder / CONFIG), _MEND)
-        except DataError as error:
-            raise CheckpointError(str(error)) from None
+        if self.file is None:
+            return read_config(self.folder)
+        verify_manifest(self.folder, _MEND)
+        return GPTConfig.from_file(self.folder / CONFIG, _MEND)
 
     @cached_property
     def digest(self) -> str:
-        """A hash of everything that decides the weights."""
+        """A hash of config.json and the weights."""
         files = weight_files(self.folder) if self.file is None else [self.file]
         digests = [sha256(path) for path in (self.folder / CONFIG, *files)]
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def check(self, own: GPTConfig, tokenizer: Tokenizer) -> None:
-        """Whether a run of this shape, over the ids of this tokenizer, can begin with the weights.
+        """Whether a model of this architecture, with this tokenizer, can start from the weights.
 
         Raises:
-            ParamsError: they are of another shape; each key that differs is named with the value to set.
-            DataError: ids do not mean to the weights what they mean to the tokenizer.
+            ParamsError: the architecture differs; each key that differs is named with the value to set.
+            DataError: the tokenizer gives other ids than the weights were trained with.
         """
         theirs, as_theirs = self.config, replace(own, family=self.config.family)
         wanted = {
@@ -120,17 +118,17 @@ class Pretrained:
             )
 
     def _beside(self, file: str) -> str:
-        """A file of the folder, as params.yaml would name it."""
+        """A file beside the weights, as params.yaml would name it."""
         name = PurePath(self.name)
         return ((name.parent if name.suffix == ".pth" else name) / file).as_posix()
 
     def weights(self, own: GPTConfig) -> dict[str, torch.Tensor]:
-        """The weights, for a model of the shape `own`, which was checked: of a longer context's positions the first
-        ones, zeros in the padding rows, and biases of queries, keys and values where `own` has them.
+        """The weights for a model of the architecture `own`, which passed `check`: the first positions of a longer
+        context, padding rows of zeros, and biases of queries, keys and values (zeros if new) where `own` has them.
 
         Raises:
-            CheckpointError: they cannot be read, or are not those of such a model.
-            ParamsError: there are biases for which `own` has no place.
+            CheckpointError: they cannot be read, or do not fit config.json.
+            ParamsError: they have biases and `own` has none.
         """
         if self.file is None:
             weights = read_weights(self.folder, self.config)
@@ -142,8 +140,7 @@ class Pretrained:
                 weights[name] = F.pad(known, (0, 0, 0, own.padded_vocab_size - len(known)))
         if "position_embedding.weight" in weights:
             weights["position_embedding.weight"] = weights["position_embedding.weight"][: own.context_length]
-        with torch.device("meta"):
-            wanted = {name: tensor.shape for name, tensor in GPT(own).state_dict().items()}
+        wanted = weight_shapes(own)
         for name in {*weights, *wanted}:
             if name.endswith("qkv.bias"):
                 if name not in weights:
@@ -154,29 +151,21 @@ class Pretrained:
                         "model.qkv_bias: true"
                     )
         shapes = {name: tensor.shape for name, tensor in weights.items()}
-        different = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
-        if different:
-            raise CheckpointError(f"{self.name}: {different[0]} is not that of the model of {CONFIG}: {_MEND}")
+        if different := {name for name, _ in shapes.items() ^ wanted.items()}:
+            raise CheckpointError(f"{self.name}: {min(different)} is not that of the model of {CONFIG}: {_MEND}")
         return weights
 
 
 def _decisive(config: GPTConfig) -> dict[str, str]:
-    """The keys of params.yaml's `model` that decide what such weights compute, each with the property it sets."""
-    keys = {key: key for key in ("family", "n_layers", "n_heads", "emb_dim")}
-    if not config.modern:
-        keys["tied_head"] = "tied"
+    """The keys of params.yaml's `model` that decide what weights compute, with the attribute that each decides."""
+    keys = {key: key for key in ("family", "n_layers", "n_heads", "emb_dim")} | {"tied_head": "tied"}
     if config.llama:
-        keys |= {
-            "n_kv_heads": "kv_heads",
-            "mlp_dim": "inner_dim",
-            "rope_theta": "rope_theta",
-            "norm_eps": "norm_eps",
-        }
+        keys.update(n_kv_heads="kv_heads", mlp_dim="inner_dim", rope_theta="rope_theta", norm_eps="norm_eps")
     return keys
 
 
 def _gives_the_same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether they are the same tokenizer, though perhaps their split patterns are written otherwise."""
+    """Whether they are the same tokenizer, even if their split patterns are written differently."""
     if one.fingerprint == other.fingerprint:
         return True
     if one.ranks != other.ranks or one.end_of_text != other.end_of_text:

@@ -12,7 +12,7 @@ import torch
 from conftest import Project
 
 from pipeline.core.environment import environment_yaml
-from pipeline.plugin.registry import ENTRY_POINTS
+from pipeline.plugin.registry import Registry
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
@@ -22,7 +22,7 @@ def tree(root: Path) -> dict[str, bytes | None]:
 
 
 def test_before_the_first_run_the_corpus_is_tokenized_and_nothing_is_written(project: Project) -> None:
-    (project.root / "environment.yaml").write_text(environment_yaml(ENTRY_POINTS))
+    (project.root / "environment.yaml").write_text(environment_yaml(Registry.load(None).packages()))
     before = tree(project.root)
     told = project.succeed("check").out
     assert tree(project.root) == before
@@ -174,4 +174,9 @@ def test_what_git_and_dvc_do_not_track_is_told(project: Project) -> None:
     told = project.succeed("check").out
     assert "git does not track plugins/losses/_draft.py:" in told
     assert "DVC does not track data/raw" in told
-    assert "environment.yaml is not up to date" in told
+    assert "environment.yaml is not up to date (there was none)" in told
+    project.succeed("lock")
+    path = project.root / "environment.yaml"
+    path.write_text(re.sub("torch: .*", 'torch: "1.0"', path.read_text()))
+    told = project.succeed("check").out
+    assert 'environment.yaml is not up to date (torch "1.0" → ' in told

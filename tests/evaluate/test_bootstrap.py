@@ -31,7 +31,7 @@ def made(documents: int, blocks: int = 16, seed: int = 0, size: int = 4) -> Brea
             for number, (own, nats) in enumerate(zip(tokens, loss, strict=True))
         ]
 
-    return Breakdown(some(documents), some(blocks), [], [], 0.5, 0.1)
+    return Breakdown(documents=some(documents), blocks=some(blocks), positions=[], frequencies=[], numbers={})
 
 
 def test_students_t_is_that_of_the_tables() -> None:

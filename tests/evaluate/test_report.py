@@ -178,6 +178,7 @@ numbers = st.floats(min_value=-1e12, max_value=1e12, allow_subnormal=False)
 @given(st.lists(st.tuples(numbers, st.one_of(numbers, st.just(math.nan), st.just(math.inf)))), st.booleans())
 @example([(1.0, 2.0), (1.0000000001, 2.0)], False)
 @example([(1e-300, 1e-300)], True)
+@example([(1.0, 1.0), (1.0, 2.2250738585072014e-308)], True)
 def test_whatever_the_numbers_everything_lies_inside(points: list[tuple[float, float]], log: bool) -> None:
     chart = lay_out(plot(*sorted(points), log=log))
     for line in chart.lines:

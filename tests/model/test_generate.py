@@ -192,11 +192,11 @@ def test_the_command_takes_the_precision_that_is_asked_for(
 
     used: list[torch.dtype] = []
 
-    def seen(model: GPT, *_: object) -> Iterator[torch.Tensor]:
+    def seen(model: GPT, *_: object) -> list[list[int]]:
         used.append(model.head_weight.dtype)
-        return iter(())
+        return [[]]
 
-    monkeypatch.setattr(stage, "generate", seen)
+    monkeypatch.setattr(stage, "continuations", seen)
     for precision in ("fp32", "bf16", "auto"):
         trained_project.succeed("generate", "the", "--precision", precision)
     assert used == [torch.float32, torch.bfloat16, torch.float32]  # a tiny model gains nothing

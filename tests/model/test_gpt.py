@@ -365,10 +365,3 @@ def test_a_modern_model_reads_a_document_alike_wherever_it_stands() -> None:
         other = sharp(context_length=24, document_end=10)
         moved = other(torch.cat([documents(10, 4, 5), alone], dim=1)).logits[:, -7:]
         assert not torch.allclose(moved, other(alone).logits, rtol=1e-2, atol=1e-2)
-
-
-def test_a_config_is_read_back_and_an_old_one_is_of_gpt2() -> None:
-    config = make(family="modern", document_end=10).config
-    assert GPTConfig.from_dict(config.to_dict(), "config.json", "train") == config
-    old = {name: value for name, value in config.to_dict().items() if name not in ("family", "document_end")}
-    assert not GPTConfig.from_dict(old, "config.json", "train").modern

@@ -223,7 +223,7 @@ def another_tokenizer(folder: Path) -> None:
 
 Change = Callable[[Path], None]
 REFUSED: list[tuple[str, Change, str]] = [
-    ("gpt2", setting(model_type="bert"), "type 'bert'; those that can be gone on with: gpt2, nanochat, llama"),
+    ("gpt2", setting(model_type="bert"), "model_type is 'bert'; supported model types: gpt2, nanochat, llama"),
     ("gpt2", setting(activation_function="relu"), "activation_function is 'relu', and only 'gelu_new' or"),
     ("gpt2", setting(n_inner=64), "n_inner is 64, and only 128"),
     ("gpt2", setting(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),

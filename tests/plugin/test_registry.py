@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, Project
+from ruamel.yaml import YAML
 
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.plugin.components import KINDS
@@ -286,8 +287,9 @@ def test_an_installed_package_is_found_and_recorded(installed: Path, trained_pro
     assert registry.source_file("losses", "foreign") == installed / "foreign_losses.py"
     assert registry.distribution("losses", "foreign") == ("foreign-losses", "1.2")
     trained_project.succeed("train", "--set", "train.loss.name=foreign")
-    trained_project.run("lock")
-    assert 'foreign-losses: "1.2"' in (trained_project.root / "environment.yaml").read_text()
+    trained_project.succeed("lock")
+    environment = YAML(typ="safe").load(trained_project.root / "environment.yaml")
+    assert environment["plugins"] == {kind: {"foreign-losses": "1.2"} if kind == "losses" else {} for kind in KINDS}
 
 
 def test_an_installed_package_that_takes_a_name_is_an_error_naming_both(installed: Path, project: Project) -> None:

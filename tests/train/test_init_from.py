@@ -100,11 +100,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_other_weights_begin_ano
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(trained_project).items())
     shutil.rmtree(there)
     kept(trained_project)
-    assert (
     out = trained_project.succeed("train", *sets(FROM)).out
     assert "starts over, since this is not the same run as before: the pretrained weights\n" in out
-        in trained_project.succeed("train", *sets(FROM)).out
-    )
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.long)])

@@ -7,6 +7,7 @@ readable on a phone as on a wide screen, and its colours follow the page's.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -129,7 +130,8 @@ def _scale(values: Sequence[float], log: bool, padded: bool) -> _Scale:
     low, high = min(values, default=1.0), max(values, default=1.0)
     if log:
         margin = math.exp(0.06 * (math.log(high) - math.log(low))) if high > low else 2.0
-        return _Scale(low / margin, high * margin, log) if padded or high == low else _Scale(low, high, log)
+        below = max(low / margin, min(low, sys.float_info.min))  # not 0, which has no logarithm
+        return _Scale(below, high * margin, log) if padded or high == low else _Scale(low, high, log)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # as good as one value
         half = abs(high) * 0.5 or 1.0
         return _Scale(low - half, high + half, log)

@@ -1,0 +1,39 @@
+"""Lines of Python in each room of pipeline/, of the core in all, and of plugins/: `python -m benchmarks.lines`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.measure import ROOT
+
+OPTIONAL = ("commands", "comparison", "authoring", "exporting", "evaluate/report", "train/distributed")
+"""The rooms of pipeline/ that do not count as its core."""
+
+
+def rooms(root: Path = ROOT) -> Counter[str]:
+    """Lines of Python by room: an optional one, else the file or folder at the top of pipeline/."""
+    counts: Counter[str] = Counter()
+    for path in sorted((root / "pipeline").rglob("*.py")):
+        inside = path.relative_to(root / "pipeline").as_posix()
+        room = next((each for each in OPTIONAL if inside.startswith(f"{each}/")), inside.partition("/")[0])
+        counts[room] += _lines(path)
+    return counts
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines())
+
+
+def table(root: Path = ROOT) -> list[str]:
+    """The core's rooms and their total, the optional ones and theirs, and plugins/."""
+    counts = rooms(root)
+    optional = {room: counts.pop(room) for room in OPTIONAL}
+    rows = [(f"  {room}", lines) for room, lines in counts.items()] + [("the core", counts.total())]
+    rows += [(f"  {room}", lines) for room, lines in optional.items()] + [("optional", sum(optional.values()))]
+    rows += [("plugins/", sum(map(_lines, (root / "plugins").rglob("*.py"))))]
+    return [f"{room:<22}{lines:>7,}" for room, lines in rows]
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
