@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -64,12 +64,11 @@ class Progress(AbstractContextManager["Progress"]):
     """
 
     def __init__(self, what: str, unit: str, total: int | None = None, initial: int = 0) -> None:
-        self._what, self._unit, self._total, self._done = what, unit, total, initial
-        self._initial = initial
-        self._live = sys.stderr.isatty()
+        self._what, self._unit, self._total = what, unit, total
+        self._initial = self._done = initial
         self._start = self._printed = time.monotonic()
         self._bar = tqdm(
-            desc=what, unit=unit, total=total, initial=initial, disable=not self._live,
+            desc=what, unit=unit, total=total, initial=initial, disable=None,  # None: without a terminal
             unit_scale=total is None or total > 100_000, dynamic_ncols=True, leave=False,
             bar_format=_BAR if total else None,
         )  # fmt: skip
@@ -80,18 +79,16 @@ class Progress(AbstractContextManager["Progress"]):
         self._bar.update(amount)
         if shown:
             self._bar.set_postfix(shown, refresh=False)
-        if not self._live and time.monotonic() - self._printed >= _SECONDS_BETWEEN_PLAIN_LINES:
-            self._printed = time.monotonic()
-            say("  ".join(self._plain(shown)))
-
-    def _plain(self, shown: dict[str, str]) -> Iterable[str]:
-        elapsed = time.monotonic() - self._start
-        rate = (self._done - self._initial) / elapsed
-        total = f" of {self._total:,}" if self._total else ""
-        yield f"{self._what}: {self._done:,}{total} {self._unit}s"
-        yield from (f"{name} {value}" for name, value in shown.items())
-        if self._total and rate:
-            yield f"{(self._total - self._done) / rate:.0f} s left"
+        now = time.monotonic()
+        if self._bar.disable and now - self._printed >= _SECONDS_BETWEEN_PLAIN_LINES:
+            self._printed = now
+            total = f" of {self._total:,}" if self._total else ""
+            parts = [f"{self._what}: {self._done:,}{total} {self._unit}s"]
+            parts += [f"{name} {value}" for name, value in shown.items()]
+            rate = (self._done - self._initial) / (now - self._start)
+            if self._total and rate:
+                parts.append(f"{(self._total - self._done) / rate:.0f} s left")
+            say("  ".join(parts))
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
