@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, folders published by rename, checksums and locks."""
+"""Files that are complete or absent: atomic writes, folders published by rename, checksums and locks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def read_json(path: Path, mend: str) -> Any:
 
 @contextmanager
 def published_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` that takes `path`'s place when the block ends without an error."""
+    """Yields an empty folder that replaces `path` when the block ends without an error."""
     if os.path.lexists(path) and not path.is_dir():
         raise PipelineError(f"{path} is no folder, and a folder is to be written there: move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,15 +171,14 @@ def lock(path: Path, what: str) -> Iterator[None]:
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except BlockingIOError:
-            held = False
-        if not held:  # by another process, or the file was removed while it was opened here
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise BlockingIOError  # its holder removed the file after it was opened here
+        except (BlockingIOError, FileNotFoundError):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise PipelineError(
                 f"{what} is already running as process {holder}: wait for it, or end it with `kill {holder}`"
-            )
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

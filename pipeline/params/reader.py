@@ -1,4 +1,4 @@
-"""Reading params.yaml: its YAML, the values set for one command, and errors that say what would fit."""
+"""Reads params.yaml and the values of `--set`; errors name the key and what would fit."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
 
 
 def _places(key: str, values: Any, where: str = "") -> Iterator[str]:
-    """Where in the file a key of this name stands."""
+    """The dotted names of the file's keys with this name."""
     for name, value in values.items() if isinstance(values, dict) else ():
         if name == key:
             yield f"{where}{name}"
