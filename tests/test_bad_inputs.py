@@ -37,8 +37,7 @@ Break = Callable[[Path], Any]
 
 TRAIN, SPLIT, TOKENIZE = "run `python -m pipeline train`", "pipeline split", "pipeline tokenize"
 CHECKPOINT, SPLITS, TOKENS = "artifacts/checkpoint", "artifacts/splits", "artifacts/tokens"
-BEST, HISTORY, PERFORMANCE = f"{CHECKPOINT}/best.pth", "metrics/history.tsv", "metrics/performance.json"
-TIMING = "metrics/timing.tsv"
+BEST, RECORD = f"{CHECKPOINT}/best.pth", f"{CHECKPOINT}/run.json"
 UNCHANGED = ("artifacts", "metrics", "reports", "data", "params.yaml")
 
 
@@ -655,26 +654,17 @@ CHECKPOINT_CASES = [
     ),
     Case("tokenized again", "evaluate", (SPLITS, "another tokenizer", "train again"), tokenized_again),
     Case("splits missing", "evaluate", (SPLITS, "is missing", SPLIT), remove(SPLITS)),
-    Case("history missing", "evaluate", (f"{HISTORY} is missing", TRAIN), remove(HISTORY)),
     *(
-        Case(f"history {name}", "evaluate", (f"{HISTORY} is damaged", TRAIN), write(HISTORY, content))
-        for name, content in [
-            ("empty", ""),
-            ("bytes", b"\0\xff\xfe"),
-            ("a page", "<html>\n<body>\n"),
-            ("without steps", "a\tb\n1\t2\n"),
-            ("with text", "step\tval.loss\n0\tgood\n"),
-            ("with too many columns", "step\n0\t1\t2\n"),
-            ("with a huge field", "step\n" + "9" * 200_000 + "\n"),
-        ]
+        Case(f"{path} {name}", "evaluate", (path, CHECKPOINT, "dvc checkout", TRAIN), breaks(path))
+        for path in ("metrics/history.tsv", "metrics/train.json")
+        for name, breaks in [("missing", remove), ("of another run", lambda path: write(path, "{}"))]
     ),
-    Case("timing missing", "evaluate", (f"{TIMING} is missing", TRAIN), remove(TIMING)),
-    Case("performance missing", "evaluate", (f"{PERFORMANCE} is missing", TRAIN), remove(PERFORMANCE)),
-    *(
-        Case(
-            f"performance {content}", "evaluate", (f"{PERFORMANCE} is damaged", TRAIN), write(PERFORMANCE, content)
-        )
-        for content in ("<html>", "{}", "[]", '{"seconds": "long", "tokens_per_sec": 1}')
+    Case("no record of the run", "evaluate", (RECORD, "is missing", TRAIN), signed(CHECKPOINT, remove(RECORD))),
+    Case(
+        "a damaged record",
+        "export",
+        (RECORD, "params.train", TRAIN),
+        signed(CHECKPOINT, write(RECORD, '{"params": {"train": 1}}')),
     ),
     Case("reports is a file", "evaluate", ("reports", "no folder", "move it away"), file_at("reports")),
     Case(

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 from pipeline.comparison.checkpoints import compare_checkpoints, most_changed
 from pipeline.comparison.places import find_place
 from pipeline.comparison.recipes import compare_recipes
-from pipeline.comparison.runs import Run, comparable, differing, pair, read_run, shared_sides
+from pipeline.comparison.runs import RunResult, comparable, pair, read_run, shared_sides
 from pipeline.comparison.words import CHECKPOINTS, RECIPES, Comparison, as_json, as_markdown, as_text
 from pipeline.core.errors import PipelineError
+from pipeline.core.record import changed
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
 _SEED = "train.seed"
-_WEIGHTS = "evaluate.weights"
-_RECIPE = ("tokenize", "split", "model", "train")
 
 
 def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -> Iterator[str]:
@@ -45,7 +44,7 @@ def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -
     return as_markdown(comparison) if form == "markdown" else as_text(comparison)
 
 
-def _compare(question: str, first: Sequence[Run], second: Sequence[Run]) -> Comparison:
+def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResult]) -> Comparison:
     """Compares two runs (CHECKPOINTS) or two groups of runs, each with the params of its first run (RECIPES).
 
     Raises:
@@ -54,7 +53,7 @@ def _compare(question: str, first: Sequence[Run], second: Sequence[Run]) -> Comp
     runs = [*first, *second]
     unit = comparable(runs)
     paired = {side: pair(runs, side, unit) for side in shared_sides(runs)}
-    params = differing(first[0].params, second[0].params)
+    params = changed(first[0].params, second[0].params)
     if question == RECIPES:
         params.pop(_SEED, None)
         sides = {side: compare_recipes(each, len(first)) for side, each in paired.items()}
@@ -71,7 +70,7 @@ def _compare(question: str, first: Sequence[Run], second: Sequence[Run]) -> Comp
     )
 
 
-def _check_recipe(label: str, group: Sequence[Run]) -> None:
+def _check_recipe(label: str, group: Sequence[RunResult]) -> None:
     """Raises PipelineError unless the group is several runs with the same params and different seeds."""
     if len(group) < 2:
         raise PipelineError(
@@ -79,8 +78,8 @@ def _check_recipe(label: str, group: Sequence[Run]) -> None:
             "each recipe, better three, or compare two checkpoints, without --against"
         )
     for other in group[1:]:
-        for key, (mine, others) in differing(group[0].params, other.params).items():
-            if (key.split(".")[0] in _RECIPE or key == _WEIGHTS) and key != _SEED:
+        for key, (mine, others) in changed(group[0].params, other.params).items():
+            if key != _SEED:
                 raise PipelineError(
                     f"{group[0].name} and {other.name} stand on the same side and are two recipes: {key} is "
                     f"{mine!r} and {others!r}; only {_SEED} may differ"
@@ -93,11 +92,10 @@ def _check_recipe(label: str, group: Sequence[Run]) -> None:
             )
 
 
-def _shown(run: Run) -> dict[str, object]:
+def _shown(run: RunResult) -> dict[str, object]:
     about = run.about
     return {"name": run.name, "step": about["step"], "weights": about["weights"], "seed": _seed(run)}
 
 
-def _seed(run: Run) -> object:
-    train = run.params.get("train")
-    return train.get("seed") if isinstance(train, dict) else None
+def _seed(run: RunResult) -> object:
+    return run.params["train"].get("seed")

@@ -26,7 +26,7 @@ class Place(Protocol):
         """What a person calls it."""
 
     def read(self, path: str) -> str:
-        """The text of a file, named as in the project, such as params.yaml or reports/documents.tsv.
+        """The text of a file, named as in the project, such as metrics/evaluate.json or reports/documents.tsv.
 
         Raises:
             PipelineError: it is not there; the message says how to get it.
@@ -35,7 +35,7 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """A project's folder, or a copy of its params.yaml, metrics/ and reports/."""
+    """A project's folder, or a copy of its metrics/ and reports/."""
 
     root: Path
     name: str

@@ -14,7 +14,6 @@ import numpy as np
 from pipeline.comparison.places import Place
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.paths import EVALUATION
-from pipeline.core.yaml import yaml_values
 from pipeline.evaluate.bootstrap import FEWEST_DOCUMENTS
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, read_units
@@ -27,12 +26,12 @@ _AGAIN = "run `dvc repro`"
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResult:
     """What evaluation left of one run.
 
     Attributes:
         name: What a person calls it.
-        params: Its params.yaml.
+        params: The effective params that made it, by section.
         about: What was evaluated and how: reports/evaluation.json.
         documents, blocks: The scores of each side, "val" and perhaps "test".
     """
@@ -48,7 +47,7 @@ class Run:
         return list(self.about["sides"])
 
 
-def read_run(place: Place) -> Run:
+def read_run(place: Place) -> RunResult:
     """Reads a run's results.
 
     Raises:
@@ -64,10 +63,12 @@ def read_run(place: Place) -> Run:
             raise DataError(f"{place.name}: {path} is damaged ({reason}): {_AGAIN}") from None
 
     metrics = parsed("metrics/evaluate.json", json.loads)
-    run = Run(
+    about = parsed(f"reports/{EVALUATION}", _about)
+    evaluated = {"weights": about["weights"], "stride": about["stride_share"]}
+    run = RunResult(
         place.name,
-        parsed("params.yaml", _sections),
-        parsed(f"reports/{EVALUATION}", _about),
+        {**about["params"], "evaluate": evaluated},
+        about,
         parsed(f"reports/{DOCUMENTS}", read_units),
         parsed(f"reports/{BLOCKS}", read_units),
     )
@@ -82,22 +83,17 @@ def read_run(place: Place) -> Run:
     return run
 
 
-def _sections(text: str) -> dict[str, Any]:
-    values = yaml_values(text)
-    if not isinstance(values, dict):
-        raise ValueError("it has no sections")
-    return values
-
-
 def _about(text: str) -> dict[str, Any]:
     about: dict[str, Any] = json.loads(text)
     for side in about["sides"].values():
         _ = side["text"], side["tokens"]
     _ = about["step"], about["weights"], about["stride_share"], about["tokenizer"]["fingerprint"]
+    if not isinstance(about.get("params"), dict) or not isinstance(about["params"].get("train"), dict):
+        raise ValueError("it does not say which params trained the model")
     return about
 
 
-def comparable(runs: Sequence[Run]) -> str:
+def comparable(runs: Sequence[RunResult]) -> str:
     """The unit in which the runs may be compared: nats a token, or bits a byte where their tokens differ.
 
     Raises:
@@ -128,7 +124,7 @@ def comparable(runs: Sequence[Run]) -> str:
     return unit
 
 
-def shared_sides(runs: Sequence[Run]) -> list[str]:
+def shared_sides(runs: Sequence[RunResult]) -> list[str]:
     """The held-out texts that all have."""
     return [side for side in runs[0].sides if all(side in run.sides for run in runs)]
 
@@ -156,7 +152,7 @@ class Paired:
         return found
 
 
-def pair(runs: Sequence[Run], side: str, unit: str) -> Paired:
+def pair(runs: Sequence[RunResult], side: str, unit: str) -> Paired:
     """The runs' scores of a side by document, or by block where there are fewer than 30 documents."""
     documents = [run.documents[side] for run in runs]
     names = [each.name for each in documents[0]]
@@ -183,17 +179,3 @@ def _paired(what: str, units: Sequence[Sequence[UnitScore]], unit: str) -> Paire
     if unit == NATS:
         return Paired(what, names, nats, tokens)
     return Paired(what, names, text_nats / math.log(2), size)
-
-
-def differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The params that differ, by dotted name; None where one has no such key. `runtime` decides no result."""
-    flat = [_flat({key: value for key, value in each.items() if key != "runtime"}) for each in (first, second)]
-    keys = dict.fromkeys([*flat[0], *flat[1]])
-    return {key: (flat[0].get(key), flat[1].get(key)) for key in keys if flat[0].get(key) != flat[1].get(key)}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, value in values.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return rows

@@ -40,7 +40,17 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> dic
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What `changed` finds, each as a person reads it: `model.dropout 0.0 → 0.2`."""
-    return [f"{name} {_shown(before)} → {_shown(after)}" for name, (before, after) in changed(old, new).items()]
+    return _in_words(changed(old, new))
+
+
+def contradictions(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The effective params that both sides have with different values, each as `model.dropout 0.0 → 0.2`.
+
+    What only one side has is no contradiction: a record has no params that decided nothing, and has the defaults of
+    options that were not given.
+    """
+    old, new = flat(effective(recorded)), flat(effective(given))
+    return _in_words({name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]})
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -49,6 +59,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         rows |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return rows
+
+
+def _in_words(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{name} {_shown(before)} → {_shown(after)}" for name, (before, after) in changes.items()]
 
 
 def _chosen(section: Mapping[str, Any]) -> Sequence[Any]:

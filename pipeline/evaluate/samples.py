@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.evaluate.report.records import Sample
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.generate import continuations
 from pipeline.plugin.components import Sampler
 
 if TYPE_CHECKING:
     from pipeline.params.params import GenerationParams
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model wrote.
+
+    Attributes:
+        prompt: What it was given.
+        continuation: What it added.
+        drawn: How its tokens were drawn, in words.
+    """
+
+    prompt: str
+    continuation: str
+    drawn: str
 
 
 def draw_samples(

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import Progress, fact, say
-from pipeline.core.environment import versions
+from pipeline.core.errors import DataError
 from pipeline.core.files import published_folder, recorded_sha256, write_json
+from pipeline.core.record import effective
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.baselines import unigram_bits_per_byte, xz_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
 from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
 from pipeline.evaluate.details import score_in_detail
-from pipeline.evaluate.report.attention import read_attention
-from pipeline.evaluate.report.excerpt import read_excerpt
-from pipeline.evaluate.report.page import write_report
-from pipeline.evaluate.report.records import Report
-from pipeline.evaluate.report.training import read_training
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.samples import draw_samples
 from pipeline.evaluate.tables import digests, write_tables
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
+from pipeline.model.checkpoint import METRICS, Checkpoint, load_checkpoint, weights_file
 from pipeline.model.device import choose_device, use_threads
 from pipeline.model.held_out import check_same_tokenizer
+from pipeline.model.made_by import note_changes, read_record
 from pipeline.model.scoring import Summary
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.core.paths import Paths
     from pipeline.params.params import EvaluateParams, Params
 
@@ -41,8 +42,10 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+    record = read_record(paths.checkpoint)
     check_same_tokenizer(checkpoint, splits)
-    training = read_training(paths.metrics, paths.checkpoint)
+    _check_same_run(paths)
+    note_changes(record, params, splits, paths)
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
     metrics: dict[str, Any] = {"step": checkpoint.step, "stride": _stride(own, checkpoint)}
@@ -52,52 +55,60 @@ def run(params: Params, paths: Paths) -> None:
         if side != "train":
             metrics[side], breakdowns[side] = _evaluate(checkpoint, splits, side, own, train_counts)
 
-    samples = draw_samples(checkpoint, own.generation, samplers)
-    held_out = [side for side in ("val", "test") if side in metrics]
-    report = Report(
+    evaluation = Evaluation(
+        checkpoint=checkpoint,
+        splits=splits,
         metrics=metrics,
-        weights=own.weights,
-        model=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
-        training=training,
-        samples=samples,
-        excerpts=[read_excerpt(checkpoint, splits, side, breakdowns[side].documents) for side in held_out],
-        attention=read_attention(checkpoint, splits.ids(held_out[-1])),
-        breakdowns={side: breakdowns[side] for side in held_out},
-        data=splits.meta["files"],
-        params={
-            name: getattr(params, name).model_dump(mode="json")
-            for name in ("tokenize", "split", "model", "train", "evaluate")
-        },
-        versions=versions(),
-        identity={
-            "weights": recorded_sha256(weights_file(paths.checkpoint, own.weights)),
-            "tokenizer": checkpoint.tokenizer.fingerprint,
-            **{f"{side}.bin": recorded_sha256(paths.splits / f"{side}.bin") for side in splits.names},
-        },
+        breakdowns=breakdowns,
+        samples=draw_samples(checkpoint, own.generation, samplers),
+        record=record,
+        params=effective(own.model_dump(mode="json")),
     )
     with published_folder(paths.reports) as folder:
-        write_report(report, folder)
-        about = _about(own, checkpoint, splits) | {"weights_sha256": report.identity["weights"]}
-        write_tables(breakdowns, about, folder)
+        report = _write_report(evaluation, paths, folder)
+        write_tables(breakdowns, _about(own, evaluation, paths), folder)
         write_json(paths.metrics / "evaluate.json", metrics)
 
-    for side in ("val", "test"):
-        if side in metrics:
-            _say_numbers(side, metrics[side], breakdowns[side])
-    for first, *_ in samples:
+    for side, breakdown in breakdowns.items():
+        _say_numbers(side, metrics[side], breakdown)
+    for first, *_ in evaluation.samples:
         say(f"\n{first.prompt}{first.continuation}\n")
-    fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}/report.html")
+    fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
+
+
+def _check_same_run(paths: Paths) -> None:
+    """Raises DataError when metrics/ does not hold what the run that made the checkpoint wrote."""
+    for name in ("train.json", "history.tsv"):
+        path = paths.metrics / name
+        if not path.is_file() or path.read_bytes() != (paths.checkpoint / METRICS / name).read_bytes():
+            raise DataError(
+                f"{path} is not of the run that made {paths.checkpoint}: run `dvc checkout`, which brings what "
+                "belongs together, or run `python -m pipeline train`"
+            )
+
+
+def _write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> str:
+    """Writes the report, where this installation has report/; returns its name in the folder, or nothing."""
+    package = find_spec("pipeline.evaluate.report")
+    if package is None or package.origin is None:  # an empty folder is a package without an origin
+        return ""
+    from pipeline.evaluate.report.write import write_report
+
+    write_report(evaluation, paths, folder)
+    return "/report.html"
 
 
 def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
     return max(1, round(params.stride * checkpoint.model.config.context_length))
 
 
-def _about(params: EvaluateParams, checkpoint: Checkpoint, splits: TokenFolder) -> dict[str, Any]:
+def _about(params: EvaluateParams, evaluation: Evaluation, paths: Paths) -> dict[str, Any]:
     """What `pipeline compare` must know of this evaluation, to say whether another may be held against it."""
+    checkpoint, splits = evaluation.checkpoint, evaluation.splits
     return {
         "step": checkpoint.step,
         "weights": checkpoint.weights,
+        "weights_sha256": recorded_sha256(weights_file(paths.checkpoint, checkpoint.weights)),
         "context_length": checkpoint.model.config.context_length,
         "stride": _stride(params, checkpoint),
         "stride_share": params.stride,
@@ -105,6 +116,7 @@ def _about(params: EvaluateParams, checkpoint: Checkpoint, splits: TokenFolder) 
         "sides": {
             side: digests(splits.ids(side), checkpoint.tokenizer) for side in splits.names if side != "train"
         },
+        "params": evaluation.record.params,
     }
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.core.console import fact, say
-from pipeline.core.environment import versions
 from pipeline.core.errors import CheckpointError, ParamsError, raised_by
 from pipeline.core.files import published_folder, read_json, recorded_sha256, write_atomically, write_json
 from pipeline.core.paths import EVALUATION
+from pipeline.core.record import flat
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.model_card import ModelCard
 from pipeline.exporting import PROOF_TOKENS
@@ -21,6 +21,7 @@ from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
 from pipeline.model.held_out import held_out_text
+from pipeline.model.made_by import RunRecord, note_changes, read_record
 from pipeline.plugin.components import ExportSource
 from pipeline.plugin.registry import Registry
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 KINDS = ["exporters"]
-_MADE_BY = ("tokenize", "split", "model", "train")
-"""The sections of params.yaml that decide a model."""
 _PROMPT_TOKENS = 16
 _SAMPLE_TOKENS = 80
 
@@ -48,6 +47,8 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+    record = read_record(paths.checkpoint)
+    note_changes(record, params, splits, paths)
     source = export_source(checkpoint, held_out_text(checkpoint, splits, PROOF_TOKENS))
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
@@ -69,7 +70,7 @@ def run(params: Params, paths: Paths) -> None:
             fact("proved", f"{exporter.name}: {', '.join(f'{name} {value}' for name, value in named)}")
             if proof.get("reader") == "none":
                 say(f"         {exporter.name}'s reader is not installed: the files were only read back")
-        write_atomically(folder / "README.md", _card(params, paths, checkpoint, splits, proofs).text())
+        write_atomically(folder / "README.md", _card(paths, checkpoint, record, splits, proofs).text())
     fact("wrote", f"{paths.shown(paths.export)}")
 
 
@@ -98,12 +99,16 @@ def refusals(exporter: Any, then: str = "") -> Iterator[None]:
 
 
 def _card(
-    params: Params, paths: Paths, checkpoint: Checkpoint, splits: TokenFolder, proofs: dict[str, dict[str, Any]]
+    paths: Paths,
+    checkpoint: Checkpoint,
+    record: RunRecord,
+    splits: TokenFolder,
+    proofs: dict[str, dict[str, Any]],
 ) -> ModelCard:
     prompt, continuation = _sample(checkpoint, splits)
     return ModelCard(
         config=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
-        corpus=params.tokenize.corpus.name,
+        corpus=str(flat(record.params).get("tokenize.corpus.name", "")),
         sides=splits.meta["files"],
         tokenizer=checkpoint.tokenizer.name,
         weights=checkpoint.weights,
@@ -111,9 +116,9 @@ def _card(
         metrics=_metrics(paths, checkpoint.weights),
         prompt=prompt,
         continuation=continuation,
-        params={name: _chosen(getattr(params, name).model_dump(mode="json")) for name in _MADE_BY},
+        params=record.params,
         proofs=proofs,
-        versions=versions(),
+        versions=record.versions,
     )
 
 
@@ -127,18 +132,6 @@ def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
         return None
     own = recorded_sha256(weights_file(paths.checkpoint, weights))
     return metrics if evaluated.get("weights_sha256") == own else None
-
-
-def _chosen(values: Any) -> Any:
-    """Params without the options of components that were not chosen."""
-    if not isinstance(values, dict):
-        return values
-    chosen = values.get("use", [values["name"]] if "name" in values else None)
-    return {
-        key: _chosen(value)
-        for key, value in values.items()
-        if chosen is None or not isinstance(value, dict) or key in chosen
-    }
 
 
 def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:

@@ -16,8 +16,6 @@ PARAMS = {
     "split": {"seed": 2},
     "model": {"n_layers": 4},
     "train": {"seed": 1, "lr": 0.02},
-    "evaluate": {"weights": "best"},
-    "runtime": {"threads": 1},
 }
 
 
@@ -34,7 +32,7 @@ def scored(seed: int, units: int = 40, shift: float = 0.0, size: int = 4) -> Bre
 
 
 def write_run(folder: Path, breakdown: Breakdown, params: dict[str, Any] | None = None, **about: Any) -> None:
-    """Writes params.yaml, metrics/ and reports/ of a run whose val and test text scored alike."""
+    """Writes metrics/ and reports/ of a run whose val and test text scored alike."""
     folder.mkdir(parents=True, exist_ok=True)
     nats, tokens = (sum(each[column] for each in breakdown.documents) for column in (2, 1))
     facts: dict[str, Any] = {
@@ -42,12 +40,11 @@ def write_run(folder: Path, breakdown: Breakdown, params: dict[str, Any] | None 
         "tokenizer": {"name": "bpe", "fingerprint": "f"},
         "sides": {side: {"tokens": f"{side} tokens", "text": f"{side} text"} for side in ("val", "test")},
     }  # fmt: skip
-    facts |= about
+    facts |= {"params": PARAMS if params is None else params, **about}
     (folder / "metrics").mkdir(exist_ok=True)
     (folder / "reports").mkdir(exist_ok=True)
     metrics = {side: {"loss": nats / tokens} for side in facts["sides"]}
     (folder / "metrics" / "evaluate.json").write_text(json.dumps(metrics))
-    (folder / "params.yaml").write_text(json.dumps(params or PARAMS))
     write_tables(dict.fromkeys(facts["sides"], breakdown), facts, folder / "reports")
 
 

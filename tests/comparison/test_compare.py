@@ -38,7 +38,7 @@ def folders(project: Project) -> Project:
     write_run(project.root / "a", scored(1))
     write_run(project.root / "b", scored(2, shift=-0.1), recipe(1, lr=0.03))
     write_run(project.root / "again", scored(12), recipe(1))  # the same run on another machine: other last bits
-    write_run(project.root / "last", scored(13), recipe(4) | {"evaluate": {"weights": "last"}})
+    write_run(project.root / "last", scored(13), recipe(4), weights="last")
     for seed in (1, 2, 3):
         write_run(project.root / f"one{seed}", scored(10 + seed), recipe(seed))
         write_run(project.root / f"two{seed}", scored(20 + seed, shift=-0.1), recipe(seed, lr=0.03))
@@ -137,14 +137,14 @@ BAD = {
     "no text in common": (again(sides={}), ("no held-out text in common",)),
     "no reports": (lambda root: shutil.rmtree(root / "b" / "reports"), ("b: reports/evaluation.json", "dvc repro")),
     "no metrics": (damage("metrics/evaluate.json", None), ("b: metrics/evaluate.json is missing", "dvc repro")),
-    "no params": (damage("params.yaml", None), ("b: params.yaml is missing",)),
+    "no params": (again(params={}), ("b: reports/evaluation.json", "params", "dvc repro")),
     "other metrics": (
         damage("metrics/evaluate.json", '{"val": {"loss": 1.0}, "test": {"loss": 1.0}}'),
         ("different evaluations", "dvc repro"),
     ),
     "metrics that are a list": (damage("metrics/evaluate.json", "[]"), ("different evaluations",)),
     "broken metrics": (damage("metrics/evaluate.json", "{"), ("metrics/evaluate.json is damaged",)),
-    "broken params": (damage("params.yaml", "a: ["), ("params.yaml is damaged",)),
+    "params that are none": (again(params={"train": 1}), ("b: reports/evaluation.json", "params", "dvc repro")),
     "a table of something else": (damage("reports/documents.tsv", "a\tb\n"), ("documents.tsv is damaged",)),
     "an empty table": (damage("reports/documents.tsv", ""), ("documents.tsv is damaged",)),
     "a cut table": (damage("reports/blocks.tsv", "side\tblock\ttokens\nval\t1"), ("blocks.tsv is damaged",)),

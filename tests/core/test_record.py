@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.record import changed, differences, effective, flat
+from pipeline.core.record import changed, contradictions, differences, effective, flat
 from pipeline.core.source import import_closure
 
 TRAIN = {
@@ -63,6 +63,12 @@ def test_a_difference_names_the_param_and_both_values(values: dict[str, object],
 )
 def test_what_is_not_chosen_makes_no_difference(values: dict[str, object]) -> None:
     assert differences(TRAIN, {**TRAIN, **values}) == []
+
+
+def test_what_only_one_side_has_is_no_contradiction() -> None:
+    given = {**TRAIN, "seed": 2, "log_every": 10, "optimizer": {"name": "muon", "muon": {"lr": 0.02}}}
+    assert contradictions(TRAIN, given) == ["seed 1 → 2"]
+    assert contradictions(TRAIN, {"optimizer": {"name": "lion"}}) == ["optimizer.name muon → lion"]
 
 
 def test_nested_values_by_dotted_name() -> None:

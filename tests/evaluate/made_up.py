@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.evaluate.breakdown import Breakdown, FrequencyLoss, PositionLoss, UnitScore
-from pipeline.evaluate.report.records import AttentionMaps, Excerpt, Report, Sample, Token, Training
+from pipeline.evaluate.report.records import AttentionMaps, Excerpt, Report, Token, Training
+from pipeline.evaluate.samples import Sample
 
 
 def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: int = 2) -> Report:

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.core.errors import CheckpointError
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.report.attention import attention_weights, read_attention
 from pipeline.evaluate.report.excerpt import read_excerpt, token_views
-from pipeline.evaluate.report.records import Training
 from pipeline.evaluate.report.training import read_training
 from pipeline.model import attention
 from pipeline.model.checkpoint import Checkpoint
@@ -136,25 +134,19 @@ def test_a_text_of_one_token_has_no_maps() -> None:
     assert (maps.layers, maps.heads, maps.weights.shape) == ([1, 2, 3], [1, 2, 3, 4], (3, 4, len(IDS), len(IDS)))
 
 
-def training_folder(folder: Path, history: str, timing: str) -> Training:
-    (folder / "history.tsv").write_text(history.replace(" ", "\t"))
-    (folder / "timing.tsv").write_text(timing.replace(" ", "\t"))
-    (folder / "performance.json").write_text('{"seconds": 9, "tokens_per_sec": 100}')
-    (folder / "samples.jsonl").write_text("")
-    return read_training(folder, folder)
-
-
 def test_throughput_is_of_the_stretch_since_the_last_evaluation(tmp_path: Path) -> None:
-    training = training_folder(
-        tmp_path,
-        "step tokens val.loss\n0 0 8\n1 100 7\n2 200 6\n",
-        "step seconds processor_seconds tokens_per_sec\n0 0 0 0\n1 1 2 100\n2 5 8 40\n",
-    )
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    tables = {
+        "history": "step tokens val.loss\n0 0 8\n1 100 7\n2 200 6\n",
+        "timing": "step seconds processor_seconds tokens_per_sec\n0 0 0 0\n1 1 2 100\n2 5 8 40\n",
+    }
+    for name, table in tables.items():
+        (metrics / f"{name}.tsv").write_text(table.replace(" ", "\t"))
+    (metrics / "performance.json").write_text('{"seconds": 9, "tokens_per_sec": 100}')
+    (tmp_path / "samples.jsonl").write_text('{"step": 1, "callback": "sample_text", "text": "a\u2028b"}\n')
+    training = read_training(tmp_path)
     assert [row.get("tokens_per_sec") for row in training.history] == [None, 100.0, 25.0]
     assert [row["processor_seconds"] for row in training.history] == [0.0, 2.0, 8.0]
-
-
-@pytest.mark.parametrize("damaged", ["", "step\tval.loss\n1\tx\n", "tokens\n1\n"])
-def test_damaged_timing_is_one_line(damaged: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"timing\.tsv is damaged .*: run `python -m pipeline train`"):
-        training_folder(tmp_path, "step\n0\n", damaged)
+    assert training.performance == {"seconds": 9, "tokens_per_sec": 100}
+    assert [sample["text"] for sample in training.samples] == ["a\u2028b"]

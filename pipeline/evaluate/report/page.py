@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.core.console import printable
 from pipeline.core.files import write_atomically
+from pipeline.core.record import flat
 from pipeline.evaluate.bootstrap import units
 from pipeline.evaluate.breakdown import Breakdown
 from pipeline.evaluate.report.chart import Chart, lay_out, number
@@ -30,7 +31,7 @@ CARDS = (
 )
 
 
-def write_report(report: Report, folder: Path) -> None:
+def write_page(report: Report, folder: Path) -> None:
     """Writes report.html, and its curves as PNG and SVG files, into `folder`."""
     plots = training_plots(report, training_axes(report.training.history)[0])
     positions = position_plot(report.breakdowns)
@@ -71,7 +72,7 @@ def render(report: Report) -> str:
         frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
         head_columns=columns(len(report.attention.heads)) if report.attention else 0,
         heads=head_pictures(report.attention) if report.attention else [],
-        params={name: _flat(section) for name, section in report.params.items()},
+        params={name: flat(section).items() for name, section in report.params.items()},
     )
 
 
@@ -193,12 +194,4 @@ def _frequencies(side: Breakdown) -> list[FrequencyRow]:
         else:
             seen = f"{low:,} to {tops[index]:,}"
         rows.append(FrequencyRow(seen, tokens, tokens / total, mean, round(100 * mean / longest, 1)))
-    return rows
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """A section's values with dotted names."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in section.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
     return rows

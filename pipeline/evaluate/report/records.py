@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.evaluate.breakdown import Breakdown
+    from pipeline.evaluate.samples import Sample
 
 
 PROCESSOR_SECONDS = "processor_seconds"
@@ -17,27 +18,12 @@ SPEED = "tokens_per_sec"
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A text that the model wrote.
-
-    Attributes:
-        prompt: What it was given.
-        continuation: What it added.
-        drawn: How its tokens were drawn, in words.
-    """
-
-    prompt: str
-    continuation: str
-    drawn: str
-
-
-@dataclass(frozen=True)
 class Training:
     """What training wrote down on its way.
 
     Attributes:
         history: The numbers of each evaluation, with the processor seconds and the speed up to it.
-        performance: What metrics/performance.json holds.
+        performance: What performance.json holds.
         samples: Texts that callbacks showed: step, callback, text.
     """
 
@@ -110,8 +96,8 @@ class Report:
         attention: Where each head looks; None for a model of one token's context.
         breakdowns: Where the loss of val and of test lies.
         data: Of each split its documents, bytes and tokens, as the splits' meta.json has them.
-        params: The params by section.
-        versions: What was installed.
+        params: The effective params by section: those that trained the model, and `evaluate`.
+        versions: What was installed when the model was trained.
         identity: Names of things that are the same only if their bytes are, and their sha256.
     """
 

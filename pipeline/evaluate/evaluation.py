@@ -1,0 +1,35 @@
+"""What an evaluation found, for whatever writes it down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.data.tokens import TokenFolder
+from pipeline.evaluate.breakdown import Breakdown
+from pipeline.evaluate.samples import Sample
+from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.made_by import RunRecord
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was evaluated, and the result.
+
+    Attributes:
+        checkpoint: The model and its tokenizer.
+        splits: The text.
+        metrics: What metrics/evaluate.json holds.
+        breakdowns: Of "val" and perhaps "test", where the loss lies.
+        samples: For each prompt, what was drawn from it in several ways.
+        record: What made the checkpoint.
+        params: The effective params of the evaluation.
+    """
+
+    checkpoint: Checkpoint
+    splits: TokenFolder
+    metrics: dict[str, Any]
+    breakdowns: dict[str, Breakdown]
+    samples: list[list[Sample]]
+    record: RunRecord
+    params: dict[str, Any]

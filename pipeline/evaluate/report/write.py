@@ -1,0 +1,48 @@
+"""The report of an evaluation: gathers what the page shows beside the numbers, and writes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.core.files import recorded_sha256
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.report.attention import read_attention
+from pipeline.evaluate.report.excerpt import read_excerpt
+from pipeline.evaluate.report.page import write_page
+from pipeline.evaluate.report.records import Report
+from pipeline.evaluate.report.training import read_training
+from pipeline.model.checkpoint import weights_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.core.paths import Paths
+
+
+def write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> None:
+    """Writes report.html, and its curves as PNG and SVG files, into `folder`."""
+    write_page(_report(evaluation, paths), folder)
+
+
+def _report(evaluation: Evaluation, paths: Paths) -> Report:
+    checkpoint, splits = evaluation.checkpoint, evaluation.splits
+    sides = list(evaluation.breakdowns)
+    return Report(
+        metrics=evaluation.metrics,
+        weights=checkpoint.weights,
+        model=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
+        training=read_training(paths.checkpoint),
+        samples=evaluation.samples,
+        excerpts=[read_excerpt(checkpoint, splits, side, evaluation.breakdowns[side].documents) for side in sides],
+        attention=read_attention(checkpoint, splits.ids(sides[-1])),
+        breakdowns=evaluation.breakdowns,
+        data=splits.meta["files"],
+        params={**evaluation.record.params, "evaluate": evaluation.params},
+        versions=evaluation.record.versions,
+        identity={
+            "run": evaluation.record.identity,
+            "weights": recorded_sha256(weights_file(paths.checkpoint, checkpoint.weights)),
+            "tokenizer": checkpoint.tokenizer.fingerprint,
+            **{f"{side}.bin": recorded_sha256(paths.splits / f"{side}.bin") for side in splits.names},
+        },
+    )

@@ -1,0 +1,96 @@
+"""What made a checkpoint, and where params.yaml or the splits have changed since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pipeline.core.console import say
+from pipeline.core.errors import CheckpointError
+from pipeline.core.files import MANIFEST, sha256
+from pipeline.core.record import contradictions
+from pipeline.data.tokens import TokenFolder
+from pipeline.model.checkpoint import RECORD
+from pipeline.plugin.registry import Registry
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+    from pipeline.params.params import Params
+
+SECTIONS = ("tokenize", "split", "model", "train")
+"""The sections of params.yaml that decide a model."""
+_MEND = "run `python -m pipeline train`, or `dvc repro`"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What made a checkpoint: run.json in its folder.
+
+    Attributes:
+        params: The effective params of tokenize, split, model and train, as params.yaml has them.
+        data: The sha256 of the splits' manifest.
+        versions: What was installed: "python", and packages by name.
+        identity: The run's fingerprint.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True)
+
+    params: dict[str, dict[str, Any]]
+    data: str
+    versions: dict[str, str]
+    identity: str
+
+
+def read_record(folder: Path) -> RunRecord:
+    """What made the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: run.json is missing, as in a checkpoint of an earlier version, or damaged.
+    """
+    path = folder / RECORD
+    try:
+        record = TypeAdapter(RunRecord).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing, so nothing says what made the checkpoint: {_MEND}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise CheckpointError(f"{path} is damaged ({reason}): {_MEND}") from None
+    missing = [name for name in SECTIONS if name not in record.params]
+    if missing:
+        raise CheckpointError(f"{path} is damaged (its params lack {', '.join(missing)}): {_MEND}")
+    return record
+
+
+def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: Paths) -> None:
+    """Says in one line where params.yaml, and in another whether the splits, are not what made the checkpoint."""
+    given = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
+    callbacks = given["train"]["eval_callbacks"]
+    if callbacks["use"] != record.params["train"].get("eval_callbacks", {}).get("use"):
+        callbacks["use"] = _deciding(callbacks["use"], paths)
+    found = contradictions(record.params, given)
+    if found:
+        say(
+            f"note: params.yaml is not what trained this checkpoint: {'; '.join(found)}; the checkpoint's values "
+            "are used"
+        )
+    if sha256(splits.folder / MANIFEST) != record.data:
+        say(
+            f"note: {paths.shown(splits.folder)} is not the data that trained this checkpoint: its held-out text "
+            "may be text that the model was trained on"
+        )
+
+
+def _deciding(callbacks: list[str], paths: Paths) -> list[str]:
+    """The callbacks without those that only record, which are no part of what made a checkpoint."""
+    registry = Registry.load(paths.plugins, ["eval_callbacks"], note=lambda _: None)
+    recording = {
+        entry.component.name
+        for entry in registry.entries("eval_callbacks")
+        if getattr(entry.component, "records_only", False)
+    }
+    return [name for name in callbacks if name not in recording]

@@ -1,0 +1,104 @@
+"""What made a checkpoint: its record is read or refused, and what has changed since is said in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Project
+
+from pipeline.core.errors import CheckpointError
+from pipeline.model.made_by import SECTIONS, RunRecord, read_record
+
+RECORD: dict[str, Any] = {
+    "params": {
+        "tokenize": {"corpus": {"name": "files", "files": {"separator": ""}}},
+        "split": {"val": 0.05},
+        "model": {"dropout": 0.0},
+        "train": {"optimizer": {"name": "muon", "muon": {"lr": 0.02}}, "eval_callbacks": {"use": []}},
+    },
+    "data": "ab" * 32,
+    "versions": {"python": "3.11", "torch": "2.13.0"},
+    "identity": "0123456789abcdef",
+}
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({**RECORD, "more": "of a later version"}))
+    assert read_record(tmp_path) == RunRecord(**RECORD)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "missing"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "params"),
+        (json.dumps({**RECORD, "params": {**RECORD["params"], "model": 3}}), "params.model"),
+        (json.dumps({**RECORD, "params": {"train": {}}}), "tokenize, split, model"),
+        (json.dumps({**RECORD, "versions": {"torch": 2}}), "versions.torch"),
+        (json.dumps({**RECORD, "data": 1}), "data"),
+        (json.dumps({**RECORD, "identity": None}), "identity"),
+    ],
+)
+def test_a_record_that_is_none_is_one_line(tmp_path: Path, content: str | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError) as error:
+        read_record(tmp_path)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(tmp_path / "run.json") in message
+    assert says in message
+    assert "pipeline train" in message
+
+
+def notes(out: str) -> list[str]:
+    return [line for line in out.splitlines() if line.startswith("note: ")]
+
+
+def test_every_difference_is_named_and_the_checkpoints_values_are_used(trained_project: Project) -> None:
+    root = trained_project.root
+    trained_project.succeed("train", "--set", "model.dropout=0.25", "--set", "train.optimizer.adamw.lr=0.003")
+    record = json.loads((root / "artifacts" / "checkpoint" / "run.json").read_text())
+    assert record["params"]["model"]["dropout"] == 0.25
+    for stage in ("evaluate", "export"):
+        (note,) = notes(trained_project.succeed(stage, "--set", "train.seed=7").out)
+        for difference in (
+            "model.dropout 0.25 → 0.0",
+            "train.optimizer.adamw.lr 0.003 → 0.002",
+            "train.seed 1 → 7",
+        ):
+            assert difference in note
+        assert note.count("→") == 3
+    page = (root / "reports" / "report.html").read_text()
+    card = (root / "artifacts" / "export" / "README.md").read_text()
+    assert '<th scope="row">dropout</th><td>0.25</td>' in page
+    assert '"lr": 0.003' in card
+    assert '"lr": 0.002' not in card
+    assert json.loads((root / "reports" / "evaluation.json").read_text())["params"] == record["params"]
+    assert set(record["params"]) == set(SECTIONS)
+
+
+def test_what_decides_nothing_is_no_difference(trained_project: Project) -> None:
+    settings = (
+        "train.optimizer.muon.lr=0.5",
+        "runtime.save_seconds=5",
+        "train.eval_callbacks.use=[sample_text, dvclive]",
+        "evaluate.samplers.use=[greedy]",
+    )
+    result = trained_project.succeed("evaluate", *(part for value in settings for part in ("--set", value)))
+    assert notes(result.out) == []
+    (note,) = notes(trained_project.succeed("evaluate", "--set", "train.eval_callbacks.use=[early_stopping]").out)
+    assert 'train.eval_callbacks.use ["sample_text"] → ["early_stopping"]' in note
+
+
+def test_other_splits_than_those_trained_on_are_said(trained_project: Project) -> None:
+    trained_project.succeed("split", "--set", "split.seed=9")
+    out = trained_project.succeed("evaluate", "--set", "split.seed=9").out
+    params, data = notes(out)
+    assert "split.seed 2 → 9" in params
+    assert "artifacts/splits" in data
