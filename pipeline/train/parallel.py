@@ -59,7 +59,7 @@ class Parallel:
         parameters = list(self.model.parameters())
         gradients = [each.grad for each in parameters if each.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
-        norm = float(self._full(total).item())
+        norm = float(total.full_tensor() if self.sharded else total)  # type: ignore[attr-defined]
         if norm > max_norm:  # else it would multiply every gradient by one
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
         return norm
@@ -90,10 +90,6 @@ class Parallel:
         """The full model on rank 0, to look at and generate with; None on the others. Under FSDP2 it is a copy on
         the CPU, and all ranks must call it."""
         return self.model
-
-    def _full(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The full tensor of one that may be sharded."""
-        return tensor
 
 
 def parallelize(
