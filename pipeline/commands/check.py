@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -16,42 +15,33 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.commands.trial import Trial, try_steps
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_yaml
 from pipeline.core.errors import PipelineError, explain_os_error
 from pipeline.core.files import readable
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
-from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids, TokenFolder
+from pipeline.data.batches import TrainingWindows, evaluation_windows
+from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source, refusals
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.device import choose_device, memory_of, peak_memory
+from pipeline.model.device import choose_device, memory_of
 from pipeline.model.gpt import GPT
-from pipeline.model.scoring import summarize
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import ENTRY_POINTS, Registry
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
-from pipeline.train.conditions import choose, process_count
-from pipeline.train.distributed.ranks import Ranks
-from pipeline.train.interrupt import StopSignal
-from pipeline.train.length import Length
-from pipeline.train.loop import Run, train_step
-from pipeline.train.memory import estimate
-from pipeline.train.memory_check import bytes_per_parameter, check_fits
-from pipeline.train.phases import Leg, lengths
-from pipeline.train.stage import Components, beginning, check_length, load_components, model_config, prepare
-from pipeline.train.state import TrainState
-from pipeline.train.store import StateStore
+from pipeline.train.conditions import process_count
+from pipeline.train.memory_check import available, check_fits
+from pipeline.train.phases import lengths
+from pipeline.train.stage import Components, beginning, check_length, load_components, model_config
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 _READ_AT_MOST = 32 << 20
 """Characters; of a larger corpus only the beginning is read."""
-_SECONDS_FOR_STEPS = 20.0
 
 
 @dataclass
@@ -102,7 +92,7 @@ def run(params: Params, paths: Paths) -> None:
             _check_weights(params, splits, paths)
         _check_exports(params, exporters, splits, Path(folder), findings)
         if device is not None and components is not None and not findings.problems:
-            _measure(params, components, splits, Path(folder))
+            _measure(params, paths, splits, device)
     if findings.problems:
         count = len(findings.problems)
         raise PipelineError(f"{count} {'thing' if count == 1 else 'things'} would stop the run, told above")
@@ -279,76 +269,41 @@ def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> No
     check_fits(config, device, params.runtime.strategy, process_count(params.runtime))
 
 
-def _measure(params: Params, components: Components, splits: TokenFolder, folder: Path) -> None:
-    """Takes a few real steps, and says how much memory and time the whole run will need."""
-    ids = {name: splits.ids(name) for name in ("train", "val")}
-    data = TrainingWindows(ids["train"], params.model.context_length, params.train.seed, params.train.shift_windows)
-    ends, schedules = lengths(params.train, data)
-    leg = Leg(ends[-1], schedules[-1], StateStore(folder, "preflight"), {})
-    conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
-    plan = prepare(params, components, ids, splits.tokenizer, leg, conditions, Ranks(), StopSignal())
-    timed, seconds = _time_steps(plan)
-    per_window = seconds / timed
-    length, own = plan.data.context_length, params.train.evaluation
-    windows = {name: evaluation_windows(len(each), length, length) for name, each in ids.items()}
-    forward = _time_evaluation(plan, ids["val"], windows["val"][: plan.micro_batch_size], splits.tokenizer)
-    read = sum(min(own.windows, len(each)) for each in windows.values())
-    evaluations = plan.total_steps // own.every + 1
-    evaluating = forward * (evaluations * read + 2 * len(windows["val"]))
-    fact("memory", f"{readable(peak_memory(plan.device))} at the most{_note(timed, plan)}")
-    fact("estimate", _needed(params, plan))
+def _measure(params: Params, paths: Paths, splits: TokenFolder, device: torch.device) -> None:
+    """Says how much memory and time the whole run will need, after a few real steps in a child process."""
+    trial = try_steps(params, paths, splits.folder)
+    _say_memory(params, trial, device)
+    train, length = params.train, params.model.context_length
+    windows = {name: len(evaluation_windows(len(splits.ids(name)), length, length)) for name in ("train", "val")}
+    ends, _ = lengths(train, TrainingWindows(splits.ids("train"), length, train.seed, train.shift_windows))
+    steps, trained = ends[-1].total_steps, ends[-1].total_windows
+    seconds = trained * trial.window + steps * trial.update
+    read = sum(min(train.evaluation.windows, count) for count in windows.values())
+    evaluated = (steps // train.evaluation.every + 1) * read + 2 * windows["val"]
     fact(
         "time",
-        f"some {_duration(per_window * plan.length.total_windows)} to train ({plan.total_steps:,} steps at "
-        f"{length / per_window:,.0f} tokens/s, as just measured), {_duration(evaluating)} to evaluate on the way",
+        f"some {_duration(seconds)} to train ({steps:,} steps at {trained * length / seconds:,.0f} tokens/s, as "
+        f"just measured), {_duration(evaluated * trial.evaluation)} to evaluate on the way",
     )
     load = os.getloadavg()[0]
-    if plan.device.type == "cpu" and load > cores() + 0.5:  # this process is part of it
+    if device.type == "cpu" and load > cores() + 0.5:  # this process is part of it
         say(f"note: other processes are at work (load {load:.1f} on {cores()} cores): alone it is quicker")
 
 
-def _time_steps(plan: Run) -> tuple[int, float]:
-    """How many windows were timed, and the seconds they took: micro-batches where they fit into the time."""
-    state = TrainState()
-    one = replace(plan, length=Length(1, plan.length.parts), micro_batch_size=1)
-    seconds = min(_step_seconds(one, state) for _ in range(2))
-    size = plan.micro_batch_size
-    if size == 1 or seconds * size * 4 > _SECONDS_FOR_STEPS:
-        return 1, seconds
-    whole = replace(plan, length=Length(size, plan.length.parts))
-    _step_seconds(whole, state)
-    return size, min(_step_seconds(whole, state) for _ in range(3))
-
-
-def _step_seconds(plan: Run, state: TrainState) -> float:
-    state.step = 0
-    started = time.perf_counter()
-    train_step(plan, state)
-    return time.perf_counter() - started
-
-
-def _time_evaluation(plan: Run, ids: Ids, windows: list[EvaluationWindow], tokenizer: Tokenizer) -> float:
-    """Seconds that evaluating one window takes."""
-    started = time.perf_counter()
-    summarize(plan.model, ids, windows, plan.micro_batch_size, tokenizer.byte_lengths)
-    return (time.perf_counter() - started) / len(windows)
-
-
-def _needed(params: Params, plan: Run) -> str:
-    """What a step needs by the estimate, and so on each of several processes."""
-    count = process_count(params.runtime)
-    size = min(params.train.micro_batch_size, -(-params.train.batch_size // count))
-    needed = estimate(
-        plan.model.config, size, plan.precision, bytes_per_parameter(plan.optimizer), plan.device.type,
-        params.runtime.strategy, count,
-    )  # fmt: skip
-    return f"{f'on each of {count} processes ' if count > 1 else ''}a step needs about {needed}"
-
-
-def _note(windows: int, plan: Run) -> str:
-    return (
-        "" if windows == plan.micro_batch_size else f" with one window at a time; {plan.micro_batch_size} need more"
-    )
+def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
+    count, size, needed = process_count(params.runtime), trial.micro_batch_size, trial.memory
+    how = "measured" if trial.tried == size else f"extrapolated from what {trial.tried} at once need"
+    each = f"each of {count} processes" if count > 1 else "training"
+    fact("memory", f"{each} needs {needed} with {size} windows at once, {how}")
+    if count > 1 and params.runtime.strategy == "fsdp":
+        say(
+            f"note: measured in one process: under fsdp each keeps 1/{count} of weights, gradients and optimizer, "
+            "computes activations again, and gathers the embeddings and some blocks for a moment"
+        )
+    elif needed.total > available(device, count):
+        there = readable(available(device, count))
+        lower = f"train.micro_batch_size, now {size}" if size > 1 else "model.context_length or model.emb_dim"
+        say(f"note: {device} has {there} for {each}: lower {lower}")
 
 
 def _threads(params: Params) -> int:

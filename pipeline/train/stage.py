@@ -94,7 +94,10 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> None:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            raise PipelineError(_memory_advice(plan, conditions)) from None
+            advice = memory_check.what_to_lower(
+                plan.model.config, plan.at_once, plan.optimizer, plan.device, conditions.strategy, ranks.count
+            )
+            raise PipelineError(advice) from None
         if ranks.first:
             legs[-1].store.prune()
 
@@ -141,20 +144,6 @@ def _train_leg(plan: Run, state: TrainState, extends: bool) -> TrainState:
     if not state.complete:
         train(plan, state)
     return state
-
-
-def _memory_advice(plan: Run, conditions: Conditions) -> str:
-    """What to lower, with an estimate, when memory ran out."""
-    state = memory_check.bytes_per_parameter(plan.optimizer) or 8.0
-    return memory_check.what_to_lower(
-        plan.model.config,
-        plan.at_once,
-        plan.precision,
-        plan.device,
-        state,
-        conditions.strategy,
-        conditions.processes,
-    )
 
 
 def _publish(plan: Run, state: TrainState, paths: Paths) -> None:
