@@ -92,23 +92,8 @@ class Parallel:
         return self.model
 
 
-def parallelize(
-    make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
-) -> Parallel:
-    """Makes a model and lays it out over the ranks.
-
-    Args:
-        make: Makes the full model, the same on every rank.
-        device: Where this rank computes.
-        ranks: The processes, connected.
-        strategy: "ddp" or "fsdp", for several ranks; one needs neither.
-        compiled: Whether each block is compiled.
-    """
-    if ranks.count > 1:
-        from pipeline.train.distributed import parallel
-
-        layout = parallel.fsdp2 if strategy == "fsdp" else parallel.ddp
-        return layout(make, device, ranks, compiled)
+def alone(make: Callable[[], GPT], device: torch.device, compiled: bool) -> Parallel:
+    """Makes a model for one process on its device; `compiled` says whether each block is compiled."""
     model = make().to(device)
     if compiled:
         model.compile_parts()
