@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.core.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
+from pipeline.core.paths import Paths
 
 if TYPE_CHECKING:
-    from pipeline.core.paths import Paths
     from pipeline.params.params import Params
 
 
@@ -52,10 +52,16 @@ def _with_params(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read(params_file: Path, overrides: tuple[str, ...]) -> tuple[Params, Paths]:
-    from pipeline.core.paths import Paths
     from pipeline.params.reader import load_params
 
     return load_params(params_file, overrides), Paths(Path.cwd())
+
+
+def _say_all(lines: Iterable[object]) -> None:
+    from pipeline.core.console import say
+
+    for line in lines:
+        say(str(line))
 
 
 def _stage(name: str, does: str, writes: str) -> None:
@@ -69,15 +75,11 @@ def _stage(name: str, does: str, writes: str) -> None:
 
 def _note_what_dvc_does_not_see(paths: Paths, overrides: tuple[str, ...]) -> None:
     """A result of `--set` is not that of params.yaml, which is what DVC would record beside it."""
-    from pipeline.core.console import say
-
     unseen = [each for each in overrides if each.partition("=")[0].split(".")[0].strip() != "runtime"]
     if unseen and "DVC_STAGE" not in os.environ and (paths.root / ".dvc").exists():
         settings = " ".join(f"-S {shlex.quote(each)}" for each in unseen)
-        say(
-            f"note: --set {', '.join(unseen)}: params.yaml does not say so, and DVC does not see it: write it "
-            f"there, or use `dvc exp run {settings}`"
-        )
+        note = f"--set {', '.join(unseen)}: params.yaml does not say so, and DVC does not see it"
+        _say_all([f"note: {note}: write it there, or use `dvc exp run {settings}`"])
 
 
 _stage("tokenize", "Turn the corpus into token ids.", "artifacts/tokens")
@@ -174,14 +176,7 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print lines of JSON.")
 @_weights_option
 @_with_params
-def score(
-    files: tuple[str, ...],
-    by_token: bool,
-    as_json: bool,
-    weights: str | None,
-    params_file: Path,
-    overrides: tuple[str, ...],
-) -> None:
+def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Measure how well the trained model predicts the text of each FILE (UTF-8; - is the standard input).
 
     Prints loss, perplexity, bits per byte and accuracy of each file, and of all. Each is a document of its own:
@@ -190,7 +185,7 @@ def score(
     params, paths = _read(params_file, overrides)
     from pipeline.commands.score import run
 
-    run(params, paths, files, weights, by_token, as_json)
+    run(params, paths, **options)
 
 
 class _Compare(click.Command):
@@ -231,11 +226,8 @@ def compare(names: tuple[str, ...], against: tuple[str, ...], form: str) -> None
     if against and not names:
         raise click.UsageError("give the runs of the first recipe before --against")
     from pipeline.commands.compare import run
-    from pipeline.core.console import say
-    from pipeline.core.paths import Paths
 
-    for line in run(Paths(Path.cwd()), names, against, form):
-        say(line)
+    _say_all(run(Paths(Path.cwd()), names, against, form))
 
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")
@@ -249,13 +241,10 @@ def preset(name: str | None, params_file: Path) -> None:
     from pipeline.params.presets import PRESETS, write_preset
 
     if name is None:
-        for each, description in PRESETS.items():
-            click.echo(f"{each:<18}{description}")
+        _say_all(f"{each:<18}{description}" for each, description in PRESETS.items())
         return
     changes = write_preset(name, params_file)
-    for change in changes:
-        click.echo(str(change))
-    click.echo(f"{params_file} holds the preset {name}" + ("" if changes else " already"))
+    _say_all([*changes, f"{params_file} holds the preset {name}" + ("" if changes else " already")])
 
 
 @cli.command("check", short_help="Tell what a run needs, and what would stop it.")
@@ -308,10 +297,8 @@ def list_plugins(kind: str | None) -> None:
     KIND narrows the list: corpora, losses, optimizers, eval_callbacks, samplers or exporters.
     """
     from pipeline.authoring.listing import lines
-    from pipeline.core.paths import Paths
 
-    for line in lines(Paths(Path.cwd()).plugins, kind):
-        click.echo(line)
+    _say_all(lines(Paths(Path.cwd()).plugins, kind))
 
 
 @plugins.command("show", short_help="Explain a component and each of its options.")
@@ -320,10 +307,8 @@ def show_plugin(name: str) -> None:
     """Explain the component NAME: its source, how params.yaml chooses it, and each option with type, bounds and
     default."""
     from pipeline.authoring.listing import details
-    from pipeline.core.paths import Paths
 
-    for line in details(Paths(Path.cwd()).plugins, name):
-        click.echo(line)
+    _say_all(details(Paths(Path.cwd()).plugins, name))
 
 
 @plugins.command("new", short_help="Write a component that works, and its test.")
@@ -335,10 +320,8 @@ def new_plugin(kind: str, name: str) -> None:
     KIND is a corpus, loss, optimizer, eval-callback, sampler or exporter. Nothing is overwritten.
     """
     from pipeline.authoring.skeleton import write_skeleton
-    from pipeline.core.paths import Paths
 
-    for line in write_skeleton(Paths(Path.cwd()), kind, name):
-        click.echo(line)
+    _say_all(write_skeleton(Paths(Path.cwd()), kind, name))
 
 
 @plugins.command("check", short_help="Hold a plugin file against its contract.")
@@ -354,7 +337,6 @@ def check_plugin(path: Path, root: Path | None) -> None:
     where there is one, else a tiny random one.
     """
     from pipeline.commands.check_plugin import run
-    from pipeline.core.paths import Paths
 
     run(Paths(Path.cwd()), path, root)
 
@@ -366,13 +348,12 @@ def schema() -> None:
     Both are made from the models that check params.yaml, your own components included.
     """
     from pipeline.core.files import write_atomically, write_json
-    from pipeline.core.paths import Paths
     from pipeline.params import reference, schema
     from pipeline.plugin.registry import Registry
 
     paths = Paths(Path.cwd())
-    for broken in Registry.load(paths.plugins).broken:
-        click.echo(f"note: {broken.message} (not loaded, so not described)")
+    broken = Registry.load(paths.plugins).broken
+    _say_all(f"note: {each.message} (not loaded, so not described)" for each in broken)
     write_json(paths.schema, schema.schema(paths.plugins))
     write_atomically(paths.reference, reference.reference(paths.plugins))
     click.echo(f"wrote {paths.shown(paths.schema)} and {paths.shown(paths.reference)}")
@@ -383,12 +364,10 @@ def lock() -> None:
     """Write environment.yaml: the installed versions that decide results, for DVC to compare."""
     from pipeline.core.environment import environment_changes, environment_yaml
     from pipeline.core.files import write_atomically
-    from pipeline.core.paths import Paths
     from pipeline.plugin.registry import Registry
 
     installed, path = Registry.load(None), Paths(Path.cwd()).environment
-    for broken in installed.broken:
-        click.echo(f"note: {broken.message} (not loaded, so recorded for every kind)")
+    _say_all(f"note: {each.message} (not loaded, so recorded for every kind)" for each in installed.broken)
     packages = installed.packages()
     changes = environment_changes(path, packages)
     if changes:
@@ -403,10 +382,8 @@ def runs() -> None:
     A run is named by the fingerprint of all that decides its result. `pipeline clean` forgets runs.
     """
     from pipeline.commands.runs import table
-    from pipeline.core.paths import Paths
 
-    for line in table(Paths(Path.cwd()).resume):
-        click.echo(line)
+    _say_all(table(Paths(Path.cwd()).resume))
 
 
 @cli.command(short_help="Forget saved states of training runs.")
@@ -418,10 +395,8 @@ def clean(names: tuple[str, ...], keep: int) -> None:
     RUN is the beginning of a name that `pipeline runs` lists.
     """
     from pipeline.commands.runs import clean as forget
-    from pipeline.core.paths import Paths
 
-    for line in forget(Paths(Path.cwd()).resume, names, keep):
-        click.echo(line)
+    _say_all(forget(Paths(Path.cwd()).resume, names, keep))
 
 
 def main() -> None:

@@ -494,7 +494,12 @@ PARAMS_CASES = [
     ),
     Case("a preset of another name", "preset books", ("no preset 'books'", "book, shakespeare-char")),
     Case("a preset over broken YAML", "preset book", ("params.yaml", "YAML"), write("params.yaml", "a: [\n")),
-    Case("a preset over a list", "preset book", ("params.yaml holds no sections",), write("params.yaml", "- a\n")),
+    Case(
+        "a preset over a list",
+        "preset book",
+        ("params.yaml holds a list", "tokenize, split"),
+        write("params.yaml", "- a\n"),
+    ),
     Case(
         "a preset into a folder",
         "preset book",

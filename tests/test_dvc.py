@@ -96,6 +96,14 @@ class Clone:
         self.run("dvc", "add", "-q", "data/raw")
         self.commit("start")
 
+    @classmethod
+    def of(cls, other: Clone, root: Path) -> Clone:
+        """A git clone of another one, with what git and DVC bring."""
+        subprocess.run(["git", "clone", "-q", str(other.root), str(root)], check=True)
+        clone = cls.__new__(cls)
+        clone.root = root
+        return clone
+
     @staticmethod
     def environment() -> dict[str, str]:
         """As a person's shell has it, with the tools that are tested here first."""
@@ -259,15 +267,48 @@ def _experiment(clone: Clone, name: str) -> str:
     return next(reference for reference in references if reference.endswith(f"/{name}"))
 
 
-def test_a_new_loss_trains_again_when_it_is_there_and_when_it_is_chosen(clone: Clone) -> None:
-    """plugins/losses is a dependency of train as a whole: a file there counts before it is chosen."""
+def test_a_new_loss_trains_again_when_it_is_chosen(clone: Clone) -> None:
+    """A file in plugins/losses makes DVC start the train stage, which finds that nothing was chosen anew."""
     clone.git("checkout", "-q", ".")
     clone.repro()
-    before = clone.metrics("train")
+    before = clone.metrics("train"), clone.metrics("performance")
     clone.run("python", "-m", "pipeline", "plugins", "new", "loss", "mine")
     clone.commit("a loss")
-    assert clone.repro() == ["train", "evaluate"]
-    assert clone.metrics("train") == before
+    assert clone.repro() == ["train"]
+    assert (clone.metrics("train"), clone.metrics("performance")) == before
     clone.set_params("train.loss.name=mine", "train.loss.mine={ceiling: 2.0}")
     assert clone.repro() == ["train", "evaluate", "export"]
     assert clone.metrics("train")["train"]["objective"] < 2.0 < clone.metrics("train")["train"]["loss"]
+    clone.git("checkout", "-q", ".")
+    clone.repro()
+
+
+def test_a_changed_option_of_an_optimizer_that_is_not_chosen_trains_nothing(clone: Clone) -> None:
+    clone.set_params("train.optimizer.lion.beta2=0.5")
+    assert clone.repro() == ["train"]
+    assert clone.git("status", "--porcelain", "metrics") == ""
+    clone.git("checkout", "-q", ".")
+
+
+def test_a_fresh_clone_publishes_the_result_in_dvcs_cache_again(clone: Clone, tmp_path: Path) -> None:
+    """After `dvc pull`, without saved states: an edit of what nobody chose runs train, which does not train."""
+    clone.run("dvc", "remote", "add", "-f", "-d", "shared", str(tmp_path / "remote"))
+    clone.commit("a remote")
+    clone.run("dvc", "push", "-q")
+    fresh = Clone.of(clone, tmp_path / "fresh")
+    fresh.run("dvc", "pull", "-q")
+    assert not (fresh.root / ".resume").exists()
+    for path in ("plugins/losses/focal.py", "plugins/optimizers/sgd.py"):
+        with (fresh.root / path).open("a") as file:
+            file.write("USED_NOWHERE = 1\n")
+    output = fresh.run("dvc", "repro").stdout
+    assert "already complete in DVC's cache" in output
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["train"]
+    assert fresh.git("status", "--porcelain", "metrics") == ""
+    assert fresh.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+    other = Clone.of(clone, tmp_path / "other")
+    other.run("dvc", "fetch", "-q", "split", "data/raw.dvc")
+    with (other.root / "plugins" / "losses" / "focal.py").open("a") as file:
+        file.write("USED_NOWHERE = 1\n")
+    assert "`dvc fetch train`" in other.run("dvc", "repro", "--pull", "train", check=False).stdout

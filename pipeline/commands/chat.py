@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from pipeline.commands.conversation import Conversation
 from pipeline.commands.decode import TextStream
 from pipeline.commands.generate import check_stops, encoded, load_model, show
 from pipeline.core.console import printable
 from pipeline.core.errors import ParamsError, PipelineError
+from pipeline.model.generate import GrowingText, draw
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ class _Session:
         self._begin()
 
     def _begin(self) -> None:
-        self._conversation, self._text, self._turns = Conversation(self._model), "", list[_Turn]()
+        empty = torch.zeros(1, 0, dtype=torch.long, device=self._model.head_weight.device)
+        self._read, self._text, self._turns = GrowingText(self._model, empty), "", list[_Turn]()
 
     def obey(self, line: str) -> bool:
         """Does what a line says; False where it ends the session."""
@@ -207,7 +208,7 @@ class _Session:
         if not self._turns:
             raise ParamsError("there is no turn to take back")
         turn = self._turns.pop()
-        self._conversation.back_to(turn.tokens)
+        self._read.back_to(turn.tokens)
         self._text = self._text[: turn.characters]
         return turn
 
@@ -216,8 +217,8 @@ class _Session:
         same_line = not self._text or self._text.endswith("\n") or not typed or typed[0].isspace()
         added = typed if same_line else "\n" + typed
         ids = encoded(added, self._tokenizer) if added or not self._text else []
-        self._turns.append(_Turn(len(self._conversation), len(self._text), typed))
-        self._conversation.add(ids)
+        self._turns.append(_Turn(len(self._read), len(self._text), typed))
+        self._add(ids)
         if self._echo:
             show(added)
         self._text += added
@@ -227,12 +228,23 @@ class _Session:
             self._take_back()
             raise
 
+    def _add(self, ids: list[int]) -> None:
+        self._read.add(torch.tensor([ids], dtype=torch.long, device=self._read.tokens.device))
+
+    @torch.inference_mode()
+    def _draw(self) -> int:
+        """Draws the next token and adds it. The samplers are given the tokens that the model sees."""
+        read = self._read
+        new = draw(read.logits(), read.tokens[:, read.unseen :], self._settings.samplers, self._generator)
+        read.add(new[:, None])
+        return int(new)
+
     def _continue(self) -> None:
-        conversation, stream = self._conversation, TextStream(self._tokenizer, self._stops)
-        unseen, start, text, drawn, ended = conversation.unseen, len(conversation), "", list[int](), False
+        read, stream = self._read, TextStream(self._tokenizer, self._stops)
+        unseen, start, text, drawn, ended = read.unseen, len(read), "", list[int](), False
         with _interrupts() as interrupts:
             while len(drawn) < self._settings.tokens and not (interrupts or ended or stream.stopped):
-                token = conversation.draw(self._settings.samplers, self._generator)
+                token = self._draw()
                 ended = token == self._tokenizer.end_of_text
                 if not ended:
                     drawn.append(token)
@@ -244,16 +256,16 @@ class _Session:
         text += rest
         if stream.stopped:  # the model is to remember what is shown
             kept = self._within(text, drawn)
-            conversation.back_to(start + len(kept))
-            conversation.add(list(map(int, self._tokenizer.encode(text[len(self._tokenizer.decode(kept)) :]))))
+            read.back_to(start + len(kept))
+            self._add(list(map(int, self._tokenizer.encode(text[len(self._tokenizer.decode(kept)) :]))))
         self._text += text
         if not self._text.endswith("\n") and (ended or not self._echo):
             show("\n")
             self._text += "\n" * ended  # what follows is another document, whose first line begins here
         if ended:
             _note("(the text ended: what follows is another one)")
-        if conversation.unseen > unseen:
-            _note(f"(the context was full: {conversation.unseen:,} tokens at the beginning are no longer seen)")
+        if read.unseen > unseen:
+            _note(f"(the context was full: {read.unseen:,} tokens at the beginning are no longer seen)")
 
     def _within(self, text: str, ids: Sequence[int]) -> Sequence[int]:
         """The longest run of the first ids whose text `text` begins with."""

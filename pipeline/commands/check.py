@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -16,41 +15,36 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.commands.trial import Trial, try_steps
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
 from pipeline.core.files import readable
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
-from pipeline.data.batches import EvaluationWindow, evaluation_windows
+from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source, refusals
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.device import choose_device, memory_of, peak_memory
+from pipeline.model.device import choose_device, memory_of
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import Registry
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 from pipeline.train.components import Components
-from pipeline.train.conditions import choose, process_count
+from pipeline.train.conditions import process_count
 from pipeline.train.data import TrainingData, check_length
-from pipeline.train.evaluation import summarize
-from pipeline.train.loop import train_step
-from pipeline.train.memory import estimate
-from pipeline.train.memory_check import bytes_per_parameter, check_fits
+from pipeline.train.memory_check import available, check_fits
 from pipeline.train.phases import phases
-from pipeline.train.ranks import Ranks
-from pipeline.train.run import TrainingRun, model_config
+from pipeline.train.run import model_config
 from pipeline.train.stage import pretrained
-from pipeline.train.state import TrainState
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 _READ_AT_MOST = 32 << 20
 """Characters; of a larger corpus only the beginning is read."""
-_SECONDS_FOR_STEPS = 20.0
 
 
 class _Findings:
@@ -102,7 +96,7 @@ def run(params: Params, paths: Paths) -> None:
                 fact("begins", f"with the weights of {start.name}")
         _check_exports(params, exporters, splits, Path(folder), findings)
         if device is not None and components is not None and not findings.count:
-            _measure(params, components, splits, Path(folder))
+            _measure(params, paths, splits, device)
     if findings.count:
         things = "1 thing" if findings.count == 1 else f"{findings.count} things"
         raise PipelineError(f"{things} would stop the run, told above")
@@ -256,78 +250,45 @@ def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> No
     check_fits(config, device, params.runtime.strategy, process_count(params.runtime))
 
 
-def _measure(params: Params, components: Components, splits: TokenFolder, folder: Path) -> None:
-    """Takes a few real steps, and says how much memory and time the whole run will need."""
-    data = TrainingData.read(params, splits)
-    phase = phases(params.train, data.windows, {"params": {"train": {}}}, folder)[-1]
-    conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
-    plan = TrainingRun.build(params, components, data, phase, conditions)
-    timed, seconds = _time_steps(plan)
-    per_window = seconds / timed
-    length = params.model.context_length
-    windows = evaluation_windows(len(data.ids["val"]), length, length)
-    forward = _time_evaluation(plan, windows[: params.train.micro_batch_size])
-    read = sum(len(each) for each in data.evaluated.values())
-    evaluations = plan.total_steps // params.train.evaluation.every + 1
-    evaluating = forward * (evaluations * read + 2 * len(windows))
-    fact("memory", f"{readable(peak_memory(plan.device))} at the most{_note(timed, plan)}")
-    fact("estimate", _needed(params, plan))
+def _measure(params: Params, paths: Paths, splits: TokenFolder, device: torch.device) -> None:
+    """Says how much memory and time the whole run will need, after a few real steps in a child process."""
+    trial = try_steps(params, paths, splits.folder)
+    _say_memory(params, trial, device)
+    data, length = TrainingData.read(params, splits), params.model.context_length
+    run = phases(params.train, data.windows, {"params": {"train": {}}}, splits.folder)[-1].length
+    steps, trained = run.total_steps, run.total_windows
+    seconds = trained * trial.window + steps * trial.update
+    read = sum(len(windows) for windows in data.evaluated.values())
+    val = len(evaluation_windows(len(data.ids["val"]), length, length))
+    evaluated = (steps // params.train.evaluation.every + 1) * read + 2 * val
     fact(
         "time",
-        f"some {_duration(per_window * plan.length.total_windows)} to train ({plan.total_steps:,} steps at "
-        f"{length / per_window:,.0f} tokens/s, as just measured), {_duration(evaluating)} to evaluate on the way",
+        f"some {_duration(seconds)} to train ({steps:,} steps at {trained * length / seconds:,.0f} tokens/s, as "
+        f"just measured), {_duration(evaluated * trial.evaluation)} to evaluate on the way",
     )
     load = os.getloadavg()[0]
-    if plan.device.type == "cpu" and load > cores() + 0.5:  # this process is part of it
+    if device.type == "cpu" and load > cores() + 0.5:  # this process is part of it
         say(f"note: other processes are at work (load {load:.1f} on {cores()} cores): alone it is quicker")
 
 
-def _time_steps(plan: TrainingRun) -> tuple[int, float]:
-    """How many windows were timed, and the seconds they took: micro-batches where they fit into the time."""
-    state, one = TrainState(), _with_batch(plan, 1)
-    seconds = min(_step_seconds(one, state) for _ in range(2))
-    size = plan.params.micro_batch_size
-    if size == 1 or seconds * size * 4 > _SECONDS_FOR_STEPS:
-        return 1, seconds
-    whole = _with_batch(plan, size)
-    _step_seconds(whole, state)
-    return size, min(_step_seconds(whole, state) for _ in range(3))
+def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
+    count, size, needed = process_count(params.runtime), trial.micro_batch_size, trial.memory
+    how = "measured" if trial.tried == size else f"extrapolated from what {trial.tried} at once need"
+    each = f"each of {count} processes" if count > 1 else "training"
+    fact("memory", f"{each} needs {needed} with {size} windows at once, {how}")
+    if count > 1 and params.runtime.strategy == "fsdp":
+        say(
+            f"note: measured in one process: under fsdp each keeps 1/{count} of weights, gradients and optimizer, "
+            "computes activations again, and gathers the embeddings and some blocks for a moment"
+        )
+    elif needed.total > available(device, count):
+        there = readable(available(device, count))
+        lower = f"train.micro_batch_size, now {size}" if size > 1 else "model.context_length or model.emb_dim"
+        say(f"note: {device} has {there} for {each}: lower {lower}")
 
 
-def _with_batch(plan: TrainingRun, size: int) -> TrainingRun:
-    """The same run with steps of one micro-batch of this size."""
-    length, params = replace(plan.length, batch_size=size), {"micro_batch_size": size}
-    return replace(plan, phase=replace(plan.phase, length=length), params=plan.params.model_copy(update=params))
-
-
-def _step_seconds(plan: TrainingRun, state: TrainState) -> float:
-    state.step = 0
-    started = time.perf_counter()
-    train_step(plan, state)
-    return time.perf_counter() - started
-
-
-def _time_evaluation(plan: TrainingRun, windows: list[EvaluationWindow]) -> float:
-    """Seconds that evaluating one window takes."""
-    started = time.perf_counter()
-    summarize(plan, "val", windows)
-    return (time.perf_counter() - started) / len(windows)
-
-
-def _needed(params: Params, plan: TrainingRun) -> str:
-    """What a step needs by the estimate, and so on each of several processes."""
-    count = process_count(params.runtime)
-    size = min(params.train.micro_batch_size, -(-params.train.batch_size // count))
-    needed = estimate(
-        plan.model.config, size, plan.conditions.precision, bytes_per_parameter(plan.optimizer), plan.device.type,
-        params.runtime.strategy, count,
-    )  # fmt: skip
-    return f"{f'on each of {count} processes ' if count > 1 else ''}a step needs about {needed}"
-
-
-def _note(windows: int, plan: TrainingRun) -> str:
-    size = plan.params.micro_batch_size
-    return "" if windows == size else f" with one window at a time; {size} need more"
+def _threads(params: Params) -> int:
+    return params.runtime.threads or cores()
 
 
 def _duration(seconds: float) -> str:

@@ -31,7 +31,7 @@ _PROOF_TOKENS = 2_000
 
 
 def run(paths: Paths, path: Path, root: Path | None = None) -> None:
-    """Holds every component that `path` registers against the contract of its kind, a line for each that keeps it.
+    """Runs the contract suite of its kind on every component that `path` registers, and prints a line for each.
 
     Corpora read `root` (data/raw unless given); eval callbacks run in a temporary folder; exporters get a model of
     each family, the project's checkpoint where there is one, else a tiny random model, and may refuse all but one.
@@ -52,7 +52,7 @@ def run(paths: Paths, path: Path, root: Path | None = None) -> None:
 
 
 def _check(plural: str, component: Any, root: Path, sources: list[ExportSource]) -> list[str]:
-    """Holds a component against its contract; returns what is to be said beside that it keeps it."""
+    """Runs the contract suite on a component; returns notes for the line that is printed."""
     match plural:
         case "corpora":
             testing.check_corpus(component, root)
@@ -71,7 +71,7 @@ def _check(plural: str, component: Any, root: Path, sources: list[ExportSource])
 
 
 def _check_exporter(component: Any, sources: list[ExportSource]) -> list[str]:
-    """Returns which families it refuses; it must write one."""
+    """Returns its reasons for the families that it refuses; it must write at least one."""
     refusals: list[str] = []
     for source in sources:
         with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def _sources(paths: Paths) -> list[ExportSource]:
 
 
 def tiny_source(family: str = "gpt2") -> ExportSource:
-    """What an exporter receives, of a tiny model with random weights: enough to prove any export with."""
+    """What an exporter receives, with a tiny model of random weights: enough to prove any export."""
     tokenizer = train_bpe([_TEXT], 280)
     config = GPTConfig(
         vocab_size=tokenizer.vocab_size, context_length=16, n_layers=2, n_heads=2, emb_dim=16, dropout=0.0,

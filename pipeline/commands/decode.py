@@ -1,4 +1,4 @@
-"""Token ids → text while they come: whole characters only, and up to the first stop string."""
+"""Decodes token ids as they are drawn: whole characters only, and up to the first stop string."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pipeline.data.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Text that grows token by token. What may still turn out otherwise is held back: half a character, and the
-    beginning of a stop string.
+    """Text that grows token by token. Held back until it is certain: half a character, and what may become a stop
+    string.
 
-    The text ends before the stop string that is complete first; of those that end at the same place, the longest.
+    The text ends before the stop string that is complete first; of several that end at the same place, the longest.
 
     Attributes:
-        stopped: Whether a stop string was found: nothing follows.
+        stopped: Whether a stop string was found, which ends the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
@@ -26,11 +26,11 @@ class TextStream:
         self._held = ""
 
     def add(self, token: int) -> str:
-        """Takes in the next id and returns the text that is certain with it, often none."""
+        """Adds the next id; returns the text that is now certain, often none."""
         return self._certain(self._decoder.decode(self._token_bytes[token]))
 
     def finish(self) -> str:
-        """Returns what was held back: no id follows."""
+        """Ends the text; returns what was held back."""
         text = self._certain(self._decoder.decode(b"", final=True)) + self._held
         self._held = ""
         return text

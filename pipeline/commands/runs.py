@@ -1,4 +1,4 @@
-"""runs: the training runs whose states are kept, to look at and to forget."""
+"""runs and clean: lists the training runs that have saved states, and deletes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.train.store import SavedRun, saved_runs
 
 
 def table(root: Path) -> Iterator[str]:
-    """The runs below `root`, the one saved last first, a line each."""
+    """A line for each run below `root`, the most recently saved first."""
     runs = saved_runs(root)
     if not runs:
         yield "no states are kept"
@@ -40,10 +40,10 @@ def _age(saved: float) -> str:
 
 
 def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
-    """Forgets the runs whose names begin with one of `names`, or all, but for the `keep` that were saved last.
+    """Deletes the runs whose names begin with one of `names`, or all, except the `keep` most recently saved.
 
     Raises:
-        PipelineError: a name is no run's, or stands for several.
+        PipelineError: a name matches no run, or several.
     """
     runs = saved_runs(root)
     chosen = [_named(name, runs) for name in names] if names else runs

@@ -1,4 +1,4 @@
-"""Scoring a text whose ids come in blocks: only the windows at hand are in memory."""
+"""Scores a text whose ids come in blocks: only one batch of windows is in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def score_stream(model: GPT, blocks: Iterable[Ids], stride: int, batch_size: int
     Args:
         model: Its context length is that of the windows.
         blocks: The text's ids, in blocks of any length.
-        stride: How far windows move, in tokens.
+        stride: The distance between windows, in tokens.
         batch_size: Windows computed at once; it does not change the numbers.
     """
     context = model.config.context_length
@@ -34,7 +34,7 @@ def score_stream(model: GPT, blocks: Iterable[Ids], stride: int, batch_size: int
 
 
 def _windows(tokens: int, context: int, stride: int, scored: int) -> list[EvaluationWindow]:
-    """The windows of `tokens` ids, of which the first `scored` are no targets (any more)."""
+    """The windows of `tokens` ids, the first `scored` of which are no targets."""
     if tokens <= scored:
         return []
     first, *others = evaluation_windows(tokens, context, stride)

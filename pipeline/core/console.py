@@ -1,4 +1,4 @@
-"""What a person sees while a stage works: messages, one live progress line, text made harmless."""
+"""What a person sees while a stage works: messages, a progress line, and text without control characters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
 
 def printable(text: str) -> str:
-    """`text` with control characters (terminal escape sequences among them) shown instead of obeyed."""
+    """`text` with control characters, such as terminal escape sequences, replaced by visible escapes."""
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
@@ -30,7 +30,7 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """One line of JSON lines, in which a terminal finds nothing to obey either."""
+    """One line of JSON lines; control characters are escaped, as in `printable`."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return _CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", line) + "\n"
 
@@ -38,7 +38,7 @@ def json_line(value: Mapping[str, Any]) -> str:
 def say(text: str) -> None:
     """Prints a message on its own line, above a live progress line if there is one.
 
-    When nobody reads on (`| head`, or Ctrl-C ended `| tee` too), the work goes on in silence.
+    If the reader of a pipe is gone (`| head`, or Ctrl-C also ended `| tee`), the work continues without output.
     """
     try:
         tqdm.write(printable(text), file=sys.stdout)
@@ -48,28 +48,27 @@ def say(text: str) -> None:
 
 
 def ignore_output() -> None:
-    """Lets everything printed from now on vanish."""
+    """Discards everything that is printed from now on."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fact(label: str, text: str) -> None:
-    """Prints what a stage read, found or wrote, behind a label."""
+    """Prints a label and what a stage read, found or wrote."""
     say(f"{label:<9}{text}")
 
 
 class Progress(AbstractContextManager["Progress"]):
     """One live line on a terminal; on a pipe, a plain line now and then.
 
-    A live line shows a bar, the speed in `unit`s and the time left; both show what `update` is told.
+    The live line shows a bar, the speed in `unit`s and the time left; both show the values given to `update`.
     """
 
     def __init__(self, what: str, unit: str, total: int | None = None, initial: int = 0) -> None:
-        self._what, self._unit, self._total, self._done = what, unit, total, initial
-        self._initial = initial
-        self._live = sys.stderr.isatty()
+        self._what, self._unit, self._total = what, unit, total
+        self._initial = self._done = initial
         self._start = self._printed = time.monotonic()
         self._bar = tqdm(
-            desc=what, unit=unit, total=total, initial=initial, disable=not self._live,
+            desc=what, unit=unit, total=total, initial=initial, disable=None,  # None: without a terminal
             unit_scale=total is None or total > 100_000, dynamic_ncols=True, leave=False,
             bar_format=_BAR if total else None,
         )  # fmt: skip
@@ -80,18 +79,16 @@ class Progress(AbstractContextManager["Progress"]):
         self._bar.update(amount)
         if shown:
             self._bar.set_postfix(shown, refresh=False)
-        if not self._live and time.monotonic() - self._printed >= _SECONDS_BETWEEN_PLAIN_LINES:
-            self._printed = time.monotonic()
-            say("  ".join(self._plain(shown)))
-
-    def _plain(self, shown: dict[str, str]) -> Iterable[str]:
-        elapsed = time.monotonic() - self._start
-        rate = (self._done - self._initial) / elapsed
-        total = f" of {self._total:,}" if self._total else ""
-        yield f"{self._what}: {self._done:,}{total} {self._unit}s"
-        yield from (f"{name} {value}" for name, value in shown.items())
-        if self._total and rate:
-            yield f"{(self._total - self._done) / rate:.0f} s left"
+        now = time.monotonic()
+        if self._bar.disable and now - self._printed >= _SECONDS_BETWEEN_PLAIN_LINES:
+            self._printed = now
+            total = f" of {self._total:,}" if self._total else ""
+            parts = [f"{self._what}: {self._done:,}{total} {self._unit}s"]
+            parts += [f"{name} {value}" for name, value in shown.items()]
+            rate = (self._done - self._initial) / (now - self._start)
+            if self._total and rate:
+                parts.append(f"{(self._total - self._done) / rate:.0f} s left")
+            say("  ".join(parts))
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()

@@ -1,4 +1,4 @@
-"""The errors a person can cause and mend: each is one line saying what, where and how to mend it."""
+"""The errors that a person can cause: each is one line that says what, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ParamsError(PipelineError):
 
 
 class PluginError(PipelineError):
-    """A plugin cannot be loaded, breaks its contract, or is not there; names the plugin's file."""
+    """A plugin cannot be loaded, breaks its contract, or does not exist; the message names the plugin's file."""
 
 
 class DataError(PipelineError):
@@ -35,7 +35,7 @@ def raised_by(what: str, error: Exception) -> PluginError:
     return PluginError(f"{what} raised {type(error).__name__}: {' '.join(str(error).split())}{place}")
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and goes on next time
+class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and continues next time
     """SIGINT or SIGTERM arrived and the run has been saved; the process exits with 128 + the signal's number."""
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -69,6 +69,6 @@ _MEND = {
 
 
 def explain_os_error(error: OSError) -> str:
-    """What the operating system refused, on which file, and how to mend it."""
+    """What the operating system refused, on which file, and how to fix it."""
     parts = [error.filename2 or error.filename, error.strerror or str(error), _MEND.get(error.errno or 0)]
     return ": ".join(str(part) for part in parts if part)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, folders published by rename, checksums and locks."""
+"""Files that are complete or absent: atomic writes, folders published by rename, checksums and locks."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def room_for(size: int, path: Path) -> Iterator[None]:
-    """Writes inside the block; where the disk is full, says how much room is missing for `size` bytes at `path`.
+    """If the disk is full inside the block, says how much space is missing for `size` bytes at `path`.
 
-    What was half-written must be gone when the block ends: its room is counted as free.
+    The block must remove partial files before it ends: their space counts as free.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def room_for(size: int, path: Path) -> Iterator[None]:
 
 
 def readable(size: float) -> str:
-    """Bytes as people read them."""
+    """A number of bytes with its unit: "1.5 GB"."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:
             return f"{size / unit:,.1f} {name}"
@@ -79,7 +79,7 @@ def read_json(path: Path, mend: str) -> Any:
 
 @contextmanager
 def published_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` that takes `path`'s place when the block ends without an error."""
+    """Yields an empty folder that replaces `path` when the block ends without an error."""
     if os.path.lexists(path) and not path.is_dir():
         raise PipelineError(f"{path} is no folder, and a folder is to be written there: move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,10 +130,10 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path, mend: str) -> None:
-    """Holds every file in `folder` against its manifest.
+    """Checks every file in `folder` against its manifest.
 
     Raises:
-        DataError: a file is missing or is not, to the bit, what was written.
+        DataError: a file is missing or differs from what was written.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: {mend}")
@@ -155,14 +155,14 @@ def verify_manifest(folder: Path, mend: str) -> None:
 
 
 def recorded_sha256(path: Path) -> str:
-    """A file's sha256 as the manifest beside it has it; `verify_manifest` has held it against the file."""
+    """A file's sha256 from the manifest beside it (`verify_manifest` checks that it is the file's)."""
     digest: str = read_json(path.parent / MANIFEST, "")["files"][path.name]["sha256"]
     return digest
 
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
-    """Holds an exclusive lock that ends with the process, however it ends.
+    """Holds an exclusive lock, which the operating system releases when the process ends.
 
     Raises:
         PipelineError: another process holds it; the message names that process.
@@ -171,15 +171,14 @@ def lock(path: Path, what: str) -> Iterator[None]:
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except BlockingIOError:
-            held = False
-        if not held:  # by another process, or the file was removed while it was opened here
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise BlockingIOError  # its holder removed the file after it was opened here
+        except (BlockingIOError, FileNotFoundError):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise PipelineError(
                 f"{what} is already running as process {holder}: wait for it, or end it with `kill {holder}`"
-            )
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

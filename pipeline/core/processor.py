@@ -1,4 +1,4 @@
-"""What the machine gives this process, cores and memory; without torch, for the stages that do without."""
+"""The cores and the memory of this process, without torch: tokenize and split do not import it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def cores() -> int:
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process had at the most.
+    """The largest resident memory of this process so far, in bytes.
 
-    Linux tells it twice; what `getrusage` tells there begins at what the process that started this one had.
+    On Linux from /proc: `getrusage` counts the peak of the process that started this one, too.
     """
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None

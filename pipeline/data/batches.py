@@ -13,7 +13,7 @@ from pipeline.data.tokens import Ids
 
 @dataclass(frozen=True)
 class TrainingWindows:
-    """Training text as windows of `context_length` tokens, in a new order each epoch.
+    """The training tokens as windows of `context_length` tokens, in another order in each epoch.
 
     Attributes:
         ids: The training tokens.
@@ -29,12 +29,12 @@ class TrainingWindows:
 
     @property
     def per_epoch(self) -> int:
-        """Windows in an epoch; the target of a window's last token must still be there."""
+        """Windows in an epoch. Each window needs one more token, the target of its last one."""
         windows = (len(self.ids) - 1) // self.context_length
         return windows - 1 if self.shift and windows > 1 else windows
 
     def offsets(self, first: int, last: int) -> list[int]:
-        """Where the samples first … last−1 of the run begin; sample k is number k % per_epoch of its epoch."""
+        """Offsets of the samples first … last−1 of the run; sample k is number k % per_epoch of its epoch."""
         slack = len(self.ids) - 1 - self.per_epoch * self.context_length if self.shift else 0
         places = (divmod(sample, self.per_epoch) for sample in range(first, last))
         return [
@@ -43,7 +43,7 @@ class TrainingWindows:
         ]
 
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Inputs and targets, int64 [B, T]: the targets are the inputs moved on by one token."""
+        """Inputs and targets, int64 [B, T]; the targets are the inputs shifted by one token."""
         places = np.array(offsets)[:, None] + np.arange(self.context_length + 1)
         windows = self.ids[places].astype(np.int64)
         return windows[:, :-1], windows[:, 1:]
@@ -59,8 +59,8 @@ def _epoch_offsets(seed: int, epoch: int, windows: int, context_length: int, sla
 
 @dataclass(frozen=True)
 class EvaluationWindow:
-    """A window of held-out text: inputs ids[start:end−1], targets ids[start+1:end], of which the last
-    `counted` are scored (the others were scored by the window before and are only context)."""
+    """A window of held-out text: inputs ids[start:end−1], targets ids[start+1:end]. The last `counted` targets
+    are scored; the previous window scored the others."""
 
     start: int
     end: int

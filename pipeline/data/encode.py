@@ -1,4 +1,4 @@
-"""Documents → token ids, on every core, in bounded memory, with the ids that the whole text would give."""
+"""Documents → token ids, on all cores and in bounded memory; the ids are those of each document as a whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.data.tokenizer import TokenIds, Tokenizer
 from pipeline.plugin.components import Document
 
 PIECE = 1 << 18
-"""Characters encoded at once: large enough to make a thread's start cheap, small enough for bounded memory."""
+"""Characters encoded at once: enough to make a thread's start cheap, few enough to bound memory."""
 
 _SPACE = [character for character in map(chr, range(0x3001)) if character.isspace()]  # there is none above
 _ASCII_SPACE = "".join(filter(str.isascii, _SPACE)).encode()
@@ -26,12 +26,12 @@ _SAFE_PLACE = re.compile(r"[ \n](?<=[^\W_].)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a document, cut where no token can span.
+    """A part of a document, cut where no token crosses.
 
     Attributes:
-        document: The document it belongs to.
-        text: The text.
-        last: Whether the document ends here.
+        document: The document.
+        text: The part's text.
+        last: Whether it is the document's last part.
     """
 
     document: Document
@@ -84,12 +84,12 @@ def pieces(documents: Iterable[Document]) -> Iterator[Piece]:
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Piece, TokenIds]]:
-    """Each piece with its ids, in order; at most a few pieces a thread are in memory at a time."""
+    """Each piece with its ids, in order; only a few pieces per thread are in memory at a time."""
     waiting: deque[Future[list[tuple[Piece, TokenIds]]]] = deque()
     own = local()
 
     def begin() -> None:
-        own.tokenizer = replace(tokenizer)  # tiktoken's regular expression is slower for every thread but its first
+        own.tokenizer = replace(tokenizer)  # tiktoken's regular expressions are slower when threads share them
 
     def ids_of(batch: list[Piece]) -> list[tuple[Piece, TokenIds]]:
         return [(piece, _ids(piece, own.tokenizer)) for piece in batch]
@@ -104,9 +104,7 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) ->
 
 
 class TextDigest:
-    """A hash of a text, taken piece by piece, in which white space does not count.
-
-    White space is what `str.split` takes for it, so the hash is that of `"".join(text.split())`.
+    """A hash of a text without its white space, updated piece by piece: the hash of `"".join(text.split())`.
 
     Attributes:
         text_bytes: The text's size in UTF-8, white space included.
@@ -118,7 +116,7 @@ class TextDigest:
         self._blank = True
 
     def update(self, text: str) -> None:
-        """Takes in the next piece."""
+        """Adds the next piece."""
         utf8 = text.encode()
         dense = utf8.translate(None, _ASCII_SPACE)  # five times as fast as splitting and joining
         if not text.isascii():
@@ -131,7 +129,7 @@ class TextDigest:
 
     @property
     def value(self) -> str | None:
-        """The hash; None while there was nothing but white space."""
+        """The hash; None if there was only white space."""
         return None if self._blank else self._hash.hexdigest()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tiktoken
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import read_json, write_atomically
+from pipeline.core.files import read_json, write_json
 from pipeline.data.patterns import faster
 
 END_OF_TEXT = "<|endoftext|>"
@@ -29,10 +29,10 @@ class Tokenizer:
     Attributes:
         name: What it is: "bpe", "characters", "bytes", a file's name, or tiktoken's name of the encoding.
         pattern: The regular expression that cuts text into words.
-        ranks: Byte sequences and their ids, which are also the order of merging. They hold every single byte,
-            or else are the only characters that the tokenizer knows.
-        special_tokens: Special tokens and their ids, end-of-text among them. They are only ever added by id.
-        end: Which of the special tokens ends a document.
+        ranks: Byte sequences and their ids, which are also the order of merges. Either every single byte is among
+            them, or they are the characters that the tokenizer knows.
+        special_tokens: Special tokens, end-of-text among them, and their ids. Text is never encoded to them.
+        end: The special token that ends a document.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Tokenizer:
     def encode(self, text: str) -> TokenIds:
         """The ids of `text` as uint32 [T]; text that looks like a special token is ordinary text.
 
-        Releases Python's global lock, so threads encode side by side.
+        Releases the GIL, so that threads encode in parallel.
 
         Raises:
-            DataError: the text holds a character that a tokenizer of characters does not know.
+            DataError: the text has a character that a tokenizer of characters does not know.
         """
         alphabet = self._alphabet
         if alphabet is not None and not alphabet.issuperset(text):  # tiktoken would panic
@@ -80,22 +80,22 @@ class Tokenizer:
 
     @cached_property
     def _alphabet(self) -> frozenset[str] | None:
-        """The only characters there are tokens for; None where every byte has one, and so every text."""
+        """The characters that have a token; None if every byte has one, so that any text can be encoded."""
         if all(bytes([byte]) in self.ranks for byte in range(256)):
             return None
         return frozenset(sequence.decode() for sequence in self.ranks)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 (half a character) become U+FFFD."""
+        """The text of `ids`; invalid UTF-8, such as half a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`, special tokens as their names."""
+        """The bytes of `ids`; those of a special token are its name."""
         return b"".join([self.token_bytes[int(token)] for token in ids])
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """Each id's bytes [V]; a special token's name; empty for ids that mean nothing."""
+        """Each id's bytes [V]: a special token's name, nothing for an unused id."""
         table = [b""] * self.vocab_size
         for sequence, rank in self.ranks.items():
             table[rank] = sequence
@@ -105,7 +105,7 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """The bytes of text that each id stands for [V]: 0 for special tokens, which are no text."""
+        """The number of bytes of text of each id [V]; 0 for special tokens, which are no text."""
         lengths = np.array([len(each) for each in self.token_bytes], dtype=np.int64)
         lengths[list(self.special_tokens.values())] = 0
         return lengths
@@ -116,27 +116,17 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(self._contents(), sort_keys=True).encode()).hexdigest()
 
     def _contents(self) -> dict[str, object]:
+        by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
         return {
             "pattern": self.pattern,
             "special_tokens": self.special_tokens,
             "end": self.end,
-            "ranks": self._ranks,
+            "ranks": [(base64.b64encode(sequence).decode(), rank) for sequence, rank in by_rank],
         }
-
-    @cached_property
-    def _ranks(self) -> list[tuple[str, int]]:
-        """The ranks in order, each byte sequence in base64."""
-        by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
-        return [(base64.b64encode(sequence).decode(), rank) for sequence, rank in by_rank]
 
     def save(self, path: Path) -> None:
         """Writes everything `load` needs as one JSON file."""
-        about = {"name": self.name, "fingerprint": self.fingerprint, **self._contents()}
-        del about["ranks"]
-        # The json module indents in plain Python, which for fifty thousand ranks takes ten times as long.
-        ranks = ",\n".join([f'    [\n      "{sequence}",\n      {rank}\n    ]' for sequence, rank in self._ranks])
-        others = json.dumps(about, indent=2, ensure_ascii=False).removesuffix("\n}")
-        write_atomically(path, f'{others},\n  "ranks": [\n{ranks}\n  ]\n}}\n')
+        write_json(path, {"name": self.name, "fingerprint": self.fingerprint, **self._contents()})
 
     @classmethod
     def load(cls, path: Path, mend: str) -> Tokenizer:

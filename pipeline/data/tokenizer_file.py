@@ -1,5 +1,4 @@
-"""A tokenizer made elsewhere: a byte-level BPE from a tiktoken file or a tokenizer.json, proven before it is used;
-or that of a checkpoint."""
+"""Tokenizers from files: a tiktoken file or a tokenizer.json, checked against their texts, or a checkpoint's."""
 
 from __future__ import annotations
 
@@ -19,22 +18,22 @@ from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 
 _LARGEST_ID = 2**24
 _BEGINNING = 1000
-"""Bytes in which a checkpoint's tokenizer says that it is one."""
+"""The first bytes of a file, which show whether it is a checkpoint's tokenizer."""
 
 
 def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -> Tokenizer:
-    """A byte-level BPE from a tiktoken file (on each line a token in base64 and its rank) or a tokenizer.json; or
-    the tokenizer of a checkpoint of this project, whatever it is, with its own end of text.
+    """Reads a byte-level BPE from a tiktoken file (each line a token in base64 and its rank) or a tokenizer.json,
+    or any tokenizer of a checkpoint of this project, which has its own end of text.
 
     Args:
         path: The file.
-        pattern: How a tiktoken file's tokenizer cuts text into words, as the file does not say it: "gpt2" or a
-            regular expression. A tokenizer.json brings its own.
-        end_of_text: The special token that ends a document; one with this text is added where there is none.
-        proven: Whether a tokenizer.json is held against the library that it was written by, which takes seconds.
+        pattern: How the tokenizer of a tiktoken file, which does not contain it, cuts text into words: "gpt2" or a
+            regular expression. A tokenizer.json contains it.
+        end_of_text: The special token that ends a document; it is added if the file has none with this text.
+        proven: Whether the tokenizer is tried on many texts and compared with the tokenizers library, in seconds.
 
     Raises:
-        DataError: the file is missing or damaged, or holds what tiktoken cannot do to the same ids.
+        DataError: the file is missing or damaged, or tiktoken cannot give the same ids.
     """
     try:
         content = path.read_bytes()
@@ -137,7 +136,7 @@ def _check_same_ids(tokenizer: Tokenizer, texts: Sequence[str], path: Path, cont
 
 
 def _pattern(path: Path, saved: Mapping[str, Any]) -> str:
-    """The split pattern of a byte-level BPE that reads text as it is; other tokenizers are refused."""
+    """The split pattern of a byte-level BPE that does not change the text; other tokenizers are refused."""
     model, before, normalizer = saved["model"], saved.get("pre_tokenizer") or {}, saved.get("normalizer")
     *first, last = before.get("pretokenizers") or [before]
     found = ", ".join(str(step.get("type")) for step in [*first, last])
@@ -163,8 +162,8 @@ def _pattern(path: Path, saved: Mapping[str, Any]) -> str:
 
 
 def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> None:
-    """Every text comes back, and text may be cut where `data.encode` cuts it."""
-    nothing = tokenizer.vocab_size  # without a rank for the empty match, tiktoken would end in a panic
+    """Encoding loses no text, and texts may be cut where `data.encode` cuts them."""
+    nothing = tokenizer.vocab_size  # without a rank for the empty match, tiktoken would panic
     probe = replace(tokenizer, ranks={**tokenizer.ranks, b"": nothing})
     what = f"{path}: the split pattern {tokenizer.pattern!r}"
     for text in texts:
@@ -184,7 +183,7 @@ def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> No
 
 
 def _proof_texts(ranks: Mapping[bytes, int]) -> list[str]:
-    """Awkward texts, and every token, in random order."""
+    """Awkward texts, and all tokens in random order."""
     tokens = [text for text in (token.decode("utf-8", "ignore") for token in ranks) if text]
     random.Random(0).shuffle(tokens)
     return awkward_texts() + ["".join(tokens[start : start + 50]) for start in range(0, len(tokens), 50)]

@@ -25,15 +25,15 @@ META = "meta.json"
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """Where a document, or the part of it on this side of a cut, lies in a token file.
+    """Where a token file holds a document, or the document's part on one side of a cut.
 
     Attributes:
         name: The document's name.
         start: Offset of its first token.
         tokens: Its tokens, end-of-text included.
         bytes: Its text's size in UTF-8.
-        split: The side that the corpus itself gave it, if any.
-        digest: A hash of its text without white space, for finding duplicates; None for a blank or a cut one.
+        split: The side that the corpus assigned, if any.
+        digest: A hash of its text without white space, to find duplicates; None if it is blank or cut.
     """
 
     name: str
@@ -50,7 +50,7 @@ class IndexEntry:
 
 
 class TokenWriter(AbstractContextManager["TokenWriter"]):
-    """Writes NAME.bin and its index NAME.documents.jsonl, token by token, in bounded memory."""
+    """Writes NAME.bin and its index NAME.documents.jsonl in bounded memory."""
 
     def __init__(self, folder: Path, name: str, tokenizer: Tokenizer) -> None:
         self.tokens = self.documents = self.text_bytes = 0
@@ -61,14 +61,14 @@ class TokenWriter(AbstractContextManager["TokenWriter"]):
         self._index = (folder / f"{name}.documents.jsonl").open("w", encoding="utf-8")
 
     def write(self, ids: Ids) -> None:
-        """Appends ids to the document at hand."""
+        """Appends ids to the current document."""
         if len(ids) and int(ids.max()) >= self._limit:
             raise DataError(f"token id {int(ids.max())} is not in the vocabulary of {self._limit}")
         self._ids.write(np.ascontiguousarray(ids, dtype=self._dtype).data)
         self.tokens += len(ids)
 
     def end_document(self, name: str, text_bytes: int, split: str | None = None, digest: str | None = None) -> None:
-        """Ends the document at hand; one without any token leaves no entry."""
+        """Ends the current document; a document without tokens gets no entry."""
         if self.tokens > self._start:
             entry = IndexEntry(name, self._start, self.tokens - self._start, text_bytes, split, digest)
             self._index.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
@@ -90,12 +90,8 @@ def finish_folder(
 ) -> None:
     """Writes the tokenizer, meta.json and the manifest beside the token files.
 
-    Args:
-        folder: Where the token files lie.
-        tokenizer: What made the tokens.
-        files: `TokenWriter.summary` of each token file, by its name.
-        params: The effective params that made the files, by section of params.yaml.
-        more: Further keys of meta.json.
+    meta.json holds each file's `TokenWriter.summary`, the effective `params` that made the files, by section, and
+    the keys of `more`.
     """
     tokenizer.save(folder / TOKENIZER)
     write_json(
@@ -148,7 +144,7 @@ class TokenFolder:
         return np.memmap(self.folder / f"{name}.bin", dtype=self.meta["dtype"], mode="r", shape=(count,))
 
     def blocks(self, name: str, start: int, end: int) -> Iterator[Ids]:
-        """The ids start … end−1 of NAME.bin in blocks of bounded size: they may be more than memory holds."""
+        """The ids start … end−1 of NAME.bin, in blocks: they may not fit into memory."""
         dtype = np.dtype(self.meta["dtype"])
         for first in range(start, end, _BLOCK):
             count, offset = min(_BLOCK, end - first), first * dtype.itemsize
@@ -162,5 +158,5 @@ class TokenFolder:
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
-    """uint16 where every id fits (what other trainers read), else uint32."""
+    """uint16 if every id fits, which other trainers expect; else uint32."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")

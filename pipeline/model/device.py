@@ -1,4 +1,4 @@
-"""Which device computes, with how many threads, and how much memory it has."""
+"""The device: how it is chosen, its threads and its memory."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def use_threads(threads: int) -> None:
-    """Lets torch compute on `threads` processor threads; 0 means one for each core."""
+    """Sets torch's number of threads; 0 means one for each core."""
     torch.set_num_threads(threads or processor.cores())
 
 
 def keep_memory() -> None:
-    """Lets the C library keep freed memory, where it is glibc: a step frees and takes the same large blocks again,
-    and page faults on fresh ones can take half of its time."""
+    """Makes glibc keep freed memory: each step frees and allocates the same large blocks, and page faults on new
+    ones can take half of its time."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
@@ -58,12 +58,12 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes that the device has: a GPU's own, else the machine's."""
+    """Bytes of memory: a GPU's, else the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes taken at the most: of a GPU's memory, else of this process."""
+    """The most bytes in use so far: of a GPU's memory, else of this process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else processor.peak_memory()

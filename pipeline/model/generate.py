@@ -49,13 +49,12 @@ def generate(
     Yields:
         The next ids [B].
     """
-    tokens = tokens[:, -model.config.context_length :]
-    reader = Reader(model)
+    text = GrowingText(model, tokens[:, -model.config.context_length :])
     for _ in range(max_new_tokens):
-        new = draw(reader(tokens), tokens, samplers, generator)
+        new = draw(text.logits(), text.tokens, samplers, generator)
         if end is not None and bool((new == end).all()):
             return
-        tokens = torch.cat([tokens, new[:, None]], dim=1)
+        text.add(new[:, None])
         yield new
 
 
@@ -88,74 +87,83 @@ def continuations(
     cut = [list(prompt)[-model.config.context_length :] for prompt in prompts]
     lengths = [len(prompt) for prompt in cut]
     device = model.head_weight.device
-    texts = torch.zeros(len(cut), max(lengths) + max_new_tokens, dtype=torch.long, device=device)
+    ids = torch.zeros(len(cut), max(lengths) + max_new_tokens, dtype=torch.long, device=device)
     for row, prompt in enumerate(cut):
-        texts[row, : len(prompt)] = torch.tensor(prompt)
+        ids[row, : len(prompt)] = torch.tensor(prompt)
     drawn: list[list[int]] = [[] for _ in cut]
     ended = [False] * len(cut)
-    reader = Reader(model)
-    for position in range(min(lengths), texts.shape[1]):
+    text = GrowingText(model, ids)
+    for position in range(min(lengths), ids.shape[1]):
         begun = [row for row, length in enumerate(lengths) if length <= position < length + max_new_tokens]
         drawing = [row for row in begun if not ended[row]]
         if not drawing:  # the rows that are left are still reading: later, in one step
             continue
-        logits = reader(texts[:, :position])
+        text.tokens = ids[:, :position]
+        logits = text.logits()
         for row in drawing:
             own = slice(row, row + 1)
             generator = generators[row] if generators is not None else None
-            token = draw(logits[own], texts[own, :position], samplers, generator)
-            ended[row] = int(token) == end
+            token = int(draw(logits[own], text.tokens[own], samplers, generator))
+            ended[row] = token == end
             if not ended[row]:
-                texts[row, position] = token[0]
-                drawn[row].append(int(token))
-                ended[row] = enough is not None and enough(row, int(token))
+                ids[row, position] = token
+                drawn[row].append(token)
+                ended[row] = enough is not None and enough(row, token)
     return drawn
 
 
-class Reader:
-    """Logits of what follows growing texts, each token of which is computed once.
+class GrowingText:
+    """Texts that grow at their end, or are cut, and the logits of what follows. Each token is computed once.
 
     Attributes:
-        begin: The position in the texts where the cache begins; the model does not see what is before it.
-        read: How many of the texts' tokens are computed.
+        tokens: Ids [B, T], computed or not.
+        unseen: How many of the first tokens the model no longer sees: the cache begins after them.
     """
 
-    def __init__(self, model: GPT) -> None:
-        self.model = model
-        self.context = model.config.context_length
-        self.forget()
+    def __init__(self, model: GPT, tokens: torch.Tensor) -> None:
+        self._model, self._context, self.tokens = model, model.config.context_length, tokens
+        self._forget()
 
-    def forget(self) -> None:
-        """Empties the cache: the next call reads the end of the texts, as much as fits into the context."""
-        self.cache = KVCache(self.context)
-        self.begin = self.read = 0
+    def _forget(self) -> None:
+        """Empties the cache: the end of the texts is computed again, as much as fits into the context."""
+        self._cache = KVCache(self._context)
+        self.unseen = self._computed = 0
+
+    def __len__(self) -> int:
+        return self.tokens.shape[1]
+
+    def add(self, new: torch.Tensor) -> None:
+        """Adds ids [B, n] at the end."""
+        self.tokens = torch.cat([self.tokens, new], dim=1)
 
     def back_to(self, length: int) -> None:
-        """Cuts the cache to the texts' first `length` tokens less one: the next call needs the last one's logits.
+        """Cuts the texts to the first `length` tokens; the last of them is computed again for its logits.
 
-        If that leaves less than half a context, the cache is emptied instead, so that more of the text is seen.
+        If that leaves less than half a context of an older text in the cache, the cache is emptied, so that more of
+        the text is seen.
         """
-        left = length - self.begin - 1
-        if left < 0 or (self.begin and left < self.context // 2):
-            self.forget()
-        elif length <= self.read:
-            self.read, self.cache.length = length - 1, left
-            if self.cache.tokens is not None:
-                self.cache.tokens = self.cache.tokens[:, :left]
+        self.tokens = self.tokens[:, :length]
+        left = length - self.unseen - 1
+        if left < 0 or (self.unseen and left < self._context // 2):
+            self._forget()
+        elif length <= self._computed:
+            self._computed, self._cache.length = length - 1, left
+            if self._cache.tokens is not None:
+                self._cache.tokens = self._cache.tokens[:, :left]
 
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """All of the texts so far [B, T] → the logits of what follows [B, V], in float32 (or wider).
+    def logits(self) -> torch.Tensor:
+        """The logits of what follows [B, V], in float32 (or wider); in inference mode.
 
-        When the new tokens do not fit into the cache, it is emptied and the end of the texts is read again: half a
-        context, or all new tokens if they are more, but at most a context.
+        When the new tokens do not fit into the cache, it is emptied and the end of the texts is computed again:
+        half a context, or all new tokens if they are more, but at most a context.
         """
-        new = tokens[:, self.read :]
-        if self.cache.length + new.shape[1] > self.context:
-            self.cache = KVCache(self.context)
-            new = tokens[:, -min(max(self.context // 2, new.shape[1]), self.context) :]
-            self.begin = tokens.shape[1] - new.shape[1]
-        output = self.model(new, self.cache)
-        self.read = tokens.shape[1]
+        new = self.tokens[:, self._computed :]
+        if self._cache.length + new.shape[1] > self._context:
+            self._cache = KVCache(self._context)
+            new = self.tokens[:, -min(max(self._context // 2, new.shape[1]), self._context) :]
+            self.unseen = len(self) - new.shape[1]
+        output = self._model(new, self._cache)
+        self._computed = len(self)
         logits = linear(output.hidden[:, -1], output.head_weight[: output.vocab_size])
         return logits if logits.element_size() >= 4 else logits.float()
 

@@ -1,9 +1,9 @@
-"""Reading params.yaml: its YAML, the values set for one command, and errors that say what would fit."""
+"""Reads params.yaml and the values of `--set`; errors name the key and what would fit."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
         ParamsError: the file or an override cannot be read, or a value does not fit; one line that names
             the file, the key and what would fit.
     """
-    values = _read(path)
+    values = read_sections(path)
     keys = [_set(values, override) for override in overrides]
     try:
         return Params.model_validate(values)
@@ -33,7 +33,12 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
         raise ParamsError(f"{'--set' if all_set else path.name}: {_with_suggestions(error, values)}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_sections(path: Path, load: Callable[[str], Any] = yaml_values) -> dict[str, Any]:
+    """The unchecked sections of a params file, as `load` reads its YAML.
+
+    Raises:
+        ParamsError: the file is missing, is no YAML, or holds no sections.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -41,8 +46,8 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     try:
-        values = yaml_values(text)
-    except YAMLError as error:
+        values = load(text)
+    except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise ParamsError(f"{path.name}{line}: not usable YAML: {_first_line(error)}") from None
@@ -53,7 +58,7 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _first_line(error: YAMLError) -> str:
+def _first_line(error: Exception) -> str:
     return str(getattr(error, "problem", None) or error).strip().splitlines()[0]
 
 
@@ -94,7 +99,7 @@ def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
 
 
 def _places(key: str, values: Any, where: str = "") -> Iterator[str]:
-    """Where in the file a key of this name stands."""
+    """The dotted names of the file's keys with this name."""
     for name, value in values.items() if isinstance(values, dict) else ():
         if name == key:
             yield f"{where}{name}"

@@ -1,4 +1,4 @@
-"""params.schema.json: what editors need to complete and explain params.yaml, made from the models themselves."""
+"""params.schema.json, made from the params models: with it, editors complete and explain params.yaml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLACES = {tuple(kind.chosen_by.split(".")[:2]): kind.plural for kind in KINDS.va
 
 
 def schema(plugins: Path) -> dict[str, Any]:
-    """The JSON schema of params.yaml, with the options of every component there is."""
+    """The JSON schema of params.yaml, with the options of every component."""
     registry = Registry.load(plugins)
     whole = Params.model_json_schema()
     definitions = whole["$defs"]

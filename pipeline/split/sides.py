@@ -1,4 +1,4 @@
-"""Train, validation and test: by whole documents, by position, or as the corpus has them; their duplicates."""
+"""Which documents go to train, val and test (by document, by position, or as the corpus says), and duplicates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDES = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Part:
-    """A document, or what lies of it on one side of a cut.
+    """A document, or its part on one side of a cut.
 
     Attributes:
         side: Where it goes.
@@ -38,7 +38,7 @@ class Part:
 
 
 def side_of(name: str, seed: int, val: float, test: float) -> str:
-    """The side of a document: a function of its name and the seed alone, whatever other documents there are."""
+    """The side of a document; it depends on the document's name and the seed only."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     if place < test:
@@ -53,10 +53,10 @@ def by_document(tokens: TokenFolder, seed: int, val: float, test: float) -> Iter
 
 
 def predefined(tokens: TokenFolder) -> Iterator[Part]:
-    """Every document, whole, on the side that the corpus gave it.
+    """Every document, whole, on the side that the corpus assigned.
 
     Raises:
-        DataError: a document has no side, or train or val has no document; the message lists what there is.
+        DataError: a document has no side, or train or val has no document; the message has the counts.
     """
     entries = list(tokens.documents("tokens"))
     documents = Counter(entry.split for entry in entries)
@@ -78,10 +78,10 @@ def predefined(tokens: TokenFolder) -> Iterator[Part]:
 
 
 def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iterator[Part]:
-    """The corpus in its order, cut in two places: train, then val, then test.
+    """The corpus in its order, cut twice: train, then val, then test.
 
-    `unit` "tokens" cuts between two tokens; "characters" cuts the text, so that the document at the cut is
-    decoded and each of its sides is tokenized anew, as if the text had been cut first.
+    `unit` "tokens" cuts between two tokens. "characters" cuts the text: the document at the cut is decoded, and
+    each of its sides is tokenized again, as if the text had been cut first.
     """
     if unit == "tokens":
         lengths = [entry.tokens for entry in tokens.documents("tokens")]
@@ -105,7 +105,7 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
             elif unit == "tokens":
                 yield Part(side, entry.name, tokens.blocks("tokens", entry.start + start, entry.start + end))
             else:
-                yield Part(side, entry.name, _tokenized_anew(tokens, entry, start, end, end == length))
+                yield Part(side, entry.name, _tokenized_again(tokens, entry, start, end, end == length))
 
 
 def _whole(side: str, entry: IndexEntry, tokens: TokenFolder) -> Part:
@@ -113,15 +113,15 @@ def _whole(side: str, entry: IndexEntry, tokens: TokenFolder) -> Part:
 
 
 def _characters(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The characters that begin in each id's bytes [V]: 0 for special tokens, which are no text."""
+    """The number of characters that begin in each id's bytes [V]; 0 for special tokens, which are no text."""
     inside = bytes(range(0x80, 0xC0))  # the bytes of a character's UTF-8 after its first one
     lengths = np.array([len(each.translate(None, inside)) for each in tokenizer.token_bytes], dtype=np.int64)
     lengths[list(tokenizer.special_tokens.values())] = 0
     return lengths
 
 
-def _tokenized_anew(tokens: TokenFolder, entry: IndexEntry, start: int, end: int, ends: bool) -> Iterator[Ids]:
-    """The ids of a document's characters `start` … `end` as a text of their own; and end-of-text if it `ends`."""
+def _tokenized_again(tokens: TokenFolder, entry: IndexEntry, start: int, end: int, ends: bool) -> Iterator[Ids]:
+    """The ids of a document's characters start … end−1 as a separate text; then end-of-text if it `ends` there."""
     for piece in cut(_text(tokens, entry, start, end)):
         yield tokens.tokenizer.encode(piece)
     if ends:
@@ -130,7 +130,7 @@ def _tokenized_anew(tokens: TokenFolder, entry: IndexEntry, start: int, end: int
 
 
 def _text(tokens: TokenFolder, entry: IndexEntry, start: int, end: int) -> Iterator[str]:
-    """A document's characters `start` … `end`, in blocks."""
+    """A document's characters start … end−1, in blocks."""
     decoder = getincrementaldecoder("utf-8")()
     position = 0
     for ids in tokens.blocks("tokens", entry.start, entry.end):
@@ -143,11 +143,11 @@ def _text(tokens: TokenFolder, entry: IndexEntry, start: int, end: int) -> Itera
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A document whose text, white space aside, is also on a side that is kept cleaner.
+    """A document whose text, apart from white space, is also in val (it is in train) or in test.
 
     Attributes:
-        side, name: The document, on train or val.
-        kept_side, kept_name: Its twin on val or test.
+        side, name: The document, in train or val.
+        kept_side, kept_name: The other one, in val or test, which is kept.
     """
 
     side: str

@@ -1,4 +1,4 @@
-"""split: token ids → train, val and test, as raw ids that other trainers read as they are."""
+"""split: token ids → train, val and test, as raw ids that other trainers read too."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _sides(tokens: TokenFolder, params: SplitParams) -> list[str]:
 
 
 def _say_small(side: str, share: float, params: SplitParams) -> None:
-    """Of documents that are few, or of very different length, a side may get far less than it was to get."""
+    """If documents are few or their lengths differ much, a side may get far less than its share."""
     wanted = {"val": params.val, "test": params.test}.get(side, 0.0)
     if params.by == "document" and share < wanted / 3:
         say(
@@ -87,7 +87,7 @@ def _say_small(side: str, share: float, params: SplitParams) -> None:
 def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:
     documents = sum(file["documents"] for file in files.values())
     for side, file in files.items():
-        if file["tokens"] >= 2:  # one to see and one to predict
+        if file["tokens"] >= 2:  # an input and a target
             continue
         what = f"split.{side}" if side != "train" else f"split.val {params.val} and split.test {params.test}"
         if params.by == "document":

@@ -40,9 +40,8 @@ def run(params: Params, paths: Paths) -> None:
 def build_corpus(params: Params, paths: Paths) -> Corpus:
     """The corpus that params.yaml chooses."""
     chosen = params.tokenize.corpus
-    corpus: Corpus = Registry.load(paths.plugins, KINDS).build(
-        "corpora", chosen.name, chosen.options, "tokenize.corpus"
-    )
+    registry = Registry.load(paths.plugins, KINDS)
+    corpus: Corpus = registry.build("corpora", chosen.name, chosen.options, "tokenize.corpus")
     return corpus
 
 

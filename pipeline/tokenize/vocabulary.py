@@ -23,14 +23,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Args:
         texts: The corpus, in pieces cut between words.
-        vocab_size: Tokens in all: 256 bytes, the merges, and end-of-text as the last id. A small corpus may
-            have fewer merges in it.
+        vocab_size: All tokens: 256 bytes, the merges, and end-of-text as the last id. A small corpus may have
+            fewer merges.
     """
     from tokenizers import Tokenizer as Trainable
     from tokenizers import models, pre_tokenizers, trainers
 
     trainable = Trainable(models.BPE())
-    # A longer word is trained on in parts: a merge takes the square of a word's length.
+    # Longer words are trained on in parts: the time of a merge grows with the square of a word's length.
     words = [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.FixedLength(_LONGEST_WORD)]
     trainable.pre_tokenizer = pre_tokenizers.Sequence(words)
     trainer = trainers.BpeTrainer(

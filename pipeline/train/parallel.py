@@ -59,7 +59,7 @@ class Parallel:
         parameters = list(self.model.parameters())
         gradients = [each.grad for each in parameters if each.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
-        norm = float(self._full(total).item())
+        norm = float(total.full_tensor() if self.sharded else total)  # type: ignore[attr-defined]
         if norm > max_norm:  # else it would multiply every gradient by one
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
         return norm
@@ -91,28 +91,9 @@ class Parallel:
         the CPU, and all ranks must call it."""
         return self.model
 
-    def _full(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The full tensor of one that may be sharded."""
-        return tensor
 
-
-def parallelize(
-    make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
-) -> Parallel:
-    """Makes a model and lays it out over the ranks.
-
-    Args:
-        make: Makes the full model, the same on every rank.
-        device: Where this rank computes.
-        ranks: The processes, connected.
-        strategy: "ddp" or "fsdp", for several ranks; one needs neither.
-        compiled: Whether each block is compiled.
-    """
-    if ranks.count > 1:
-        from pipeline.train.distributed import parallel
-
-        layout = parallel.fsdp2 if strategy == "fsdp" else parallel.ddp
-        return layout(make, device, ranks, compiled)
+def alone(make: Callable[[], GPT], device: torch.device, compiled: bool) -> Parallel:
+    """Makes a model for one process on its device; `compiled` says whether each block is compiled."""
     model = make().to(device)
     if compiled:
         model.compile_parts()

@@ -48,6 +48,10 @@ class Ranks:
         """Calls `work` on every rank; if it fails on any, all ranks raise the error of the lowest failed rank."""
         return work()
 
+    def background(self) -> Ranks:
+        """The same ranks in a separate process group, for the background saver. All ranks must call it."""
+        return self
+
     def check_same(self, value: str, what: str) -> None:
         """Raises PipelineError on every rank if one holds another value than rank 0; `what` says of what."""
         expected = self.on_rank0(lambda: value)

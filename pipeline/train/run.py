@@ -17,7 +17,7 @@ from pipeline.train.conditions import Conditions
 from pipeline.train.data import TrainingData
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.length import Length
-from pipeline.train.parallel import Parallel, parallelize
+from pipeline.train.parallel import Parallel, alone
 from pipeline.train.phases import Phase
 from pipeline.train.ranks import Ranks
 from pipeline.train.store import Saver
@@ -167,3 +167,23 @@ class TrainingRun:
     def stop_if_asked(self) -> None:
         """Raises Stopping on every rank once any of them was asked to stop."""
         self.stop.check(self.parallel.ranks)
+
+
+def parallelize(
+    make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
+) -> Parallel:
+    """Makes a model and lays it out over the ranks.
+
+    Args:
+        make: Makes the full model, the same on every rank.
+        device: Where this rank computes.
+        ranks: The processes, connected.
+        strategy: "ddp" or "fsdp", for several ranks; one needs neither.
+        compiled: Whether each block is compiled.
+    """
+    if ranks.count == 1:
+        return alone(make, device, compiled)
+    from pipeline.train.distributed.parallel import ddp, fsdp2
+
+    layout = fsdp2 if strategy == "fsdp" else ddp
+    return layout(make, device, ranks, compiled)

@@ -76,7 +76,15 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            raise PipelineError(_memory_advice(whole)) from None
+            advice = memory_check.what_to_lower(
+                whole.model.config,
+                whole.at_once,
+                whole.optimizer,
+                whole.device,
+                conditions.strategy,
+                ranks.count,
+            )
+            raise PipelineError(advice) from None
         if ranks.first:
             whole.phase.store.prune()
 
@@ -106,19 +114,6 @@ def _train_phase(run: TrainingRun, state: TrainState) -> None:
         state.complete = False
     if not state.complete:
         train(run, state)
-
-
-def _memory_advice(run: TrainingRun) -> str:
-    """What to lower, with an estimate, when memory ran out."""
-    return memory_check.what_to_lower(
-        run.model.config,
-        run.at_once,
-        run.conditions.precision,
-        run.device,
-        memory_check.bytes_per_parameter(run.optimizer) or 8.0,
-        run.conditions.strategy,
-        run.conditions.processes,
-    )
 
 
 def _say_plan(run: TrainingRun, params: Params) -> None:

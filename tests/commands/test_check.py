@@ -42,33 +42,32 @@ def test_after_a_split_the_numbers_are_those_of_the_run(trained_project: Project
     assert f"({trained['steps']} steps" in told
 
 
-def test_the_estimate_of_memory_stands_beside_what_was_measured_in_its_parts(project: Project) -> None:
+def test_memory_is_told_in_its_parts(project: Project) -> None:
     told = project.succeed("check", "--set", "model.emb_dim=256").out
-    estimate = re.search(
-        r"^memory   .*\nestimate a step needs about [\d.]+ MB \(weights ([\d.]+) MB, gradients ([\d.]+) MB, "
-        r"optimizer ([\d.]+) MB, activations [\d.]+ MB, saving ([\d.]+) MB\)$",
+    memory = re.search(
+        r"^memory .* [\d.]+ [MG]B \(weights ([\d.]+) MB, gradients ([\d.]+) MB, optimizer ([\d.]+) MB, "
+        r"activations [\d.]+ MB, saving ([\d.]+) MB, Python [\d.]+ MB\) with 2 windows at once, measured$",
         told,
         flags=re.MULTILINE,
     )
-    assert estimate, told
+    assert memory, told
     parameters = re.search(r"^model    ([\d,]+) parameters", told, flags=re.MULTILINE)
     assert parameters
     count = int(parameters.group(1).replace(",", ""))
-    assert [float(part) for part in estimate.groups()] == [round(size * count / 1e6, 1) for size in (4, 4, 8, 16)]
+    assert [float(part) for part in memory.groups()] == [round(size * count / 1e6, 1) for size in (4, 4, 8, 16)]
 
 
-@pytest.mark.parametrize(("strategy", "share"), [("ddp", 1), ("fsdp", 2)])
-def test_the_estimate_is_that_of_each_process(project: Project, strategy: str, share: int) -> None:
-    settings = ["model.emb_dim=256", "runtime.processes=2", f"runtime.strategy={strategy}"]
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_several_processes_compute_their_share_of_a_batch_at_once(project: Project, strategy: str) -> None:
+    settings = ["train.micro_batch_size=4", "runtime.processes=4", f"runtime.strategy={strategy}"]
     told = project.succeed("check", *(part for setting in settings for part in ("--set", setting))).out
-    estimate = re.search(
-        r"^estimate on each of 2 processes a step needs .*\(weights ([\d.]+) MB", told, flags=re.MULTILINE
-    )
-    parameters = re.search(r"^model    ([\d,]+) parameters", told, flags=re.MULTILINE)
-    assert estimate, told
-    assert parameters, told
-    assert float(estimate.group(1)) == round(4 * int(parameters.group(1).replace(",", "")) / share / 1e6, 1)
-    assert ("gathered" in told) == (strategy == "fsdp")
+    assert re.search(r"^memory   each of 4 processes needs .* with 1 windows at once", told, flags=re.MULTILINE)
+    assert ("under fsdp each keeps 1/4 of weights, gradients and optimizer" in told) == (strategy == "fsdp")
+
+
+def test_a_step_that_would_not_fit_is_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.commands.check.available", lambda device, processes: 10**8)
+    assert re.search(r"note: cpu has 100\.0 MB .*train\.micro_batch_size, now 2", project.succeed("check").out)
 
 
 @pytest.mark.parametrize(

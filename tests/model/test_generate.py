@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Project
+from small_config import small_config
 
 from pipeline.model.attention import KVCache
-from pipeline.model.config import GPTConfig
 from pipeline.model.functions import Linear, linear
 from pipeline.model.generate import continuations, generate, quickest_precision
 from pipeline.model.gpt import GPT
@@ -22,12 +22,9 @@ each_family = pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
 
 def sharp(family: str, **changes: object) -> GPT:
     """A tiny model in float64 whose weights are large, so that its choices are far from uniform."""
-    values = {
-        "vocab_size": VOCAB, "context_length": CONTEXT, "n_layers": LAYERS, "n_heads": 2, "emb_dim": 16,
-        "dropout": 0.0, "qkv_bias": True, "tied_head": True, "init": "gpt2", "pad_vocab_to": 64, "family": family,
-    }  # fmt: skip
+    sizes = {"vocab_size": VOCAB, "context_length": CONTEXT, "n_layers": LAYERS, "emb_dim": 16, "pad_vocab_to": 64}
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**values | changes)).double().eval()  # type: ignore[arg-type]
+    model = GPT(small_config(family=family, **sizes | changes)).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model

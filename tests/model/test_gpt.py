@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from small_config import small_config
 
 from pipeline.core.errors import PluginError
 from pipeline.model.attention import KVCache
-from pipeline.model.config import GPTConfig
 from pipeline.model.generate import draw, generate
 from pipeline.model.gpt import GPT
 
@@ -22,22 +22,9 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 
 def make(seed: int = 0, **changes: object) -> GPT:
     """A tiny model in float64 and eval mode."""
-    values = {
-        "vocab_size": VOCAB,
-        "context_length": CONTEXT,
-        "n_layers": 2,
-        "n_heads": 2,
-        "emb_dim": 16,
-        "dropout": 0.0,
-        "qkv_bias": True,
-        "tied_head": True,
-        "init": "gpt2",
-        "pad_vocab_to": 64,
-    }
-    if changes.get("family") == "llama":
-        values["n_kv_heads"] = 1
+    sizes = {"vocab_size": VOCAB, "context_length": CONTEXT, "emb_dim": 16, "pad_vocab_to": 64, "n_kv_heads": 1}
     torch.manual_seed(seed)
-    return GPT(GPTConfig(**values | changes)).double().eval()  # type: ignore[arg-type]
+    return GPT(small_config(**sizes | changes)).double().eval()
 
 
 def sharp(seed: int = 0, **changes: object) -> GPT:

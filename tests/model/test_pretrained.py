@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, words
 from safetensors.torch import load_file, save_file
+from small_config import small_config
 
 from pipeline.core.errors import PipelineError
 from pipeline.data.tokenizer import Tokenizer
@@ -35,12 +36,9 @@ IDS = torch.randint(256, (3, 8), generator=torch.Generator().manual_seed(0))
 
 
 def make(name: str, tokenizer: Tokenizer = BYTES, **changes: Any) -> GPT:
-    values = {
-        "vocab_size": tokenizer.vocab_size, "context_length": 16, "n_layers": 2, "n_heads": 4, "emb_dim": 32,
-        "dropout": 0.0, "qkv_bias": True, "tied_head": True, "init": "gpt2", "pad_vocab_to": 64,
-    }  # fmt: skip
+    sizes = {"context_length": 16, "n_heads": 4, "emb_dim": 32, "pad_vocab_to": 64}
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**{**values, **MODELS[name], **changes})).eval()
+    model = GPT(small_config(vocab_size=tokenizer.vocab_size, **sizes | MODELS[name] | changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -97,7 +97,7 @@ def test_every_change_is_told(params: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [", "not usable YAML"), ("- a\n- b\n", "holds no sections"), ("", "holds no sections")],
+    [("a: [", "line 1: not usable YAML"), ("- a\n- b\n", "holds a list"), ("", "is empty"), ("a: !!int b", "'b'")],
 )
 def test_a_file_that_cannot_be_read_stays_as_it_is(params: Path, content: str, message: str) -> None:
     params.write_text(content)

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from conftest import REPOSITORY, TINY
 from small_run import CONTEXT, IDS, RAGGED, Masked, assert_same_bits, make_model, make_run, weights
 
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
@@ -466,6 +469,29 @@ def test_a_share_that_would_run_code_is_refused(stopped: Path, tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"shards cannot be read \(Weights only load failed"):
         begun(Ranks(), stopped, "one")
     assert not (tmp_path / "made").exists()
+
+
+# ── without the folder ────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_process_trains_without_the_code_for_several(trained: Path, tmp_path: Path) -> None:
+    """Deleting pipeline/train/distributed leaves the result of one process as it was."""
+    root = tmp_path / "project"
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns(".resume", "metrics", "checkpoint"))
+    shutil.copytree(REPOSITORY / "pipeline", root / "pipeline", ignore=shutil.ignore_patterns("distributed"))
+    assert not (root / "pipeline" / "train" / "distributed").exists()
+    settings = [part for value in TINY for part in ("--set", value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "train", *settings],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("train.json", "history.tsv"):
+        assert (root / "metrics" / name).read_bytes() == (trained / "metrics" / name).read_bytes()
 
 
 # ── which rank this is ────────────────────────────────────────────────────────────────────────────

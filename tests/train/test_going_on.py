@@ -248,7 +248,7 @@ def test_a_run_that_a_callback_ended_is_not_extended(interrupted: Project) -> No
         torch.OutOfMemoryError("CUDA out of memory."),
     ],
 )
-def test_memory_that_runs_out_names_what_to_lower_with_an_estimate(
+def test_memory_that_runs_out_names_what_to_lower(
     interrupted: Project, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def runs_out(run: loop.Run, state: loop.TrainState) -> tuple[float, int]:
@@ -258,7 +258,5 @@ def test_memory_that_runs_out_names_what_to_lower_with_an_estimate(
     result = interrupted.run("train", *sets("model.context_length=8"))
     assert result.code == 1
     assert re.fullmatch(
-        r"error: out of memory: a step needs about [\d.]+ \w+ on cpu \(.*activations [\d.]+ \w+.*\) and there are "
-        r"[\d.]+ GB.*: lower train\.micro_batch_size from 2 .*\n",
-        result.err,
-    ), result.err
+        r"error: out of memory .* cpu has [\d.]+ GB, .*train\.micro_batch_size to 1.*\n", result.err
+    )

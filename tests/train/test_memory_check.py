@@ -1,72 +1,82 @@
-"""Whether a model fits, and the line that a person reads when a step did not."""
+"""Whether a model fits, and the line that a person reads when a step ran out of memory."""
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
+from conftest import REPOSITORY
 from small_config import small_config
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.files import readable
+from pipeline.model.gpt import GPT
+from pipeline.plugin.registry import Registry
 from pipeline.train import memory_check
-from pipeline.train.memory import estimate
-from pipeline.train.memory_check import check_fits, what_to_lower
+from pipeline.train.memory_check import check_fits, state_bytes, what_to_lower
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     monkeypatch.setattr(memory_check, "memory_of", lambda device: int(size))
 
 
-def test_the_out_of_memory_line_names_the_largest_halving_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(context_length=256, emb_dim=256, vocab_size=5000)
-    for share in (0.9, 0.5, 0.3, 0.15):
-        there = share * estimate(config, 64, "fp32").total
-        with_memory(monkeypatch, there)
-        told = what_to_lower(config, 64, "fp32", CPU)
-        assert "\n" not in told
-        found = re.search(r"lower train.micro_batch_size from 64 \((\d+) needs about ([\d.]+ [GM]B)\)", told)
-        assert found, told
-        named = int(found.group(1))
-        assert estimate(config, named, "fp32").total <= there
-        assert named == 32 or estimate(config, 2 * named, "fp32").total > 0.9 * there
-        assert found.group(2) == readable(estimate(config, named, "fp32").total)
+def stepped(model: GPT, name: str = "adamw") -> torch.optim.Optimizer:
+    """The shipped optimizer after a step."""
+    optimizer = Registry.load(REPOSITORY / "plugins", ["optimizers"]).build("optimizers", name, {}, "")
+    built: torch.optim.Optimizer = optimizer.build(list(model.named_parameters()))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    built.step()
+    return built
 
 
-def test_the_out_of_memory_line_says_how_much_there_is_and_what_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(context_length=256, emb_dim=256, vocab_size=5000)
-    needed = estimate(config, 64, "fp32")
-    with_memory(monkeypatch, needed.total / 2)
-    told = what_to_lower(config, 64, "fp32", CPU)
-    for size in (needed.total, needed.lasting, needed.activations, needed.saving, needed.total / 2):
-        assert readable(size) in told
-    assert "something else" not in told
-    with_memory(monkeypatch, 2 * needed.total)
-    assert "something else" in what_to_lower(config, 64, "fp32", CPU)
-    assert "for each of 4 processes" in what_to_lower(config, 64, "fp32", CPU, processes=4)
+@pytest.mark.parametrize(("name", "size"), [("adamw", 8), ("lion", 4)])
+def test_an_optimizers_state_is_counted_in_bytes(name: str, size: int) -> None:
+    model = GPT(small_config())
+    assert state_bytes(torch.optim.AdamW(model.parameters())) == 0
+    assert state_bytes(stepped(model, name)) == pytest.approx(size * model.parameter_count(), rel=0.01)
 
 
-def test_where_no_micro_batch_fits_the_model_is_to_be_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(context_length=1024, n_layers=1, vocab_size=5000)
-    needed = estimate(config, 1, "fp32")
-    with_memory(monkeypatch, needed.lasting + needed.saving + 0.5 * needed.activations)
-    assert what_to_lower(config, 4, "fp32", CPU).endswith(": lower model.context_length or model.emb_dim")
-    with_memory(monkeypatch, 0.9 * needed.lasting)
-    assert what_to_lower(config, 4, "fp32", CPU).endswith(": lower model.n_layers or model.emb_dim")
+def test_what_is_refused_is_weights_and_gradients_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPT(small_config())
+    size = 2 * sum(parameter.nbytes for parameter in model.parameters())
+    with_memory(monkeypatch, size)
+    check_fits(model.config, CPU)
+    with_memory(monkeypatch, size - 1)
+    with pytest.raises(ParamsError, match=rf"{readable(size)} .*lower model\.n_layers or model\.emb_dim"):
+        check_fits(model.config, CPU)
 
 
-def test_a_model_fits_as_its_share_where_the_whole_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_fits_as_its_shard_where_the_whole_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(n_layers=12)
     with_memory(monkeypatch, 7.9 * config.parameter_count)
-    with pytest.raises(ParamsError, match=r"parameters needs [\d.]+ [kM]B with its gradients, and cpu has"):
-        check_fits(config, CPU)
-    check_fits(config, torch.device("cuda"), strategy="fsdp", processes=2)
+    check_fits(config, GPU, strategy="fsdp", processes=2)
     with pytest.raises(ParamsError, match=r"lower model\.n_layers or model\.emb_dim"):
-        check_fits(config, torch.device("cuda"), processes=8)
+        check_fits(config, GPU, processes=8)
     with_memory(monkeypatch, 8 * config.parameter_count)
     check_fits(config, CPU)
-    with pytest.raises(ParamsError, match="for each of 8 processes: lower"):  # which share the machine's memory
+    with pytest.raises(ParamsError, match="for each of 8 processes"):  # which share the machine's memory
         check_fits(config, CPU, processes=8)
+
+
+def test_the_out_of_memory_line_names_half_of_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config()
+    with_memory(monkeypatch, 1e9)
+    told = what_to_lower(config, 24, stepped(GPT(config)), CPU, processes=4)
+    lasting = readable(16 * config.parameter_count)
+    for token in ("out of memory", "24", "cpu", "250.0 MB for each of 4 processes", lasting):
+        assert token in told
+    assert "lower train.micro_batch_size to 12" in told
+    assert "\n" not in told
+
+
+def test_where_one_window_does_not_fit_the_model_is_to_be_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config()
+    optimizer = stepped(GPT(config))
+    with_memory(monkeypatch, 17 * config.parameter_count)
+    assert what_to_lower(config, 1, optimizer, CPU).endswith(": lower model.context_length or model.emb_dim")
+    with_memory(monkeypatch, 15 * config.parameter_count)
+    assert what_to_lower(config, 4, optimizer, CPU).endswith(": lower model.n_layers or model.emb_dim")
+    assert "runtime.strategy: fsdp" in what_to_lower(config, 4, optimizer, GPU)
+    assert "runtime.strategy: fsdp" not in what_to_lower(config, 1, optimizer, GPU, strategy="fsdp", processes=2)

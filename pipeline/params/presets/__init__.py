@@ -9,10 +9,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.files import write_atomically
+from pipeline.core.yaml import yaml_values
+from pipeline.params.reader import read_sections
 
 _FOLDER = Path(__file__).parent
 _BASE = "tiny"
@@ -39,8 +40,10 @@ def write_preset(name: str, path: Path) -> list[str]:
     """
     if name not in PRESETS:
         raise ParamsError(f"there is no preset {name!r} (there are: {', '.join(PRESETS)})")
-    yaml = _yaml()
-    params = _read(path, yaml)
+    yaml = YAML()  # keeps comments
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    params: Any = read_sections(path, yaml.load) if path.exists() else yaml.load(_text(_BASE))
     values = yaml.load(_text(_BASE))
     if name != _BASE:
         list(_merge(values, yaml.load(_text(name)), ""))
@@ -55,34 +58,12 @@ def write_preset(name: str, path: Path) -> list[str]:
 
 def default_values() -> dict[str, Any]:
     """The values of the shipped params.yaml."""
-    values: dict[str, Any] = YAML(typ="safe", pure=True).load(_text(_BASE))
+    values: dict[str, Any] = yaml_values(_text(_BASE))
     return values
-
-
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    return yaml
 
 
 def _text(name: str) -> str:
     return (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def _read(path: Path, yaml: YAML) -> CommentedMap:
-    try:
-        params = yaml.load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        params = yaml.load(_text(_BASE))
-    except (YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise ParamsError(
-            f"{path.name} is not usable YAML ({' '.join(str(error).split())[:200]}): mend it, or move it away and "
-            "the preset writes a new one"
-        ) from None
-    if not isinstance(params, CommentedMap):
-        raise ParamsError(f"{path.name} holds no sections: move it away and the preset writes a new one")
-    return params
 
 
 def _merge(target: CommentedMap, source: CommentedMap, where: str) -> Iterator[str]:

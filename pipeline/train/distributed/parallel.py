@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import ModelOutput
-from pipeline.train.distributed.ranks import DistributedRanks
 from pipeline.train.parallel import Parallel, map_tensors
 from pipeline.train.ranks import Ranks
 
@@ -32,8 +31,8 @@ class _Distributed(Parallel):
 
     def full(self, state: Any) -> Any:
         def copied(tensor: torch.Tensor) -> torch.Tensor:
-            tensor = self._full(tensor).detach()
-            return tensor.to("cpu", copy=True) if self.ranks.first else tensor.to("meta")
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            return tensor.detach().to("cpu", copy=True) if self.ranks.first else tensor.to("meta")
 
         return map_tensors(copied, state)
 
@@ -151,14 +150,10 @@ class FSDP2(_Distributed):
         model.load_state_dict(weights, assign=True)
         return model.train(self.model.training)
 
-    def _full(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
 
 def fsdp2(make: Callable[[], GPT], device: torch.device, ranks: Ranks, compiled: bool) -> FSDP2:
     """A shard of the model on every rank, none of whose devices ever holds all; the arguments are those of
     `parallelize`."""
-    assert isinstance(ranks, DistributedRanks)
     with torch.device("meta"):
         model = make()
     model.recompute = True  # what has no room for the weights has none for all activations

@@ -42,8 +42,6 @@ class DistributedRanks(Ranks):
     group: dist.ProcessGroup | None = None
 
     def background(self) -> DistributedRanks:
-        """The same ranks in a separate process group, for the background saver: its messages must not mix with the
-        training's."""
         return replace(self, group=dist.new_group(backend="gloo", timeout=_TIMEOUT))
 
     def all_reduce_sum(self, *values: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""A text in turns: each token is drawn as if the text had been read at once, and is read once only."""
+"""A text that grows and is cut: logits are those of all that is seen at once, and each token is computed once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_generate import CONTEXT, VOCAB, each_family, sharp
 
-from pipeline.commands.conversation import Conversation
+from pipeline.model.generate import GrowingText
 from pipeline.model.gpt import GPT
 
 ends = pytest.mark.parametrize("document_end", [None, 3])
@@ -16,27 +16,44 @@ def ids(count: int, seed: int) -> list[int]:
     return torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-class Checked:
-    """A conversation each of whose draws is compared with the likeliest token after all that the model sees."""
+class Text(GrowingText):
+    """One text, empty at first, as a list of ids."""
 
     def __init__(self, model: GPT) -> None:
-        self.model, self.conversation, self.text = model, Conversation(model), list[int]()
+        super().__init__(model, torch.zeros(1, 0, dtype=torch.long))
+
+    def extend(self, new: list[int]) -> None:
+        self.add(torch.tensor([new], dtype=torch.long))
+
+    @torch.inference_mode()
+    def draw(self) -> int:
+        """Adds the likeliest token."""
+        new = self.logits().argmax(dim=-1)
+        self.add(new[:, None])
+        return int(new)
+
+
+class Checked:
+    """A text each of whose draws is compared with the likeliest token after all that the model sees."""
+
+    def __init__(self, model: GPT) -> None:
+        self.model, self.text, self.ids = model, Text(model), list[int]()
 
     def add(self, new: list[int]) -> None:
-        self.conversation.add(new)
-        self.text += new
+        self.text.extend(new)
+        self.ids += new
 
     def back_to(self, length: int) -> None:
-        self.conversation.back_to(length)
-        self.text = self.text[:length]
+        self.text.back_to(length)
+        self.ids = self.ids[:length]
 
     def draw(self, count: int) -> None:
         for _ in range(count):
-            token = self.conversation.draw([], None)
-            seen = torch.tensor([self.text[self.conversation.unseen :]])
+            token = self.text.draw()
+            seen = torch.tensor([self.ids[self.text.unseen :]])
             assert token == int(self.model(seen).logits[0, -1].argmax())
-            self.text.append(token)
-        assert len(self.conversation) == len(self.text)
+            self.ids.append(token)
+        assert self.text.tokens.tolist() == [self.ids]
 
 
 @each_family
@@ -46,7 +63,7 @@ def test_each_token_follows_from_all_that_is_seen(family: str, document_end: int
     for turn in range(8):
         checked.add(ids(turn, turn) or [1])
         checked.draw(turn % 4)
-    assert checked.conversation.unseen >= len(checked.text) - CONTEXT > 0
+    assert checked.text.unseen >= len(checked.ids) - CONTEXT > 0
 
 
 @each_family
@@ -62,12 +79,12 @@ def test_what_is_taken_back_leaves_no_trace(family: str, document_end: int | Non
     checked.draw(2)
     checked.add(ids(2 * CONTEXT, 2))  # far beyond the context
     checked.draw(3)
-    checked.back_to(len(checked.text) - 2)
+    checked.back_to(len(checked.ids) - 2)
     checked.draw(2)
-    assert checked.conversation.unseen > 0
+    assert checked.text.unseen > 0
     checked.back_to(8)
     checked.draw(2)
-    assert checked.conversation.unseen == 0
+    assert checked.text.unseen == 0
     checked.back_to(0)
     checked.add([5])
     checked.draw(2 * CONTEXT)
@@ -80,21 +97,21 @@ def test_every_token_is_read_once(family: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         model, "forward", lambda tokens, cache: read.append(tokens.shape[1]) or forward(tokens, cache)
     )
-    conversation = Conversation(model)
+    text = Text(model)
     for turn in ([1, 2, 3], [4, 5], [6]):
-        conversation.add(turn)
-        conversation.draw([], None)
+        text.extend(turn)
+        text.draw()
     assert read == [3, 3, 2]  # from the second turn on with what was drawn last
 
 
 @pytest.mark.parametrize(("typed", "kept"), [(1, CONTEXT // 2), (CONTEXT - 2, CONTEXT - 2), (3 * CONTEXT, CONTEXT)])
 def test_a_full_context_keeps_its_later_half_or_all_that_is_new(typed: int, kept: int) -> None:
-    conversation = Conversation(sharp("gpt2"))
-    conversation.add(ids(CONTEXT, 0))
-    conversation.draw([], None)
-    conversation.add(ids(typed - 1, 1))  # with what was drawn, `typed` tokens are new
-    conversation.draw([], None)
-    assert len(conversation) - 1 - conversation.unseen == kept
+    text = Text(sharp("gpt2"))
+    text.extend(ids(CONTEXT, 0))
+    text.draw()
+    text.extend(ids(typed - 1, 1))  # with what was drawn, `typed` tokens are new
+    text.draw()
+    assert len(text) - 1 - text.unseen == kept
 
 
 @each_family
@@ -105,5 +122,5 @@ def test_a_text_goes_on_from_wherever_it_was_taken_back_to(family: str) -> None:
         checked.add(ids(count, 0))
         checked.draw(3)
         for taken in (1, 2, 3):
-            checked.back_to(len(checked.text) - taken)
+            checked.back_to(len(checked.ids) - taken)
             checked.draw(taken)
