@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError
 from pipeline.core.files import MANIFEST, sha256
-from pipeline.core.record import contradictions
+from pipeline.core.record import contradictions, flat
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.checkpoint import RECORD
 from pipeline.plugin.registry import Registry
@@ -69,10 +69,11 @@ def read_record(folder: Path) -> RunRecord:
 def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: Paths) -> None:
     """Says in one line where params.yaml, and in another whether the splits, are not what made the checkpoint."""
     given = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
+    train = {"extension": {"amount": 0}, **record.params["train"]}  # of a run that was not extended there is none
     callbacks = given["train"]["eval_callbacks"]
-    if callbacks["use"] != record.params["train"].get("eval_callbacks", {}).get("use"):
+    if callbacks["use"] != flat(train).get("eval_callbacks.use"):
         callbacks["use"] = _deciding(callbacks["use"], paths)
-    found = contradictions(record.params, given)
+    found = contradictions({**record.params, "train": train}, given)
     if found:
         say(
             f"note: params.yaml is not what trained this checkpoint: {'; '.join(found)}; the checkpoint's values "

@@ -92,8 +92,15 @@ def test_what_decides_nothing_is_no_difference(trained_project: Project) -> None
     )
     result = trained_project.succeed("evaluate", *(part for value in settings for part in ("--set", value)))
     assert notes(result.out) == []
-    (note,) = notes(trained_project.succeed("evaluate", "--set", "train.eval_callbacks.use=[early_stopping]").out)
+
+
+def test_a_callback_that_ends_runs_and_an_extension_are_differences(trained_project: Project) -> None:
+    settings = ("train.eval_callbacks.use=[early_stopping, dvclive]", "train.extension.amount=3")
+    result = trained_project.succeed("evaluate", *(part for value in settings for part in ("--set", value)))
+    (note,) = notes(result.out)
     assert 'train.eval_callbacks.use ["sample_text"] → ["early_stopping"]' in note
+    assert "train.extension.amount 0 → 3" in note
+    assert note.count("→") == 2
 
 
 def test_other_splits_than_those_trained_on_are_said(trained_project: Project) -> None:
