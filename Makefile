@@ -1,6 +1,7 @@
 # make repro: set up and run the pipeline.  make test: set up and run the tests.  make check: lint, types, layers.
 # make test-faults: many tries of each fault that a run survives, and a table of them; some 15 minutes on two cores.
 # make bench: how fast it is beside others, some 25 minutes on two cores; make bench-quick: the short form, three minutes.
+# make generated: what is made from params.yaml and its types: the preset tiny, params.schema.json, docs/params.md.
 #   NANOGPT=, LITGPT= and BOOK= name clones of those, to compare with; PIPELINE_TEST_DATA= the folder of texts.
 # Plain pip and python3 are used, so pip's own settings (index, proxy, constraints) are honoured.
 
@@ -13,7 +14,7 @@ DEVELOPED := $(VENV)/.developed
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro test test-faults bench bench-quick check setup
+.PHONY: repro test test-faults bench bench-quick check generated setup
 
 repro: $(INSTALLED)
 	python -m pipeline lock
@@ -36,6 +37,10 @@ check: $(DEVELOPED)
 	ruff format --check .
 	mypy
 	lint-imports
+
+generated: $(DEVELOPED)
+	cp params.yaml pipeline/params/presets/tiny.yaml
+	python -m pipeline schema
 
 setup: $(DEVELOPED)
 
