@@ -290,6 +290,27 @@ def test_a_changed_option_of_an_optimizer_that_is_not_chosen_trains_nothing(clon
     clone.git("checkout", "-q", ".")
 
 
+def test_a_comment_in_what_all_stages_share_changes_no_output_and_computes_nothing_long(clone: Clone) -> None:
+    """DVC starts every stage, since all depend on pipeline/core; the long ones find their results in its cache."""
+    before = (clone.root / "dvc.lock").read_text()
+    with (clone.root / "pipeline" / "core" / "console.py").open("a") as file:
+        file.write("\n# A comment.\n")
+    output = clone.run("dvc", "repro").stdout
+    assert "this run is already complete" in output
+    for stage in ("evaluate", "export"):
+        assert f"nothing that decides the result of {stage} has changed" in output
+    assert clone.git("status", "--porcelain", "metrics") == ""
+    outputs = [outs_of(text) for text in (before, (clone.root / "dvc.lock").read_text())]
+    assert outputs[0] == outputs[1]
+    clone.git("checkout", "-q", ".")
+    clone.repro()
+
+
+def outs_of(lock: str) -> dict[str, Any]:
+    """The outputs that a dvc.lock names."""
+    return {name: stage["outs"] for name, stage in YAML(typ="safe").load(lock)["stages"].items()}
+
+
 def test_a_fresh_clone_publishes_the_result_in_dvcs_cache_again(clone: Clone, tmp_path: Path) -> None:
     """After `dvc pull`, without saved states: an edit of what nobody chose runs train, which does not train."""
     clone.run("dvc", "remote", "add", "-f", "-d", "shared", str(tmp_path / "remote"))
@@ -302,7 +323,7 @@ def test_a_fresh_clone_publishes_the_result_in_dvcs_cache_again(clone: Clone, tm
         with (fresh.root / path).open("a") as file:
             file.write("USED_NOWHERE = 1\n")
     output = fresh.run("dvc", "repro").stdout
-    assert "already complete in DVC's cache" in output
+    assert "published again from DVC's cache" in output
     assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["train"]
     assert fresh.git("status", "--porcelain", "metrics") == ""
     assert fresh.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."

@@ -6,6 +6,7 @@ asked where its cache is, and never imported.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -58,10 +59,18 @@ def cached_folder(root: Path, digest: str) -> dict[str, Path]:
 
 
 def copy_files(files: dict[str, Path], folder: Path) -> None:
-    """Copies a folder of the cache."""
+    """Copies a folder of the cache.
+
+    Raises:
+        DataError: a file is not what its name, which is its md5, says.
+    """
     for name, path in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / name)
+        copy = folder / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        with copy.open("rb") as file:
+            if hashlib.file_digest(file, "md5").hexdigest() != path.parent.name + path.name:
+                raise DataError(f"{path} of DVC's cache is damaged: remove it, and `dvc fetch` or `dvc repro`")
 
 
 def _caches(root: Path) -> Iterator[Path]:

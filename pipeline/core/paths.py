@@ -7,6 +7,10 @@ from pathlib import Path
 
 EVALUATION = "evaluation.json"
 """The file in reports/ that says what was evaluated and how."""
+RECORD = "run.json"
+"""The file in a stage's output that says what made it: `identity` is its fingerprint."""
+METRICS = "metrics"
+"""The folder in a stage's output that holds copies of the metrics that belong to it."""
 
 
 class Paths:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError
-from pipeline.core.files import published_folder, recorded_sha256, write_json
+from pipeline.core.files import MANIFEST, published_folder, recorded_sha256, write_json
+from pipeline.core.identity import output_fingerprint
+from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.record import effective
+from pipeline.core.republish import republished
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.baselines import unigram_bits_per_byte, xz_bits_per_byte
@@ -18,7 +22,7 @@ from pipeline.evaluate.details import score_in_detail
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.samples import draw_samples
 from pipeline.evaluate.tables import digests, write_tables
-from pipeline.model.checkpoint import METRICS, Checkpoint, load_checkpoint, weights_file
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
 from pipeline.model.device import choose_device, use_threads
 from pipeline.model.held_out import check_same_tokenizer
 from pipeline.model.made_by import note_changes, read_record
@@ -39,6 +43,18 @@ def run(params: Params, paths: Paths) -> None:
     own = params.evaluate
     registry = Registry.load(paths.plugins, KINDS)
     samplers = registry.build_all("samplers", own.samplers.use, own.samplers.options, "evaluate.samplers")
+    identity = output_fingerprint(
+        "pipeline.evaluate.stage",
+        {
+            **effective(own.model_dump(mode="json")),
+            "samplers": [(each.name, each.model_dump()) for each in samplers],
+        },
+        [paths.checkpoint / MANIFEST, paths.splits / MANIFEST, paths.metrics / "train.json"],
+        registry.origins(("samplers", each.name) for each in samplers),
+        paths.plugins,
+    )
+    if "DVC_STAGE" in os.environ and republished("evaluate", paths.reports, identity, paths):
+        return
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
@@ -67,6 +83,8 @@ def run(params: Params, paths: Paths) -> None:
     with published_folder(paths.reports) as folder:
         report = _write_report(evaluation, paths, folder)
         write_tables(breakdowns, _about(own, evaluation, paths), folder)
+        write_json(folder / RECORD, {"identity": identity})
+        write_json(folder / METRICS / "evaluate.json", metrics)
         write_json(paths.metrics / "evaluate.json", metrics)
 
     for side, breakdown in breakdowns.items():

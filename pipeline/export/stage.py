@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ import torch
 
 from pipeline.core.console import fact, say
 from pipeline.core.errors import CheckpointError, ParamsError, raised_by
-from pipeline.core.files import published_folder, read_json, recorded_sha256, write_atomically, write_json
-from pipeline.core.paths import EVALUATION
+from pipeline.core.files import MANIFEST, published_folder, read_json, recorded_sha256, write_atomically, write_json
+from pipeline.core.identity import output_fingerprint
+from pipeline.core.paths import EVALUATION, RECORD
 from pipeline.core.record import flat
+from pipeline.core.republish import republished
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.model_card import ModelCard
 from pipeline.exporting import PROOF_TOKENS
@@ -44,6 +47,15 @@ def run(params: Params, paths: Paths) -> None:
     exporters = registry.build_all("exporters", own.formats.use, own.formats.options, "export.formats")
     if not exporters:
         raise ParamsError("export.formats.use is empty: name at least one format, such as huggingface")
+    identity = output_fingerprint(
+        "pipeline.export.stage",
+        {"weights": own.weights, "formats": [(each.name, each.model_dump()) for each in exporters]},
+        [paths.checkpoint / MANIFEST, paths.splits / MANIFEST, paths.metrics / "evaluate.json"],
+        registry.origins(("exporters", each.name) for each in exporters),
+        paths.plugins,
+    )
+    if "DVC_STAGE" in os.environ and republished("export", paths.export, identity, paths):
+        return
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
@@ -70,6 +82,7 @@ def run(params: Params, paths: Paths) -> None:
             fact("proved", f"{exporter.name}: {', '.join(f'{name} {value}' for name, value in named)}")
             if proof.get("reader") == "none":
                 say(f"         {exporter.name}'s reader is not installed: the files were only read back")
+        write_json(folder / RECORD, {"identity": identity})
         write_atomically(folder / "README.md", _card(paths, checkpoint, record, splits, proofs).text())
     fact("wrote", f"{paths.shown(paths.export)}")
 

@@ -14,6 +14,7 @@ from torch.utils.serialization import config as serialization
 
 from pipeline.core.errors import CheckpointError, DataError
 from pipeline.core.files import verify_manifest, write_json, write_manifest
+from pipeline.core.paths import RECORD
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TOKENIZER
 from pipeline.model.config import GPTConfig
@@ -23,8 +24,6 @@ LAST = "model_and_optimizer.pth"
 BEST = "best.pth"
 CONFIG = "config.json"
 SAMPLES = "samples.jsonl"
-RECORD = "run.json"
-METRICS = "metrics"
 _MEND = "run `python -m pipeline train`, or `dvc repro`"
 
 

@@ -11,9 +11,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError
 from pipeline.core.files import MANIFEST, sha256
+from pipeline.core.paths import RECORD
 from pipeline.core.record import contradictions, flat
 from pipeline.data.tokens import TokenFolder
-from pipeline.model.checkpoint import RECORD
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:

@@ -137,6 +137,12 @@ class Registry:
         }
         return {plural: dict(sorted(filter(None, found))) for plural, found in brought.items()}
 
+    def origins(self, chosen: Iterable[tuple[str, str]]) -> tuple[tuple[Path, ...], dict[str, str]]:
+        """The files that register components, each given by kind and name, and which installed packages bring some."""
+        pairs = list(chosen)
+        packages = (self.distribution(plural, name) for plural, name in pairs)
+        return tuple(self.source_file(*pair) for pair in pairs), dict(each for each in packages if each)
+
     def build(self, plural: str, name: str, options: Mapping[str, Mapping[str, Any]], where: str) -> Any:
         """The component `name` with its options; see `build_all`."""
         return self.build_all(plural, [name], options, where)[0]

@@ -47,15 +47,7 @@ class Components:
         callbacks = registry.build_all("eval_callbacks", chosen.use, chosen.options, "train.eval_callbacks")
         deciding = [("losses", loss.name), ("optimizers", optimizer.name)]
         deciding += [("eval_callbacks", each.name) for each in callbacks if not each.records_only]
-        packages = (registry.distribution(kind, name) for kind, name in deciding)
-        return cls(
-            loss,
-            optimizer,
-            tuple(callbacks),
-            plugins,
-            tuple(registry.source_file(kind, name) for kind, name in deciding),
-            dict(package for package in packages if package is not None),
-        )
+        return cls(loss, optimizer, tuple(callbacks), plugins, *registry.origins(deciding))
 
     def effective(self, params: TrainParams) -> dict[str, Any]:
         """The `train` section as far as it decides the result: with the options of these components alone, defaults

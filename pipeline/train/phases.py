@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.files import lock
+from pipeline.core.identity import fingerprint
 from pipeline.data.batches import TrainingWindows
-from pipeline.train.identity import changes, fingerprint
+from pipeline.train.identity import changes
 from pipeline.train.length import Length
 from pipeline.train.ranks import Ranks
 from pipeline.train.schedule import Schedule, extended

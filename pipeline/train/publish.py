@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact
 from pipeline.core.files import published_folder, room_for, write_atomically, write_json
+from pipeline.core.identity import fingerprint
+from pipeline.core.paths import METRICS
 from pipeline.data.batches import evaluation_windows
-from pipeline.model.checkpoint import METRICS, SAMPLES, tensor_bytes, write_checkpoint
+from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
 from pipeline.train.evaluation import summarize
-from pipeline.train.identity import fingerprint
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 

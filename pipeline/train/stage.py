@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, say
 from pipeline.core.errors import PipelineError, out_of_memory
+from pipeline.core.republish import republished
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.pretrained import Pretrained
 from pipeline.train import memory_check
@@ -19,7 +20,6 @@ from pipeline.train.loop import train
 from pipeline.train.phases import locked, newest, phases
 from pipeline.train.publish import publish
 from pipeline.train.ranks import Ranks, started_as_rank
-from pipeline.train.republish import republished
 from pipeline.train.run import TrainingRun, effective_model, model_config
 from pipeline.train.state import TrainState
 
@@ -55,7 +55,8 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     with locked(parts, paths, ranks), stop.caught():
         number, saved = newest(parts, ranks)
         complete = saved is not None and number == len(parts) - 1 and saved["run"]["complete"]
-        if not complete and ranks.on_rank0(lambda: republished(parts[-1].store.folder.name, paths)):
+        fingerprint = parts[-1].store.folder.name
+        if not complete and ranks.on_rank0(lambda: republished("train", paths.checkpoint, fingerprint, paths)):
             return
         earlier = saved["run"]["conditions"] if saved else {}
         conditions = choose(params, ranks, earlier, _total_flops(params, data, parts[-1].length.total_windows))

@@ -13,7 +13,7 @@ import torch
 from conftest import REPOSITORY, Project
 from ruamel.yaml import YAML
 
-import pipeline.train.identity as identity
+from pipeline.core.identity import _imported
 from pipeline.core.source import code_digest
 
 LOSS = "plugins/losses/{}.py"
@@ -137,7 +137,7 @@ def test_an_edit_of_a_helper_that_the_chosen_plugin_imports_starts_over_and_name
 def test_the_version_of_a_package_that_a_chosen_plugin_imports_is_in_the_identity(tmp_path: Path) -> None:
     path = tmp_path / "plugin.py"
     path.write_text("import json\nimport pluggy\nimport torch\n")
-    assert list(identity._imported([path])) == ["pluggy"]
+    assert list(_imported([path])) == ["pluggy"]
 
 
 def test_a_comment_anywhere_in_the_code_changes_no_digest(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.paths import METRICS
 from pipeline.evaluate.report.records import PROCESSOR_SECONDS, SPEED, Training
-from pipeline.model.checkpoint import METRICS, SAMPLES
+from pipeline.model.checkpoint import SAMPLES
 
 
 def read_training(checkpoint: Path) -> Training:
