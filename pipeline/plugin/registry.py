@@ -138,7 +138,7 @@ class Registry:
         return {plural: dict(sorted(filter(None, found))) for plural, found in brought.items()}
 
     def origins(self, chosen: Iterable[tuple[str, str]]) -> tuple[tuple[Path, ...], dict[str, str]]:
-        """The files that register components, given by kind and name; the versions of packages that bring some."""
+        """The files that register components, given by kind and name, and the installed packages among them."""
         pairs = list(chosen)
         packages = (self.distribution(plural, name) for plural, name in pairs)
         return tuple(self.source_file(*pair) for pair in pairs), dict(each for each in packages if each)

@@ -34,5 +34,5 @@ def test_evaluate_works_without_the_optional_rooms(trained_project: Project, tmp
 
     assert done.returncode == 0, done.stderr
     assert "metrics/evaluate.json, reports\n" in done.stdout
-    assert {path.name for path in reports.iterdir()} == {path.name for path in outputs[1:]}
+    assert not [path.name for path in reports.iterdir() if path.suffix in (".html", ".png", ".svg")]
     assert {path: path.read_bytes() for path in outputs} == whole
