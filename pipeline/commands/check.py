@@ -275,7 +275,8 @@ def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
     count, size, needed = process_count(params.runtime), trial.micro_batch_size, trial.memory
     how = "measured" if trial.tried == size else f"extrapolated from what {trial.tried} at once need"
     each = f"each of {count} processes" if count > 1 else "training"
-    fact("memory", f"{each} needs {needed} with {size} windows at once, {how}")
+    at_once = "one window" if size == 1 else f"{size} windows"
+    fact("memory", f"{each} needs {needed} with {at_once} at once, {how}")
     if count > 1 and params.runtime.strategy == "fsdp":
         say(
             f"note: measured in one process: under fsdp each keeps 1/{count} of weights, gradients and optimizer, "

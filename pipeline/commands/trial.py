@@ -5,10 +5,9 @@ Beyond what was tried, memory is extrapolated linearly: each further window need
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
     from pathlib import Path
 
     from pipeline.core.paths import Paths
@@ -101,16 +101,39 @@ def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
     Raises:
         PipelineError: a step ran out of memory or failed otherwise, or the system killed the process.
     """
-    with ProcessPoolExecutor(1, get_context("spawn")) as child:
-        try:
-            return child.submit(_try_steps, params, paths, splits).result()
-        except (MemoryError, RuntimeError) as error:
-            if not (isinstance(error, BrokenProcessPool) or out_of_memory(error)):
-                raise
-            raise PipelineError(
-                "a trial step of training ran out of memory: lower train.micro_batch_size, model.context_length or "
-                "model.emb_dim"
-            ) from None
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send_trial, args=(sender, params, paths, splits), daemon=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # in the child: Ctrl-C ends this process, which ends it
+    child.start()
+    signal.signal(signal.SIGINT, handler)
+    sender.close()
+    try:
+        found: Trial | Exception = receiver.recv()
+    except EOFError:
+        child.join()
+        killed = child.exitcode == -signal.SIGKILL  # by the system, whose memory ran out
+        found = MemoryError() if killed else RuntimeError(f"the trial steps ended with code {child.exitcode}")
+    finally:
+        child.kill()
+        child.join()
+    if isinstance(found, Trial):
+        return found
+    if out_of_memory(found):
+        raise PipelineError(
+            "a trial step of training ran out of memory: lower train.micro_batch_size, model.context_length or "
+            "model.emb_dim"
+        )
+    raise found
+
+
+def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) -> None:
+    try:
+        sender.send(_try_steps(params, paths, splits))
+    except (PipelineError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        sender.send(error)
 
 
 def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:

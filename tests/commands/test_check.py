@@ -15,6 +15,12 @@ from pipeline.core.environment import environment_yaml
 from pipeline.plugin.registry import Registry
 
 
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is told before the trial steps, which take a while."""
+    monkeypatch.setattr("pipeline.commands.check._measure", lambda *arguments: None)
+
+
 def tree(root: Path) -> dict[str, bytes | None]:
     """Every path with a file's bytes; not what Python keeps of imported plugins."""
     paths = [path for path in root.rglob("*") if "__pycache__" not in path.parts]
@@ -61,7 +67,7 @@ def test_memory_is_told_in_its_parts(project: Project) -> None:
 def test_several_processes_compute_their_share_of_a_batch_at_once(project: Project, strategy: str) -> None:
     settings = ["train.micro_batch_size=4", "runtime.processes=4", f"runtime.strategy={strategy}"]
     told = project.succeed("check", *(part for setting in settings for part in ("--set", setting))).out
-    assert re.search(r"^memory   each of 4 processes needs .* with 1 windows at once", told, flags=re.MULTILINE)
+    assert re.search(r"^memory   each of 4 processes needs .* with one window at once", told, flags=re.MULTILINE)
     assert ("under fsdp each keeps 1/4 of weights, gradients and optimizer" in told) == (strategy == "fsdp")
 
 
@@ -107,6 +113,7 @@ def test_a_prompt_that_the_tokenizer_cannot_read_is_told(project: Project) -> No
     assert "PROBLEM  'Ωmega' cannot be tokenized" in result.out
 
 
+@pytest.mark.usefixtures("untried")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [("x.txt", b"caf\xe9", "not UTF-8 at byte 3"), ("x.jsonl", b'{"body": 1}', "no field 'text'")],
@@ -127,6 +134,7 @@ def test_a_split_that_would_be_empty_and_another_tokenizer_are_seen_after_a_run(
     assert "note: the text holds only" in trained_project.succeed("check", *vocabulary).out
 
 
+@pytest.mark.usefixtures("untried")
 def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.commands.check._READ_AT_MOST", 5000)
     for tokenizer in ("bpe", "characters", "bytes"):
@@ -135,6 +143,7 @@ def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypa
         assert "nothing found that would stop the run" in told
 
 
+@pytest.mark.usefixtures("untried")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     ("family", "tokenizer", "reason"),
@@ -159,6 +168,8 @@ def test_a_device_that_is_not_there_is_told_once(project: Project) -> None:
     assert result.err == "error: 1 thing would stop the run, told above\n"
 
 
+@pytest.mark.usefixtures("untried")
+@pytest.mark.usefixtures("untried")
 def test_texts_that_nobody_reads_are_told(project: Project) -> None:
     told = project.run("check", "--set", "tokenize.corpus.name=python_docs", "--set", "split.val=0.05").out
     assert "note: data/raw holds texts, but tokenize.corpus.name is python_docs" in told

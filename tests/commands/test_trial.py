@@ -27,6 +27,7 @@ LARGE = (
     "train.budget.amount=2",
     "train.evaluation.every=2",
     "train.precision=fp32",
+    "runtime.keep_memory=false",  # what is kept in unusable parts differs from run to run
 )
 
 
@@ -41,7 +42,7 @@ def test_what_is_measured_is_what_training_takes(trained_project: Project) -> No
     found = try_steps(load_params(root / "params.yaml", LARGE), paths, paths.splits)
     assert found.micro_batch_size == 16
     assert found.memory.activations > found.memory.python
-    assert found.memory.total == pytest.approx(taken, rel=0.2)
+    assert found.memory.total == pytest.approx(taken, rel=0.15)
 
 
 @pytest.mark.parametrize("how", ["import os; os.kill(os.getpid(), 9)", "torch.empty(1 << 60)"])
