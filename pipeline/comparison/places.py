@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.core.dvc_cache import cached_folder, output_digest
 from pipeline.core.errors import DataError, PipelineError
-from pipeline.core.yaml import yaml_values
 
 _REPORTS = "reports"
 _REPRO = "run `dvc repro`"
@@ -62,12 +59,11 @@ class Revision:
         if folder != _REPORTS:
             return self._committed(path)
         try:
-            digest = self._reports[inside]
+            return self._reports[inside].read_text(encoding="utf-8")
         except KeyError:
             raise DataError(
                 f"{self.name}: its {_REPORTS} hold no {inside}: {_REPRO} there with this version, and commit"
             ) from None
-        return self._cached(digest)
 
     def _committed(self, path: str) -> str:
         found = _git(self.root, "show", f"{self.commit}:./{path}")
@@ -76,26 +72,18 @@ class Revision:
         return found
 
     @cached_property
-    def _reports(self) -> dict[str, str]:
-        """The files of the reports folder, and their md5."""
-        lock = yaml_values(self._committed("dvc.lock"))
-        try:
-            outs = lock["stages"]["evaluate"]["outs"]
-            (digest,) = (out["md5"] for out in outs if out["path"] == _REPORTS)
-            listing = json.loads(self._cached(digest))
-            return {entry["relpath"]: entry["md5"] for entry in listing}
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{self.name}: dvc.lock names no {_REPORTS} of evaluate: {_REPRO} and commit") from None
-
-    def _cached(self, digest: str) -> str:
-        for cache in _caches(self.root):
-            path = cache / "files" / "md5" / digest[:2] / digest[2:]
-            if path.is_file():
-                return path.read_text(encoding="utf-8")
-        raise DataError(
-            f"{self.name}: its {_REPORTS} are not in DVC's cache: `dvc fetch --all-commits` brings them from a "
-            f"remote, and `git checkout {self.commit[:10]} && dvc repro` makes them again"
-        )
+    def _reports(self) -> dict[str, Path]:
+        """The files of the reports folder in DVC's cache, by name."""
+        digest = output_digest(self._committed("dvc.lock"), "evaluate", _REPORTS)
+        if digest is None:
+            raise DataError(f"{self.name}: dvc.lock names no {_REPORTS} of evaluate: {_REPRO} and commit")
+        files = cached_folder(self.root, digest)
+        if not files:
+            raise DataError(
+                f"{self.name}: its {_REPORTS} are not in DVC's cache: `dvc fetch --all-commits` brings them from a "
+                f"remote, and `git checkout {self.commit[:10]} && dvc repro` makes them again"
+            )
+        return files
 
 
 def find_place(root: Path, name: str) -> Place:
@@ -142,19 +130,3 @@ def _git(root: Path, *arguments: str) -> str | None:
     except FileNotFoundError:
         raise PipelineError("git is not installed: compare folders, or install it") from None
     return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
-
-
-def _caches(root: Path) -> Iterator[Path]:
-    """Where DVC's cache is by default, and then where its settings have it."""
-    yield root / ".dvc" / "cache"
-    configured = _configured_cache(root)
-    if configured:
-        yield configured
-
-
-@lru_cache
-def _configured_cache(root: Path) -> Path | None:
-    """What DVC says, which takes it a second; None where it cannot."""
-    ask = [sys.executable, "-m", "dvc", "cache", "dir"]
-    done = subprocess.run(ask, cwd=root, capture_output=True, check=False)
-    return Path(done.stdout.decode().strip()) if done.returncode == 0 else None
