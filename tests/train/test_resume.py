@@ -118,6 +118,28 @@ def test_a_saved_state_brings_every_random_generator_back(tmp_path: Path) -> Non
     assert draws() == expected
 
 
+@dataclass
+class LaterState(TrainState):
+    """The state of a later version, with fields that nobody told the code about."""
+
+    more: list[int] = field(default_factory=list)
+    deeper: dict[str, list[float]] = field(default_factory=dict)
+
+
+def test_a_field_that_is_added_to_the_state_is_copied_saved_restored_and_compared(tmp_path: Path) -> None:
+    run, state = make_run(tmp_path), LaterState(more=[1], deeper={"a": [0.5]})
+    draft = state.draft()
+    draft.more.append(2)
+    draft.deeper["a"].append(1.5)
+    assert (state.more, state.deeper) == ([1], {"a": [0.5]})
+    run.saver.now(draft.capture(run))
+    restored = LaterState.restore(run.saver.store.load() or {}, run)
+    assert (restored.more, restored.deeper) == ([1, 2], {"a": [0.5, 1.5]})
+    assert_same_run((run, restored), (run, draft))
+    with pytest.raises(AssertionError, match="more"):
+        assert_same_run((run, restored), (run, state))
+
+
 def test_a_complete_run_is_saved_as_it_ended(tmp_path: Path) -> None:
     whole = went_on(tmp_path, 0)
     assert_same_run(went_on(tmp_path, 3), whole)
