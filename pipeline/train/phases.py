@@ -15,8 +15,7 @@ from pipeline.train.identity import changes
 from pipeline.train.length import Length
 from pipeline.train.ranks import Ranks
 from pipeline.train.schedule import Schedule, extended
-from pipeline.train.state import skeleton
-from pipeline.train.store import StateStore
+from pipeline.train.store import StateStore, skeleton
 
 if TYPE_CHECKING:
     from pathlib import Path

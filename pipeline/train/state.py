@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.train.parallel import map_tensors
-
 if TYPE_CHECKING:
     from pipeline.train.run import TrainingRun
 
@@ -95,12 +93,6 @@ class TrainState:
         restore_random_state(saved["random"])
         fields = saved["run"]
         return cls(**{**fields, "best_weights": parallel.distribute(fields["best_weights"])})
-
-
-def skeleton(saved: dict[str, Any]) -> dict[str, Any]:
-    """A captured state without the content of weights and moments, which `restore` deals out to the other ranks."""
-    emptied: dict[str, Any] = map_tensors(lambda tensor: tensor.to("meta"), saved)
-    return {**emptied, "random": saved["random"]}
 
 
 def random_state() -> dict[str, Any]:

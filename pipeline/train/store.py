@@ -18,6 +18,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
 from pipeline.core.files import lock, read_json, room_for, verify_manifest, write_json, write_manifest
 from pipeline.model.checkpoint import load_tensors, save_tensors, tensor_bytes
+from pipeline.train.parallel import map_tensors
 from pipeline.train.ranks import Ranks
 
 FORMAT = 3
@@ -124,6 +125,12 @@ class StateStore:
             for run in runs[_RUNS_KEPT:]:
                 if run.folder != self.folder:
                     run.remove()
+
+
+def skeleton(saved: dict[str, Any]) -> dict[str, Any]:
+    """A state without the content of weights and moments, which rank 0 sends to the others as it restores them."""
+    emptied: dict[str, Any] = map_tensors(lambda tensor: tensor.to("meta"), saved)
+    return {**emptied, "random": saved["random"]}
 
 
 def _modified(path: Path) -> float:

@@ -29,7 +29,8 @@ from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train, train_step
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
-from pipeline.train.state import TrainState, skeleton
+from pipeline.train.state import TrainState
+from pipeline.train.store import skeleton
 
 STEPS, BATCH = 50, 8
 
