@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 # Nothing that a test runs believes it is inside a DVC stage.
 for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
@@ -19,6 +20,7 @@ for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
 os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+STAGES: list[str] = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 
 TINY = (
     "tokenize.corpus.name=files",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, TINY, make_project
+from conftest import REPOSITORY, STAGES, TINY, make_project
 from ruamel.yaml import YAML
 
 from pipeline.core.source import import_closure
@@ -28,9 +28,6 @@ def _yaml(path: Path) -> Any:
 def dvc_yaml() -> dict[str, Any]:
     loaded: dict[str, Any] = _yaml(REPOSITORY / "dvc.yaml")["stages"]
     return loaded
-
-
-STAGES = list(dvc_yaml())
 
 
 def rooms_of(stage: str) -> set[str]:

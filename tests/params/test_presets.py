@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Project
+from conftest import REPOSITORY, STAGES, Project
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import ParamsError
@@ -124,7 +124,7 @@ def test_shakespeare_char_runs_from_text_to_export_in_small(project: Project) ->
         "train.eval_callbacks.sample_text.prompt=the", "evaluate.generation.prompts=[the]",
         "train.eval_callbacks.sample_text.max_new_tokens=4", "evaluate.generation.max_new_tokens=4",
     ]  # fmt: skip
-    for stage in ("tokenize", "split", "train", "evaluate", "export"):
+    for stage in STAGES:
         result = project.call([stage, *(part for value in small for part in ("--set", value))])
         assert result.code == 0, result.err
         if stage == "tokenize":
