@@ -17,6 +17,8 @@ import pytest
 from conftest import REPOSITORY, STAGES, TINY, make_project
 from ruamel.yaml import YAML
 
+from pipeline.cli import cli
+from pipeline.core.environment import versions
 from pipeline.core.source import import_closure
 from pipeline.plugin.components import KINDS
 
@@ -34,25 +36,35 @@ def rooms_of(stage: str) -> set[str]:
     """The rooms that a stage may import, by the contracts of import-linter in pyproject.toml."""
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = [[room.strip() for room in layer.split("|")] for layer in settings["contracts"][0]["layers"]]
-    (height,) = (number for number, layer in enumerate(layers) if stage in layer)
-    rooms = {stage, *(room for layer in layers[height + 1 :] for room in layer)}
+    heights = [number for number, layer in enumerate(layers) if stage in layer]
+    assert heights, f"{stage} is in no layer of [tool.importlinter] in pyproject.toml"
+    rooms = {stage, *(room for layer in layers[heights[0] + 1 :] for room in layer)}
     for contract in settings["contracts"]:
-        if contract["type"] == "forbidden" and f"pipeline.{stage}" in contract["source_modules"]:
-            rooms -= {name.removeprefix("pipeline.") for name in contract["forbidden_modules"]}
+        if contract["type"] == "protected" and f"pipeline.{stage}" not in contract["allowed_importers"]:
+            rooms -= {name.removeprefix("pipeline.") for name in contract["protected_modules"]}
     return rooms
 
 
 def test_every_stage_of_dvc_yaml_is_a_room_and_every_stage_room_is_in_dvc_yaml() -> None:
     assert {path.parent.name for path in (REPOSITORY / "pipeline").glob("*/stage.py")} == set(STAGES)
+    assert set(STAGES) <= cli.commands.keys()
+    folders = {path.parent for path in (REPOSITORY / "pipeline").rglob("*.py")}
+    assert all((folder / "__init__.py").is_file() for folder in folders)  # else import-linter does not see it
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_depends_on_the_rooms_that_it_may_import(stage: str) -> None:
     deps = {Path(dep) for dep in dvc_yaml()[stage]["deps"] if dep.startswith("pipeline/")}
     rooms = {Path("pipeline", room) for room in rooms_of(stage)}
-    assert deps == rooms
+    assert deps == rooms, "dvc.yaml lists the rooms that pyproject.toml's contracts let the stage import"
     for path in import_closure(f"pipeline.{stage}.stage", REPOSITORY):
         assert path.parts[:2] in {room.parts for room in rooms}, path
+
+
+def versions_of(stage: str) -> list[str]:
+    """The keys of environment.yaml that a stage depends on."""
+    params = dvc_yaml()[stage].get("params", [])
+    return [key for each in params if isinstance(each, dict) for key in each["environment.yaml"]]
 
 
 def test_each_stage_depends_on_the_plugins_and_packages_of_the_kinds_it_loads() -> None:
@@ -61,9 +73,15 @@ def test_each_stage_depends_on_the_plugins_and_packages_of_the_kinds_it_loads() 
         module = importlib.import_module(f"pipeline.{stage}.stage")
         kinds = getattr(module, "KINDS", [])
         assert deps == sorted(kinds)
-        recorded = [each["environment.yaml"] for each in dvc_yaml()[stage]["params"] if isinstance(each, dict)]
-        packages = [key for keys in recorded for key in keys if key.startswith("plugins")]
+        packages = [key for key in versions_of(stage) if key.startswith("plugins")]
         assert packages == [f"plugins.{kind}" for kind in kinds]
+
+
+def test_training_depends_on_every_version_that_decides_its_result() -> None:
+    """Those of the tokenizers decide the splits, on which training depends."""
+    recorded = {key for key in versions_of("train") if not key.startswith("plugins")}
+    assert recorded | {"tokenizers", "tiktoken"} == set(versions())
+    assert set(_yaml(REPOSITORY / "environment.yaml")) == {*versions(), "plugins"}
 
 
 def test_no_command_is_templated() -> None:

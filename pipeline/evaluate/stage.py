@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError
 from pipeline.core.files import MANIFEST, published_folder, recorded_sha256, write_json
-from pipeline.core.identity import output_fingerprint
+from pipeline.core.fingerprint import output_fingerprint
 from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.record import effective
 from pipeline.core.republish import republished

@@ -12,7 +12,7 @@ import torch
 from pipeline.core.console import fact, say
 from pipeline.core.errors import CheckpointError, ParamsError, raised_by
 from pipeline.core.files import MANIFEST, published_folder, read_json, recorded_sha256, write_atomically, write_json
-from pipeline.core.identity import output_fingerprint
+from pipeline.core.fingerprint import output_fingerprint
 from pipeline.core.paths import EVALUATION, RECORD
 from pipeline.core.record import flat
 from pipeline.core.republish import republished

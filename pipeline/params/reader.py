@@ -95,6 +95,8 @@ def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
                 parts.append(f"did you mean {close[0]!r} instead of {key!r}?")
             else:
                 parts.append(f"there is {', '.join(places)}" if places else f"remove {key!r}")
+    if any(item["type"] == "missing" for item in error.errors()):
+        parts.append("docs/params.md lists every key with its shipped value")
     return "; ".join(parts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.identity import code_identity
+from pipeline.core.fingerprint import code_identity
 from pipeline.core.record import changed, differences
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData

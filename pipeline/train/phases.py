@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.files import lock
-from pipeline.core.identity import fingerprint
+from pipeline.core.fingerprint import fingerprint
 from pipeline.data.batches import TrainingWindows
 from pipeline.train.identity import changes
 from pipeline.train.length import Length

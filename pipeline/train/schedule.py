@@ -36,7 +36,13 @@ class Schedule:
         if self.name == "constant" or step <= peak:
             return 1.0
         progress = min((step - peak) / (self.total_steps - 1 - peak), 1.0)
-        left = (1 + math.cos(math.pi * progress)) / 2 if self.name == "cosine" else 1 - progress
+        match self.name:
+            case "cosine":
+                left = (1 + math.cos(math.pi * progress)) / 2
+            case "linear" | "wsd":
+                left = 1 - progress
+            case _:
+                raise ValueError(f"there is no schedule {self.name!r}")
         return self.final + (1 - self.final) * left
 
 

@@ -63,7 +63,7 @@ def test_changed_data_is_named(interrupted: Project) -> None:
 
 
 def test_changed_code_and_versions_are_named(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pipeline.core.identity as identity
+    import pipeline.core.fingerprint as identity
 
     versions, digest = identity.versions, identity.code_digest
     monkeypatch.setattr(identity, "versions", lambda: versions() | {"torch": "9.9"})

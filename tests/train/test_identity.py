@@ -13,7 +13,7 @@ import torch
 from conftest import REPOSITORY, Project
 from ruamel.yaml import YAML
 
-from pipeline.core.identity import _imported
+from pipeline.core.fingerprint import _imported
 from pipeline.core.source import code_digest
 
 LOSS = "plugins/losses/{}.py"
