@@ -195,7 +195,7 @@ def test_an_error_on_several_ranks_is_one_line_with_its_rank(project: Clone) -> 
     )
     assert refused.returncode == 1
     assert re.search(
-        r"error: rank \d failed: the optimizer 'adafactor' does not work on shares of a tensor: choose another "
+        r"error: rank \d failed: the optimizer 'adafactor' does not work on shards of a tensor: choose another "
         r"one, or runtime.strategy: ddp\n$",
         refused.stdout,
     ), refused.stdout

@@ -288,10 +288,6 @@ def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
         say(f"note: {device} has {there} for {each}: lower {lower}")
 
 
-def _threads(params: Params) -> int:
-    return params.runtime.threads or cores()
-
-
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"

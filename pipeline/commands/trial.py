@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.core.errors import PipelineError, out_of_memory
+from pipeline.core.errors import PipelineError, out_of_memory, raised_by
 from pipeline.core.files import readable
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.device import peak_memory
@@ -113,7 +113,7 @@ def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
     except EOFError:
         child.join()
         killed = child.exitcode == -signal.SIGKILL  # by the system, whose memory ran out
-        found = MemoryError() if killed else RuntimeError(f"the trial steps ended with code {child.exitcode}")
+        found = MemoryError() if killed else PipelineError(f"the trial steps ended with code {child.exitcode}")
     finally:
         child.kill()
         child.join()
@@ -130,10 +130,9 @@ def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
 def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) -> None:
     try:
         sender.send(_try_steps(params, paths, splits))
-    except (PipelineError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not out_of_memory(error):
-            raise
-        sender.send(error)
+    except Exception as error:
+        told = isinstance(error, PipelineError | OSError) or out_of_memory(error)
+        sender.send(error if told else raised_by("a trial step of training", error))
 
 
 def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:

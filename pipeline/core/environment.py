@@ -22,12 +22,6 @@ def versions() -> dict[str, str]:
     return {"python": python, **packages}
 
 
-def plugin_packages(group: str) -> dict[str, str]:
-    """Installed packages that bring plugins, with their versions."""
-    points = metadata.entry_points(group=group)
-    return {point.dist.name: point.dist.version for point in points if point.dist}
-
-
 def environment_yaml(plugins: Mapping[str, Mapping[str, str]]) -> str:
     """What environment.yaml should hold now; `plugins` are the versions of plugin packages, by kind and by name."""
     lines = [f'{name}: "{version}"' for name, version in versions().items()]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.core.environment import versions
 from pipeline.core.files import sha256
-from pipeline.core.source import code_digest, import_closure, relative_closure, top_level_imports
+from pipeline.core.source import code_digest, import_closure, plugin_closure, top_level_imports
 
 
 def code_identity(
@@ -21,12 +21,12 @@ def code_identity(
 
     Args:
         module: The stage's module; what it imports counts, and the templates beside it.
-        sources: The files of the plugins that it uses; what they import relatively counts.
+        sources: The files of the plugins that it uses; what they import of the project counts.
         plugins: The project's folder of plugins.
         packages: The installed packages that bring such plugins, with their versions.
     """
     root = Path(__file__).resolve().parents[2]
-    files = {file for source in sources for file in relative_closure(source)}
+    files = {file for source in sources for file in plugin_closure(source, plugins.parent)}
     code = {root / path for path in import_closure(module, root)}
     templates = {each for path in code for each in path.parent.iterdir() if each.suffix in (".j2", ".css")}
     return {

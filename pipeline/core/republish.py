@@ -7,6 +7,7 @@ that holds the fingerprint of what decides it, and copies of the stage's metrics
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,11 @@ def republished(stage: str, output: Path, identity: str, paths: Paths) -> bool:
     """Publishes the output that dvc.lock names once more, with its metrics, if it has this fingerprint.
 
     Returns:
-        Whether it did. Where DVC's cache lacks the output and a remote may have it, a line says how to get it.
+        Whether it did. It does so only for a stage that DVC started: a stage that a person starts computes. Where
+        DVC's cache lacks the output and a remote may have it, a line says how to get it.
     """
+    if "DVC_STAGE" not in os.environ:
+        return False
     lock = paths.root / "dvc.lock"
     text = lock.read_text(encoding="utf-8", errors="replace") if lock.is_file() else ""
     digest = output_digest(text, stage, paths.shown(output))
@@ -42,10 +46,16 @@ def republished(stage: str, output: Path, identity: str, paths: Paths) -> bool:
     except DataError as error:
         say(f"note: {error}")
         return False
-    for path in sorted((output / METRICS).glob("*")):
+    metrics = sorted((output / METRICS).glob("*"))
+    for path in metrics:
         write_atomically(paths.metrics / path.name, path.read_bytes())
-    say(f"nothing that decides the result of {stage} has changed: it is published again from DVC's cache")
-    fact("wrote", f"{paths.shown(output)}, {paths.shown(paths.metrics)}/")
+    say(
+        f"nothing that decides the result of {stage} has changed: it is published again from DVC's cache; "
+        f"`python -m pipeline {stage}` makes it anew"
+    )
+    fact(
+        "wrote", ", ".join(paths.shown(path) for path in [output, *(paths.metrics / each.name for each in metrics)])
+    )
     return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.core.errors import PluginError
@@ -18,20 +18,21 @@ def import_closure(module: str, root: Path) -> set[Path]:
     Imports inside functions count; those under `if TYPE_CHECKING` do not; nor do packages whose
     `__init__.py` holds only a docstring.
     """
-    files = _closure(_files(root, module), root)
+    files = _closure(_files(root, module), root, lambda name: name == PACKAGE)
     return {path.relative_to(root) for path in files if path.name != "__init__.py" or _has_code(path)}
 
 
-def relative_closure(path: Path) -> set[Path]:
-    """A plugin's file and the files that it imports relatively, and those that these import relatively, and so on.
+def plugin_closure(path: Path, project: Path) -> set[Path]:
+    """A plugin's file and the files of the project that it imports, and those that these import, and so on.
 
-    Imports inside functions and the `__init__.py` of imported packages count; imports under `if TYPE_CHECKING`
-    do not. The other paths begin as `path` does.
+    Relative imports count, and absolute ones of what lies in the folder `project` (such as
+    `plugins.losses._shared`), this package aside. Imports inside functions and the `__init__.py` of imported
+    packages count; imports under `if TYPE_CHECKING` do not.
 
     Raises:
         PluginError: a file is not valid Python.
     """
-    return _closure([path], None)
+    return _closure([path], project, lambda name: name != PACKAGE)
 
 
 def top_level_imports(path: Path) -> set[str]:
@@ -69,8 +70,8 @@ def _has_code(path: Path) -> bool:
     return not all(_is_string(node) for node in _parse(path).body)
 
 
-def _closure(files: Iterable[Path], root: Path | None) -> set[Path]:
-    """The files and what they import relatively or, below `root`, from this project's package."""
+def _closure(files: Iterable[Path], root: Path, follow: Callable[[str], bool]) -> set[Path]:
+    """The files and what they import, relatively or from those top-level packages in `root` that `follow` names."""
     seen: set[Path] = set()
     waiting = list(files)
     while waiting:
@@ -81,7 +82,7 @@ def _closure(files: Iterable[Path], root: Path | None) -> set[Path]:
         for level, name in _imports(path):
             if level:
                 waiting += [file for folder in path.parents[level - 1 : level] for file in _files(folder, name)]
-            elif root is not None and name.split(".")[0] == PACKAGE:
+            elif follow(name.split(".")[0]):
                 waiting += _files(root, name)
     return seen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import read_json, verify_manifest, write_json, write_manifest
+from pipeline.core.files import MANIFEST, read_json, verify_manifest, write_json, write_manifest
 from pipeline.data.tokenizer import Tokenizer
 
 Ids = np.ndarray[tuple[int], np.dtype[Any]]
@@ -132,6 +133,13 @@ class TokenFolder:
                 f"{folder}: the tokens were made by another tokenizer ({made_by[:12]}) than the one beside "
                 f"them ({self.tokenizer.fingerprint[:12]}): {mend}"
             )
+
+    @property
+    def digest(self) -> str:
+        """A hash of the token files, their indexes and the tokenizer, whatever params made them."""
+        files = read_json(self.folder / MANIFEST, "")["files"]
+        content = {name: entry["sha256"] for name, entry in sorted(files.items()) if name != META}
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
     def names(self) -> list[str]:

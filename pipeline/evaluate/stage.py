@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from pipeline.model.device import choose_device, use_threads
 from pipeline.model.held_out import check_same_tokenizer
 from pipeline.model.made_by import note_changes, read_record
 from pipeline.model.scoring import Summary
+from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def run(params: Params, paths: Paths) -> None:
         "pipeline.evaluate.stage",
         {
             **effective(own.model_dump(mode="json")),
-            "samplers": [(each.name, each.model_dump()) for each in samplers],
+            "samplers": [(each.name, plain_options(each)) for each in samplers],
         },
         [paths.checkpoint / MANIFEST, paths.splits / MANIFEST, paths.metrics / "train.json"],
         registry.origins(("samplers", each.name) for each in samplers),
         paths.plugins,
     )
-    if "DVC_STAGE" in os.environ and republished("evaluate", paths.reports, identity, paths):
+    if republished("evaluate", paths.reports, identity, paths):
         return
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from pipeline.model.gpt import GPT
 from pipeline.model.held_out import held_out_text
 from pipeline.model.made_by import RunRecord, note_changes, read_record
 from pipeline.plugin.components import ExportSource
+from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -49,12 +49,17 @@ def run(params: Params, paths: Paths) -> None:
         raise ParamsError("export.formats.use is empty: name at least one format, such as huggingface")
     identity = output_fingerprint(
         "pipeline.export.stage",
-        {"weights": own.weights, "formats": [(each.name, each.model_dump()) for each in exporters]},
-        [paths.checkpoint / MANIFEST, paths.splits / MANIFEST, paths.metrics / "evaluate.json"],
+        {"weights": own.weights, "formats": [(each.name, plain_options(each)) for each in exporters]},
+        [
+            paths.checkpoint / MANIFEST,
+            paths.splits / MANIFEST,
+            paths.metrics / "evaluate.json",
+            paths.reports / EVALUATION,
+        ],
         registry.origins(("exporters", each.name) for each in exporters),
         paths.plugins,
     )
-    if "DVC_STAGE" in os.environ and republished("export", paths.export, identity, paths):
+    if republished("export", paths.export, identity, paths):
         return
     use_threads(params.runtime.threads)
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.core.console import say
-from pipeline.core.errors import CheckpointError
-from pipeline.core.files import MANIFEST, sha256
+from pipeline.core.errors import CheckpointError, PipelineError
 from pipeline.core.paths import RECORD
-from pipeline.core.record import contradictions, flat
+from pipeline.core.record import contradictions
 from pipeline.data.tokens import TokenFolder
+from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class RunRecord:
 
     Attributes:
         params: The effective params of tokenize, split, model and train, as params.yaml has them.
-        data: The sha256 of the splits' manifest.
+        data: The digest of the splits.
         versions: What was installed: "python", and packages by name.
         identity: The run's fingerprint.
     """
@@ -70,28 +71,37 @@ def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: 
     """Says in one line where params.yaml, and in another whether the splits, are not what made the checkpoint."""
     given = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
     train = {"extension": {"amount": 0}, **record.params["train"]}  # of a run that was not extended there is none
-    callbacks = given["train"]["eval_callbacks"]
-    if callbacks["use"] != flat(train).get("eval_callbacks.use"):
-        callbacks["use"] = _deciding(callbacks["use"], paths)
+    _fill_in(given, paths)
     found = contradictions({**record.params, "train": train}, given)
     if found:
         say(
             f"note: params.yaml is not what trained this checkpoint: {'; '.join(found)}; the checkpoint's values "
             "are used"
         )
-    if sha256(splits.folder / MANIFEST) != record.data:
+    if splits.digest != record.data:
         say(
             f"note: {paths.shown(splits.folder)} is not the data that trained this checkpoint: its held-out text "
             "may be text that the model was trained on"
         )
 
 
-def _deciding(callbacks: list[str], paths: Paths) -> list[str]:
-    """The callbacks without those that only record, which are no part of what made a checkpoint."""
-    registry = Registry.load(paths.plugins, ["eval_callbacks"], note=lambda _: None)
-    recording = {
-        entry.component.name
-        for entry in registry.entries("eval_callbacks")
-        if getattr(entry.component, "records_only", False)
+def _fill_in(params: dict[str, Any], paths: Paths) -> None:
+    """Adds defaults of options that params.yaml leaves out and drops callbacks that only record, as in a record.
+
+    A component that cannot be built stays as params.yaml has it.
+    """
+    train = params["train"]
+    sections = {
+        "corpora": params["tokenize"]["corpus"],
+        "losses": train["loss"],
+        "optimizers": train["optimizer"],
+        "eval_callbacks": train["eval_callbacks"],
     }
-    return [name for name in callbacks if name not in recording]
+    registry = Registry.load(paths.plugins, sections, note=lambda _: None)
+    for kind, section in sections.items():
+        for name in section.get("use", [section.get("name")]):
+            with suppress(PipelineError):
+                component = registry.build(kind, name, {name: section.get(name, {})}, "")
+                section[name] = plain_options(component)
+                if getattr(component, "records_only", False):
+                    section["use"] = [each for each in section["use"] if each != name]

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic.errors import PydanticUserError
 
 from pipeline.core.errors import PluginError
+from pipeline.plugin.components import Component
 from pipeline.plugin.registry import Entry
 
 _TYPES = {
@@ -32,6 +33,13 @@ _BOUNDS = {
     "maxItems": "of at most {}",
     "pattern": "that matches {}",
 }
+
+
+def plain_options(component: Component) -> dict[str, Any]:
+    """A component's options as params.yaml holds them; sets are sorted, so that equal options are equal text."""
+    values: dict[str, Any] = component.model_dump(mode="json")
+    sets = [name for name, value in component if isinstance(value, set | frozenset)]
+    return values | {name: sorted(values[name], key=repr) for name in sets}
 
 
 def options_schema(entry: Entry) -> dict[str, Any]:

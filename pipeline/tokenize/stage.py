@@ -18,6 +18,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TokenWriter, finish_folder
 from pipeline.plugin.components import Corpus, Document
+from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.vocabulary import characters, published, raw_bytes, train_bpe
 
@@ -85,7 +86,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
 def _recorded(params: TokenizeParams, corpus: Corpus) -> dict[str, Any]:
     """The section's effective params; the corpus's options that params.yaml leaves out have their defaults."""
     section = params.model_dump(mode="json")
-    section["corpus"][corpus.name] = corpus.model_dump(mode="json")
+    section["corpus"][corpus.name] = plain_options(corpus)
     return effective(section)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.core.errors import PluginError, raised_by
 from pipeline.plugin.components import EvalCallback, Loss, Optimizer
+from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class Components:
     def effective(self, params: TrainParams) -> dict[str, Any]:
         """The `train` section as far as it decides the result: with the options of these components alone, defaults
         included, and without callbacks that only record."""
+        unused = {"constant": {"final", "decay"}, "wsd": set()}.get(params.schedule.name, {"decay"})
         return params.model_dump(mode="json") | {
+            "schedule": params.schedule.model_dump(mode="json", exclude=unused),
             "loss": _chosen("name", [self.loss]),
             "optimizer": _chosen("name", [self.optimizer]),
             "eval_callbacks": _chosen("use", [each for each in self.callbacks if not each.records_only]),
@@ -86,5 +89,5 @@ class Components:
 def _chosen(key: str, components: Sequence[Any]) -> dict[str, Any]:
     """A choice as params.yaml writes it: names under `key`, and each component's options under its name."""
     names = [component.name for component in components]
-    options = {component.name: component.model_dump(mode="json") for component in components}
+    options = {component.name: plain_options(component) for component in components}
     return {key: names if key == "use" else names[0], **options}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import MANIFEST, sha256
 from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows
 from pipeline.model.scoring import evenly_spaced
 
@@ -58,8 +57,7 @@ class TrainingData:
         ids = {name: splits.ids(name) for name in ("train", "val")}
         check_length(ids["train"], params.model.context_length)
         _check_ids(ids, splits.tokenizer.vocab_size)
-        digest = sha256(splits.folder / MANIFEST)
-        return cls.of(params, splits.tokenizer, ids, digest=digest, made_by=splits.meta.get("params", {}))
+        return cls.of(params, splits.tokenizer, ids, digest=splits.digest, made_by=splits.meta.get("params", {}))
 
 
 def check_length(train: Ids, context_length: int) -> None:

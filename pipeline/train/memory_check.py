@@ -6,14 +6,14 @@ import torch
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.files import readable
+from pipeline.model.checkpoint import tensor_bytes
 from pipeline.model.config import GPTConfig
 from pipeline.model.device import memory_of
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of state that an optimizer keeps; 0 before its first step."""
-    values = (value for state in optimizer.state.values() for value in state.values())
-    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+    """Bytes of state that an optimizer keeps, of shards this process's; 0 before its first step."""
+    return tensor_bytes(list(optimizer.state.values()))
 
 
 def available(device: torch.device, processes: int = 1) -> int:

@@ -13,6 +13,7 @@ from pipeline.data.batches import evaluation_windows
 from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
 from pipeline.train.evaluation import summarize
+from pipeline.train.interrupt import Stopping
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
@@ -36,11 +37,13 @@ def finish(run: TrainingRun, state: TrainState) -> None:
     last = best = summarize(run, "val", windows).metrics()
     if state.best_step != state.step:
         trained = run.parallel.to_cpu(run.model.state_dict())
+        run.parallel.load_weights(state.best_weights)
         try:
-            run.parallel.load_weights(state.best_weights)
             best = summarize(run, "val", windows).metrics()
-        finally:
+        except Stopping:  # on all ranks at once, unlike any other error
             run.parallel.load_weights(trained)
+            raise
+        run.parallel.load_weights(trained)
     state.final = {
         "last": last,
         "best": best,

@@ -53,11 +53,9 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
 
     stop = StopSignal()
     with locked(parts, paths, ranks), stop.caught():
-        number, saved = newest(parts, ranks)
-        complete = saved is not None and number == len(parts) - 1 and saved["run"]["complete"]
-        fingerprint = parts[-1].store.folder.name
-        if not complete and ranks.on_rank0(lambda: republished("train", paths.checkpoint, fingerprint, paths)):
+        if ranks.on_rank0(lambda: republished("train", paths.checkpoint, parts[-1].store.folder.name, paths)):
             return
+        number, saved = newest(parts, ranks)
         earlier = saved["run"]["conditions"] if saved else {}
         conditions = choose(params, ranks, earlier, _total_flops(params, data, parts[-1].length.total_windows))
         whole = TrainingRun.build(params, components, data, parts[-1], conditions, ranks, stop)
@@ -72,7 +70,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         state.conditions = conditions.to_dict()
         try:
             for phase in parts[number:]:
-                _train_phase(whole.for_phase(phase), state)
+                _train_phase(whole.for_phase(phase), state, extends=phase is not parts[number])
             publish(whole, state, paths)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -104,8 +102,9 @@ def _total_flops(params: Params, data: TrainingData, windows: int) -> float:
     return windows * params.model.context_length * model_config(params, data.tokenizer).flops_per_token
 
 
-def _train_phase(run: TrainingRun, state: TrainState) -> None:
-    if state.complete and state.step < run.total_steps and len(run.length.parts) > 1:
+def _train_phase(run: TrainingRun, state: TrainState, extends: bool) -> None:
+    """Trains to the end of a phase; `extends` says that `state` is the end of the phase before it."""
+    if extends and state.complete and state.step < run.total_steps:
         if state.stopped:
             raise PipelineError(
                 f"train.extension: the run to extend was ended at step {state.step:,} ({state.stopped}): take what "

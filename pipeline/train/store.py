@@ -120,11 +120,13 @@ class StateStore:
 
     def prune(self) -> None:
         """Removes the runs that were not used for longest, keeping a few finished and a few unfinished ones."""
+        runs = saved_runs(self.root)
+        extra = [run for run in runs if not run.states]
         for complete in (True, False):
-            runs = [run for run in saved_runs(self.root) if run.complete == complete]
-            for run in runs[_RUNS_KEPT:]:
-                if run.folder != self.folder:
-                    run.remove()
+            extra += [run for run in runs if run.states and run.complete == complete][_RUNS_KEPT:]
+        for run in extra:
+            if run.folder != self.folder:
+                run.remove()
 
 
 def skeleton(saved: dict[str, Any]) -> dict[str, Any]:

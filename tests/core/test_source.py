@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import PluginError
-from pipeline.core.source import code_digest, import_closure, relative_closure, top_level_imports
+from pipeline.core.source import code_digest, import_closure, plugin_closure, top_level_imports
 
 CODE = '''"""A module."""
 
@@ -82,7 +82,7 @@ def test_1_and_true_and_a_text_are_different_code(tmp_path: Path) -> None:
 def test_a_file_that_is_no_python_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.py"
     path.write_bytes(content)
-    for function in (code_digest, relative_closure, top_level_imports):
+    for function in (code_digest, lambda path: plugin_closure(path, tmp_path), top_level_imports):
         with pytest.raises(PluginError, match=r"broken\.py"):
             function(path)
 
@@ -91,7 +91,7 @@ def test_a_file_that_is_no_python_is_named(tmp_path: Path, content: bytes) -> No
 
 
 def closure(root: Path, file: str) -> set[str]:
-    return {path.relative_to(root).as_posix() for path in relative_closure(root / file)}
+    return {path.relative_to(root).as_posix() for path in plugin_closure(root / file, root)}
 
 
 def test_relative_imports_are_followed_through_helpers_packages_and_functions(tmp_path: Path) -> None:
@@ -114,6 +114,20 @@ def test_relative_imports_are_followed_through_helpers_packages_and_functions(tm
     helpers = {f"losses/_{name}.py" for name in ("helper", "shared", "late", "up")}
     parts = {f"losses/_parts/{name}.py" for name in ("__init__", "deep", "beside")}
     assert closure(tmp_path, "losses/mine.py") == {"losses/mine.py"} | helpers | parts
+
+
+def test_absolute_imports_of_what_lies_in_the_project_are_followed(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "plugins/losses/mine": "from plugins.losses._shared import SCALE\nimport helper\nimport torch\n",
+            "plugins/losses/_shared": "import pipeline.core.files\n",
+            "helper": "import json\n",
+            "pipeline/core/files": "",
+        },
+    )
+    found = {"plugins/losses/mine.py", "plugins/losses/_shared.py", "helper.py"}
+    assert closure(tmp_path, "plugins/losses/mine.py") == found
 
 
 def test_a_package_is_followed_within_its_own_folder(tmp_path: Path) -> None:
@@ -142,12 +156,12 @@ def test_no_other_file_is_followed(tmp_path: Path) -> None:
     write(
         tmp_path,
         {
-            "losses/mine": "import json, losses.absolute\n"
+            "losses/mine": "import json, torch, pipeline.absolute\n"
             "from typing import TYPE_CHECKING\n"
             "if TYPE_CHECKING:\n    from ._types import T\n"
             "try:\n    from ._missing import x\nexcept ImportError:\n    x = 1\n"
             "from ........far import y\n",
-            "losses/absolute": "",
+            "pipeline/absolute": "",
             "losses/_types": "T = int\n",
             "losses/circle": "from . import circle, _round\n",
             "losses/_round": "from .circle import x\n",

@@ -228,6 +228,21 @@ def test_a_changed_peak_extends_the_same_finished_run_anew(interrupted: Project)
     assert "going on" not in out
 
 
+def test_a_run_that_a_callback_ended_in_its_extension_is_published_again(interrupted: Project) -> None:
+    stops = (interrupted.root / "plugins" / "eval_callbacks" / "target_loss.py").read_text()
+    stops = stops.replace('"target_loss"', '"late"').replace("if loss", "if event.step > 6 and loss")
+    assert "event.step > 6" in stops
+    (interrupted.root / "plugins" / "eval_callbacks" / "late.py").write_text(stops)
+    more = sets(
+        "train.extension.amount=4",
+        "train.evaluation.every=1",
+        "train.eval_callbacks.use=[late]",
+        "train.eval_callbacks.late={value: 100.0}",
+    )
+    assert "stopping at step 7" in interrupted.succeed("train", *more).out
+    assert "already complete" in interrupted.succeed("train", *more).out
+
+
 def test_a_run_that_a_callback_ended_is_not_extended(interrupted: Project) -> None:
     stops = sets("train.eval_callbacks.use=[target_loss]", "train.eval_callbacks.target_loss.value=100.0")
     interrupted.succeed("train", *stops)
