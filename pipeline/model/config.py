@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ _FIXED: Mapping[str, Mapping[str, Any]] = {
     "llama": {"qkv_bias": False},
 }
 """The fields that a family does not leave to params.yaml, with the values that its configs have."""
+
+
+def effective_model(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `model` of params.yaml without the keys that its family does not use."""
+    return {name: value for name, value in params.items() if name not in _FIXED[params["family"]]}
 
 
 @dataclass(frozen=True)
@@ -162,9 +167,6 @@ class GPTConfig:
             vocab_size: V, the number of the tokenizer's ids.
             document_end: The tokenizer's end-of-text; used if `document_mask` is set.
         """
-        known = {field.name: model_params[field.name] for field in fields(cls) if field.name in model_params}
-        return cls(
-            **{**known, **_FIXED[known["family"]]},
-            vocab_size=vocab_size,
-            document_end=document_end if model_params["document_mask"] else None,
-        )
+        used = effective_model(model_params)
+        end = document_end if used.pop("document_mask") else None
+        return cls(vocab_size=vocab_size, document_end=end, **used, **_FIXED[used["family"]])

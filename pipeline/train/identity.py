@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.fingerprint import code_identity
 from pipeline.core.record import changed, differences
+from pipeline.model.config import effective_model
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
 from pipeline.train.store import FORMAT
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 
-def identity(
-    params: Params, components: Components, data: TrainingData, weights: str, model: Mapping[str, Any]
-) -> dict[str, Any]:
+def identity(params: Params, components: Components, data: TrainingData, weights: str) -> dict[str, Any]:
     """Everything that decides the result of training: the params that are used, the data, the pretrained weights,
     code and versions, and the format of saved states.
 
@@ -28,10 +27,12 @@ def identity(
         components: The components that they choose.
         data: The splits.
         weights: The digest of the pretrained weights; empty for none.
-        model: The effective section `model`.
     """
     return {
-        "params": {"model": dict(model), "train": components.effective(params.train)},
+        "params": {
+            "model": effective_model(params.model.model_dump(mode="json")),
+            "train": components.effective(params.train),
+        },
         "data": data.digest,
         "weights": weights,
         **code_identity("pipeline.train.stage", components.sources, components.plugins, components.packages),

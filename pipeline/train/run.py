@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,34 +24,12 @@ from pipeline.train.store import Saver
 
 if TYPE_CHECKING:
     from pipeline.data.tokenizer import Tokenizer
-    from pipeline.params.params import ModelParams, Params, TrainParams
-
-
-_FAMILIES_WITH = {
-    "qkv_bias": ("gpt2",),
-    "tied_head": ("gpt2", "llama"),
-    "init": ("gpt2", "llama"),
-    **dict.fromkeys(("n_kv_heads", "mlp_dim", "rope_theta", "norm_eps"), ("llama",)),
-}
-"""The options of `model` that not every family has."""
+    from pipeline.params.params import Params, TrainParams
 
 
 def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
     """The architecture that params.yaml describes, for a tokenizer's vocabulary."""
-    shape: dict[str, Any] = {"qkv_bias": False, "tied_head": False, "init": "modern"} | effective_model(
-        params.model
-    )
-    end = tokenizer.end_of_text if shape.pop("document_mask") else None
-    return GPTConfig(vocab_size=tokenizer.vocab_size, document_end=end, **shape)
-
-
-def effective_model(params: ModelParams) -> dict[str, Any]:
-    """The section `model` without the options of other families."""
-    return {
-        name: value
-        for name, value in params.model_dump(mode="json").items()
-        if params.family in _FAMILIES_WITH.get(name, (params.family,))
-    }
+    return GPTConfig.from_params(params.model.model_dump(mode="json"), tokenizer.vocab_size, tokenizer.end_of_text)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pipeline.train.loop import train
 from pipeline.train.phases import locked, newest, phases
 from pipeline.train.publish import publish
 from pipeline.train.ranks import Ranks, started_as_rank
-from pipeline.train.run import TrainingRun, effective_model, model_config
+from pipeline.train.run import TrainingRun, model_config
 from pipeline.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     data = TrainingData.read(params, splits)
     components = Components.load(params.train, paths.plugins)
     start = pretrained(params, data.tokenizer, paths)
-    what = identity(params, components, data, start.digest if start else "", effective_model(params.model))
+    what = identity(params, components, data, start.digest if start else "")
     parts = phases(params.train, data.windows, what, paths.resume)
     ranks.check_same(parts[-1].store.folder.name, "other params, data, code, plugins or versions")
 
