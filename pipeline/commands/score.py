@@ -18,7 +18,6 @@ from pipeline.commands.token_views import token_view
 from pipeline.core.console import Progress, fact, json_line, printable, say
 from pipeline.core.errors import DataError
 from pipeline.data.encode import encode
-from pipeline.model.made_by import read_record
 from pipeline.model.scoring import Summary
 from pipeline.plugin.components import Document
 
@@ -57,8 +56,7 @@ def run(
     checkpoint = load_model(params, paths, weights, "fp32")
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     stride = max(1, round(own.stride * model.config.context_length))
-    ends = read_record(paths.checkpoint).params["tokenize"]["end_of_text"]
-    start = np.array([tokenizer.end_of_text] if ends else [], dtype=np.uint32)
+    start = np.array([tokenizer.end_of_text] if params.tokenize.end_of_text else [], dtype=np.uint32)
     if not as_json:
         what = f"the {checkpoint.weights} weights, of step {checkpoint.step:,}"
         fact("read", f"{paths.shown(paths.checkpoint)}: {what}")

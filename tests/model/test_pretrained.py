@@ -85,7 +85,7 @@ def test_a_checkpoint_comes_back_to_the_bit(name: str, tokenizer: Tokenizer, tmp
     folder = tmp_path / "data" / "there"
     folder.mkdir(parents=True)
     states = ({"model_state_dict": each, "step": 1} for each in (last_weights, best.state_dict()))
-    write_checkpoint(folder, best.config, tokenizer, *states)
+    write_checkpoint(folder, best.config, tokenizer, {}, *states)
     ids = IDS % tokenizer.vocab_size
     for path in ("data/there", "data/there/best.pth"):
         assert torch.equal(loaded(tmp_path, last.config, path, tokenizer)(ids).logits, best(ids).logits)
@@ -336,7 +336,7 @@ def test_what_is_no_checkpoint_is_refused(name: str, message: str, tmp_path: Pat
     folder.mkdir(parents=True)
     (tmp_path / "data" / "note.txt").write_text("a note")
     state = {"model_state_dict": model.state_dict(), "step": 1}
-    write_checkpoint(folder, model.config, BYTES, state, state)
+    write_checkpoint(folder, model.config, BYTES, {}, state, state)
     with (folder / "best.pth").open("ab") as file:
         file.write(b"more")
     with pytest.raises(PipelineError, match=message):
@@ -348,6 +348,6 @@ def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "first"
     folder.mkdir(parents=True)
     state = {"model_state_dict": make("llama tied").state_dict(), "step": 1}
-    write_checkpoint(folder, model.config, BYTES, state, state)
+    write_checkpoint(folder, model.config, BYTES, {}, state, state)
     with pytest.raises(PipelineError, match=r"data/first: .* is not that of the model of config.json"):
         loaded(tmp_path, model.config, "data/first")
