@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -114,6 +115,26 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         return Result(code, captured.out, captured.err)
 
     return Project(root, call)
+
+
+@pytest.fixture
+def interrupted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose run died in its step 4, having saved after each step."""
+    from pipeline.train import loop
+
+    for stage in ("tokenize", "split"):
+        project.succeed(stage)
+    whole = loop.train_step
+
+    def dies(run: Any, state: Any) -> tuple[float, int]:
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return whole(run, state)
+
+    monkeypatch.setattr(loop, "train_step", dies)
+    assert project.run("train", "--set", "runtime.save_seconds=0").code == 130
+    monkeypatch.setattr(loop, "train_step", whole)
+    return project
 
 
 def make_project(root: Path) -> None:

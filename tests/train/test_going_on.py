@@ -20,24 +20,6 @@ def sets(*values: str) -> list[str]:
     return [part for value in values for part in ("--set", value)]
 
 
-@pytest.fixture
-def interrupted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project whose run died in its step 4, having saved after each step."""
-    for stage in ("tokenize", "split"):
-        project.succeed(stage)
-    whole = loop.train_step
-
-    def dies(run: loop.Run, state: loop.TrainState) -> tuple[float, int]:
-        if state.step == 4:
-            raise KeyboardInterrupt
-        return whole(run, state)
-
-    monkeypatch.setattr(loop, "train_step", dies)
-    assert project.run("train", *sets("runtime.save_seconds=0")).code == 130
-    monkeypatch.setattr(loop, "train_step", whole)
-    return project
-
-
 # ── what changed ──────────────────────────────────────────────────────────────────────────────────
 
 

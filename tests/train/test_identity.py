@@ -44,26 +44,6 @@ def set_option(root: Path, section: str, value: Any) -> None:
     yaml.dump(params, root / "params.yaml")
 
 
-@pytest.fixture
-def interrupted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project whose run died in its step 4, having saved after each step."""
-    from pipeline.train import loop
-
-    for stage in ("tokenize", "split"):
-        project.succeed(stage)
-    whole = loop.train_step
-
-    def dies(run: Any, state: Any) -> tuple[float, int]:
-        if state.step == 4:
-            raise KeyboardInterrupt
-        return whole(run, state)
-
-    monkeypatch.setattr(loop, "train_step", dies)
-    assert project.run("train", "--set", "runtime.save_seconds=0").code == 130
-    monkeypatch.setattr(loop, "train_step", whole)
-    return project
-
-
 def new_plugin(root: Path) -> None:
     shutil.copy(root / LOSS.format("focal"), root / LOSS.format("unused"))
     path = root / LOSS.format("unused")
