@@ -361,9 +361,12 @@ def schema() -> None:
 
 @cli.command(short_help="Record the installed versions for DVC.")
 def lock() -> None:
-    """Write environment.yaml: the installed versions that decide results, for DVC to compare."""
+    """Write what DVC compares and cannot see itself: the installed versions that decide results (environment.yaml),
+    and the files behind links to folders below data/ (.NAME.manifest.json beside the link).
+    """
     from pipeline.core.environment import environment_changes, environment_yaml
     from pipeline.core.files import write_atomically
+    from pipeline.core.links import record
     from pipeline.plugin.registry import Registry
 
     installed, path = Registry.load(None), Paths(Path.cwd()).environment
@@ -373,6 +376,7 @@ def lock() -> None:
     if changes:
         write_atomically(path, environment_yaml(packages))
     click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
+    _say_all(record(Path.cwd() / "data"))
 
 
 @cli.command(short_help="List the runs whose states are kept.")

@@ -20,6 +20,7 @@ from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
 from pipeline.core.files import readable
+from pipeline.core.links import check_recorded
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
 from pipeline.data.batches import evaluation_windows
@@ -81,7 +82,8 @@ def run(params: Params, paths: Paths) -> None:
         fact("device", f"{device}, {threads} processor thread{plural}, {readable(memory_of(device))} of memory")
     _check_environment(paths)
     _check_git(paths)
-    _check_texts(params, paths)
+    with findings.collected():
+        _check_texts(params, paths)
     with tempfile.TemporaryDirectory() as folder, findings.collected():
         splits = _data(params, paths, Path(folder))
         for prompt in params.evaluate.generation.prompts:  # a tokenizer of characters cannot read every prompt
@@ -146,13 +148,10 @@ def _check_git(paths: Paths) -> None:
 
 
 def _check_texts(params: Params, paths: Paths) -> None:
-    """Notes texts in data/raw that the chosen corpus does not read, or that DVC does not track."""
-    if not paths.raw.is_dir() or not any(paths.raw.iterdir()):
-        return
-    corpus = params.tokenize.corpus.name
-    if corpus == "python_docs":
-        say(f"note: data/raw holds texts, but tokenize.corpus.name is {corpus}: `files` reads yours")
-    elif corpus == "files" and not paths.raw.with_suffix(".dvc").is_file():
+    """Checks that DVC sees a change of the texts in data/raw; notes where it does not track them."""
+    check_recorded(paths.root / "data")
+    texts = paths.raw.is_dir() and not paths.raw.is_symlink() and any(paths.raw.iterdir())
+    if texts and params.tokenize.corpus.name == "files" and not paths.raw.with_suffix(".dvc").is_file():
         say("note: DVC does not track data/raw: `dvc add data/raw`, else a queued run or a clone lacks it")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError, PipelineError, explain_os_error, raised_by
 from pipeline.core.files import published_folder
+from pipeline.core.links import check_recorded
 from pipeline.core.processor import cores
 from pipeline.core.record import effective
 from pipeline.data.encode import TextDigest, encode, pieces
@@ -34,6 +35,7 @@ Documents = Callable[[], Iterator[Document]]
 
 def run(params: Params, paths: Paths) -> None:
     """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json."""
+    check_recorded(paths.root / "data")
     corpus = build_corpus(params, paths)
     write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths))
 
@@ -52,6 +54,8 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
     The documents are read twice where the tokenizer is made from them.
     """
     own = params.tokenize
+    for note in _guarded(corpus.notes(paths.raw), corpus.name):
+        say(f"note: {note}")
     tokenizer = _tokenizer(own.tokenizer, documents, paths)
     end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, say
 from pipeline.core.errors import PipelineError, out_of_memory
+from pipeline.core.links import check_recorded
 from pipeline.core.republish import republished
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.pretrained import Pretrained
@@ -92,6 +93,7 @@ def pretrained(params: Params, tokenizer: Tokenizer, paths: Paths) -> Pretrained
     """The weights that training starts from, which fit params and tokenizer; None for random ones."""
     if not params.train.init_from:
         return None
+    check_recorded(paths.root / "data")
     start = Pretrained.at(paths.root, params.train.init_from)
     start.check(model_config(params, tokenizer), tokenizer)
     return start

@@ -235,13 +235,14 @@ def test_every_encoding_in_blocks_gives_the_text_or_names_the_first_byte_that_is
 @example(data=b"\xe2\x82 \xef\xbf\xbd \xff", size=2)
 @example(data=b"\xef\xbb\xbfa\xef\xbb", size=1)
 def test_replacing_in_blocks_is_replacing_in_the_whole_text(data: bytes, size: int) -> None:
-    reader = CUTTING.TextReader("utf-8", "replace", lf=False)
+    counts = CUTTING.Counts()
+    reader = CUTTING.TextReader("utf-8", "replace", lf=False, counts=counts)
     whole = data.decode("utf-8", "replace")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(READING, "BLOCK", size)
         path = write(Path(folder), "a.txt", data)
         assert "".join(reader.text(path)) == whole.removeprefix("\ufeff")
-    assert reader.replaced == whole.count("\ufffd") - data.count("\ufffd".encode())
+    assert counts.replaced == whole.count("\ufffd") - data.count("\ufffd".encode())
 
 
 def test_utf_16_needs_to_say_its_byte_order(tmp_path: Path) -> None:
@@ -388,7 +389,7 @@ def test_half_a_pair_is_replaced_and_counted(tmp_path: Path, capsys: pytest.Capt
     write(tmp_path, "a.jsonl", '{"text": "' + HALF + " \\ude42" + HALF + '"}\n')
     write(tmp_path, "b.txt", b"\xff")
     assert read(tmp_path, errors="replace") == {"a.jsonl#1": "\ufffd \ufffd\ufffd", "b.txt": "\ufffd"}
-    assert capsys.readouterr().out.startswith("files: 4 places")
+    assert capsys.readouterr().out.startswith("note: files: 4 places")
 
 
 # ── parquet ───────────────────────────────────────────────────────────────────────────────────────
@@ -475,7 +476,13 @@ class Zstd:
     class ZstdError(Exception):
         """A damaged file."""
 
-    def open(self, path: Path) -> Any:
+    class DecompressionParameter:
+        """Names of its options."""
+
+        window_log_max = "window_log_max"
+
+    def open(self, path: Path, options: Any) -> Any:
+        assert options == {"window_log_max": 31}
         data = path.read_bytes()
         if data[:4] != b"\x28\xb5\x2f\xfd":
             raise self.ZstdError("no frame")
