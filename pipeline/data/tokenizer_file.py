@@ -164,7 +164,8 @@ def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> No
             )
         if [token for part in cut(text, probe.pattern, 8) for token in probe.encode(part).tolist()] != ids:
             raise DataError(
-                f"{what} looks behind a word, so that long texts cannot be cut between words: choose another tokenizer"
+                f"{what} looks behind a word, so that long texts cannot be cut between words: choose another "
+                "tokenizer"
             )
 
 

@@ -186,7 +186,7 @@ def test_a_tokenizer_json_that_would_give_other_ids_is_refused(tmp_path: Path, c
 def test_a_pattern_that_loses_text_or_cannot_be_cut_is_refused(tmp_path: Path, pattern: str, message: str) -> None:
     path = tmp_path / "mine.tiktoken"
     trained = train_bpe([words(0, 500)], 350)
-    over_a_space = {**trained.ranks, b"b ": 1000}
+    over_a_space = {**trained.ranks, b"b ": 1000, b"ab": 1001, b"ba": 1002}
     path.write_text(as_tiktoken(replace(trained, ranks=over_a_space)))
     with pytest.raises(DataError, match=message):
         from_file(path, pattern, END_OF_TEXT)
