@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,12 +21,12 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.core.console import say
 from pipeline.core.errors import ParamsError, PluginError, raised_by
+from pipeline.core.values import explain
 from pipeline.plugin import hookspecs
 from pipeline.plugin.components import KINDS, Component, Kind
 
 ENTRY_POINTS = "pipeline.plugins"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_EXPECTED = {"tuple_type": "a list", "dict_type": "a section of keys", "model_type": "a section of keys"}
 
 
 @dataclass(frozen=True)
@@ -255,24 +255,6 @@ def plugin_files(folder: Path) -> list[Path]:
     files = [path for path in folder.glob("*.py") if not path.name.startswith("_")]
     packages = [path for path in folder.glob("*/__init__.py") if not path.parent.name.startswith(("_", "."))]
     return sorted(files + packages)
-
-
-def explain(error: ValidationError, where: str, known: Sequence[str] = ()) -> str:
-    """A validation error as one line: each place, what is wrong there, and a suggestion for a misspelling."""
-    parts = []
-    for item in error.errors():
-        place = ".".join([where, *(str(part) for part in item["loc"])]).strip(".")
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "there is no such key" + (f" (there are: {', '.join(known)})" if known else "")
-        elif item["type"] == "missing":
-            message = "is missing"
-        elif item["type"] in _EXPECTED:
-            message = f"input should be {_EXPECTED[item['type']]}, not {item['input']!r}"
-        elif item["type"] != "value_error":
-            message = f"{message[:1].lower()}{message[1:]}, not {item['input']!r}"
-        parts.append(f"{place}: {message}")
-    return "; ".join(parts)
 
 
 # ── importing ─────────────────────────────────────────────────────────────────────────────────────
