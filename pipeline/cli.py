@@ -177,10 +177,11 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
 @_weights_option
 @_with_params
 def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
-    """Measure how well the trained model predicts the text of each FILE (UTF-8; - is the standard input).
+    """Measure how well the trained model predicts the text of each FILE (- is the standard input).
 
     Prints loss, perplexity, bits per byte and accuracy of each file, and of all. Each is a document of its own:
-    end-of-text stands before it, so that its first token counts too. Windows are evaluation's (evaluate.stride).
+    end-of-text stands before it, so that its first token counts too. Windows are evaluation's (evaluate.stride),
+    encoding and line ends those of the corpus (tokenize.corpus).
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.score import run

@@ -2,6 +2,7 @@
 
 Beside each such link NAME lies `.NAME.manifest.json`: the names, sizes and times of the files behind it. `pipeline
 lock` writes it, DVC sees it change as a part of the folder that it lies in, and the stages refuse an outdated one.
+Folders that cannot be read are passed over: whoever reads the texts refuses them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from pipeline.core.errors import DataError
 from pipeline.core.files import write_atomically
@@ -48,7 +48,7 @@ def check_recorded(data: Path) -> None:
 
 def _links(data: Path) -> Iterator[tuple[Path, Path, str | None]]:
     """Each link to a folder, its manifest, and what that should hold; None for a manifest without its link."""
-    for place, folders, files in os.walk(data, onerror=_refuse):
+    for place, folders, files in os.walk(data):
         links = {name for name in folders if Path(place, name).is_symlink()}
         recorded = {name[1 : -len(_ENDING)] for name in files if name[:1] == "." and name.endswith(_ENDING)}
         for name in sorted(links | recorded):
@@ -63,7 +63,7 @@ def _read(manifest: Path) -> str | None:
 def _files_behind(link: Path) -> str:
     """The names, sizes and times (in ns) of all files behind a link, as JSON; each folder only once."""
     files, seen = dict[str, tuple[int, int]](), set[tuple[int, int]]()
-    for place, names, found in os.walk(link, followlinks=True, onerror=_refuse):
+    for place, names, found in os.walk(link, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             names.clear()
@@ -75,7 +75,3 @@ def _files_behind(link: Path) -> str:
             files[path.relative_to(link).as_posix()] = status.st_size, status.st_mtime_ns
     lines = (f"{json.dumps(name)}: [{size}, {time}]" for name, (size, time) in sorted(files.items()))
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise error

@@ -140,7 +140,7 @@ class Files(Corpus):
                     for block in [document.text] if isinstance(document.text, str) else document.text:
                         characters += len(block)
                         if characters > _LOOK_AT_MOST:
-                            return all_of(faults, f" (and {len(paths) - number:,} files were not looked at)")
+                            return all_of(faults, f" (and {len(paths) - number - 1:,} files were not looked at)")
             except (OSError, ValueError) as error:
                 faults.append(error)
         return all_of(faults)

@@ -32,7 +32,8 @@ class Found:
 
     def told(self) -> str:
         """What was left out in one line, such as `3 .pdf, 1 .html (not in include), 2 hidden`."""
-        return ", ".join(f"{_counts(kinds)}{reason}" for reason, kinds in self.left_out.items())
+        reasons = sorted(self.left_out.items(), key=lambda item: not item[0])
+        return ", ".join(f"{_counts(kinds)}{reason}" for reason, kinds in reasons)
 
 
 def find(root: Path, patterns: Sequence[str]) -> Found:
@@ -120,7 +121,7 @@ def _check(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is no regular file, where a text file is meant: rename or remove it")
     if str(path) != str(path).encode(errors="ignore").decode():
-        raise ValueError(f"{os.fsencode(path)!r}: the name is not UTF-8: rename it")
+        raise ValueError(f"the name {str(path)!r} is not UTF-8: rename it")
     path.open("rb").close()
     check(path)
 
@@ -151,7 +152,11 @@ def _walk(root: Path, include: "Sequence[_Pattern]", found: Found) -> Iterator[t
                     yield linked, path
                 continue
             parts = path.relative_to(root).parts
-            if not any(pattern.enters(parts) for pattern in include):
+            if any(pattern.names_files and pattern.matches(parts) for pattern in include):
+                found.faults.append(
+                    ValueError(f"{path} is a folder, where a text file is meant: rename or remove it")
+                )
+            elif not any(pattern.enters(parts) for pattern in include):
                 found.leave_out("", "hidden folder")
             elif entry.is_symlink():
                 links.append(path)
@@ -172,8 +177,8 @@ class _Pattern:
 
     def __init__(self, root: Path, pattern: str) -> None:
         path = PurePosixPath(pattern)
-        self._names_files = bool(path.suffix) and not (root / path).is_dir()
-        endings = ("", *COMPRESSED) if self._names_files and "*" in path.name else ("",)
+        self.names_files = bool(path.suffix) and not (root / path).is_dir()
+        endings = ("", *COMPRESSED) if self.names_files and "*" in path.name else ("",)
         self._parts = [(*path.parts[:-1], path.name + ending) for ending in endings]
         self._hidden = [part for part in path.parts if part.startswith(".")]
 
@@ -192,7 +197,7 @@ class _Pattern:
                 _fits(parts, pattern) or _fits(folded, (*pattern[:-1], _folded(pattern[-1])))
             ):
                 return True
-        folders = () if self._names_files or form(Path(parts[-1])) not in FORMS else range(len(parts))
+        folders = () if self.names_files or form(Path(parts[-1])) not in FORMS else range(len(parts))
         return any(_fits(parts[:depth], self._parts[0]) for depth in folders)
 
 

@@ -98,7 +98,12 @@ def _check_column(path: Path, schema: Any, column: str) -> list[str]:
         raise ValueError(f"{path} has no column {column!r} (there are: {_listed(fields)}): {_MEND}")
     kind = fields[rest]
     value = kind.value_type if types.is_dictionary(kind) else kind
-    if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
+    if not (
+        types.is_null(value)
+        or types.is_string(value)
+        or types.is_large_string(value)
+        or types.is_string_view(value)
+    ):
         there = _listed(fields)
         raise ValueError(
             f"{path}: the column {column!r} holds {str(kind)[:80]}, not text (there are: {there}): {_MEND}"
