@@ -49,7 +49,7 @@ def check_recorded(data: Path) -> None:
 def _links(data: Path) -> Iterator[tuple[Path, Path, str | None]]:
     """Each link to a folder, its manifest, and what that should hold; None for a manifest without its link."""
     for place, folders, files in os.walk(data):
-        links = {name for name in folders if Path(place, name).is_symlink()}
+        links = {name for name in folders if os.path.islink(os.path.join(place, name))}
         recorded = {name[1 : -len(_ENDING)] for name in files if name[:1] == "." and name.endswith(_ENDING)}
         for name in sorted(links | recorded):
             link = Path(place, name)
@@ -70,8 +70,8 @@ def _files_behind(link: Path) -> str:
             continue
         seen.add((status.st_dev, status.st_ino))
         names.sort()
-        for path in (Path(place, name) for name in found):
-            status = path.stat() if path.exists() else path.lstat()
+        for path in (Path(place, name) for name in found if os.path.lexists(os.path.join(place, name))):
+            status = path.stat() if os.path.exists(path) else path.lstat()
             files[path.relative_to(link).as_posix()] = status.st_size, status.st_mtime_ns
     lines = (f"{json.dumps(name)}: [{size}, {time}]" for name, (size, time) in sorted(files.items()))
     return "{\n" + ",\n".join(lines) + "\n}\n"

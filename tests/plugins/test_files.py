@@ -271,6 +271,8 @@ def test_texts_that_cannot_be_decoded_are_listed_at_once(tmp_path: Path, monkeyp
 
 
 def test_a_missing_disk_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    assert "loop.txt is a link that leads nowhere" in refused(tmp_path)
     (tmp_path / "raw").symlink_to("gone")
     with pytest.raises(FileNotFoundError, match="raw is a link that leads nowhere"):
         read(tmp_path / "raw")

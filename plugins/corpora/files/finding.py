@@ -54,8 +54,9 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
         relative = path.relative_to(root)
         try:
             status = path.stat()
-        except OSError:
-            found.faults.append(ValueError(f"{path} is a link that leads nowhere: mend or remove it"))
+        except OSError as error:
+            nowhere = ValueError(f"{path} is a link that leads nowhere: mend or remove it")
+            found.faults.append(error if isinstance(error, PermissionError) else nowhere)
             continue
         if any(pattern.matches(relative.parts) for pattern in include):
             files.append((linked or path.is_symlink(), path, status))
@@ -147,7 +148,7 @@ def _walk(root: Path, include: "Sequence[_Pattern]", found: Found) -> Iterator[t
             continue
         for entry in entries:
             path = folder / entry.name
-            if not entry.is_dir():
+            if not os.path.isdir(path):  # also of a link that leads to itself
                 if not (entry.name.startswith(".") and entry.name.endswith(".manifest.json")):  # `pipeline lock`'s
                     yield linked, path
                 continue
