@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.core.errors import ParamsError
 from pipeline.core.yaml import yaml_values
 from pipeline.params.params import Params
-from pipeline.plugin.registry import explain
+from pipeline.plugin.options import explain
 
 
 def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:

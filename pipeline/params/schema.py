@@ -22,7 +22,7 @@ def schema(plugins: Path) -> dict[str, Any]:
     for (section, key), kind in PLACES.items():
         model: Any = Params.model_fields[section].annotation
         field = model.model_fields[key]
-        options = {entry.component.name: options_schema(entry) for entry in registry.entries(kind)}
+        options = {entry.component.name: options_schema(entry.component) for entry in registry.entries(kind)}
         for each in options.values():
             each.pop("title", None)
         names = list(options)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence, Set
+from datetime import date
+from functools import partial
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 
-from pipeline.core.errors import PluginError
+from pipeline.core.errors import ParamsError, PluginError, in_words
+from pipeline.plugin.calls import calling
 from pipeline.plugin.components import Component
-from pipeline.plugin.registry import Entry
+
+C = TypeVar("C", bound=Component)
 
 _TYPES = {
     "number": "a number",
@@ -21,6 +26,7 @@ _TYPES = {
     "array": "a list",
     "null": "null",
 }
+_EXPECTED = {"tuple_type": "a list", "dict_type": "a section of keys", "model_type": "a section of keys"}
 _BOUNDS = {
     "minimum": "≥ {}",
     "exclusiveMinimum": "> {}",
@@ -35,24 +41,65 @@ _BOUNDS = {
 }
 
 
+def with_options(component: type[C], options: Mapping[str, Any], where: str) -> C:
+    """A component with options as params.yaml holds them: a list for a tuple or a set, text for a path or a date.
+
+    Raises:
+        ParamsError: an option is unknown, out of bounds or of another type; names its place below `where`.
+        PluginError: the component's own code raised something.
+    """
+    try:
+        text = json.dumps(options, default=_dated, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ParamsError(f"{where}: no option can hold such a value: {in_words(error)}") from None
+    with calling(component, when=f"with the options under {where}"):
+        try:
+            return component.model_validate_json(text)
+        except ValidationError as error:
+            raise ParamsError(explain(error, where, list(component.model_fields))) from None
+
+
+def _dated(value: Any) -> str:
+    """What YAML reads as a date, as text again."""
+    if isinstance(value, date):  # or its subclass datetime
+        return value.isoformat()
+    raise TypeError(f"{value!r} is no text, number, list or section")
+
+
 def plain_options(component: Component) -> dict[str, Any]:
-    """A component's options as params.yaml holds them; sets are sorted, so that equal options are equal text."""
-    values: dict[str, Any] = component.model_dump(mode="json")
-    sets = [name for name, value in component if isinstance(value, set | frozenset)]
-    return values | {name: sorted(values[name], key=repr) for name in sets}
+    """A component's options as params.yaml holds them; sets are sorted, so that equal options are equal text.
+
+    Raises:
+        PluginError: the component's own code raised something, or a value has no such form.
+    """
+    with calling(component):
+        options: dict[str, Any] = _sorted(component.model_dump(mode="json"), component)
+    return options
 
 
-def options_schema(entry: Entry) -> dict[str, Any]:
+def _sorted(plain: Any, value: Any) -> Any:
+    """The plain form of a value, with the elements of each set in it sorted."""
+    if isinstance(plain, dict):
+        get = value.get if isinstance(value, Mapping) else partial(getattr, value)
+        return {key: _sorted(each, get(key, None)) for key, each in plain.items()}
+    if isinstance(plain, list) and isinstance(value, Collection):
+        elements = [_sorted(*pair) for pair in zip(plain, value, strict=True)]
+        return sorted(elements, key=repr) if isinstance(value, Set) else elements
+    return plain
+
+
+def options_schema(component: type[Component]) -> dict[str, Any]:
     """The JSON schema of a component's options.
 
     Raises:
         PluginError: an option has a type that params.yaml cannot hold.
     """
     try:
-        return entry.component.model_json_schema(by_alias=False)
+        return component.model_json_schema(by_alias=False)
     except PydanticUserError as error:
-        shown = f"{entry.source}: {entry.component.__name__}"
-        raise PluginError(f"{shown} has an option whose type params.yaml cannot hold: {error.message}") from None
+        raise PluginError(
+            f"{component.__name__} has an option whose type params.yaml cannot hold: {error.message}"
+        ) from None
 
 
 def type_in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
@@ -68,3 +115,21 @@ def type_in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
     words += f" {' and '.join(bounds)}" if bounds else ""
     inner = schema.get("items") or schema.get("additionalProperties")
     return f"{words}, each {type_in_words(inner, definitions)}" if isinstance(inner, dict) else words
+
+
+def explain(error: ValidationError, where: str, known: Sequence[str] = ()) -> str:
+    """A validation error as one line: each place, what is wrong there, and a suggestion for a misspelling."""
+    parts = []
+    for item in error.errors():
+        place = ".".join([where, *(str(part) for part in item["loc"])]).strip(".")
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "there is no such key" + (f" (there are: {', '.join(known)})" if known else "")
+        elif item["type"] == "missing":
+            message = "is missing"
+        elif item["type"] in _EXPECTED:
+            message = f"input should be {_EXPECTED[item['type']]}, not {item['input']!r}"
+        elif item["type"] != "value_error":
+            message = f"{message[:1].lower()}{message[1:]}, not {item['input']!r}"
+        parts.append(f"{place}: {message}")
+    return "; ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.core.errors import PluginError, raised_by
+from pipeline.core.errors import PluginError
+from pipeline.plugin.calls import calling, guarded, named
 from pipeline.plugin.components import EvalCallback, Loss, Optimizer
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -39,9 +41,9 @@ class Components:
     packages: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, params: TrainParams, plugins: Path) -> Components:
-        """The components that `params` names, with their options checked."""
-        registry = Registry.load(plugins, KINDS)
+    def load(cls, params: TrainParams, plugins: Path, registry: Registry | None = None) -> Components:
+        """The components that `params` names, with their options checked; `registry` is one already loaded."""
+        registry = registry or Registry.load(plugins, KINDS)
         loss = registry.build("losses", params.loss.name, params.loss.options, "train.loss")
         optimizer = registry.build("optimizers", params.optimizer.name, params.optimizer.options, "train.optimizer")
         chosen = params.eval_callbacks
@@ -73,17 +75,30 @@ class Components:
                 f"the optimizer {name!r} does not work on shards of a tensor: choose another one, or "
                 "runtime.strategy: ddp"
             )
-        try:
+        with calling(self.optimizer):
             optimizer = self.optimizer.build(list(model.named_parameters()))
-        except Exception as error:
-            raise raised_by(f"the optimizer {name!r}", error) from error
-        held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        wanted = {id(parameter) for parameter in model.parameters()}
-        if len(held) != len(set(held)) or set(held) != wanted:
-            raise PluginError(
-                f"the optimizer {name!r} must hold each of the model's {len(wanted)} parameters exactly once"
-            )
+            _check_optimizer(optimizer, self.optimizer, model)
+        for method in ("zero_grad", "step", "state_dict", "load_state_dict"):
+            setattr(optimizer, method, guarded(getattr(optimizer, method), self.optimizer))
         return optimizer
+
+
+def _check_optimizer(built: Any, component: Optimizer, model: torch.nn.Module) -> None:
+    """Raises PluginError where `build` returned no optimizer that can train `model`."""
+    where = named(component)
+    if not isinstance(built, torch.optim.Optimizer):
+        raise PluginError(f"{where}: build must return a torch.optim.Optimizer, not {type(built).__name__}")
+    held = [id(parameter) for group in built.param_groups for parameter in group["params"]]
+    wanted = {id(parameter) for parameter in model.parameters()}
+    if len(held) != len(set(held)) or set(held) != wanted:
+        raise PluginError(
+            f"{where} must hold each of the model's {len(wanted)} parameters exactly once: it holds {len(held)}, "
+            f"of which {len(set(held) & wanted)} are the model's"
+        )
+    for group in built.param_groups:
+        rate = group.get("lr")
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not math.isfinite(rate):
+            raise PluginError(f"{where}: each group needs a finite number as lr, which the schedule multiplies")
 
 
 def _chosen(key: str, components: Sequence[Any]) -> dict[str, Any]:
