@@ -88,28 +88,33 @@ def _sorted(plain: Any, value: Any) -> Any:
     return plain
 
 
-def options_schema(component: type[Component]) -> dict[str, Any]:
-    """The JSON schema of a component's options.
+def options_schema(component: type[Component], prefix: str = "") -> dict[str, Any]:
+    """The JSON schema of a component's options; the names of its definitions begin with `prefix`.
 
     Raises:
         PluginError: an option has a type that params.yaml cannot hold.
     """
     try:
-        return component.model_json_schema(by_alias=False)
+        schema = component.model_json_schema(by_alias=False, ref_template=f"#/$defs/{prefix}{{model}}")
     except PydanticUserError as error:
         raise PluginError(
             f"{component.__name__} has an option whose type params.yaml cannot hold: {error.message}"
         ) from None
+    if "$defs" in schema:
+        schema["$defs"] = {f"{prefix}{name}": each for name, each in schema["$defs"].items()}
+    return schema
 
 
 def type_in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     """A type of a JSON schema in words, with its bounds."""
     if "$ref" in schema:
         return type_in_words(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(type_in_words(each, definitions) for each in schema["anyOf"]))
+    if branches := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(dict.fromkeys(type_in_words(each, definitions) for each in branches))
     if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
         return " or ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    if parts := schema.get("prefixItems"):
+        return f"a list of {len(parts)}: {', '.join(type_in_words(part, definitions) for part in parts)}"
     words = _TYPES.get(schema.get("type", ""), "any value")
     bounds = [text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema]
     words += f" {' and '.join(bounds)}" if bounds else ""

@@ -17,7 +17,7 @@ from pipeline.data.encode import TextDigest, encode, pieces
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TokenWriter, finish_folder
-from pipeline.plugin.calls import guarded_items, named
+from pipeline.plugin.calls import calling, guarded_items, named
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -165,4 +165,7 @@ def _items(corpus: Corpus, items: Callable[[], Iterable[T]]) -> Iterator[T]:
     except OSError as error:
         raise DataError(f"the corpus {corpus.name}: {explain_os_error(error)}") from error
     except ValueError as error:
+        with calling(corpus):
+            if type(error) is not ValueError:  # not meant for a person
+                raise
         raise DataError(f"the corpus {corpus.name}: {' '.join(str(error).split())}") from error

@@ -19,6 +19,7 @@ from pipeline.model.gpt import GPT
 from pipeline.model.scoring import Summary, evaluating, score
 from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
+from pipeline.train.components import check_plain
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
@@ -108,7 +109,7 @@ def _call_all(
         with calling(callback, when=f"at step {state.step}"):
             numbers = _call(run, callback, model, row, state)
             _check_numbers(numbers, callback, row)
-            _check_memory(state.memory[callback.name], callback)
+            check_plain(state.memory[callback.name], f"{named(callback)}: its memory")
             row |= {name: float(value) for name, value in numbers.items()}
     return row, state.stopped
 
@@ -161,24 +162,6 @@ def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 5
             run.stop.check()
             drawn.append(int(token))
     return prompt + tokenizer.decode(drawn)
-
-
-_PLAIN = (str, bytes, bool, int, float, type(None), torch.Tensor)
-
-
-def _check_memory(memory: Any, callback: EvalCallback) -> None:
-    """What is no plain value could not be loaded again without running code."""
-    if isinstance(memory, dict):
-        for each in (*memory.keys(), *memory.values()):
-            _check_memory(each, callback)
-    elif type(memory) in (list, tuple):
-        for each in memory:
-            _check_memory(each, callback)
-    elif type(memory) not in _PLAIN or (isinstance(memory, torch.Tensor) and memory.requires_grad):
-        raise PluginError(
-            f"{named(callback)} keeps a {type(memory).__name__} in its memory, which a saved state cannot hold: "
-            "keep numbers, texts, tensors, lists and dicts of them"
-        )
 
 
 _NAME = re.compile(r"[\w%@+-]+([./ ][\w%@+-]+)*")
