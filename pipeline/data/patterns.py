@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+
+import regex
+
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 """How gpt2 cuts text into words before it merges bytes (Radford et al., 2019), with possessive quantifiers, which
 match the same and never backtrack."""
@@ -11,6 +17,19 @@ CL100K_PATTERN = (
     r"\s+(?!\S)|\s"
 )
 """How cl100k_base cuts text into words, as tiktoken writes it."""
+
+O200K_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How o200k_base cuts text into words, as tiktoken writes it."""
+
+ONE_CHARACTER = r"[\s\S]"
+"""Each character is a word."""
+
+SECONDS = 20.0
+"""How long a pattern may take to find the next words."""
 
 _FASTER = {
     GPT2_PATTERN: r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s",
@@ -29,3 +48,76 @@ def faster(pattern: str) -> str:
     the same: a possessive quantifier only matters if what follows it could match the characters it keeps.
     """
     return _FASTER.get(pattern, pattern)
+
+
+def word_end(pattern: str) -> Callable[[str, int], int | None]:
+    """Where a text may be cut: a function of (text, least) that returns a place from `least` on, counted in
+    characters, where a word of `pattern` ends whatever follows the text; None if there is none.
+
+    It finds the words one by one, and takes an end that is the same without the text behind it (in white space
+    before a letter it is not), and after which two more words end within the text: what follows could move those.
+    The patterns of gpt2, cl100k and o200k end a word between a letter or digit and one of a few marks, and such a
+    place is found much faster.
+    """
+    if pattern == ONE_CHARACTER:
+        return lambda text, least: least if least < len(text) else None
+    words = compiled(pattern)
+    if pattern not in {GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN}:
+        return partial(_settled_end, words)
+
+    def quick(text: str, least: int) -> int | None:
+        found = _AFTER_A_WORD.search(text, least)
+        return found.start() if found else _settled_end(words, text, least)
+
+    return quick
+
+
+_AFTER_A_WORD = re.compile(r"""[ \n.,;:!?"()\[\]{}<>=+*&@\\。，、！？；：](?<=[^\W_].)""", re.DOTALL)
+
+
+def _settled_end(words: regex.Pattern[str], text: str, least: int) -> int | None:
+    ends = [0, 0, 0, 0, 0]  # of the last words
+    for word in _matches(words, text):
+        if word.end() == len(text):
+            return None
+        ends = [*ends[1:], word.end()]
+        first, *rest = ends[:3]
+        if rest[-1] >= least and [first + end for end in _ends(words, text[first : rest[-1]])] == rest:
+            return rest[-1]
+    return None
+
+
+def _ends(words: regex.Pattern[str], text: str) -> list[int]:
+    return [word.end() for word in _matches(words, text)]
+
+
+def split(pattern: str, text: str) -> list[str]:
+    """The words of `text`, without a limit to their length.
+
+    Raises:
+        ValueError: the pattern takes too long.
+    """
+    return [word.group() for word in _matches(compiled(pattern), text)]
+
+
+def _matches(words: regex.Pattern[str], text: str) -> Iterable[regex.Match[str]]:
+    try:
+        yield from words.finditer(text, timeout=SECONDS)
+    except TimeoutError:
+        raise ValueError(
+            f"the split pattern {words.pattern!r} takes over {SECONDS:.0f} s for {text[:20]!r}…: choose another "
+            "tokenizer"
+        ) from None
+
+
+@lru_cache(maxsize=8)
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """`pattern` as the package regex reads it.
+
+    Raises:
+        ValueError: it is no regular expression.
+    """
+    try:
+        return regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"the split pattern {pattern!r} is no regular expression: {error}") from None

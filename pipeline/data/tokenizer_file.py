@@ -16,7 +16,6 @@ from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 
-_LARGEST_ID = 2**24
 _BEGINNING = 1000
 """The first bytes of a file, which show whether it is a checkpoint's tokenizer."""
 
@@ -42,17 +41,21 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
             f"{path} is missing: put the tokenizer's file there, or set tokenize.tokenizer.file.path"
         ) from None
     is_json = content.lstrip().startswith(b"{")
-    if is_json and b'"fingerprint":' in content[:_BEGINNING]:
-        return Tokenizer.load(path, "bring a whole copy")
-    if is_json:
+    own = is_json and b'"fingerprint":' in content[:_BEGINNING]
+    if own:
+        tokenizer = Tokenizer.load(path, "bring a whole copy")
+    elif is_json:
         tokenizer = _from_tokenizer_json(path, content, end_of_text)
     else:
         tokenizer = _from_tiktoken(path, content, GPT2_PATTERN if pattern == "gpt2" else pattern, end_of_text)
-    _check_ids(tokenizer, path)
+    try:
+        tokenizer.check()
+    except ValueError as error:
+        raise DataError(f"{path}: {error}: bring a whole copy, or choose another tokenizer") from None
     if proven:
-        texts = _proof_texts(tokenizer.ranks)
+        texts = _proof_texts(tokenizer)
         _check_pattern(tokenizer, texts, path)
-        if is_json:
+        if is_json and not own:
             _check_same_ids(tokenizer, texts, path, content)
     return tokenizer
 
@@ -80,22 +83,6 @@ def _from_tiktoken(path: Path, content: bytes, pattern: str, end_of_text: str) -
             ) from None
     special = {end_of_text: max(ranks.values(), default=0) + 1}
     return Tokenizer(path.name, pattern, ranks, special, end_of_text)
-
-
-def _check_ids(tokenizer: Tokenizer, path: Path) -> None:
-    """Every byte has a token, and every token has its own id."""
-    ranks = tokenizer.ranks
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:
-        raise DataError(
-            f"{path} has no token for the byte {missing[0]:#04x} (and {len(missing) - 1} more): a byte-level BPE "
-            "has all 256, so that it can read any text"
-        )
-    ids = sorted([*ranks.values(), *tokenizer.special_tokens.values()])
-    if len(set(ids)) < len(ids) or ids[0] < 0 or ids[-1] > _LARGEST_ID:
-        raise DataError(
-            f"{path} gives two tokens one id, or one below 0 or above {_LARGEST_ID:,}: bring a whole copy"
-        )
 
 
 def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokenizer:
@@ -175,15 +162,17 @@ def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> No
             raise DataError(
                 f"{what} loses a part of {text[:30]!r}: it must match each character, and never nothing"
             )
-        if [token for part in cut(text, 8) for token in probe.encode(part).tolist()] != ids:
+        if [token for part in cut(text, probe.pattern, 8) for token in probe.encode(part).tolist()] != ids:
             raise DataError(
-                f"{what} joins words over a space or a line break, so that long texts cannot be cut between words: "
-                "choose a tokenizer that begins a new word there"
+                f"{what} looks behind a word, so that long texts cannot be cut between words: choose another "
+                "tokenizer"
             )
 
 
-def _proof_texts(ranks: Mapping[bytes, int]) -> list[str]:
-    """Awkward texts, and all tokens in random order."""
-    tokens = [text for text in (token.decode("utf-8", "ignore") for token in ranks) if text]
+def _proof_texts(tokenizer: Tokenizer) -> list[str]:
+    """Awkward texts, and all tokens in random order; of the characters that the tokenizer knows."""
+    tokens = [text for text in (token.decode("utf-8", "ignore") for token in tokenizer.ranks) if text]
     random.Random(0).shuffle(tokens)
-    return awkward_texts() + ["".join(tokens[start : start + 50]) for start in range(0, len(tokens), 50)]
+    texts = awkward_texts() + ["".join(tokens[start : start + 50]) for start in range(0, len(tokens), 50)]
+    known = tokenizer.alphabet
+    return texts if known is None else ["".join(filter(known.__contains__, text)) for text in texts]

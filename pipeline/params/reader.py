@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import ParamsError
+from pipeline.core.values import explain
 from pipeline.core.yaml import yaml_values
 from pipeline.params.params import Params
-from pipeline.plugin.options import explain
 
 
 def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
@@ -82,7 +82,7 @@ def _set(values: dict[str, Any], override: str) -> str:
 
 
 def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
-    parts = [explain(error, "")]
+    parts = [explain(error)]
     for item in error.errors():
         if item["type"] == "extra_forbidden":
             *parents, key = map(str, item["loc"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Set
 from datetime import date
 from functools import partial
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 
 from pipeline.core.errors import ParamsError, PluginError, in_words
+from pipeline.core.values import explain
 from pipeline.plugin.calls import calling
 from pipeline.plugin.components import Component
 
@@ -26,7 +27,6 @@ _TYPES = {
     "array": "a list",
     "null": "null",
 }
-_EXPECTED = {"tuple_type": "a list", "dict_type": "a section of keys", "model_type": "a section of keys"}
 _BOUNDS = {
     "minimum": "≥ {}",
     "exclusiveMinimum": "> {}",
@@ -120,21 +120,3 @@ def type_in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
     words += f" {' and '.join(bounds)}" if bounds else ""
     inner = schema.get("items") or schema.get("additionalProperties")
     return f"{words}, each {type_in_words(inner, definitions)}" if isinstance(inner, dict) else words
-
-
-def explain(error: ValidationError, where: str, known: Sequence[str] = ()) -> str:
-    """A validation error as one line: each place, what is wrong there, and a suggestion for a misspelling."""
-    parts = []
-    for item in error.errors():
-        place = ".".join([where, *(str(part) for part in item["loc"])]).strip(".")
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "there is no such key" + (f" (there are: {', '.join(known)})" if known else "")
-        elif item["type"] == "missing":
-            message = "is missing"
-        elif item["type"] in _EXPECTED:
-            message = f"input should be {_EXPECTED[item['type']]}, not {item['input']!r}"
-        elif item["type"] != "value_error":
-            message = f"{message[:1].lower()}{message[1:]}, not {item['input']!r}"
-        parts.append(f"{place}: {message}")
-    return "; ".join(parts)

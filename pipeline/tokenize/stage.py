@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.core.files import published_folder
 from pipeline.core.processor import cores
 from pipeline.core.record import effective
 from pipeline.data.encode import TextDigest, encode, pieces
+from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TokenWriter, finish_folder
@@ -21,7 +23,7 @@ from pipeline.plugin.calls import calling, guarded_items, named
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
-from pipeline.tokenize.vocabulary import characters, published, raw_bytes, train_bpe
+from pipeline.tokenize.vocabulary import Sample, characters, published, raw_bytes, train_bpe
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -99,19 +101,25 @@ def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> T
     if params.name == "bytes":
         return raw_bytes()
     wanted = params.bpe.vocab_size
-    with Progress("reading", "character") as progress:
-
-        def texts() -> Iterator[str]:
-            for piece in pieces(documents()):
-                progress.update(len(piece.text))
-                yield piece.text
-
-        if params.name == "characters":
-            return characters(texts())
-        tokenizer = train_bpe(texts(), wanted)
+    if params.name == "characters":
+        return characters(_read(documents, ONE_CHARACTER))
+    sample = Sample()
+    for text in _read(documents, GPT2_PATTERN):
+        sample.add(text)
+    if sample.one_in > 1:
+        say(f"note: the text has very many different words: the tokenizer is trained on 1/{sample.one_in:,} of it")
+    texts = sample.pieces or islice(_read(documents, GPT2_PATTERN), None, None, sample.one_in)
+    tokenizer = train_bpe(texts, wanted)
     if tokenizer.vocab_size < wanted:
         say(f"note: the text holds only {tokenizer.vocab_size:,} of the {wanted:,} tokens asked for")
     return tokenizer
+
+
+def _read(documents: Documents, pattern: str) -> Iterator[str]:
+    with Progress("reading", "character") as progress:
+        for piece in pieces(documents(), pattern):
+            progress.update(len(piece.text))
+            yield piece.text
 
 
 def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:

@@ -39,7 +39,7 @@ def test_each_character_is_a_token_in_the_order_of_code_points(text: str) -> Non
 @given(st.text(alphabet="ab é🙂\r\n", min_size=1), st.integers(1, 5))
 def test_characters_may_be_cut_anywhere(text: str, size: int) -> None:
     tokenizer = characters(["ab é🙂\r\n"])
-    parts = [tokenizer.encode(part).tolist() for part in cut(text, size)]
+    parts = [tokenizer.encode(part).tolist() for part in cut(text, tokenizer.pattern, size)]
     assert [token for part in parts for token in part] == tokenizer.encode(text).tolist()
 
 
@@ -181,12 +181,12 @@ def test_a_tokenizer_json_that_would_give_other_ids_is_refused(tmp_path: Path, c
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [(r"\w+", "loses a part"), (r"[\s\S]+", "joins words over a space"), ("(", "cannot be used"), ("a*", "loses")],
+    [(r"\w+", "loses a part"), (r"(?<= )[ab]+|[\s\S]", "looks behind"), ("(", "cannot be used"), ("a*", "loses")],
 )
 def test_a_pattern_that_loses_text_or_cannot_be_cut_is_refused(tmp_path: Path, pattern: str, message: str) -> None:
     path = tmp_path / "mine.tiktoken"
     trained = train_bpe([words(0, 500)], 350)
-    over_a_space = {**trained.ranks, b"b ": 1000}
+    over_a_space = {**trained.ranks, b"b ": 1000, b"ab": 1001, b"ba": 1002}
     path.write_text(as_tiktoken(replace(trained, ranks=over_a_space)))
     with pytest.raises(DataError, match=message):
         from_file(path, pattern, END_OF_TEXT)
