@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
@@ -432,6 +433,7 @@ def _run(arguments: list[str]) -> int:
     except Interrupted as error:
         return _fail(str(error), 128 + error.signal_number)
     except PipelineError as error:
+        _show_traceback(error)
         return _fail(str(error), 1)
     except BrokenPipeError:
         from pipeline.core.console import ignore_output
@@ -440,14 +442,26 @@ def _run(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         return _fail(explain_os_error(error), 1)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+    except BaseException as error:
+        if out_of_memory(error):
+            return _fail(
+                "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
+                "model.emb_dim",
+                1,
+            )
+        from pipeline.plugin.calls import plugin_error
+
+        found = plugin_error(error)
+        if found is None:
             raise
-        return _fail(
-            "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
-            "model.emb_dim",
-            1,
-        )
+        _show_traceback(error)
+        return _fail(str(found), 1)
+
+
+def _show_traceback(error: BaseException) -> None:
+    """Prints where an error came from, for whoever writes a plugin and asks for it by PIPELINE_TRACEBACK=1."""
+    if os.environ.get("PIPELINE_TRACEBACK"):
+        traceback.print_exception(error)
 
 
 def _fail(message: str, code: int) -> int:

@@ -113,7 +113,7 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
     registry = Registry.load(paths.plugins)
     corpus, samplers, formats = params.tokenize.corpus, params.evaluate.samplers, params.export.formats
     registry.build("corpora", corpus.name, corpus.options, "tokenize.corpus")
-    components = Components.load(params.train, paths.plugins)
+    components = Components.load(params.train, paths.plugins, registry)
     registry.build_all("samplers", samplers.use, samplers.options, "evaluate.samplers")
     exporters = registry.build_all("exporters", formats.use, formats.options, "export.formats")
     optimizer, loss = params.train.optimizer.name, params.train.loss.name

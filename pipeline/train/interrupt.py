@@ -12,6 +12,7 @@ from types import FrameType
 import psutil
 
 from pipeline.core.console import say
+from pipeline.core.errors import Stopping as Stopping
 from pipeline.train.ranks import Ranks
 
 LAUNCHER = "PIPELINE_LAUNCHER"
@@ -19,17 +20,6 @@ LAUNCHER = "PIPELINE_LAUNCHER"
 
 
 _SHELLS = {"sh", "dash", "bash", "zsh", "ash", "ksh", "fish"}
-
-
-class Stopping(BaseException):
-    """The run stops here, between two micro-batches or evaluation batches; what is half done is done again later.
-
-    No Exception, so that no plugin catches it by accident.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 @dataclass(frozen=True)
