@@ -114,7 +114,7 @@ def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokeni
 
 
 def _prove_in_a_process(tokenizer: Tokenizer, path: Path, *arguments: str) -> None:
-    command = [sys.executable, "-c", f"import {__name__} as this; this.main()", str(path), *arguments]
+    command = [sys.executable, "-c", f"import {__name__} as this; this.main()", str(SECONDS), str(path), *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     if done.returncode == _REFUSED:
@@ -126,10 +126,10 @@ def _prove_in_a_process(tokenizer: Tokenizer, path: Path, *arguments: str) -> No
 
 
 def main() -> None:
-    """Proves the tokenizer that `from_file`'s arguments name; writes what is wrong with it to standard output."""
-    for kind, limit in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, _MEMORY)):
+    """Proves the tokenizer of the arguments (seconds, and `from_file`'s); writes what is wrong to standard output."""
+    for kind, limit in ((resource.RLIMIT_CPU, int(sys.argv[1])), (resource.RLIMIT_AS, _MEMORY)):
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
-    path, pattern, end_of_text = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    path, pattern, end_of_text = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
     tokenizer = from_file(path, pattern, end_of_text, proven=False)
     texts = _proof_texts(tokenizer)
     try:
