@@ -16,7 +16,7 @@ from pipeline.core.errors import PluginError
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
-from pipeline.model.config import GPTConfig
+from pipeline.model.config import Family, GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.model.held_out import held_out_text
 from pipeline.params.params import ModelParams
@@ -96,7 +96,7 @@ def _sources(paths: Paths) -> list[ExportSource]:
     return list(sources.values())
 
 
-def tiny_source(family: str = "gpt2") -> ExportSource:
+def tiny_source(family: Family = "gpt2") -> ExportSource:
     """What an exporter receives, with a tiny model of random weights: enough to prove any export."""
     tokenizer = train_bpe([_TEXT], 280)
     config = GPTConfig(

@@ -11,10 +11,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, PipelineError
+from pipeline.core.values import read_values
 
 MANIFEST = "manifest.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -69,12 +71,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, mend: str) -> Any:
     """Reads JSON that an earlier stage wrote; `mend` says what to run when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: {mend}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}): {mend}") from None
+    return read_values(path, object, mend)
 
 
 @contextmanager
@@ -119,6 +116,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A file's size and sha256."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What manifest.json holds: an entry for each file."""
+
+    files: dict[str, _Entry]
+
+
 def write_manifest(folder: Path) -> None:
     """Writes manifest.json: the size and sha256 of every file in `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
@@ -137,27 +149,26 @@ def verify_manifest(folder: Path, mend: str) -> None:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: {mend}")
-    manifest = read_json(folder / MANIFEST, mend)
-    try:
-        entries = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        entries = {}
+    entries = read_values(folder / MANIFEST, _Manifest, mend).files
     if not entries:
         raise DataError(f"{folder / MANIFEST} is damaged (it lists no files): {mend}")
-    for name, (size, digest) in entries.items():
+    for name, entry in entries.items():
         path = folder / name
         if not path.is_file():
             raise DataError(f"{path} is missing: {mend}")
-        if path.stat().st_size != size:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes where {size:,} were written: {mend}")
-        if sha256(path) != digest:
+        if path.stat().st_size != entry.bytes:
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes where {entry.bytes:,} were written: {mend}")
+        if sha256(path) != entry.sha256:
             raise DataError(f"{path} is damaged (its sha256 is not the one that was written): {mend}")
 
 
 def recorded_sha256(path: Path) -> str:
     """A file's sha256 from the manifest beside it (`verify_manifest` checks that it is the file's)."""
-    digest: str = read_json(path.parent / MANIFEST, "")["files"][path.name]["sha256"]
-    return digest
+    manifest = path.parent / MANIFEST
+    entry = read_values(manifest, _Manifest, "make the folder again").files.get(path.name)
+    if entry is None:
+        raise DataError(f"{manifest} does not list {path.name}: make the folder again")
+    return entry.sha256
 
 
 @contextmanager

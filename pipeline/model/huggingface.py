@@ -11,7 +11,7 @@ import torch
 
 from pipeline.core.errors import CheckpointError
 from pipeline.core.files import read_json
-from pipeline.model.config import GPTConfig
+from pipeline.model.config import Family, GPTConfig
 from pipeline.model.gpt import weight_shapes
 
 CONFIG = "config.json"
@@ -34,7 +34,7 @@ class _Format:
         transposed: Whether a block's matrices are stored as [inputs, outputs].
     """
 
-    family: str
+    family: Family
     sizes: Mapping[str, tuple[str, Any]]
     supported: Mapping[str, tuple[Any, ...]]
     prefix: str

@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.values import explain
-from pipeline.core.yaml import yaml_values
+from pipeline.core.yaml import read_yaml, yaml_values
 from pipeline.params.params import Params
 
 
@@ -40,13 +40,14 @@ def read_sections(path: Path, load: Callable[[str], Any] = yaml_values) -> dict[
         ParamsError: the file is missing, is no YAML, or holds no sections.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_yaml(path)
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run this in the project's folder, or give --params FILE") from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     try:
-        values = load(text)
+        values = yaml_values(text)
+        values = values if load is yaml_values else load(text)
     except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""

@@ -6,12 +6,14 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.processor import cores
+from pipeline.core.values import DEVICE
 from pipeline.model.device import choose_device, computes_bf16
 from pipeline.train.ranks import Ranks
 
@@ -38,10 +40,10 @@ class Conditions:
         compile: Whether blocks and loss are compiled.
     """
 
-    device: str
+    device: Annotated[str, Field(pattern=DEVICE)]
     processor: str
-    threads: int
-    processes: int
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    processes: Annotated[int, Field(ge=1)]
     strategy: str
     precision: str
     compile: bool
