@@ -57,7 +57,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
     The documents are read twice where the tokenizer is made from them.
     """
     own = params.tokenize
-    for note in _guarded(corpus.notes(paths.raw), corpus.name):
+    for note in _items(corpus, lambda: corpus.notes(paths.raw)):
         say(f"note: {note}")
     tokenizer = _tokenizer(own.tokenizer, documents, paths)
     end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
