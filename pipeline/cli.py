@@ -35,6 +35,10 @@ def cli() -> None:
     The five stages read params.yaml in the current folder; `dvc repro` runs those that are out of date.
     Each can be run alone, and says what it read and what it wrote.
     """
+    from pipeline.core.files import recover
+
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and recover(Paths(Path.cwd())):
+        click.echo("note: a process that was killed had begun to replace a stage's outputs: completed", err=True)
 
 
 _params_option = click.option(
