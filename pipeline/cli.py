@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,6 +38,10 @@ def cli() -> None:
     The five stages read params.yaml in the current folder; `dvc repro` runs those that are out of date.
     Each can be run alone, and says what it read and what it wrote.
     """
+    from pipeline.core.files import recover
+
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and recover(Paths(Path.cwd())):
+        click.echo("note: a process that was killed had begun to replace a stage's outputs: completed", err=True)
 
 
 _params_option = click.option(
@@ -413,6 +419,7 @@ def main() -> None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    _stop_on_sigterm()
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -429,9 +436,9 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), 1)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+        return _stopped("stopped by Ctrl-C", signal.SIGINT)
     except Interrupted as error:
-        return _fail(str(error), 128 + error.signal_number)
+        return _stopped(str(error), error.signal_number)
     except PipelineError as error:
         _show_traceback(error)
         return _fail(str(error), 1)
@@ -464,9 +471,32 @@ def _show_traceback(error: BaseException) -> None:
         traceback.print_exception(error)
 
 
-def _fail(message: str, code: int) -> int:
+def _stop_on_sigterm() -> None:
+    """Has SIGTERM unwind the command, as Ctrl-C does."""
+    process = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        if os.getpid() != process:  # a forked child
+            os.kill(os.getpid(), number)
+        raise Interrupted(number, "stopped by SIGTERM")
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _stopped(message: str, number: int) -> int:
+    """Says that the command stopped as it was asked to, and ends the compiler's processes, which would go on."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    return _fail(message, 128 + number, "")
+
+
+def _fail(message: str, code: int, kind: str = "error: ") -> int:
     from pipeline.core.console import printable
 
     with suppress(BrokenPipeError):  # the exit code still says it
-        click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+        click.echo(f"{kind}{printable(' '.join(message.split()))}", err=True)
     return code

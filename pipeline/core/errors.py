@@ -50,8 +50,11 @@ class Stopping(BaseException):
         self.number = number
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and continues next time
-    """SIGINT or SIGTERM arrived and the run has been saved; the process exits with 128 + the signal's number."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived (a training run has been saved); the process exits with 128 + the signal's number.
+
+    No Exception, so that no plugin catches it by accident.
+    """
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)

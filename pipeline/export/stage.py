@@ -72,7 +72,7 @@ def run(params: Params, paths: Paths) -> None:
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
     proofs: dict[str, dict[str, Any]] = {}
-    with published_folder(paths.export) as folder:
+    with published_folder(paths.export, paths) as folder:
         for number, exporter in enumerate(exporters):
             target = folder / exporter.name if number else folder
             target.mkdir(exist_ok=True)

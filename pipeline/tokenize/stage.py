@@ -62,7 +62,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
     tokenizer = _tokenizer(own.tokenizer, documents, paths)
     end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
 
-    with published_folder(paths.tokens) as folder:
+    with published_folder(paths.tokens, paths) as folder:
         with (
             TokenWriter(folder, "tokens", tokenizer) as writer,
             Progress("tokenizing", "character") as progress,

@@ -69,17 +69,17 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
     for x, y, place, last in _micro_batches(run, inputs, targets, run.length.windows(step)[0]):
         try:
             run.stop_if_asked()
+            seed_generators(run.params.seed, place)
+            with run.stop.not_awaiting_the_compiler(run.parallel.ranks), run.parallel.accumulating(last):
+                with run.autocast():
+                    output = run.parallel.forward(run.to_device(x))
+                loss = _nats(run.components.loss, output, run.to_device(y)).sum()
+                if tokens:
+                    with calling(run.components.loss, when="in its backward pass"):
+                        (loss / tokens).backward()  # type: ignore[no-untyped-call]
         except Stopping:
             restore_random_state(random)  # the step at hand is dropped, and done again on resume
             raise
-        seed_generators(run.params.seed, place)
-        with run.parallel.accumulating(last):
-            with run.autocast():
-                output = run.parallel.forward(run.to_device(x))
-            loss = _nats(run.components.loss, output, run.to_device(y)).sum()
-            if tokens:
-                with calling(run.components.loss, when="in its backward pass"):
-                    (loss / tokens).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
