@@ -70,8 +70,8 @@ def check_fields(kind: type[T], fields: Mapping[str, Any]) -> T:
     Raises:
         ValidationError: a field is missing, unknown, or of another type.
     """
-    frozen: bool = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    checked: Any = dataclasses.dataclass(kind, frozen=frozen)  # type: ignore[call-overload]
+    frozen: bool = vars(kind)["__dataclass_params__"].frozen
+    checked: Any = dataclasses.dataclass(kind, frozen=frozen)
     made: T = checked(**fields)
     return made
 
