@@ -104,7 +104,7 @@ _weights_option = click.option(
 def _drawing(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of what draws text from the trained model."""
     options = [
-        click.option("--tokens", type=click.IntRange(min=1), help="How many tokens to add."),
+        click.option("--tokens", type=click.IntRange(1, 2**20), help="How many tokens to add."),
         click.option(
             "--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order."
         ),
@@ -132,7 +132,7 @@ def _drawing(command: Callable[..., None]) -> Callable[..., None]:
     help="Further prompts, one a line; - reads them from the standard input.",
 )  # fmt: skip
 @click.option(
-    "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    "--num-samples", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N",
     help="Continuations of each prompt.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each continuation.")
@@ -442,10 +442,12 @@ def _run(arguments: list[str]) -> int:
     except PipelineError as error:
         _show_traceback(error)
         return _fail(str(error), 1)
-    except BrokenPipeError:
+    except SystemExit:
+        if type(sys.stdout) is not click.utils.PacifyFlushWrapper:
+            raise
         from pipeline.core.console import ignore_output
 
-        ignore_output()  # nobody reads on: leave in silence
+        ignore_output()  # click found that nobody reads on: leave in silence
         return 0
     except OSError as error:
         return _fail(explain_os_error(error), 1)

@@ -38,7 +38,7 @@ from pipeline.train.conditions import process_count
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.memory_check import available, check_fits
 from pipeline.train.phases import phases
-from pipeline.train.run import model_config
+from pipeline.train.run import model_config, windows_at_once
 from pipeline.train.stage import pretrained
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ def run(params: Params, paths: Paths) -> None:
         fact("device", f"{device}, {threads} processor thread{plural}, {readable(memory_of(device))} of memory")
     _check_environment(paths)
     _check_git(paths)
+    if not str(paths.root).isascii():
+        say(
+            f"note: the path {paths.root} has characters beyond ASCII, with which DVC's `dvc exp run --temp` and "
+            "`--queue` fail ('ascii' codec): use a folder with a plain name for them; `dvc repro` works here"
+        )
     with findings.collected():
         _check_texts(params, paths)
     with tempfile.TemporaryDirectory() as folder, findings.collected():
@@ -246,7 +251,9 @@ def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> No
     share = len(train) / config.parameter_count
     fact("model", f"{config.parameter_count:,} parameters, {share:.2g} tokens to train on for each of them")
     check_length(train, params.model.context_length)
-    check_fits(config, device, params.runtime.strategy, process_count(params.runtime))
+    count, train_params = process_count(params.runtime), params.train
+    at_once = windows_at_once(train_params.micro_batch_size, train_params.batch_size, count)
+    check_fits(config, device, params.runtime.strategy, count, at_once)
 
 
 def _measure(params: Params, paths: Paths, splits: TokenFolder, device: torch.device) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ArgsKwargs
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, dataclasses
 
 from pipeline.core.errors import DataError, PipelineError
 
@@ -71,7 +70,10 @@ def check_fields(kind: type[T], fields: Mapping[str, Any]) -> T:
     Raises:
         ValidationError: a field is missing, unknown, or of another type.
     """
-    return TypeAdapter(kind).validate_python(ArgsKwargs((), dict(fields)))
+    frozen: bool = vars(kind)["__dataclass_params__"].frozen
+    checked: Any = dataclasses.dataclass(kind, frozen=frozen)
+    made: T = checked(**fields)
+    return made
 
 
 def read_values(path: Path, kind: type[T], mend: str, raised: type[PipelineError] = DataError) -> T:

@@ -66,18 +66,19 @@ def _first_line(error: Exception) -> str:
 def _set(values: dict[str, Any], override: str) -> str:
     """Sets a value; returns its key."""
     key, equals, text = override.partition("=")
+    shown = override if len(override) <= 80 else f"{override[:80]}…"
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise ParamsError(f"--set {override!r}: write it as section.key=value")
+        raise ParamsError(f"--set {shown!r}: write it as section.key=value")
     try:
         value = yaml_values(text) if text.strip() else None
     except YAMLError as error:
-        raise ParamsError(f"--set {override!r}: the value is not usable YAML: {_first_line(error)}") from None
+        raise ParamsError(f"--set {shown!r}: the value is not usable YAML: {_first_line(error)}") from None
     place: Any = values
     for part in path[:-1]:
         place = place.setdefault(part, {}) if isinstance(place, dict) else None
     if not isinstance(place, dict):
-        raise ParamsError(f"--set {override!r}: {'.'.join(path[:-1])} is a value, not a section")
+        raise ParamsError(f"--set {shown!r}: {'.'.join(path[:-1])} is a value, not a section")
     place[path[-1]] = value
     return ".".join(path)
 
