@@ -59,7 +59,7 @@ def ids(seed: int, kinds: list[str], long: bool = True) -> Any:
 def main() -> int:
     options = _options()
     kinds = options.only or list(KINDS)
-    limits, started = Limits(options.limit, 3 * options.limit), time.monotonic()
+    limits, started = Limits(options.limit, max(60.0, 3 * options.limit)), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     folder.chmod(0o755)
     try:
