@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,6 +38,10 @@ def cli() -> None:
     The five stages read params.yaml in the current folder; `dvc repro` runs those that are out of date.
     Each can be run alone, and says what it read and what it wrote.
     """
+    from pipeline.core.files import recover
+
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and recover(Paths(Path.cwd())):
+        click.echo("note: a process that was killed had begun to replace a stage's outputs: completed", err=True)
 
 
 _params_option = click.option(
@@ -97,7 +104,7 @@ _weights_option = click.option(
 def _drawing(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of what draws text from the trained model."""
     options = [
-        click.option("--tokens", type=click.IntRange(min=1), help="How many tokens to add."),
+        click.option("--tokens", type=click.IntRange(1, 2**20), help="How many tokens to add."),
         click.option(
             "--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order."
         ),
@@ -125,7 +132,7 @@ def _drawing(command: Callable[..., None]) -> Callable[..., None]:
     help="Further prompts, one a line; - reads them from the standard input.",
 )  # fmt: skip
 @click.option(
-    "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    "--num-samples", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N",
     help="Continuations of each prompt.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each continuation.")
@@ -177,10 +184,11 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
 @_weights_option
 @_with_params
 def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
-    """Measure how well the trained model predicts the text of each FILE (UTF-8; - is the standard input).
+    """Measure how well the trained model predicts the text of each FILE (- is the standard input).
 
     Prints loss, perplexity, bits per byte and accuracy of each file, and of all. Each is a document of its own:
-    end-of-text stands before it, so that its first token counts too. Windows are evaluation's (evaluate.stride).
+    end-of-text stands before it, so that its first token counts too. Windows are evaluation's (evaluate.stride),
+    encoding and line ends those of the corpus (tokenize.corpus).
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.score import run
@@ -361,9 +369,12 @@ def schema() -> None:
 
 @cli.command(short_help="Record the installed versions for DVC.")
 def lock() -> None:
-    """Write environment.yaml: the installed versions that decide results, for DVC to compare."""
+    """Write what DVC compares and cannot see itself: the installed versions that decide results (environment.yaml),
+    and the files behind links to folders below data/ (.NAME.manifest.json beside the link).
+    """
     from pipeline.core.environment import environment_changes, environment_yaml
     from pipeline.core.files import write_atomically
+    from pipeline.core.links import record
     from pipeline.plugin.registry import Registry
 
     installed, path = Registry.load(None), Paths(Path.cwd()).environment
@@ -373,6 +384,7 @@ def lock() -> None:
     if changes:
         write_atomically(path, environment_yaml(packages))
     click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
+    _say_all(record(Path.cwd() / "data"))
 
 
 @cli.command(short_help="List the runs whose states are kept.")
@@ -407,6 +419,7 @@ def main() -> None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    _stop_on_sigterm()
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -423,31 +436,69 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), 1)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+        return _stopped("stopped by Ctrl-C", signal.SIGINT)
     except Interrupted as error:
-        return _fail(str(error), 128 + error.signal_number)
+        return _stopped(str(error), error.signal_number)
     except PipelineError as error:
+        _show_traceback(error)
         return _fail(str(error), 1)
-    except BrokenPipeError:
+    except SystemExit:
+        if type(sys.stdout) is not click.utils.PacifyFlushWrapper:
+            raise
         from pipeline.core.console import ignore_output
 
-        ignore_output()  # nobody reads on: leave in silence
+        ignore_output()  # click found that nobody reads on: leave in silence
         return 0
     except OSError as error:
         return _fail(explain_os_error(error), 1)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+    except BaseException as error:
+        if out_of_memory(error):
+            return _fail(
+                "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
+                "model.emb_dim",
+                1,
+            )
+        from pipeline.plugin.calls import plugin_error
+
+        found = plugin_error(error)
+        if found is None:
             raise
-        return _fail(
-            "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
-            "model.emb_dim",
-            1,
-        )
+        _show_traceback(error)
+        return _fail(str(found), 1)
 
 
-def _fail(message: str, code: int) -> int:
+def _show_traceback(error: BaseException) -> None:
+    """Prints where an error came from, for whoever writes a plugin and asks for it by PIPELINE_TRACEBACK=1."""
+    if os.environ.get("PIPELINE_TRACEBACK"):
+        traceback.print_exception(error)
+
+
+def _stop_on_sigterm() -> None:
+    """Has SIGTERM unwind the command, as Ctrl-C does."""
+    process = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        if os.getpid() != process:  # a forked child
+            os.kill(os.getpid(), number)
+        raise Interrupted(number, "stopped by SIGTERM")
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _stopped(message: str, number: int) -> int:
+    """Says that the command stopped as it was asked to, and ends the compiler's processes, which would go on."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    return _fail(message, 128 + number, "")
+
+
+def _fail(message: str, code: int, kind: str = "error: ") -> int:
     from pipeline.core.console import printable
 
     with suppress(BrokenPipeError):  # the exit code still says it
-        click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+        click.echo(f"{kind}{printable(' '.join(message.split()))}", err=True)
     return code

@@ -560,7 +560,7 @@ USAGE_CASES = [
     Case("a new component that is there", "plugins new loss focal", ("focal", "plugins/losses/focal.py")),
     Case("a plugin to check that is not there", "plugins check nope.py", ("nope.py", "--help"), code=2),
     Case("other weights", "generate a --weights good", ("--weights", "best"), code=2),
-    Case("no samples", "generate a --num-samples 0", ("--num-samples", "x>=1"), code=2),
+    Case("no samples", "generate a --num-samples 0", ("--num-samples", "1<=x"), code=2),
     Case("prompts that are not there", "generate --prompts nope.txt", ("nope.txt", "does not exist"), code=2),
     Case("nothing to score", "score", ("FILE", "--help"), code=2),
     Case("a text to score that is not there", "score nope.txt", ("nope.txt", "does not exist"), code=2),
@@ -579,7 +579,7 @@ TRAIN_CASES = [
     Case(
         "an id beyond the vocabulary",
         "train",
-        ("train split", "token id 60000", "vocabulary has", "tokenize again"),
+        ("train.bin", "token id 60000", "vocabulary has", "pipeline split"),
         signed(SPLITS, large_id),
     ),
     Case(
@@ -645,10 +645,10 @@ CHECKPOINT_CASES = [
     *(
         Case(f"{name}, signed", "generate a", (CHECKPOINT, says), signed(CHECKPOINT, breaks))
         for name, says, breaks in [
-            ("no weights", "do not fit", tensors({"step": 1})),
-            ("weights that are none", "do not fit", tensors({"step": 1, "model_state_dict": 3})),
-            ("other weights", "do not fit", tensors({"step": 1, "model_state_dict": {"a": torch.ones(2)}})),
-            ("no config", "does not describe a model", write(f"{CHECKPOINT}/config.json", "{}")),
+            ("no weights", "0 numbers", tensors({"step": 1})),
+            ("weights that are none", "model_state_dict", tensors({"step": 1, "model_state_dict": 3})),
+            ("other weights", "2 numbers", tensors({"step": 1, "model_state_dict": {"a": torch.ones(2)}})),
+            ("no config", "vocab_size: is missing", write(f"{CHECKPOINT}/config.json", "{}")),
             ("a tokenizer that is none", "does not hold a tokenizer", write(f"{CHECKPOINT}/tokenizer.json", "{}")),
         ]
     ),

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from pipeline.authoring.options import check_options
 from pipeline.plugin.components import (
     IGNORED,
     Component,
@@ -47,6 +48,7 @@ class Refused(AssertionError):  # noqa: N818 - an answer, not an error
 def _instance(component: type[C] | C) -> C:
     built = component() if isinstance(component, type) else component
     assert built == type(built)(**built.model_dump()), "the options must be all that decides a component"
+    check_options(built)
     return built
 
 

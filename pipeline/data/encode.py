@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from threading import local
 
 from pipeline.core.errors import DataError
+from pipeline.data.patterns import word_end
 from pipeline.data.tokenizer import TokenIds, Tokenizer
 from pipeline.plugin.components import Document
 
@@ -21,7 +21,8 @@ _SPACE = [character for character in map(chr, range(0x3001)) if character.isspac
 _ASCII_SPACE = "".join(filter(str.isascii, _SPACE)).encode()
 _OTHER_SPACE = [character for character in _SPACE if not character.isascii()]
 
-_SAFE_PLACE = re.compile(r"[ \n](?<=[^\W_].)", re.DOTALL)
+LONGEST_WORD = 1 << 23
+"""Characters of one word: a BPE holds some 60 bytes for each while it merges them."""
 
 
 @dataclass(frozen=True)
@@ -42,45 +43,64 @@ class Piece:
 def _ids(piece: Piece, tokenizer: Tokenizer) -> TokenIds:
     try:
         return tokenizer.encode(piece.text)
-    except ValueError as error:  # half a surrogate pair, or a million spaces in a row
-        raise DataError(f"the document {piece.document.name!r} cannot be tokenized: {error}") from None
+    except ValueError as error:  # half a surrogate pair, say
+        raise _cannot(piece.document, error) from None
 
 
-def cut(text: str | Iterable[str], size: int = PIECE) -> Iterator[str]:
-    """Cuts a text, or its consecutive blocks, into pieces of about `size` characters with the same ids.
+def cut(text: str | Iterable[str], pattern: str, size: int = PIECE) -> Iterator[str]:
+    """Cuts a text, or its consecutive blocks, between words of `pattern` into pieces with the same ids.
 
-    A cut lies before a space or a line break that follows a letter or a digit: every split pattern
-    (gpt2's, cl100k's, o200k's) begins a new word there, whatever surrounds it. Where a text has no such
-    place (one word of a million letters), the piece grows until there is one.
+    A piece has about `size` characters, up to twice as many, or more where one word has: in bounded memory and
+    linear time, whatever the text is.
+
+    Raises:
+        ValueError: a word has more than `LONGEST_WORD` characters.
     """
+    place = word_end(pattern)
     pending: list[str] = []
-    length = 0
+    length, enough, before = 0, 2 * size, 0
     for block in [text] if isinstance(text, str) else text:
         pending.append(block)
         length += len(block)
-        if length < 2 * size:
+        if length < enough:
             continue
         joined = "".join(pending)
         start = 0
-        while len(joined) - start >= 2 * size:
-            found = _SAFE_PLACE.search(joined, start + size)
-            if found is None:
-                break
-            yield joined[start : found.start()]
-            start = found.start()
+        while len(joined) - start >= enough:
+            end = place(joined[start : start + enough], size)
+            if end is None and enough >= 2 * max(LONGEST_WORD, size):
+                raise ValueError(
+                    f"{joined[start : start + 20]!r}…, byte {before:,} of its UTF-8, is before a word of over "
+                    f"{LONGEST_WORD:,} characters, too long to encode: put line breaks into it, leave it out, or "
+                    "set tokenize.tokenizer.name: bytes"
+                )
+            if end is None:
+                enough *= 2  # so that a long word is not read again for each block
+            else:
+                piece = joined[start : start + end]
+                yield piece
+                before += len(piece) if piece.isascii() else len(piece.encode(errors="surrogatepass"))
+                start, enough = start + end, 2 * size
         pending, length = [joined[start:]], len(joined) - start
     yield "".join(pending)
 
 
-def pieces(documents: Iterable[Document]) -> Iterator[Piece]:
-    """Every document's pieces, in order."""
+def pieces(documents: Iterable[Document], pattern: str) -> Iterator[Piece]:
+    """Every document's pieces, in order, cut between words of `pattern`."""
     for document in documents:
         previous: str | None = None
-        for text in cut(document.text):
-            if previous is not None:
-                yield Piece(document, previous, last=False)
-            previous = text
+        try:
+            for text in cut(document.text, pattern):
+                if previous is not None:
+                    yield Piece(document, previous, last=False)
+                previous = text
+        except ValueError as error:
+            raise _cannot(document, error) from None
         yield Piece(document, previous or "", last=True)
+
+
+def _cannot(document: Document, error: Exception) -> DataError:
+    return DataError(f"the document {document.name!r} cannot be tokenized: {error}")
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Piece, TokenIds]]:
@@ -95,7 +115,7 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) ->
         return [(piece, _ids(piece, own.tokenizer)) for piece in batch]
 
     with ThreadPoolExecutor(threads, initializer=begin) as pool:
-        for batch in _batches(pieces(documents)):
+        for batch in _batches(pieces(documents, tokenizer.pattern)):
             waiting.append(pool.submit(ids_of, batch))
             if len(waiting) > 2 * threads:
                 yield from waiting.popleft().result()

@@ -12,14 +12,30 @@ from pathlib import Path
 
 import numpy as np
 import tiktoken
+from pydantic import Base64Bytes, BaseModel, ConfigDict
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import read_json, write_json
-from pipeline.data.patterns import faster
+from pipeline.core.files import write_json
+from pipeline.core.values import read_values
+from pipeline.data.patterns import ONE_CHARACTER, faster, split
 
 END_OF_TEXT = "<|endoftext|>"
 
+LARGEST_ID = 2**24
+
 TokenIds = np.ndarray[tuple[int], np.dtype[np.uint32]]
+
+
+class _Saved(BaseModel):
+    """What a tokenizer's file holds."""
+
+    model_config = ConfigDict(strict=True)
+    name: str
+    fingerprint: str
+    pattern: str
+    special_tokens: dict[str, int]
+    end: str
+    ranks: list[tuple[Base64Bytes, int]]
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,16 @@ class Tokenizer:
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
-        return tiktoken.Encoding(
-            self.name,
-            pat_str=faster(self.pattern),
-            mergeable_ranks=self.ranks,
-            special_tokens=self.special_tokens,
-        )
+        try:
+            return tiktoken.Encoding(
+                self.name,
+                pat_str=faster(self.pattern),
+                mergeable_ranks=self.ranks,
+                special_tokens=self.special_tokens,
+            )
+        except ValueError as error:
+            why = " ".join(str(error).split())
+            raise DataError(f"the split pattern {self.pattern!r} of {self.name!r} cannot be used: {why}") from None
 
     @property
     def vocab_size(self) -> int:
@@ -67,8 +87,9 @@ class Tokenizer:
 
         Raises:
             DataError: the text has a character that a tokenizer of characters does not know.
+            ValueError: it holds half a surrogate pair, or the pattern takes too long.
         """
-        alphabet = self._alphabet
+        alphabet = self.alphabet
         if alphabet is not None and not alphabet.issuperset(text):  # tiktoken would panic
             unknown = sorted(set(text) - alphabet)[:5]
             shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown)
@@ -76,10 +97,22 @@ class Tokenizer:
                 f"{text[:40]!r} cannot be tokenized: the tokenizer {self.name!r} knows only the {len(alphabet)} "
                 f"characters of its corpus, and not {shown}"
             )
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
+        encoding = self._encoding
+        try:
+            return encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeError:
+            raise
+        except ValueError:  # tiktoken's regular expressions give up within a million spaces, say
+            parts = [self._words.encode_to_numpy(word, disallowed_special=()) for word in split(self.pattern, text)]
+            return np.concatenate(parts)
 
     @cached_property
-    def _alphabet(self) -> frozenset[str] | None:
+    def _words(self) -> tiktoken.Encoding:
+        """Encodes a text as one word."""
+        return tiktoken.Encoding(self.name, pat_str=r"[\s\S]+", mergeable_ranks=self.ranks, special_tokens={})
+
+    @cached_property
+    def alphabet(self) -> frozenset[str] | None:
         """The characters that have a token; None if every byte has one, so that any text can be encoded."""
         if all(bytes([byte]) in self.ranks for byte in range(256)):
             return None
@@ -131,13 +164,37 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path, mend: str) -> Tokenizer:
         """Reads what `save` wrote; `mend` says what to run when it cannot be read."""
-        saved = read_json(path, mend)
+        contents = read_values(path, _Saved, mend)
+        tokenizer = cls(
+            contents.name, contents.pattern, dict(contents.ranks), contents.special_tokens, contents.end
+        )
         try:
-            ranks = {base64.b64decode(sequence): int(rank) for sequence, rank in saved["ranks"]}
-            tokenizer = cls(saved["name"], saved["pattern"], ranks, saved["special_tokens"], saved["end"])
-            fingerprint = saved["fingerprint"]
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{path} does not hold a tokenizer: {mend}") from None
-        if tokenizer.fingerprint != fingerprint:
+            tokenizer.check()
+        except ValueError as error:
+            raise DataError(f"{path} is damaged ({error}): {mend}") from None
+        if tokenizer.fingerprint != contents.fingerprint:
             raise DataError(f"{path} is damaged (its fingerprint does not match): {mend}")
         return tokenizer
+
+    def check(self) -> None:
+        """Raises ValueError unless every token has an id of its own and either every byte or only characters have
+        tokens."""
+        ids = [*self.ranks.values(), *self.special_tokens.values()]
+        if len(set(ids)) < len(ids):
+            raise ValueError("gives two tokens one id")
+        if min(ids) < 0 or max(ids) > LARGEST_ID:
+            raise ValueError(f"an id is below 0 or above {LARGEST_ID:,}")
+        if self.end not in self.special_tokens:
+            raise ValueError(f"there is no special token {self.end!r} to end a document")
+        missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
+        if not missing:
+            return
+        try:
+            only_characters = all(len(sequence.decode()) == 1 for sequence in self.ranks)
+        except UnicodeDecodeError:
+            only_characters = False
+        if self.pattern != ONE_CHARACTER or not only_characters:
+            raise ValueError(
+                f"there is no token for the byte {missing[0]:#04x} (and {len(missing) - 1} more): a byte-level BPE "
+                "has all 256, so that it can read any text"
+            )

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
+import resource
+import signal
+import string
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from pipeline.core.errors import DataError
 from pipeline.data.encode import cut
@@ -16,7 +23,11 @@ from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 
-_LARGEST_ID = 2**24
+SECONDS = 15
+"""Processor time within which a tokenizer is proven."""
+
+_MEMORY = 1 << 33
+_REFUSED = 3
 _BEGINNING = 1000
 """The first bytes of a file, which show whether it is a checkpoint's tokenizer."""
 
@@ -30,7 +41,8 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
         pattern: How the tokenizer of a tiktoken file, which does not contain it, cuts text into words: "gpt2" or a
             regular expression. A tokenizer.json contains it.
         end_of_text: The special token that ends a document; it is added if the file has none with this text.
-        proven: Whether the tokenizer is tried on many texts and compared with the tokenizers library, in seconds.
+        proven: Whether the tokenizer is tried on many texts and compared with the tokenizers library: in a process
+            of its own, since a regular expression may never end, or end the process.
 
     Raises:
         DataError: the file is missing or damaged, or tiktoken cannot give the same ids.
@@ -42,18 +54,19 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
             f"{path} is missing: put the tokenizer's file there, or set tokenize.tokenizer.file.path"
         ) from None
     is_json = content.lstrip().startswith(b"{")
-    if is_json and b'"fingerprint":' in content[:_BEGINNING]:
-        return Tokenizer.load(path, "bring a whole copy")
-    if is_json:
+    own = is_json and b'"fingerprint":' in content[:_BEGINNING]
+    if own:
+        tokenizer = Tokenizer.load(path, "bring a whole copy")
+    elif is_json:
         tokenizer = _from_tokenizer_json(path, content, end_of_text)
     else:
         tokenizer = _from_tiktoken(path, content, GPT2_PATTERN if pattern == "gpt2" else pattern, end_of_text)
-    _check_ids(tokenizer, path)
+    try:
+        tokenizer.check()
+    except ValueError as error:
+        raise DataError(f"{path}: {error}: bring a whole copy, or choose another tokenizer") from None
     if proven:
-        texts = _proof_texts(tokenizer.ranks)
-        _check_pattern(tokenizer, texts, path)
-        if is_json:
-            _check_same_ids(tokenizer, texts, path, content)
+        _prove_in_a_process(tokenizer, path, pattern, end_of_text)
     return tokenizer
 
 
@@ -82,22 +95,6 @@ def _from_tiktoken(path: Path, content: bytes, pattern: str, end_of_text: str) -
     return Tokenizer(path.name, pattern, ranks, special, end_of_text)
 
 
-def _check_ids(tokenizer: Tokenizer, path: Path) -> None:
-    """Every byte has a token, and every token has its own id."""
-    ranks = tokenizer.ranks
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:
-        raise DataError(
-            f"{path} has no token for the byte {missing[0]:#04x} (and {len(missing) - 1} more): a byte-level BPE "
-            "has all 256, so that it can read any text"
-        )
-    ids = sorted([*ranks.values(), *tokenizer.special_tokens.values()])
-    if len(set(ids)) < len(ids) or ids[0] < 0 or ids[-1] > _LARGEST_ID:
-        raise DataError(
-            f"{path} gives two tokens one id, or one below 0 or above {_LARGEST_ID:,}: bring a whole copy"
-        )
-
-
 def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokenizer:
     try:
         saved = json.loads(content)
@@ -114,6 +111,35 @@ def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokeni
         ) from None
     special.setdefault(end_of_text, max([*ranks.values(), *special.values()], default=0) + 1)
     return Tokenizer(path.name, pattern, ranks, special, end_of_text)
+
+
+def _prove_in_a_process(tokenizer: Tokenizer, path: Path, *arguments: str) -> None:
+    command = [sys.executable, "-c", f"import {__name__} as this; this.main()", str(SECONDS), str(path), *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    if done.returncode == _REFUSED:
+        raise DataError(done.stdout.decode())
+    if done.returncode:
+        why = f"takes over {SECONDS} s" if done.returncode == -signal.SIGXCPU else "ends the process that tries it"
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"code {done.returncode}"
+        raise DataError(f"{path}: the split pattern {tokenizer.pattern!r} {why} ({last}): choose another tokenizer")
+
+
+def main() -> None:
+    """Proves the tokenizer of the arguments (seconds, and `from_file`'s); prints what is wrong."""
+    for kind, limit in ((resource.RLIMIT_CPU, int(sys.argv[1])), (resource.RLIMIT_AS, _MEMORY)):
+        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+    path, pattern, end_of_text = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+    tokenizer = from_file(path, pattern, end_of_text, proven=False)
+    texts = _proof_texts(tokenizer)
+    try:
+        _check_pattern(tokenizer, texts, path)
+        content = path.read_bytes()
+        if content.lstrip().startswith(b"{") and b'"fingerprint":' not in content[:_BEGINNING]:
+            _check_same_ids(tokenizer, texts, path, content)
+    except DataError as error:
+        sys.stdout.buffer.write(str(error).encode())
+        sys.exit(_REFUSED)
 
 
 def _check_same_ids(tokenizer: Tokenizer, texts: Sequence[str], path: Path, content: bytes) -> None:
@@ -175,15 +201,21 @@ def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> No
             raise DataError(
                 f"{what} loses a part of {text[:30]!r}: it must match each character, and never nothing"
             )
-        if [token for part in cut(text, 8) for token in probe.encode(part).tolist()] != ids:
+        text = "".join(each for each in text if category(each) != "Cn")  # a text is never cut beside the others
+        parts = cut(text, probe.pattern, max(8, len(text) // 8))
+        if [token for part in parts for token in probe.encode(part).tolist()] != probe.encode(text).tolist():
             raise DataError(
-                f"{what} joins words over a space or a line break, so that long texts cannot be cut between words: "
-                "choose a tokenizer that begins a new word there"
+                f"{what} looks behind or far ahead, so that long texts cannot be cut between words: choose another "
+                "tokenizer"
             )
 
 
-def _proof_texts(ranks: Mapping[bytes, int]) -> list[str]:
-    """Awkward texts, and all tokens in random order."""
-    tokens = [text for text in (token.decode("utf-8", "ignore") for token in ranks) if text]
+def _proof_texts(tokenizer: Tokenizer) -> list[str]:
+    """Long runs, awkward texts, and all tokens in random order; of the characters that the tokenizer knows."""
+    tokens = [text for text in (token.decode("utf-8", "ignore") for token in tokenizer.ranks) if text]
     random.Random(0).shuffle(tokens)
-    return awkward_texts() + ["".join(tokens[start : start + 50]) for start in range(0, len(tokens), 50)]
+    texts = [run * length for length in (20, 40, 400) for run in ("a", "1", " ", "\n", "-", "é", "語", "ab ", "1a")]
+    texts += [string.printable + text + string.printable for text in texts]
+    texts += awkward_texts() + ["".join(tokens[start : start + 50]) for start in range(0, len(tokens), 50)]
+    known = tokenizer.alphabet
+    return texts if known is None else ["".join(filter(known.__contains__, text)) for text in texts]

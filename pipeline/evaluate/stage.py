@@ -80,12 +80,11 @@ def run(params: Params, paths: Paths) -> None:
         record=record,
         params=effective(own.model_dump(mode="json")),
     )
-    with published_folder(paths.reports) as folder:
+    with published_folder(paths.reports, paths) as folder:
         report = _write_report(evaluation, paths, folder)
         write_tables(breakdowns, _about(own, evaluation, paths), folder)
         write_json(folder / RECORD, {"identity": identity})
         write_json(folder / METRICS / "evaluate.json", metrics)
-        write_json(paths.metrics / "evaluate.json", metrics)
 
     for side, breakdown in breakdowns.items():
         _say_numbers(side, metrics[side], breakdown)

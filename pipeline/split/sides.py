@@ -122,7 +122,7 @@ def _characters(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int6
 
 def _tokenized_again(tokens: TokenFolder, entry: IndexEntry, start: int, end: int, ends: bool) -> Iterator[Ids]:
     """The ids of a document's characters start … end−1 as a separate text; then end-of-text if it `ends` there."""
-    for piece in cut(_text(tokens, entry, start, end)):
+    for piece in cut(_text(tokens, entry, start, end), tokens.tokenizer.pattern):
         yield tokens.tokenizer.encode(piece)
     if ends:
         for last in tokens.blocks("tokens", entry.end - 1, entry.end):

@@ -25,7 +25,7 @@ def run(params: Params, paths: Paths) -> None:
     twins = duplicates(_parts(tokens, own))
     removed = {(twin.side, twin.name) for twin in twins if own.duplicates == "remove"}
 
-    with published_folder(paths.splits) as folder:
+    with published_folder(paths.splits, paths) as folder:
         with ExitStack() as stack:
             writers = {
                 side: stack.enter_context(TokenWriter(folder, side, tokens.tokenizer))

@@ -6,16 +6,61 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from zlib import crc32
 
 import tiktoken
 
 from pipeline.core.errors import DataError, ParamsError
-from pipeline.data.patterns import GPT2_PATTERN
+from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokenizer_file import byte_ranks
 
-_ONE_CHARACTER = r"[\s\S]"
 _LONGEST_WORD = 1000
+MOST_BYTES = 1 << 24
+"""Bytes of different words that a BPE is trained on: the trainer needs some 120 bytes of memory for each."""
+
+
+class Sample:
+    """Which pieces of a text a BPE is trained on: all, or so many, evenly spread, as hold `MOST_BYTES` of words.
+
+    How many those are is estimated: of the different words between white space, each long one counts, and of the
+    others one in 64 by its hash; for all pieces, every second, every fourth, ….
+
+    Attributes:
+        pieces: All pieces of a text of at most `MOST_BYTES`, which need not be read again; else none.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self._length = self._count = 0
+        self._seen: list[set[int]] = [set() for _ in range(32)]
+        self._bytes = [0] * 32
+
+    def add(self, text: str) -> None:
+        """Looks at the next piece."""
+        self._length += len(text.encode(errors="replace"))
+        self.pieces.append(text)
+        if self._length > MOST_BYTES:
+            self.pieces.clear()
+        sizes: dict[int, int] = {}
+        for word in map(str.encode, set(text.encode(errors="replace").decode().split())):
+            number = crc32(word)
+            if len(word) > 64 or number % 64 == 0:
+                sizes[number] = len(word) if len(word) > 64 else 64 * len(word)
+        for level, seen in enumerate(self._seen):
+            if self._count % (1 << level):
+                break
+            if self._bytes[level] <= MOST_BYTES:
+                self._bytes[level] += sum(sizes[number] for number in sizes.keys() - seen)
+                seen.update(sizes)
+        self._count += 1
+
+    @property
+    def one_in(self) -> int:
+        """1 if the BPE is trained on all pieces, 2 for every second one, and so on."""
+        if self._length <= MOST_BYTES:
+            return 1
+        return next((1 << level for level, count in enumerate(self._bytes) if count <= MOST_BYTES), 1 << 31)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -53,12 +98,12 @@ def characters(texts: Iterable[str]) -> Tokenizer:
         ranks = {character.encode(): rank for rank, character in enumerate(sorted(alphabet))}
     except UnicodeEncodeError:
         raise DataError("the corpus holds half a surrogate pair, which is no text: remove it") from None
-    return Tokenizer("characters", _ONE_CHARACTER, ranks, {END_OF_TEXT: len(ranks)})
+    return Tokenizer("characters", ONE_CHARACTER, ranks, {END_OF_TEXT: len(ranks)})
 
 
 def raw_bytes() -> Tokenizer:
     """Each byte of the text's UTF-8 as a token, and end-of-text as the last id."""
-    return Tokenizer("bytes", _ONE_CHARACTER, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
+    return Tokenizer("bytes", ONE_CHARACTER, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
 
 
 def published(name: str) -> Tokenizer:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,20 +19,29 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError
 from pipeline.data.encode import PIECE, TextDigest, cut, encode
-from pipeline.data.patterns import CL100K_PATTERN, GPT2_PATTERN, faster
+from pipeline.data.patterns import (
+    CL100K_PATTERN,
+    GPT2_PATTERN,
+    O200K_PATTERN,
+    ONE_CHARACTER,
+    faster,
+    split,
+    word_end,
+)
 from pipeline.data.tokenizer import END_OF_TEXT, TokenIds, Tokenizer
 from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.components import Document
 from pipeline.tokenize.vocabulary import published, raw_bytes, train_bpe
 
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PATTERNS = {
     "gpt2": GPT2_PATTERN,
     "cl100k": CL100K_PATTERN,
-    "o200k": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTIONS}?|"
-    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTIONS}?|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "o200k": O200K_PATTERN,
+    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+",
+    "words joined by a hyphen": r"\w+(?:[-']\w+)*|\s+|[^\w\s]+",
+    "two at a time": r"[\s\S]{1,2}",
+    "characters": ONE_CHARACTER,
 }
 
 ENGLISH = "The river runs to a sea of light, and we'll listen: it's 1923 or 2024!\n\n  Don't stop.\r\n" * 20
@@ -75,7 +84,7 @@ def test_the_ids_of_cut_pieces_are_the_ids_of_the_whole_text(
 ) -> None:
     whole = tokenizer.encode(text).tolist()
     for source in (text, blocks(text, block)):
-        parts = list(cut(source, size))
+        parts = list(cut(source, tokenizer.pattern, size))
         assert "".join(parts) == text
         assert joined(map(tokenizer.encode, parts)) == whole
 
@@ -88,7 +97,7 @@ def test_the_ids_of_cut_pieces_are_the_ids_of_the_whole_text(
 def test_pieces_of_any_size_keep_the_ids(tokenizer: Tokenizer, text: str) -> None:
     whole = tokenizer.encode(text).tolist()
     for size in range(1, 60):
-        assert joined(tokenizer.encode(part) for part in cut(text, size)) == whole
+        assert joined(tokenizer.encode(part) for part in cut(text, tokenizer.pattern, size)) == whole
 
 
 @pytest.mark.parametrize("pattern", [GPT2_PATTERN, CL100K_PATTERN], ids=["gpt2", "cl100k"])
@@ -100,13 +109,80 @@ def test_the_faster_pattern_cuts_every_text_as_its_original_does(bpe: Tokenizer,
     assert replace(bpe, pattern=pattern).encode(text).tolist() == plain.encode_ordinary(text)
 
 
-@pytest.mark.parametrize("text", ["the river runs " * 1000, "1 22 333 " * 1000, "12\n" * 1000])
-def test_words_and_numbers_are_cut_into_pieces_of_bounded_size(text: str) -> None:
-    assert max(map(len, cut(text, 100))) <= 200
+KINDS = {
+    "english": "the river runs " * 1000,
+    "numbers": "1 22 333 12\n" * 1000,
+    "chinese lines": "語言模型讀很多書，然後預測下一個字。\n" * 500,
+    "japanese": "川は海へ流れる。「そうだ」と彼は言った！？" * 500,
+    "base64": base64.b64encode(bytes(range(256)) * 40).decode(),
+    "json lines": '{"id":17,"words":["a","b"],"ok":true}\n' * 300,
+    "symbols and line breaks": "…。\n—\n" * 1000,
+    "emoji": "👩‍👩‍👧🙂\r\n" * 1000,
+    "combining marks": "e\u0301\u0302a\u0301" * 1000,
+    "white space between words": ("x" + " " * 150) * 50,
+}
 
 
-def test_a_word_that_never_ends_stays_whole() -> None:
-    assert list(cut(["endless"] * 100, 10)) == ["endless" * 100]
+@pytest.mark.parametrize("text", KINDS.values(), ids=KINDS)
+def test_any_kind_of_text_is_cut_into_pieces_of_bounded_size_with_its_ids(tokenizer: Tokenizer, text: str) -> None:
+    parts = list(cut(blocks(text, 77), tokenizer.pattern, 200))
+    assert joined(map(tokenizer.encode, parts)) == tokenizer.encode(text).tolist()
+    longest = max(map(len, split(tokenizer.pattern, text)))
+    assert max(map(len, parts)) <= 400 + 4 * longest
+
+
+def test_a_long_word_stays_whole_and_is_not_read_again_for_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = []
+    place = word_end(GPT2_PATTERN)
+
+    def counting(pattern: str) -> Callable[[str, int], int | None]:
+        return lambda text, least: (looked_at.append(len(text)), place(text, least))[1]
+
+    monkeypatch.setattr("pipeline.data.encode.word_end", counting)
+    assert list(cut(["endless"] * 3000, GPT2_PATTERN, 10)) == ["endless" * 3000]
+    assert sum(looked_at) <= 3 * len("endless" * 3000)
+
+
+@pytest.mark.parametrize("letter", ["x", " ", "語", "\n"])
+def test_a_word_that_is_too_long_to_encode_is_an_error_that_names_it(
+    letter: str, monkeypatch: pytest.MonkeyPatch, bpe: Tokenizer
+) -> None:
+    monkeypatch.setattr("pipeline.data.encode.LONGEST_WORD", 1000)
+    with pytest.raises(DataError, match=r"'novel'.*1,000 characters"):
+        list(encode([Document("novel", blocks("It was " + 600_000 * letter + "!", 10_000))], bpe, 1))
+
+
+@pytest.mark.parametrize("run", [" ", "\n", "\u3000", "\t \n"])
+def test_a_million_spaces_in_a_text_are_encoded(run: str) -> None:
+    tokenizer = train_bpe(["a" + run * 50 + "b"], 300)
+    text = f"before{run * 1_000_000}after"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    # As the same text is cut where the run is short enough for one regular expression.
+    short = f"before{run * 3000}after"
+    one_word = [tokenizer.encode(word) for word in split(tokenizer.pattern, short)]
+    assert joined(one_word) == tokenizer.encode(short).tolist()
+
+
+def test_a_pattern_that_never_ends_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.patterns.SECONDS", 0.1)
+    with pytest.raises(ValueError, match=r"\(a\+\)\+.*0 s"):
+        split(r"(a+)+(a+)+(a+)+(?=!)|.", "a" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"(?<=x)y+|[\s\S]", "xyyy" * 100),
+        (r"^ab|[\s\S]", "ab" * 100),
+        (r"\p{N}{1,3}(?=(?:\p{N}{3})*\b)|[^\p{N}]", "1234567 " * 50 + "8" * 299),
+    ],
+    ids=["looks behind", "begins", "looks ahead"],
+)
+def test_words_that_depend_on_what_stands_around_them_are_cut_as_in_the_whole_text(pattern: str, text: str) -> None:
+    for size in (16, 33, 64):
+        parts = list(cut(text, pattern, size))
+        assert len(parts) > 1
+        assert [word for part in parts for word in split(pattern, part)] == split(pattern, text)
 
 
 def documents() -> Iterator[Document]:
@@ -167,7 +243,10 @@ def test_training_twice_gives_the_same_tokenizer(bpe: Tokenizer) -> None:
 
 
 def test_training_on_cut_pieces_gives_the_same_tokenizer(bpe: Tokenizer) -> None:
-    assert train_bpe([*cut(ENGLISH, 50), *cut(CHINESE, 50)], 600).fingerprint == bpe.fingerprint
+    assert (
+        train_bpe([*cut(ENGLISH, GPT2_PATTERN, 50), *cut(CHINESE, GPT2_PATTERN, 50)], 600).fingerprint
+        == bpe.fingerprint
+    )
 
 
 def test_a_text_that_looks_like_end_of_text_is_ordinary_text(tokenizer: Tokenizer) -> None:
@@ -230,7 +309,7 @@ def test_the_published_gpt2_encodes_a_book_in_pieces_as_it_does_whole(gpt2: Toke
     whole = gpt2.encode(text).tolist()
     assert len(whole) == 5145
     for size in (64, 1000, 5000):
-        assert joined(gpt2.encode(part) for part in cut(text, size)) == whole
+        assert joined(gpt2.encode(part) for part in cut(text, gpt2.pattern, size)) == whole
 
 
 @given(st.text(max_size=40))

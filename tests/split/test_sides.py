@@ -147,7 +147,7 @@ def test_a_document_at_the_cut_may_be_larger_than_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
 ) -> None:
     monkeypatch.setattr("pipeline.data.tokens._BLOCK", 1 << 12)
-    monkeypatch.setattr("pipeline.split.sides.cut", lambda text: cut(text, 1 << 12))
+    monkeypatch.setattr("pipeline.split.sides.cut", lambda text, pattern: cut(text, pattern, 1 << 12))
     peaks = []
     for repeats in (5, 25):
         folder = tmp_path / str(repeats)
@@ -165,7 +165,7 @@ def test_a_side_that_is_read_in_pieces_has_its_whole_texts_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.data.tokens._BLOCK", 7)
-    monkeypatch.setattr("pipeline.split.sides.cut", lambda text: cut(text, 5))
+    monkeypatch.setattr("pipeline.split.sides.cut", lambda text, pattern: cut(text, pattern, 5))
     text = "the river é runs to the 語言 sea, and the stone listens\n\n  " * 5
     tokens = write(tmp_path, {"before": "the", "one": text})
     parts = kept(by_position(tokens, "characters", 0.3, 0.2))

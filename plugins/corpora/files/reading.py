@@ -15,6 +15,8 @@ FORMS = (".txt", ".md", ".jsonl", ".parquet")
 
 # A byte of zstd's can stand for tens of thousands: what is read at once decides how much comes out at once.
 _ZSTD_BLOCK = 1 << 11
+_ZSTD_WINDOW = 31
+"""The largest window that zstd can write, as a power of two: such a file takes up to 2 GiB of memory."""
 
 
 def form(path: Path) -> str:
@@ -97,11 +99,15 @@ def _zstd(path: Path) -> ModuleType:
 def _zstd_blocks(path: Path, zstd: Any) -> Iterator[bytes]:
     try:
         if zstd.__name__ == "zstandard":
-            yield from _frames(path, zstd.ZstdDecompressor())
+            yield from _frames(path, zstd.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW))
         else:
-            with zstd.open(path) as file:
+            with zstd.open(path, options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}) as file:
                 yield from _read(file, BLOCK)
     except (EOFError, zstd.ZstdError) as error:
+        if "too much memory" in str(error):
+            raise ValueError(
+                f"{path} needs a window over 2 GiB: compress it with `zstd --long=31` or less"
+            ) from None
         raise damaged(path, "zstd", error) from None
 
 

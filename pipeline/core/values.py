@@ -1,0 +1,99 @@
+"""Values that a person, or another program, wrote: what is wrong with them, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, dataclasses
+
+from pipeline.core.errors import DataError, PipelineError
+
+T = TypeVar("T")
+
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+Layers = Annotated[int, Field(gt=0, le=10_000)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[int, Field(gt=0, lt=2**63)]
+AtOnce = Annotated[int, Field(gt=0, le=2**20)]
+"""What is held in memory together: windows, or the tokens of a text that is drawn."""
+
+DEVICE = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""Of a record that this version wrote: exactly its fields, with finite numbers."""
+OPEN = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+"""Of a record of which only some fields are used here."""
+
+_EXPECTED = {"tuple_type": "a list", "dict_type": "a section of keys", "model_type": "a section of keys"}
+_LONGEST = 80
+
+
+def explain(error: ValueError, where: str = "", known: Sequence[str] = ()) -> str:
+    """What is wrong, as one line: of a validation error each place, what is wrong there, and what is known.
+
+    Args:
+        error: pydantic's, or a plain one.
+        where: The place of the whole value.
+        known: The keys that there are.
+    """
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    parts = []
+    for item in error.errors():
+        place = ".".join([where, *(str(part) for part in item["loc"])]).strip(".")
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "there is no such key" + (f" (there are: {', '.join(known)})" if known else "")
+        elif item["type"] == "missing":
+            message = "is missing"
+        elif item["type"] in _EXPECTED:
+            message = f"input should be {_EXPECTED[item['type']]}, not {_shown(item['input'])}"
+        elif item["type"] != "value_error":
+            message = f"{message[:1].lower()}{message[1:]}, not {_shown(item['input'])}"
+        parts.append(f"{place}: {message}" if place else message)
+    return "; ".join(parts[:6] + [f"and {len(parts) - 6} more"] * (len(parts) > 6))
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python refuses to write whole numbers of more than 4,300 digits
+        text = "a value that is too large to be shown"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def check_fields(kind: type[T], fields: Mapping[str, Any]) -> T:
+    """A dataclass from values that are not JSON, such as tensors.
+
+    Raises:
+        ValidationError: a field is missing, unknown, or of another type.
+    """
+    frozen: bool = vars(kind)["__dataclass_params__"].frozen
+    checked: Any = dataclasses.dataclass(kind, frozen=frozen)
+    made: T = checked(**fields)
+    return made
+
+
+def read_values(path: Path, kind: type[T], mend: str, raised: type[PipelineError] = DataError) -> T:
+    """Reads JSON as what it must hold; `mend` says what to run when it is missing, damaged or holds something else.
+
+    Raises:
+        DataError (or what is to be `raised`): it cannot be used; names the file and the first places.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise raised(f"{path} is missing: {mend}") from None
+    return parse_values(content, kind, str(path), mend, raised)
+
+
+def parse_values(
+    content: str | bytes, kind: type[T], what: str, mend: str, raised: type[PipelineError] = DataError
+) -> T:
+    """JSON as what it must hold; `what` names it. See `read_values`."""
+    try:
+        return TypeAdapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise raised(f"{what} is damaged ({explain(error)}): {mend}") from None
