@@ -21,13 +21,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.fuzz import checkpoints, corpora, params, plugins, project, publishing, states
+from tests.fuzz import checkpoints, corpora, params, planted, plugins, project, publishing, states
 from tests.fuzz.case import Case
 from tests.fuzz.runner import Limits, attempt, make_template, quicken, warm
 
 KINDS: dict[str, ModuleType] = {
     "params": params, "corpora": corpora, "states": states, "checkpoints": checkpoints, "plugins": plugins,
-    "publishing": publishing,
+    "publishing": publishing, "planted": planted,
 }  # fmt: skip
 SORTS = ("traceback", "crash", "hang", "growth", "silent", "outputs", "accepted", "wrong", "not finite", "refused",
          "message", "unnamed")  # fmt: skip
@@ -58,8 +58,8 @@ def ids(seed: int, kinds: list[str], long: bool = True) -> Any:
 
 def main() -> int:
     options = _options()
-    kinds = options.only or list(KINDS)
-    limits, started = Limits(options.limit, max(60.0, 3 * options.limit)), time.monotonic()
+    kinds = options.only or [kind for kind in KINDS if kind != "planted"]
+    limits, started = Limits(options.limit, max(60.0, 3 * options.limit), int(options.growth * 1e9)), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     folder.chmod(0o755)
     try:
@@ -154,6 +154,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=list(KINDS), help="a kind; may be repeated")
     parser.add_argument("--case", action="append", metavar="ID", help="tries this case alone; may be repeated")
     parser.add_argument("--limit", type=float, default=20, help="seconds of processor time that a command may take")
+    parser.add_argument("--growth", type=float, default=2, help="GB of memory by which a command may grow")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()
 
