@@ -1,7 +1,7 @@
 """`python -m tests.fuzz`: thousands of broken inputs, a table of them by kind, and every fault with its id.
 
-Exit code 1 if a command ended in a traceback or a crash, took too long or too much memory, ended with 0 without having
-done its work, changed an output that it did not replace, or told an error otherwise than in one line.
+Exit code 1 if a command ended in a traceback or a crash, took too long or too much memory, ended with 0 without
+having done its work, changed an output that it did not replace, or told an error otherwise than in one line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SORTS = ("traceback", "crash", "hang", "growth", "silent", "outputs", "accepted"
 
 def make_case(id: str, values: dict[str, Any]) -> Case:
     """The case of an id, SEED/KIND/NUMBER: the fixed ones first, which are the same for each seed."""
-    seed, kind, number = id.split("/")
+    _, kind, number = id.split("/")
     fixed: list[Case] = KINDS[kind].FIXED
     if int(number) < len(fixed):
         return fixed[int(number)]
@@ -59,7 +59,10 @@ def ids(seed: int, kinds: list[str], long: bool = True) -> Any:
 def main() -> int:
     options = _options()
     kinds = options.only or [kind for kind in KINDS if kind != "planted"]
-    limits, started = Limits(options.limit, max(60.0, 3 * options.limit), int(options.growth * 1e9)), time.monotonic()
+    limits, started = (
+        Limits(options.limit, max(60.0, 3 * options.limit), int(options.growth * 1e9)),
+        time.monotonic(),
+    )
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     folder.chmod(0o755)
     try:

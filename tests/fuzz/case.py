@@ -109,20 +109,25 @@ def set_param(key: str, value: str) -> Break:
 
 RAW_DIGITS = "@digits@"
 WEIRD: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1e-300, 1e308, float("nan"), float("inf"), -float("inf"), 2**31, 2**53,
+    None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1e-300, 1e308, float("nan"), float("inf"), -float("inf"), 2**31,
+    2**53,
     2**60, 2**63 - 1, 2**63, -(2**63), 10**400, RAW_DIGITS, "", " ", "abc", "0", "1", "nan", "\x00", "\x1b[31mred",
-    "a\nb", "\u202e", "\ud800", "é" * 50, "x" * 100_000, [], [1], [[]], {}, {"a": 1}, [None] * 3, "../..", "/etc/passwd",
+    "a\nb", "\u202e", "\ud800", "é" * 50, "x" * 100_000, [], [1], [[]], {}, {"a": 1}, [None] * 3, "../..",
+    "/etc/passwd",
 ]  # fmt: skip
 """What JSON can hold in the place of any value; `RAW_DIGITS` is written as a number of 5,000 digits."""
 
 YAML_VALUES = [
     "null", "true", "-1", "0", "1", "2", "0.5", "-0.5", "1e-300", "1e308", "1e400", ".nan", ".inf", "-.inf", "1e-3",
-    "9223372036854775807", "9223372036854775808", "2147483647", "2147483648", "1" + "0" * 400, "9" * 5000, "''", "abc",
+    "9223372036854775807", "9223372036854775808", "2147483647", "2147483648", "1" + "0" * 400, "9" * 5000, "''",
+    "abc",
     "[]", "{}", "[1, 2]", "[a, a]", "{a: 1}", "[[]]", "&a [*a]", "&z {q: *z}", "!!python/object:os.system x",
-    "!!binary aGk=", "!!set {a}", "!!omap [a: 1]", "!!timestamp x", "!!bool maybe", "!!float x", "!x y", "2020-13-01",
+    "!!binary aGk=", "!!set {a}", "!!omap [a: 1]", "!!timestamp x", "!!bool maybe", "!!float x", "!x y",
+    "2020-13-01",
     "2020-01-01", "0x10", "0o17", "1_000", "'1'", "'1.5'", '"\\ud800"', '"\\0"', '"\\e[31m"', "*nope", "..",
     "/etc/passwd", "data/weights/x", "'$(touch x)'", "cuda", "auto", "'" + "x" * 100_000 + "'", "\u202ex", "é",
-    "[" * 2000, "[nan]", "{1: 2}", "{[1]: 2}", "{null: 1}", "? a", "'a\tb'", "1:30", "+1", "01", "-0", "=", "<<", "|",
+    "[" * 2000, "[nan]", "{1: 2}", "{[1]: 2}", "{null: 1}", "? a", "'a\tb'", "1:30", "+1", "01", "-0", "=", "<<",
+        "|",
 ]  # fmt: skip
 """Pieces of YAML in the place of any value."""
 

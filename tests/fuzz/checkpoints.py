@@ -35,7 +35,7 @@ from tests.fuzz.case import (
     with_set,
     write,
 )  # fmt: skip
-from tests.fuzz.states import change_tensors
+from tests.fuzz.states import change_tensors, filled
 
 WEIGHT = 3
 _USERS = ("evaluate", "generate the", "score data/raw/text-00.txt")
@@ -160,16 +160,17 @@ FIXED: list[Case] = [
           ("rope_theta", 0), ("norm_eps", "x"), ("norm_eps", float("nan")), ("document_end", 10**9),
           ("document_end", "x"), ("tied_head", "no"), ("qkv_bias", "x"), ("future", 1)]),
     *(case(f"weights: {note}", command, _weights(change), want="error") for command in _USERS for note, change in [
-        ("NaN", lambda saved: saved["model_state_dict"]["head.weight"].fill_(float("nan"))),
-        ("infinite", lambda saved: saved["model_state_dict"]["token_embedding.weight"].fill_(float("inf"))),
+        ("NaN", filled(float("nan"))),
+        ("infinite", filled(float("inf"), "token_embedding.weight")),
         ("step NaN", lambda saved: saved.update(step=float("nan"))),
         ("step infinite", lambda saved: saved.update(step=float("inf"))),
         ("step text", lambda saved: saved.update(step="x")), ("step -1", lambda saved: saved.update(step=-1)),
-        ("a list", lambda saved: [1]), ("model_state_dict a list", lambda saved: saved.update(model_state_dict=[1])),
+        ("a list", lambda saved: [1]), ("model_state_dict a list",
+            lambda saved: saved.update(model_state_dict=[1])),
         ("a weight of text", lambda saved: saved["model_state_dict"].update({"head.weight": "x"})),
     ]),
     case("weights: NaN", "export", _weights(
-        lambda saved: saved["model_state_dict"]["head.weight"].fill_(float("nan"))), want="error"),
+        filled(float("nan"))), want="error"),
     *(case(f"run.json {text[:20]!r}", command, signed(CHECKPOINT, write(_RECORD, text)), want="error")
       for text in ("[]", "3", "null", "{}", "7" * 5000, '{"params": []}', '{"params": {"train": 3}}', "[" * 99_999)
       for command in ("evaluate", "export")),
@@ -179,10 +180,12 @@ FIXED: list[Case] = [
                "tokenize.tokenizer.name=file") for note, change in _TOKENIZERS if "pattern '.'" not in note),
     *(case(f"tokens' meta.json {key} {value!r:.20}", "split", _meta(TOKENS, **{key: value}), want="error")
       for key, value in [
-          ("dtype", "float32"), ("dtype", "object"), ("dtype", "<u4"), ("dtype", 3), ("dtype", "x"), ("dtype", None),
+          ("dtype", "float32"), ("dtype", "object"), ("dtype", "<u4"), ("dtype", 3), ("dtype", "x"), ("dtype",
+              None),
           ("files", {}), ("files", []), ("files", {"tokens": {"tokens": 10**12, "documents": 1, "bytes": 1}}),
           ("files", {"tokens": {"tokens": -1, "documents": 1, "bytes": 1}}), ("files", {"tokens": {"tokens": "x"}}),
-          ("files", {"tokens": {"tokens": 1.5}}), ("vocab_size", -1), ("vocab_size", "x"), ("tokenizer", {"fingerprint": 3}),
+          ("files", {"tokens": {"tokens": 1.5}}), ("vocab_size", -1), ("vocab_size", "x"), ("tokenizer",
+              {"fingerprint": 3}),
           ("params", 3), ("files", {"../x": {"tokens": 1}}),
       ]),
     *(case(f"splits' meta.json {key} {value!r:.40}", command, _meta(SPLITS, **{key: value}), want="error")
@@ -193,14 +196,20 @@ FIXED: list[Case] = [
           ("files", {side: {"tokens": float("inf")} for side in ("train", "val", "test")}),
           ("params", {"tokenize": 3}), ("params", {"split": [], "tokenize": None}),
       ]),
-    case("tokens: an id beyond the vocabulary", "split", signed(TOKENS, _ids(f"{TOKENS}/tokens.bin", 60_000)), want="error"),
-    case("val: an id beyond the vocabulary", "train", signed(SPLITS, _ids(f"{SPLITS}/val.bin", 60_000)), want="error"),
-    case("train: an id beyond the vocabulary", "train", signed(SPLITS, _ids(f"{SPLITS}/train.bin", 60_000)), want="error"),
-    case("test: an id beyond the vocabulary", "evaluate", signed(SPLITS, _ids(f"{SPLITS}/test.bin", 60_000)), want="error"),
-    *(case(f"an index whose {key} is {value!r:.20}", command, signed(folder, _index(path, key, value)), want="error")
+    case("tokens: an id beyond the vocabulary", "split", signed(TOKENS, _ids(f"{TOKENS}/tokens.bin", 60_000)),
+        want="error"),
+    case("val: an id beyond the vocabulary", "train", signed(SPLITS, _ids(f"{SPLITS}/val.bin", 60_000)),
+        want="error"),
+    case("train: an id beyond the vocabulary", "train", signed(SPLITS, _ids(f"{SPLITS}/train.bin", 60_000)),
+        want="error"),
+    case("test: an id beyond the vocabulary", "evaluate", signed(SPLITS, _ids(f"{SPLITS}/test.bin", 60_000)),
+        want="error"),
+    *(case(f"an index whose {key} is {value!r:.20}", command, signed(folder, _index(path, key, value)),
+        want="error")
       for command, folder, path in [("split", TOKENS, f"{TOKENS}/tokens.documents.jsonl"),
                                     ("evaluate", SPLITS, f"{SPLITS}/val.documents.jsonl")]
-      for key, value in [("start", 7), ("start", -1), ("start", 10**12), ("start", "0"), ("tokens", 0), ("tokens", -5),
+      for key, value in [("start", 7), ("start", -1), ("start", 10**12), ("start", "0"), ("tokens", 0), ("tokens",
+          -5),
                          ("tokens", 2**60), ("tokens", 1.5), ("bytes", -1), ("bytes", "x"), ("name", None)]),
     *(case(f"Hugging Face config.json {key} {value!r:.20}", "train", _init("data/weights/hf", set_json(
         "data/weights/hf/config.json", **{key: value})), want="error")
@@ -211,7 +220,8 @@ FIXED: list[Case] = [
                          ("tie_word_embeddings", "x"), ("rope_scaling", 3), ("quantization_config", {}),
                          ("activation_function", []), ("layer_norm_epsilon", "x"), ("layer_norm_epsilon", {})]),
     *(case(f"Hugging Face config.json: {text[:20]!r}", "train", _init("data/weights/hf", write(
-        "data/weights/hf/config.json", text)), want="error") for text in ("[]", "3", "null", "7" * 5000, "[" * 99_999)),
+        "data/weights/hf/config.json", text)), want="error") for text in ("[]", "3", "null", "7" * 5000,
+        "[" * 99_999)),
     *(case(f"dvc.lock under compare: {note}", "compare HEAD .", _locked(change), want="error", names="dvc.lock")
       for note, change in [
           ("conflict markers", lambda text: f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> b\n"),
@@ -227,7 +237,8 @@ FIXED: list[Case] = [
         b"\xff\xfe\x00", b"[]", b"{}", b"3", b"", b"7" * 5000, b'[{"relpath": 3}]', b"[" * 99_999,
         b'[{"relpath": "../../x", "md5": "ab"}]', b'[{"relpath": "a\\u0000", "md5": "\\u0000"}]', b"[1]")),
     *(case(f"{path} {text[:20]!r}", "compare HEAD .", write(path, text), want="error")
-      for path in ("metrics/evaluate.json", "reports/evaluation.json", "reports/documents.tsv", "reports/blocks.tsv")
+      for path in ("metrics/evaluate.json", "reports/evaluation.json", "reports/documents.tsv",
+          "reports/blocks.tsv")
       for text in ("[]", "3", "null", "", "7" * 5000, "[" * 99_999, "\x00", '{"a": NaN}')),
 ]  # fmt: skip
 
@@ -242,11 +253,13 @@ _FILES = [  # file, the folder of its manifest, the commands that read it
     ("data/weights/own/config.json", "data/weights/own", ("train",)),
 ]  # fmt: skip
 _TABLES = [
-    (f"{TOKENS}/tokens.documents.jsonl", TOKENS, ("split",)), (f"{SPLITS}/train.documents.jsonl", SPLITS, ("train",)),
+    (f"{TOKENS}/tokens.documents.jsonl", TOKENS, ("split",)), (f"{SPLITS}/train.documents.jsonl", SPLITS, ("train",
+        )),
     (f"{SPLITS}/val.documents.jsonl", SPLITS, ("evaluate",)), ("reports/documents.tsv", "", ("compare HEAD .",)),
     ("reports/blocks.tsv", "", ("compare HEAD .",)), (f"{TOKENS}/tokens.bin", TOKENS, ("split",)),
     (f"{SPLITS}/val.bin", SPLITS, ("train", "evaluate")), ("dvc.lock", "", ("compare HEAD .",)),
-    (f"{CHECKPOINT}/best.pth", CHECKPOINT, _USERS), (f"{CHECKPOINT}/samples.jsonl", CHECKPOINT, ("evaluate", "export")),
+    (f"{CHECKPOINT}/best.pth", CHECKPOINT, _USERS), (f"{CHECKPOINT}/samples.jsonl", CHECKPOINT, ("evaluate",
+        "export")),
     (f"{CHECKPOINT}/metrics/history.tsv", CHECKPOINT, ("evaluate",)), ("metrics/history.tsv", "", ("evaluate",)),
     ("data/weights/hf/model.safetensors", "", ("train",)), ("environment.yaml", "", ("lock",)),
 ]  # fmt: skip
@@ -263,7 +276,8 @@ def random_case(draw: random.Random, values: dict[str, Any]) -> Case:
         path, folder, commands = draw.choice(_FILES[:1] + _FILES[2:3])
         change = fingerprinted if path == _TOKENIZER else set_json
         key = draw.choice(("pattern", "end", "special_tokens", "ranks", "name") if path == _TOKENIZER else
-                          ("n_layers", "n_heads", "emb_dim", "context_length", "vocab_size", "pad_vocab_to", "family"))  # fmt: skip
+                          ("n_layers", "n_heads", "emb_dim", "context_length", "vocab_size", "pad_vocab_to",
+                              "family"))  # fmt: skip
         value = draw.choice(WEIRD)
         return case(
             f"{path} {key} {value!r:.20}", draw.choice(commands), signed(folder, change(path, **{key: value}))

@@ -36,6 +36,11 @@ def _told(*names: str) -> Callable[[Path, str], str]:
     return after
 
 
+def _named(text: str) -> Callable[[Path, str], str]:
+    """Standard output names it."""
+    return lambda root, out: "" if text.lower() in out.lower() else f"no word of {text}"
+
+
 def _link(path: str, target: str) -> Break:
     def breaks(root: Path) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -93,17 +98,18 @@ FIXED: list[Case] = [
       for name in ("h.TXT.gz", "i.txt.GZ", "j.MD.Gz")),
     *(
         case(f"a file with the ending {ending!r}", command, write(f"{_RAW}/left{ending}", "a text\n"),
-             after=lambda root, out, ending=ending: "" if ending.lower() in out.lower() else f"no word of {ending!r}")
-        for ending in _ENDINGS for command in (("tokenize", "check") if ending in (".pdf", ".csv") else ("tokenize",))
+             after=_named(ending))
+        for ending in _ENDINGS for command in (("tokenize", "check") if ending in (".pdf", ".csv") else ("tokenize",
+            ))
     ),
     case("a folder behind a link", "tokenize", _linked_folder, after=_told("linked")),
     case("a folder behind a link", "check", _linked_folder,
-         after=lambda root, out: "" if "linked" in out else "no word of linked"),
+         after=_named("linked")),
     case("a link to itself", "tokenize", _link(f"{_RAW}/loop", ".")),
     case("a link to its parent", "tokenize", _link(f"{_RAW}/sub/up", "..")),
     case("links in a circle", "tokenize", both(_link(f"{_RAW}/a.txt", "b.txt"), _link(f"{_RAW}/b.txt", "a.txt")),
          want="error"),
-    case("a link to /proc", "tokenize", _link(f"{_RAW}/p", "/proc/self")),
+    case("a link to /dev", "tokenize", _link(f"{_RAW}/p", "/dev"), want="error"),
     case("a link to an endless file", "tokenize", _link(f"{_RAW}/z.txt", "/dev/zero"), want="error"),
     *(case("an unreadable folder", command, _unreadable(f"{_RAW}/locked"), want="error", names="locked",
            unprivileged=True) for command in ("tokenize", "check")),
@@ -147,19 +153,25 @@ FIXED: list[Case] = [
         ("base64", lambda: b"aGVsbG8gd29ybGQ" * 200_000), ("one letter", lambda: b"a" * 3_000_000),
         ("digits", lambda: b"1234567890" * 300_000), ("Thai", lambda: "แม่น้ำไหลลงทะเล".encode() * 66_000),
         ("emoji", lambda: "🌊🌞".encode() * 375_000), ("combining marks", lambda: "é".encode() * 1_000_000),
-        ("NUL", lambda: bytes(3_000_000)), ("hats", lambda: b"^" * 3_000_000), ("CR", lambda: b"the sea" + b"\r" * 3_000_000),
-        ("tabs", lambda: b"the sea" + b"\t" * 3_000_000), ("no-break spaces", lambda: b"the sea" + "\u00a0".encode() * 1_500_000),
+        ("NUL", lambda: bytes(3_000_000)), ("hats", lambda: b"^" * 3_000_000),
+        ("CR", lambda: b"the sea" + b"\r" * 3_000_000), ("tabs", lambda: b"the sea" + b"\t" * 3_000_000),
+        ("no-break spaces", lambda: b"the sea" + "\u00a0".encode() * 1_500_000),
     ]),
-    *(case(f"{note}, 30 MB", "tokenize", _only(name, content), want="ok") for note, name, content in [
+    *(case(f"{note}, 30 MB", "tokenize", _only(name, content)) for note, name, content in [
         ("one line of Chinese", "x.txt", lambda: "河流向海洋的光".encode() * 1_430_000),
-        ("packed JSON on one line", "x.jsonl.gz", lambda: gzip.compress(b'{"text": "' + b"abc" * 10_000_000 + b'"}')),
+        ("packed JSON on one line", "x.jsonl.gz",
+            lambda: gzip.compress(b'{"text": "' + b"abc" * 10_000_000 + b'"}')),
     ]),
 ]  # fmt: skip
 
-_ALPHABETS = ("the sea of light\n", "河流海洋光。\n", "aeiou", " ", "\n", "\t \n", "0123456789", "é̀", "🌊👩‍🔬", "\x00", "\u2028", "א",
-              "^", "a ", "'s ", "\r\n", "\ufeff", "한국어", "ก้")  # fmt: skip
-_NAMES = ("x.txt", "x.TXT", "x.md", "x.jsonl", "x.parquet", "x.txt.gz", "x.jsonl.zst", "x.zst", "x.gz", ".x.txt", "x",
-          "é.txt", "a b.txt", "a\nb.txt", "x.txt.gz.gz", "train.txt", "-.txt", "\udcff.txt", "sub/x.md", "x.csv")  # fmt: skip
+_ALPHABETS = (
+    "the sea of light\n", "河流海洋光。\n", "aeiou", " ", "\n", "\t \n", "0123456789", "é̀", "🌊👩‍🔬", "\x00",
+    "\u2028", "א", "^", "a ", "'s ", "\r\n", "\ufeff", "한국어", "ก้",
+)  # fmt: skip
+_NAMES = (
+    "x.txt", "x.TXT", "x.md", "x.jsonl", "x.parquet", "x.txt.gz", "x.jsonl.zst", "x.zst", "x.gz", ".x.txt", "x",
+    "é.txt", "a b.txt", "a\nb.txt", "x.txt.gz.gz", "train.txt", "-.txt", "\udcff.txt", "sub/x.md", "x.csv",
+)  # fmt: skip
 
 
 def random_case(draw: random.Random, values: dict[str, Any]) -> Case:
@@ -184,11 +196,14 @@ def random_case(draw: random.Random, values: dict[str, Any]) -> Case:
     made = with_set(made, f"tokenize.tokenizer.name={tokenizer}")
     if draw.random() < 0.5:
         key, options = draw.choice((
-            ("encoding", ("utf-8", "utf-16", "latin-1", "gb18030", "utf-7", "utf-32", "ascii", "idna", "hex", "shift_jis",
-                          "iso2022_jp", "utf-8-sig", "punycode", "unicode_escape", "rot13", "undefined", "mbcs", "cp037",
+            ("encoding", ("utf-8", "utf-16", "latin-1", "gb18030", "utf-7", "utf-32", "ascii", "idna", "hex",
+                "shift_jis",
+                          "iso2022_jp", "utf-8-sig", "punycode", "unicode_escape", "rot13", "undefined", "mbcs",
+                          "cp037",
                           "hz", "raw_unicode_escape", "utf_16_be")),
             ("errors", ("replace",)), ("newlines", ("lf",)), ("separator", ('"\\n"', "the", '" "', '"\\0"', "[")),
-            ("include", ("[x*]", "['**']", "['*']", "['**/*']", "['[']", "['**/[']", "[sub]", "['.*']", "['x\\0']")),
+            ("include", ("[x*]", "['**']", "['*']", "['**/*']", "['[']", "['**/[']", "[sub]", "['.*']",
+                "['x\\0']")),
             ("text_field", ("a", "text.a", "'.'", "doc.text")),
         ))  # fmt: skip
         made = with_set(made, f"tokenize.corpus.files.{key}={draw.choice(options)}")

@@ -23,7 +23,8 @@ from tests.fuzz.case import (
 
 _STAGES = ("tokenize", "split", "train", "evaluate", "export")
 _COMMANDS = (
-    *(["check", "tokenize", "split", "train", "evaluate", "export"] * 2), "generate the", "score data/raw/text-00.txt",
+    *(["check", "tokenize", "split", "train", "evaluate", "export"] * 2), "generate the",
+    "score data/raw/text-00.txt",
     "preset", "preset modern-tiny",
 )  # fmt: skip
 _WORK = {"amount", "batch_size", "micro_batch_size", "max_new_tokens", "ns_steps", "every", "windows", "vocab_size"}
@@ -61,7 +62,8 @@ FIXED: list[Case] = [
         for command in ("train", "check")
     ),
     *(
-        case(f"{key} is a bomb", "check", both(edit("params.yaml", lambda text: bomb() + text), set_param(key, "*zzz8")))
+        case(f"{key} is a bomb", "check", both(edit("params.yaml", lambda text: bomb() + text), set_param(key,
+            "*zzz8")))
         for key in ("train.optimizer.torch.options", "train.seed", "evaluate.generation.prompts", "model")
     ),
     *(
@@ -88,7 +90,8 @@ FIXED: list[Case] = [
         for encoding in ("utf-16", "utf-32", "utf-8-sig", "utf-16-le")
     ),
     case("CRLF stays under preset", "preset tiny", edit("params.yaml", _crlf), want="ok", after=_keeps_crlf),
-    *(case(f"{command} | head", command, plant=closed_pipe, want="ok") for command in ("plugins", "runs", "check", "preset")),
+    *(case(f"{command} | head", command, plant=closed_pipe, want="ok") for command in ("plugins", "runs", "check",
+        "preset")),
     *(
         case(f"sampler {value}", command, both(
             set_param("evaluate.samplers.use", "[repetition_penalty]"),
@@ -100,7 +103,8 @@ FIXED: list[Case] = [
         case(f"{name} {value}", "generate the", both(
             set_param("evaluate.samplers.use", f"[{name}]"), set_param(f"evaluate.samplers.{name}", value)))
         for name, value in [
-            ("temperature", "{value: 1e-300}"), ("temperature", "{value: 1e-45}"), ("temperature", "{value: 1e300}"),
+            ("temperature", "{value: 1e-300}"), ("temperature", "{value: 1e-45}"), ("temperature",
+                "{value: 1e300}"),
             ("top_k", "{k: 9223372036854775807}"), ("top_k", f"{{k: 1{'0' * 30}}}"), ("top_p", "{p: 1e-300}"),
             ("min_p", "{p: 1.0}"), ("typical", "{p: 1e-300}"),
         ]
@@ -112,7 +116,8 @@ FIXED: list[Case] = [
                              ("check", "train.eval_callbacks.sample_text.max_new_tokens")]
     ),
     case("--tokens 2^63-1", f"generate the --tokens {2**63 - 1} --stop e", want=""),
-    with_set(case("micro_batch_size 10^8", "train"), "train.batch_size=100000000", "train.micro_batch_size=100000000"),
+    with_set(case("micro_batch_size 10^8", "train"), "train.batch_size=100000000",
+        "train.micro_batch_size=100000000"),
     *(
         with_set(case(f"torch {name} {options}", command, both(
             set_param("train.optimizer.name", "torch"),
@@ -121,10 +126,12 @@ FIXED: list[Case] = [
         for name, options in [
             ("NAdam", "{capturable: true, foreach: true}"), ("AdamW", "{capturable: true}"),
             ("AdamW", "{fused: true, foreach: true}"), ("AdamW", "{betas: [0.9]}"), ("AdamW", "{betas: 1}"),
-            ("AdamW", "{lr: [1]}"), ("LBFGS", "{}"), ("SparseAdam", "{}"), ("Optimizer", "{}"), ("ASGD", "{t0: abc}"),
+            ("AdamW", "{lr: [1]}"), ("LBFGS", "{}"), ("SparseAdam", "{}"), ("Optimizer", "{}"), ("ASGD",
+                "{t0: abc}"),
             ("Rprop", "{etas: [2, 3]}"), ("Adagrad", "{lr_decay: .inf}"), ("AdamW", "{weight_decay: .nan}"),
             ("AdamW", "{eps: abc}"), ("SGD", "{momentum: abc}"), ("RMSprop", "{alpha: [1, 2]}"), ("Muon", "{}"),
-            ("AdamW", "{maximize: abc}"), ("AdamW", "{params: 3}"), ("__class__", "{}"), ("AdamW", "{betas: [a, b]}"),
+            ("AdamW", "{maximize: abc}"), ("AdamW", "{params: 3}"), ("__class__", "{}"), ("AdamW",
+                "{betas: [a, b]}"),
         ]
     ),
 ]  # fmt: skip
@@ -154,7 +161,8 @@ def _line_case(draw: random.Random, command: str) -> Case:
     """A line of params.yaml removed, doubled, indented otherwise, or one that does not belong there."""
     place, how = draw.randrange(150), draw.randrange(5)
     odd = draw.choice(["\tx: 1", "- a", "%YAML 9.9", "---", "...", "<<: {a: 1}", "<<: *x", "x: y: z", "? ", ": ",
-                       "train: {}", "model:", "  ", "@", "`", "\ufeff", "\u2028", "&a", "!!map", "=======", "a: 'b"])  # fmt: skip
+                       "train: {}", "model:", "  ", "@", "`", "\ufeff", "\u2028", "&a", "!!map", "=======",
+                       "a: 'b"])  # fmt: skip
 
     def change(text: str) -> str:
         lines = text.splitlines()

@@ -16,11 +16,12 @@ from tests.fuzz.case import Break, Case, both, case, set_param
 _CALLS = ("rename", "replace", "mkdir", "unlink", "fsync", "rmdir", "link", "symlink", "open")
 _NEXT = {"tokenize": "split", "split": "train", "train": "evaluate", "evaluate": "export", "export": "evaluate"}
 _CHANGE = {"tokenize": ("tokenize.tokenizer.bpe.vocab_size", "270"), "split": ("split.seed", "5"),
-           "train": ("train.seed", "5"), "evaluate": ("evaluate.generation.seed", "9"), "export": ("export.weights", "last")}  # fmt: skip
+           "train": ("train.seed", "5"), "evaluate": ("evaluate.generation.seed", "9"), "export": ("export.weights",
+               "last")}  # fmt: skip
 
 
 def failing(number: int, how: int) -> Callable[[], None]:
-    """Makes the NUMBER-th change of a file below artifacts/, metrics/ or reports/ fail: with an errno, or SIGKILL (0)."""
+    """Makes the NUMBER-th change of an output's file fail: with an errno, or by SIGKILL (0)."""
 
     def plant() -> None:
         left = [number]
@@ -62,17 +63,22 @@ def _stopped(stage: str, number: int, how: int) -> Case:
 
 
 FIXED: list[Case] = [
-    *(case(f"{folder} is read-only", stage, both(set_param(*_CHANGE[stage]), locked(folder)), want="error", unprivileged=True)
-      for stage, folder in [("train", "metrics"), ("evaluate", "metrics"), ("evaluate", "."), ("train", "artifacts"),
+    *(case(f"{folder} is read-only", stage, both(set_param(*_CHANGE[stage]), locked(folder)), want="error",
+        unprivileged=True)
+      for stage, folder in [("train", "metrics"), ("evaluate", "metrics"), ("evaluate", "."), ("train",
+          "artifacts"),
                             ("tokenize", "artifacts"), ("split", "artifacts"), ("export", "artifacts")]),
     *(case("a folder in the place of a metrics file", stage, both(set_param(*_CHANGE[stage]), breaks), want="error")
       for stage, breaks in [
           ("train", _full),
-          ("evaluate", lambda root: ((root / "metrics/evaluate.json").unlink(), (root / "metrics/evaluate.json").mkdir())),
+          ("evaluate", lambda root: ((root / "metrics/evaluate.json").unlink(),
+              (root / "metrics/evaluate.json").mkdir())),
       ]),
     *(case("metrics is a file", stage, both(set_param(*_CHANGE[stage]), lambda root: (
-        shutil.rmtree(root / "metrics"), (root / "metrics").write_text("x"))), want="error") for stage in ("train", "evaluate")),
-    *(_stopped(stage, number, how) for stage in ("split", "train", "tokenize") for how in (0, errno.ENOSPC, errno.EACCES)
+        shutil.rmtree(root / "metrics"), (root / "metrics").write_text("x"))), want="error") for stage in ("train",
+        "evaluate")),
+    *(_stopped(stage, number, how) for stage in ("split", "train", "tokenize") for how in (0, errno.ENOSPC,
+        errno.EACCES)
       for number in range(1, 16)),
 ]  # fmt: skip
 

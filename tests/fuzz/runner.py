@@ -32,8 +32,10 @@ _WARM = (
     "pipeline.split.stage", "pipeline.train.stage", "pipeline.evaluate.stage", "pipeline.evaluate.report.write",
     "pipeline.export.stage", "pipeline.commands.check", "pipeline.commands.generate", "pipeline.commands.score",
     "pipeline.commands.compare", "pipeline.commands.runs", "pipeline.commands.check_plugin",
-    "pipeline.commands.trial", "pipeline.authoring.listing", "pipeline.authoring.testing", "pipeline.model.pretrained",
-    "pipeline.exporting.proof", "multiprocessing.popen_fork", "pyarrow.parquet", "zstandard", "torch.optim", "matplotlib.pyplot",
+    "pipeline.commands.trial", "pipeline.authoring.listing", "pipeline.authoring.testing",
+    "pipeline.model.pretrained",
+    "pipeline.exporting.proof", "multiprocessing.popen_fork", "pyarrow.parquet", "zstandard", "torch.optim",
+    "matplotlib.pyplot",
     "torch._dynamo",
 )  # fmt: skip
 _MAY_CHANGE = {
@@ -150,6 +152,10 @@ def attempt(case: Case, id: str, template: Path, folder: Path, limits: Limits) -
             again = _forked(lambda: _command(case, case.then, False), folder / "out", root, limits, True)
             then = Case(case.note, case.then)
             tried.faults += _judge(then, again, before, root)
+            if case.killed and (wrong := _broken(case.command[0], root)):
+                tried.faults.append(
+                    Fault("outputs", wrong, f"{case.command[0]} | outputs | killed: {_digitless(wrong)}")
+                )
     finally:
         _unlock(root)
         shutil.rmtree(root, ignore_errors=True)
@@ -275,7 +281,7 @@ def _files(path: Path) -> Iterator[Path]:
     if path.is_dir() and not path.is_symlink():
         for each in path.iterdir():
             yield from _files(each)
-    elif os.path.lexists(path):
+    elif os.path.lexists(path) and not _is_lock(path.name):
         yield path
 
 
@@ -362,6 +368,18 @@ def _is_new(output: str, before: dict[str, str], after: dict[str, str]) -> bool:
     """Whether the stage's output has other files than before (a published folder has other inodes)."""
     now = {name: digest for name, digest in after.items() if name.startswith(f"{output}/")}
     return bool(now) and not any(before.get(name) == digest for name, digest in now.items())
+
+
+def _broken(stage: str, root: Path) -> str:
+    """What a killed stage, and a command after it, left that is not one run's; empty for nothing."""
+    left = sorted(path.name for path in (root / "artifacts").glob(".*") if not _is_lock(path.name))
+    if not (root / _OUTPUT[stage]).is_dir():
+        return f"{_OUTPUT[stage]} is gone"
+    return f"artifacts/{left[0]} is left" if left else _not_of_one_run(stage, root)
+
+
+def _is_lock(name: str) -> bool:
+    return name.startswith(".") and name.endswith("lock")
 
 
 def _not_of_one_run(stage: str, root: Path) -> str:

@@ -1,4 +1,4 @@
-"""Broken states in .resume: what `runs` and `clean` read of them, and what `train` resumes, with fresh manifests."""
+"""Broken states in .resume, with manifests that agree: what `runs`, `clean` and `train` make of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tensors(path: Path) -> dict[str, Any]:
 
 
 def change_tensors(path: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Changes what a file of tensors holds, below the folder that is given."""
+    """Changes what a file of tensors holds, below the folder that is given, or replaces it by what is returned."""
 
     def changes(folder: Path) -> None:
         value = tensors(folder / path)
@@ -73,8 +73,13 @@ def _copied(name: str) -> Break:
     return lambda root: shutil.copytree(_state(root), _state(root).parent / name)
 
 
-def _weights(value: float) -> Callable[[dict[str, Any]], None]:
-    return lambda saved: saved["model_state_dict"]["head.weight"].fill_(value)
+def filled(value: float, name: str = "head.weight") -> Callable[[dict[str, Any]], None]:
+    """Fills a weight."""
+
+    def fill(saved: dict[str, Any]) -> None:
+        saved["model_state_dict"][name].fill_(value)
+
+    return fill
 
 
 _ABOUT = [None, float("nan"), float("inf"), -1, 2**63, "3", [], {}, True, 1e308, RAW_DIGITS, 0.5]
@@ -94,18 +99,21 @@ _IDENTITY = (
 FIXED: list[Case] = [
     *(
         case(f"a folder {name}", command, _copied(name))
-        for name in ("000001.bak", "000009 copy", "9", "1e5", "000001.", "٣", "²", "00000000000000000000000001", "9" * 200)
+        for name in ("000001.bak", "000009 copy", "9", "1e5", "000001.", "٣", "²", "00000000000000000000000001",
+            "9" * 200)
         for command in ("train", "runs", "clean", "check")
     ),
     *(case(f"about.json step {value!r:.20}", command, _about(step=value)) for value in _ABOUT
       for command in ("runs", "clean --keep 1", "train")),
     *(case(f"about.json total_steps {value!r:.20}", "runs", _about(total_steps=value)) for value in _ABOUT),
     *(
-        case(f"run.json {text[:20]!r}", command, lambda root, text=text: write("other/run.json", text)(root / ".resume"))
+        case(f"run.json {text[:20]!r}", command, lambda root, text=text: write("other/run.json",
+            text)(root / ".resume"))
         for text in _IDENTITY for command in ("train", "runs")
     ),
     *(
-        case(f"state's {key} {value!r:.30}", "train", in_state(_run(**{key: value}), incomplete=True), then=("evaluate",))
+        case(f"state's {key} {value!r:.30}", "train", in_state(_run(**{key: value}), incomplete=True),
+            then=("evaluate",))
         for key, value in [
             ("step", float("nan")), ("step", -1), ("step", 10**6), ("step", "1"), ("step", None), ("step", 2**70),
             ("step", 1.5), ("step", True), ("history", None), ("history", [3]), ("history", {}), ("history", []),
@@ -116,7 +124,8 @@ FIXED: list[Case] = [
             ("conditions", {"device": 3}), ("conditions", []), ("memory", None), ("memory", []), ("samples", None),
             ("samples", [1]), ("skipped", 3), ("timing", [3]), ("seconds", "x"), ("seconds", float("nan")),
             ("complete", "yes"), ("complete", True), ("stopped", 3), ("future", 1), ("final", None),
-            ("objective_nats", float("nan")), ("objective_tokens", "x"), ("objective_tokens", -1), ("grad_norm", None),
+            ("objective_nats", float("nan")), ("objective_tokens", "x"), ("objective_tokens", -1), ("grad_norm",
+                None),
         ]
     ),
     *(
@@ -132,9 +141,10 @@ FIXED: list[Case] = [
     *(
         case(note, "train", in_state(change_tensors("state.pth", change), incomplete=True), then=("evaluate",))
         for note, change in [
-            ("NaN weights", _weights(float("nan"))), ("infinite weights", _weights(float("inf"))),
+            ("NaN weights", filled(float("nan"))), ("infinite weights", filled(float("inf"))),
             ("no run", lambda saved: {}), ("a list", lambda saved: [1]), ("a tensor", lambda saved: torch.ones(3)),
-            ("no weights", lambda saved: saved.pop("model_state_dict")), ("no random", lambda saved: {**saved, "random": None}),
+            ("no weights", lambda saved: {**saved, "model_state_dict": None}), ("no random", lambda saved: {**saved,
+                "random": None}),
             ("half of random", lambda saved: {**saved, "random": {}}),
             ("python's random", lambda saved: saved["random"].update(python=[3, [1, 2], None])),
             ("numpy's random", lambda saved: saved["random"].update(numpy=[torch.ones(2), 0, 0, 0.0])),
@@ -142,7 +152,8 @@ FIXED: list[Case] = [
             ("cuda's random", lambda saved: saved["random"].update(cuda=3)),
             ("the optimizer empty", lambda saved: saved.update(optimizer_state_dict={})),
             ("the optimizer's groups", lambda saved: saved["optimizer_state_dict"].update(param_groups=[])),
-            ("the optimizer's moments", lambda saved: saved["optimizer_state_dict"].update(state={0: {"step": "x"}})),
+            ("the optimizer's moments", lambda saved: saved["optimizer_state_dict"].update(
+                state={0: {"step": "x"}})),
             ("the optimizer's rate", lambda saved: saved["optimizer_state_dict"]["param_groups"][0].update(lr="x")),
             ("weights of another shape", lambda saved: saved["model_state_dict"].update(
                 {"head.weight": torch.ones(3, 3)})),
