@@ -126,7 +126,7 @@ def _prove_in_a_process(tokenizer: Tokenizer, path: Path, *arguments: str) -> No
 
 
 def main() -> None:
-    """Proves the tokenizer of the arguments (seconds, and `from_file`'s); prints what is wrong."""
+    """Proves the tokenizer of the arguments (seconds, and `from_file`'s); writes what is wrong to stdout."""
     for kind, limit in ((resource.RLIMIT_CPU, int(sys.argv[1])), (resource.RLIMIT_AS, _MEMORY)):
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
     path, pattern, end_of_text = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
