@@ -105,6 +105,8 @@ def published_folder(path: Path, paths: Paths) -> Iterator[Path]:
         for copy in sorted((staged / METRICS).glob("*")):
             target = paths.metrics / copy.name
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
             targets.append(target)
             shutil.copyfile(copy, _beside(target, "partial"))
         _sync(*staged.rglob("*"), *(_beside(target, "partial") for target in targets), *_parents(targets))
