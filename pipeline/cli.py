@@ -496,9 +496,16 @@ def _stopped(message: str, number: int) -> int:
     return _fail(message, 128 + number, "")
 
 
+_LONGEST_MESSAGE = 4000
+"""Characters of an error."""
+
+
 def _fail(message: str, code: int, kind: str = "error: ") -> int:
     from pipeline.core.console import printable
 
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_MESSAGE:  # a value of a megabyte, say
+        line = f"{line[: _LONGEST_MESSAGE // 2]} … {line[-_LONGEST_MESSAGE // 2 :]}"
     with suppress(BrokenPipeError):  # the exit code still says it
-        click.echo(f"{kind}{printable(' '.join(message.split()))}", err=True)
+        click.echo(f"{kind}{printable(line)}", err=True)
     return code

@@ -21,7 +21,7 @@ _SPACE = [character for character in map(chr, range(0x3001)) if character.isspac
 _ASCII_SPACE = "".join(filter(str.isascii, _SPACE)).encode()
 _OTHER_SPACE = [character for character in _SPACE if not character.isascii()]
 
-LONGEST_WORD = 1 << 23
+LONGEST_WORD = 1 << 21
 """Characters of one word: a BPE holds some 60 bytes for each while it merges them."""
 
 

@@ -136,7 +136,7 @@ class _Meta:
     __pydantic_config__ = OPEN
 
     dtype: Literal["uint16", "uint32"]
-    vocab_size: int
+    vocab_size: Annotated[int, Field(gt=0)]
     tokenizer: _MadeBy
     files: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], _File], Field(min_length=1)]
     params: dict[str, dict[str, Any]]
@@ -158,7 +158,7 @@ class TokenFolder:
         self.folder = folder
         self._mend = mend
         meta = read_values(folder / META, _Meta, mend)
-        self.meta: dict[str, Any] = asdict(meta)
+        self.meta: dict[str, Any] = read_json(folder / META, mend)
         self.tokenizer = Tokenizer.load(folder / TOKENIZER, mend)
         made_by = meta.tokenizer.fingerprint
         if made_by != self.tokenizer.fingerprint:

@@ -138,6 +138,8 @@ def check_state(saved: dict[str, Any], config: GPTConfig, total_steps: int) -> N
             final = check_fields(_Final, state.final)
             check_fields(RunRecord, final.record)
             _ = final.best["loss"], final.last["loss"], state.history[-1]["tokens"]
+        if any("step" not in row for row in state.history):
+            raise ValueError("an evaluation of its history has no step")
         json.dumps([state.samples, state.skipped, state.history, state.final], allow_nan=False)
         optimizer = saved["optimizer_state_dict"]
         _ = optimizer["state"].items(), [group["params"] for group in optimizer["param_groups"]]
@@ -151,7 +153,7 @@ def check_state(saved: dict[str, Any], config: GPTConfig, total_steps: int) -> N
         raise CheckpointError(f"it holds values that are no state's: {' '.join(reason.split())[:300]}") from None
     if "shards" not in saved:  # whose content each rank reads
         check_weights(saved["model_state_dict"], config, "its weights")
-        if state.best_weights:
+        if state.best_step >= 0:
             check_weights(state.best_weights, config, "its best weights")
 
 

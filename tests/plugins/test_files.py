@@ -30,6 +30,7 @@ from pipeline.plugin.registry import Registry
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["corpora"])
 CUTTING = sys.modules["plugins.corpora.files.text"]
+FILES = type(REGISTRY.build("corpora", "files", {}, ""))
 READING = sys.modules["plugins.corpora.files.reading"]
 HALF = "\\ud800"
 
@@ -265,7 +266,7 @@ def test_texts_that_cannot_be_decoded_are_listed_at_once(tmp_path: Path, monkeyp
     for part in ("9 things", "0.txt is not UTF-8 at byte 2", "5.txt", "and 4 more"):
         assert part in message
     assert "4.txt is" not in message
-    monkeypatch.setattr(sys.modules["plugins.corpora.files"], "_LOOK_AT_MOST", 3)
+    monkeypatch.setitem(FILES.documents.__globals__, "_LOOK_AT_MOST", 3)
     assert "5 files were not looked at" in refused(tmp_path)
     assert len(read(tmp_path, errors="replace", include=["*.txt"])) == 9
 

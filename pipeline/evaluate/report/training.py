@@ -61,4 +61,7 @@ def _with_times(history: list[dict[str, float]], timing: list[dict[str, float]])
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        samples: list[dict[str, Any]] = [json.loads(line) for line in file]
+    if not all(isinstance(each["step"], int) and isinstance(each["text"], str) for each in samples):
+        raise ValueError("a sample needs a step and a text")
+    return samples
