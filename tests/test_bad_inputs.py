@@ -285,7 +285,7 @@ TOKENIZE_CASES = [
                 r" --set tokenize.tokenizer.file.pattern=\\w+",
                 ("loses a part",),
             ),
-            ("a broken pattern", EVERY_BYTE, " --set 'tokenize.tokenizer.file.pattern=\"(\"'", ("cannot be used",)),
+            ("a broken pattern", EVERY_BYTE, " --set 'tokenize.tokenizer.file.pattern=\"(\"'", ("no regular expression",)),
             ("elsewhere", EVERY_BYTE, " --set tokenize.tokenizer.file.path=/etc/passwd", ("must lie below data/",)),
             ("above", EVERY_BYTE, " --set tokenize.tokenizer.file.path=data/../x", ("must lie below data/",)),
             ("another name", EVERY_BYTE, " --set tokenize.tokenizer.file.path=data/x", ("data/x is missing",)),
