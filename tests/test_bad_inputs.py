@@ -285,7 +285,7 @@ TOKENIZE_CASES = [
                 r" --set tokenize.tokenizer.file.pattern=\\w+",
                 ("loses a part",),
             ),
-            ("a broken pattern", EVERY_BYTE, " --set 'tokenize.tokenizer.file.pattern=\"(\"'", ("no regular expression",)),
+            ("a broken pattern", EVERY_BYTE, " --set 'tokenize.tokenizer.file.pattern=\"(\"'", ("expression",)),
             ("elsewhere", EVERY_BYTE, " --set tokenize.tokenizer.file.path=/etc/passwd", ("must lie below data/",)),
             ("above", EVERY_BYTE, " --set tokenize.tokenizer.file.path=data/../x", ("must lie below data/",)),
             ("another name", EVERY_BYTE, " --set tokenize.tokenizer.file.path=data/x", ("data/x is missing",)),
@@ -1084,7 +1084,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(
         assert line, f"training ended too early: {seen}"
         seen += line
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert re.fullmatch(r"training stopped at step \d+ of \d+; run it again to go on\n", err), err
     assert contents(project.root) == before
