@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,17 +45,15 @@ def make_case(id: str, values: dict[str, Any]) -> Case:
     return made
 
 
-def ids(seed: int, kinds: list[str], long: bool = True) -> Any:
+def ids(seed: int, kinds: list[str]) -> Iterator[str]:
     """The ids in the order of trying: all fixed cases, then random ones of each kind in turn, without end."""
     for kind in kinds:
         yield from (f"{seed}/{kind}/{number}" for number in range(len(KINDS[kind].FIXED)))
-    number = 0
-    while True:
+    for turn in count():
         for kind in kinds:
-            for copy in range(getattr(KINDS[kind], "WEIGHT", 1)):
-                weight = getattr(KINDS[kind], "WEIGHT", 1)
-                yield f"{seed}/{kind}/{len(KINDS[kind].FIXED) + number * weight + copy}"
-        number += 1
+            weight = getattr(KINDS[kind], "WEIGHT", 1)
+            first = len(KINDS[kind].FIXED) + turn * weight
+            yield from (f"{seed}/{kind}/{number}" for number in range(first, first + weight))
 
 
 def main() -> int:
