@@ -19,6 +19,8 @@ def run(context: Context) -> None:
     """Each shape with one thread, M and B also with two, unless `one_thread`; all sides, and GEMM, take turns."""
     if context.quick:
         context.skip("others compiled", "the short form tries them eager only")
+    if context.one_thread:
+        context.skip("training with two threads", "--one-thread was given")
     for name in ("M",) if context.quick else ("S", "M", "B"):
         chosen: dict[str, Chosen] = {}
         for threads in (1,) if context.quick or context.one_thread or name == "S" else (1, 2):
