@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,17 +45,15 @@ def make_case(id: str, values: dict[str, Any]) -> Case:
     return made
 
 
-def ids(seed: int, kinds: list[str], long: bool = True) -> Any:
+def ids(seed: int, kinds: list[str], fixed: bool = True) -> Iterator[str]:
     """The ids in the order of trying: all fixed cases, then random ones of each kind in turn, without end."""
-    for kind in kinds:
+    for kind in kinds if fixed else ():
         yield from (f"{seed}/{kind}/{number}" for number in range(len(KINDS[kind].FIXED)))
-    number = 0
-    while True:
+    for turn in count():
         for kind in kinds:
-            for copy in range(getattr(KINDS[kind], "WEIGHT", 1)):
-                weight = getattr(KINDS[kind], "WEIGHT", 1)
-                yield f"{seed}/{kind}/{len(KINDS[kind].FIXED) + number * weight + copy}"
-        number += 1
+            weight = getattr(KINDS[kind], "WEIGHT", 1)
+            first = len(KINDS[kind].FIXED) + turn * weight
+            yield from (f"{seed}/{kind}/{number}" for number in range(first, first + weight))
 
 
 def main() -> int:
@@ -98,7 +98,7 @@ def _in_workers(
             own = folder / f"worker-{number}"
             own.mkdir()
             with (folder / f"{number}.jsonl").open("w", encoding="utf-8") as file:
-                for place, id in enumerate(ids(options.seed, kinds)):
+                for place, id in enumerate(ids(options.seed, kinds, not options.random)):
                     if time.monotonic() >= end or place >= options.cases:
                         break
                     if place % options.workers == number:
@@ -154,6 +154,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300, help="how long cases are begun")
     parser.add_argument("--cases", type=int, default=10**9, help="how many at most")
     parser.add_argument("--seed", type=int, default=0, help="decides the random cases")
+    parser.add_argument("--random", action="store_true", help="leaves out the fixed cases")
     parser.add_argument("--only", action="append", choices=list(KINDS), help="a kind; may be repeated")
     parser.add_argument("--case", action="append", metavar="ID", help="tries this case alone; may be repeated")
     parser.add_argument("--limit", type=float, default=20, help="seconds of processor time that a command may take")

@@ -27,6 +27,7 @@ _COMMANDS = (
     "score data/raw/text-00.txt",
     "preset", "preset modern-tiny",
 )  # fmt: skip
+WEIGHT = 6
 _WORK = {"amount", "batch_size", "micro_batch_size", "max_new_tokens", "ns_steps", "every", "windows", "vocab_size"}
 """Keys whose large values are only much work, or much memory, and so no fault of a stage: `check` must be quick."""
 _SIZES = {"n_layers", "emb_dim", "context_length", "mlp_dim", "pad_vocab_to", "n_heads", "n_kv_heads"}
