@@ -6,16 +6,14 @@ import os
 import shlex
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.core import ending
 from pipeline.core.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
 from pipeline.core.paths import Paths
 
@@ -38,7 +36,7 @@ def cli() -> None:
     The five stages read params.yaml in the current folder; `dvc repro` runs those that are out of date.
     Each can be run alone, and says what it read and what it wrote.
     """
-    from pipeline.core.files import recover
+    from pipeline.core.publication import recover
 
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and recover(Paths(Path.cwd())):
         click.echo("note: a process that was killed had begun to replace a stage's outputs: completed", err=True)
@@ -145,7 +143,7 @@ def generate(
 
     Samplers and their options come from params.yaml (evaluate.samplers), the seed and the length from
     evaluate.generation; the options here override them, as does --set. A text may outgrow the model's context:
-    whenever that is full, the model goes on from the later half of it.
+    whenever that is full, the model continues from the later half of it.
     """
     if not prompts and file is None:
         raise click.UsageError("Missing argument 'PROMPT...', or --prompts FILE.", click.get_current_context())
@@ -162,7 +160,7 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Write a text in turns with the trained model: it continues what you type, and remembers it.
 
     The model continues texts; it was not taught to answer. A line that you type begins a new line of the text, or,
-    if it begins with a space, goes on in the same one; Enter alone lets the model go on. Ctrl-C ends a
+    if it begins with a space, continues the same one; Enter alone lets the model go on. Ctrl-C ends a
     continuation, Ctrl-D the session, /help lists what else there is. On a pipe, the text itself is printed.
     """
     params, paths = _read(params_file, overrides)
@@ -419,7 +417,7 @@ def main() -> None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    _stop_on_sigterm()
+    ending.stop_on_sigterm()
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -432,16 +430,16 @@ def _run(arguments: list[str]) -> int:
         return 2
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "pipeline"
-        return _fail(f"{error.format_message()} (see `{command} --help`)", 2)
+        return ending.fail(f"{error.format_message()} (see `{command} --help`)", 2)
     except click.ClickException as error:
-        return _fail(error.format_message(), 1)
+        return ending.fail(error.format_message(), 1)
     except (click.Abort, KeyboardInterrupt):
-        return _stopped("stopped by Ctrl-C", signal.SIGINT)
+        return ending.stopped("stopped by Ctrl-C", signal.SIGINT)
     except Interrupted as error:
-        return _stopped(str(error), error.signal_number)
+        return ending.stopped(str(error), error.signal_number)
     except PipelineError as error:
-        _show_traceback(error)
-        return _fail(str(error), 1)
+        ending.show_traceback(error)
+        return ending.fail(str(error), 1)
     except SystemExit:
         if type(sys.stdout) is not click.utils.PacifyFlushWrapper:
             raise
@@ -450,10 +448,10 @@ def _run(arguments: list[str]) -> int:
         ignore_output()  # click found that nobody reads on: leave in silence
         return 0
     except OSError as error:
-        return _fail(explain_os_error(error), 1)
+        return ending.fail(explain_os_error(error), 1)
     except BaseException as error:
         if out_of_memory(error):
-            return _fail(
+            return ending.fail(
                 "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
                 "model.emb_dim",
                 1,
@@ -463,49 +461,5 @@ def _run(arguments: list[str]) -> int:
         found = plugin_error(error)
         if found is None:
             raise
-        _show_traceback(error)
-        return _fail(str(found), 1)
-
-
-def _show_traceback(error: BaseException) -> None:
-    """Prints where an error came from, for whoever writes a plugin and asks for it by PIPELINE_TRACEBACK=1."""
-    if os.environ.get("PIPELINE_TRACEBACK"):
-        traceback.print_exception(error)
-
-
-def _stop_on_sigterm() -> None:
-    """Has SIGTERM unwind the command, as Ctrl-C does."""
-    process = os.getpid()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-        if os.getpid() != process:  # a forked child
-            os.kill(os.getpid(), number)
-        raise Interrupted(number, "stopped by SIGTERM")
-
-    signal.signal(signal.SIGTERM, stop)
-
-
-def _stopped(message: str, number: int) -> int:
-    """Says that the command stopped as it was asked to, and ends the compiler's processes, which would go on."""
-    import psutil
-
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            child.kill()
-    return _fail(message, 128 + number, "")
-
-
-_LONGEST_MESSAGE = 4000
-"""Characters of an error."""
-
-
-def _fail(message: str, code: int, kind: str = "error: ") -> int:
-    from pipeline.core.console import printable
-
-    line = " ".join(message.split())
-    if len(line) > _LONGEST_MESSAGE:  # a value of a megabyte, say
-        line = f"{line[: _LONGEST_MESSAGE // 2]} … {line[-_LONGEST_MESSAGE // 2 :]}"
-    with suppress(BrokenPipeError):  # the exit code still says it
-        click.echo(f"{kind}{printable(line)}", err=True)
-    return code
+        ending.show_traceback(error)
+        return ending.fail(str(found), 1)

@@ -218,12 +218,12 @@ TOKENIZE_CASES = [
     *(
         Case(f"{name} in {path}", "tokenize", (f"data/raw/{path}", *says), write(f"data/raw/{path}", content))
         for name, path, content, says in [
-            ("plain text", "x.txt.gz", "the sea", ("no gzip file", "bring it anew")),
-            ("a truncated text", "x.txt.gz", gzip.compress(b"the sea" * 99)[:-9], ("truncated", "bring it anew")),
-            ("nothing", "x.md.gz", "", ("it is empty", "bring it anew")),
+            ("plain text", "x.txt.gz", "the sea", ("no gzip file", "replace it")),
+            ("a truncated text", "x.txt.gz", gzip.compress(b"the sea" * 99)[:-9], ("truncated", "replace it")),
+            ("nothing", "x.md.gz", "", ("it is empty", "replace it")),
             ("Latin-1", "x.txt.gz", gzip.compress(b"caf\xe9"), ("byte 3 (0xe9)", "errors: replace")),
-            ("plain text", "x.jsonl.zst", "the sea", ("no zstd file", "bring it anew")),
-            ("plain text", "x.parquet", "the sea", ("no parquet file", "bring it anew")),
+            ("plain text", "x.jsonl.zst", "the sea", ("no zstd file", "replace it")),
+            ("plain text", "x.parquet", "the sea", ("no parquet file", "replace it")),
             ("a broken line", "x.jsonl", '{"text": "a"}\n{"text": "b', ("x.jsonl line 2 is not JSON",)),
             ("a list", "x.jsonl", "[]", ("line 1 holds a list", "an object")),
             ("another field", "x.jsonl", '{"body": "a", "id": 3}', ("line 1", "'text'", "body, id", "text_field")),

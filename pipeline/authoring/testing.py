@@ -123,7 +123,7 @@ def _steps(net: _Net, optimizer: torch.optim.Optimizer, count: int) -> float:
 
 
 def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
-    """Holds each parameter once, learns, follows the schedule, and goes on from its saved state to the bit."""
+    """Holds each parameter once, learns, follows the schedule, and resumes from its saved state to the bit."""
     chosen = _instance(component)
 
     def build(seed: int = 0) -> tuple[_Net, torch.optim.Optimizer]:

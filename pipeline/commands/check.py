@@ -49,7 +49,7 @@ _READ_AT_MOST = 32 << 20
 
 
 class _Findings:
-    """Counts what would stop the run and goes on, so that all problems are told at once."""
+    """Counts what would stop the run and continues, so that all problems are told at once."""
 
     count = 0
 

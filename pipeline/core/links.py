@@ -2,7 +2,7 @@
 
 Beside each such link NAME lies `.NAME.manifest.json`: the names, sizes and times of the files behind it. `pipeline
 lock` writes it, DVC sees it change as a part of the folder that it lies in, and the stages refuse an outdated one.
-Folders that cannot be read are passed over: whoever reads the texts refuses them.
+Folders that cannot be read are skipped: whoever reads the texts refuses them.
 """
 
 from __future__ import annotations

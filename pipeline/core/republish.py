@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from pipeline.core.console import fact, say
 from pipeline.core.dvc_cache import cached_folder, copy_files, output_digest
 from pipeline.core.errors import DataError
-from pipeline.core.files import published_folder
 from pipeline.core.paths import METRICS, RECORD
+from pipeline.core.publication import published_folder
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths

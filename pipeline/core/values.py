@@ -36,7 +36,7 @@ def explain(error: ValueError, where: str = "", known: Sequence[str] = ()) -> st
     Args:
         error: pydantic's, or a plain one.
         where: The place of the whole value.
-        known: The keys that there are.
+        known: The valid keys.
     """
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())

@@ -11,9 +11,10 @@ import torch
 
 from pipeline.core.console import fact, say
 from pipeline.core.errors import CheckpointError, ParamsError, PluginError, in_words
-from pipeline.core.files import MANIFEST, published_folder, read_json, recorded_sha256, write_atomically, write_json
+from pipeline.core.files import MANIFEST, read_json, recorded_sha256, write_atomically, write_json
 from pipeline.core.fingerprint import output_fingerprint
 from pipeline.core.paths import EVALUATION, RECORD
+from pipeline.core.publication import published_folder
 from pipeline.core.record import flat
 from pipeline.core.republish import republished
 from pipeline.data.tokens import TokenFolder

@@ -195,7 +195,7 @@ class ScheduleParams(Section):
 
 class ExtensionParams(Section):
     amount: Count
-    """How much longer a finished run goes on, in the budget's unit; 0 for not at all."""
+    """How much longer a finished run is trained, in the budget's unit; 0 for not at all."""
     peak: Annotated[float, Field(gt=0, le=1)]
     """What the learning rate climbs to once more, as a share of its first peak (`constant` stays as it is)."""
 
@@ -292,7 +292,7 @@ class RuntimeParams(Section):
     keep_memory: bool
     """Whether the C library keeps freed memory for the next step instead of giving it back (glibc only): faster."""
     save_seconds: Annotated[float, Field(ge=0)]
-    """Seconds between the states that an interrupted run goes on from, or longer where saving would cost over 3% of
+    """Seconds between the states that an interrupted run resumes from, or longer where saving would cost over 3% of
     the time; 0 saves after every step, whatever it costs."""
 
 

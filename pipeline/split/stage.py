@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, listed, say
 from pipeline.core.errors import DataError
-from pipeline.core.files import published_folder
+from pipeline.core.publication import published_folder
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
 from pipeline.split.sides import SIDES, Part, by_document, by_position, duplicates, predefined
 

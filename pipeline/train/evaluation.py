@@ -27,7 +27,7 @@ from pipeline.train.state import TrainState
 def evaluate(run: TrainingRun, state: TrainState) -> None:
     """Adds this step's numbers to the history and the timing, keeps the best weights, calls the callbacks.
 
-    Training goes on as if nothing had been evaluated: random state and train mode are restored.
+    Training continues as if nothing had been evaluated: random state and train mode are restored.
 
     Raises:
         Stopping: the run was asked to stop; `state` is as it was before.

@@ -1,4 +1,4 @@
-"""The training loop: batches, loss, gradients, optimizer; an evaluation now and then; a state to go on from."""
+"""The training loop: batches, loss, gradients, optimizer; an evaluation now and then; a state to resume from."""
 
 from __future__ import annotations
 

@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact
-from pipeline.core.files import published_folder, room_for, write_atomically, write_json
+from pipeline.core.files import room_for, write_atomically, write_json
 from pipeline.core.fingerprint import fingerprint
 from pipeline.core.paths import METRICS
+from pipeline.core.publication import published_folder
 from pipeline.data.batches import evaluation_windows
 from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory

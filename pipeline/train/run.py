@@ -139,7 +139,7 @@ class TrainingRun:
         )
 
     def to_device(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids on the device; a GPU fetches them from pinned memory while this process goes on."""
+        """Ids on the device; a GPU fetches them from pinned memory while this process continues."""
         if self.device.type == "cuda":
             return ids.pin_memory().to(self.device, non_blocking=True)
         return ids.to(self.device)

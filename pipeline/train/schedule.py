@@ -47,7 +47,7 @@ class Schedule:
 
 
 def extended(schedule: Schedule, steps: int, peak: float) -> Callable[[int], float]:
-    """The schedule of a finished run that goes on for `steps` more.
+    """The schedule of a finished run that is extended by `steps` more.
 
     The rate climbs, linearly and over as many steps as at the beginning (half of the further ones at the most),
     from where it ended to `peak` times the first peak, then falls to `final` by the same rule; "constant" stays as

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainState:
-    """What changes as a run goes on, beside the model, the optimizer and the random generators.
+    """What changes during a run, beside the model, the optimizer and the random generators.
 
     Attributes:
         step: Optimizer steps done; the data's position and the learning rate follow from it.

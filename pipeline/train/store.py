@@ -85,7 +85,7 @@ class StateStore:
 
     def load(self, check: Callable[[dict[str, Any]], None] = lambda saved: None) -> dict[str, Any] | None:
         """The newest state that is whole and passes `check`, which raises CheckpointError where it does not; None
-        where there is none. Damaged ones are named and passed over.
+        where there is none. Damaged ones are named and skipped.
 
         One that was written as shares comes without their content, which `TrainState.restore` reads.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +16,12 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import lock, published_folder, recover, write_atomically
+from pipeline.core.files import lock, write_atomically
 from pipeline.core.paths import METRICS, Paths
+from pipeline.core.publication import published_folder, recover
 
 CALLS = ("rename", "replace", "open", "fsync", "mkdir", "unlink")
+_NOBODY = 65534
 OUTPUTS = {
     "a folder": ("artifacts/tokens", ()),
     "a folder and its metrics": ("artifacts/checkpoint", ("train.json", "history.tsv")),
@@ -131,19 +134,33 @@ def test_after_an_error_at_any_moment_all_is_as_before(
     assert failures > 20
 
 
-@pytest.mark.parametrize("folder", ["artifacts", "metrics"])
-def test_a_folder_that_cannot_be_written_fails_before_anything_is_replaced(paths: Paths, folder: str) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
-    output, metrics = OUTPUTS["a folder and its metrics"]
-    publish(paths, output, metrics, "old")
-    (paths.root / folder).chmod(0o555)
+@contextmanager
+def unprivileged(folder: Path) -> Iterator[None]:
+    """Root may write anywhere, so nobody owns `folder` and does what stands inside."""
+    if os.geteuid():
+        yield
+        return
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, _NOBODY, _NOBODY)
+    os.seteuid(_NOBODY)
     try:
-        with pytest.raises(OSError, match=folder):
-            publish(paths, output, metrics, "new")
+        yield
     finally:
-        (paths.root / folder).chmod(0o755)
-    assert contents(paths) == expected(output, metrics, "old")
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("folder", ["artifacts", "metrics"])
+def test_a_folder_that_cannot_be_written_fails_before_anything_is_replaced(folder: str) -> None:
+    output, metrics = OUTPUTS["a folder and its metrics"]
+    with tempfile.TemporaryDirectory() as root:  # pytest's folders are closed to nobody
+        paths = Paths(Path(root))
+        publish(paths, output, metrics, "old")
+        with unprivileged(paths.root):
+            (paths.root / folder).chmod(0o555)
+            with pytest.raises(OSError, match=folder):
+                publish(paths, output, metrics, "new")
+            (paths.root / folder).chmod(0o755)
+        assert contents(paths) == expected(output, metrics, "old")
 
 
 def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_stay(paths: Paths) -> None:
@@ -190,7 +207,7 @@ def test_a_damaged_journal_is_named(paths: Paths, text: str) -> None:
 
 
 def test_who_publishes_waits_for_another_process(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.core.files._SECONDS_TO_PUBLISH", 0.1)
+    monkeypatch.setattr("pipeline.core.publication._SECONDS_TO_PUBLISH", 0.1)
     with lock(paths.root / "artifacts" / ".publishing.lock", "it"), pytest.raises(PipelineError) as raised:
         publish(paths, "artifacts/tokens", (), "new")
     assert str(os.getpid()) in str(raised.value)

@@ -40,7 +40,7 @@ def check(path: Path) -> None:
             raise ValueError(f"{path}: a parquet file is compressed inside, not around: unpack it")
         needed(path, "pyarrow.parquet", "parquet")
     elif is_compressed(path) and not path.stat().st_size:
-        raise ValueError(f"{path} is damaged: it is empty, which no compressed file is: bring it anew")
+        raise ValueError(f"{path} is damaged: it is empty, which no compressed file is: replace it")
     elif path.suffix.lower() == ".zst":
         _zstd(path)
 
@@ -82,7 +82,7 @@ def needed(path: Path, module: str, extra: str) -> ModuleType:
 
 
 def damaged(path: Path, kind: str, error: object) -> ValueError:
-    return ValueError(f"{path} is truncated, damaged or no {kind} file ({error}): bring it anew")
+    return ValueError(f"{path} is truncated, damaged or no {kind} file ({error}): replace it")
 
 
 def _read(file: Any, size: int) -> Iterator[bytes]:

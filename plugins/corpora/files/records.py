@@ -15,7 +15,7 @@ _MEND = "set tokenize.corpus.files.text_field"
 
 
 def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int, str]]:
-    """The text of each line's `field`, with the line's number; blank lines are passed over.
+    """The text of each line's `field`, with the line's number; blank lines are skipped.
 
     Raises:
         ValueError: a line is no JSON object that holds a text there; names the file and the line.

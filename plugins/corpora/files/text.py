@@ -175,7 +175,7 @@ def cut(texts: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
         for part in ended:
             yield number, part
             number += 1
-        # All but what may begin a separator goes on at once.
+        # All but what may begin a separator is yielded at once.
         safe = max(0, len(pending) - len(separator) + 1)
         if safe:
             yield number, pending[:safe]
