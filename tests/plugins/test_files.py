@@ -30,6 +30,7 @@ from pipeline.plugin.registry import Registry
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["corpora"])
 CUTTING = sys.modules["plugins.corpora.files.text"]
+RECORDS = sys.modules["plugins.corpora.files.records"].__dict__
 FILES = type(REGISTRY.build("corpora", "files", {}, ""))
 READING = sys.modules["plugins.corpora.files.reading"]
 HALF = "\\ud800"
@@ -258,6 +259,17 @@ def test_all_faults_are_listed_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         assert part in message
 
 
+def test_a_line_of_json_that_is_too_long_to_hold_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.dumps({"text": "x" * 50})
+    write(tmp_path, "a.jsonl.gz", f"{record}\n{record}\n")
+    assert len(read(tmp_path)) == 2
+    monkeypatch.setitem(RECORDS, "_LONGEST_LINE", 40)
+    for part in ("a.jsonl.gz line 1", "40 characters", "a line of its own"):
+        assert part in refused(tmp_path)
+
+
 def test_texts_that_cannot_be_decoded_are_listed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(9):
         write(tmp_path, f"{number}.txt", b"fine" if number == 4 else b"ab\xff")
@@ -309,7 +321,7 @@ def test_cutting_blocks_is_cutting_the_whole_text(text: str, separator: str, siz
     for number, piece in CUTTING.cut(blocks(text, size), separator):
         found[number] = found.get(number, "") + piece
     assert found == dict(enumerate(whole, start=1))
-    assert list(CUTTING.lines(blocks(text, size))) == text.split("\n")
+    assert list(CUTTING.lines(blocks(text, size), 10**6)) == text.split("\n")
     for long in (0, 3, 1000):
         parts = ["".join(part) for part in CUTTING.separated(blocks(text, size), separator, long)]
         assert parts == [part for part in whole if part.strip()]

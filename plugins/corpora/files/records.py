@@ -7,11 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from .reading import BLOCK, blocks, damaged, needed
-from .text import TextReader, lines
+from .text import LongLineError, TextReader, lines
 
 _ROWS = 64
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _MEND = "set tokenize.corpus.files.text_field"
+
+
+_LONGEST_LINE = 1 << 26
+"""Characters of a line of JSON, which is parsed as a whole and then takes some ten times its size."""
+
+
+def _lines(path: Path, reader: TextReader) -> Iterator[str]:
+    texts = reader.decoded(blocks(path), path)
+    try:
+        yield from lines(texts, _LONGEST_LINE)
+    except LongLineError as error:
+        raise ValueError(
+            f"{path} {error}: put each record on a line of its own, or long texts into .txt files"
+        ) from None
 
 
 def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int, str]]:
@@ -20,7 +34,7 @@ def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int
     Raises:
         ValueError: a line is no JSON object that holds a text there; names the file and the line.
     """
-    for number, line in enumerate(lines(reader.decoded(blocks(path), path)), start=1):
+    for number, line in enumerate(_lines(path, reader), start=1):
         if not line.strip():
             continue
         place = f"{path} line {number}"

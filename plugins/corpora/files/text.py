@@ -183,10 +183,24 @@ def cut(texts: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
     yield number, pending
 
 
-def lines(texts: Iterable[str]) -> Iterator[str]:
-    """The lines of a text that comes in blocks, without the line feeds that end them."""
-    for _, pieces in groupby(cut(texts, "\n"), key=itemgetter(0)):
-        yield "".join(piece for _, piece in pieces)
+class LongLineError(ValueError):
+    """A line is longer than may be held in memory."""
+
+
+def lines(texts: Iterable[str], longest: int) -> Iterator[str]:
+    """The lines of a text that comes in blocks, without the line feeds that end them.
+
+    Raises:
+        LongLineError: a line, which is held whole, has more than `longest` characters; says which.
+    """
+    for number, pieces in groupby(cut(texts, "\n"), key=itemgetter(0)):
+        line, length = [], 0
+        for _, piece in pieces:
+            line.append(piece)
+            length += len(piece)
+            if length > longest:
+                raise LongLineError(f"line {number} has over {longest:,} characters")
+        yield "".join(line)
 
 
 def separated(texts: Iterable[str], separator: str, long: int = BLOCK) -> Iterator[str | Iterator[str]]:
