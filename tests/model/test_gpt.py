@@ -14,6 +14,7 @@ from pipeline.core.errors import PluginError
 from pipeline.model.attention import KVCache
 from pipeline.model.generate import draw, generate
 from pipeline.model.gpt import GPT
+from pipeline.plugin.components import Sampler
 
 CONTEXT, VOCAB = 8, 50
 FAMILIES = ["gpt2", "modern", "llama"]
@@ -238,8 +239,16 @@ def test_samplers_are_applied_in_their_order_and_see_every_token_so_far() -> Non
 
 @pytest.mark.parametrize("value", [-math.inf, math.nan])
 def test_a_sampler_that_leaves_no_token_or_nan_is_an_error(value: float) -> None:
+    class Constant(Sampler):
+        """Every logit the same."""
+
+        name = "constant"
+
+        def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(logits, value)
+
     with pytest.raises(PluginError, match="no token to draw"):
-        draw(torch.zeros(2, 5), tokens(2, 1), [lambda logits, _: torch.full_like(logits, value)], None)
+        draw(torch.zeros(2, 5), tokens(2, 1), [Constant()], None)
 
 
 SHAPES: list[dict[str, object]] = [
