@@ -183,22 +183,16 @@ class BudgetParams(Section):
     """How long to train."""
 
 
-class ScheduleParams(Section):
-    name: Literal["cosine", "linear", "wsd", "constant"]
-    """How the learning rate moves after warm-up; `wsd` stays at the peak and decays at the end."""
+class ScheduleParams(Choice):
     warmup_steps: Count
     """Steps in which the rate climbs, linearly, to its peak."""
-    final: Annotated[float, Field(ge=0, le=1)]
-    """The last step's rate as a share of the peak; `constant` stays at the peak."""
-    decay: Annotated[float, Field(gt=0, le=1)]
-    """The share of all steps in which `wsd` decays."""
 
 
 class ExtensionParams(Section):
     amount: Count
     """How much longer a finished run goes on, in the budget's unit; 0 for not at all."""
     peak: Annotated[float, Field(gt=0, le=1)]
-    """What the learning rate climbs to once more, as a share of its first peak (`constant` stays as it is)."""
+    """What the learning rate climbs to once more, as a share of its first peak (one that is still there stays)."""
 
 
 class EvaluationParams(Section):
@@ -234,6 +228,7 @@ class TrainParams(Section):
     skip_bad_steps: Count
     """Steps whose loss or gradient is not finite that are skipped, each with a message; one more stops the run."""
     schedule: ScheduleParams
+    """How the learning rate moves."""
     loss: Choice
     """What training minimises."""
     optimizer: Choice
