@@ -1,6 +1,7 @@
 # make repro: set up and run the pipeline.  make test: set up and run the tests.  make check: lint, types, layers.
-# make test-faults: many tries of each fault that a run survives, and a table of them; some 15 minutes on two cores.
-# make bench: how fast it is beside others, some 25 minutes on two cores; make bench-quick: the short form, three minutes.
+# make test-faults: many tries of each fault that a run survives, and a table of them; then broken
+#   inputs by the thousand (python -m tests.fuzz), and a table of those; some 20 minutes on two cores.
+# make bench: how fast it is beside others, some 40 minutes on two cores; make bench-quick: the short form, three minutes.
 #   NANOGPT=, LITGPT= and BOOK= name clones of those, to compare with; PIPELINE_TEST_DATA= the folder of texts.
 # make generated: what is made from params.yaml and its types: the preset tiny, params.schema.json, docs/params.md.
 # Plain pip and python3 are used, so pip's own settings (index, proxy, constraints) are honoured.
@@ -25,6 +26,7 @@ test: $(DEVELOPED)
 
 test-faults: $(DEVELOPED)
 	python -m pytest -m faults --long
+	OMP_NUM_THREADS=1 python -m tests.fuzz --seconds 300
 
 bench: $(DEVELOPED)
 	python -m benchmarks

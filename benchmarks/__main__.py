@@ -26,12 +26,14 @@ _clone = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="The short form: some three minutes, into results/quick/.")
+@click.option(
+    "--quick", is_flag=True, help="The short form: some three minutes, others eager only, into results/quick/."
+)
 @click.option("--only", multiple=True, type=click.Choice(ORDER), help="Only this subject; may be repeated.")
 @click.option("--nanogpt", type=_clone, envvar="NANOGPT", help="A clone of nanoGPT to compare with.")
 @click.option("--litgpt", type=_clone, envvar="LITGPT", help="A clone of litgpt; what it needs must be installed.")
 @click.option("--book", type=_clone, envvar="BOOK", help="A clone of the book's code (LLMs-from-scratch).")
-@click.option("--compile-peers", is_flag=True, help="Also try others compiled: a minute more for each shape.")
+@click.option("--one-thread", is_flag=True, help="Training with one thread only, where others are at work.")
 @click.option("--whole-book", is_flag=True, help="All epochs of the book's run, where one is measured otherwise.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Turns of each side: 5, and 3 in the short form.")
 def main(
@@ -40,7 +42,7 @@ def main(
     nanogpt: Path | None,
     litgpt: Path | None,
     book: Path | None,
-    compile_peers: bool,
+    one_thread: bool,
     whole_book: bool,
     rounds: int | None,
 ) -> None:
@@ -64,7 +66,7 @@ def main(
                 folder=Path(folder),
                 code={name: path.resolve() for name, path in clones.items()},
                 data=_data(),
-                compile_peers=compile_peers,
+                one_thread=one_thread,
                 whole=whole_book,
                 results=Results(subject),
             )

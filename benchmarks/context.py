@@ -18,12 +18,12 @@ class Context:
     """How a subject measures.
 
     Attributes:
-        quick: The short form, for every day.
+        quick: The short form, for every day; others are tried eager only.
         rounds: Turns of each side; medians are over them.
         folder: An empty folder of the subject's own, which is removed afterwards.
         code: Clones of other projects by name ("nanogpt", "litgpt", "book"), where paths were given.
         data: Texts and the gpt2 vocabulary, which PIPELINE_TEST_DATA names.
-        compile_peers: Whether others are also tried compiled as a whole, which takes a minute for each shape.
+        one_thread: Whether training is measured with one thread only, such as where other work is going on.
         whole: Whether the book's run is done to its end.
         results: Where rows go, and what was left out.
     """
@@ -33,7 +33,7 @@ class Context:
     folder: Path
     code: dict[str, Path]
     data: Path | None
-    compile_peers: bool
+    one_thread: bool
     whole: bool
     results: Results = field(repr=False)
 

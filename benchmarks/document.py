@@ -12,14 +12,17 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 
 
 def where(results: Iterable[Results]) -> str:
-    """The machines and versions, each once."""
-    said = []
+    """The machines and versions, each once; with the subjects that were measured there, if there are several."""
+    said: dict[str, list[str]] = {}
     for each in results:
         facts = each.machine
         more = f", {', '.join(facts['instructions'])}" if facts.get("instructions") else ""
         versions = ", ".join(f"{name} {value}" for name, value in each.versions.items())
-        said.append(f"Measured on {each.date}: {facts['processor']}, {facts['cores']} cores{more}; {versions}.\n")
-    return "\n".join(dict.fromkeys(said))
+        place = f"on {each.date}: {facts['processor']}, {facts['cores']} cores{more}; {versions}.\n"
+        said.setdefault(place, []).append(each.subject)
+    if len(said) == 1:
+        return "\n".join(f"Measured {place}" for place in said)
+    return "\n".join(f"{', '.join(subjects).capitalize()}: measured {place}" for place, subjects in said.items())
 
 
 def between(text: str, begin: str, end: str, table: str) -> str:

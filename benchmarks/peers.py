@@ -1,16 +1,18 @@
 """Others that train the same model: transformers as installed; nanoGPT, litgpt and the book's code from clones.
 
 Their code is imported where it lies. Each takes steps on tokens that are at hand: no loader, no clipping, nothing
-that would slow it down. Where a project has several settings, each is tried and the fastest is kept.
+that would slow it down. Each precision that a project has is tried eager and compiled, and the fastest is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import Side, Work, measured
+from benchmarks.measure import Side, SideFailedError, Work, facts_of, measured
 
 if TYPE_CHECKING:
     import torch
@@ -20,29 +22,78 @@ if TYPE_CHECKING:
 Shape = dict[str, int]
 Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
+_PRECISIONS = {
+    "transformers": ("fp32", "bf16 autocast"),
+    "nanoGPT": ("fp32",),
+    "litgpt": ("fp32", "bf16 autocast"),
+    "the book": ("fp32",),
+}
+"""Who trains, and in what: the training scripts of nanoGPT and of the book have fp32 alone on a CPU."""
 
-def training_sides(context: Context, shape: Shape, threads: int, settings: dict[str, str]) -> list[Side]:
-    """Everyone who can train this shape; `settings` names those that were the fastest before."""
+_FUNCTIONS = {"nanoGPT": "nanogpt", "the book": "book"}
+"""Where function and clone are called otherwise than the side."""
+
+_TRIALS = 3
+
+
+def settings(name: str, quick: bool) -> list[str]:
+    """All that a side can be tried with; the short form does not compile."""
+    forms = ("eager",) if quick else ("eager", "compiled")
+    return [f"{precision}, {form}" for precision in _PRECISIONS[name] for form in forms]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A side's fastest setting, and the processor seconds a step of all that were tried, by setting."""
+
+    setting: str
+    tried: dict[str, float]
+
+    def __str__(self) -> str:
+        return "; ".join(f"{setting} {seconds:.2f}" for setting, seconds in self.tried.items())
+
+
+def training_sides(context: Context, shape: Shape, threads: int, chosen: dict[str, Chosen]) -> list[Side]:
+    """Everyone who can train this shape, each with its fastest setting.
+
+    Args:
+        context: How to measure.
+        shape: The model and its batch.
+        threads: Of torch.
+        chosen: The settings that were found before, by side. Those of other sides are found and added, each in a
+            process that ends afterwards: what was only tried, and its compiling, does not count as a side's memory.
+    """
     sides = []
-    for name, function, clone in (
-        ("transformers", "transformers", None),
-        ("nanoGPT", "nanogpt", "nanogpt"),
-        ("litgpt", "litgpt", "litgpt"),
-        ("the book", "book", "book"),
-    ):
-        code = context.peer(clone, name) if clone else ()
+    for name in _PRECISIONS:
+        function = _FUNCTIONS.get(name, name)
+        code = () if name == "transformers" else context.peer(function, name)
         if code is None:
             continue
-        if clone == "book":
+        if function == "book":
             code = (code[0] / "ch05" / "01_main-chapter-code",)
-        options = {
-            "shape": shape, "threads": threads, "compiled": context.compile_peers, "only": settings.get(name, ""),
-        }  # fmt: skip
-        sides.append(Side(name, f"benchmarks.peers:{function}", options, threads, code))
+        options: dict[str, Any] = {"shape": shape, "threads": threads, "settings": settings(name, context.quick)}
+        side = Side(name, f"benchmarks.peers:{function}", options, threads, code)
+        if len(options["settings"]) == 1:
+            chosen[name] = Chosen(options["settings"][0], {})
+        if name not in chosen:
+            try:
+                facts = facts_of(side)
+            except SideFailedError as error:
+                context.skip(name, f"it failed: {str(error).splitlines()[-1]}")
+                continue
+            for setting, why in facts["failed"].items():
+                context.skip(f"{name}, {setting}", f"it failed: {why}")
+            chosen[name] = fastest(facts["tried"])
+        sides.append(replace(side, settings={**options, "settings": [chosen[name].setting]}))
     return sides
 
 
-def transformers(shape: Shape, threads: int, compiled: bool, only: str) -> tuple[Work, dict[str, Any]]:
+def fastest(tried: dict[str, float]) -> Chosen:
+    """The setting of the fewest processor seconds a step."""
+    return Chosen(min(tried, key=lambda setting: tried[setting]), tried)
+
+
+def transformers(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, dict[str, Any]]:
     """GPT2LMHeadModel in a plain loop, which its Trainer can only add to; SDPA attention and fused AdamW."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -60,10 +111,10 @@ def transformers(shape: Shape, threads: int, compiled: bool, only: str) -> tuple
         logits = model(x).logits
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())
 
-    return _fastest(shape, loss, optimizer, ["fp32", "bf16 autocast"], compiled, only)
+    return _prepared(shape, loss, optimizer, settings)
 
 
-def nanogpt(shape: Shape, threads: int, compiled: bool, only: str) -> tuple[Work, dict[str, Any]]:
+def nanogpt(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, dict[str, Any]]:
     """Its GPT and its optimizer; its train.py knows nothing but fp32 on a CPU."""
     import torch
     from model import GPT, GPTConfig
@@ -80,10 +131,10 @@ def nanogpt(shape: Shape, threads: int, compiled: bool, only: str) -> tuple[Work
     def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return model(x, y)[1]
 
-    return _fastest(shape, loss, optimizer, ["fp32"], compiled, only)
+    return _prepared(shape, loss, optimizer, settings)
 
 
-def litgpt(shape: Shape, threads: int, compiled: bool, only: str) -> tuple[Work, dict[str, Any]]:
+def litgpt(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, dict[str, Any]]:
     """Its GPT in the form nearest to GPT-2's: LayerNorm, GELU, a tied head, rotary instead of learned positions."""
     import torch
     from litgpt.config import Config
@@ -105,10 +156,10 @@ def litgpt(shape: Shape, threads: int, compiled: bool, only: str) -> tuple[Work,
     def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return chunked_cross_entropy(model(x), y, chunk_size=0)
 
-    return _fastest(shape, loss, optimizer, ["fp32", "bf16 autocast"], compiled, only)
+    return _prepared(shape, loss, optimizer, settings)
 
 
-def book(shape: Shape, threads: int, compiled: bool, only: str) -> tuple[Work, dict[str, Any]]:
+def book(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, dict[str, Any]]:
     """Its GPTModel, loss and optimizer, as its chapter has them."""
     import torch
     from gpt_train import calc_loss_batch
@@ -125,31 +176,39 @@ def book(shape: Shape, threads: int, compiled: bool, only: str) -> tuple[Work, d
     def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return calc_loss_batch(x, y, model, torch.device("cpu"))
 
-    return _fastest(shape, loss, optimizer, ["fp32"], False, only)
+    return _prepared(shape, loss, optimizer, settings)
 
 
-def _fastest(
-    shape: Shape, loss: Loss, optimizer: torch.optim.Optimizer, precisions: list[str], compiled: bool, only: str
+def _prepared(
+    shape: Shape, loss: Loss, optimizer: torch.optim.Optimizer, settings: Sequence[str]
 ) -> tuple[Work, dict[str, Any]]:
-    """The fastest of the ways to take a step; a single one (or `only`, found before) is not tried out."""
+    """The step with a single setting; of several, what each took, or why it failed."""
+    steps: dict[str, Work] = {}
+    failed: dict[str, str] = {}
+    for setting in settings:
+        step = _step(shape, loss, optimizer, setting)
+        try:
+            step()
+            step()
+        except Exception as error:  # whatever a compiler may raise: the other settings are tried all the same
+            failed[setting] = (str(error).strip() or type(error).__name__).splitlines()[0]
+        else:
+            steps[setting] = step
+    if not steps:
+        raise RuntimeError("; ".join(f"{setting}: {why}" for setting, why in failed.items()))
+    if len(settings) == 1:
+        return steps[settings[0]], {"setting": settings[0]}
+    rounds = [{setting: measured(step).processor for setting, step in steps.items()} for _ in range(_TRIALS)]
+    tried = {setting: median(each[setting] for each in rounds) for setting in steps}
+    return steps[fastest(tried).setting], {"tried": tried, "failed": failed}
+
+
+def _step(shape: Shape, loss: Loss, optimizer: torch.optim.Optimizer, setting: str) -> Work:
+    """A step of the optimizer; compiled are forward pass and loss, as a whole, and the backward pass with them."""
     import torch
 
-    ways = {precision: _step(shape, loss, optimizer, precision) for precision in precisions}
-    if compiled:
-        whole = torch.compile(loss)
-        ways |= {f"{each}, compiled": _step(shape, whole, optimizer, each) for each in precisions}
-    if only in ways:
-        ways = {only: ways[only]}
-    for work in ways.values():
-        work()
-    times = {name: measured(work).processor for name, work in ways.items()} if len(ways) > 1 else {}
-    chosen = min(times, key=lambda name: times[name]) if times else next(iter(ways))
-    return ways[chosen], {"setting": chosen, "tried": times}
-
-
-def _step(shape: Shape, loss: Loss, optimizer: torch.optim.Optimizer, precision: str) -> Work:
-    import torch
-
+    precision, _, form = setting.partition(", ")
+    called = torch.compile(loss, dynamic=False) if form == "compiled" else loss
     batch, length = shape["batch_size"], shape["context_length"]
     tokens = torch.randint(
         0, shape["vocab_size"] - 1, (batch, length + 1), generator=torch.Generator().manual_seed(1)
@@ -158,7 +217,7 @@ def _step(shape: Shape, loss: Loss, optimizer: torch.optim.Optimizer, precision:
 
     def work() -> float:
         with torch.autocast("cpu", torch.bfloat16) if precision == "bf16 autocast" else nullcontext():
-            nats = loss(x, y)
+            nats = called(x, y)
         optimizer.zero_grad(set_to_none=True)
         nats.backward()
         optimizer.step()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import quantiles
 
 from benchmarks import studies
 from benchmarks.document import DOCUMENT, between, where
@@ -17,6 +18,9 @@ SUBJECTS = ("training", "book", "learning", "generation", "tokenizing", "loading
 """What there are results of, in the order of the table."""
 
 BEGIN, END = "<!-- benchmark table -->", "<!-- end of the benchmark table -->"
+_ENOUGH = 5
+"""The rounds from which on their quartiles are shown."""
+
 _HEADER = ("", "against", "ours", "theirs", "result", "wall", "goal", "verdict")
 
 
@@ -34,11 +38,19 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.against,
         f"{_rate(row.ours)} {row.unit}".strip() if row.ours is not None else "",
         theirs,
-        shown(row.value, row.kind),
+        shown(row.value, row.kind) + _spread(row),
         shown(row.wall, row.kind) if row.wall is not None else "",
         bound,
         verdict(row),
     )
+
+
+def _spread(row: Row) -> str:
+    """The quartiles of the rounds of a comparison, where there are enough of them."""
+    if row.kind not in ("times", "share") or len(row.rounds) < _ENOUGH:
+        return ""
+    low, _, high = quantiles(row.rounds, n=4, method="inclusive")
+    return f" ({shown(low, row.kind)} to {shown(high, row.kind)})"
 
 
 def _rate(value: float | None) -> str:

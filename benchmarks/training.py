@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import median
 
 from benchmarks.context import Context
 from benchmarks.machine import gemm_side
 from benchmarks.measure import Measured
 from benchmarks.ours import SHAPES, training_side
-from benchmarks.peers import training_sides
+from benchmarks.peers import Chosen, training_sides
 from benchmarks.results import Row, compared
 
 _UNIT = "tokens per processor-second"
 
 
 def run(context: Context) -> None:
-    """Each shape with one thread, M and B also with two; all sides, and GEMM in fp32 and bf16, take turns."""
+    """Each shape with one thread, M and B also with two, unless `one_thread`; all sides, and GEMM, take turns."""
+    if context.quick:
+        context.skip("others compiled", "the short form tries them eager only")
+    if context.one_thread:
+        context.skip("training with two threads", "--one-thread was given")
     for name in ("M",) if context.quick else ("S", "M", "B"):
-        settings: dict[str, str] = {}
-        for threads in (1,) if context.quick or name == "S" else (1, 2):
-            done = _shape(context, name, threads, settings)
-            settings |= {side: each.facts["setting"] for side, each in done.items() if "tried" in each.facts}
+        chosen: dict[str, Chosen] = {}
+        for threads in (1,) if context.quick or context.one_thread or name == "S" else (1, 2):
+            _shape(context, name, threads, chosen)
 
 
-def _shape(context: Context, name: str, threads: int, settings: dict[str, str]) -> dict[str, Measured]:
-    """Lets all sides train one shape; `settings` are those that others were fastest with before."""
+def _shape(context: Context, name: str, threads: int, chosen: dict[str, Chosen]) -> None:
+    """Lets all sides train one shape; `chosen` holds others' fastest settings, found with one thread."""
     what = f"training {name}, {threads} thread{'s' * (threads > 1)}"
-    peers = training_sides(context, SHAPES[name], threads, settings)
+    peers = training_sides(context, SHAPES[name], threads, chosen)
     gemm = [gemm_side(dtype, threads) for dtype in ("fp32", "bf16")]
     ours, *_ = sides = [training_side(SHAPES[name], threads, 1 if name == "B" else 2), *peers, *gemm]
     done = context.take_turns(sides)
     for side in peers:
         if side.name in done:
             goal = f"training against {side.name}"
-            context.add(compared(what, side.name, done[ours.name], done[side.name], _UNIT, goal))
+            row = compared(what, side.name, done[ours.name], done[side.name], _UNIT, goal)
+            tried = chosen[side.name]
+            note = f"{side.name}, processor seconds a step when it was tried: {tried}" if tried.tried else ""
+            context.add(replace(row, note=note if threads == 1 else ""))
             if name == "B" and threads == 1:
                 context.add(_memory(side.name, done[ours.name], done[side.name]))
     for side in gemm:
         context.add(_share(what, done[ours.name], side.name, done[side.name]))
-    return done
 
 
 def _share(what: str, ours: Measured, name: str, gemm: Measured) -> Row:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.core import ending
 from pipeline.core.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
 from pipeline.core.paths import Paths
 
@@ -35,6 +36,10 @@ def cli() -> None:
     The five stages read params.yaml in the current folder; `dvc repro` runs those that are out of date.
     Each can be run alone, and says what it read and what it wrote.
     """
+    from pipeline.core.publication import recover
+
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and recover(Paths(Path.cwd())):
+        click.echo("note: a process that was killed had begun to replace a stage's outputs: completed", err=True)
 
 
 _params_option = click.option(
@@ -97,7 +102,7 @@ _weights_option = click.option(
 def _drawing(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of what draws text from the trained model."""
     options = [
-        click.option("--tokens", type=click.IntRange(min=1), help="How many tokens to add."),
+        click.option("--tokens", type=click.IntRange(1, 2**20), help="How many tokens to add."),
         click.option(
             "--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order."
         ),
@@ -125,7 +130,7 @@ def _drawing(command: Callable[..., None]) -> Callable[..., None]:
     help="Further prompts, one a line; - reads them from the standard input.",
 )  # fmt: skip
 @click.option(
-    "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    "--num-samples", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N",
     help="Continuations of each prompt.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each continuation.")
@@ -138,7 +143,7 @@ def generate(
 
     Samplers and their options come from params.yaml (evaluate.samplers), the seed and the length from
     evaluate.generation; the options here override them, as does --set. A text may outgrow the model's context:
-    whenever that is full, the model goes on from the later half of it.
+    whenever that is full, the model continues from the later half of it.
     """
     if not prompts and file is None:
         raise click.UsageError("Missing argument 'PROMPT...', or --prompts FILE.", click.get_current_context())
@@ -155,7 +160,7 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Write a text in turns with the trained model: it continues what you type, and remembers it.
 
     The model continues texts; it was not taught to answer. A line that you type begins a new line of the text, or,
-    if it begins with a space, goes on in the same one; Enter alone lets the model go on. Ctrl-C ends a
+    if it begins with a space, continues the same one; Enter alone lets the model go on. Ctrl-C ends a
     continuation, Ctrl-D the session, /help lists what else there is. On a pipe, the text itself is printed.
     """
     params, paths = _read(params_file, overrides)
@@ -177,10 +182,11 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
 @_weights_option
 @_with_params
 def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
-    """Measure how well the trained model predicts the text of each FILE (UTF-8; - is the standard input).
+    """Measure how well the trained model predicts the text of each FILE (- is the standard input).
 
     Prints loss, perplexity, bits per byte and accuracy of each file, and of all. Each is a document of its own:
-    end-of-text stands before it, so that its first token counts too. Windows are evaluation's (evaluate.stride).
+    end-of-text stands before it, so that its first token counts too. Windows are evaluation's (evaluate.stride),
+    encoding and line ends those of the corpus (tokenize.corpus).
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.score import run
@@ -361,9 +367,12 @@ def schema() -> None:
 
 @cli.command(short_help="Record the installed versions for DVC.")
 def lock() -> None:
-    """Write environment.yaml: the installed versions that decide results, for DVC to compare."""
+    """Write what DVC compares and cannot see itself: the installed versions that decide results (environment.yaml),
+    and the files behind links to folders below data/ (.NAME.manifest.json beside the link).
+    """
     from pipeline.core.environment import environment_changes, environment_yaml
     from pipeline.core.files import write_atomically
+    from pipeline.core.links import record
     from pipeline.plugin.registry import Registry
 
     installed, path = Registry.load(None), Paths(Path.cwd()).environment
@@ -373,6 +382,7 @@ def lock() -> None:
     if changes:
         write_atomically(path, environment_yaml(packages))
     click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
+    _say_all(record(Path.cwd() / "data"))
 
 
 @cli.command(short_help="List the runs whose states are kept.")
@@ -407,6 +417,7 @@ def main() -> None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    ending.stop_on_sigterm()
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -419,35 +430,36 @@ def _run(arguments: list[str]) -> int:
         return 2
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "pipeline"
-        return _fail(f"{error.format_message()} (see `{command} --help`)", 2)
+        return ending.fail(f"{error.format_message()} (see `{command} --help`)", 2)
     except click.ClickException as error:
-        return _fail(error.format_message(), 1)
+        return ending.fail(error.format_message(), 1)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+        return ending.stopped("stopped by Ctrl-C", signal.SIGINT)
     except Interrupted as error:
-        return _fail(str(error), 128 + error.signal_number)
+        return ending.stopped(str(error), error.signal_number)
     except PipelineError as error:
-        return _fail(str(error), 1)
-    except BrokenPipeError:
+        ending.show_traceback(error)
+        return ending.fail(str(error), 1)
+    except SystemExit:
+        if type(sys.stdout) is not click.utils.PacifyFlushWrapper:
+            raise
         from pipeline.core.console import ignore_output
 
-        ignore_output()  # nobody reads on: leave in silence
+        ignore_output()  # click found that nobody reads on: leave in silence
         return 0
     except OSError as error:
-        return _fail(explain_os_error(error), 1)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        return ending.fail(explain_os_error(error), 1)
+    except BaseException as error:
+        if out_of_memory(error):
+            return ending.fail(
+                "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
+                "model.emb_dim",
+                1,
+            )
+        from pipeline.plugin.calls import plugin_error
+
+        found = plugin_error(error)
+        if found is None:
             raise
-        return _fail(
-            "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
-            "model.emb_dim",
-            1,
-        )
-
-
-def _fail(message: str, code: int) -> int:
-    from pipeline.core.console import printable
-
-    with suppress(BrokenPipeError):  # the exit code still says it
-        click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
-    return code
+        ending.show_traceback(error)
+        return ending.fail(str(found), 1)

@@ -218,12 +218,12 @@ TOKENIZE_CASES = [
     *(
         Case(f"{name} in {path}", "tokenize", (f"data/raw/{path}", *says), write(f"data/raw/{path}", content))
         for name, path, content, says in [
-            ("plain text", "x.txt.gz", "the sea", ("no gzip file", "bring it anew")),
-            ("a truncated text", "x.txt.gz", gzip.compress(b"the sea" * 99)[:-9], ("truncated", "bring it anew")),
-            ("nothing", "x.md.gz", "", ("it is empty", "bring it anew")),
+            ("plain text", "x.txt.gz", "the sea", ("no gzip file", "replace it")),
+            ("a truncated text", "x.txt.gz", gzip.compress(b"the sea" * 99)[:-9], ("truncated", "replace it")),
+            ("nothing", "x.md.gz", "", ("it is empty", "replace it")),
             ("Latin-1", "x.txt.gz", gzip.compress(b"caf\xe9"), ("byte 3 (0xe9)", "errors: replace")),
-            ("plain text", "x.jsonl.zst", "the sea", ("no zstd file", "bring it anew")),
-            ("plain text", "x.parquet", "the sea", ("no parquet file", "bring it anew")),
+            ("plain text", "x.jsonl.zst", "the sea", ("no zstd file", "replace it")),
+            ("plain text", "x.parquet", "the sea", ("no parquet file", "replace it")),
             ("a broken line", "x.jsonl", '{"text": "a"}\n{"text": "b', ("x.jsonl line 2 is not JSON",)),
             ("a list", "x.jsonl", "[]", ("line 1 holds a list", "an object")),
             ("another field", "x.jsonl", '{"body": "a", "id": 3}', ("line 1", "'text'", "body, id", "text_field")),
@@ -272,7 +272,7 @@ TOKENIZE_CASES = [
         Case(f"a tokenizer file: {name}", f"tokenize {FILE}{settings}", says, write("data/tokenizer.json", content))
         for name, content, settings, says in [
             ("an HTML page", "<html>404</html>", "", ("data/tokenizer.json line 1", "tokenizer.json")),
-            ("nothing", "", "", ("data/tokenizer.json has no token for the byte 0x00",)),
+            ("nothing", "", "", ("data/tokenizer.json", "no token for the byte 0x00")),
             ("half of it", '{"model": {"vocab"', "", ("data/tokenizer.json is no tokenizer.json",)),
             ("an empty object", "{}", "", ("data/tokenizer.json is no tokenizer.json",)),
             ("a WordPiece", '{"model": {"type": "WordPiece", "vocab": {}}}', "", ("WordPiece", "byte-level BPE")),
@@ -285,7 +285,7 @@ TOKENIZE_CASES = [
                 r" --set tokenize.tokenizer.file.pattern=\\w+",
                 ("loses a part",),
             ),
-            ("a broken pattern", EVERY_BYTE, " --set 'tokenize.tokenizer.file.pattern=\"(\"'", ("cannot be used",)),
+            ("a broken pattern", EVERY_BYTE, " --set 'tokenize.tokenizer.file.pattern=\"(\"'", ("expression",)),
             ("elsewhere", EVERY_BYTE, " --set tokenize.tokenizer.file.path=/etc/passwd", ("must lie below data/",)),
             ("above", EVERY_BYTE, " --set tokenize.tokenizer.file.path=data/../x", ("must lie below data/",)),
             ("another name", EVERY_BYTE, " --set tokenize.tokenizer.file.path=data/x", ("data/x is missing",)),
@@ -355,7 +355,7 @@ SPLIT_CASES = [
     Case(
         "tokenizer.json a list",
         "split",
-        ("tokenizer.json does not hold a tokenizer", TOKENIZE),
+        ("tokenizer.json is damaged", TOKENIZE),
         signed(TOKENS, write(f"{TOKENS}/tokenizer.json", "[]")),
     ),
     *(
@@ -438,19 +438,17 @@ PARAMS_CASES = [
         ("params.yaml line 2", "YAML"),
         write("params.yaml", "<!DOCTYPE html>\n<p>404: no</p>"),
     ),
-    Case("two documents", "split", ("params.yaml line", "another document"), params("runtime:", "---\nruntime:")),
+    Case("two documents", "split", ("params.yaml", "several documents"), params("runtime:", "---\nruntime:")),
     Case("an unknown alias", "split", ("line", "undefined alias"), params("seed: 2", "seed: *nope")),
     Case("a month 13", "split", ("params.yaml", "month must be in 1..12"), params("seed: 2", "seed: 2020-13-01")),
-    Case("a date", "split", ("split.seed", "integer"), params("seed: 2", "seed: 2020-12-01")),
+    Case("a date", "split", ("split.seed", "date"), params("seed: 2", "seed: 2020-12-01")),
     Case("no integer behind !!int", "split", ("params.yaml", "'abc'"), params("seed: 2", "seed: !!int abc")),
     Case("no boolean behind !!bool", "split", ("params.yaml", "'abc'"), params("seed: 2", "seed: !!bool abc")),
     Case(
         "a number of 5000 digits", "split", ("params.yaml", "4300 digits"), params("seed: 2", "seed: " + "9" * 5000)
     ),
-    Case("a list in itself", "split", ("split.seed", "integer"), params("seed: 2", "seed: &a [*a]")),
-    Case(
-        "a thousand brackets", "split", ("params.yaml", "cannot be read"), params("seed: 2", "seed: " + "[" * 1000)
-    ),
+    Case("a list in itself", "split", ("params.yaml", "&a"), params("seed: 2", "seed: &a [*a]")),
+    Case("a thousand brackets", "split", ("params.yaml", "nested"), params("seed: 2", "seed: " + "[" * 1000)),
     Case("a NUL byte", "split", ("params.yaml", "#x0000"), params("seed: 2", "seed: \0")),
     Case(
         "Latin-1", "split", ("params.yaml is not UTF-8", "save it as UTF-8"), write("params.yaml", b"# caf\xe9\n")
@@ -461,7 +459,7 @@ PARAMS_CASES = [
         (line("split:", 5), "python/object"),
         params("seed: 2", "seed: !!python/object/apply:os.system ['touch pwned']"),
     ),
-    Case("a number as a key", "split", ("params.yaml", "1", "strings"), params("runtime:", "1: 2\nruntime:")),
+    Case("a number as a key", "split", ("params.yaml", "1", "text"), params("runtime:", "1: 2\nruntime:")),
     Case("an unknown key", "split", ("split.vla", "did you mean 'val'"), params("  val: 0.05", "  vla: 0.05")),
     Case("a key in another place", "split --set train.lr=1e-3", ("train.lr", "there is train.optimizer.adamw.lr")),
     Case("an unknown section", "split", ("runtimes", "did you mean 'runtime'"), params("runtime:", "runtimes:")),
@@ -469,7 +467,7 @@ PARAMS_CASES = [
     Case("text for a number", "split --set train.batch_size=many", ("train.batch_size", "integer", "'many'")),
     Case("a size of 0", "split --set model.n_layers=0", ("model.n_layers", "greater than 0")),
     Case("a negative size", "split --set model.emb_dim=-8", ("model.emb_dim", "greater than 0")),
-    Case("a size beyond 64 bits", f"split --set model.emb_dim={10**20}", ("model.emb_dim", "less than")),
+    Case("a size beyond 64 bits", f"split --set model.emb_dim={10**20}", ("model.emb_dim", "64 bits")),
     Case("heads that do not divide", "split --set model.n_heads=3", ("emb_dim 16", "n_heads 3", "multiple")),
     Case(
         "modern heads of an odd size",
@@ -550,7 +548,7 @@ USAGE_CASES = [
     Case("an unknown option", "train --nope", ("--nope", "train --help"), code=2),
     Case("--set without a value", "train --set", ("--set", "--help"), code=2),
     Case("generate without a prompt", "generate", ("PROMPT", "--help"), code=2),
-    Case("no tokens", "generate a --tokens 0", ("--tokens", "x>=1"), code=2),
+    Case("no tokens", "generate a --tokens 0", ("--tokens", "1<=x"), code=2),
     Case("a negative seed", "generate a --seed -1", ("--seed",), code=2),
     Case("a seed beyond 64 bits", f"generate a --seed {2**64}", ("--seed",), code=2),
     Case("a component that is not there", "plugins show focall", ("'focall'", "did you mean 'focal'")),
@@ -560,7 +558,7 @@ USAGE_CASES = [
     Case("a new component that is there", "plugins new loss focal", ("focal", "plugins/losses/focal.py")),
     Case("a plugin to check that is not there", "plugins check nope.py", ("nope.py", "--help"), code=2),
     Case("other weights", "generate a --weights good", ("--weights", "best"), code=2),
-    Case("no samples", "generate a --num-samples 0", ("--num-samples", "x>=1"), code=2),
+    Case("no samples", "generate a --num-samples 0", ("--num-samples", "1<=x"), code=2),
     Case("prompts that are not there", "generate --prompts nope.txt", ("nope.txt", "does not exist"), code=2),
     Case("nothing to score", "score", ("FILE", "--help"), code=2),
     Case("a text to score that is not there", "score nope.txt", ("nope.txt", "does not exist"), code=2),
@@ -579,7 +577,7 @@ TRAIN_CASES = [
     Case(
         "an id beyond the vocabulary",
         "train",
-        ("train split", "token id 60000", "vocabulary has", "tokenize again"),
+        ("train.bin", "token id 60000", "vocabulary has", "pipeline split"),
         signed(SPLITS, large_id),
     ),
     Case(
@@ -645,11 +643,11 @@ CHECKPOINT_CASES = [
     *(
         Case(f"{name}, signed", "generate a", (CHECKPOINT, says), signed(CHECKPOINT, breaks))
         for name, says, breaks in [
-            ("no weights", "do not fit", tensors({"step": 1})),
-            ("weights that are none", "do not fit", tensors({"step": 1, "model_state_dict": 3})),
-            ("other weights", "do not fit", tensors({"step": 1, "model_state_dict": {"a": torch.ones(2)}})),
-            ("no config", "does not describe a model", write(f"{CHECKPOINT}/config.json", "{}")),
-            ("a tokenizer that is none", "does not hold a tokenizer", write(f"{CHECKPOINT}/tokenizer.json", "{}")),
+            ("no weights", "0 numbers", tensors({"step": 1})),
+            ("weights that are none", "model_state_dict", tensors({"step": 1, "model_state_dict": 3})),
+            ("other weights", "2 numbers", tensors({"step": 1, "model_state_dict": {"a": torch.ones(2)}})),
+            ("no config", "vocab_size: is missing", write(f"{CHECKPOINT}/config.json", "{}")),
+            ("a tokenizer that is none", "ranks: is missing", write(f"{CHECKPOINT}/tokenizer.json", "{}")),
         ]
     ),
     Case("tokenized again", "evaluate", (SPLITS, "another tokenizer", "train again"), tokenized_again),
@@ -1086,8 +1084,9 @@ def test_a_signal_saves_and_the_next_run_goes_on(
         assert line, f"training ended too early: {seen}"
         seen += line
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert_error(Result(process.returncode, out, err), code, ("training stopped at step", "run it again to go on"))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert re.fullmatch(r"training stopped at step \d+ of \d+; run it again to go on\n", err), err
     assert contents(project.root) == before
     assert "resuming from step" in project.succeed("train", *LONGER).out
     assert forget_outputs(project.root) == published

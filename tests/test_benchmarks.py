@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click import ClickException
 from conftest import REPOSITORY
 
-from benchmarks import document, generation, lines, studies, table, variants
+from benchmarks import document, generation, lines, peers, studies, table, variants
+from benchmarks.context import Context
 from benchmarks.goals import GOALS, verdict
 from benchmarks.measure import Measured, Round, Side, SideFailedError, ratios, take_turns
 from benchmarks.results import Results, Row, compared, read, shown_command
@@ -43,6 +46,91 @@ def test_a_verdict_holds_the_value_against_its_goal() -> None:
     assert verdict(Row("x", "", 0.3, "seconds")) == ""
 
 
+def test_a_comparison_of_many_rounds_shows_their_quartiles() -> None:
+    row = replace(ROW, rounds=[2.0, 2.4, 2.5, 2.6, 3.0])
+    assert "2.50× (2.40× to 2.60×)" in table.plain([Results("training", [row])])
+    assert "to" not in table.lines([Results("training", [ROW])])[1][4], "three rounds have none"
+
+
+def test_the_table_says_which_subjects_were_measured_where() -> None:
+    here, there = Results("training", [ROW], date="2026-01-02"), Results("book", [ROW], date="2026-01-01")
+    assert document.where([here]).startswith("Measured on 2026-01-02: ")
+    both = document.where([here, replace(here, subject="loading"), there])
+    assert "Training, loading: measured on 2026-01-02: " in both
+    assert "Book: measured on 2026-01-01: " in both
+
+
+@pytest.mark.parametrize("name", ["transformers", "nanoGPT", "litgpt", "the book"])
+def test_each_precision_of_others_is_tried_eager_and_compiled(name: str) -> None:
+    eager = peers.settings(name, quick=True)
+    assert all(setting.endswith(", eager") for setting in eager)
+    compiled = [setting.replace("eager", "compiled") for setting in eager]
+    assert sorted(peers.settings(name, quick=False)) == sorted([*eager, *compiled])
+
+
+class Recorder(Context):
+    """A context that every clone is there for, and which looks for no text."""
+
+    def peer(self, name: str, shown: str) -> tuple[Path, ...] | None:
+        return (Path(name),)
+
+
+def recorder(folder: Path, quick: bool = False) -> Recorder:
+    return Recorder(quick, 1, folder, {}, None, False, False, Results("training"))
+
+
+def test_others_are_measured_with_the_setting_that_took_the_fewest_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"fp32, eager": 3.0, "bf16 autocast, eager": 2.0, "bf16 autocast, compiled": 1.0}
+    asked = []
+
+    def tried(side: Side) -> dict[str, Any]:
+        asked.append(side.name)
+        if side.name == "litgpt":
+            raise SideFailedError("litgpt: it began\nno such module")
+        failed = {"fp32, compiled": "no compiler"} if side.name == "nanoGPT" else {}
+        known = {each: seconds.get(each, 2.5) for each in side.settings["settings"] if each not in failed}
+        return {"tried": known, "failed": failed}
+
+    monkeypatch.setattr(peers, "facts_of", tried)
+    context, chosen = recorder(tmp_path), dict[str, peers.Chosen]()
+    sides = {side.name: side for side in peers.training_sides(context, SHAPE, 1, chosen)}
+    assert {name: side.settings["settings"] for name, side in sides.items()} == {
+        "transformers": ["bf16 autocast, compiled"],
+        "nanoGPT": ["fp32, eager"],
+        "the book": ["fp32, compiled"],
+    }
+    assert "no such module" in context.results.skipped["litgpt"]
+    assert "no compiler" in context.results.skipped["nanoGPT, fp32, compiled"]
+    asked.clear()
+    again = peers.training_sides(context, SHAPE, 2, chosen)
+    assert asked == ["litgpt"], "what was found with one thread is taken with two"
+    assert [side.threads for side in again] == [2, 2, 2]
+
+
+def test_a_setting_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.nn.Parameter(torch.zeros(SHAPE["vocab_size"], 4))
+
+    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy((weight[x] @ weight.T).flatten(0, 1), y.flatten())
+
+    def no_compiler(*_: object, **__: object) -> Any:
+        def called(*_: object) -> Any:
+            raise RuntimeError("no compiler\nof C++")
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    work, facts = peers._prepared(SHAPE, loss, optimizer, ["fp32, compiled", "fp32, eager", "bf16 autocast, eager"])
+    assert facts["failed"] == {"fp32, compiled": "no compiler"}
+    assert list(facts["tried"]) == ["fp32, eager", "bf16 autocast, eager"]
+    assert work() == SHAPE["batch_size"] * SHAPE["context_length"]
+    with pytest.raises(RuntimeError, match="no compiler"):
+        peers._prepared(SHAPE, loss, optimizer, ["fp32, compiled"])
+
+
 def test_results_are_read_as_they_were_written_and_become_a_table(tmp_path: Path) -> None:
     results = Results("training", [ROW], {"litgpt": "no path was given"}, 12.0)
     results.write(tmp_path)
@@ -54,7 +142,7 @@ def test_results_are_read_as_they_were_written_and_become_a_table(tmp_path: Path
     document = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
     once = table.with_table(document, text)
     assert cells in once
-    assert "old" not in once
+    assert "\nold\n" not in once
     assert table.with_table(once, text) == once
     assert "reached" in table.plain([results])
 

@@ -6,6 +6,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,25 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     assert clone.repro() == STAGES
     clone.commit("first run")
     return clone
+
+
+def test_a_changed_text_behind_a_link_is_seen(tmp_path: Path) -> None:
+    clone, disk = Clone(tmp_path / "project"), tmp_path / "disk"
+    (clone.root / "data" / "raw").rename(disk)
+    (clone.root / "data" / "raw").symlink_to(disk)
+    (clone.root / "data" / "raw.dvc").unlink()
+    refused = clone.run("dvc", "repro", "tokenize", check=False)
+    assert refused.returncode != 0
+    assert "data/raw is a link to a folder" in refused.stdout
+    lock = ("python", "-m", "pipeline", "lock")
+    assert "data/.raw.manifest.json written" in clone.run(*lock).stdout
+    clone.run("dvc", "repro", "tokenize")
+    assert "up to date" in clone.run("dvc", "status", "tokenize").stdout
+    next(disk.glob("*.txt")).write_text("the river runs to a sea of light")
+    clone.run(*lock)
+    assert re.search(r"modified: +data\n", clone.run("dvc", "status", "tokenize").stdout)
+    clone.run("dvc", "repro", "tokenize")
+    assert "up to date" in clone.run("dvc", "status", "tokenize").stdout
 
 
 def test_a_second_repro_runs_nothing(clone: Clone) -> None:

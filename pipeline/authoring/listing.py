@@ -9,10 +9,11 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pipeline.core.errors import PluginError
+from pipeline.core.errors import PipelineError, PluginError
 from pipeline.plugin.components import KINDS, Kind
-from pipeline.plugin.options import options_schema, type_in_words
+from pipeline.plugin.options import options_schema, plain_options, type_in_words, with_options
 from pipeline.plugin.registry import Entry, Registry
 
 
@@ -49,14 +50,20 @@ def _entry(entry: Entry) -> Iterator[str]:
     yield f"  {entry.component.name}  ·  {entry.source}"
     description = " ".join((entry.component.__doc__ or "").split("\n\n")[0].split())
     yield textwrap.fill(description, 100, initial_indent="      ", subsequent_indent="      ")
-    options = [
-        f"{name}={field.get_default(call_default_factory=True)!r}"
-        for name, field in entry.component.model_fields.items()
-    ]
+    try:
+        options = [f"{name}={value!r}" for name, value in _defaults(entry).items()]
+    except PipelineError as error:
+        yield f"      not usable without options: {error}"
+        return
     if options:
         yield textwrap.fill(
             f"options: {', '.join(options)}", 100, initial_indent="      ", subsequent_indent="        "
         )
+
+
+def _defaults(entry: Entry) -> dict[str, Any]:
+    """A component's options as params.yaml writes their defaults."""
+    return plain_options(with_options(entry.component, {}, entry.component.name))
 
 
 # ── one component ─────────────────────────────────────────────────────────────────────────────────
@@ -92,7 +99,7 @@ def _unknown(registry: Registry, name: str) -> str:
 
 
 def _component(kind: Kind, entry: Entry) -> Iterator[str]:
-    schema, name = options_schema(entry), entry.component.name
+    schema, name, defaults = options_schema(entry.component), entry.component.name, _defaults(entry)
     section, _, key = kind.chosen_by.rpartition(".")
     yield f"{kind.singular} {name}  ·  {entry.source}"
     yield f"params.yaml: {section}.{key}: {name if key == 'name' else f'[{name}]'}"
@@ -102,7 +109,7 @@ def _component(kind: Kind, entry: Entry) -> Iterator[str]:
     fields = entry.component.model_fields
     yield f"options, under {section}.{name}:" if fields else "It has no options."
     for option, field in fields.items():
-        default = json.dumps(field.get_default(call_default_factory=True), ensure_ascii=False, default=str)
+        default = json.dumps(defaults[option], ensure_ascii=False)
         takes = type_in_words(schema["properties"][option], schema.get("$defs", {}))
         yield f"  {option}: {takes}; default {default}"
         if field.description:

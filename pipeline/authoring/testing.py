@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from pipeline.authoring.options import check_options
 from pipeline.plugin.components import (
     IGNORED,
     Component,
@@ -48,6 +49,7 @@ class Refused(AssertionError):  # noqa: N818 - an answer, not an error
 def _instance(component: type[C] | C) -> C:
     built = component() if isinstance(component, type) else component
     assert built == type(built)(**built.model_dump()), "the options must be all that decides a component"
+    check_options(built)
     return built
 
 
@@ -122,7 +124,7 @@ def _steps(net: _Net, optimizer: torch.optim.Optimizer, count: int) -> float:
 
 
 def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
-    """Holds each parameter once, learns, follows the schedule, and goes on from its saved state to the bit."""
+    """Holds each parameter once, learns, follows the schedule, and resumes from its saved state to the bit."""
     chosen = _instance(component)
 
     def build(seed: int = 0) -> tuple[_Net, torch.optim.Optimizer]:

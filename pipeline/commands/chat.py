@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _HELP = """\
 A line is added to the text and the model continues it. It begins a new line of the text, or, if it begins with a
-space, goes on in the same one. Enter alone lets the model go on. Ctrl-C ends a continuation, Ctrl-D the session.
+space, continues the same one. Enter alone lets the model go on. Ctrl-C ends a continuation, Ctrl-D the session.
 /undo              take the last turn back, what you typed and what followed
 /retry             another continuation of the last turn
 /reset             begin an empty text

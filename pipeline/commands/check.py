@@ -20,6 +20,7 @@ from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
 from pipeline.core.files import readable
+from pipeline.core.links import check_recorded
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
 from pipeline.data.batches import evaluation_windows
@@ -37,7 +38,7 @@ from pipeline.train.conditions import process_count
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.memory_check import available, check_fits
 from pipeline.train.phases import phases
-from pipeline.train.run import model_config
+from pipeline.train.run import model_config, windows_at_once
 from pipeline.train.stage import pretrained
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _READ_AT_MOST = 32 << 20
 
 
 class _Findings:
-    """Counts what would stop the run and goes on, so that all problems are told at once."""
+    """Counts what would stop the run and continues, so that all problems are told at once."""
 
     count = 0
 
@@ -81,7 +82,13 @@ def run(params: Params, paths: Paths) -> None:
         fact("device", f"{device}, {threads} processor thread{plural}, {readable(memory_of(device))} of memory")
     _check_environment(paths)
     _check_git(paths)
-    _check_texts(params, paths)
+    if not str(paths.root).isascii():
+        say(
+            f"note: the path {paths.root} has characters beyond ASCII, with which DVC's `dvc exp run --temp` and "
+            "`--queue` fail ('ascii' codec): use a folder with a plain name for them; `dvc repro` works here"
+        )
+    with findings.collected():
+        _check_texts(params, paths)
     with tempfile.TemporaryDirectory() as folder, findings.collected():
         splits = _data(params, paths, Path(folder))
         for prompt in params.evaluate.generation.prompts:  # a tokenizer of characters cannot read every prompt
@@ -111,7 +118,7 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
     registry = Registry.load(paths.plugins)
     corpus, samplers, formats = params.tokenize.corpus, params.evaluate.samplers, params.export.formats
     registry.build("corpora", corpus.name, corpus.options, "tokenize.corpus")
-    components = Components.load(params.train, paths.plugins)
+    components = Components.load(params.train, paths.plugins, registry)
     registry.build_all("samplers", samplers.use, samplers.options, "evaluate.samplers")
     exporters = registry.build_all("exporters", formats.use, formats.options, "export.formats")
     optimizer, loss = params.train.optimizer.name, params.train.loss.name
@@ -146,13 +153,10 @@ def _check_git(paths: Paths) -> None:
 
 
 def _check_texts(params: Params, paths: Paths) -> None:
-    """Notes texts in data/raw that the chosen corpus does not read, or that DVC does not track."""
-    if not paths.raw.is_dir() or not any(paths.raw.iterdir()):
-        return
-    corpus = params.tokenize.corpus.name
-    if corpus == "python_docs":
-        say(f"note: data/raw holds texts, but tokenize.corpus.name is {corpus}: `files` reads yours")
-    elif corpus == "files" and not paths.raw.with_suffix(".dvc").is_file():
+    """Checks that DVC sees a change of the texts in data/raw; notes where it does not track them."""
+    check_recorded(paths.root / "data")
+    texts = paths.raw.is_dir() and not paths.raw.is_symlink() and any(paths.raw.iterdir())
+    if texts and params.tokenize.corpus.name == "files" and not paths.raw.with_suffix(".dvc").is_file():
         say("note: DVC does not track data/raw: `dvc add data/raw`, else a queued run or a clone lacks it")
 
 
@@ -247,7 +251,9 @@ def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> No
     share = len(train) / config.parameter_count
     fact("model", f"{config.parameter_count:,} parameters, {share:.2g} tokens to train on for each of them")
     check_length(train, params.model.context_length)
-    check_fits(config, device, params.runtime.strategy, process_count(params.runtime))
+    count, train_params = process_count(params.runtime), params.train
+    at_once = windows_at_once(train_params.micro_batch_size, train_params.batch_size, count)
+    check_fits(config, device, params.runtime.strategy, count, at_once)
 
 
 def _measure(

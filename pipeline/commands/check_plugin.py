@@ -12,14 +12,15 @@ import torch
 from pipeline.authoring import testing
 from pipeline.authoring.single import load_file
 from pipeline.core.console import say
-from pipeline.core.errors import PluginError, raised_by
+from pipeline.core.errors import PluginError
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
-from pipeline.model.config import GPTConfig
+from pipeline.model.config import Family, GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.model.held_out import held_out_text
 from pipeline.params.params import ModelParams
+from pipeline.plugin.calls import calling
 from pipeline.plugin.components import ExportSource
 from pipeline.tokenize.vocabulary import train_bpe
 
@@ -42,12 +43,13 @@ def run(paths: Paths, path: Path, root: Path | None = None) -> None:
     for kind, entry in load_file(path, paths.plugins):
         shown = f"{kind.singular} {entry.component.name} ({entry.source})"
         sources = _sources(paths) if kind.plural == "exporters" else []
-        try:
-            notes = _check(kind.plural, entry.component, root or paths.raw, sources)
-        except Exception as error:
-            if isinstance(error, AssertionError) and str(error):  # the suite's, with its rule
-                raise PluginError(f"the {shown} breaks its contract: {error}") from error
-            raise raised_by(f"the {shown}", error) from error
+        with calling(entry.component):
+            try:
+                notes = _check(kind.plural, entry.component, root or paths.raw, sources)
+            except AssertionError as error:
+                if not str(error):
+                    raise
+                raise PluginError(f"the {shown} breaks its contract: {error}") from error  # the suite's rule
         say("; ".join([f"ok  {shown}", *notes]))
 
 
@@ -96,7 +98,7 @@ def _sources(paths: Paths) -> list[ExportSource]:
     return list(sources.values())
 
 
-def tiny_source(family: str = "gpt2") -> ExportSource:
+def tiny_source(family: Family = "gpt2") -> ExportSource:
     """What an exporter receives, with a tiny model of random weights: enough to prove any export."""
     tokenizer = train_bpe([_TEXT], 280)
     config = GPTConfig(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from pipeline.core.console import Progress, fact, json_line, printable, say
 from pipeline.core.errors import DataError
 from pipeline.data.encode import encode
 from pipeline.model.scoring import Summary
-from pipeline.plugin.components import Document
+from pipeline.plugin.components import Corpus, Document
+from pipeline.tokenize.stage import build_corpus
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -50,9 +51,9 @@ def run(
     """Prints the numbers of each file ("-" is the standard input) and of all; with `by_token` also every token's.
 
     Raises:
-        DataError: a file is empty, is a single token, or is not UTF-8.
+        DataError: a file is empty, is a single token, or is not in the encoding.
     """
-    own = params.evaluate
+    own, corpus = params.evaluate, build_corpus(params, paths)
     checkpoint = load_model(params, paths, weights, "fp32")
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     stride = max(1, round(own.stride * model.config.context_length))
@@ -73,7 +74,7 @@ def run(
             say(f"\n── {_named(file)} ──")
         summary = Summary(tokenizer.byte_lengths)
         view = token_view(file, tokenizer, as_json) if by_token else None
-        blocks = _ids(file, tokenizer)
+        blocks = _ids(file, tokenizer, corpus)
         first = next(blocks)
         if not len(start) and view is not None:
             view.unscored(int(first[0]))
@@ -102,10 +103,10 @@ def _named(file: str) -> str:
     return "the standard input" if file == "-" else file
 
 
-def _ids(file: str, tokenizer: Tokenizer) -> Iterator[Ids]:
+def _ids(file: str, tokenizer: Tokenizer, corpus: Corpus) -> Iterator[Ids]:
     """A file's ids, in blocks that are not empty; at least one."""
     empty = True
-    for _, ids in encode([Document(_named(file), _text(file))], tokenizer, threads=1):
+    for _, ids in encode([Document(_named(file), _text(file, corpus))], tokenizer, threads=1):
         if len(ids):
             empty = False
             yield ids
@@ -113,22 +114,13 @@ def _ids(file: str, tokenizer: Tokenizer) -> Iterator[Ids]:
         raise DataError(f"{_named(file)} is empty: there is nothing to score")
 
 
-def _text(file: str) -> Iterator[str]:
-    """A file's text in blocks, its line ends as they are; a byte order mark at its beginning is left out."""
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+def _text(file: str, corpus: Corpus) -> Iterator[str]:
+    """A file's text in blocks, as the corpus reads its texts (`tokenize.corpus`: encoding, errors, line ends)."""
     with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as data:
-        while True:
-            block = data.read(_BLOCK)
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                # error.object is what the decoder held back from the last block, then this block.
-                place = offset + len(block) - len(error.object) + error.start
-                raise DataError(f"{_named(file)} is not UTF-8 at byte {place:,}: convert it") from None
-            yield text if offset else text.removeprefix("\ufeff")
-            if not block:
-                return
-            offset += len(block)
+        try:
+            yield from corpus.decoded(iter(partial(data.read, _BLOCK), b""), _named(file))
+        except ValueError as error:
+            raise DataError(str(error)) from None
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

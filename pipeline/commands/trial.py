@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.core.errors import PipelineError, out_of_memory, raised_by
+from pipeline.core.errors import PipelineError, in_words, out_of_memory
 from pipeline.core.files import readable
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.device import peak_memory
-from pipeline.train.components import Components
+from pipeline.plugin.registry import Registry
+from pipeline.train.components import KINDS, Components
 from pipeline.train.conditions import choose, process_count
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluation import summarize
@@ -109,7 +110,7 @@ def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
     signal.signal(signal.SIGINT, handler)
     sender.close()
     try:
-        found: Trial | Exception = receiver.recv()
+        found: Trial | BaseException = receiver.recv()
     except EOFError:
         child.join()
         killed = child.exitcode == -signal.SIGKILL  # by the system, whose memory ran out
@@ -130,9 +131,9 @@ def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
 def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) -> None:
     try:
         sender.send(_try_steps(params, paths, splits))
-    except Exception as error:
+    except BaseException as error:
         told = isinstance(error, PipelineError | OSError) or out_of_memory(error)
-        sender.send(error if told else raised_by("a trial step of training", error))
+        sender.send(error if told else PipelineError(f"a trial step of training raised {in_words(error)}"))
 
 
 def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
@@ -163,7 +164,8 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
 
 def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
     data = TrainingData.read(params, splits)
-    components = Components.load(params.train, paths.plugins)
+    registry = Registry.load(paths.plugins, KINDS, lambda note: None)
+    components = Components.load(params.train, paths.plugins, registry)
     phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
     conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
     return TrainingRun.build(params, components, data, phase, conditions)

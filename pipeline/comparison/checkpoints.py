@@ -1,7 +1,7 @@
 """Whether two checkpoints differ on a text: the same documents, scored by both.
 
 The question is about these very weights. What is drawn again is the text: would A still be better on other text of
-this kind? Nothing is said of the params that made them, since another seed would have made other weights.
+this kind? The params that made them are not judged, since another seed would have made other weights.
 """
 
 from __future__ import annotations

@@ -60,6 +60,11 @@ class Revision:
             return self._committed(path)
         try:
             return self._reports[inside].read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{self.name}: {path} is damaged (no UTF-8 text): remove {self._reports[inside]} of DVC's cache, "
+                "and `dvc fetch` or `dvc repro`"
+            ) from None
         except KeyError:
             raise DataError(
                 f"{self.name}: its {_REPORTS} hold no {inside}: {_REPRO} there with this version, and commit"
@@ -76,7 +81,10 @@ class Revision:
         """The files of the reports folder in DVC's cache, by name."""
         digest = output_digest(self._committed("dvc.lock"), "evaluate", _REPORTS)
         if digest is None:
-            raise DataError(f"{self.name}: dvc.lock names no {_REPORTS} of evaluate: {_REPRO} and commit")
+            raise DataError(
+                f"{self.name}: dvc.lock names no {_REPORTS} of evaluate, or is no YAML (conflict markers?): "
+                f"{_REPRO} and commit"
+            )
         files = cached_folder(self.root, digest)
         if not files:
             raise DataError(

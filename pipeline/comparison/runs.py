@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from pipeline.comparison.places import Place
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.paths import EVALUATION
+from pipeline.core.values import OPEN, Count, parse_values
 from pipeline.evaluate.bootstrap import FEWEST_DOCUMENTS
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, read_units
@@ -54,28 +56,32 @@ def read_run(place: Place) -> RunResult:
         PipelineError: a file is missing or damaged, or its reports and its metrics are of different evaluations.
     """
 
-    def parsed(path: str, parse: Any) -> Any:
+    def values(path: str, kind: Any) -> Any:
+        return parse_values(place.read(path), kind, f"{place.name}: {path}", _AGAIN)
+
+    def units(path: str) -> dict[str, list[UnitScore]]:
         text = place.read(path)
         try:
-            return parse(text)
-        except Exception as error:  # a YAML library's own kinds as well
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"{place.name}: {path} is damaged ({reason}): {_AGAIN}") from None
+            return read_units(text)
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"{place.name}: {path} is damaged ({error}): {_AGAIN}") from None
 
-    metrics = parsed("metrics/evaluate.json", json.loads)
-    about = parsed(f"reports/{EVALUATION}", _about)
+    metrics = values("metrics/evaluate.json", dict[str, Any])
+    about = asdict(values(f"reports/{EVALUATION}", _About))
     evaluated = {"weights": about["weights"], "stride": about["stride_share"]}
     run = RunResult(
         place.name,
         {**about["params"], "evaluate": evaluated},
         about,
-        parsed(f"reports/{DOCUMENTS}", read_units),
-        parsed(f"reports/{BLOCKS}", read_units),
+        units(f"reports/{DOCUMENTS}"),
+        units(f"reports/{BLOCKS}"),
     )
     for side in run.sides:
         totals = np.array([unit[1:3] for unit in run.documents.get(side, [])]).reshape(-1, 2).sum(axis=0)
-        loss = metrics.get(side, {}).get("loss") if isinstance(metrics, dict) else None
-        if not totals[0] or loss is None or not math.isclose(totals[1] / totals[0], loss, rel_tol=1e-9):
+        numbers = metrics.get(side)
+        loss = numbers.get("loss") if isinstance(numbers, dict) else None
+        known = isinstance(loss, int | float) and totals[0] > 0 and side in run.blocks
+        if not known or not math.isclose(totals[1] / totals[0], float(loss or 0), rel_tol=1e-9):
             raise DataError(
                 f"{place.name}: metrics/evaluate.json and reports/{DOCUMENTS} are of different evaluations "
                 f"({side}): {_AGAIN}"
@@ -83,14 +89,39 @@ def read_run(place: Place) -> RunResult:
     return run
 
 
-def _about(text: str) -> dict[str, Any]:
-    about: dict[str, Any] = json.loads(text)
-    for side in about["sides"].values():
-        _ = side["text"], side["tokens"]
-    _ = about["step"], about["weights"], about["stride_share"], about["tokenizer"]["fingerprint"]
-    if not isinstance(about.get("params"), dict) or not isinstance(about["params"].get("train"), dict):
+def _trained(params: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    if "train" not in params:
         raise ValueError("it does not say which params trained the model")
-    return about
+    return params
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The digests of a held-out text, and of its tokens."""
+
+    text: str
+    tokens: str
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """What made the tokens."""
+
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _About:
+    """What reports/evaluation.json must hold."""
+
+    __pydantic_config__ = OPEN
+
+    sides: dict[str, _Side]
+    step: Count
+    weights: str
+    stride_share: Annotated[float, Field(gt=0, le=1)]
+    tokenizer: _Tokenizer
+    params: Annotated[dict[str, dict[str, Any]], AfterValidator(_trained)]
 
 
 def comparable(runs: Sequence[RunResult]) -> str:

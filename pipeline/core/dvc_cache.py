@@ -7,29 +7,43 @@ asked where its cache is, and never imported.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Annotated, Any
 
+from pydantic import Field
 from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import DataError
+from pipeline.core.values import read_values
 from pipeline.core.yaml import yaml_values
+
+_DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A file of a folder, as DVC's cache lists it."""
+
+    relpath: str
+    md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
 def output_digest(lock: str, stage: str, path: str) -> str | None:
     """The digest of a stage's output by the text of dvc.lock; None where it names none."""
     try:
         outs: list[Any] = yaml_values(lock)["stages"][stage]["outs"]
-        return next((str(out["md5"]) for out in outs if out["path"] == path), None)
+        found = next((str(out["md5"]) for out in outs if out["path"] == path), "")
     except (KeyError, TypeError, ValueError, YAMLError):  # such as merge conflict markers
         return None
+    return found if _DIGEST.fullmatch(found) else None
 
 
 def cached_file(root: Path, digest: str) -> Path | None:
@@ -50,11 +64,11 @@ def cached_folder(root: Path, digest: str) -> dict[str, Path]:
     listing = cached_file(root, digest)
     if listing is None:
         return {}
-    try:
-        entries = {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(listing.read_bytes())}
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{listing} of DVC's cache is damaged: remove it, and `dvc fetch` or `dvc repro`") from None
-    found = {name: cached_file(root, each) for name, each in entries.items()}
+    mend = "it is of DVC's cache: remove it, and `dvc fetch` or `dvc repro`"
+    entries = read_values(listing, list[_Listed], mend)
+    if any(PurePath(each.relpath).is_absolute() or ".." in PurePath(each.relpath).parts for each in entries):
+        raise DataError(f"{listing} is damaged (it lists a file outside of its folder): {mend}")
+    found = {each.relpath: cached_file(root, each.md5) for each in entries}
     return {name: path for name, path in found.items() if path} if all(found.values()) else {}
 
 

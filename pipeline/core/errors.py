@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
-import traceback
-from pathlib import Path
+
+_LONGEST = 500
+"""Characters of somebody else's exception that a message repeats."""
 
 
 class PipelineError(Exception):
@@ -28,15 +29,32 @@ class CheckpointError(PipelineError):
     """A checkpoint or an export is missing, damaged or does not fit."""
 
 
-def raised_by(what: str, error: Exception) -> PluginError:
-    """A plugin's own exception as one line: what raised, what it said, and in which line of which file."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
-    return PluginError(f"{what} raised {type(error).__name__}: {' '.join(str(error).split())}{place}")
+def in_words(error: BaseException) -> str:
+    """An exception's type and text as one line of bounded length."""
+    try:
+        text = str(error)
+    except BaseException:  # an exception of somebody else's code: so is its text
+        text = "(its text cannot be shown)"
+    words = " ".join(f"{type(error).__name__}: {text[:2000]}".split()).removesuffix(":")
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and continues next time
-    """SIGINT or SIGTERM arrived and the run has been saved; the process exits with 128 + the signal's number."""
+class Stopping(BaseException):
+    """The run stops here, between two micro-batches or evaluation batches; what is half done is done again later.
+
+    No Exception, so that no plugin catches it by accident.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived (a training run has been saved); the process exits with 128 + the signal's number.
+
+    No Exception, so that no plugin catches it by accident.
+    """
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: atomic writes, folders published by rename, checksums and locks."""
+"""Files that are complete or absent: atomic writes, checksums and locks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, PipelineError
+from pipeline.core.values import read_values
 
 MANIFEST = "manifest.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -24,16 +25,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes `content` so that a reader, or a crash at any moment, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = beside(path, "partial")
     with room_for(len(content), path):
         try:
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
+            os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def beside(target: Path, kind: str, pid: int | None = None) -> Path:
+    """The hidden name beside a target for its new content ("partial") or its former one ("old")."""
+    return target.with_name(f".{target.name}.{kind}-{os.getpid() if pid is None else pid}")
 
 
 @contextmanager
@@ -69,54 +75,28 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, mend: str) -> Any:
     """Reads JSON that an earlier stage wrote; `mend` says what to run when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: {mend}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}): {mend}") from None
-
-
-@contextmanager
-def published_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder that replaces `path` when the block ends without an error."""
-    if os.path.lexists(path) and not path.is_dir():
-        raise PipelineError(f"{path} is no folder, and a folder is to be written there: move it away")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*-*"):
-        owner = re.search(r"\.(?:partial|old)-(\d+)$", leftover.name)
-        if owner and not _is_another(int(owner[1])):
-            shutil.rmtree(leftover, ignore_errors=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    partial.mkdir()
-    try:
-        yield partial
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_another(pid: int) -> bool:
-    """Whether `pid` is another process that is alive (in a container, a later run may get the same pid)."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
+    return read_values(path, object, mend)
 
 
 def sha256(path: Path) -> str:
     """The file's sha256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A file's size and sha256."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What manifest.json holds: an entry for each file."""
+
+    files: dict[str, _Entry]
 
 
 def write_manifest(folder: Path) -> None:
@@ -137,27 +117,26 @@ def verify_manifest(folder: Path, mend: str) -> None:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: {mend}")
-    manifest = read_json(folder / MANIFEST, mend)
-    try:
-        entries = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        entries = {}
+    entries = read_values(folder / MANIFEST, _Manifest, mend).files
     if not entries:
         raise DataError(f"{folder / MANIFEST} is damaged (it lists no files): {mend}")
-    for name, (size, digest) in entries.items():
+    for name, entry in entries.items():
         path = folder / name
         if not path.is_file():
             raise DataError(f"{path} is missing: {mend}")
-        if path.stat().st_size != size:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes where {size:,} were written: {mend}")
-        if sha256(path) != digest:
+        if path.stat().st_size != entry.bytes:
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes where {entry.bytes:,} were written: {mend}")
+        if sha256(path) != entry.sha256:
             raise DataError(f"{path} is damaged (its sha256 is not the one that was written): {mend}")
 
 
 def recorded_sha256(path: Path) -> str:
     """A file's sha256 from the manifest beside it (`verify_manifest` checks that it is the file's)."""
-    digest: str = read_json(path.parent / MANIFEST, "")["files"][path.name]["sha256"]
-    return digest
+    manifest = path.parent / MANIFEST
+    entry = read_values(manifest, _Manifest, "make the folder again").files.get(path.name)
+    if entry is None:
+        raise DataError(f"{manifest} does not list {path.name}: make the folder again")
+    return entry.sha256
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from pipeline.core.console import fact, say
 from pipeline.core.dvc_cache import cached_folder, copy_files, output_digest
 from pipeline.core.errors import DataError
-from pipeline.core.files import published_folder, write_atomically
 from pipeline.core.paths import METRICS, RECORD
+from pipeline.core.publication import published_folder
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -41,14 +41,12 @@ def republished(stage: str, output: Path, identity: str, paths: Paths) -> bool:
             _say_where(stage, paths)
         if not files or _identity(files) != identity:
             return False
-        with published_folder(output) as folder:
+        with published_folder(output, paths) as folder:
             copy_files(files, folder)
     except DataError as error:
         say(f"note: {error}")
         return False
     metrics = sorted((output / METRICS).glob("*"))
-    for path in metrics:
-        write_atomically(paths.metrics / path.name, path.read_bytes())
     say(
         f"nothing that decides the result of {stage} has changed: it is published again from DVC's cache; "
         f"`python -m pipeline {stage}` makes it anew"

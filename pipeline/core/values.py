@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, dataclasses
 
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, PipelineError
 
 T = TypeVar("T")
+
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+Layers = Annotated[int, Field(gt=0, le=10_000)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[int, Field(gt=0, lt=2**63)]
+AtOnce = Annotated[int, Field(gt=0, le=2**20)]
+"""What is held in memory together: windows, or the tokens of a text that is drawn."""
+
+DEVICE = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""Of a record that this version wrote: exactly its fields, with finite numbers."""
+OPEN = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+"""Of a record of which only some fields are used here."""
 
 _EXPECTED = {"tuple_type": "a list", "dict_type": "a section of keys", "model_type": "a section of keys"}
 _LONGEST = 80
@@ -22,7 +36,7 @@ def explain(error: ValueError, where: str = "", known: Sequence[str] = ()) -> st
     Args:
         error: pydantic's, or a plain one.
         where: The place of the whole value.
-        known: The keys that there are.
+        known: The valid keys.
     """
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
@@ -43,19 +57,43 @@ def explain(error: ValueError, where: str = "", known: Sequence[str] = ()) -> st
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python refuses to write whole numbers of more than 4,300 digits
+        text = "a value that is too large to be shown"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def read_values(path: Path, kind: type[T], mend: str) -> T:
+def check_fields(kind: type[T], fields: Mapping[str, Any]) -> T:
+    """A dataclass from values that are not JSON, such as tensors.
+
+    Raises:
+        ValidationError: a field is missing, unknown, or of another type.
+    """
+    frozen: bool = vars(kind)["__dataclass_params__"].frozen
+    checked: Any = dataclasses.dataclass(kind, frozen=frozen)
+    made: T = checked(**fields)
+    return made
+
+
+def read_values(path: Path, kind: type[T], mend: str, raised: type[PipelineError] = DataError) -> T:
     """Reads JSON as what it must hold; `mend` says what to run when it is missing, damaged or holds something else.
 
     Raises:
-        DataError: it cannot be used; names the file and the first places.
+        DataError (or what is to be `raised`): it cannot be used; names the file and the first places.
     """
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+        content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: {mend}") from None
+        raise raised(f"{path} is missing: {mend}") from None
+    return parse_values(content, kind, str(path), mend, raised)
+
+
+def parse_values(
+    content: str | bytes, kind: type[T], what: str, mend: str, raised: type[PipelineError] = DataError
+) -> T:
+    """JSON as what it must hold; `what` names it. See `read_values`."""
+    try:
+        return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
-        raise DataError(f"{path} is damaged ({explain(error)}): {mend}") from None
+        raise raised(f"{what} is damaged ({explain(error)}): {mend}") from None

@@ -1,21 +1,97 @@
-"""YAML as DVC reads it."""
+"""YAML as DVC reads it, of which a short text stands for few values."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, DocumentStartEvent, NodeEvent, ScalarEvent
+
+_LONGEST = 1 << 18
+"""Characters; params.yaml and dvc.lock have thousands, and the reader takes seconds for this many."""
+_MOST_VALUES = 100_000
+_DEEPEST = 50
 
 
 def yaml_values(text: str) -> Any:
     """YAML 1.2: `1e-3` is a number, `yes` is text, and no tag builds a Python object.
 
+    The values are those that JSON has too: sections with text as keys, lists, text, numbers, true, false and null.
+
     Raises:
-        YAMLError: the text is no YAML, or a value cannot be read.
+        YAMLError: the text is no YAML, a value is none of these, or they are too many or too large.
     """
     try:
-        return YAML(typ="safe", pure=True).load(io.StringIO(text))
-    except (ValueError, KeyError, RecursionError) as error:  # a date's month 13, !!bool maybe, [[[[…
-        raise YAMLError(f"a value cannot be read ({error}): put text into quotes") from None
+        _check_size(text)
+        values = YAML(typ="safe", pure=True).load(io.StringIO(text))
+        _check(values, "")
+    except YAMLError:
+        raise
+    except Exception as error:  # the library's own: a date's month 13, !!bool maybe, a number of 4,301 digits, …
+        raise YAMLError(f"a value cannot be read ({' '.join(str(error).split())}): put text into quotes") from None
+    return values
+
+
+def read_yaml(path: Path) -> str:
+    """The text of a YAML file, no more of it than `yaml_values` takes; a byte order mark is left out.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read as UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        return file.read(_LONGEST + 1)
+
+
+def _check_size(text: str) -> None:
+    """Refuses what would take the reader too long, or too much memory, before it builds anything.
+
+    An alias counts as all values of its anchor: nine lines of nine aliases each would stand for 9⁹ values.
+    """
+    if len(text) > _LONGEST:
+        raise YAMLError(f"it has over {_LONGEST:,} characters: bring a file of settings, not of data")
+    anchors: dict[str, int] = {}
+    opened: list[tuple[str | None, int]] = []
+    count = documents = 0
+    for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
+        documents += isinstance(event, DocumentStartEvent)
+        if isinstance(event, AliasEvent):
+            if event.anchor in [anchor for anchor, _ in opened]:
+                raise YAMLError(f"*{event.anchor} stands inside &{event.anchor} itself: write the value out")
+            count += anchors.get(event.anchor, 1)
+        elif isinstance(event, NodeEvent):
+            count += 1
+            if not isinstance(event, ScalarEvent):
+                opened.append((event.anchor, count))
+            elif event.anchor:
+                anchors[event.anchor] = 1
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = opened.pop()
+            if anchor:
+                anchors[anchor] = count - before + 1
+        if documents > 1:
+            raise YAMLError("it holds several documents (---): keep one")
+        if len(opened) > _DEEPEST:
+            raise YAMLError(f"it is nested more than {_DEEPEST} deep: a bracket may be missing")
+        if count > _MOST_VALUES:
+            raise YAMLError(f"its aliases stand for over {_MOST_VALUES:,} values: write the values out")
+
+
+def _check(value: Any, where: str) -> None:
+    """Refuses what JSON cannot hold, by its dotted name."""
+    name = where.rstrip(".") or "it"
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise YAMLError(f"the key {key!r} of {name} is no text: put it into quotes")
+            _check(each, f"{where}{key}.")
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            _check(each, f"{where}{number}.")
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise YAMLError(f"{name} is a whole number of more than 64 bits: choose a smaller one")
+    elif value is not None and not isinstance(value, str | float):
+        raise YAMLError(f"{name} is a {type(value).__name__}: put text into quotes, and take out tags")

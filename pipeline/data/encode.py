@@ -21,7 +21,7 @@ _SPACE = [character for character in map(chr, range(0x3001)) if character.isspac
 _ASCII_SPACE = "".join(filter(str.isascii, _SPACE)).encode()
 _OTHER_SPACE = [character for character in _SPACE if not character.isascii()]
 
-LONGEST_WORD = 1 << 23
+LONGEST_WORD = 1 << 21
 """Characters of one word: a BPE holds some 60 bytes for each while it merges them."""
 
 
@@ -58,7 +58,7 @@ def cut(text: str | Iterable[str], pattern: str, size: int = PIECE) -> Iterator[
     """
     place = word_end(pattern)
     pending: list[str] = []
-    length, enough = 0, 2 * size
+    length, enough, before = 0, 2 * size, 0
     for block in [text] if isinstance(text, str) else text:
         pending.append(block)
         length += len(block)
@@ -70,13 +70,16 @@ def cut(text: str | Iterable[str], pattern: str, size: int = PIECE) -> Iterator[
             end = place(joined[start : start + enough], size)
             if end is None and enough >= 2 * max(LONGEST_WORD, size):
                 raise ValueError(
-                    f"{joined[start : start + 20]!r} begins a word of over {LONGEST_WORD:,} characters, too long "
-                    "to encode: put line breaks into it, leave it out, or set tokenize.tokenizer.name: bytes"
+                    f"{joined[start : start + 20]!r}…, byte {before:,} of its UTF-8, is before a word of over "
+                    f"{LONGEST_WORD:,} characters, too long to encode: put line breaks into it, leave it out, or "
+                    "set tokenize.tokenizer.name: bytes"
                 )
             if end is None:
                 enough *= 2  # so that a long word is not read again for each block
             else:
-                yield joined[start : start + end]
+                piece = joined[start : start + end]
+                yield piece
+                before += len(piece) if piece.isascii() else len(piece.encode(errors="surrogatepass"))
                 start, enough = start + end, 2 * size
         pending, length = [joined[start:]], len(joined) - start
     yield "".join(pending)

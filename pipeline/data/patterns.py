@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from unicodedata import category
 
 import regex
 
@@ -25,11 +26,21 @@ O200K_PATTERN = (
 )
 """How o200k_base cuts text into words, as tiktoken writes it."""
 
+_LLAMA3_PATTERN, _QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    + count
+    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for count in ("{1,3}", "")
+)
+
 ONE_CHARACTER = r"[\s\S]"
 """Each character is a word."""
 
-SECONDS = 20.0
-"""How long a pattern may take to find the next words."""
+SECONDS = 10.0
+"""How long a pattern may take to find the next word."""
+
+_CONTEXT = 64
+"""Characters behind a cut that are looked at."""
 
 _FASTER = {
     GPT2_PATTERN: r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s",
@@ -54,15 +65,13 @@ def word_end(pattern: str) -> Callable[[str, int], int | None]:
     """Where a text may be cut: a function of (text, least) that returns a place from `least` on, counted in
     characters, where a word of `pattern` ends whatever follows the text; None if there is none.
 
-    It finds the words one by one, and takes an end that is the same without the text behind it (in white space
-    before a letter it is not), and after which two more words end within the text: what follows could move those.
-    The patterns of gpt2, cl100k and o200k end a word between a letter or digit and one of a few marks, and such a
-    place is found much faster.
+    It finds the words one by one and takes an end that `_is_settled`. The patterns of gpt2, llama3 and others end a
+    word between a letter or digit and one of a few marks, and such a place is found much faster.
     """
     if pattern == ONE_CHARACTER:
         return lambda text, least: least if least < len(text) else None
     words = compiled(pattern)
-    if pattern not in {GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN}:
+    if pattern not in {GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN, _LLAMA3_PATTERN, _QWEN2_PATTERN}:
         return partial(_settled_end, words)
 
     def quick(text: str, least: int) -> int | None:
@@ -77,18 +86,33 @@ _AFTER_A_WORD = re.compile(r"""[ \n.,;:!?"()\[\]{}<>=+*&@\\。，、！？；：
 
 def _settled_end(words: regex.Pattern[str], text: str, least: int) -> int | None:
     ends = [0, 0, 0, 0, 0]  # of the last words
+    last = len(text) - min(least, _CONTEXT)
     for word in _matches(words, text):
-        if word.end() == len(text):
+        if word.end() == len(text) or ends[2] > last:
             return None
         ends = [*ends[1:], word.end()]
-        first, *rest = ends[:3]
-        if rest[-1] >= least and [first + end for end in _ends(words, text[first : rest[-1]])] == rest:
-            return rest[-1]
+        if ends[2] >= least and _is_settled(words, text, ends):
+            return ends[2]
     return None
 
 
-def _ends(words: regex.Pattern[str], text: str) -> list[int]:
-    return [word.end() for word in _matches(words, text)]
+def _is_settled(words: regex.Pattern[str], text: str, ends: list[int]) -> bool:
+    """Whether a cut at the third of five consecutive ends of words moves none: the words before it are the same
+    whatever little of the text follows, and those behind it are the same whether or not a text stands before.
+
+    A character that this Python's Unicode lacks may be a letter to one package and a symbol to another.
+    """
+    first, second, place, *_, last = ends
+    behind = place + _CONTEXT
+    return (
+        not any(category(character) == "Cn" for character in text[first:last])
+        and all(_ends(words, text, first, end)[:2] == [second, place] for end in {*range(place, place + 4), last})
+        and [place + end for end in _ends(words, text[place:behind])] == _ends(words, text, place, behind)
+    )
+
+
+def _ends(words: regex.Pattern[str], text: str, start: int = 0, end: int | None = None) -> list[int]:
+    return [word.end() for word in _matches(words, text, start, end)]
 
 
 def split(pattern: str, text: str) -> list[str]:
@@ -100,14 +124,22 @@ def split(pattern: str, text: str) -> list[str]:
     return [word.group() for word in _matches(compiled(pattern), text)]
 
 
-def _matches(words: regex.Pattern[str], text: str) -> Iterable[regex.Match[str]]:
-    try:
-        yield from words.finditer(text, timeout=SECONDS)
-    except TimeoutError:
-        raise ValueError(
-            f"the split pattern {words.pattern!r} takes over {SECONDS:.0f} s for {text[:20]!r}…: choose another "
-            "tokenizer"
-        ) from None
+def _matches(
+    words: regex.Pattern[str], text: str, start: int = 0, end: int | None = None
+) -> Iterator[regex.Match[str]]:
+    while True:
+        begun = start
+        try:
+            for word in words.finditer(text, start, end, timeout=SECONDS):
+                start = word.end()
+                yield word
+            return
+        except TimeoutError:
+            if start == begun:  # else many words, or whoever reads them, took the time
+                raise ValueError(
+                    f"the split pattern {words.pattern!r} takes over {SECONDS:.0f} s for "
+                    f"{text[start : start + 20]!r}…: choose another tokenizer"
+                ) from None
 
 
 @lru_cache(maxsize=8)

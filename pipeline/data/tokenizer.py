@@ -22,6 +22,8 @@ from pipeline.data.patterns import ONE_CHARACTER, faster, split
 END_OF_TEXT = "<|endoftext|>"
 
 LARGEST_ID = 2**24
+_EVERY_SORT = "The 1st, it's\n\n  A_b — é e\u0301 語言。\r\n\t½ 🙂\x00x"
+"""Letters, marks, digits, punctuation, symbols, white space, a control character."""
 
 TokenIds = np.ndarray[tuple[int], np.dtype[np.uint32]]
 
@@ -186,6 +188,10 @@ class Tokenizer:
             raise ValueError(f"an id is below 0 or above {LARGEST_ID:,}")
         if self.end not in self.special_tokens:
             raise ValueError(f"there is no special token {self.end!r} to end a document")
+        if b"" in self.ranks:
+            raise ValueError("a token is empty")
+        if "".join(split(self.pattern, _EVERY_SORT)) != _EVERY_SORT:
+            raise ValueError(f"the split pattern {self.pattern!r} loses a part of some texts")
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
         if not missing:
             return

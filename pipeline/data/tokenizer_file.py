@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
+import resource
+import signal
+import string
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from pipeline.core.errors import DataError
 from pipeline.data.encode import cut
@@ -16,6 +23,11 @@ from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 
+SECONDS = 15
+"""Processor time within which a tokenizer is proven."""
+
+_MEMORY = 1 << 33
+_REFUSED = 3
 _BEGINNING = 1000
 """The first bytes of a file, which show whether it is a checkpoint's tokenizer."""
 
@@ -29,7 +41,8 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
         pattern: How the tokenizer of a tiktoken file, which does not contain it, cuts text into words: "gpt2" or a
             regular expression. A tokenizer.json contains it.
         end_of_text: The special token that ends a document; it is added if the file has none with this text.
-        proven: Whether the tokenizer is tried on many texts and compared with the tokenizers library, in seconds.
+        proven: Whether the tokenizer is tried on many texts and compared with the tokenizers library: in a process
+            of its own, since a regular expression may never end, or end the process.
 
     Raises:
         DataError: the file is missing or damaged, or tiktoken cannot give the same ids.
@@ -53,10 +66,7 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
     except ValueError as error:
         raise DataError(f"{path}: {error}: bring a whole copy, or choose another tokenizer") from None
     if proven:
-        texts = _proof_texts(tokenizer)
-        _check_pattern(tokenizer, texts, path)
-        if is_json and not own:
-            _check_same_ids(tokenizer, texts, path, content)
+        _prove_in_a_process(tokenizer, path, pattern, end_of_text)
     return tokenizer
 
 
@@ -101,6 +111,35 @@ def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokeni
         ) from None
     special.setdefault(end_of_text, max([*ranks.values(), *special.values()], default=0) + 1)
     return Tokenizer(path.name, pattern, ranks, special, end_of_text)
+
+
+def _prove_in_a_process(tokenizer: Tokenizer, path: Path, *arguments: str) -> None:
+    command = [sys.executable, "-c", f"import {__name__} as this; this.main()", str(SECONDS), str(path), *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    if done.returncode == _REFUSED:
+        raise DataError(done.stdout.decode())
+    if done.returncode:
+        why = f"takes over {SECONDS} s" if done.returncode == -signal.SIGXCPU else "ends the process that tries it"
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"code {done.returncode}"
+        raise DataError(f"{path}: the split pattern {tokenizer.pattern!r} {why} ({last}): choose another tokenizer")
+
+
+def main() -> None:
+    """Proves the tokenizer of the arguments (seconds, and `from_file`'s); writes what is wrong to stdout."""
+    for kind, limit in ((resource.RLIMIT_CPU, int(sys.argv[1])), (resource.RLIMIT_AS, _MEMORY)):
+        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+    path, pattern, end_of_text = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+    tokenizer = from_file(path, pattern, end_of_text, proven=False)
+    texts = _proof_texts(tokenizer)
+    try:
+        _check_pattern(tokenizer, texts, path)
+        content = path.read_bytes()
+        if content.lstrip().startswith(b"{") and b'"fingerprint":' not in content[:_BEGINNING]:
+            _check_same_ids(tokenizer, texts, path, content)
+    except DataError as error:
+        sys.stdout.buffer.write(str(error).encode())
+        sys.exit(_REFUSED)
 
 
 def _check_same_ids(tokenizer: Tokenizer, texts: Sequence[str], path: Path, content: bytes) -> None:
@@ -162,17 +201,21 @@ def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> No
             raise DataError(
                 f"{what} loses a part of {text[:30]!r}: it must match each character, and never nothing"
             )
-        if [token for part in cut(text, probe.pattern, 8) for token in probe.encode(part).tolist()] != ids:
+        text = "".join(each for each in text if category(each) != "Cn")  # a text is never cut beside the others
+        parts = cut(text, probe.pattern, max(8, len(text) // 8))
+        if [token for part in parts for token in probe.encode(part).tolist()] != probe.encode(text).tolist():
             raise DataError(
-                f"{what} looks behind a word, so that long texts cannot be cut between words: choose another "
+                f"{what} looks behind or far ahead, so that long texts cannot be cut between words: choose another "
                 "tokenizer"
             )
 
 
 def _proof_texts(tokenizer: Tokenizer) -> list[str]:
-    """Awkward texts, and all tokens in random order; of the characters that the tokenizer knows."""
+    """Long runs, awkward texts, and all tokens in random order; of the characters that the tokenizer knows."""
     tokens = [text for text in (token.decode("utf-8", "ignore") for token in tokenizer.ranks) if text]
     random.Random(0).shuffle(tokens)
-    texts = awkward_texts() + ["".join(tokens[start : start + 50]) for start in range(0, len(tokens), 50)]
+    texts = [run * length for length in (20, 40, 400) for run in ("a", "1", " ", "\n", "-", "é", "語", "ab ", "1a")]
+    texts += [string.printable + text + string.printable for text in texts]
+    texts += awkward_texts() + ["".join(tokens[start : start + 50]) for start in range(0, len(tokens), 50)]
     known = tokenizer.alphabet
     return texts if known is None else ["".join(filter(known.__contains__, text)) for text in texts]

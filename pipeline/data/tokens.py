@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.core.errors import DataError
 from pipeline.core.files import MANIFEST, read_json, verify_manifest, write_json, write_manifest
+from pipeline.core.values import OPEN, STRICT, Amount, Count, explain, read_values
 from pipeline.data.tokenizer import Tokenizer
 
 Ids = np.ndarray[tuple[int], np.dtype[Any]]
@@ -37,10 +39,12 @@ class IndexEntry:
         digest: A hash of its text without white space, to find duplicates; None if it is blank or cut.
     """
 
+    __pydantic_config__ = STRICT
+
     name: str
-    start: int
-    tokens: int
-    bytes: int
+    start: Count
+    tokens: Amount
+    bytes: Count
     split: str | None = None
     digest: str | None = None
 
@@ -109,30 +113,77 @@ def finish_folder(
     write_manifest(folder)
 
 
+@dataclass(frozen=True)
+class _File:
+    """The numbers of a token file (`TokenWriter.summary`)."""
+
+    tokens: Amount
+    documents: Amount
+    bytes: Count
+
+
+@dataclass(frozen=True)
+class _MadeBy:
+    """The tokenizer that made the ids."""
+
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """What meta.json must hold."""
+
+    __pydantic_config__ = OPEN
+
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: Annotated[int, Field(gt=0)]
+    tokenizer: _MadeBy
+    files: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], _File], Field(min_length=1)]
+    params: dict[str, dict[str, Any]]
+
+
+_ENTRY = TypeAdapter(IndexEntry)
+
+
 class TokenFolder:
     """A folder that `tokenize` or `split` wrote, checked when it is opened.
 
     Raises:
-        DataError: a file is missing, truncated or altered, an older version of the pipeline wrote the folder, or
-            another tokenizer made the tokens.
+        DataError: a file is missing, truncated or altered, an older version of the pipeline wrote the folder,
+            another tokenizer made the tokens, or the files are not what meta.json says.
     """
 
     def __init__(self, folder: Path, mend: str) -> None:
         verify_manifest(folder, mend)
         self.folder = folder
+        self._mend = mend
+        meta = read_values(folder / META, _Meta, mend)
         self.meta: dict[str, Any] = read_json(folder / META, mend)
         self.tokenizer = Tokenizer.load(folder / TOKENIZER, mend)
-        try:
-            made_by = self.meta["tokenizer"]["fingerprint"]
-        except (KeyError, TypeError):
-            raise DataError(f"{folder / META} does not describe token files: {mend}") from None
-        if not isinstance(self.meta.get("params"), dict):
-            raise DataError(f"{folder / META} has no params: an older version of the pipeline wrote it: {mend}")
+        made_by = meta.tokenizer.fingerprint
         if made_by != self.tokenizer.fingerprint:
             raise DataError(
                 f"{folder}: the tokens were made by another tokenizer ({made_by[:12]}) than the one beside "
                 f"them ({self.tokenizer.fingerprint[:12]}): {mend}"
             )
+        self._dtype = smallest_dtype(self.tokenizer.vocab_size)
+        for name, file in meta.files.items():
+            self._check_file(folder / f"{name}.bin", file.tokens)
+
+    def _check_file(self, path: Path, tokens: int) -> None:
+        """Whether a token file has as many ids as meta.json says, each of them the tokenizer's."""
+        size = path.stat().st_size if path.is_file() else 0
+        if size != tokens * self._dtype.itemsize or self.meta["dtype"] != self._dtype.name:
+            raise DataError(
+                f"{path} has {size:,} bytes, and {META} has {tokens:,} tokens of {self.meta['dtype']} for a "
+                f"vocabulary of {self.tokenizer.vocab_size:,}: {self._mend}"
+            )
+        for ids in self.blocks(path.stem, 0, tokens):
+            if (largest := int(ids.max())) >= self.tokenizer.vocab_size:
+                raise DataError(
+                    f"{path} holds token id {largest}, but the vocabulary has {self.tokenizer.vocab_size}: "
+                    f"{self._mend}"
+                )
 
     @property
     def digest(self) -> str:
@@ -146,23 +197,48 @@ class TokenFolder:
         """The token files' names, such as train, val and test."""
         return list(self.meta["files"])
 
+    def _summary(self, name: str) -> dict[str, int]:
+        if name not in self.names:
+            raise DataError(f"{self.folder / META} names no {name}: {self._mend}")
+        summary: dict[str, int] = self.meta["files"][name]
+        return summary
+
     def ids(self, name: str) -> Ids:
         """The ids of NAME.bin [tokens], memory-mapped."""
-        count = self.meta["files"][name]["tokens"]
-        return np.memmap(self.folder / f"{name}.bin", dtype=self.meta["dtype"], mode="r", shape=(count,))
+        count = self._summary(name)["tokens"]
+        return np.memmap(self.folder / f"{name}.bin", dtype=self._dtype, mode="r", shape=(count,))
 
     def blocks(self, name: str, start: int, end: int) -> Iterator[Ids]:
         """The ids start … end−1 of NAME.bin, in blocks: they may not fit into memory."""
-        dtype = np.dtype(self.meta["dtype"])
         for first in range(start, end, _BLOCK):
-            count, offset = min(_BLOCK, end - first), first * dtype.itemsize
-            yield np.fromfile(self.folder / f"{name}.bin", dtype, count, offset=offset)
+            count, offset = min(_BLOCK, end - first), first * self._dtype.itemsize
+            yield np.fromfile(self.folder / f"{name}.bin", self._dtype, count, offset=offset)
 
     def documents(self, name: str) -> Iterator[IndexEntry]:
-        """The index of NAME.bin."""
-        with (self.folder / f"{name}.documents.jsonl").open(encoding="utf-8") as file:
-            for line in file:
-                yield IndexEntry(**json.loads(line))
+        """The index of NAME.bin.
+
+        Raises:
+            DataError: its documents do not follow one another from the first token to the last.
+        """
+        path, total, end, number = self.folder / f"{name}.documents.jsonl", self._summary(name), 0, 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    entry = _ENTRY.validate_json(line)
+                except ValidationError as error:
+                    raise DataError(f"{path} line {number} is damaged ({explain(error)}): {self._mend}") from None
+                if entry.start != end:
+                    raise DataError(
+                        f"{path} line {number} begins at token {entry.start:,}, and the document before it ends at "
+                        f"{end:,}: {self._mend}"
+                    )
+                end = entry.end
+                yield entry
+        if (end, number) != (total["tokens"], total["documents"]):
+            raise DataError(
+                f"{path} has {number:,} documents of {end:,} tokens, and {META} says {total['documents']:,} of "
+                f"{total['tokens']:,}: {self._mend}"
+            )
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:

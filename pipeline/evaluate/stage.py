@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError
-from pipeline.core.files import MANIFEST, published_folder, recorded_sha256, write_json
+from pipeline.core.files import MANIFEST, recorded_sha256, write_json
 from pipeline.core.fingerprint import output_fingerprint
 from pipeline.core.paths import METRICS, RECORD
+from pipeline.core.publication import published_folder
 from pipeline.core.record import effective
 from pipeline.core.republish import republished
 from pipeline.data.batches import evaluation_windows
@@ -80,12 +81,11 @@ def run(params: Params, paths: Paths) -> None:
         record=record,
         params=effective(own.model_dump(mode="json")),
     )
-    with published_folder(paths.reports) as folder:
+    with published_folder(paths.reports, paths) as folder:
         report = _write_report(evaluation, paths, folder)
         write_tables(breakdowns, _about(own, evaluation, paths), folder)
         write_json(folder / RECORD, {"identity": identity})
         write_json(folder / METRICS / "evaluate.json", metrics)
-        write_json(paths.metrics / "evaluate.json", metrics)
 
     for side, breakdown in breakdowns.items():
         _say_numbers(side, metrics[side], breakdown)
@@ -121,7 +121,7 @@ def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
 
 
 def _about(params: EvaluateParams, evaluation: Evaluation, paths: Paths) -> dict[str, Any]:
-    """What `pipeline compare` must know of this evaluation, to say whether another may be held against it."""
+    """What `pipeline compare` must know of this evaluation, to say whether another may be compared with it."""
     checkpoint, splits = evaluation.checkpoint, evaluation.splits
     return {
         "step": checkpoint.step,

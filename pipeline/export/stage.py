@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.core.console import fact, say
-from pipeline.core.errors import CheckpointError, ParamsError, raised_by
-from pipeline.core.files import MANIFEST, published_folder, read_json, recorded_sha256, write_atomically, write_json
+from pipeline.core.errors import CheckpointError, ParamsError, PluginError, in_words
+from pipeline.core.files import MANIFEST, read_json, recorded_sha256, write_atomically, write_json
 from pipeline.core.fingerprint import output_fingerprint
 from pipeline.core.paths import EVALUATION, RECORD
+from pipeline.core.publication import published_folder
 from pipeline.core.record import flat
 from pipeline.core.republish import republished
 from pipeline.data.tokens import TokenFolder
@@ -24,6 +26,7 @@ from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
 from pipeline.model.held_out import held_out_text
 from pipeline.model.made_by import RunRecord, note_changes, read_record
+from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import ExportSource
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -70,7 +73,7 @@ def run(params: Params, paths: Paths) -> None:
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
     proofs: dict[str, dict[str, Any]] = {}
-    with published_folder(paths.export) as folder:
+    with published_folder(paths.export, paths) as folder:
         for number, exporter in enumerate(exporters):
             target = folder / exporter.name if number else folder
             target.mkdir(exist_ok=True)
@@ -96,7 +99,19 @@ def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]
     """Exports into `folder`; returns the proof."""
     with refusals(exporter, "; nothing was published"):
         exporter.export(source, folder)
+        if not any(folder.iterdir()):
+            raise PluginError(f"{named(exporter)} wrote nothing")
         proof: dict[str, Any] = exporter.verify(source, folder)
+        if not isinstance(proof, dict) or not proof.get("reader"):
+            raise PluginError(
+                f"{named(exporter)}: verify must return what it compared, with the name of its `reader`"
+            )
+        try:
+            json.dumps(proof, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PluginError(
+                f"{named(exporter)}: verification.json cannot hold what verify returned: {in_words(error)}"
+            ) from None
     return proof
 
 
@@ -108,12 +123,11 @@ def refusals(exporter: Any, then: str = "") -> Iterator[None]:
         CheckpointError: the format has no form for such a model, or does not give back what was exported.
         PluginError: the exporter raised something else.
     """
-    try:
-        yield
-    except ValueError as error:
-        raise CheckpointError(f"export {exporter.name}: {' '.join(str(error).split())}{then}") from error
-    except Exception as error:
-        raise raised_by(f"the exporter {exporter.name!r}", error) from error
+    with calling(exporter):
+        try:
+            yield
+        except ValueError as error:
+            raise CheckpointError(f"export {exporter.name}: {' '.join(str(error).split())}{then}") from error
 
 
 def _card(

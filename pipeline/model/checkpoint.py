@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.core.paths import RECORD
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TOKENIZER
 from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
+from pipeline.model.gpt import GPT, weight_shapes
 
 LAST = "model_and_optimizer.pth"
 BEST = "best.pth"
@@ -124,15 +125,65 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device) -> Checkpo
         tokenizer = Tokenizer.load(folder / TOKENIZER, _MEND)
     except DataError as error:
         raise CheckpointError(str(error)) from None
-    saved = load_tensors(weights_file(folder, weights))
+    path = weights_file(folder, weights)
+    saved = load_tensors(path)
+    own, step = saved.get("model_state_dict", {}), saved.get("step")
+    check_weights(own, config, str(path))
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"{path}: step is {step!r}, and a count of steps is expected: {_MEND}")
+    if tokenizer.vocab_size != config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, and {CONFIG} {config.vocab_size:,}: {_MEND}"
+        )
     model = GPT(config)
-    try:
-        model.load_state_dict(saved["model_state_dict"])
-        step = int(saved["step"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder}: the weights do not fit config.json ({reason}): {_MEND}") from None
+    model.load_state_dict(own)
     return Checkpoint(model.to(device).eval(), tokenizer, step, weights)
+
+
+def check_weights(weights: Any, config: GPTConfig, what: str, finite: bool = True) -> None:
+    """Whether `weights` are those of the model that `config` describes, before any of it is made.
+
+    Args:
+        weights: Tensors by name, whatever they are.
+        config: The model.
+        what: Begins the message.
+        finite: Whether NaN and infinity are refused.
+
+    Raises:
+        CheckpointError: a weight is missing, of no place in the model, of another shape or dtype, or not finite.
+    """
+    problem = _weights_problem(weights, config)
+    if not problem and finite and (name := first_not_finite(weights)):
+        problem = f"{name} is not finite, so the model would predict nothing"
+    if problem:
+        raise CheckpointError(f"{what}: {problem}: {_MEND}")
+
+
+def _weights_problem(weights: Any, config: GPTConfig) -> str:
+    if not isinstance(weights, dict) or not all(_plain(each) for each in weights.values()):
+        return "model_state_dict is no dict of floating-point tensors"
+    count = sum(tensor.numel() for tensor in weights.values())
+    if count != config.parameter_count:  # before a model of absurd sizes is laid out
+        return f"the weights have {count:,} numbers, and by {CONFIG} the model {config.parameter_count:,}"
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    different = {str(name) for name, _ in shapes.items() ^ weight_shapes(config).items()}
+    return f"{min(different)} does not fit {CONFIG}" if different else ""
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a tensor of floating-point numbers that all lie in the file."""
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_floating_point()
+    return plain and value.is_contiguous() and value.device.type == "cpu"
+
+
+def first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """The first weight that holds NaN or infinity; of shards, this rank's."""
+    for name, tensor in weights.items():
+        own: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        # A sum is ten times as fast, and finite only where every weight is; it may overflow where all are finite.
+        if not bool(own.sum().isfinite()) and not bool(own.isfinite().all()):
+            return name
+    return None
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

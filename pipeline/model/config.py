@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from pipeline.core.errors import CheckpointError
-from pipeline.core.files import read_json
+from pipeline.core.values import STRICT, Layers, Size, read_values
+
+Family = Literal["gpt2", "modern", "llama"]
 
 _NOT_LLAMA = {"n_kv_heads": 0, "mlp_dim": 0, "rope_theta": 10_000.0, "norm_eps": 1e-5}
 _FIXED: Mapping[str, Mapping[str, Any]] = {
@@ -24,9 +29,9 @@ def effective_model(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in _FIXED[params["family"]]}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class GPTConfig:
-    """A GPT's architecture; most fields are keys of params.yaml's `model` section.
+    """A GPT's architecture; most fields are keys of params.yaml's `model` section. Its values are checked.
 
     Attributes:
         vocab_size: V, the number of the tokenizer's ids.
@@ -45,22 +50,34 @@ class GPTConfig:
         norm_eps: What norms add to the mean square (llama only).
     """
 
-    vocab_size: int
-    context_length: int
-    n_layers: int
-    n_heads: int
-    emb_dim: int
-    dropout: float
+    vocab_size: Size
+    context_length: Size
+    n_layers: Layers
+    n_heads: Size
+    emb_dim: Size
+    dropout: Annotated[float, Field(ge=0, lt=1)]
     qkv_bias: bool
     tied_head: bool
-    init: str
-    pad_vocab_to: int
-    document_end: int | None = None
-    family: str = "gpt2"
-    n_kv_heads: int = 0
-    mlp_dim: int = 0
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
+    init: Literal["gpt2", "pytorch", "modern"]
+    pad_vocab_to: Size
+    document_end: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    family: Family = "gpt2"
+    n_kv_heads: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    mlp_dim: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    rope_theta: Annotated[float, Field(gt=1)] = 10_000.0
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> GPTConfig:
+        if self.emb_dim % self.n_heads:
+            raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
+        if self.rotary and self.head_dim % 2:
+            raise ValueError(f"emb_dim {self.emb_dim} / n_heads {self.n_heads} must be even: heads turn in pairs")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.document_end is not None and self.document_end >= self.vocab_size:
+            raise ValueError(f"document_end {self.document_end} is no id of a vocabulary of {self.vocab_size}")
+        return self
 
     @property
     def modern(self) -> bool:
@@ -149,14 +166,9 @@ class GPTConfig:
         """The config whose `to_dict` is in a config.json.
 
         Raises:
-            CheckpointError: the file holds something else; `mend` ends the message.
-            DataError: the file is missing or no JSON.
+            CheckpointError: the file is missing, or holds something else; `mend` ends the message.
         """
-        try:
-            return cls(**read_json(path, mend))
-        except TypeError as error:
-            reason = str(error).replace("GPTConfig.__init__() ", "")
-            raise CheckpointError(f"{path} does not describe a model ({reason}): {mend}") from None
+        return read_values(path, cls, mend, CheckpointError)
 
     @classmethod
     def from_params(cls, model_params: Mapping[str, Any], vocab_size: int, document_end: int | None) -> GPTConfig:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-from pipeline.core.errors import PluginError, raised_by
+from pipeline.core.errors import PluginError
 from pipeline.model.attention import KVCache
 from pipeline.model.device import computes_bf16
 from pipeline.model.functions import linear
 from pipeline.model.gpt import GPT
+from pipeline.plugin.calls import calling, named
+from pipeline.plugin.components import Sampler
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _WORTH_HALVING = 10_000_000
@@ -176,13 +179,25 @@ def draw(
 ) -> torch.Tensor:
     """One id a row [B] from logits [B, V], after the samplers in their order."""
     for sampler in samplers:
-        name = getattr(sampler, "name", "temperature")
-        try:
+        if isinstance(sampler, Sampler):
+            with calling(sampler):
+                logits = _checked(sampler, sampler(logits, tokens), logits)
+        else:
             logits = sampler(logits, tokens)
-        except Exception as error:
-            raise raised_by(f"the sampler {name!r}", error) from error
-        if not bool(logits.isfinite().any(dim=-1).all()) or bool(logits.isnan().any()):
-            raise PluginError(f"the sampler {name!r} left no token to draw, or NaN among the logits")
     if generator is None:
         return logits.argmax(dim=-1)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def _checked(sampler: Sampler, result: Any, logits: torch.Tensor) -> torch.Tensor:
+    """What a sampler made of `logits`, if one id a row can be drawn from it."""
+    if not isinstance(result, torch.Tensor):
+        raise PluginError(f"{named(sampler)} must return logits, not {type(result).__name__}")
+    if result.shape != logits.shape or not result.is_floating_point() or result.device != logits.device:
+        raise PluginError(
+            f"{named(sampler)} returned {list(result.shape)} {result.dtype} on {result.device}, where it was given "
+            f"logits {list(logits.shape)} {logits.dtype} on {logits.device}"
+        )
+    if not bool(result.amax(dim=-1).isfinite().all()):  # NaN among them makes it NaN
+        raise PluginError(f"{named(sampler)} left no token to draw, or NaN or +inf among the logits")
+    return result

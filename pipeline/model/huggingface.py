@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from pipeline.core.errors import CheckpointError
-from pipeline.core.files import read_json
-from pipeline.model.config import GPTConfig
+from pipeline.core.values import explain, read_values
+from pipeline.model.config import Family, GPTConfig
 from pipeline.model.gpt import weight_shapes
 
 CONFIG = "config.json"
@@ -34,7 +34,7 @@ class _Format:
         transposed: Whether a block's matrices are stored as [inputs, outputs].
     """
 
-    family: str
+    family: Family
     sizes: Mapping[str, tuple[str, Any]]
     supported: Mapping[str, tuple[Any, ...]]
     prefix: str
@@ -151,8 +151,8 @@ def read_config(folder: Path) -> GPTConfig:
         DataError: config.json is missing or no JSON.
     """
     path = folder / CONFIG
-    values = read_json(path, _MEND)
-    kind = values.get("model_type") if isinstance(values, dict) else None
+    values = read_values(path, dict[str, Any], _MEND, CheckpointError)
+    kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in _FORMATS:
         raise CheckpointError(f"{path}: model_type is {kind!r}; supported model types: {', '.join(_FORMATS)}")
     values, form = {**_ABSENT, **values}, _FORMATS[kind]
@@ -161,8 +161,9 @@ def read_config(folder: Path) -> GPTConfig:
     fields = {field: _size(values, key, default, path) for field, (key, default) in form.sizes.items()}
     try:
         return _config(form, {"tied_head": False, **fields}, values, path)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path} holds sizes that are no model's ({error}): {_MEND}") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        reason = explain(error) if isinstance(error, ValueError) else str(error)
+        raise CheckpointError(f"{path} holds sizes that are no model's ({reason}): {_MEND}") from None
 
 
 def _check(path: Path, key: str, value: Any, supported: tuple[Any, ...]) -> None:
@@ -176,7 +177,7 @@ def _check(path: Path, key: str, value: Any, supported: tuple[Any, ...]) -> None
 def _size(values: Mapping[str, Any], key: str, default: Any, path: Path) -> Any:
     value = values.get(key)
     value = default if value is None else value
-    if not isinstance(value, int | float):
+    if isinstance(value, str | list | dict):
         raise CheckpointError(f"{path}: {key} is {value!r} where a number is expected: {_MEND}")
     return value
 
@@ -204,6 +205,13 @@ def _config(form: _Format, fields: dict[str, Any], values: Mapping[str, Any], pa
     )
 
 
+@dataclass(frozen=True)
+class _Index:
+    """What the index of several safetensors files must hold: each weight's file."""
+
+    weight_map: dict[str, str]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights.
 
@@ -216,11 +224,7 @@ def weight_files(folder: Path) -> list[Path]:
         pickled = next((path.name for path in folder.glob("*.bin")), None)
         found = f"; {pickled} may run code when it is read: convert it to safetensors" if pickled else f": {_MEND}"
         raise CheckpointError(f"{folder} holds no {_WEIGHTS}{found}")
-    index = read_json(folder / _INDEX, _MEND)
-    try:
-        names = sorted({str(name) for name in index["weight_map"].values()})
-    except (KeyError, TypeError, AttributeError):
-        names = []
+    names = sorted(set(read_values(folder / _INDEX, _Index, _MEND, CheckpointError).weight_map.values()))
     if not names:
         raise CheckpointError(f"{folder / _INDEX} names no files: {_MEND}")
     for name in names:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, PipelineError
 from pipeline.core.paths import RECORD
 from pipeline.core.record import contradictions
+from pipeline.core.values import OPEN, read_values
 from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -37,7 +36,7 @@ class RunRecord:
         identity: The run's fingerprint.
     """
 
-    __pydantic_config__ = ConfigDict(strict=True)
+    __pydantic_config__ = OPEN
 
     params: dict[str, dict[str, Any]]
     data: str
@@ -52,15 +51,7 @@ def read_record(folder: Path) -> RunRecord:
         CheckpointError: run.json is missing, as in a checkpoint of an earlier version, or damaged.
     """
     path = folder / RECORD
-    try:
-        record = TypeAdapter(RunRecord).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, so nothing says what made the checkpoint: {_MEND}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise CheckpointError(f"{path} is damaged ({reason}): {_MEND}") from None
+    record = read_values(path, RunRecord, _MEND, CheckpointError)
     missing = [name for name in SECTIONS if name not in record.params]
     if missing:
         raise CheckpointError(f"{path} is damaged (its params lack {', '.join(missing)}): {_MEND}")

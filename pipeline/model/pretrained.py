@@ -15,7 +15,7 @@ from pipeline.core.files import MANIFEST, sha256, verify_manifest
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TOKENIZER
-from pipeline.model.checkpoint import BEST, CONFIG, load_tensors
+from pipeline.model.checkpoint import BEST, CONFIG, check_weights, load_tensors
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import weight_shapes
 from pipeline.model.huggingface import read_config, read_weights, weight_files
@@ -134,6 +134,7 @@ class Pretrained:
             weights = read_weights(self.folder, self.config)
         else:
             weights = load_tensors(self.file).get("model_state_dict", {})
+        check_weights(weights, self.config, self.name)
         for name in ("token_embedding.weight", "head.weight"):
             if name in weights:
                 known = weights[name][: own.vocab_size]

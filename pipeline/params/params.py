@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.core.values import DEVICE, Amount, AtOnce, Count, Layers, Size
+
 
 def _utf8(text: str) -> str:
     if text != text.encode(errors="ignore").decode():
@@ -26,9 +28,6 @@ def _below(folder: str, example: str, path: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_utf8)]
-Positive = Annotated[int, Field(gt=0)]
-Size = Annotated[int, Field(gt=0, lt=2**31)]
-Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -133,7 +132,7 @@ class ModelParams(Section):
     queries and keys, ReLU², no biases, an output head of its own, projections that begin at zero."""
     context_length: Size
     """Tokens that the model sees at once."""
-    n_layers: Size
+    n_layers: Layers
     """Transformer blocks."""
     n_heads: Size
     """Attention heads in each block."""
@@ -179,7 +178,7 @@ class ModelParams(Section):
 class BudgetParams(Section):
     unit: Literal["steps", "epochs", "tokens"]
     """What `amount` counts."""
-    amount: Positive
+    amount: Amount
     """How long to train."""
 
 
@@ -190,15 +189,15 @@ class ScheduleParams(Choice):
 
 class ExtensionParams(Section):
     amount: Count
-    """How much longer a finished run goes on, in the budget's unit; 0 for not at all."""
+    """How much longer a finished run is trained, in the budget's unit; 0 for not at all."""
     peak: Annotated[float, Field(gt=0, le=1)]
     """What the learning rate climbs to once more, as a share of its first peak (one that is still there stays)."""
 
 
 class EvaluationParams(Section):
-    every: Positive
+    every: Amount
     """Steps between evaluations; step 0 and the last step are always evaluated."""
-    windows: Positive
+    windows: Amount
     """Context windows of train and of val that each evaluation reads (the final one reads all of val)."""
 
 
@@ -215,9 +214,9 @@ class TrainParams(Section):
     extension: ExtensionParams
     """Goes on with the run that the other params describe, from its finished state; that run is trained first where
     its state is not there."""
-    batch_size: Positive
+    batch_size: AtOnce
     """Context windows in an optimizer step."""
-    micro_batch_size: Positive
+    micro_batch_size: AtOnce
     """Windows computed at once; smaller ones accumulate gradients and need less memory."""
     precision: Literal["auto", "fp32", "bf16"]
     """`bf16` computes in bfloat16 with float32 weights; `auto` does where the processor has instructions for it."""
@@ -246,7 +245,7 @@ Weights = Literal["best", "last"]
 class GenerationParams(Section):
     prompts: Annotated[tuple[Text, ...], Field(strict=False)]
     """Texts that the samples continue."""
-    max_new_tokens: Positive
+    max_new_tokens: AtOnce
     """Length of a sample, in tokens."""
     seed: Seed
     """Decides the samples' draws."""
@@ -257,7 +256,7 @@ class EvaluateParams(Section):
     """`best` are those with the lowest validation loss, `last` those of the last step."""
     stride: Annotated[float, Field(gt=0, le=1)]
     """How far evaluation's windows move, as a share of the context; 1 means they do not overlap."""
-    batch_size: Positive
+    batch_size: AtOnce
     """Windows computed at once; it does not change the numbers."""
     generation: GenerationParams
     samplers: Choices
@@ -272,7 +271,7 @@ class ExportParams(Section):
 
 
 class RuntimeParams(Section):
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
+    device: Annotated[str, Field(pattern=DEVICE)]
     """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
     threads: Annotated[int, Field(ge=0, le=1024)]
     """Processor threads of each process; 0 means that the processes share the cores."""
@@ -288,7 +287,7 @@ class RuntimeParams(Section):
     keep_memory: bool
     """Whether the C library keeps freed memory for the next step instead of giving it back (glibc only): faster."""
     save_seconds: Annotated[float, Field(ge=0)]
-    """Seconds between the states that an interrupted run goes on from, or longer where saving would cost over 3% of
+    """Seconds between the states that an interrupted run resumes from, or longer where saving would cost over 3% of
     the time; 0 saves after every step, whatever it costs."""
 
 

@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.values import explain
-from pipeline.core.yaml import yaml_values
+from pipeline.core.yaml import read_yaml, yaml_values
 from pipeline.params.params import Params
 
 
@@ -40,13 +40,14 @@ def read_sections(path: Path, load: Callable[[str], Any] = yaml_values) -> dict[
         ParamsError: the file is missing, is no YAML, or holds no sections.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_yaml(path)
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run this in the project's folder, or give --params FILE") from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     try:
-        values = load(text)
+        values = yaml_values(text)
+        values = values if load is yaml_values else load(text)
     except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -65,18 +66,19 @@ def _first_line(error: Exception) -> str:
 def _set(values: dict[str, Any], override: str) -> str:
     """Sets a value; returns its key."""
     key, equals, text = override.partition("=")
+    shown = override if len(override) <= 80 else f"{override[:80]}…"
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise ParamsError(f"--set {override!r}: write it as section.key=value")
+        raise ParamsError(f"--set {shown!r}: write it as section.key=value")
     try:
         value = yaml_values(text) if text.strip() else None
     except YAMLError as error:
-        raise ParamsError(f"--set {override!r}: the value is not usable YAML: {_first_line(error)}") from None
+        raise ParamsError(f"--set {shown!r}: the value is not usable YAML: {_first_line(error)}") from None
     place: Any = values
     for part in path[:-1]:
         place = place.setdefault(part, {}) if isinstance(place, dict) else None
     if not isinstance(place, dict):
-        raise ParamsError(f"--set {override!r}: {'.'.join(path[:-1])} is a value, not a section")
+        raise ParamsError(f"--set {shown!r}: {'.'.join(path[:-1])} is a value, not a section")
     place[path[-1]] = value
     return ".".join(path)
 

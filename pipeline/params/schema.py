@@ -22,9 +22,11 @@ def schema(plugins: Path) -> dict[str, Any]:
     for (section, key), kind in PLACES.items():
         model: Any = Params.model_fields[section].annotation
         field = model.model_fields[key]
-        options = {entry.component.name: options_schema(entry) for entry in registry.entries(kind)}
+        components = [entry.component for entry in registry.entries(kind)]
+        options = {each.name: options_schema(each, prefix=f"{kind}.{each.name}.") for each in components}
         for each in options.values():
             each.pop("title", None)
+            definitions |= each.pop("$defs", {})
         names = list(options)
         one = issubclass(field.annotation, Choice)
         chosen = {"enum": names} if one else {"type": "array", "items": {"enum": names}, "uniqueItems": True}

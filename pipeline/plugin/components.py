@@ -6,10 +6,12 @@ typed, bounded options (each with a default), its docstring is its description, 
 
 from __future__ import annotations
 
+import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +29,13 @@ class Component(BaseModel, ABC):
     """What every component is: a name, options that check themselves, and one working method."""
 
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_by_name=True,  # params.yaml, too, calls an option with an alias by its name
+        validate_by_alias=True,
     )
     name: ClassVar[str]
 
@@ -253,6 +261,27 @@ class Corpus(Component):
     @abstractmethod
     def documents(self, root: Path) -> Iterator[Document]:
         """The documents, always in the same order; `root` is the folder of the person's own texts, data/raw."""
+
+    def notes(self, root: Path) -> Iterable[str]:
+        """What a person should know before the texts are read, a line each: which files are left out, say."""
+        return ()
+
+    def decoded(self, data: Iterable[bytes], name: str) -> Iterator[str]:
+        """A plain text in blocks, read as the corpus reads its own: what `pipeline score` uses. Here: UTF-8.
+
+        Raises:
+            ValueError: bytes that are no text; says which, and `name`.
+        """
+        decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+        for block in chain(data, [b""]):
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                # error.object is what the decoder held back from the last block, then this block.
+                place = offset + len(block) - len(error.object) + error.start
+                raise ValueError(f"{name} is not UTF-8 at byte {place:,}: convert it") from None
+            yield text if offset else text.removeprefix("\ufeff")
+            offset += len(block)
 
 
 # ── exporters ─────────────────────────────────────────────────────────────────────────────────────

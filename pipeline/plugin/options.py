@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Set
+from datetime import date
+from functools import partial
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 
-from pipeline.core.errors import PluginError
+from pipeline.core.errors import ParamsError, PluginError, in_words
+from pipeline.core.values import explain
+from pipeline.plugin.calls import calling
 from pipeline.plugin.components import Component
-from pipeline.plugin.registry import Entry
+
+C = TypeVar("C", bound=Component)
 
 _TYPES = {
     "number": "a number",
@@ -35,34 +41,80 @@ _BOUNDS = {
 }
 
 
+def with_options(component: type[C], options: Mapping[str, Any], where: str) -> C:
+    """A component with options as params.yaml holds them: a list for a tuple or a set, text for a path or a date.
+
+    Raises:
+        ParamsError: an option is unknown, out of bounds or of another type; names its place below `where`.
+        PluginError: the component's own code raised something.
+    """
+    try:
+        text = json.dumps(options, default=_dated, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ParamsError(f"{where}: no option can hold such a value: {in_words(error)}") from None
+    with calling(component, when=f"with the options under {where}"):
+        try:
+            return component.model_validate_json(text)
+        except ValidationError as error:
+            raise ParamsError(explain(error, where, list(component.model_fields))) from None
+
+
+def _dated(value: Any) -> str:
+    """What YAML reads as a date, as text again."""
+    if isinstance(value, date):  # or its subclass datetime
+        return value.isoformat()
+    raise TypeError(f"{value!r} is no text, number, list or section")
+
+
 def plain_options(component: Component) -> dict[str, Any]:
-    """A component's options as params.yaml holds them; sets are sorted, so that equal options are equal text."""
-    values: dict[str, Any] = component.model_dump(mode="json")
-    sets = [name for name, value in component if isinstance(value, set | frozenset)]
-    return values | {name: sorted(values[name], key=repr) for name in sets}
+    """A component's options as params.yaml holds them; sets are sorted, so that equal options are equal text.
+
+    Raises:
+        PluginError: the component's own code raised something, or a value has no such form.
+    """
+    with calling(component):
+        options: dict[str, Any] = _sorted(component.model_dump(mode="json"), component)
+    return options
 
 
-def options_schema(entry: Entry) -> dict[str, Any]:
-    """The JSON schema of a component's options.
+def _sorted(plain: Any, value: Any) -> Any:
+    """The plain form of a value, with the elements of each set in it sorted."""
+    if isinstance(plain, dict):
+        get = value.get if isinstance(value, Mapping) else partial(getattr, value)
+        return {key: _sorted(each, get(key, None)) for key, each in plain.items()}
+    if isinstance(plain, list) and isinstance(value, Collection):
+        elements = [_sorted(*pair) for pair in zip(plain, value, strict=True)]
+        return sorted(elements, key=repr) if isinstance(value, Set) else elements
+    return plain
+
+
+def options_schema(component: type[Component], prefix: str = "") -> dict[str, Any]:
+    """The JSON schema of a component's options; the names of its definitions begin with `prefix`.
 
     Raises:
         PluginError: an option has a type that params.yaml cannot hold.
     """
     try:
-        return entry.component.model_json_schema(by_alias=False)
+        schema = component.model_json_schema(by_alias=False, ref_template=f"#/$defs/{prefix}{{model}}")
     except PydanticUserError as error:
-        shown = f"{entry.source}: {entry.component.__name__}"
-        raise PluginError(f"{shown} has an option whose type params.yaml cannot hold: {error.message}") from None
+        raise PluginError(
+            f"{component.__name__} has an option whose type params.yaml cannot hold: {error.message}"
+        ) from None
+    if "$defs" in schema:
+        schema["$defs"] = {f"{prefix}{name}": each for name, each in schema["$defs"].items()}
+    return schema
 
 
 def type_in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     """A type of a JSON schema in words, with its bounds."""
     if "$ref" in schema:
         return type_in_words(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(type_in_words(each, definitions) for each in schema["anyOf"]))
+    if branches := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(dict.fromkeys(type_in_words(each, definitions) for each in branches))
     if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
         return " or ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    if parts := schema.get("prefixItems"):
+        return f"a list of {len(parts)}: {', '.join(type_in_words(part, definitions) for part in parts)}"
     words = _TYPES.get(schema.get("type", ""), "any value")
     bounds = [text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema]
     words += f" {' and '.join(bounds)}" if bounds else ""

@@ -7,23 +7,23 @@ import importlib.util
 import inspect
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pluggy
-from pydantic import PydanticUserError, ValidationError
+from pydantic import PydanticUserError
 from pydantic_core import PydanticUndefined
 
 from pipeline.core.console import say
-from pipeline.core.errors import ParamsError, PluginError, raised_by
-from pipeline.core.values import explain
+from pipeline.core.errors import ParamsError, PluginError, in_words
 from pipeline.plugin import hookspecs
+from pipeline.plugin.calls import line_in, package_of, shown
 from pipeline.plugin.components import KINDS, Component, Kind
+from pipeline.plugin.options import options_schema, with_options
 
 ENTRY_POINTS = "pipeline.plugins"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -170,7 +170,8 @@ class Registry:
         built = {}
         for name in dict.fromkeys([*chosen, *options]):
             if name in self._entries[plural]:
-                built[name] = self._instance(plural, name, options.get(name, {}), f"{where}.{name}")
+                component = self._entries[plural][name].component
+                built[name] = with_options(component, options.get(name, {}), f"{where}.{name}")
             else:
                 self._tell(f"{where}.{name}: {self._unknown(plural, name)}: its options are not used")
         self._built.add(plural)
@@ -195,15 +196,6 @@ class Registry:
         close = difflib.get_close_matches(name, self.names(plural), n=1)
         suggestion = f"; did you mean {close[0]!r}?" if close else ""
         return f"there is no {KINDS[plural].singular} named {name!r}{suggestion}"
-
-    def _instance(self, plural: str, name: str, options: Mapping[str, Any], where: str) -> Component:
-        component = self._entries[plural][name].component
-        try:
-            return component(**options)
-        except ValidationError as error:
-            raise ParamsError(explain(error, where, list(component.model_fields))) from None
-        except Exception as error:
-            raise raised_by(f"{where}: the {KINDS[plural].singular} {name!r}", error) from error
 
     def _tell(self, text: str) -> None:
         if text not in self._told:
@@ -261,6 +253,8 @@ def plugin_files(folder: Path) -> list[Path]:
 
 
 def _import_file(path: Path, plural: str) -> ModuleType:
+    if not path.is_file():
+        raise PluginError("this is no ordinary file: move it away")
     stem = path.parent.name if path.name == "__init__.py" else path.stem
     name = f"plugins.{plural}.{stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -268,27 +262,25 @@ def _import_file(path: Path, plural: str) -> ModuleType:
         raise PluginError("Python cannot load this file as a module")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic and dataclasses look annotations up here
+    arguments, sys.argv = sys.argv, [str(path)]  # the command line is the pipeline's, not the plugin's
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise
+    finally:
+        sys.argv = arguments
     return module
 
 
 def _cause(error: BaseException, path: Path | None) -> str:
-    """What went wrong, in one line: a broken rule, or the plugin's own exception and its line in `path`."""
+    """What went wrong, in one line: a broken rule, or the plugin's own exception and its line."""
     if isinstance(error, PluginError):
         return str(error)
     if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
         return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    line = f"line {frames[-1].lineno}: " if frames else ""
-    return f"{line}{type(error).__name__}: {_one_line(error)}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    line = line_in(error, package_of(path) if path else Path("/"))
+    return f"{line.removeprefix(f'{shown(str(path))} ')}: {in_words(error)}" if line else in_words(error)
 
 
 # ── the contract ──────────────────────────────────────────────────────────────────────────────────
@@ -309,7 +301,7 @@ def _registered(
     try:
         manager.register(module)
     except pluggy.PluginValidationError as error:
-        raise PluginError(_one_line(error)) from None
+        raise PluginError(in_words(error)) from None
     registered = {name: kind for name, kind in hooks.items() if getattr(manager.hook, name).get_hookimpls()}
     if folder and set(registered) - {folder.hook}:
         other = registered[min(set(registered) - {folder.hook})]
@@ -368,13 +360,19 @@ def _check_component(component: Any, kind: Kind) -> None:
         raise PluginError(f"{shown} has no docstring: its first line describes it in `pipeline plugins`")
     if not component.model_config.get("frozen") or component.model_config.get("extra") != "forbid":
         raise PluginError(f"{shown} must stay frozen and must forbid unknown options: leave model_config as it is")
+    if is_dataclass(component):
+        raise PluginError(f"{shown} is a pydantic model already, and no dataclass: remove @dataclass")
     try:
         component.model_rebuild()
     except (NameError, PydanticUserError) as error:
-        raise PluginError(f"{shown} has an option whose type is not known: {_one_line(error)}") from None
+        raise PluginError(f"{shown} has an option whose type is not known: {in_words(error)}") from None
     for option, field in component.model_fields.items():
         if field.default is PydanticUndefined and field.default_factory is None:
             raise PluginError(f"{shown}.{option} has no default: naming the component must be enough to use it")
+    options_schema(component)
+    for flag in ("records_only", "works_on_shards"):
+        if not isinstance(getattr(component, flag, False), bool):
+            raise PluginError(f"{shown}.{flag} must be True or False")
     for method in sorted(base.__abstractmethods__):
         expected = list(inspect.signature(getattr(base, method)).parameters)
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, listed, say
 from pipeline.core.errors import DataError
-from pipeline.core.files import published_folder
+from pipeline.core.publication import published_folder
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
 from pipeline.split.sides import SIDES, Part, by_document, by_position, duplicates, predefined
 
@@ -25,7 +25,7 @@ def run(params: Params, paths: Paths) -> None:
     twins = duplicates(_parts(tokens, own))
     removed = {(twin.side, twin.name) for twin in twins if own.duplicates == "remove"}
 
-    with published_folder(paths.splits) as folder:
+    with published_folder(paths.splits, paths) as folder:
         with ExitStack() as stack:
             writers = {
                 side: stack.enter_context(TokenWriter(folder, side, tokens.tokenizer))

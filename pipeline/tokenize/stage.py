@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.core.console import Progress, fact, say
-from pipeline.core.errors import DataError, PipelineError, explain_os_error, raised_by
-from pipeline.core.files import published_folder
+from pipeline.core.errors import DataError, PluginError, explain_os_error
+from pipeline.core.links import check_recorded
 from pipeline.core.processor import cores
+from pipeline.core.publication import published_folder
 from pipeline.core.record import effective
 from pipeline.data.encode import TextDigest, encode, pieces
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TokenWriter, finish_folder
+from pipeline.plugin.calls import calling, guarded_items, named
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -36,6 +38,7 @@ Documents = Callable[[], Iterator[Document]]
 
 def run(params: Params, paths: Paths) -> None:
     """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json."""
+    check_recorded(paths.root / "data")
     corpus = build_corpus(params, paths)
     write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths))
 
@@ -54,10 +57,12 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
     The documents are read twice where the tokenizer is made from them.
     """
     own = params.tokenize
+    for note in _items(corpus, lambda: corpus.notes(paths.raw)):
+        say(f"note: {note}")
     tokenizer = _tokenizer(own.tokenizer, documents, paths)
     end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
 
-    with published_folder(paths.tokens) as folder:
+    with published_folder(paths.tokens, paths) as folder:
         with (
             TokenWriter(folder, "tokens", tokenizer) as writer,
             Progress("tokenizing", "character") as progress,
@@ -124,26 +129,55 @@ def _read(documents: Documents, pattern: str) -> Iterator[str]:
 def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
     """The corpus's documents; names are checked (they decide sides and label losses), errors become one line."""
     names: set[str] = set()
-    for document in _guarded(corpus.documents(paths.raw), corpus.name):
-        if document.name in names:
+    for document in _items(corpus, lambda: corpus.documents(paths.raw)):
+        if not isinstance(document, Document) or not isinstance(document.name, str):
+            raise PluginError(f"{named(corpus)} must yield Document(name, text), not {type(document).__name__}")
+        if document.split not in (None, "train", "val", "test"):
+            raise PluginError(
+                f"{named(corpus)}: {document.name!r} is for {document.split!r}, not train, val or test"
+            )
+        if not document.name or document.name in names:
             raise DataError(
                 f"the corpus {corpus.name} has two documents named {document.name!r}: names must differ"
+                if document.name
+                else f"{named(corpus)} has a document without a name"
             )
         names.add(document.name)
         if document.name != document.name.encode(errors="ignore").decode():
             raise DataError(f"the corpus {corpus.name}: the name {document.name!r} is not UTF-8: rename it")
-        text = document.text if isinstance(document.text, str) else _guarded(document.text, corpus.name)
-        yield replace(document, text=text)
+        yield replace(document, text=_text(corpus, document))
 
 
-def _guarded(items: Iterable[T], corpus: str) -> Iterator[T]:
+def _text(corpus: Corpus, document: Document) -> str | Iterator[str]:
+    """A document's text or blocks, each checked."""
+
+    def checked(text: Any) -> str:
+        if not isinstance(text, str):
+            raise PluginError(
+                f"{named(corpus)}: the text of {document.name!r} must be text, or blocks of it, not "
+                f"{type(text).__name__}"
+            )
+        try:
+            text.isascii() or text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{named(corpus)}: the text of {document.name!r} holds a lone surrogate, "
+                f'{text[error.start]!r}: decode it with errors="replace"'
+            ) from None
+        return text
+
+    if isinstance(document.text, str | bytes) or not isinstance(document.text, Iterable):
+        return checked(document.text)
+    return map(checked, _items(corpus, lambda: document.text))
+
+
+def _items(corpus: Corpus, items: Callable[[], Iterable[T]]) -> Iterator[T]:
     try:
-        yield from items
-    except PipelineError:
-        raise
+        yield from guarded_items(corpus, items, passes=(OSError, ValueError))
     except OSError as error:
-        raise DataError(f"the corpus {corpus}: {explain_os_error(error)}") from error
+        raise DataError(f"the corpus {corpus.name}: {explain_os_error(error)}") from error
     except ValueError as error:
-        raise DataError(f"the corpus {corpus}: {error}") from error
-    except Exception as error:
-        raise raised_by(f"the corpus {corpus!r}", error) from error
+        with calling(corpus):
+            if type(error) is not ValueError:  # not meant for a person
+                raise
+        raise DataError(f"the corpus {corpus.name}: {' '.join(str(error).split())}") from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.core.errors import PluginError, raised_by
+from pipeline.core.errors import PluginError
+from pipeline.plugin.calls import calling, guarded, named
 from pipeline.plugin.components import EvalCallback, Loss, Optimizer, Schedule
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -40,9 +42,9 @@ class Components:
     packages: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, params: TrainParams, plugins: Path) -> Components:
-        """The components that `params` names, with their options checked."""
-        registry = Registry.load(plugins, KINDS)
+    def load(cls, params: TrainParams, plugins: Path, registry: Registry | None = None) -> Components:
+        """The components that `params` names, with their options checked; `registry` is one already loaded."""
+        registry = registry or Registry.load(plugins, KINDS)
         loss = registry.build("losses", params.loss.name, params.loss.options, "train.loss")
         optimizer = registry.build("optimizers", params.optimizer.name, params.optimizer.options, "train.optimizer")
         schedule = registry.build("schedules", params.schedule.name, params.schedule.options, "train.schedule")
@@ -74,17 +76,78 @@ class Components:
                 f"the optimizer {name!r} does not work on shards of a tensor: choose another one, or "
                 "runtime.strategy: ddp"
             )
-        try:
+        with calling(self.optimizer):
             optimizer = self.optimizer.build(list(model.named_parameters()))
-        except Exception as error:
-            raise raised_by(f"the optimizer {name!r}", error) from error
-        held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        wanted = {id(parameter) for parameter in model.parameters()}
-        if len(held) != len(set(held)) or set(held) != wanted:
-            raise PluginError(
-                f"the optimizer {name!r} must hold each of the model's {len(wanted)} parameters exactly once"
-            )
+            _check_optimizer(optimizer, self.optimizer, model)
+        _guard(optimizer, self.optimizer)
         return optimizer
+
+
+def _check_optimizer(built: Any, component: Optimizer, model: torch.nn.Module) -> None:
+    """Raises PluginError where `build` returned no optimizer that can train `model`."""
+    where = named(component)
+    if not isinstance(built, torch.optim.Optimizer):
+        raise PluginError(f"{where}: build must return a torch.optim.Optimizer, not {type(built).__name__}")
+    held = [id(parameter) for group in built.param_groups for parameter in group["params"]]
+    wanted = {id(parameter) for parameter in model.parameters()}
+    if len(held) != len(set(held)) or set(held) != wanted:
+        raise PluginError(
+            f"{where} must hold each of the model's {len(wanted)} parameters exactly once: it holds {len(held)}, "
+            f"of which {len(set(held) & wanted)} are the model's"
+        )
+    _check_rates(built, component)
+
+
+def _check_rates(optimizer: torch.optim.Optimizer, component: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        rate = group.get("lr")
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not math.isfinite(rate):
+            raise PluginError(
+                f"{named(component)}: each group needs a finite number as lr, which a schedule multiplies, not "
+                f"{rate!r}"
+            )
+
+
+def _guard(optimizer: torch.optim.Optimizer, component: Optimizer) -> None:
+    """From now on what the optimizer's methods raise names the component, and what they leave behind is checked."""
+    step, state_dict = optimizer.step, optimizer.state_dict
+
+    def checked_step(closure: None = None) -> None:
+        step()
+        _check_rates(optimizer, component)
+
+    def checked_state_dict() -> dict[str, Any]:
+        state = state_dict()
+        if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
+            raise PluginError(f"{named(component)}: state_dict must return a dict with `state` and `param_groups`")
+        check_plain(state, f"{named(component)}: its state_dict")
+        return state
+
+    methods: dict[str, Callable[..., Any]] = {"step": checked_step, "state_dict": checked_state_dict}
+    methods |= {"zero_grad": optimizer.zero_grad, "load_state_dict": optimizer.load_state_dict}
+    for name, method in methods.items():
+        setattr(optimizer, name, guarded(method, component))
+
+
+_PLAIN = (str, bytes, bool, int, float, type(None), torch.Size, torch.dtype, torch.device)
+
+
+def check_plain(value: Any, what: str) -> None:
+    """Raises PluginError where `what` holds more than plain values and tensors without a gradient, which
+    alone can be loaded again without running code."""
+    if isinstance(value, dict):
+        for each in (*value.keys(), *value.values()):
+            check_plain(each, what)
+    elif type(value) in (list, tuple):
+        for each in value:
+            check_plain(each, what)
+    elif (isinstance(value, torch.Tensor) and value.requires_grad) or (
+        type(value) not in _PLAIN and not isinstance(value, torch.Tensor)
+    ):
+        raise PluginError(
+            f"{what} holds a {type(value).__name__}, which a saved state cannot: keep numbers, texts, lists and "
+            "dicts of them, and tensors without a gradient"
+        )
 
 
 def _chosen(key: str, components: Sequence[Any]) -> dict[str, Any]:

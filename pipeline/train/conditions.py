@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.processor import cores
+from pipeline.core.values import DEVICE
 from pipeline.model.device import choose_device, computes_bf16
 from pipeline.train.ranks import Ranks
 
@@ -38,10 +41,10 @@ class Conditions:
         compile: Whether blocks and loss are compiled.
     """
 
-    device: str
+    device: Annotated[str, Field(pattern=DEVICE)]
     processor: str
-    threads: int
-    processes: int
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    processes: Annotated[int, Field(ge=1)]
     strategy: str
     precision: str
     compile: bool
@@ -80,7 +83,7 @@ def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: floa
     """
     runtime = params.runtime
     device = _device(runtime.device, ranks, earlier)
-    threads = runtime.threads or earlier.get("threads") or max(1, cores() // _neighbours(ranks))
+    threads = runtime.threads or earlier.get("threads") or cores_here(ranks)
     if runtime.compile == "auto":
         compile = bool(earlier.get("compile", flops >= _FLOPS_WORTH_COMPILING and _compiler_found()))
     else:
@@ -111,9 +114,23 @@ def process_count(runtime: RuntimeParams) -> int:
     return runtime.processes
 
 
-def _neighbours(ranks: Ranks) -> int:
-    """The processes that share this machine's cores."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or ranks.count)
+def cores_here(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> int:
+    """This process's share of the cores: all that it may use where it trains alone or srun bound it to its own."""
+    if ranks.count == 1:
+        return cores()
+    if "LOCAL_WORLD_SIZE" in environment or "SLURM_PROCID" not in environment:
+        return max(1, cores() // int(environment.get("LOCAL_WORLD_SIZE", ranks.count)))
+    asked = environment.get("SRUN_CPUS_PER_TASK") or environment.get("SLURM_CPUS_PER_TASK")
+    if asked:
+        return min(cores(), int(asked))
+    if cores() < int(environment.get("SLURM_CPUS_ON_NODE") or 0):
+        return cores()
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_NTASKS_PER_NODE") or ""
+    each = [
+        int(number) for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks) for _ in range(int(times or 1))
+    ]  # "2(x3),1": two on each of three machines, one on the fourth
+    node = int(environment.get("SLURM_NODEID") or 0)
+    return max(1, cores() // (each[min(node, len(each) - 1)] if each else ranks.count))
 
 
 def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device:
@@ -124,7 +141,7 @@ def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device
         return device
     if device.index is not None:
         raise ParamsError(f"runtime.device: {name} is one GPU, but several processes train: set it to cuda or auto")
-    return choose_device(f"cuda:{ranks.local}")
+    return choose_device(f"cuda:{ranks.gpu(torch.cuda.device_count())}")
 
 
 def _processor(device: torch.device) -> str:

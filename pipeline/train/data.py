@@ -52,11 +52,10 @@ class TrainingData:
         """The splits, checked.
 
         Raises:
-            DataError: the training split is shorter than a window, or an id is not in the vocabulary.
+            DataError: the training split is shorter than a window.
         """
         ids = {name: splits.ids(name) for name in ("train", "val")}
         check_length(ids["train"], params.model.context_length)
-        _check_ids(ids, splits.tokenizer.vocab_size)
         return cls.of(params, splits.tokenizer, ids, digest=splits.digest, made_by=splits.meta.get("params", {}))
 
 
@@ -68,12 +67,3 @@ def check_length(train: Ids, context_length: int) -> None:
             f"(model.context_length {context_length} and the token after it): lower model.context_length or bring "
             "more text"
         )
-
-
-def _check_ids(ids: Mapping[str, Ids], vocab_size: int) -> None:
-    for name, tokens in ids.items():
-        largest = int(tokens.max())
-        if largest >= vocab_size:
-            raise DataError(
-                f"the {name} split holds token id {largest}, but the vocabulary has {vocab_size}: tokenize again"
-            )

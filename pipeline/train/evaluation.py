@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -10,12 +12,14 @@ from typing import Any
 import torch
 
 from pipeline.core.console import say
-from pipeline.core.errors import PipelineError, PluginError, out_of_memory, raised_by
+from pipeline.core.errors import PipelineError, PluginError
 from pipeline.data.batches import EvaluationWindow
 from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
 from pipeline.model.scoring import Summary, evaluating, score
+from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
+from pipeline.train.components import check_plain
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
@@ -23,7 +27,7 @@ from pipeline.train.state import TrainState
 def evaluate(run: TrainingRun, state: TrainState) -> None:
     """Adds this step's numbers to the history and the timing, keeps the best weights, calls the callbacks.
 
-    Training goes on as if nothing had been evaluated: random state and train mode are restored.
+    Training continues as if nothing had been evaluated: random state and train mode are restored.
 
     Raises:
         Stopping: the run was asked to stop; `state` is as it was before.
@@ -102,10 +106,11 @@ def _call_all(
     assert model is not None  # this is the first rank
     row = dict(row)
     for callback in run.components.callbacks:
-        numbers = _call(run, callback, model, row, state)
-        _check_numbers(numbers, callback, row)
-        _check_memory(state.memory[callback.name], callback)
-        row |= {name: float(value) for name, value in numbers.items()}
+        with calling(callback, when=f"at step {state.step}"):
+            numbers = _call(run, callback, model, row, state)
+            _check_numbers(numbers, callback, row)
+            check_plain(state.memory[callback.name], f"{named(callback)}: its memory")
+            row |= {name: float(value) for name, value in numbers.items()}
     return row, state.stopped
 
 
@@ -116,7 +121,10 @@ def _call(
 
     def show(text: str) -> None:
         if callback.records_only:
-            raise PluginError(f"the eval callback {callback.name!r} only records, so it has nothing to show")
+            raise PluginError(f"{named(callback)} only records, so it has nothing to show")
+        if not isinstance(text, str):
+            raise PluginError(f"{named(callback)} called event.show with {type(text).__name__}: it takes text")
+        text.encode()  # raises where it holds lone surrogates
         say(f"        {callback.name}: {text}")
         state.samples.append({"step": state.step, "callback": callback.name, "text": text})
 
@@ -136,18 +144,10 @@ def _call(
             return callback.on_evaluation(event)
         except StopTraining as reason:
             if callback.records_only:
-                raise PluginError(
-                    f"the eval callback {callback.name!r} only records, so it cannot stop"
-                ) from reason
-            state.stopped = str(reason) or f"{callback.name} stopped the run"
+                raise PluginError(f"{named(callback)} only records, so it cannot stop") from reason
+            state.stopped = " ".join(str(reason).split()) or f"{callback.name} stopped the run"
             say(f"stopping at step {state.step}: {state.stopped}")
             return {}
-        except PipelineError:  # such as a prompt that the tokenizer cannot read
-            raise
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            raise raised_by(f"the eval callback {callback.name!r}, at step {state.step},", error) from error
 
 
 def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0) -> str:
@@ -164,34 +164,23 @@ def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 5
     return prompt + tokenizer.decode(drawn)
 
 
-_PLAIN = (str, bytes, bool, int, float, type(None), torch.Tensor)
-
-
-def _check_memory(memory: Any, callback: EvalCallback) -> None:
-    """What is no plain value could not be loaded again without running code."""
-    if isinstance(memory, dict):
-        for each in (*memory.keys(), *memory.values()):
-            _check_memory(each, callback)
-    elif type(memory) in (list, tuple):
-        for each in memory:
-            _check_memory(each, callback)
-    elif type(memory) not in _PLAIN:
-        raise PluginError(
-            f"the eval callback {callback.name!r} keeps a {type(memory).__name__} in its memory, which a saved "
-            "state cannot hold: keep numbers, texts, tensors, lists and dicts of them"
-        )
+_NAME = re.compile(r"[\w%@+-]+([./ ][\w%@+-]+)*")
+_RESERVED = {"train.objective", "learning_rate", "grad_norm", "seconds", "processor_seconds", "tokens_per_sec"}
+"""Columns that the first evaluation lacks, or that the report adds."""
 
 
 def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) -> None:
-    where = f"the eval callback {callback.name!r}"
+    where = named(callback)
     if not isinstance(numbers, dict):
         raise PluginError(f"{where} must return a dict of numbers (an empty one for none), not {numbers!r}")
     for name, value in numbers.items():
-        if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int | float):
-            raise PluginError(f"{where} returned {name!r}: {value!r}; it must be a name and a number")
-        if value != value or abs(value) == float("inf"):
-            raise PluginError(f"{where} returned {name!r}: {value}; leave out what is not finite")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise PluginError(f"{where} returned a number named {name!r}: use letters, digits, _, and dots between")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise PluginError(f"{where} returned {name!r}: {value!r}; it must be a number: call float() on it")
+        if not -sys.float_info.max <= value <= sys.float_info.max:
+            raise PluginError(f"{where} returned {name!r}, not a finite number that a float can hold: leave it out")
         if callback.records_only:
             raise PluginError(f"{where} only records, so it must return an empty dict, not {name!r}")
-        if name in row:
+        if name in row or name in _RESERVED:
             raise PluginError(f"{where} returned {name!r}, which is already recorded: choose another name")

@@ -12,6 +12,7 @@ from types import FrameType
 import psutil
 
 from pipeline.core.console import say
+from pipeline.core.errors import Stopping as Stopping
 from pipeline.train.ranks import Ranks
 
 LAUNCHER = "PIPELINE_LAUNCHER"
@@ -21,15 +22,16 @@ LAUNCHER = "PIPELINE_LAUNCHER"
 _SHELLS = {"sh", "dash", "bash", "zsh", "ash", "ksh", "fish"}
 
 
-class Stopping(BaseException):
-    """The run stops here, between two micro-batches or evaluation batches; what is half done is done again later.
+_COMPILING = {"torch._dynamo.convert_frame", "torch._inductor.graph", "torch._inductor.async_compile"}
 
-    No Exception, so that no plugin catches it by accident.
-    """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+def _compiling(frame: FrameType | None) -> bool:
+    """Whether a frame, or one that called it, belongs to torch's compiler."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _COMPILING:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class StopSignal:
     """Remembers that SIGINT or SIGTERM came, and notices that the parent died."""
 
     received: int | None = field(default=None, init=False)
+    _at_once: bool = field(default=False, init=False)
     parent: Parent | None = field(default_factory=_parent)
 
     @property
@@ -105,6 +108,20 @@ class StopSignal:
             signal.signal(each, signal.SIG_DFL)
         with suppress(RuntimeError):  # it arrived in the middle of another message
             say(f"\n{signal.Signals(number).name}: saving, then leaving (once more to leave at once)")
+        if self._at_once and _compiling(frame):
+            raise Stopping(number)
+
+    @contextmanager
+    def not_awaiting_the_compiler(self, ranks: Ranks) -> Iterator[None]:
+        """Inside, a signal that comes while torch compiles raises Stopping at once: compiling may take minutes.
+
+        With several ranks it does not, since the others would wait in a collective.
+        """
+        self._at_once = ranks.count == 1
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     @contextmanager
     def caught(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The training loop: batches, loss, gradients, optimizer; an evaluation now and then; a state to go on from."""
+"""The training loop: batches, loss, gradients, optimizer; an evaluation now and then; a state to resume from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.core.console import Progress, say
-from pipeline.core.errors import Interrupted, PipelineError, PluginError, out_of_memory, raised_by
+from pipeline.core.errors import Interrupted, PipelineError, PluginError
+from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import IGNORED, Loss, ModelOutput
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import Stopping
@@ -68,19 +69,22 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
     for x, y, place, last in _micro_batches(run, inputs, targets, run.length.windows(step)[0]):
         try:
             run.stop_if_asked()
+            seed_generators(run.params.seed, place)
+            with run.stop.not_awaiting_the_compiler(run.parallel.ranks), run.parallel.accumulating(last):
+                with run.autocast():
+                    output = run.parallel.forward(run.to_device(x))
+                loss = _nats(run.components.loss, output, run.to_device(y)).sum()
+                if tokens:
+                    with calling(run.components.loss, when="in its backward pass"):
+                        (loss / tokens).backward()  # type: ignore[no-untyped-call]
         except Stopping:
             restore_random_state(random)  # the step at hand is dropped, and done again on resume
             raise
-        seed_generators(run.params.seed, place)
-        with run.parallel.accumulating(last):
-            with run.autocast():
-                output = run.parallel.forward(run.to_device(x))
-            loss = _nats(run.components.loss, output, run.to_device(y)).sum()
-            if tokens:
-                (loss / tokens).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
+    if norm == 0 and tokens and all(parameter.grad is None for parameter in run.model.parameters()):
+        raise PluginError(f"{named(run.components.loss)} gives no parameter of the model a gradient")
     (nats,) = run.parallel.ranks.all_reduce_sum(sum(loss.item() for loss in losses))
 
     if not math.isfinite(nats) or not math.isfinite(norm):
@@ -131,18 +135,23 @@ def _micro_batches(
 
 def _nats(loss: Loss, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
     """The loss's nats [B, T]; what is no such thing would train silently on another scale."""
-    try:
+    with calling(loss):
         nats = loss(output, targets)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise raised_by(f"the loss {loss.name!r}", error) from error
-    if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
-        got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
-        raise PluginError(
-            f"the loss {loss.name!r} returned {got}, not one number a target, [B, T] = {list(targets.shape)}: use "
-            'reduction="none" and .view(targets.shape)'
-        )
+        if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
+            got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
+            raise PluginError(
+                f"{named(loss)} returned {got}, not one number a target, [B, T] = "
+                f'{list(targets.shape)}: use reduction="none" and .view(targets.shape)'
+            )
+        if not nats.is_floating_point() or nats.device != targets.device:
+            raise PluginError(
+                f"{named(loss)} returned {nats.dtype} on {nats.device}, not real numbers on {targets.device}"
+            )
+        if not nats.requires_grad:
+            raise PluginError(
+                f"{named(loss)} returned nats without a gradient: compute them from output.logits, "
+                "without detach() or no_grad()"
+            )
     return nats
 
 
@@ -181,8 +190,8 @@ def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float)
     if len(state.skipped) >= run.params.skip_bad_steps:
         so_far = f", after {len(state.skipped)} skipped steps" if state.skipped else ""
         raise PipelineError(
-            f"training stopped at step {state.step}{so_far}: {what} ({where}): lower the optimizer's lr, set "
-            "train.grad_clip, or let train.skip_bad_steps leave such steps out"
+            f"training stopped at step {state.step}{so_far}: {what} ({where}; {named(run.components.loss)}): "
+            "lower the optimizer's lr, set train.grad_clip, or let train.skip_bad_steps leave such steps out"
         )
     state.skipped.append({"step": state.step, "why": what, "where": where})
     count = f"{len(state.skipped)} of at most {run.params.skip_bad_steps}"

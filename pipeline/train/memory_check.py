@@ -21,23 +21,34 @@ def available(device: torch.device, processes: int = 1) -> int:
     return memory_of(device) // (processes if device.type == "cpu" else 1)
 
 
-def check_fits(config: GPTConfig, device: torch.device, strategy: str = "ddp", processes: int = 1) -> None:
-    """Refuses a model before any of it is made, which would fill the memory first.
+def check_fits(
+    config: GPTConfig, device: torch.device, strategy: str = "ddp", processes: int = 1, at_once: int = 1
+) -> None:
+    """Refuses a model, or a micro-batch, before any of it is made, which would fill the memory first.
 
     Args:
         config: The model.
         device: Where each process computes.
         strategy: "ddp", or "fsdp", which divides weights and gradients by the number of processes.
         processes: How many train together.
+        at_once: The windows of a micro-batch.
 
     Raises:
-        ParamsError: the float32 weights and their gradients alone need more memory than there is.
+        ParamsError: the float32 weights and their gradients, or what the blocks are given, need more memory than
+            there is.
     """
     needed = 8 * config.parameter_count // (processes if strategy == "fsdp" else 1)
     if needed > available(device, processes):
         raise ParamsError(
             f"a model of {config.parameter_count:,} parameters needs {readable(needed)} with its gradients, and "
             f"{_has(device, processes)}: lower model.n_layers or model.emb_dim"
+        )
+    # Each block keeps at least its input, in 16 bits; what else it keeps is measured by `pipeline check`.
+    kept = 2 * at_once * config.context_length * config.emb_dim * config.n_layers
+    if kept > available(device, processes):
+        raise ParamsError(
+            f"train.micro_batch_size: {at_once:,} windows at once need at least {readable(kept)}, and "
+            f"{_has(device, processes)}: lower it"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
@@ -16,12 +17,14 @@ from pipeline.train.identity import changes
 from pipeline.train.length import Length
 from pipeline.train.ranks import Ranks
 from pipeline.train.schedule import Multiplier, extended, multiplier
+from pipeline.train.state import check_state
 from pipeline.train.store import StateStore, skeleton
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.core.paths import Paths
+    from pipeline.model.config import GPTConfig
     from pipeline.params.params import BudgetParams, TrainParams
 
 
@@ -94,16 +97,20 @@ def locked(run: list[Phase], paths: Paths, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def newest(run: list[Phase], ranks: Ranks) -> tuple[int, dict[str, Any] | None]:
-    """The phase to continue, and its newest state (None: there is none); other ranks get the state's skeleton."""
-    return ranks.on_rank0(lambda: _load(run), told=lambda found: (found[0], found[1] and skeleton(found[1])))
+def newest(run: list[Phase], ranks: Ranks, config: GPTConfig) -> tuple[int, dict[str, Any] | None]:
+    """The phase to continue, and its newest state (None: there is none) that fits a model of `config`; other ranks
+    get the state's skeleton."""
+    return ranks.on_rank0(
+        lambda: _load(run, config), told=lambda found: (found[0], found[1] and skeleton(found[1]))
+    )
 
 
-def _load(run: list[Phase]) -> tuple[int, dict[str, Any] | None]:
+def _load(run: list[Phase], config: GPTConfig) -> tuple[int, dict[str, Any] | None]:
     """The phase to continue, and its newest state; where there is none, says what changed since the run before."""
     before = run[-1].store.identify(run[-1].identity)
     for number in reversed(range(len(run))):
-        saved = run[number].store.load()
+        steps = run[number].length.total_steps
+        saved = run[number].store.load(partial(check_state, config=config, total_steps=steps))
         if saved:
             return number, saved
     changed = changes(before, run[-1].identity) if before else []

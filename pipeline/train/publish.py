@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact
-from pipeline.core.files import published_folder, room_for, write_atomically, write_json
+from pipeline.core.files import room_for, write_atomically, write_json
 from pipeline.core.fingerprint import fingerprint
 from pipeline.core.paths import METRICS
+from pipeline.core.publication import published_folder
 from pipeline.data.batches import evaluation_windows
 from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
@@ -18,8 +19,6 @@ from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.core.paths import Paths
 
 
@@ -34,16 +33,17 @@ def finish(run: TrainingRun, state: TrainState) -> None:
     """
     identity, length = run.phase.identity, run.data.windows.context_length
     windows = evaluation_windows(len(run.data.ids["val"]), length, length)
-    last = best = summarize(run, "val", windows).metrics()
-    if state.best_step != state.step:
-        trained = run.parallel.to_cpu(run.model.state_dict())
-        run.parallel.load_weights(state.best_weights)
-        try:
-            best = summarize(run, "val", windows).metrics()
-        except Stopping:  # on all ranks at once, unlike any other error
+    with run.parallel.eager():  # the code that the stage evaluate runs; no window's length has to be compiled
+        last = best = summarize(run, "val", windows).metrics()
+        if state.best_step != state.step:
+            trained = run.parallel.to_cpu(run.model.state_dict())
+            run.parallel.load_weights(state.best_weights)
+            try:
+                best = summarize(run, "val", windows).metrics()
+            except Stopping:  # on all ranks at once, unlike any other error
+                run.parallel.load_weights(trained)
+                raise
             run.parallel.load_weights(trained)
-            raise
-        run.parallel.load_weights(trained)
     state.final = {
         "last": last,
         "best": best,
@@ -65,13 +65,14 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
     best_weights = parallel.full(state.best_weights) if parallel.sharded else state.best_weights
     if not parallel.ranks.first:
         return
-    metrics = _metrics(state, run)
     with (
         room_for(tensor_bytes([weights, moments, best_weights]), paths.checkpoint),
-        published_folder(paths.checkpoint) as folder,
+        published_folder(paths.checkpoint, paths) as folder,
     ):
         write_atomically(folder / SAMPLES, "".join(_line(sample) for sample in state.samples))
-        _write_metrics(metrics, folder / METRICS)
+        for name, content in _metrics(state, run).items():
+            write = write_atomically if isinstance(content, str) else write_json
+            write(folder / METRICS / name, content)
         write_checkpoint(
             folder,
             run.model.config,
@@ -80,7 +81,6 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
             last={"model_state_dict": weights, "optimizer_state_dict": moments, "step": state.step},
             best={"model_state_dict": best_weights, "step": state.best_step},
         )
-    _write_metrics(metrics, paths.metrics)
     best = state.final["best"]
     bits = f", {best['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in best else ""
     fact("best", f"step {state.best_step:,}: all of val at {best['loss']:.4f} nats a token{bits}")
@@ -117,14 +117,6 @@ def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
         "history.tsv": _tsv(state.history),
         "timing.tsv": _tsv(state.timing),
     }
-
-
-def _write_metrics(files: dict[str, Any], folder: Path) -> None:
-    for name, content in files.items():
-        if isinstance(content, str):
-            write_atomically(folder / name, content)
-        else:
-            write_json(folder / name, content)
 
 
 def _tsv(rows: list[dict[str, float]]) -> str:

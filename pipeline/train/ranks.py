@@ -19,7 +19,7 @@ class Ranks:
     Attributes:
         rank: This process's number, from 0.
         count: The number of processes.
-        local: This process's number on its machine, which is also its GPU's.
+        local: This process's number on its machine.
     """
 
     rank: int = 0
@@ -30,6 +30,11 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is the one that writes files, prints and calls the callbacks."""
         return self.rank == 0
+
+    def gpu(self, visible: int, environment: Mapping[str, str] = os.environ) -> int:
+        """This process's GPU among the `visible` ones. torchrun shows each process all of the machine's; Slurm may
+        show it its own only (`--gpus-per-task`)."""
+        return self.local if "LOCAL_RANK" in environment else self.local % max(visible, 1)
 
     def all_reduce_sum(self, *values: float) -> list[float]:
         """The sum of each value over all ranks, in float64."""

@@ -82,7 +82,9 @@ class TrainingRun:
             keep_memory()
         torch.manual_seed(params.train.seed)
         config, device = model_config(params, data.tokenizer), torch.device(conditions.device)
-        memory_check.check_fits(config, device, conditions.strategy, ranks.count)
+        at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.count)
+        at_once = min(at_once, max(phase.length.parts))
+        memory_check.check_fits(config, device, conditions.strategy, ranks.count, at_once)
         parallel = parallelize(
             make or (lambda: GPT(config)), device, ranks, conditions.strategy, conditions.compile
         )
@@ -122,7 +124,7 @@ class TrainingRun:
     @property
     def at_once(self) -> int:
         """Windows in a micro-batch: no more than a rank's share of a batch."""
-        return min(self.params.micro_batch_size, -(-self.length.batch_size // self.parallel.ranks.count))
+        return windows_at_once(self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.count)
 
     def offsets(self, step: int) -> list[int]:
         """Where in the text the windows of a step begin."""
@@ -137,7 +139,7 @@ class TrainingRun:
         )
 
     def to_device(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids on the device; a GPU fetches them from pinned memory while this process goes on."""
+        """Ids on the device; a GPU fetches them from pinned memory while this process continues."""
         if self.device.type == "cuda":
             return ids.pin_memory().to(self.device, non_blocking=True)
         return ids.to(self.device)
@@ -145,6 +147,11 @@ class TrainingRun:
     def stop_if_asked(self) -> None:
         """Raises Stopping on every rank once any of them was asked to stop."""
         self.stop.check(self.parallel.ranks)
+
+
+def windows_at_once(micro_batch_size: int, batch_size: int, ranks: int) -> int:
+    """Windows in a micro-batch: no more than a rank's share of a batch."""
+    return min(micro_batch_size, -(-batch_size // ranks))
 
 
 def parallelize(

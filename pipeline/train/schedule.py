@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from pipeline.core.errors import PluginError, raised_by
+from pipeline.core.errors import PluginError
+from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import Schedule
 
 Multiplier = Callable[[int], float]
@@ -20,13 +21,11 @@ def multiplier(schedule: Schedule, steps: int, warmup: int) -> Multiplier:
 def _at(schedule: Schedule, steps: int, warmup: int, step: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
-    try:
+    with calling(schedule):
         value = schedule(step, steps, warmup)
-    except Exception as error:
-        raise raised_by(f"the schedule {schedule.name!r}", error) from error
-    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise PluginError(
-            f"the schedule {schedule.name!r} returned {value!r} for step {step} of {steps}, not a number from 0 on"
+            f"{named(schedule)} returned {value!r} for step {step} of {steps}, not a number from 0 on"
         )
     return float(value)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, say
-from pipeline.core.errors import PipelineError, out_of_memory
+from pipeline.core.errors import CheckpointError, PipelineError, out_of_memory
+from pipeline.core.links import check_recorded
 from pipeline.core.republish import republished
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.pretrained import Pretrained
@@ -29,13 +30,21 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 
+class UnusableStateError(CheckpointError):
+    """The newest saved state does not fit the run, and is out of use: beginning anew takes the one before it."""
+
+
 def run(params: Params, paths: Paths) -> None:
     """Reads artifacts/splits; writes artifacts/checkpoint and metrics/train.json, history.tsv, timing.tsv,
     performance.json. An interrupted run continues from its last saved state."""
     processes = process_count(params.runtime)
     if processes == 1 and not started_as_rank():
-        _train(params, paths, Ranks())
-        return
+        while True:
+            try:
+                _train(params, paths, Ranks())
+                return
+            except UnusableStateError as error:
+                say(f"{error}; training begins with the one before it")
     from pipeline.train.distributed.launch import run_on_ranks
 
     run_on_ranks(lambda ranks: _train(params, paths, ranks), params, processes)
@@ -55,11 +64,15 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     with locked(parts, paths, ranks), stop.caught():
         if ranks.on_rank0(lambda: republished("train", paths.checkpoint, parts[-1].store.folder.name, paths)):
             return
-        number, saved = newest(parts, ranks)
+        number, saved = newest(parts, ranks, model_config(params, data.tokenizer))
         earlier = saved["run"]["conditions"] if saved else {}
         conditions = choose(params, ranks, earlier, _total_flops(params, data, parts[-1].length.total_windows))
         whole = TrainingRun.build(params, components, data, parts[-1], conditions, ranks, stop)
-        state = TrainState.restore(saved, whole) if saved else TrainState()
+        try:
+            state = TrainState.restore(saved, whole) if saved else TrainState()
+        except CheckpointError as error:
+            aside = ranks.on_rank0(parts[number].store.set_aside)
+            raise UnusableStateError(f"{error}: the saved state is set aside as {aside}") from None
         if start is not None:
             fact("begins", f"with the weights of {start.name}")
             if not saved:
@@ -92,6 +105,7 @@ def pretrained(params: Params, tokenizer: Tokenizer, paths: Paths) -> Pretrained
     """The weights that training starts from, which fit params and tokenizer; None for random ones."""
     if not params.train.init_from:
         return None
+    check_recorded(paths.root / "data")
     start = Pretrained.at(paths.root, params.train.init_from)
     start.check(model_config(params, tokenizer), tokenizer)
     return start
@@ -124,7 +138,7 @@ def _say_plan(run: TrainingRun, params: Params) -> None:
     compiled = ", compiled" if conditions.compile else ""
     fact("model", f"{size}, on {run.device}{together}, {conditions.precision}{compiled}")
     epochs = run.length.total_windows / run.data.windows.per_epoch
-    tokens = train.batch_size * params.model.context_length
+    tokens = min(train.batch_size, max(run.length.parts)) * params.model.context_length
     fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")
     fact("with", f"{train.loss.name} and {train.optimizer.name}")
     if train.schedule.warmup_steps >= run.total_steps:

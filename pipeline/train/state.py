@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
+
+from pipeline.core.errors import CheckpointError
+from pipeline.core.values import STRICT, Count, check_fields, explain
+from pipeline.model.checkpoint import check_weights
+from pipeline.model.made_by import RunRecord
+from pipeline.train.conditions import Conditions
 
 if TYPE_CHECKING:
+    from pipeline.model.config import GPTConfig
     from pipeline.train.run import TrainingRun
 
 
 @dataclass
 class TrainState:
-    """What changes as a run goes on, beside the model, the optimizer and the random generators.
+    """What changes during a run, beside the model, the optimizer and the random generators.
 
     Attributes:
         step: Optimizer steps done; the data's position and the learning rate follow from it.
@@ -36,9 +45,11 @@ class TrainState:
         complete: Whether training has ended.
     """
 
-    step: int = 0
+    __pydantic_config__: ClassVar[ConfigDict] = {**STRICT, "arbitrary_types_allowed": True}
+
+    step: Count = 0
     objective_nats: float = 0.0
-    objective_tokens: int = 0
+    objective_tokens: Count = 0
     grad_norm: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     timing: list[dict[str, float]] = field(default_factory=list)
@@ -46,8 +57,8 @@ class TrainState:
     processor_seconds: float = 0.0
     samples: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
-    best_step: int = -1
-    best_loss: float = float("inf")
+    best_step: Annotated[int, Field(ge=-1, lt=2**63)] = -1
+    best_loss: Annotated[float, Field(allow_inf_nan=True)] = float("inf")
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     skipped: list[dict[str, Any]] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +92,7 @@ class TrainState:
         the others with the `skeleton` of the first one's state.
 
         Raises:
-            PipelineError: the shares that a state was written as cannot be read.
+            CheckpointError: the shares that a state was written as cannot be read, or the state does not fit.
         """
         parallel = run.parallel
         if "shards" in saved:
@@ -89,10 +100,61 @@ class TrainState:
 
             saved = read_shards(saved, parallel)
         parallel.load_weights(saved["model_state_dict"])
-        parallel.load_optimizer(run.optimizer, saved["optimizer_state_dict"])
+        try:
+            parallel.load_optimizer(run.optimizer, saved["optimizer_state_dict"])
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            raise CheckpointError(f"the optimizer's state is not that of {run.optimizer} ({reason})") from None
         restore_random_state(saved["random"])
         fields = saved["run"]
         return cls(**{**fields, "best_weights": parallel.distribute(fields["best_weights"])})
+
+
+@dataclass(frozen=True)
+class _Final:
+    """What `TrainState.final` of a complete run holds."""
+
+    __pydantic_config__ = STRICT
+
+    last: dict[str, float]
+    best: dict[str, float]
+    peak_memory_bytes: Count
+    record: dict[str, Any]
+
+
+def check_state(saved: dict[str, Any], config: GPTConfig, total_steps: int) -> None:
+    """Whether a saved state is one of a run of `total_steps` steps with a model of this `config`.
+
+    Raises:
+        CheckpointError: a value is missing, unknown, of another type or out of bounds, or a tensor does not fit.
+    """
+    try:
+        state = check_fields(TrainState, saved["run"])
+        if state.conditions:
+            check_fields(Conditions, state.conditions)
+        if saved["total_steps"] != total_steps or state.step > total_steps:
+            raise ValueError(f"it is of step {state.step} of {saved['total_steps']}, and the run has {total_steps}")
+        if state.complete:
+            final = check_fields(_Final, state.final)
+            check_fields(RunRecord, final.record)
+            _ = final.best["loss"], final.last["loss"], state.history[-1]["tokens"]
+        if any("step" not in row for row in state.history):
+            raise ValueError("an evaluation of its history has no step")
+        json.dumps([state.samples, state.skipped, state.history, state.final], allow_nan=False)
+        optimizer = saved["optimizer_state_dict"]
+        _ = optimizer["state"].items(), [group["params"] for group in optimizer["param_groups"]]
+        now = random_state()
+        try:
+            restore_random_state(saved["random"])
+        finally:
+            restore_random_state(now)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = explain(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"it holds values that are no state's: {' '.join(reason.split())[:300]}") from None
+    if "shards" not in saved:  # whose content each rank reads
+        check_weights(saved["model_state_dict"], config, "its weights")
+        if state.best_step >= 0:
+            check_weights(state.best_weights, config, "its best weights")
 
 
 def random_state() -> dict[str, Any]:

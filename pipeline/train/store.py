@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
-from pipeline.core.files import lock, read_json, room_for, verify_manifest, write_json, write_manifest
-from pipeline.model.checkpoint import load_tensors, save_tensors, tensor_bytes
+from pipeline.core.files import lock, room_for, verify_manifest, write_json, write_manifest
+from pipeline.core.values import STRICT, Count, read_values
+from pipeline.model.checkpoint import first_not_finite, load_tensors, save_tensors, tensor_bytes
 from pipeline.train.parallel import map_tensors
 from pipeline.train.ranks import Ranks
 
@@ -82,8 +83,9 @@ class StateStore:
         for old in self.states()[:-_STATES_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def load(self) -> dict[str, Any] | None:
-        """The newest state that is whole; None where there is none. Damaged ones are named and passed over.
+    def load(self, check: Callable[[dict[str, Any]], None] = lambda saved: None) -> dict[str, Any] | None:
+        """The newest state that is whole and passes `check`, which raises CheckpointError where it does not; None
+        where there is none. Damaged ones are named and skipped.
 
         One that was written as shares comes without their content, which `TrainState.restore` reads.
         """
@@ -96,6 +98,7 @@ class StateStore:
                 saved = load_tensors(path / _STATE)
                 if (path / _SHARDS).is_dir():
                     saved["shards"] = str(path / _SHARDS)
+                check(saved)
                 return saved
             except (DataError, CheckpointError) as error:
                 say(f"the saved state {path} is corrupt; using the one before it ({error})")
@@ -104,8 +107,14 @@ class StateStore:
         return None
 
     def states(self) -> list[Path]:
-        """The folders of the states, oldest first."""
-        return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir())
+        """The folders of the states, oldest first; a copy, such as 000001.bak, is none."""
+        found = [path for path in self.folder.glob("[0-9]*") if path.name.isascii() and path.name.isdigit()]
+        return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name))
+
+    def set_aside(self) -> Path:
+        """Takes the newest state out of use: the folder that it is now."""
+        newest = self.states()[-1]
+        return newest.rename(newest.with_name(f"{newest.name}.unusable-{time.time_ns()}"))
 
     def identify(self, identity: dict[str, Any]) -> dict[str, Any] | None:
         """Writes down what decides this run's result; returns the same of the run that was used last, if any."""
@@ -113,10 +122,9 @@ class StateStore:
         newest = max((path for path in others if path.is_file()), key=_modified, default=None)
         write_json(self.folder / _IDENTITY, identity)
         try:
-            found: dict[str, Any] | None = json.loads(newest.read_text(encoding="utf-8")) if newest else None
-        except (OSError, ValueError):
+            return read_values(newest, dict[str, Any], "") if newest else None
+        except (OSError, DataError):
             return None
-        return found
 
     def prune(self) -> None:
         """Removes the runs that were not used for longest, keeping a few finished and a few unfinished ones."""
@@ -159,14 +167,11 @@ def _sync(folder: Path) -> None:
 
 
 def _check_finite(weights: dict[str, torch.Tensor], step: int) -> None:
-    for name, tensor in weights.items():
-        own: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        # A sum is ten times as fast, and finite only where every weight is; it may overflow where all are finite.
-        if not bool(own.sum().isfinite()) and not bool(own.isfinite().all()):
-            raise PipelineError(
-                f"training stopped at step {step}: the weights of {name} are not finite; the states before are "
-                "kept: lower the optimizer's lr, or set train.grad_clip"
-            )
+    if name := first_not_finite(weights):
+        raise PipelineError(
+            f"training stopped at step {step}: the weights of {name} are not finite; the states before are "
+            "kept: lower the optimizer's lr, or set train.grad_clip"
+        )
 
 
 # ── in the background ─────────────────────────────────────────────────────────────────────────────
@@ -279,24 +284,31 @@ def saved_runs(root: Path) -> list[SavedRun]:
 
 def _saved_run(folder: Path) -> SavedRun:
     states = StateStore(folder.parent, folder.name).states()
-    about = next(_abouts(states), {})
+    about = next(_abouts(states), _About(step=0, total_steps=0, complete=False))
     return SavedRun(
         folder=folder,
         states=len(states),
-        step=int(about.get("step", 0)),
-        total_steps=int(about.get("total_steps", 0)),
-        complete=bool(about.get("complete", False)),
+        step=about.step,
+        total_steps=about.total_steps,
+        complete=about.complete,
         size=sum(_bytes(path) for path in folder.rglob("*")),
         saved=_modified(states[-1] if states else folder),
     )
 
 
-def _abouts(states: list[Path]) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _About:
+    """What about.json holds."""
+
+    __pydantic_config__ = STRICT
+
+    step: Count
+    total_steps: Count
+    complete: bool
+
+
+def _abouts(states: list[Path]) -> Iterator[_About]:
     """What the newest readable state says of itself."""
     for path in reversed(states):
-        try:
-            about = read_json(path / _ABOUT, "")
-        except DataError:
-            continue
-        if isinstance(about, dict):
-            yield about
+        with suppress(OSError, DataError):
+            yield read_values(path / _ABOUT, _About, "")

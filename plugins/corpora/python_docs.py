@@ -25,6 +25,10 @@ class PythonDocs(Corpus):
 
     name: ClassVar[str] = "python_docs"
 
+    def notes(self, root: Path) -> Iterator[str]:
+        if root.is_dir() and any(root.iterdir()):
+            yield "data/raw holds texts, but tokenize.corpus.name is python_docs: `files` reads yours"
+
     def documents(self, root: Path) -> Iterator[Document]:
         library = Path(sysconfig.get_path("stdlib"))
         topics = library / "pydoc_data" / "topics.py"

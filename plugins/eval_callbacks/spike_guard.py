@@ -8,7 +8,7 @@ from pipeline.plugin import EvalCallback, EvaluationEvent, StopTraining, hookimp
 
 
 class SpikeGuard(EvalCallback):
-    """Stops when validation loss stays far above the lowest so far. The best weights are kept as ever."""
+    """Stops when validation loss stays far above the lowest so far. The best weights are kept."""
 
     name: ClassVar[str] = "spike_guard"
 

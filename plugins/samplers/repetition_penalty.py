@@ -13,7 +13,7 @@ class RepetitionPenalty(Sampler):
 
     name: ClassVar[str] = "repetition_penalty"
 
-    penalty: Annotated[float, Field(gt=0)] = 1.2
+    penalty: Annotated[float, Field(ge=0.001, le=1000)] = 1.2
     """Divides the positive logits of earlier tokens and multiplies the negative ones; 1 changes nothing."""
 
     def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -175,6 +175,22 @@ def test_texts_that_nobody_reads_are_told(project: Project) -> None:
     assert "note: data/raw holds texts, but tokenize.corpus.name is python_docs" in told
 
 
+@pytest.mark.usefixtures("untried")
+def test_texts_that_are_left_out_or_lie_behind_links_are_told(project: Project, tmp_path: Path) -> None:
+    raw = project.root / "data" / "raw"
+    for name in ("a.pdf", "b.PDF", "c.html"):
+        (raw / name).write_text("the sea")
+    for command in ("check", "tokenize"):
+        assert "note: files left out: 2 .pdf, 1 .html (not in include)" in project.succeed(command).out
+    (tmp_path / "disk").mkdir()
+    (raw / "linked").symlink_to(tmp_path / "disk")
+    assert "PROBLEM  data/raw/linked is a link to a folder" in project.run("check").out
+    assert "data/raw/linked is a link to a folder" in project.run("tokenize").err
+    assert "data/raw/.linked.manifest.json" in project.succeed("lock").out
+    for command in ("check", "tokenize"):
+        assert "note: files left out: 2 .pdf, 1 .html (not in include)" in project.succeed(command).out
+
+
 def test_what_git_and_dvc_do_not_track_is_told(project: Project) -> None:
     assert "this is no git repository" in project.succeed("check").out
     for command in (["init", "-q"], ["add", "params.yaml", "plugins"]):

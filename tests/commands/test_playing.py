@@ -320,6 +320,18 @@ def texts(trained_project: Project) -> tuple[Path, Path]:
     return long, short
 
 
+def test_a_text_is_scored_in_the_encoding_of_the_corpus(trained_project: Project, texts: tuple[Path, Path]) -> None:
+    latin = trained_project.root / "latin.txt"
+    latin.write_bytes("the sea é\r\n".encode("latin-1"))
+    texts[1].write_text("the sea é\n", newline="")
+    score = ("score", "--json", "--set", "tokenize.corpus.name=files")
+    of_latin = ("--set", "tokenize.corpus.files.encoding=latin-1", "--set", "tokenize.corpus.files.newlines=lf")
+    first, _ = lines(trained_project.succeed(*score, *of_latin, str(latin)).out + "{}")
+    second, _ = lines(trained_project.succeed(*score, str(texts[1])).out + "{}")
+    assert first["loss"] == second["loss"]
+    assert "latin.txt is not UTF-8 at byte 8" in trained_project.run(*score, str(latin)).err
+
+
 @pytest.mark.parametrize("stride", [1.0, 0.5])
 def test_a_text_is_scored_as_evaluation_scores_a_document(
     trained_project: Project, texts: tuple[Path, Path], stride: float

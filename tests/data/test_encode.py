@@ -169,6 +169,22 @@ def test_a_pattern_that_never_ends_is_an_error_that_names_it(monkeypatch: pytest
         split(r"(a+)+(a+)+(a+)+(?=!)|.", "a" * 5000)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"(?<=x)y+|[\s\S]", "xyyy" * 100),
+        (r"^ab|[\s\S]", "ab" * 100),
+        (r"\p{N}{1,3}(?=(?:\p{N}{3})*\b)|[^\p{N}]", "1234567 " * 50 + "8" * 299),
+    ],
+    ids=["looks behind", "begins", "looks ahead"],
+)
+def test_words_that_depend_on_what_stands_around_them_are_cut_as_in_the_whole_text(pattern: str, text: str) -> None:
+    for size in (16, 33, 64):
+        parts = list(cut(text, pattern, size))
+        assert len(parts) > 1
+        assert [word for part in parts for word in split(pattern, part)] == split(pattern, text)
+
+
 def documents() -> Iterator[Document]:
     yield Document("large", ENGLISH * (3 * PIECE // len(ENGLISH)))
     yield Document("empty", "")

@@ -80,5 +80,5 @@ def test_a_folder_without_params_is_an_older_versions(trained_project: Project, 
     del meta["params"]
     path.write_text(json.dumps(meta))
     write_manifest(path.parent)
-    with pytest.raises(DataError, match=rf"{folder}/meta.json has no params.*older version.*run {stage}"):
+    with pytest.raises(DataError, match=rf"{folder}/meta.json is damaged .params: is missing.*run {stage}"):
         TokenFolder(path.parent, f"run {stage}")

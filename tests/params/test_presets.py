@@ -129,3 +129,15 @@ def test_shakespeare_char_runs_from_text_to_export_in_small(project: Project) ->
         assert result.code == 0, result.err
         if stage == "tokenize":
             assert "13 documents" in result.out  # every file under data/raw
+
+
+@pytest.mark.parametrize("form", ["\r\n", "no line break at the end", "\ufeff", "plain"])
+def test_a_preset_keeps_the_form_of_the_file(params: Path, form: str) -> None:
+    text = SHIPPED.rstrip("\n") if form.startswith("no") else SHIPPED
+    data = text.replace("\n", "\r\n") if form == "\r\n" else text
+    params.write_bytes((("\ufeff" if form == "\ufeff" else "") + data).encode())
+    before = params.read_bytes()
+    assert write_preset("book", params)
+    assert params.read_bytes().count(b"\r\n") == (params.read_bytes().count(b"\n") if form == "\r\n" else 0)
+    assert write_preset("tiny", params)
+    assert params.read_bytes() == before

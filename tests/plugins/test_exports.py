@@ -99,7 +99,7 @@ def test_each_type_is_smaller(bpe: Tokenizer, tmp_path: Path) -> None:
     ("change", "message"),
     [
         (MODERN, "no form for the family 'modern'"),
-        ({"document_end": 299}, "no mask between documents"),
+        ({"document_end": 298}, "no mask between documents"),
     ],
 )
 def test_a_model_that_llama_cpp_does_not_know_is_refused(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import io
 import json
+import os
 import sys
 import tempfile
 import tracemalloc
@@ -28,6 +30,8 @@ from pipeline.plugin.registry import Registry
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["corpora"])
 CUTTING = sys.modules["plugins.corpora.files.text"]
+RECORDS = sys.modules["plugins.corpora.files.records"].__dict__
+FILES = type(REGISTRY.build("corpora", "files", {}, ""))
 READING = sys.modules["plugins.corpora.files.reading"]
 HALF = "\\ud800"
 
@@ -169,6 +173,136 @@ def test_folders_and_names_say_the_side(name: str, side: str | None, tmp_path: P
     assert [document.split for document in files().documents(tmp_path)] == [side]
 
 
+def write_all(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write(root, name, name)
+
+
+def left_out(root: Path, **options: Any) -> str:
+    return " ".join(files(**options).notes(root))
+
+
+def test_endings_are_the_same_in_upper_case(tmp_path: Path) -> None:
+    write_all(tmp_path, "a.TXT", "b/NOTES.Md", "c.txt.GZ")
+    (tmp_path / "c.txt.GZ").write_bytes(gzip.compress(b"packed"))
+    (tmp_path / "d.JSONL.Zst").write_bytes(zstandard.compress(records("row").encode()))
+    rows(tmp_path, "e.PARQUET", ["cell"])
+    expected = ["a.TXT", "b/NOTES.Md", "c.txt.GZ", "d.JSONL.Zst#1", "e.PARQUET#1"]
+    assert list(read(tmp_path)) == expected
+    assert list(read(tmp_path, include=["*.TXT", "b"])) == ["a.TXT", "b/NOTES.Md", "c.txt.GZ"]
+    assert not left_out(tmp_path)
+    (tmp_path / "c.txt.GZ").write_bytes(b"not packed")
+    assert "c.txt.GZ is truncated, damaged or no gzip file" in refused(tmp_path)
+
+
+def test_what_is_left_out_is_told_by_ending_and_why(tmp_path: Path) -> None:
+    write_all(tmp_path, "a.txt", "b.pdf", "c.PDF", "d/e.html", "README", "x.csv.gz", ".hidden.txt", ".git/config")
+    (tmp_path / "empty.md").touch()
+    os.mkfifo(tmp_path / "pipe")
+    told = left_out(tmp_path)
+    for part in ("2 .pdf", "1 .html", "1 .csv.gz", "1 without an ending", "1 no regular file", "(not in include)"):
+        assert part in told
+    for part in ("1 hidden,", "1 hidden folder", "1 empty"):
+        assert part in f"{told},"
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "empty.md").unlink()
+    with pytest.raises(FileNotFoundError, match=r"left out: 2 \.pdf"):
+        read(tmp_path)
+
+
+def test_many_endings_are_one_short_line(tmp_path: Path) -> None:
+    write_all(tmp_path, "a.txt", *(f"b.x{number}" for number in range(50)))
+    assert "45 others" in left_out(tmp_path)
+    assert len(left_out(tmp_path)) < 100
+
+
+def test_folders_behind_links_are_read_once_and_loops_end(tmp_path: Path) -> None:
+    root, disk = tmp_path / "raw", tmp_path / "disk"
+    write_all(disk, "a.txt", "deep/b.txt")
+    write_all(root, "own/c.txt")
+    (root / "linked").symlink_to(disk)
+    assert list(read(root)) == ["linked/a.txt", "linked/deep/b.txt", "own/c.txt"]
+    assert not left_out(root)
+    (root / "again").symlink_to(root / "own")
+    (disk / "up").symlink_to(root)
+    (root / "own" / "top").symlink_to("/")
+    (root / "other.txt").symlink_to(root / "own" / "c.txt")
+    assert list(read(root)) == ["linked/a.txt", "linked/deep/b.txt", "own/c.txt"]
+    assert "4 link to what is read already" in left_out(root)
+
+
+def test_all_faults_are_listed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all(tmp_path, "a.txt", "b/b.txt", "closed/c.txt")
+    (tmp_path / "d").symlink_to("gone")
+    (tmp_path / "e.txt").mkdir()
+    os.mkfifo(tmp_path / "f.txt")
+    scan, open_file = os.scandir, Path.open
+
+    def refuses(path: Any, *arguments: Any) -> Any:
+        if str(path).endswith(("closed", "b.txt")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *arguments) if arguments else scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuses)
+        patch.setattr(Path, "open", refuses)
+        message = refused(tmp_path)
+    for part in (
+        "5 things",
+        "closed: Permission",
+        "b/b.txt: Permission",
+        "d is a link",
+        "e.txt is a",
+        "f.txt is no",
+    ):
+        assert part in message
+
+
+def test_a_line_of_json_that_is_too_long_to_hold_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.dumps({"text": "x" * 50})
+    write(tmp_path, "a.jsonl.gz", f"{record}\n{record}\n")
+    assert len(read(tmp_path)) == 2
+    monkeypatch.setitem(RECORDS, "_LONGEST_LINE", 40)
+    for part in ("a.jsonl.gz line 1", "40 characters", "a line of its own"):
+        assert part in refused(tmp_path)
+
+
+def test_texts_that_cannot_be_decoded_are_listed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        write(tmp_path, f"{number}.txt", b"fine" if number == 4 else b"ab\xff")
+    write(tmp_path, "z.jsonl", "no\n")
+    message = refused(tmp_path)
+    for part in ("9 things", "0.txt is not UTF-8 at byte 2", "5.txt", "and 4 more"):
+        assert part in message
+    assert "4.txt is" not in message
+    monkeypatch.setitem(FILES.documents.__globals__, "_LOOK_AT_MOST", 3)
+    assert "5 files were not looked at" in refused(tmp_path)
+    assert len(read(tmp_path, errors="replace", include=["*.txt"])) == 9
+
+
+def test_a_missing_disk_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    assert "loop.txt is a link that leads nowhere" in refused(tmp_path)
+    (tmp_path / "raw").symlink_to("gone")
+    with pytest.raises(FileNotFoundError, match="raw is a link that leads nowhere"):
+        read(tmp_path / "raw")
+
+
+def test_files_have_encodings_of_their_own(tmp_path: Path) -> None:
+    for name, encoding in (("old/a.txt", "latin-1"), ("old/b.TXT", "utf-16"), ("c.txt", "utf-8")):
+        write(tmp_path, name, "é".encode(encoding))
+    encodings = {"old/b*.txt": "utf-16", "old": "latin-1"}
+    assert set(read(tmp_path, encodings=encodings).values()) == {"é"}
+    with pytest.raises(ValueError, match=r"encodings: no file matches 'new/\*'"):
+        read(tmp_path, encodings={"new/*": "latin-1"})
+    for wrong in ({"old": "utf9"}, {"../old": "utf-8"}):
+        with pytest.raises(ParamsError, match="encodings"):
+            files(encodings=wrong)
+
+
 # ── plain text ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -187,7 +321,7 @@ def test_cutting_blocks_is_cutting_the_whole_text(text: str, separator: str, siz
     for number, piece in CUTTING.cut(blocks(text, size), separator):
         found[number] = found.get(number, "") + piece
     assert found == dict(enumerate(whole, start=1))
-    assert list(CUTTING.lines(blocks(text, size))) == text.split("\n")
+    assert list(CUTTING.lines(blocks(text, size), 10**6)) == text.split("\n")
     for long in (0, 3, 1000):
         parts = ["".join(part) for part in CUTTING.separated(blocks(text, size), separator, long)]
         assert parts == [part for part in whole if part.strip()]
@@ -235,13 +369,14 @@ def test_every_encoding_in_blocks_gives_the_text_or_names_the_first_byte_that_is
 @example(data=b"\xe2\x82 \xef\xbf\xbd \xff", size=2)
 @example(data=b"\xef\xbb\xbfa\xef\xbb", size=1)
 def test_replacing_in_blocks_is_replacing_in_the_whole_text(data: bytes, size: int) -> None:
-    reader = CUTTING.TextReader("utf-8", "replace", lf=False)
+    counts = CUTTING.Counts()
+    reader = CUTTING.TextReader("utf-8", "replace", lf=False, counts=counts)
     whole = data.decode("utf-8", "replace")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(READING, "BLOCK", size)
         path = write(Path(folder), "a.txt", data)
         assert "".join(reader.text(path)) == whole.removeprefix("\ufeff")
-    assert reader.replaced == whole.count("\ufffd") - data.count("\ufffd".encode())
+    assert counts.replaced == whole.count("\ufffd") - data.count("\ufffd".encode())
 
 
 def test_utf_16_needs_to_say_its_byte_order(tmp_path: Path) -> None:
@@ -338,6 +473,18 @@ def test_a_damaged_compressed_file_is_named(name: str, ending: str, tmp_path: Pa
     assert path.name in refused(tmp_path)
 
 
+@pytest.mark.parametrize(("window", "whole"), [(28, True), (31, True), (32, False)])
+def test_a_zstd_frame_may_have_a_large_window(window: int, whole: bool, tmp_path: Path) -> None:
+    header = b"\x28\xb5\x2f\xfd\x00" + bytes([(window - 10) << 3])
+    text = b"the river"
+    frame = header + (len(text) << 3 | 1).to_bytes(3, "little") + text
+    (tmp_path / "a.txt.zst").write_bytes(frame)
+    if whole:
+        assert read(tmp_path) == {"a.txt.zst": "the river"}
+    else:
+        assert "a.txt.zst needs a window over 2 GiB" in refused(tmp_path)
+
+
 # ── JSON lines ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -384,11 +531,38 @@ def test_many_and_long_fields_keep_the_message_short(tmp_path: Path) -> None:
     assert len(refused(tmp_path)) < 1000
 
 
+def test_a_field_in_a_field(tmp_path: Path) -> None:
+    lines = '{"doc": {"text": "one"}}\n{"doc.text": "two", "doc": {"text": "no"}}\n'
+    write(tmp_path, "a.jsonl", lines)
+    rows(tmp_path, "b.parquet", [{"text": "three", "n": 1}, {"text": "four", "n": 2}])
+    found = read(tmp_path, text_field="doc.text", include=["*.jsonl"])
+    assert found == {"a.jsonl#1": "one", "a.jsonl#2": "two"}
+    found = read(tmp_path, text_field="text.text", include=["*.parquet"])
+    assert found == {"b.parquet#1": "three", "b.parquet#2": "four"}
+    assert "no field 'body'" in refused(tmp_path, text_field="doc.body", include=["*.jsonl"])
+    assert "no column 'text.body'" in refused(tmp_path, text_field="text.body", include=["*.parquet"])
+
+
+def test_a_null_is_skipped_and_counted_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "a.jsonl", '{"text": "one"}\nnull\n{"text": null}\n{"text": "four"}\n')
+    rows(tmp_path, "b.parquet", [None, "two"])
+    rows(tmp_path, "c.parquet", arrow.nulls(2))
+    assert "null_text: skip" in refused(tmp_path)
+    assert list(read(tmp_path, null_text="skip")) == ["a.jsonl#1", "a.jsonl#4", "b.parquet#2"]
+    assert "5 records" in capsys.readouterr().out
+    (tmp_path / "a.jsonl").write_text('{"doc": null}\n{"doc": {"text": null}}\n{"doc": {"text": "x"}}\n')
+    rows(tmp_path, "d.parquet", [None, {"text": None}, {"text": "x"}])
+    only = {"null_text": "skip", "include": ["a.jsonl"]}
+    assert list(read(tmp_path, text_field="doc.text", **only)) == ["a.jsonl#3"]
+    only["include"] = ["d.parquet"]
+    assert list(read(tmp_path, text_field="text.text", **only)) == ["d.parquet#3"]
+
+
 def test_half_a_pair_is_replaced_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "a.jsonl", '{"text": "' + HALF + " \\ude42" + HALF + '"}\n')
     write(tmp_path, "b.txt", b"\xff")
     assert read(tmp_path, errors="replace") == {"a.jsonl#1": "\ufffd \ufffd\ufffd", "b.txt": "\ufffd"}
-    assert capsys.readouterr().out.startswith("files: 4 places")
+    assert capsys.readouterr().out.startswith("note: files: 4 places")
 
 
 # ── parquet ───────────────────────────────────────────────────────────────────────────────────────
@@ -475,7 +649,13 @@ class Zstd:
     class ZstdError(Exception):
         """A damaged file."""
 
-    def open(self, path: Path) -> Any:
+    class DecompressionParameter:
+        """Names of its options."""
+
+        window_log_max = "window_log_max"
+
+    def open(self, path: Path, options: Any) -> Any:
+        assert options == {"window_log_max": 31}
         data = path.read_bytes()
         if data[:4] != b"\x28\xb5\x2f\xfd":
             raise self.ZstdError("no frame")

@@ -181,15 +181,42 @@ def test_a_tokenizer_json_that_would_give_other_ids_is_refused(tmp_path: Path, c
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [(r"\w+", "loses a part"), (r"(?<= )[ab]+|[\s\S]", "looks behind"), ("(", "cannot be used"), ("a*", "loses")],
+    [
+        (r"\w+", "loses a part"),
+        (r"(a+)+(a+)+(a+)+(?=!)|[\s\S]", r"mine.tiktoken.*\(a\+\)\+.*takes over 3 s"),
+        ("(", "no regular expression"),
+        ("a*", "loses"),
+    ],
 )
-def test_a_pattern_that_loses_text_or_cannot_be_cut_is_refused(tmp_path: Path, pattern: str, message: str) -> None:
+def test_a_pattern_that_loses_text_or_never_ends_is_refused(
+    tmp_path: Path, pattern: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.tokenizer_file.SECONDS", 3)
     path = tmp_path / "mine.tiktoken"
     trained = train_bpe([words(0, 500)], 350)
     over_a_space = {**trained.ranks, b"b ": 1000, b"ab": 1001, b"ba": 1002}
     path.write_text(as_tiktoken(replace(trained, ranks=over_a_space)))
     with pytest.raises(DataError, match=message):
         from_file(path, pattern, END_OF_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pattern": r"[a-z]+"}, r"\[a-z\]\+.*loses a part"),
+        ({"special_tokens": {END_OF_TEXT: 5}}, "one id"),
+        ({"special_tokens": {END_OF_TEXT: 2**60}}, "16,777,216"),
+        ({"special_tokens": {END_OF_TEXT: -1}}, "below 0"),
+        ({"end": "</s>"}, "</s>"),
+    ],
+)
+def test_a_checkpoints_tokenizer_with_a_new_fingerprint_is_proven_too(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    replace(train_bpe([words(0, 500)], 350), **change).save(path)
+    with pytest.raises(DataError, match=rf"tokenizer.json.*{message}"):
+        from_file(path, "gpt2", END_OF_TEXT)
 
 
 def test_a_project_trains_with_a_tokenizer_made_elsewhere(project: Project) -> None:

@@ -22,6 +22,7 @@ from small_run import CONTEXT, IDS, RAGGED, Masked, assert_same_bits, make_model
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
+from pipeline.train.conditions import cores_here
 from pipeline.train.distributed.ranks import DistributedRanks, connected, ranks_here, slurm_address
 from pipeline.train.distributed.shards import write_shards
 from pipeline.train.evaluation import evaluate
@@ -517,11 +518,47 @@ def test_sruns_variables_say_which_rank_this_is_and_where_the_first_one_is() -> 
         "gpu3": "gpu3",
         "a-1,a-2": "a-1",
         "rack2-[9,11]": "rack2-9",
+        "r[0-1]n[01-04]": "r0n01",
+        "r[3,5-7]n[10],x": "r3n10",
+        "node[1-3]-ib,node7-ib": "node1-ib",
+        "": "localhost",
     }.items():
         assert slurm_address(step | {"SLURM_STEP_NODELIST": hosts}) == {
             "MASTER_ADDR": first,
             "MASTER_PORT": "34567",
         }
+
+
+@pytest.mark.parametrize(
+    ("free", "variables", "share"),
+    [
+        (8, {"SRUN_CPUS_PER_TASK": "8", "SLURM_NTASKS_PER_NODE": "8"}, 8),
+        (8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "64"}, 8),
+        (2, {"SLURM_CPUS_PER_TASK": "8"}, 2),  # srun bound it to fewer
+        (8, {"SLURM_CPUS_ON_NODE": "64", "SLURM_NTASKS_PER_NODE": "8"}, 8),
+        (64, {"SLURM_CPUS_ON_NODE": "64", "SLURM_NTASKS_PER_NODE": "8"}, 8),
+        (64, {"SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "2"}, 32),
+        (64, {"SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "3"}, 64),
+        (64, {"LOCAL_WORLD_SIZE": "4", "SLURM_NTASKS_PER_NODE": "8"}, 16),
+    ],
+)
+def test_a_rank_uses_its_own_cores(
+    free: int, variables: dict[str, str], share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.train.conditions.cores", lambda: free)
+    assert cores_here(DistributedRanks(3, 8, 1), {"SLURM_PROCID": "3"} | variables) == share
+    assert cores_here(Ranks(), {"SLURM_PROCID": "0"} | variables) == free
+
+
+def test_a_rank_takes_a_gpu_that_it_sees() -> None:
+    ranks = DistributedRanks(3, 4, 3)
+    assert [ranks.gpu(visible, {}) for visible in (1, 2, 4)] == [0, 1, 3]
+    assert [ranks.gpu(visible, {"LOCAL_RANK": "3"}) for visible in (1, 4)] == [3, 3]
+
+
+def test_the_steps_of_a_slurm_job_have_their_own_ports() -> None:
+    ports = {slurm_address({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": str(step)})["MASTER_PORT"] for step in range(9)}
+    assert len(ports) == 9
 
 
 def test_half_of_a_launchers_variables_are_an_error() -> None:

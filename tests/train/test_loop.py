@@ -273,7 +273,7 @@ class Keeps(EvalCallback):
 
 
 def test_a_callbacks_memory_holds_plain_values_only(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match="'keeps' keeps a PosixPath in its memory"):
+    with pytest.raises(PluginError, match=r"'keeps' .*memory holds a PosixPath"):
         train(make_run(tmp_path, callbacks=(Keeps(),)), TrainState())
 
 

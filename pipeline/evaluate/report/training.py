@@ -7,19 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import CheckpointError
 from pipeline.core.paths import METRICS
 from pipeline.evaluate.report.records import PROCESSOR_SECONDS, SPEED, Training
 from pipeline.model.checkpoint import SAMPLES
 
 
 def read_training(checkpoint: Path) -> Training:
-    """Reads what a checkpoint's folder keeps of its training; its manifest says that the files are whole."""
+    """Reads what a checkpoint's folder keeps of its training; its manifest says that the files are whole.
+
+    Raises:
+        CheckpointError: they are not what training writes.
+    """
     metrics = checkpoint / METRICS
-    return Training(
-        history=_with_times(_read_table(metrics / "history.tsv"), _read_table(metrics / "timing.tsv")),
-        performance=json.loads((metrics / "performance.json").read_text(encoding="utf-8")),
-        samples=_read_samples(checkpoint / SAMPLES),
-    )
+    try:
+        return Training(
+            history=_with_times(_read_table(metrics / "history.tsv"), _read_table(metrics / "timing.tsv")),
+            performance=json.loads((metrics / "performance.json").read_text(encoding="utf-8")),
+            samples=_read_samples(checkpoint / SAMPLES),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+        reason = f"{type(error).__name__}: {error}): train again"
+        raise CheckpointError(f"{checkpoint}: its record of training is damaged ({reason}") from None
 
 
 def _read_table(path: Path) -> list[dict[str, float]]:
@@ -52,4 +61,7 @@ def _with_times(history: list[dict[str, float]], timing: list[dict[str, float]])
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        samples: list[dict[str, Any]] = [json.loads(line) for line in file]
+    if not all(isinstance(each["step"], int) and isinstance(each["text"], str) for each in samples):
+        raise ValueError("a sample needs a step and a text")
+    return samples

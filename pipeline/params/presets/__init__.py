@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def write_preset(name: str, path: Path) -> list[str]:
     if changes or not path.exists():
         buffer = io.StringIO()
         yaml.dump(params, buffer)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, _formed_as(path.read_bytes() if path.exists() else b"", buffer.getvalue()))
     return changes
 
 
@@ -60,6 +61,15 @@ def default_values() -> dict[str, Any]:
     """The values of the shipped params.yaml."""
     values: dict[str, Any] = yaml_values(_text(_BASE))
     return values
+
+
+def _formed_as(old: bytes, text: str) -> bytes:
+    """`text` with the byte order mark, the line endings and the end of an older file."""
+    if old and not old.endswith((b"\n", b"\r")):
+        text = text.rstrip("\n")
+    if b"\r\n" in old:
+        text = text.replace("\n", "\r\n")
+    return (BOM_UTF8 if old.startswith(BOM_UTF8) else b"") + text.encode()
 
 
 def _text(name: str) -> str:

@@ -123,7 +123,7 @@ def connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
         ignore_output()
     try:
         if on_gpus:
-            torch.cuda.set_device(ranks.local)
+            torch.cuda.set_device(ranks.gpu(torch.cuda.device_count()))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # gradients where they are, decisions on the CPU
             store=_fresh_store(ranks) if "TORCHELASTIC_RUN_ID" in os.environ else None,
@@ -144,12 +144,13 @@ def connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
 
 
 def slurm_address(environment: Mapping[str, str]) -> dict[str, str]:
-    """MASTER_ADDR and MASTER_PORT for a Slurm step: its first host, and a port that follows from the job's."""
-    hosts = environment.get("SLURM_STEP_NODELIST", "localhost")
-    first = re.match(r"([^\[,]+)(?:\[(\d+))?", hosts)  # node[01-04,07],gpu3
-    host = "".join(part for part in (first.groups() if first else ("localhost",)) if part)
-    job = int(re.sub(r"\D", "", environment.get("SLURM_JOB_ID", "")) or 0)
-    return {"MASTER_ADDR": host, "MASTER_PORT": str(20000 + job % 20000)}
+    """MASTER_ADDR and MASTER_PORT for a Slurm step: its first host, and a port that follows from job and step."""
+    first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])+", environment.get("SLURM_STEP_NODELIST", ""))
+    host = re.sub(r"\[(\d*)[^\]]*\]", r"\1", first[0]) if first else "localhost"  # r[0-1]n[01-04,07],gpu3: r0n01
+    job, step = (
+        int(re.sub(r"\D", "", environment.get(name, "")) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")
+    )
+    return {"MASTER_ADDR": host, "MASTER_PORT": str(20000 + (job + 7919 * step) % 20000)}
 
 
 def _fresh_store(ranks: Ranks) -> Any:

@@ -1,21 +1,26 @@
 """The person's own texts: the files under data/raw."""
 
 import re
-import stat
-from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.plugin import Corpus, Document, hookimpl
 
-from .reading import COMPRESSED, FORMS, check, form
+from .finding import all_of, find, matching
+from .reading import FORMS, form
 from .records import json_lines, parquet_rows
-from .text import TextReader, check_encoding, separated
+from .text import Counts, TextReader, check_encoding, separated
 
 _SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_LOOK_AT_MOST = 1 << 30
+"""Characters that are read after a fault, for more of them."""
+
+T = TypeVar("T")
+P = TypeVar("P", tuple[str, ...], dict[str, str])
 _SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
 
 
@@ -27,19 +32,24 @@ class Files(Corpus):
     include: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = tuple(f"**/*{end}" for end in FORMS)
     """Which files below data/raw, as globs (`*.txt` also finds .txt.gz and .txt.zst), names or folders."""
     text_field: Annotated[str, Field(min_length=1)] = "text"
-    """The field of a .jsonl file's lines, and the column of a .parquet file, that holds the text."""
+    """The field of a .jsonl file's lines, and the column of a .parquet file, that holds the text; `doc.text` is the
+    field `text` in the field `doc`."""
+    null_text: Literal["error", "skip"] = "error"
+    """A line or row whose text is null: `error` stops there, `skip` leaves it out and says how many there were."""
     separator: str = ""
     """Cuts a plain text into documents wherever it stands, such as `<|endoftext|>`; empty: a file is a document."""
     encoding: str = "utf-8"
     """The files' encoding, by Python's name for it: utf-8, utf-16, latin-1, cp1252, shift_jis, gb18030, …"""
+    encodings: dict[str, str] = {}
+    """The encodings of files that are in another, by patterns as in `include`; the first that matches counts."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not in the encoding: `strict` is an error that names the byte, `replace` puts U+FFFD there."""
     newlines: Literal["keep", "lf"] = "keep"
     """`keep` leaves line ends as they are; `lf` writes every CRLF and CR as LF."""
 
-    @field_validator("include")
+    @field_validator("include", "encodings")
     @classmethod
-    def _stays_inside(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    def _stays_inside(cls, patterns: P) -> P:
         for pattern in patterns:
             parts = PurePosixPath(pattern).parts
             if not parts or PurePosixPath(pattern).is_absolute() or ".." in parts:
@@ -53,51 +63,105 @@ class Files(Corpus):
     def _is_an_encoding(cls, encoding: str) -> str:
         return check_encoding(encoding)
 
+    @field_validator("encodings")
+    @classmethod
+    def _are_encodings(cls, encodings: dict[str, str]) -> dict[str, str]:
+        return {pattern: check_encoding(encoding) for pattern, encoding in encodings.items()}
+
     @model_validator(mode="after")
     def _can_occur(self) -> "Files":
         if self.newlines == "lf" and "\r" in self.separator:
             raise ValueError(f"newlines: lf leaves no separator {self.separator!r}: write \\n for its line ends")
         return self
 
+    def notes(self, root: Path) -> Iterator[str]:
+        left_out = find(root, self.include).told() if root.is_dir() else ""
+        if left_out:
+            yield f"files left out: {left_out}"
+
     def documents(self, root: Path) -> Iterator[Document]:
-        reader = TextReader(self.encoding, self.errors, lf=self.newlines == "lf")
-        for path in self._paths(root):
-            relative = path.relative_to(root)
-            name, side = relative.as_posix(), _side(relative)
-            if form(path) == ".jsonl":
-                records: Iterable[tuple[int, str | Iterator[str]]] = json_lines(path, self.text_field, reader)
-            elif form(path) == ".parquet":
-                records = parquet_rows(path, self.text_field, reader)
-            elif self.separator:
-                records = enumerate(separated(reader.text(path), self.separator), start=1)
-            else:
-                yield Document(name, _Whole(path, reader), side)
-                continue
-            for number, text in records:
-                yield Document(f"{name}#{number}", text, side)
-        if reader.replaced:
-            print(
-                f"files: {reader.replaced:,} places that were not {self.encoding.upper()}, or half a surrogate "
-                "pair, became U+FFFD"
-            )
+        paths = self._paths(root)
+        counts = Counts()
+        try:
+            for number, path in enumerate(paths, start=1):
+                faults = partial(self._faults, root, paths[number:])
+                for document in _telling(self._documents(root, path, counts), faults):
+                    text = document.text
+                    told = text if isinstance(text, str) else _Blocks(text, faults)
+                    yield Document(document.name, told, document.split)
+        finally:  # also where only the beginning is read
+            if counts.replaced:
+                print(f"note: files: {counts.replaced:,} places that were no character became U+FFFD")
+            if counts.skipped:
+                print(f"note: files: {counts.skipped:,} records without a text (null) were skipped")
+
+    def decoded(self, data: Iterable[bytes], name: str) -> Iterator[str]:
+        return self._reader(self.encoding, Counts()).translated(data, name)
+
+    def _reader(self, encoding: str, counts: Counts) -> TextReader:
+        return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip")
+
+    def _documents(self, root: Path, path: Path, counts: Counts) -> Iterator[Document]:
+        """One file's documents."""
+        relative = path.relative_to(root)
+        name, side = relative.as_posix(), _side(relative)
+        pattern = matching(path, root, list(self.encodings))
+        reader = self._reader(self.encodings[pattern] if pattern else self.encoding, counts)
+        if form(path) == ".jsonl":
+            records: Iterable[tuple[int, str | Iterator[str]]] = json_lines(path, self.text_field, reader)
+        elif form(path) == ".parquet":
+            records = parquet_rows(path, self.text_field, reader)
+        elif self.separator:
+            records = enumerate(separated(reader.text(path), self.separator), start=1)
+        else:
+            yield Document(name, _Whole(path, reader), side)
+            return
+        for number, text in records:
+            yield Document(f"{name}#{number}", text, side)
 
     def _paths(self, root: Path) -> list[Path]:
-        if not root.exists():
-            raise FileNotFoundError(f"{root} is missing: make the folder and put your texts into it")
-        if not root.is_dir():
-            raise NotADirectoryError(f"{root} is a file: it must be a folder that holds your texts")
-        found = sorted({path for pattern in self.include for path in _matches(root, PurePosixPath(pattern))})
-        for path in found:
-            if not path.exists():
-                raise ValueError(f"{path} is a link that leads nowhere: mend or remove it")
-            mode = path.stat().st_mode
-            if not stat.S_ISREG(mode):
-                kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-                raise ValueError(f"{path} is {kind}, where a text file is meant: rename or remove it")
-            check(path)
-        if not found:
-            raise FileNotFoundError(f"{root} holds no file that matches {', '.join(self.include)}")
-        return found
+        found = find(root, self.include)
+        for pattern in self.encodings:
+            if not any(matching(path, root, [pattern]) for path in found.texts):
+                found.faults.append(ValueError(f"tokenize.corpus.files.encodings: no file matches {pattern!r}"))
+        if found.faults:
+            raise all_of(found.faults)
+        if not found.texts:
+            there = f" (left out: {found.told()})" if found.left_out else ""
+            raise FileNotFoundError(f"{root} holds no file that matches {', '.join(self.include)}{there}")
+        return found.texts
+
+    def _faults(self, root: Path, paths: list[Path], first: Exception) -> Exception:
+        """One error for the first fault and those in the files after it, of which at most a gigabyte is read."""
+        faults, characters = [first], 0
+        for number, path in enumerate(paths):
+            try:
+                for document in self._documents(root, path, Counts()):
+                    for block in [document.text] if isinstance(document.text, str) else document.text:
+                        characters += len(block)
+                        if characters > _LOOK_AT_MOST:
+                            return all_of(faults, f" (and {len(paths) - number - 1:,} files were not looked at)")
+            except (OSError, ValueError) as error:
+                faults.append(error)
+        return all_of(faults)
+
+
+def _telling(items: Iterable[T], faults: Callable[[Exception], Exception]) -> Iterator[T]:
+    """The items; an error among them becomes one that tells the faults of all files."""
+    try:
+        yield from items
+    except (OSError, ValueError) as error:
+        raise faults(error) from error
+
+
+class _Blocks:
+    """A text's blocks, whose errors tell the faults of all files; each iteration reads it anew if `text` does."""
+
+    def __init__(self, text: Iterable[str], faults: Callable[[Exception], Exception]) -> None:
+        self._text, self._faults = text, faults
+
+    def __iter__(self) -> Iterator[str]:
+        return _telling(self._text, self._faults)
 
 
 class _Whole:
@@ -108,25 +172,6 @@ class _Whole:
 
     def __iter__(self) -> Iterator[str]:
         return self._reader.text(self._path)
-
-
-def _matches(root: Path, pattern: PurePosixPath) -> Iterator[Path]:
-    """What a pattern finds; in the folders that it finds, everything with a suffix that is known here."""
-    names_files = bool(pattern.suffix) and not (root / pattern).is_dir()
-    for ending in ("", *COMPRESSED) if names_files and "*" in pattern.name else ("",):
-        for path in root.glob(f"{pattern}{ending}"):
-            if path.is_dir() and not names_files:
-                found = [below for below in path.rglob("*") if form(below) in FORMS]
-            else:  # ** at the end means folders; from Python 3.13 on it finds files as well
-                found = [path] if pattern.name != "**" else []
-            yield from (each for each in found if not _is_hidden(each.relative_to(root), pattern))
-
-
-def _is_hidden(path: PurePath, pattern: PurePath) -> bool:
-    """Whether a part of the path starts with a dot that the pattern does not name."""
-    named = [part for part in pattern.parts if part.startswith(".")]
-    hidden = [part for part in path.parts if part.startswith(".")]
-    return not all(any(fnmatchcase(part, name) for name in named) for part in hidden)
 
 
 def _side(path: PurePath) -> str | None:

@@ -15,6 +15,8 @@ FORMS = (".txt", ".md", ".jsonl", ".parquet")
 
 # A byte of zstd's can stand for tens of thousands: what is read at once decides how much comes out at once.
 _ZSTD_BLOCK = 1 << 11
+_ZSTD_WINDOW = 31
+"""The largest window that zstd can write, as a power of two: such a file takes up to 2 GiB of memory."""
 
 
 def form(path: Path) -> str:
@@ -38,7 +40,7 @@ def check(path: Path) -> None:
             raise ValueError(f"{path}: a parquet file is compressed inside, not around: unpack it")
         needed(path, "pyarrow.parquet", "parquet")
     elif is_compressed(path) and not path.stat().st_size:
-        raise ValueError(f"{path} is damaged: it is empty, which no compressed file is: bring it anew")
+        raise ValueError(f"{path} is damaged: it is empty, which no compressed file is: replace it")
     elif path.suffix.lower() == ".zst":
         _zstd(path)
 
@@ -80,7 +82,7 @@ def needed(path: Path, module: str, extra: str) -> ModuleType:
 
 
 def damaged(path: Path, kind: str, error: object) -> ValueError:
-    return ValueError(f"{path} is truncated, damaged or no {kind} file ({error}): bring it anew")
+    return ValueError(f"{path} is truncated, damaged or no {kind} file ({error}): replace it")
 
 
 def _read(file: Any, size: int) -> Iterator[bytes]:
@@ -97,11 +99,15 @@ def _zstd(path: Path) -> ModuleType:
 def _zstd_blocks(path: Path, zstd: Any) -> Iterator[bytes]:
     try:
         if zstd.__name__ == "zstandard":
-            yield from _frames(path, zstd.ZstdDecompressor())
+            yield from _frames(path, zstd.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW))
         else:
-            with zstd.open(path) as file:
+            with zstd.open(path, options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}) as file:
                 yield from _read(file, BLOCK)
     except (EOFError, zstd.ZstdError) as error:
+        if "too much memory" in str(error):
+            raise ValueError(
+                f"{path} needs a window over 2 GiB: compress it with `zstd --long=31` or less"
+            ) from None
         raise damaged(path, "zstd", error) from None
 
 

@@ -6,21 +6,35 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .reading import BLOCK, damaged, needed
-from .text import TextReader, lines
+from .reading import BLOCK, blocks, damaged, needed
+from .text import LongLineError, TextReader, lines
 
 _ROWS = 64
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _MEND = "set tokenize.corpus.files.text_field"
 
 
+_LONGEST_LINE = 1 << 26
+"""Characters of a line of JSON, which is parsed as a whole and then takes some ten times its size."""
+
+
+def _lines(path: Path, reader: TextReader) -> Iterator[str]:
+    texts = reader.decoded(blocks(path), path)
+    try:
+        yield from lines(texts, _LONGEST_LINE)
+    except LongLineError as error:
+        raise ValueError(
+            f"{path} {error}: put each record on a line of its own, or long texts into .txt files"
+        ) from None
+
+
 def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int, str]]:
-    """The text of each line's `field`, with the line's number; blank lines are passed over.
+    """The text of each line's `field`, with the line's number; blank lines are skipped.
 
     Raises:
         ValueError: a line is no JSON object that holds a text there; names the file and the line.
     """
-    for number, line in enumerate(lines(reader.decoded(path)), start=1):
+    for number, line in enumerate(_lines(path, reader), start=1):
         if not line.strip():
             continue
         place = f"{path} line {number}"
@@ -30,16 +44,29 @@ def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int
             raise ValueError(f"{place} is nested too deeply") from None
         except ValueError as error:
             raise ValueError(f"{place} is not JSON ({error}): each line holds an object of its own") from None
-        if not isinstance(record, dict):
-            raise ValueError(f'{place} holds {_named(record)}, where an object such as {{"{field}": …}} is meant')
-        if field not in record:
-            raise ValueError(f"{place} has no field {field!r} (there are: {_listed(record)}): {_MEND}")
-        if not isinstance(record[field], str):
+        text = None if record is None else _field(record, field, place)
+        if text is None:
+            there = f": the field {field!r} holds null (there are: {_listed(record)})" if record else " holds null"
+            reader.skip_null(place + there)
+            continue
+        if not isinstance(text, str):
             raise ValueError(
-                f"{place}: the field {field!r} holds {_named(record[field])}, not a text (there are: "
+                f"{place}: the field {field!r} holds {_named(text)}, not a text (there are: "
                 f"{_listed(record)}): mend the line, or {_MEND}"
             )
-        yield number, reader.record(record[field], place)
+        yield number, reader.record(text, place)
+
+
+def _field(record: Any, field: str, place: str) -> Any:
+    """A field's value; in a name with dots, of the object in an object, where no field has the whole name."""
+    if not isinstance(record, dict):
+        raise ValueError(f'{place} holds {_named(record)}, where an object such as {{"{field}": …}} is meant')
+    outer, dot, inner = field.partition(".")
+    if field in record or not dot or outer not in record:
+        if field not in record:
+            raise ValueError(f"{place} has no field {field!r} (there are: {_listed(record)}): {_MEND}")
+        return record[field]
+    return None if record[outer] is None else _field(record[outer], inner, place)
 
 
 def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[int, str]]:
@@ -55,14 +82,16 @@ def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[
     with path.open("rb") as opened:
         try:
             file = parquet.ParquetFile(opened, buffer_size=BLOCK, page_checksum_verification=True)
-            _check_column(path, file.schema_arrow, column)
+            names = _check_column(path, file.schema_arrow, column)
             batches = file.iter_batches(_ROWS, columns=[column], use_threads=False)
+            columns = (_nested(batch.column(names[0]), names[1:]) for batch in batches)
             # As bytes: what a careless program wrote may be no UTF-8.
-            arrays = (batch.column(0).cast(arrow.large_string()).cast(arrow.large_binary()) for batch in batches)
+            arrays = (each.cast(arrow.large_string()).cast(arrow.large_binary()) for each in columns)
             for number, data in enumerate(chain.from_iterable(array.to_pylist() for array in arrays), start=1):
                 place = f"{path} row {number}"
                 if data is None:
-                    raise ValueError(f"{place}: the column {column!r} holds null, not a text: mend the row")
+                    reader.skip_null(f"{place}: the column {column!r} holds null, not a text")
+                    continue
                 yield number, reader.utf8(data, place)
         except (arrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -70,18 +99,37 @@ def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[
             raise damaged(path, "parquet", error) from None
 
 
-def _check_column(path: Path, schema: Any, column: str) -> None:
+def _check_column(path: Path, schema: Any, column: str) -> list[str]:
+    """The names that lead to a column of text: one, or several where it lies in structs."""
     from pyarrow import types
 
-    if column not in schema.names:
-        raise ValueError(f"{path} has no column {column!r} (there are: {_listed(schema.names)}): {_MEND}")
-    kind = schema.field(schema.names.index(column)).type
+    names, rest, fields = list[str](), column, {field.name: field.type for field in schema}
+    while rest not in fields and (name := rest.partition(".")[0]) in fields and types.is_struct(fields[name]):
+        inner, rest = fields[name], rest.partition(".")[2]
+        names.append(name)
+        fields = {field.name: field.type for field in inner}
+    if rest not in fields:
+        raise ValueError(f"{path} has no column {column!r} (there are: {_listed(fields)}): {_MEND}")
+    kind = fields[rest]
     value = kind.value_type if types.is_dictionary(kind) else kind
-    if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
+    if not (
+        types.is_null(value)
+        or types.is_string(value)
+        or types.is_large_string(value)
+        or types.is_string_view(value)
+    ):
+        there = _listed(fields)
         raise ValueError(
-            f"{path}: the column {column!r} holds {str(kind)[:80]}, not text (there are: {_listed(schema.names)}): "
-            f"{_MEND}"
+            f"{path}: the column {column!r} holds {str(kind)[:80]}, not text (there are: {there}): {_MEND}"
         )
+    return [*names, rest]
+
+
+def _nested(column: Any, names: list[str]) -> Any:
+    """A field of a struct's column; null where the struct is."""
+    from pyarrow.compute import struct_field
+
+    return struct_field(column, names) if names else column
 
 
 def _named(value: object) -> str:

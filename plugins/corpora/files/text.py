@@ -5,6 +5,7 @@ import difflib
 import io
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from encodings.aliases import aliases
 from itertools import chain, groupby
 from operator import itemgetter
@@ -37,30 +38,61 @@ def check_encoding(name: str) -> str:
     return name
 
 
+@dataclass
+class Counts:
+    """What was changed while reading.
+
+    Attributes:
+        replaced: Places that became U+FFFD.
+        skipped: Records whose text is null.
+    """
+
+    replaced: int = 0
+    skipped: int = 0
+
+
 class TextReader:
-    """Turns files into text as the options say, and counts the places it had to replace.
+    """Turns files into text as the options say.
 
     Args:
         encoding: The files' encoding, as Python names it.
         errors: `strict` or `replace`.
         lf: Whether every CRLF and CR becomes LF.
+        counts: Where the places that were replaced and the records that were skipped are counted.
+        skip_null: Whether a record whose text is null is skipped.
     """
 
-    def __init__(self, encoding: str, errors: str, lf: bool) -> None:
+    def __init__(self, encoding: str, errors: str, lf: bool, counts: Counts, skip_null: bool = False) -> None:
         self._encoding, self._errors, self._lf = encoding, errors, lf
-        self.replaced = 0
+        self._counts, self._skip_null = counts, skip_null
 
     def text(self, path: Path) -> Iterator[str]:
         """A file's text in blocks."""
+        return self.translated(blocks(path), path)
+
+    def translated(self, data: Iterable[bytes], path: Path | str) -> Iterator[str]:
+        """The text of a file's bytes, in blocks, with the line ends that the options ask for."""
         if not self._lf:
-            yield from self.decoded(path)
+            yield from self.decoded(data, path)
             return
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
-        for text in self.decoded(path):
+        for text in self.decoded(data, path):
             yield newlines.decode(text)
         yield newlines.decode("", final=True)
 
-    def decoded(self, path: Path) -> Iterator[str]:
+    def skip_null(self, what: str) -> None:
+        """Counts a record without a text.
+
+        Raises:
+            ValueError: such a record is an error; it says `what`.
+        """
+        if not self._skip_null:
+            raise ValueError(
+                f"{what}: mend it, or set tokenize.corpus.files.null_text: skip, or another text_field"
+            )
+        self._counts.skipped += 1
+
+    def decoded(self, data: Iterable[bytes], path: Path | str) -> Iterator[str]:
         """A file's text in blocks, its line ends as they are; a byte order mark at its beginning is left out.
 
         Raises:
@@ -70,13 +102,13 @@ class TextReader:
         decoder, sound = codec(self._errors), codec("ignore")
         mark = codecs.lookup(self._encoding).name not in _READ_THEIR_BOM
         offset = 0
-        for data in chain(blocks(path), [b""]):
-            final = not data
+        for block in chain(data, [b""]):
+            final = not block
             try:
-                text = decoder.decode(data, final)
+                text = decoder.decode(block, final)
             except UnicodeDecodeError as error:
-                # What the decoder held back stands before `data` in its own buffer.
-                start = offset + len(data) - len(error.object) + error.start
+                # What the decoder held back stands before `block` in its own buffer.
+                start = offset + len(block) - len(error.object) + error.start
                 raise ValueError(
                     f"{path} is not {self._encoding.upper()} at byte {start:,} ({error.object[error.start]:#04x}): "
                     "set tokenize.corpus.files.encoding to its own, or tokenize.corpus.files.errors: replace"
@@ -87,8 +119,8 @@ class TextReader:
                     "its own, such as utf-8 or utf-16-le"
                 ) from None
             if self._errors == "replace":
-                self._count(text, sound.decode(data, final))
-            offset += len(data)
+                self._count(text, sound.decode(block, final))
+            offset += len(block)
             if mark and text:
                 text, mark = text.removeprefix("\ufeff"), False
             if text:
@@ -124,12 +156,12 @@ class TextReader:
                     "tokenize.corpus.files.errors: replace"
                 )
             text, count = _HALF_A_PAIR.subn("\ufffd", text)
-            self.replaced += count
+            self._counts.replaced += count
         return text.replace("\r\n", "\n").replace("\r", "\n") if self._lf else text
 
     def _count(self, text: str, sound: str) -> None:
         """Counts the U+FFFD that decoding put there: those that remain where errors are ignored were the text's."""
-        self.replaced += text.count("\ufffd") - sound.count("\ufffd")
+        self._counts.replaced += text.count("\ufffd") - sound.count("\ufffd")
 
 
 def cut(texts: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
@@ -143,7 +175,7 @@ def cut(texts: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
         for part in ended:
             yield number, part
             number += 1
-        # All but what may begin a separator goes on at once.
+        # All but what may begin a separator is yielded at once.
         safe = max(0, len(pending) - len(separator) + 1)
         if safe:
             yield number, pending[:safe]
@@ -151,10 +183,24 @@ def cut(texts: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
     yield number, pending
 
 
-def lines(texts: Iterable[str]) -> Iterator[str]:
-    """The lines of a text that comes in blocks, without the line feeds that end them."""
-    for _, pieces in groupby(cut(texts, "\n"), key=itemgetter(0)):
-        yield "".join(piece for _, piece in pieces)
+class LongLineError(ValueError):
+    """A line is longer than may be held in memory."""
+
+
+def lines(texts: Iterable[str], longest: int) -> Iterator[str]:
+    """The lines of a text that comes in blocks, without the line feeds that end them.
+
+    Raises:
+        LongLineError: a line, which is held whole, has more than `longest` characters; says which.
+    """
+    for number, pieces in groupby(cut(texts, "\n"), key=itemgetter(0)):
+        line, length = [], 0
+        for _, piece in pieces:
+            line.append(piece)
+            length += len(piece)
+            if length > longest:
+                raise LongLineError(f"line {number} has over {longest:,} characters")
+        yield "".join(line)
 
 
 def separated(texts: Iterable[str], separator: str, long: int = BLOCK) -> Iterator[str | Iterator[str]]:

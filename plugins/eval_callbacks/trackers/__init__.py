@@ -1,4 +1,4 @@
-"""Trackers: programs that show a run's numbers while it goes on and beside those of other runs."""
+"""Trackers: programs that show a run's numbers while it trains and beside those of other runs."""
 
 from pipeline.plugin import EvalCallback, hookimpl
 

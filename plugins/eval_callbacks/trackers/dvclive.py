@@ -1,4 +1,4 @@
-"""The numbers in DVCLive's files, while the run goes on and beside those of other runs."""
+"""The numbers in DVCLive's files, while the run trains and beside those of other runs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ class DVCLive(EvalCallback):
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         """Adds the numbers to the run's folder, whose name the memory holds.
 
-        A folder that is not at the evaluation before this one (the run goes on from an earlier state, or the
+        A folder that is not at the evaluation before this one (the run resumed from an earlier state, or the
         folder was removed) is written anew from the history: no row is there twice, and none is missing.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Curves in TensorBoard, while the run goes on and beside those of other runs."""
+"""Curves in TensorBoard, while the run trains and beside those of other runs."""
 
 import os
 import time
@@ -21,7 +21,7 @@ class TensorBoard(EvalCallback):
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         """Adds the numbers to the run's file.
 
-        The memory holds the run's folder and how long the file was. A run that goes on from an earlier state,
+        The memory holds the run's folder and how long the file was. A run that resumes from an earlier state,
         which remembers a shorter file, cuts off what is to be written again: no point is there twice.
 
         Raises:

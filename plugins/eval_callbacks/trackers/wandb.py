@@ -33,7 +33,7 @@ class WandB(EvalCallback):
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         """Adds the numbers to the run whose id the memory holds.
 
-        A file beside the run tells the last step that was written. A run that goes on from an earlier state comes
+        A file beside the run tells the last step that was written. A run that resumes from an earlier state comes
         by the same numbers again, and leaves them out; what is missing is taken from the history. A server that
         cannot be reached later on stops no run.
 

@@ -1,0 +1,77 @@
+"""Folders behind links below data/, which DVC does not look into: their files are recorded where it does.
+
+Beside each such link NAME lies `.NAME.manifest.json`: the names, sizes and times of the files behind it. `pipeline
+lock` writes it, DVC sees it change as a part of the folder that it lies in, and the stages refuse an outdated one.
+Folders that cannot be read are skipped: whoever reads the texts refuses them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.core.errors import DataError
+from pipeline.core.files import write_atomically
+
+_ENDING = ".manifest.json"
+
+
+def record(data: Path) -> Iterator[str]:
+    """Writes the manifest of each link to a folder below `data` and removes those without a link; says which."""
+    for link, manifest, text in _links(data):
+        name = manifest.relative_to(data.parent)
+        if text is None:
+            manifest.unlink()
+            yield f"{name} removed: {link.name} is no link to a folder now"
+        elif _read(manifest) != text:
+            write_atomically(manifest, text)
+            yield f"{name} written: the files behind the link {link.name}"
+
+
+def check_recorded(data: Path) -> None:
+    """Checks that the manifests of the links to folders below `data` are up to date.
+
+    Raises:
+        DataError: one is missing or is not up to date, or its link is gone.
+    """
+    for link, manifest, text in _links(data):
+        name = link.relative_to(data.parent)
+        if text is None:
+            raise DataError(f"{name} was a link to a folder and is none now: mend it, or run `pipeline lock`")
+        if _read(manifest) != text:
+            what = "were changed" if manifest.is_file() else "are not recorded"
+            raise DataError(f"{name} is a link to a folder, which DVC does not look into, and its files {what}: "
+                            "run `pipeline lock` before `dvc repro`")  # fmt: skip
+
+
+def _links(data: Path) -> Iterator[tuple[Path, Path, str | None]]:
+    """Each link to a folder, its manifest, and what that should hold; None for a manifest without its link."""
+    for place, folders, files in os.walk(data):
+        links = {name for name in folders if os.path.islink(os.path.join(place, name))}
+        recorded = {name[1 : -len(_ENDING)] for name in files if name[:1] == "." and name.endswith(_ENDING)}
+        for name in sorted(links | recorded):
+            link = Path(place, name)
+            yield link, link.with_name(f".{name}{_ENDING}"), _files_behind(link) if name in links else None
+
+
+def _read(manifest: Path) -> str | None:
+    return manifest.read_text(encoding="utf-8", errors="replace") if manifest.is_file() else None
+
+
+def _files_behind(link: Path) -> str:
+    """The names, sizes and times (in ns) of all files behind a link, as JSON; each folder only once."""
+    files, seen = dict[str, tuple[int, int]](), set[tuple[int, int]]()
+    for place, names, found in os.walk(link, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        names.sort()
+        for path in (Path(place, name) for name in found if os.path.lexists(os.path.join(place, name))):
+            status = path.stat() if os.path.exists(path) else path.lstat()
+            files[path.relative_to(link).as_posix()] = status.st_size, status.st_mtime_ns
+    lines = (f"{json.dumps(name)}: [{size}, {time}]" for name, (size, time) in sorted(files.items()))
+    return "{\n" + ",\n".join(lines) + "\n}\n"

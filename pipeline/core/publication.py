@@ -1,0 +1,213 @@
+"""Publishing: a stage's outputs replace the earlier ones together, also when the process is killed meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.core.errors import DataError, PipelineError
+from pipeline.core.files import beside, lock, read_json, write_json
+from pipeline.core.paths import METRICS
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+
+_LEFTOVER = re.compile(r"\.(?:partial|old)-(\d+)$")
+_SECONDS_TO_PUBLISH = 10.0
+
+
+@contextmanager
+def published_folder(path: Path, paths: Paths) -> Iterator[Path]:
+    """Yields an empty folder that replaces `path` when the block ends without an error, together with its metrics.
+
+    Each file of its metrics/ also replaces the file of that name in the project's metrics/. Everything is staged
+    beside what it replaces, then a journal names it, then it is renamed: an error leaves the old outputs, and what
+    a killed process leaves is completed by `recover`.
+
+    Raises:
+        PipelineError: a file is in the way.
+        OSError: something cannot be written; nothing was replaced.
+    """
+    recover(paths)
+    if os.path.lexists(path) and not path.is_dir():
+        raise PipelineError(f"{path} is no folder, and a folder is to be written there: move it away")
+    targets = [path]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = beside(path, "partial")
+        staged.mkdir()
+        yield staged
+        for copy in sorted((staged / METRICS).glob("*")):
+            target = paths.metrics / copy.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+            targets.append(target)
+            shutil.copyfile(copy, beside(target, "partial"))
+        _sync(*staged.rglob("*"), *(beside(target, "partial") for target in targets), *_parents(targets))
+        _replace(targets, paths)
+    finally:
+        if not _journal(paths).exists():  # it stays only where what it names must still be completed
+            for target in targets:
+                _remove(beside(target, "partial"))
+                _remove(beside(target, "old"))
+
+
+def recover(paths: Paths) -> bool:
+    """Completes a publication that a killed process left half done, and removes dead processes' staged files.
+
+    Returns:
+        Whether there was such a publication.
+
+    Raises:
+        OSError: it cannot be completed.
+        PipelineError: its journal is damaged, or another process publishes for too long.
+    """
+    if not _journal(paths).exists() and not any(_leftovers(paths)):
+        return False
+    try:
+        with _publishing(paths):
+            completed = _complete(paths)
+            for leftover in [*_leftovers(paths)]:
+                _remove(leftover)
+        return completed
+    except OSError:
+        if _journal(paths).exists():
+            raise
+        return False  # such as leftovers in a folder that this user only reads
+
+
+def _replace(targets: list[Path], paths: Paths) -> None:
+    """Replaces all targets by what is staged beside them, or none."""
+    journal, pid = _journal(paths), os.getpid()
+    with _publishing(paths):
+        _complete(paths)
+        try:
+            write_json(journal, {"pid": pid, "targets": [paths.shown(target) for target in targets]})
+            _sync(journal.parent)
+            for target in targets:
+                _forward(target, pid)
+            _sync(*_parents(targets))
+            journal.unlink()
+        except BaseException:
+            for target in reversed(targets):
+                _back(target, pid)
+            journal.unlink(missing_ok=True)
+            raise
+
+
+def _complete(paths: Paths) -> bool:
+    """Replaces what the journal names, where there is one; whoever holds the lock may do so."""
+    journal = _journal(paths)
+    if not journal.exists():
+        return False
+    mend = (
+        f"remove it, and run the stages again whose outputs changed last (`ls -lt {paths.shown(journal.parent)}`)"
+    )
+    try:
+        value = read_json(journal, mend)
+        pid, targets = int(value["pid"]), [Path(name) for name in value["targets"]]
+        if any(target.is_absolute() or ".." in target.parts or not target.name for target in targets):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{journal} is damaged: {mend}") from None
+    targets = [paths.root / target for target in targets]
+    for target in targets:
+        _forward(target, pid)
+    _sync(*_parents(targets))
+    journal.unlink()
+    return True
+
+
+def _forward(target: Path, pid: int) -> None:
+    """Puts what is staged in the target's place; may be repeated after a kill at any moment."""
+    staged, old = beside(target, "partial", pid), beside(target, "old", pid)
+    if not os.path.lexists(staged):
+        return
+    if os.path.lexists(target):
+        _remove(old)
+        os.rename(target, old)
+    os.rename(staged, target)
+
+
+def _back(target: Path, pid: int) -> None:
+    """Undoes `_forward`, of which any part was done."""
+    staged, old = beside(target, "partial", pid), beside(target, "old", pid)
+    if not os.path.lexists(staged) and os.path.lexists(target):
+        os.rename(target, staged)
+    if os.path.lexists(old) and not os.path.lexists(target):
+        os.rename(old, target)
+
+
+def _journal(paths: Paths) -> Path:
+    return paths.root / "artifacts" / ".publishing.json"
+
+
+@contextmanager
+def _publishing(paths: Paths) -> Iterator[None]:
+    """Waits for other processes that replace outputs, which takes them milliseconds."""
+    end = time.monotonic() + _SECONDS_TO_PUBLISH
+    while True:
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock(_journal(paths).with_suffix(".lock"), "publishing in this folder"))
+            except PipelineError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+                continue
+            yield
+            return
+
+
+def _leftovers(paths: Paths) -> Iterator[Path]:
+    """What processes that ended left beside the project's outputs and other files that commands write."""
+    for folder in (paths.root, paths.tokens.parent, paths.metrics, paths.reference.parent):
+        for path in folder.glob(".*-*"):
+            owner = _LEFTOVER.search(path.name)
+            if owner and not _is_another(int(owner[1])):
+                yield path
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link or a folder, if it is there and can be removed."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _parents(targets: list[Path]) -> set[Path]:
+    return {target.parent for target in targets}
+
+
+def _sync(*paths: Path) -> None:
+    """Has the disk hold files, and the names in folders, before anything that follows."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not sync folders
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def _is_another(pid: int) -> bool:
+    """Whether `pid` is another process that is alive (in a container, a later run may get the same pid)."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

@@ -1,0 +1,132 @@
+"""Calls into plugins: whatever their code raises is one line that names the plugin, its file and the line in it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from pipeline.core.errors import Interrupted, PipelineError, PluginError, Stopping, in_words, out_of_memory
+from pipeline.plugin.components import KINDS, Component, Corpus, Exporter
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_PASSED = (PipelineError, Interrupted, Stopping, KeyboardInterrupt)
+
+
+class calling(AbstractContextManager[None]):  # noqa: N801 - reads as a statement: `with calling(loss):`
+    """Around a call into a component: any exception of its code, SystemExit included, becomes a PluginError.
+
+    The project's own errors and a request to stop pass; so does a lack of memory while a model computes, which has
+    an advice of its own.
+
+    Args:
+        component: The component, or its class.
+        passes: Further exceptions that have a meaning for the caller.
+        when: At what, for the message, such as "at step 3".
+    """
+
+    def __init__(
+        self, component: Component | type[Component], passes: tuple[type[BaseException], ...] = (), when: str = ""
+    ) -> None:
+        self._component, self._passes, self._when = component, (*_PASSED, *passes), when
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, self._passes):
+            return
+        if out_of_memory(error) and not isinstance(self._component, type | Corpus | Exporter):
+            return
+        what = title(self._component) + (f", {self._when}," if self._when else "")
+        raise PluginError(f"{what} raised {in_words(error)} ({place(self._component, error)})") from error
+
+
+def guarded(call: Callable[P, T], component: Component) -> Callable[P, T]:
+    """`call`, each time inside `calling(component)`."""
+
+    @wraps(call)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with calling(component):
+            return call(*args, **kwargs)
+
+    return inside
+
+
+def guarded_items(
+    component: Component, items: Callable[[], Iterable[T]], passes: tuple[type[BaseException], ...] = ()
+) -> Iterator[T]:
+    """What `items` returns, one by one, each inside `calling(component)`."""
+    with calling(component, passes):
+        iterator = iter(items())
+    while True:
+        with calling(component, passes):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
+
+
+def title(component: Component | type[Component]) -> str:
+    """A component as messages name it, such as: the loss 'focal'."""
+    cls = component if isinstance(component, type) else type(component)
+    kind = next((kind.singular for kind in KINDS.values() if issubclass(cls, kind.base)), "component")
+    return f"the {kind} {getattr(cls, 'name', cls.__name__)!r}"
+
+
+def named(component: Component | type[Component]) -> str:
+    """A component as messages name it, with its file."""
+    return f"{title(component)} ({place(component)})"
+
+
+def place(component: Component | type[Component], error: BaseException | None = None) -> str:
+    """A component's file, and the line in its plugin's code that `error` came through, if it did."""
+    module = (component if isinstance(component, type) else type(component)).__module__
+    line = line_in(error, _code(module)) if error else ""
+    return line or shown(getattr(sys.modules.get(module), "__file__", None) or module)
+
+
+def plugin_error(error: BaseException) -> PluginError | None:
+    """An exception that came through a plugin's code outside of `calling`, as one line; None for any other."""
+    classes, modules = [Component], set()
+    while classes:
+        cls = classes.pop()
+        classes += cls.__subclasses__()
+        modules.add(cls.__module__)
+    for module in sorted(modules):
+        if not module.startswith("pipeline.") and (line := line_in(error, _code(module))):
+            return PluginError(f"the plugin {line} raised {in_words(error)}")
+    return None
+
+
+def line_in(error: BaseException, code: Path | None) -> str:
+    """The file and the line below `code` (a file, or a package's folder) that an exception came through last, as
+    "FILE line N"; empty where it came through none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code and _is_below(frame, code)]
+    return f"{shown(frames[-1].filename)} line {frames[-1].lineno}" if frames else ""
+
+
+def _code(module: str) -> Path | None:
+    """The file of a plugin's module; of a package its folder, which holds the rest of its code."""
+    parts = module.split(".")
+    root = ".".join(parts[:3]) if parts[0] == "plugins" else parts[0]
+    file = getattr(sys.modules.get(root), "__file__", None)
+    return package_of(Path(file)) if file else None
+
+
+def package_of(file: Path) -> Path:
+    """A module's file, or its folder where it is a package's `__init__.py`."""
+    return file.parent if file.name == "__init__.py" else file
+
+
+def _is_below(frame: traceback.FrameSummary, code: Path) -> bool:
+    return Path(frame.filename).is_relative_to(code)
+
+
+def shown(file: str) -> str:
+    """A file below the current folder by its relative path, any other as it is."""
+    path, here = Path(file), Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else file
