@@ -67,6 +67,7 @@ def example(plural: str) -> Any:
 def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) -> None:
     testing.check_loss(example("losses"))
     testing.check_optimizer(example("optimizers"))
+    testing.check_schedule(example("schedules"))
     testing.check_eval_callback(example("eval_callbacks"))
     testing.check_sampler(example("samplers"))
     (tmp_path / "lines.txt").write_text("one\ntwo\n")

@@ -20,6 +20,7 @@ _OPTION = {
     "corpora": "min_characters=40",
     "losses": "ceiling=10.0",
     "optimizers": "lr=0.002",
+    "schedules": "power=2.0",
     "eval_callbacks": "smoothing=0.9",
     "samplers": "margin=3.0",
     "exporters": "dtype=float16",

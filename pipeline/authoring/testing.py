@@ -35,6 +35,7 @@ from pipeline.plugin.components import (
     ModelOutput,
     Optimizer,
     Sampler,
+    Schedule,
     StopTraining,
 )
 
@@ -159,6 +160,20 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
     _steps(net, optimizer, 1)
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, before[name]), f"{name}: a learning rate of 0 must change nothing"
+
+
+def check_schedule(component: type[Schedule] | Schedule) -> None:
+    """Finite rates from 0 on at each step of runs of several lengths, always the same; near 1 at first."""
+    chosen = _instance(component)
+    for steps, warmup in ((1, 0), (2, 1), (10, 0), (10, 3), (10, 9), (1000, 100)):
+        rates = [chosen(step, steps, warmup) for step in range(warmup, steps)]
+        place = f"of {steps} steps, {warmup} of them warm-up"
+        for step, rate in enumerate(rates, warmup):
+            assert isinstance(rate, (int, float)), f"step {step} {place}: {rate!r} is no number"
+            assert 0 <= rate < math.inf, f"step {step} {place}: {rate!r} is no finite number from 0 on"
+        again = [chosen(step, steps, warmup) for step in range(warmup, steps)]
+        assert rates == again, f"{place}: asked again, it differs"
+    assert 0.5 <= chosen(0, 1000, 0) <= 1.5, "the first step without warm-up must have about the peak, 1"
 
 
 def _saved(values: dict[str, Any]) -> dict[str, Any]:

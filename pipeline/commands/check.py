@@ -103,7 +103,7 @@ def run(params: Params, paths: Paths) -> None:
                 fact("begins", f"with the weights of {start.name}")
         _check_exports(params, exporters, splits, Path(folder), findings)
         if device is not None and components is not None and not findings.count:
-            _measure(params, paths, splits, device)
+            _measure(params, paths, components, splits, device)
     if findings.count:
         things = "1 thing" if findings.count == 1 else f"{findings.count} things"
         raise PipelineError(f"{things} would stop the run, told above")
@@ -256,12 +256,16 @@ def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> No
     check_fits(config, device, params.runtime.strategy, count, at_once)
 
 
-def _measure(params: Params, paths: Paths, splits: TokenFolder, device: torch.device) -> None:
+def _measure(
+    params: Params, paths: Paths, components: Components, splits: TokenFolder, device: torch.device
+) -> None:
     """Says how much memory and time the whole run will need, after a few real steps in a child process."""
     trial = try_steps(params, paths, splits.folder)
     _say_memory(params, trial, device)
     data, length = TrainingData.read(params, splits), params.model.context_length
-    run = phases(params.train, data.windows, {"params": {"train": {}}}, splits.folder)[-1].length
+    run = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[
+        -1
+    ].length
     steps, trained = run.total_steps, run.total_windows
     seconds = trained * trial.window + steps * trial.update
     read = sum(len(windows) for windows in data.evaluated.values())

@@ -62,6 +62,8 @@ def _check(plural: str, component: Any, root: Path, sources: list[ExportSource])
             testing.check_loss(component)
         case "optimizers":
             testing.check_optimizer(component)
+        case "schedules":
+            testing.check_schedule(component)
         case "eval_callbacks":
             with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it may write beside the runs
                 testing.check_eval_callback(component)

@@ -164,11 +164,10 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
 
 def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
     data = TrainingData.read(params, splits)
-    phase = phases(params.train, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
+    registry = Registry.load(paths.plugins, KINDS, lambda note: None)
+    components = Components.load(params.train, paths.plugins, registry)
+    phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
     conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
-    components = Components.load(
-        params.train, paths.plugins, Registry.load(paths.plugins, KINDS, lambda note: None)
-    )
     return TrainingRun.build(params, components, data, phase, conditions)
 
 

@@ -46,6 +46,16 @@ class _Options(Section):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, dict[str, Any]]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _options_stand_under_a_name(cls, values: Any) -> Any:
+        keys = [key for key in values if key not in cls.model_fields] if isinstance(values, dict) else []
+        for key in keys:
+            if not isinstance(values[key], dict):
+                name = values.get("name", "NAME")
+                raise ValueError(f"{key} is not a component with its options: is {name}.{key} meant?")
+        return values
+
     @property
     def options(self) -> dict[str, dict[str, Any]]:
         """The options by component name."""
@@ -182,22 +192,16 @@ class BudgetParams(Section):
     """How long to train."""
 
 
-class ScheduleParams(Section):
-    name: Literal["cosine", "linear", "wsd", "constant"]
-    """How the learning rate moves after warm-up; `wsd` stays at the peak and decays at the end."""
+class ScheduleParams(Choice):
     warmup_steps: Count
     """Steps in which the rate climbs, linearly, to its peak."""
-    final: Annotated[float, Field(ge=0, le=1)]
-    """The last step's rate as a share of the peak; `constant` stays at the peak."""
-    decay: Annotated[float, Field(gt=0, le=1)]
-    """The share of all steps in which `wsd` decays."""
 
 
 class ExtensionParams(Section):
     amount: Count
     """How much longer a finished run is trained, in the budget's unit; 0 for not at all."""
     peak: Annotated[float, Field(gt=0, le=1)]
-    """What the learning rate climbs to once more, as a share of its first peak (`constant` stays as it is)."""
+    """What the learning rate climbs to once more, as a share of its first peak (one that is still there stays)."""
 
 
 class EvaluationParams(Section):
@@ -233,6 +237,7 @@ class TrainParams(Section):
     skip_bad_steps: Count
     """Steps whose loss or gradient is not finite that are skipped, each with a message; one more stops the run."""
     schedule: ScheduleParams
+    """How the learning rate moves."""
     loss: Choice
     """What training minimises."""
     optimizer: Choice

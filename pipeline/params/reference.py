@@ -50,9 +50,12 @@ def _choice(path: str, choice: Json, values: Json, definitions: Json) -> Iterato
     if choice.get("description"):
         yield f"{choice['description']}\n"
     key = "name" if "name" in choice["properties"] else "use"
-    components = {name: each for name, each in choice["properties"].items() if name != key}
+    own = [name for name in choice["required"] if name != key]
+    components = {name: each for name, each in choice["properties"].items() if name != key and name not in own}
     what = f"`{path}.name` is one of" if key == "name" else f"`{path}.use` lists, in order, any of"
     yield f"{what} {', '.join(f'`{name}`' for name in components)} (shipped: `{_shown(values.get(key))}`).\n"
+    if own:
+        yield from _table(path, {name: choice["properties"][name] for name in own}, values, definitions)
     for name, each in components.items():
         yield f"#### {path}.{name}\n"
         yield f"{' '.join(each.get('description', '').split())}\n"

@@ -30,13 +30,15 @@ def schema(plugins: Path) -> dict[str, Any]:
         names = list(options)
         one = issubclass(field.annotation, Choice)
         chosen = {"enum": names} if one else {"type": "array", "items": {"enum": names}, "uniqueItems": True}
+        name = "name" if one else "use"
+        own = definitions[field.annotation.__name__]["properties"]
         definitions[model.__name__]["properties"][key] = {
             **({"description": field.description} if field.description else {}),
             "type": "object",
             "additionalProperties": False,
-            "required": ["name" if one else "use"],
-            "properties": {"name" if one else "use": chosen, **options},
+            "required": list(own),
+            "properties": {**own, name: chosen, **options},
         }
-    for unused in ("Choice", "Choices"):
+    for unused in ("Choice", "Choices", "ScheduleParams"):
         definitions.pop(unused, None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "title": "params.yaml"}

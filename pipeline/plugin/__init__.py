@@ -14,6 +14,7 @@ from pipeline.plugin.components import (
     ModelOutput,
     Optimizer,
     Sampler,
+    Schedule,
     StopTraining,
 )
 from pipeline.plugin.hookspecs import hookimpl
@@ -31,6 +32,7 @@ __all__ = [
     "ModelOutput",
     "Optimizer",
     "Sampler",
+    "Schedule",
     "StopTraining",
     "awkward_texts",
     "byte_characters",

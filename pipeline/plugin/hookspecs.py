@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pluggy
 
-from pipeline.plugin.components import Corpus, EvalCallback, Exporter, Loss, Optimizer, Sampler
+from pipeline.plugin.components import Corpus, EvalCallback, Exporter, Loss, Optimizer, Sampler, Schedule
 
 PROJECT = "pipeline"
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -28,6 +28,11 @@ def register_losses() -> list[type[Loss]]:  # type: ignore[empty-body]
 @hookspec
 def register_optimizers() -> list[type[Optimizer]]:  # type: ignore[empty-body]
     """Optimizers: how weights follow gradients. Chosen by `train.optimizer.name`."""
+
+
+@hookspec
+def register_schedules() -> list[type[Schedule]]:  # type: ignore[empty-body]
+    """Schedules: how the learning rate moves. Chosen by `train.schedule.name`."""
 
 
 @hookspec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,10 +12,11 @@ from pipeline.core.console import say
 from pipeline.core.files import lock
 from pipeline.core.fingerprint import fingerprint
 from pipeline.data.batches import TrainingWindows
+from pipeline.plugin.components import Schedule
 from pipeline.train.identity import changes
 from pipeline.train.length import Length
 from pipeline.train.ranks import Ranks
-from pipeline.train.schedule import Schedule, extended
+from pipeline.train.schedule import Multiplier, extended, multiplier
 from pipeline.train.state import check_state
 from pipeline.train.store import StateStore, skeleton
 
@@ -39,32 +40,36 @@ class Phase:
     """
 
     length: Length
-    schedule: Callable[[int], float]
+    schedule: Multiplier
     identity: dict[str, Any]
     store: StateStore
 
 
-def phases(params: TrainParams, windows: TrainingWindows, identity: dict[str, Any], states: Path) -> list[Phase]:
+def phases(
+    params: TrainParams, schedule: Schedule, windows: TrainingWindows, identity: dict[str, Any], states: Path
+) -> list[Phase]:
     """The phases of the run that `params` describe.
 
     Args:
         params: The section `train`.
+        schedule: The schedule that it chooses.
         windows: The training windows.
         identity: What decides the whole run's result; the first phase's is that of the run without extension.
         states: The folder of all runs' states.
     """
     amount = _windows(params.budget, params.budget.amount, params.batch_size, windows)
     first = Length(params.batch_size, (amount,))
-    schedule = Schedule(total_steps=first.total_steps, **params.schedule.model_dump())
+    warmup = params.schedule.warmup_steps
+    rates = multiplier(schedule, first.total_steps, warmup)
     train = identity["params"]["train"]
     kept = {name: value for name, value in train.items() if name != "extension"}
     unextended = {**identity, "params": {**identity["params"], "train": kept}}
-    found = [Phase(first, schedule, unextended, StateStore(states, fingerprint(unextended)))]
+    found = [Phase(first, rates, unextended, StateStore(states, fingerprint(unextended)))]
     if params.extension.amount:
         further = _windows(params.budget, params.extension.amount, params.batch_size, windows)
         whole = replace(first, parts=(*first.parts, further))
         steps = whole.total_steps - first.total_steps
-        again = extended(schedule, steps, params.extension.peak)
+        again = extended(schedule, first.total_steps, steps, warmup, params.extension.peak)
         found.append(Phase(whole, again, identity, StateStore(states, fingerprint(identity))))
     return found
 

@@ -57,7 +57,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     components = Components.load(params.train, paths.plugins)
     start = pretrained(params, data.tokenizer, paths)
     what = identity(params, components, data, start.digest if start else "")
-    parts = phases(params.train, data.windows, what, paths.resume)
+    parts = phases(params.train, components.schedule, data.windows, what, paths.resume)
     ranks.check_same(parts[-1].store.folder.name, "other params, data, code, plugins or versions")
 
     stop = StopSignal()

@@ -19,6 +19,7 @@ from pipeline.authoring.testing import (
     check_loss,
     check_optimizer,
     check_sampler,
+    check_schedule,
 )
 from pipeline.commands.check_plugin import tiny_source
 from pipeline.export.stage import export_source
@@ -30,6 +31,7 @@ from pipeline.plugin.registry import Registry
 CHECKS: dict[str, Callable[[Any], None]] = {
     "losses": check_loss,
     "optimizers": check_optimizer,
+    "schedules": check_schedule,
     "eval_callbacks": check_eval_callback,
     "samplers": check_sampler,
 }

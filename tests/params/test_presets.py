@@ -10,6 +10,8 @@ from conftest import REPOSITORY, STAGES, Project
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import ParamsError
+from pipeline.params import schema
+from pipeline.params.params import Choice
 from pipeline.params.presets import PRESETS, write_preset
 from pipeline.params.reader import load_params
 from pipeline.plugin.registry import Registry
@@ -61,14 +63,12 @@ def test_a_presets_values_fit(params: Path, name: str) -> None:
     write_preset(name, params)
     values = load_params(params)
     registry = Registry.load(REPOSITORY / "plugins")
-    for kind, choice in (
-        ("corpora", values.tokenize.corpus), ("losses", values.train.loss), ("optimizers", values.train.optimizer)
-    ):  # fmt: skip
-        registry.build(kind, choice.name, choice.options, kind)
-    for kind, choices in (
-        ("eval_callbacks", values.train.eval_callbacks), ("samplers", values.evaluate.samplers)
-    ):  # fmt: skip
-        registry.build_all(kind, choices.use, choices.options, kind)
+    for (section, key), kind in schema.PLACES.items():
+        chosen = getattr(getattr(values, section), key)
+        if isinstance(chosen, Choice):
+            registry.build(kind, chosen.name, chosen.options, kind)
+        else:
+            registry.build_all(kind, chosen.use, chosen.options, kind)
 
 
 def test_what_is_the_persons_own_stays(params: Path) -> None:

@@ -7,19 +7,26 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 
+from pipeline.core.errors import ParamsError
+from pipeline.params import schema
 from pipeline.params.params import Choice, Choices
 from pipeline.params.reader import load_params
 from pipeline.plugin.registry import Registry
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
 PLACES: dict[str, Choice | Choices] = {
-    "corpora": PARAMS.tokenize.corpus,
-    "losses": PARAMS.train.loss,
-    "optimizers": PARAMS.train.optimizer,
-    "eval_callbacks": PARAMS.train.eval_callbacks,
-    "samplers": PARAMS.evaluate.samplers,
-    "exporters": PARAMS.export.formats,
+    kind: getattr(getattr(PARAMS, section), key) for (section, key), kind in schema.PLACES.items()
 }
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [("train.schedule.final=0.1", "linear.final"), ("train.loss.gamma=2", "cross_entropy.gamma"),
+     ("train.eval_callbacks.patience=2", "NAME.patience"), ("export.formats.huggingface=true", "huggingface")],
+)  # fmt: skip
+def test_an_option_outside_its_components_section_is_told_where_to_stand(override: str, wanted: str) -> None:
+    with pytest.raises(ParamsError, match=rf"{override.partition('=')[0].rpartition('.')[0]}: .*{wanted}"):
+        load_params(REPOSITORY / "params.yaml", [override])
 
 
 @pytest.mark.parametrize("kind", PLACES)

@@ -13,8 +13,8 @@ from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 
 WORKS_IN = {
-    "corpora": "tokenize", "losses": "train", "optimizers": "train", "eval_callbacks": "train",
-    "samplers": "evaluate", "exporters": "export",
+    "corpora": "tokenize", "losses": "train", "optimizers": "train", "schedules": "train",
+    "eval_callbacks": "train", "samplers": "evaluate", "exporters": "export",
 }  # fmt: skip
 REGISTRY = Registry.load(REPOSITORY / "plugins")
 SHIPPED = [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)]

@@ -31,7 +31,7 @@ from pipeline.train.run import TrainingRun, model_config
 from pipeline.train.state import TrainState
 from pipeline.train.store import StateStore
 
-REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers", "eval_callbacks"])
+REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers", "schedules", "eval_callbacks"])
 TOKENIZER = Tokenizer("bytes", GPT2_PATTERN, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
 CONTEXT = 8
 TEXT = np.frombuffer(b"the river runs to a sea of light and stone; we listen. " * 12, dtype=np.uint8)
@@ -67,7 +67,7 @@ SETTINGS = {
     "train.budget.amount": 24 * CONTEXT,
     "train.batch_size": 4,
     "train.micro_batch_size": 2,
-    "train.schedule": "{name: cosine, warmup_steps: 2, final: 0.1, decay: 0.2}",
+    "train.schedule": "{name: cosine, warmup_steps: 2, cosine: {final: 0.1}}",
     "train.evaluation": "{every: 2, windows: 4}",
     "runtime.save_seconds": 1e9,
     "runtime.keep_memory": "false",
@@ -123,11 +123,12 @@ def make_run(
     components = Components(
         loss or REGISTRY.build("losses", "cross_entropy", {}, ""),
         REGISTRY.build("optimizers", optimizer, {optimizer: options or {}}, ""),
+        REGISTRY.build("schedules", params.train.schedule.name, params.train.schedule.options, ""),
         callbacks,
     )
     data = TrainingData.of(params, TOKENIZER, {**IDS, "train": IDS["train"][:train_tokens]})
     data = replace(data, windows=windows or data.windows)
-    phase = phases(params.train, data.windows, small_identity(), folder)[-1]
+    phase = phases(params.train, components.schedule, data.windows, small_identity(), folder)[-1]
     phase = replace(phase, schedule=schedule or phase.schedule, store=StateStore(folder, "run"))
     conditions = Conditions("cpu", "", torch.get_num_threads(), ranks.count, strategy, precision, compile)
     made = make or (lambda: model or make_model())

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.errors import PluginError
+from pipeline.plugin import Schedule
+from pipeline.plugin.registry import Registry
 from pipeline.train.loop import set_learning_rate
-from pipeline.train.schedule import Schedule, extended
+from pipeline.train.schedule import extended, multiplier
+
+REGISTRY = Registry.load(REPOSITORY / "plugins", ["schedules"])
+
+
+def shipped(name: str, final: float = 0.1, decay: float = 0.3) -> Schedule:
+    given = {"final": final, "decay": decay}
+    options = {
+        key: value
+        for key, value in given.items()
+        if key in type(REGISTRY.build("schedules", name, {}, "")).model_fields
+    }
+    schedule: Schedule = REGISTRY.build("schedules", name, {name: options}, "")
+    return schedule
 
 
 def table(name: str, steps: int, warmup: int, final: float = 0.1, decay: float = 0.3) -> list[float]:
-    schedule = Schedule(name, steps, warmup, final, decay)
-    return [schedule(step) for step in range(steps)]
+    at = multiplier(shipped(name, final, decay), steps, warmup)
+    return [at(step) for step in range(steps)]
 
 
 def test_ten_steps_climb_to_one_peak_and_fall_to_the_minimum() -> None:
@@ -65,6 +83,29 @@ def test_a_cosine_has_one_peak_a_first_rate_above_0_and_its_minimum_last(
     assert rates[-1] == pytest.approx(final, abs=1e-12)
 
 
+def test_an_inverse_square_root_does_not_know_the_end() -> None:
+    assert table("inverse_sqrt", 16, 4) == pytest.approx([0.25, 0.5, 0.75, 1, *[2 / n**0.5 for n in range(5, 17)]])
+    assert table("inverse_sqrt", 1000, 4)[:16] == table("inverse_sqrt", 16, 4)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "1", float("nan"), float("inf"), -0.1, 1j, torch.ones(2), ZeroDivisionError]
+)
+def test_what_is_no_rate_is_an_error_that_names_the_schedule(value: object) -> None:
+    class Odd(Schedule):
+        """Odd."""
+
+        name: ClassVar[str] = "odd"
+
+        def __call__(self, step: int, steps: int, warmup: int) -> Any:
+            if value is ZeroDivisionError:
+                return 1 / 0
+            return value
+
+    with pytest.raises(PluginError, match="'odd'"):
+        multiplier(Odd(), 5, 2)(3)
+
+
 def test_a_run_of_one_step_trains_at_the_peak() -> None:
     assert table("cosine", 1, 0) == table("cosine", 1, 1) == [1]
 
@@ -72,19 +113,18 @@ def test_a_run_of_one_step_trains_at_the_peak() -> None:
 def test_the_rate_of_each_group_is_its_own_initial_rate_times_the_multiplier() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate} for rate in (0.1, 0.02)]
     optimizer = torch.optim.SGD(groups)
-    for multiplier in (0.5, 1.0, 0.25):
-        set_learning_rate(optimizer, multiplier)
-        assert [group["lr"] for group in optimizer.param_groups] == [0.1 * multiplier, 0.02 * multiplier]
+    for factor in (0.5, 1.0, 0.25):
+        set_learning_rate(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.1 * factor, 0.02 * factor]
 
 
 # ── a finished run that goes on ───────────────────────────────────────────────────────────────────
 
 
 def further(name: str, steps: int, peak: float, warmup: int = 3) -> list[float]:
-    schedule = Schedule(name, 10, warmup, 0.1, 0.3)
-    multiplier = extended(schedule, steps, peak)
-    assert [multiplier(step) for step in range(10)] == table(name, 10, warmup)
-    return [multiplier(step) for step in range(10, 10 + steps)]
+    at = extended(shipped(name), 10, steps, warmup, peak)
+    assert [at(step) for step in range(10)] == table(name, 10, warmup)
+    return [at(step) for step in range(10, 10 + steps)]
 
 
 def test_an_extended_run_climbs_from_where_it_ended_to_the_new_peak_and_falls_again() -> None:

@@ -1,0 +1,26 @@
+"""Warm-up, stable, decay."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from pipeline.plugin import Schedule, hookimpl
+
+
+class WarmupStableDecay(Schedule):
+    """Stays at the peak and falls in equal parts at the end (Hu et al., 2024)."""
+
+    name: ClassVar[str] = "wsd"
+
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The last step's rate as a share of the peak."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """The share of all steps in which it decays."""
+
+    def __call__(self, step: int, steps: int, warmup: int) -> float:
+        return self.final + (1 - self.final) * (1 - self.progress(step, steps, warmup, self.decay))
+
+
+@hookimpl
+def register_schedules() -> list[type[Schedule]]:
+    return [WarmupStableDecay]
