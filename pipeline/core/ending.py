@@ -13,6 +13,8 @@ from pipeline.core.errors import Interrupted
 
 _LONGEST_MESSAGE = 4000
 """Characters of an error."""
+_COMPILERS = {"g++", "c++", "clang++", "clang", "cc1plus", "as", "collect2", "ld"}
+"""Names of the processes that compile generated C++, beside torch's own compile workers."""
 
 
 def show_traceback(error: BaseException) -> None:
@@ -35,12 +37,15 @@ def stop_on_sigterm() -> None:
 
 
 def stopped(message: str, number: int) -> int:
-    """Says that the command stopped as it was asked to, and ends the compiler's processes, which would go on."""
+    """Says that the command stopped as it was asked to, and ends the compiler's processes, which would go on.
+
+    Other children are left alone: trackers' ones are still writing."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            child.kill()
+        with suppress(psutil.Error):  # it has ended by itself
+            if child.name() in _COMPILERS or any("torch/_inductor" in part for part in child.cmdline()):
+                child.kill()
     return fail(message, 128 + number, "")
 
 
