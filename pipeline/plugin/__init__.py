@@ -15,6 +15,7 @@ from pipeline.plugin.components import (
     Optimizer,
     Sampler,
     Schedule,
+    StepEvent,
     StopTraining,
 )
 from pipeline.plugin.hookspecs import hookimpl
@@ -33,6 +34,7 @@ __all__ = [
     "Optimizer",
     "Sampler",
     "Schedule",
+    "StepEvent",
     "StopTraining",
     "awkward_texts",
     "byte_characters",

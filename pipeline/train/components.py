@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 
 from pipeline.core.errors import PluginError
 from pipeline.plugin.calls import calling, guarded, named
-from pipeline.plugin.components import EvalCallback, Loss, Optimizer, Schedule
+from pipeline.plugin.components import CALLBACK_METHODS, EvalCallback, Loss, Optimizer, Schedule
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 
@@ -41,6 +42,14 @@ class Components:
     sources: tuple[Path, ...] = ()
     packages: Mapping[str, str] = field(default_factory=dict)
 
+    def callbacks_with(self, method: str) -> tuple[EvalCallback, ...]:
+        """The callbacks that have this method, in their order."""
+        return self._callbacks[method]
+
+    @cached_property
+    def _callbacks(self) -> dict[str, tuple[EvalCallback, ...]]:
+        return {method: tuple(each for each in self.callbacks if each.has(method)) for method in CALLBACK_METHODS}
+
     @classmethod
     def load(cls, params: TrainParams, plugins: Path, registry: Registry | None = None) -> Components:
         """The components that `params` names, with their options checked; `registry` is one already loaded."""
@@ -56,8 +65,8 @@ class Components:
 
     def effective(self, params: TrainParams) -> dict[str, Any]:
         """The `train` section as far as it decides the result: with the options of these components alone, defaults
-        included, and without callbacks that only record."""
-        return params.model_dump(mode="json") | {
+        included, and without what only records."""
+        return params.model_dump(mode="json", exclude={"log_every"}) | {
             "schedule": {"warmup_steps": params.schedule.warmup_steps, **_chosen("name", [self.schedule])},
             "loss": _chosen("name", [self.loss]),
             "optimizer": _chosen("name", [self.optimizer]),

@@ -13,6 +13,7 @@ from pipeline.core.console import Progress, say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
 from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import IGNORED, Loss, ModelOutput
+from pipeline.train.callbacks import at_step
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import Stopping
 from pipeline.train.publish import finish
@@ -60,6 +61,7 @@ def _steps(run: TrainingRun, state: TrainState) -> None:
 def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
     """One optimizer step; returns the sum of the loss in nats and the number of targets it is over."""
     step = state.step
+    row: dict[str, float] = {"step": step + 1}  # of metrics/steps.tsv
     set_learning_rate(run.optimizer, run.phase.schedule(step))
     inputs, targets = (torch.from_numpy(array) for array in run.data.windows.batch(run.offsets(step)))
     tokens = int((targets != IGNORED).sum())  # of all ranks: each has the whole batch, and computes its share
@@ -81,6 +83,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
             restore_random_state(random)  # the step at hand is dropped, and done again on resume
             raise
         losses.append(loss.detach())
+    at_step("before_update", run, state, row)
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
     if norm == 0 and tokens and all(parameter.grad is None for parameter in run.model.parameters()):
@@ -95,6 +98,9 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         state.objective_nats += nats
         state.objective_tokens += tokens
         state.grad_norm = norm
+        row |= {"train.objective": nats / max(tokens, 1), "learning_rate": _rate(run), "grad_norm": norm}
+        at_step("after_step", run, state, row)
+        _log(run, state, row)
     state.step += 1
     return nats, tokens
 
@@ -161,6 +167,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> No
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * multiplier
 
 
+def _log(run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
+    """Keeps the numbers of the first and of every so-many-th step."""
+    every, step = run.params.log_every, int(row["step"])
+    if every and (step == 1 or step % every == 0):
+        tokens = run.length.windows_before(step) * run.data.windows.context_length
+        state.steps.append({"step": step, "tokens": tokens, **row})
+        if run.parallel.ranks.first:
+            run.live.update(state.steps)
+
+
 def _evaluated(state: TrainState) -> bool:
     return bool(state.history) and state.history[-1]["step"] == state.step
 
@@ -205,5 +221,9 @@ def _listed(values: list[int]) -> str:
 
 def _shown(run: TrainingRun, state: TrainState, loss: float) -> dict[str, Any]:
     tokens = run.length.windows_before(state.step) * run.data.windows.context_length
-    rate = run.optimizer.param_groups[0]["lr"]
-    return {"loss": f"{loss:.3f}", "lr": f"{rate:.2e}", "tokens/s": f"{tokens / state.seconds:,.0f}"}
+    return {"loss": f"{loss:.3f}", "lr": f"{_rate(run):.2e}", "tokens/s": f"{tokens / state.seconds:,.0f}"}
+
+
+def _rate(run: TrainingRun) -> float:
+    rate: float = run.optimizer.param_groups[0]["lr"]
+    return rate

@@ -20,6 +20,7 @@ from pipeline.train.length import Length
 from pipeline.train.parallel import Parallel, alone
 from pipeline.train.phases import Phase
 from pipeline.train.ranks import Ranks
+from pipeline.train.steps import STEPS, LiveTable
 from pipeline.train.store import Saver
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class TrainingRun:
         optimizer: The optimizer of its parameters.
         saver: Writes states.
         stop: Whether the process was asked to stop.
+        live: The steps' numbers, to watch while it trains.
     """
 
     params: TrainParams
@@ -57,6 +59,7 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     saver: Saver
     stop: StopSignal
+    live: LiveTable
 
     @classmethod
     def build(
@@ -98,11 +101,13 @@ class TrainingRun:
             optimizer=components.build_optimizer(parallel.model, parallel.sharded),
             saver=Saver(phase.store, params.runtime.save_seconds, parallel.writers),
             stop=stop or StopSignal(),
+            live=LiveTable(phase.store.folder / STEPS),
         )
 
     def for_phase(self, phase: Phase) -> TrainingRun:
         """The same run up to the end of another phase."""
-        return replace(self, phase=phase, saver=replace(self.saver, store=phase.store))
+        live = LiveTable(phase.store.folder / STEPS)
+        return replace(self, phase=phase, saver=replace(self.saver, store=phase.store), live=live)
 
     @property
     def model(self) -> GPT:
