@@ -121,7 +121,8 @@ class _Net(nn.Module):
     def loss(self, ids: torch.Tensor) -> torch.Tensor:
         """The plain loss of each id [B, T + 1] after the first."""
         with torch.no_grad():
-            return self(ids[:, :-1]).cross_entropy(ids[:, 1:]).double()
+            output: ModelOutput = self(ids[:, :-1])
+        return output.cross_entropy(ids[:, 1:]).double()
 
     def differentiate(self) -> float:
         """Leaves the gradients of a small batch's loss, and returns it."""
@@ -242,8 +243,8 @@ def _offered(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
-    """Returns finite numbers, keeps only plain values and tensors in its memory, of which alone its work follows, and
-    leaves the model as it was, but for weights and gradients at a step.
+    """Returns finite numbers, keeps only plain values and tensors in its memory, from which alone its work follows,
+    and leaves the model as it was, but for weights and gradients at a step.
 
     One that only records (`records_only`) returns no numbers, shows nothing, does not stop the run, and changes
     nothing at a step.
@@ -303,10 +304,11 @@ def _check_numbers(numbers: dict[str, float], known: dict[str, float], callback:
 
 
 def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Six steps of SGD with a callback's step methods: the weights that are evaluated then, and its memory, which is
-    saved and restored after each step if it `resumes`."""
+    """Six steps of SGD with a callback's step methods: the weights that are evaluated then, and its memory, which
+    is saved and restored after each step if it `resumes`."""
     torch.manual_seed(0)
-    net, memory, known = _Net(), {}, {}  # type: ignore[var-annotated]
+    net, memory = _Net(), {}  # type: ignore[var-annotated]
+    known: dict[str, float] = {}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
     def call(method: str) -> Any:

@@ -186,10 +186,10 @@ class TrainingEvent:
         metrics: The numbers that are known by now, such as "val.loss" (nats a token).
         model: The model, in eval mode: `model(ids)` takes ids [B, T] and returns a `ModelOutput`, whose `logits`
             are [B, T, V]. Only step methods may change it.
-        batches: `batches("train")` or `batches("val")` yields ids [B, T + 1], on the model's device: the windows that
-            evaluations during training read, the same ones each time; the last id of each is a target only.
-        loss: `loss(ids)` is the plain negative log-likelihood of each id [B, T + 1] after the first, in nats [B, T],
-            in float64 and without a gradient.
+        batches: `batches("train")` or `batches("val")` yields ids [B, T + 1], on the model's device: the windows
+            that evaluations during training read, the same ones each time; the last id of each is a target only.
+        loss: `loss(ids)` is the plain negative log-likelihood of each id [B, T + 1] after the first, in nats
+            [B, T], in float64 and without a gradient.
         memory: This callback's own dict of plain values and tensors; it is saved and restored with the run.
     """
 

@@ -4,7 +4,6 @@ weights that are evaluated in place of the trained ones."""
 from __future__ import annotations
 
 import csv
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +26,7 @@ from pipeline.train.store import skeleton
 
 
 class Average(EvalCallback):
-    """Evaluates a moving average of the weights, of gradients that a little noise was added to; counts its steps."""
+    """Evaluates a moving average of the weights, and adds a little noise to the gradients; counts its steps."""
 
     name: ClassVar[str] = "average"
 
