@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from pipeline.authoring.options import check_options
+from pipeline.plugin.calls import taken
 from pipeline.plugin.components import (
     IGNORED,
     Component,
@@ -39,6 +40,7 @@ from pipeline.plugin.components import (
     StepEvent,
     StopTraining,
 )
+from pipeline.train.components import has_modes, set_mode
 
 C = TypeVar("C", bound=Component)
 
@@ -148,8 +150,9 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
     def build(seed: int = 0) -> tuple[_Net, torch.optim.Optimizer]:
         torch.manual_seed(seed)
         net = _Net()
-        optimizer = chosen.build(list(net.named_parameters()))
+        optimizer = chosen.build(list(net.named_parameters()), **taken(chosen, "build", total_steps=64))
         assert isinstance(optimizer, torch.optim.Optimizer), "build must return a torch.optim.Optimizer"
+        set_mode(optimizer, "train")
         return net, optimizer
 
     net, optimizer = build()
@@ -172,12 +175,25 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
     for (name, one), other in zip(net.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other), f"{name}: going on from a saved state must give the same bits"
 
+    if has_modes(optimizer):
+        _check_modes(net, optimizer)
+        return  # it moves weights towards their average, whatever the rate
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     before = {name: parameter.clone() for name, parameter in net.named_parameters()}
     _steps(net, optimizer, 1)
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, before[name]), f"{name}: a learning rate of 0 must change nothing"
+
+
+def _check_modes(net: _Net, optimizer: torch.optim.Optimizer) -> None:
+    trained, state = _weights(net), _saved(optimizer.state_dict())
+    set_mode(optimizer, "eval")
+    assert net.differentiate() < math.log(11), "eval() must leave weights that have learnt"
+    set_mode(optimizer, "train")
+    for name, parameter in net.named_parameters():
+        assert torch.allclose(parameter, trained[name], rtol=1e-4, atol=1e-5), f"{name}: train() must undo eval()"
+    assert str(_saved(optimizer.state_dict())) == str(state), "train() must leave the state that eval() found"
 
 
 def check_schedule(component: type[Schedule] | Schedule) -> None:

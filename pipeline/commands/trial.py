@@ -207,7 +207,7 @@ def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dic
 
 def _compute(plan: TrainingRun, size: int) -> float:
     """Takes a step of one micro-batch; returns its seconds."""
-    length, params = replace(plan.length, batch_size=size), {"micro_batch_size": size}
+    length, params = replace(plan.length, batch_size=size), {"micro_batch_size": size, "log_every": 0}
     one = replace(plan, phase=replace(plan.phase, length=length), params=plan.params.model_copy(update=params))
     return _seconds(lambda: train_step(one, TrainState()))
 

@@ -117,6 +117,10 @@ class Optimizer(Component):
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         """A torch optimizer over every parameter, each exactly once.
 
+        With a parameter `total_steps` it is also told how many optimizer steps the run has (one that is extended:
+        before that). Where the optimizer has methods `train()` and `eval()`, they are called before and after
+        training steps; the weights that `eval()` leaves are evaluated and published.
+
         Embeddings have "embedding" in their name, the output head is "head.weight", and everything else
         with two dimensions is a hidden matrix. The schedule multiplies each group's initial `lr`.
         """
@@ -412,12 +416,14 @@ class Kind:
         singular, plural: Its names; the plural is its folder under plugins/ and the end of its hook's name.
         base: What its components are subclasses of.
         chosen_by: The key of params.yaml that chooses among them.
+        offers: What its working method is given by name beside its own arguments, where it has such parameters.
     """
 
     singular: str
     plural: str
     base: type[Component]
     chosen_by: str
+    offers: tuple[str, ...] = ()
 
     @property
     def hook(self) -> str:
@@ -429,7 +435,7 @@ KINDS: Mapping[str, Kind] = {
     for kind in (
         Kind("corpus", "corpora", Corpus, "tokenize.corpus.name"),
         Kind("loss", "losses", Loss, "train.loss.name"),
-        Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name"),
+        Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name", ("total_steps",)),
         Kind("schedule", "schedules", Schedule, "train.schedule.name"),
         Kind("eval callback", "eval_callbacks", EvalCallback, "train.eval_callbacks.use"),
         Kind("sampler", "samplers", Sampler, "evaluate.samplers.use"),

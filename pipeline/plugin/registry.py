@@ -377,11 +377,13 @@ def _check_component(component: Any, kind: Kind) -> None:
     optional = {name for name, value in vars(base).items() if inspect.isfunction(value) and name[0] != "_"}
     for method in sorted(base.__abstractmethods__ | optional):
         expected = list(inspect.signature(getattr(base, method)).parameters)
+        signature = inspect.signature(getattr(component, method))
+        offered = kind.offers if method in base.__abstractmethods__ else ()
         try:
-            inspect.signature(getattr(component, method)).bind(*expected)
+            signature.bind(*expected, **{name: None for name in offered if name in signature.parameters})
         except TypeError:
-            arguments = ", ".join(expected)
-            raise PluginError(f"{shown}.{method} must take ({arguments})") from None
+            more = f", and may take {', '.join(offered)}" if offered else ""
+            raise PluginError(f"{shown}.{method} must take ({', '.join(expected)}){more}") from None
 
 
 def _check_callback(component: type[Component]) -> None:

@@ -25,7 +25,7 @@ from pipeline.plugin.components import (
     StepEvent,
     StopTraining,
 )
-from pipeline.train.components import check_plain
+from pipeline.train.components import check_plain, has_modes, set_mode
 from pipeline.train.parallel import map_named, map_tensors
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, seed_generators
@@ -49,13 +49,14 @@ def at_step(method: str, run: TrainingRun, state: TrainState, row: dict[str, flo
 
 @contextmanager
 def evaluation_weights(run: TrainingRun, state: TrainState) -> Iterator[None]:
-    """Inside, the model has the weights that are evaluated and published: those that a callback gives, if one does;
-    afterwards the trained ones, to the bit. All ranks must enter it."""
+    """Inside, the model has the weights that are evaluated and published: those of the optimizer's `eval()`, if it
+    has one, or that a callback gives; afterwards the trained ones, to the bit. All ranks must enter it."""
     givers = run.components.callbacks_with("eval_weights")
-    if not givers:
+    if not givers and not has_modes(run.optimizer):
         yield
         return
     trained = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    set_mode(run.optimizer, "eval")
     try:
         for callback in givers:
             with calling(callback, when=f"in eval_weights of step {state.step}"), _apart(run):
@@ -63,7 +64,8 @@ def evaluation_weights(run: TrainingRun, state: TrainState) -> Iterator[None]:
                 run.parallel.overwrite(_checked_weights(given or {}, callback, trained))
         yield
     finally:
-        run.parallel.overwrite(trained)
+        set_mode(run.optimizer, "train")
+        run.parallel.overwrite(trained)  # which train() restores almost, but not to the bit
 
 
 @contextmanager

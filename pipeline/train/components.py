@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.core.errors import PluginError
-from pipeline.plugin.calls import calling, guarded, named
+from pipeline.plugin.calls import calling, guarded, named, taken
 from pipeline.plugin.components import CALLBACK_METHODS, EvalCallback, Loss, Optimizer, Schedule
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -73,8 +73,8 @@ class Components:
             "eval_callbacks": _chosen("use", [each for each in self.callbacks if not each.records_only]),
         }
 
-    def build_optimizer(self, model: torch.nn.Module, sharded: bool) -> torch.optim.Optimizer:
-        """The optimizer over every parameter of `model`.
+    def build_optimizer(self, model: torch.nn.Module, sharded: bool, total_steps: int) -> torch.optim.Optimizer:
+        """The optimizer over every parameter of `model`, for a run of `total_steps`, in train mode if it has one.
 
         Raises:
             PluginError: it cannot be built, does not hold each parameter exactly once, or does not work on shards.
@@ -86,10 +86,24 @@ class Components:
                 "runtime.strategy: ddp"
             )
         with calling(self.optimizer):
-            optimizer = self.optimizer.build(list(model.named_parameters()))
+            more = taken(self.optimizer, "build", total_steps=total_steps)
+            optimizer = self.optimizer.build(list(model.named_parameters()), **more)
             _check_optimizer(optimizer, self.optimizer, model)
         _guard(optimizer, self.optimizer)
+        set_mode(optimizer, "train")
         return optimizer
+
+
+def set_mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """Calls the optimizer's `train()` or `eval()`, if it has them, as those that average weights do: their
+    parameters are others while they train."""
+    if has_modes(optimizer):
+        getattr(optimizer, mode)()
+
+
+def has_modes(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer tells training from evaluation."""
+    return hasattr(optimizer, "train") and hasattr(optimizer, "eval")
 
 
 def _check_optimizer(built: Any, component: Optimizer, model: torch.nn.Module) -> None:
@@ -134,6 +148,7 @@ def _guard(optimizer: torch.optim.Optimizer, component: Optimizer) -> None:
 
     methods: dict[str, Callable[..., Any]] = {"step": checked_step, "state_dict": checked_state_dict}
     methods |= {"zero_grad": optimizer.zero_grad, "load_state_dict": optimizer.load_state_dict}
+    methods |= {name: getattr(optimizer, name) for name in ("train", "eval") if has_modes(optimizer)}
     for name, method in methods.items():
         setattr(optimizer, name, guarded(method, component))
 

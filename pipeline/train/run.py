@@ -98,7 +98,9 @@ class TrainingRun:
             phase=phase,
             conditions=conditions,
             parallel=parallel,
-            optimizer=components.build_optimizer(parallel.model, parallel.sharded),
+            optimizer=components.build_optimizer(
+                parallel.model, parallel.sharded, replace(phase.length, parts=phase.length.parts[:1]).total_steps
+            ),
             saver=Saver(phase.store, params.runtime.save_seconds, parallel.writers),
             stop=stop or StopSignal(),
             live=LiveTable(phase.store.folder / STEPS),
