@@ -64,12 +64,17 @@ def check_loss(component: type[Loss] | Loss) -> None:
     head = torch.randn(16, 8, generator=generator)  # 11 tokens and 5 rows of padding
     targets = torch.randint(11, (3, 5), generator=generator)
     targets[0, :2] = targets[2, 4] = IGNORED
+    inputs, taught = torch.randint(11, (3, 5), generator=generator), torch.randn(3, 5, 8, generator=generator)
+
+    def teacher(ids: torch.Tensor) -> ModelOutput:
+        return ModelOutput(taught, head, 11)
 
     def run(
         weights: torch.Tensor, wanted: torch.Tensor = targets
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         own_hidden, own_head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-        nats = loss(ModelOutput(own_hidden, own_head, 11), wanted)
+        offered = {"inputs": inputs.clone(), "step": 3, "total_steps": 10, "teacher": teacher}
+        nats = loss(ModelOutput(own_hidden, own_head, 11), wanted, **taken(loss, "__call__", **offered))
         assert nats.shape == wanted.shape, f"one number a target, {tuple(wanted.shape)}, not {tuple(nats.shape)}"
         assert nats.isfinite().all(), "every number must be finite"
         (nats * weights).sum().backward()  # type: ignore[no-untyped-call]

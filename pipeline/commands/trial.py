@@ -29,6 +29,7 @@ from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
+from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -168,7 +169,8 @@ def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
     components = Components.load(params.train, paths.plugins, registry)
     phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
     conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
-    return TrainingRun.build(params, components, data, phase, conditions)
+    teacher = Teacher.of(components.loss, paths.root)
+    return TrainingRun.build(params, components, data, phase, conditions, teacher=teacher)
 
 
 class _NoUpdates(torch.optim.SGD):

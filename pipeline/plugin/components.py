@@ -98,6 +98,13 @@ class Loss(Component):
             output: What the model computed; use `output.logits` [B, T, V], or `hidden` and `head_weight`.
             targets: The ids to predict [B, T]; `IGNORED` (−100) means 0 nats and no gradient there.
 
+        With a parameter of this name it is also given
+
+        - `inputs`: the ids [B, T] that the model saw;
+        - `step` and `total_steps`: the step, from 0 on, and how many the run has;
+        - `teacher`: a frozen model, `teacher(inputs)` → `ModelOutput`; the option `teacher` names its folder below
+          data/weights, a checkpoint with the same tokenizer.
+
         Returns:
             Nats [B, T]. The loop alone sums, scales, accumulates and counts tokens.
         """
@@ -434,7 +441,7 @@ KINDS: Mapping[str, Kind] = {
     kind.plural: kind
     for kind in (
         Kind("corpus", "corpora", Corpus, "tokenize.corpus.name"),
-        Kind("loss", "losses", Loss, "train.loss.name"),
+        Kind("loss", "losses", Loss, "train.loss.name", ("inputs", "step", "total_steps", "teacher")),
         Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name", ("total_steps",)),
         Kind("schedule", "schedules", Schedule, "train.schedule.name"),
         Kind("eval callback", "eval_callbacks", EvalCallback, "train.eval_callbacks.use"),

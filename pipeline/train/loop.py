@@ -11,8 +11,8 @@ import torch
 
 from pipeline.core.console import Progress, say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
-from pipeline.plugin.calls import calling, named
-from pipeline.plugin.components import IGNORED, Loss, ModelOutput
+from pipeline.plugin.calls import calling, named, taken
+from pipeline.plugin.components import IGNORED, ModelOutput
 from pipeline.train.callbacks import at_step
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import Stopping
@@ -73,9 +73,10 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
             run.stop_if_asked()
             seed_generators(run.params.seed, place)
             with run.stop.not_awaiting_the_compiler(run.parallel.ranks), run.parallel.accumulating(last):
+                x, y = run.to_device(x), run.to_device(y)
                 with run.autocast():
-                    output = run.parallel.forward(run.to_device(x))
-                loss = _nats(run.components.loss, output, run.to_device(y)).sum()
+                    output = run.parallel.forward(x)
+                loss = _nats(run, step, output, x, y).sum()
                 if tokens:
                     with calling(run.components.loss, when="in its backward pass"):
                         (loss / tokens).backward()  # type: ignore[no-untyped-call]
@@ -139,10 +140,14 @@ def _micro_batches(
             yield MicroBatch(inputs[:size], torch.full_like(targets[:size], IGNORED), first, last)
 
 
-def _nats(loss: Loss, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
+def _nats(
+    run: TrainingRun, step: int, output: ModelOutput, inputs: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """The loss's nats [B, T]; what is no such thing would train silently on another scale."""
+    loss = run.components.loss
     with calling(loss):
-        nats = loss(output, targets)
+        offered = {"inputs": inputs, "step": step, "total_steps": run.total_steps, "teacher": run.teach}
+        nats = loss(output, targets, **taken(loss, "__call__", **offered))
         if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
             got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
             raise PluginError(

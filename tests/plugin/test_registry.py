@@ -73,6 +73,10 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
         DOUBLE.replace("(self, output, targets)", "(self, output)") + HOOK,
         ["__call__", "targets"],
     ),
+    "unknown argument": (
+        DOUBLE.replace("targets):", "targets, step, weights):") + HOOK,
+        ["__call__", "may take inputs, step, total_steps, teacher"],
+    ),
     "not frozen": (
         DOUBLE.replace("    def", "    model_config = {'frozen': False}\n    def") + HOOK,
         ["Double", "frozen"],
