@@ -385,7 +385,7 @@ def _assert_unchanged(net: _Net, before: dict[str, torch.Tensor], rule: str) -> 
 
 
 def check_sampler(component: type[Sampler] | Sampler) -> None:
-    """Keeps shape, rows and what is ruled out, and leaves a token to draw in every row."""
+    """Keeps shape, rows and what is ruled out, and leaves a token to draw in every row, draw after draw."""
     sampler = _instance(component)
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(4, 13, generator=generator)
@@ -393,19 +393,38 @@ def check_sampler(component: type[Sampler] | Sampler) -> None:
     logits[2, 1:] = -torch.inf  # a single token left
     logits[3] = 0.0  # all alike
     tokens = torch.randint(13, (4, 7), generator=generator)
-    given, given_tokens = logits.clone(), tokens.clone()
-    result = sampler(logits, tokens)
-    assert torch.equal(logits, given), "the logits that were given must not be changed"
-    assert torch.equal(tokens, given_tokens), "the tokens must not be changed"
-    assert result.shape == logits.shape, f"logits {tuple(logits.shape)}, not {tuple(result.shape)}"
+    first = [_row(sampler, logits, tokens, row, {}) for row in range(4)]
+    if not taken(sampler, "__call__", prompt_length=0, memory={}):
+        given, given_tokens = logits.clone(), tokens.clone()
+        result = sampler(logits, tokens)
+        assert torch.equal(logits, given), "the logits that were given must not be changed"
+        assert torch.equal(tokens, given_tokens), "the tokens must not be changed"
+        assert result.shape == logits.shape, f"logits {tuple(logits.shape)}, not {tuple(result.shape)}"
+        assert torch.allclose(torch.cat(first), result), "a row must not depend on the others"
+    again = [_row(sampler, logits, tokens, row, {}) for row in range(4)]
+    assert all(map(torch.equal, first, again)), "the draw is the core's: a sampler is no random choice"
+    for row in range(4):
+        own, memory = tokens[[row]], dict[str, Any]()
+        for _ in range(5):
+            drawn = _row(sampler, logits[[row]], own, 0, memory).argmax(dim=-1, keepdim=True)
+            own = torch.cat([own, drawn], dim=1)
+
+
+def _row(
+    sampler: Sampler, logits: torch.Tensor, tokens: torch.Tensor, row: int, memory: dict[str, Any]
+) -> torch.Tensor:
+    """What a sampler makes of one row alone, held against the rules."""
+    given, own = logits[[row]], tokens[[row]]
+    before, before_tokens = given.clone(), own.clone()
+    result = sampler(given, own, **taken(sampler, "__call__", prompt_length=7, memory=memory))
+    assert torch.equal(given, before), "the logits that were given must not be changed"
+    assert torch.equal(own, before_tokens), "the tokens must not be changed"
+    assert result.shape == given.shape, f"logits {tuple(given.shape)}, not {tuple(result.shape)}"
     assert not result.isnan().any(), "no logit may be NaN"
     assert result.isfinite().any(dim=-1).all(), "each row must keep a token"
     assert (result <= torch.finfo(result.dtype).max).all(), "no logit may be infinite"
     assert not (result.isfinite() & given.isneginf()).any(), "what is ruled out (−inf) must stay so"
-    for row in range(4):
-        alone = sampler(logits[row : row + 1], tokens[row : row + 1])
-        assert torch.allclose(alone, result[row : row + 1]), "a row must not depend on the others"
-    assert torch.equal(sampler(logits, tokens), result), "the draw is the core's: a sampler is no random choice"
+    return result
 
 
 def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:

@@ -298,6 +298,11 @@ class Sampler(Component):
             logits: The next token's logits [B, V]; −inf means never.
             tokens: The ids so far [B, T].
 
+        With a parameter of this name it is also given, and is then called for each sequence by itself (B is 1),
+
+        - `prompt_length`: how many of `tokens` are the prompt;
+        - `memory`: a dict of its own, empty when the prompt ends.
+
         Returns:
             Logits [B, V] with at least one finite value in each row. The core draws once, at the end.
         """
@@ -445,7 +450,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name", ("total_steps",)),
         Kind("schedule", "schedules", Schedule, "train.schedule.name"),
         Kind("eval callback", "eval_callbacks", EvalCallback, "train.eval_callbacks.use"),
-        Kind("sampler", "samplers", Sampler, "evaluate.samplers.use"),
+        Kind("sampler", "samplers", Sampler, "evaluate.samplers.use", ("prompt_length", "memory")),
         Kind("exporter", "exporters", Exporter, "export.formats.use"),
     )
 }
