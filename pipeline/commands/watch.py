@@ -48,9 +48,9 @@ def _as_lines(root: Path, seconds: float) -> None:
         if folder != watched:
             watched, said = folder, []
             say(_status(folder))
-            lines = [*lines[:1], *lines[1:][-_SHOWN:]]
-        same = said == lines[: len(said)]  # not where a run that resumed has written them anew
-        for line in lines[len(said) if same else 0 :]:
+        if said != lines[: len(said)]:  # a run that resumed has written them anew
+            said = []
+        for line in lines[len(said) :] if said else [*lines[:1], *lines[1:][-_SHOWN:]]:
             say(line)
         said = lines
         if not running:
