@@ -13,7 +13,7 @@ import torch
 
 from pipeline.core.errors import PluginError
 from pipeline.plugin.calls import calling, guarded, named, taken
-from pipeline.plugin.components import CALLBACK_METHODS, EvalCallback, Loss, Optimizer, Schedule
+from pipeline.plugin.components import CALLBACK_METHODS, EvalCallback, Loss, ModelOutput, Optimizer, Schedule
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 
@@ -72,6 +72,32 @@ class Components:
             "optimizer": _chosen("name", [self.optimizer]),
             "eval_callbacks": _chosen("use", [each for each in self.callbacks if not each.records_only]),
         }
+
+    def nats(self, output: ModelOutput, targets: torch.Tensor, **offered: Any) -> torch.Tensor:
+        """The loss's nats [B, T]; it takes what it has parameters for of what is `offered`.
+
+        Raises:
+            PluginError: it returned no such thing, which would train silently on another scale.
+        """
+        loss = self.loss
+        with calling(loss):
+            nats = loss(output, targets, **taken(loss, "__call__", **offered))
+            if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
+                got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
+                raise PluginError(
+                    f"{named(loss)} returned {got}, not one number a target, [B, T] = "
+                    f'{list(targets.shape)}: use reduction="none" and .view(targets.shape)'
+                )
+            if not nats.is_floating_point() or nats.device != targets.device:
+                raise PluginError(
+                    f"{named(loss)} returned {nats.dtype} on {nats.device}, not real numbers on {targets.device}"
+                )
+            if not nats.requires_grad:
+                raise PluginError(
+                    f"{named(loss)} returned nats without a gradient: compute them from output.logits, "
+                    "without detach() or no_grad()"
+                )
+        return nats
 
     def build_optimizer(self, model: torch.nn.Module, sharded: bool, total_steps: int) -> torch.optim.Optimizer:
         """The optimizer over every parameter of `model`, for a run of `total_steps`, in train mode if it has one.

@@ -11,8 +11,8 @@ import torch
 
 from pipeline.core.console import Progress, say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
-from pipeline.plugin.calls import calling, named, taken
-from pipeline.plugin.components import IGNORED, ModelOutput
+from pipeline.plugin.calls import calling, named
+from pipeline.plugin.components import IGNORED
 from pipeline.train.callbacks import at_step
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import Stopping
@@ -76,7 +76,8 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
                 x, y = run.to_device(x), run.to_device(y)
                 with run.autocast():
                     output = run.parallel.forward(x)
-                loss = _nats(run, step, output, x, y).sum()
+                about = {"inputs": x, "step": step, "total_steps": run.total_steps, "teacher": run.teach}
+                loss = run.components.nats(output, y, **about).sum()
                 if tokens:
                     with calling(run.components.loss, when="in its backward pass"):
                         (loss / tokens).backward()  # type: ignore[no-untyped-call]
@@ -138,32 +139,6 @@ def _micro_batches(
             yield MicroBatch(inputs[part], targets[part], first + starts[number], last)
         else:
             yield MicroBatch(inputs[:size], torch.full_like(targets[:size], IGNORED), first, last)
-
-
-def _nats(
-    run: TrainingRun, step: int, output: ModelOutput, inputs: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    """The loss's nats [B, T]; what is no such thing would train silently on another scale."""
-    loss = run.components.loss
-    with calling(loss):
-        offered = {"inputs": inputs, "step": step, "total_steps": run.total_steps, "teacher": run.teach}
-        nats = loss(output, targets, **taken(loss, "__call__", **offered))
-        if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
-            got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
-            raise PluginError(
-                f"{named(loss)} returned {got}, not one number a target, [B, T] = "
-                f'{list(targets.shape)}: use reduction="none" and .view(targets.shape)'
-            )
-        if not nats.is_floating_point() or nats.device != targets.device:
-            raise PluginError(
-                f"{named(loss)} returned {nats.dtype} on {nats.device}, not real numbers on {targets.device}"
-            )
-        if not nats.requires_grad:
-            raise PluginError(
-                f"{named(loss)} returned nats without a gradient: compute them from output.logits, "
-                "without detach() or no_grad()"
-            )
-    return nats
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:

@@ -95,6 +95,15 @@ def _line(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
+_MEASURED = ("step", "tokens", "epoch", "learning_rate", "grad_norm")
+
+
+def _of_callbacks(row: dict[str, float]) -> dict[str, float]:
+    """The numbers of an evaluation that callbacks returned, but for what they call like a side's."""
+    own = {name: value for name, value in row.items() if name not in _MEASURED}
+    return {name: value for name, value in own.items() if not name.startswith(("train.", "val."))}
+
+
 def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
     """The metrics files by name. train.json, history.tsv and steps.tsv are the same for the same run; what
     depends on the clock is in the others."""
@@ -110,6 +119,7 @@ def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
             "train": {name: final[f"train.{name}"] for name in names if f"train.{name}" in final},
             "val": state.final["last"],
             "best": {"step": state.best_step, **state.final["best"]},
+            **({"callbacks": numbers} if (numbers := _of_callbacks(final)) else {}),
         },
         "performance.json": {
             "seconds": state.seconds,

@@ -36,8 +36,8 @@ class UnusableStateError(CheckpointError):
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads artifacts/splits; writes artifacts/checkpoint and metrics/train.json, history.tsv, timing.tsv,
-    performance.json. An interrupted run continues from its last saved state."""
+    """Reads artifacts/splits; writes artifacts/checkpoint and metrics/train.json, history.tsv, steps.tsv,
+    timing.tsv, performance.json. An interrupted run continues from its last saved state."""
     processes = process_count(params.runtime)
     if processes == 1 and not started_as_rank():
         while True:
