@@ -152,7 +152,8 @@ def _log(run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
     every, step = run.params.log_every, int(row["step"])
     if every and (step == 1 or step % every == 0):
         tokens = run.length.windows_before(step) * run.data.windows.context_length
-        state.steps.append({"step": step, "tokens": tokens, **row})
+        measured = {name: row[name] for name in ("train.objective", "learning_rate", "grad_norm")}
+        state.steps.append({"step": step, "tokens": tokens, **measured, **row})  # callbacks' numbers come last
         if run.parallel.ranks.first:
             run.live.update(state.steps)
 

@@ -24,6 +24,8 @@ from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 from pipeline.train.store import skeleton
 
+MEASURED = ["step", "tokens", "train.objective", "learning_rate", "grad_norm"]
+
 
 class Average(EvalCallback):
     """Evaluates a moving average of the weights, and adds a little noise to the gradients; counts its steps."""
@@ -78,6 +80,7 @@ def test_a_callback_changes_gradients_before_they_are_clipped_and_sees_them_afte
     (row,) = state.steps
     assert row["grad_norm"] == pytest.approx(run.model.parameter_count() ** 0.5, rel=1e-5)
     assert row["order.clipped"] == pytest.approx(0.5, rel=1e-5)
+    assert list(row) == [*MEASURED, "order.before", "order.clipped"]
     assert (row["step"], row["order.before"]) == (1, 1)
     assert state.memory["order"]["metrics"] == [
         ["step"],
@@ -250,7 +253,7 @@ def test_every_so_many_steps_a_row_is_kept_and_no_bit_changes(tmp_path: Path) ->
         ended[every] = run
         assert [row["step"] for row in state.steps] == {0: [], 1: [*range(1, 11)], 4: [1, 4, 8]}[every]
         assert (tmp_path / str(every) / "run" / "steps.tsv").is_file() == bool(every)
-    assert list(state.steps[0]) == ["step", "tokens", "train.objective", "learning_rate", "grad_norm"]
+    assert list(state.steps[0]) == MEASURED
     assert state.steps[-1]["tokens"] == 8 * 4 * 8
     assert_same_bits(weights(ended[0]), weights(ended[1]))
     assert_same_bits(weights(ended[0]), weights(ended[4]))
