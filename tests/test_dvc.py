@@ -217,6 +217,7 @@ def test_runtime_is_no_reason_to_run_again(clone: Clone) -> None:
     clone.git("checkout", "-q", "params.yaml")
 
 
+@pytest.mark.long
 def test_metrics_diff_shows_what_a_changed_rate_did(clone: Clone) -> None:
     before = clone.metrics("train")
     clone.set_params("train.optimizer.adamw.lr=0.02")
@@ -325,6 +326,7 @@ def test_a_changed_option_of_an_optimizer_that_is_not_chosen_trains_nothing(clon
     clone.git("checkout", "-q", ".")
 
 
+@pytest.mark.long
 def test_a_comment_in_what_all_stages_share_changes_no_output_and_computes_nothing_long(clone: Clone) -> None:
     """DVC starts every stage, since all depend on pipeline/core; the long ones find their results in its cache."""
     before = (clone.root / "dvc.lock").read_text()
