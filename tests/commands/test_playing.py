@@ -271,6 +271,31 @@ def test_ctrl_c_ends_a_continuation_and_not_the_session(chat: Chat) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+TURNS = '''
+from typing import ClassVar
+from pipeline.plugin import Sampler, hookimpl
+
+class Turns(Sampler):
+    """The likeliest token, of a turn whose drawn tokens are those after the prompt."""
+    name: ClassVar[str] = "turns"
+
+    def __call__(self, logits, tokens, prompt_length, memory):
+        if prompt_length:  # the model sees the prompt's end
+            assert tokens.shape[1] - prompt_length == len(memory)
+        memory[len(memory)] = True
+        return logits
+'''
+
+
+def test_a_sampler_knows_where_a_turn_began_and_has_a_memory_of_it(chat: Chat) -> None:
+    hook = "\n@hookimpl\ndef register_samplers():\n    return [Turns]\n"
+    (chat.project.root / "plugins" / "samplers" / "turns.py").write_text(TURNS + hook)
+    drawn = ("--sampler", "turns", "--sampler", "greedy", "--tokens")
+    chat("the", " sea", "/retry", options=(*drawn, "3"))
+    chat("the", " sea", options=(*drawn, "30"))  # more than the context
+    chat.project.succeed("generate", "the", "the sea", *drawn, "30")
+
+
 def test_at_a_terminal(trained_project: Project) -> None:
     """What is typed is shown once, by the terminal; Ctrl-C forgets a line, Ctrl-D ends the session."""
     settings = [part for value in TINY for part in ("--set", value)]
