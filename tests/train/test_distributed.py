@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import REPOSITORY, TINY
-from small_run import CONTEXT, IDS, RAGGED, Masked, assert_same_bits, make_model, make_run, weights
+from small_run import assert_same_bits, make_model, make_run, masked_windows, weights
 
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
@@ -63,7 +63,7 @@ def curve(
     return make_run(folder, make=lambda: make_model(dropout=dropout).to(dtype), ranks=ranks, **settings)
 
 
-RAGGED_DATA = Masked(IDS["train"], CONTEXT, 1, False, RAGGED)
+RAGGED_DATA = masked_windows()
 CASES: dict[str, dict[str, Any]] = {
     "float64": {"options": {"lr": 1e-3}},
     "float64, one window at a time": {"options": {"lr": 1e-3}, "micro_batch_size": 1},
