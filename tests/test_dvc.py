@@ -243,7 +243,7 @@ def test_a_package_with_one_sampler_runs_evaluate_and_nothing_before_it(
     assert list(json.loads(clone.run("dvc", "status", "--json").stdout)) == ["evaluate"]
     install(tmp_path, "noisy", "import nonsense_module\n")
     told = clone.run("python", "-m", "pipeline", "lock").stdout
-    assert "note: entry point noisy = noisy of package noisy 1.0: ModuleNotFoundError" in told
+    assert re.search(r"note: entry point noisy = noisy of package noisy 1.0: .*ModuleNotFoundError", told)
     environment = _yaml(clone.root / "environment.yaml")
     assert environment["plugins"] == {kind: {"noisy": "1.0"} for kind in KINDS}
     clone.git("checkout", "-q", "environment.yaml")

@@ -518,8 +518,7 @@ def test_a_full_disk_under_the_outputs_keeps_the_former_ones(
     before = Outcome.of(project.root)
     checkpoint = project.root / "artifacts"
     with small_disk(tmp_path / "disk", 0.6) as disk:
-        for each in checkpoint.iterdir():
-            shutil.copytree(each, disk / each.name)
+        shutil.copytree(checkpoint, disk, dirs_exist_ok=True)
         checkpoint.rename(project.root / "former")
         checkpoint.symlink_to(disk)
         failed = project.run(*short, "--set", "train.seed=5", check=False)
