@@ -76,9 +76,7 @@ def test_a_step_that_would_not_fit_is_told(project: Project, monkeypatch: pytest
     assert re.search(r"note: cpu has 100\.0 MB .*train\.micro_batch_size, now 2", project.succeed("check").out)
 
 
-@pytest.mark.parametrize(
-    "setting", ["model.emb_dim=2000000", "model.context_length=2000000000"]
-)
+@pytest.mark.parametrize("setting", ["model.emb_dim=2000000", "model.context_length=2000000000"])
 def test_a_model_that_cannot_fit_is_told_before_any_of_it_is_made(project: Project, setting: str) -> None:
     result = project.run("check", "--set", setting)
     assert result.code == 1
