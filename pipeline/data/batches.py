@@ -61,8 +61,10 @@ class TrainingWindows:
 
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Inputs and targets, int64 [B, T]; the targets are the inputs shifted by one token."""
-        places = np.array(offsets)[:, None] + np.arange(self.context_length + 1)
-        windows = self.ids[places].astype(np.int64)
+        ids = self.ids.view(np.ndarray)  # slices of a memory map are slow to make
+        windows = np.empty((len(offsets), self.context_length + 1), np.int64)
+        for row, offset in zip(windows, offsets, strict=True):
+            row[:] = ids[offset : offset + len(row)]
         return windows[:, :-1], windows[:, 1:]
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
-_ROUNDS = 10
 _WORD = (1 << 64) - 1
 _ODD = 0x9E3779B97F4A7C15
 
@@ -104,12 +103,10 @@ def permuted(number: int, size: int, *key: int | str) -> int:
     """
     if not 0 <= number < size:
         raise IndexError(f"{number} is not one of 0 … {size - 1}")
-    across = math.isqrt(size - 1) + 1
-    down = -(-size // across)
-    words = _random_words(_ROUNDS, key)
+    across, down, rounds = _network(size, key)
     while True:
         high, low = divmod(number, across)
-        for one, other in zip(words[::2], words[1::2], strict=True):
+        for one, other in rounds:
             mixed = (high ^ one) * _ODD & _WORD
             low = (low + ((mixed ^ mixed >> 32) * _ODD >> 32)) % across
             mixed = (low ^ other) * _ODD & _WORD
@@ -117,6 +114,15 @@ def permuted(number: int, size: int, *key: int | str) -> int:
         number = high * across + low
         if number < size:
             return number
+
+
+@lru_cache(maxsize=1024)
+def _network(size: int, key: tuple[int | str, ...]) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+    """Two factors whose product is `size` or a little more, and two random numbers for each pair of rounds."""
+    across = math.isqrt(size - 1) + 1
+    # Four rounds are a pseudo-random permutation of a large set (Luby & Rackoff, 1988); a small one needs more.
+    words = _random_words(6 if size > 1000 else 12, key)
+    return across, -(-size // across), tuple(zip(words[::2], words[1::2], strict=True))
 
 
 @lru_cache(maxsize=1024)

@@ -84,7 +84,7 @@ def test_with_every_optimizer_and_precision(tmp_path: Path, optimizer: str, prec
     stopped_everywhere(tmp_path, 7, optimizer=optimizer, precision=precision, **SMALL_EPOCHS)
 
 
-@pytest.mark.parametrize("order", BATCH_SAMPLERS)
+@pytest.mark.parametrize("order", ["weighted", pytest.param("sequential", marks=pytest.mark.long)])
 def test_with_every_batch_sampler(tmp_path: Path, order: str) -> None:
     stopped_everywhere(tmp_path, 7, batch_sampler=BATCH_SAMPLERS[order], **SMALL_EPOCHS)
 
