@@ -68,6 +68,7 @@ def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) ->
     testing.check_loss(example("losses"))
     testing.check_optimizer(example("optimizers"))
     testing.check_schedule(example("schedules"))
+    testing.check_batch_sampler(example("batch_samplers"))
     testing.check_eval_callback(example("eval_callbacks"))
     testing.check_sampler(example("samplers"))
     (tmp_path / "lines.txt").write_text("one\ntwo\n")

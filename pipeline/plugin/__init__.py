@@ -3,6 +3,7 @@
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 from pipeline.plugin.components import (
     IGNORED,
+    BatchSampler,
     Component,
     Corpus,
     Document,
@@ -18,9 +19,11 @@ from pipeline.plugin.components import (
     StopTraining,
 )
 from pipeline.plugin.hookspecs import hookimpl
+from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 
 __all__ = [
     "IGNORED",
+    "BatchSampler",
     "Component",
     "Corpus",
     "Document",
@@ -28,13 +31,17 @@ __all__ = [
     "EvaluationEvent",
     "ExportSource",
     "Exporter",
+    "IndexedDocument",
     "Loss",
     "ModelOutput",
     "Optimizer",
     "Sampler",
     "Schedule",
+    "Source",
     "StopTraining",
+    "TokenIndex",
     "awkward_texts",
     "byte_characters",
     "hookimpl",
+    "permuted",
 ]

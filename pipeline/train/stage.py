@@ -53,8 +53,8 @@ def run(params: Params, paths: Paths) -> None:
 def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     paths.metrics.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
-    data = TrainingData.read(params, splits)
     components = Components.load(params.train, paths.plugins)
+    data = TrainingData.read(params, splits, components.batch_sampler)
     start = pretrained(params, data.tokenizer, paths)
     what = identity(params, components, data, start.digest if start else "")
     parts = phases(params.train, components.schedule, data.windows, what, paths.resume)
