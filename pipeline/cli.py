@@ -388,11 +388,17 @@ def lock() -> None:
 
 
 @cli.command(short_help="List the runs whose states are kept.")
-def runs() -> None:
+@click.option("--watch", is_flag=True, help="Show the last steps of the run that is training; Ctrl-C leaves.")
+def runs(watch: bool) -> None:
     """List the runs whose states are kept in .resume/: what `pipeline train` would go on with.
 
     A run is named by the fingerprint of all that decides its result. `pipeline clean` forgets runs.
     """
+    if watch:
+        from pipeline.commands.watch import watch as show_steps
+
+        show_steps(Paths(Path.cwd()).resume)
+        return
     from pipeline.commands.runs import table
 
     _say_all(table(Paths(Path.cwd()).resume))

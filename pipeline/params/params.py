@@ -244,9 +244,12 @@ class TrainParams(Section):
     """What training minimises."""
     optimizer: Choice
     """How the weights follow the gradients."""
+    log_every: Count
+    """Steps between rows of metrics/steps.tsv (loss, rate, gradient norm, callbacks' numbers); 0 for none. It
+    changes nothing else."""
     evaluation: EvaluationParams
     eval_callbacks: Choices
-    """What is done after each evaluation during training."""
+    """What is done after each evaluation, or at each step, of training."""
 
 
 # ── evaluate and export ───────────────────────────────────────────────────────────────────────────

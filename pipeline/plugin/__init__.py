@@ -16,6 +16,7 @@ from pipeline.plugin.components import (
     Optimizer,
     Sampler,
     Schedule,
+    StepEvent,
     StopTraining,
 )
 from pipeline.plugin.hookspecs import hookimpl
@@ -38,6 +39,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "Source",
+    "StepEvent",
     "StopTraining",
     "TokenIndex",
     "awkward_texts",
