@@ -232,6 +232,8 @@ class TrainParams(Section):
     """`bf16` computes in bfloat16 with float32 weights; `auto` does where the processor has instructions for it."""
     shift_windows: bool
     """Whether each epoch cuts the training text at other places."""
+    batch_sampler: Choice
+    """The order in which the windows of the training text are read."""
     grad_clip: Annotated[float, Field(ge=0)]
     """Largest norm of the gradient; 0 leaves it as it is."""
     skip_bad_steps: Count

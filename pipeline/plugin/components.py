@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from pipeline.plugin.order import IndexedDocument, TokenIndex
+
 IGNORED = -100
 """A target that is not to be learnt: 0 nats and no gradient there."""
 
@@ -178,6 +180,42 @@ class Schedule(Component):
         """
         peak = max(warmup - 1, 0, steps - 1 - round(decay * steps))
         return min((step - peak) / (steps - 1 - peak), 1.0) if step > peak else 0.0
+
+
+# ── batch samplers ────────────────────────────────────────────────────────────────────────────────
+
+
+class BatchSampler(Component):
+    """The order in which the training text is read.
+
+    The samples of a run are numbered from 0, over epochs, steps and ranks: step k of batches of B windows reads the
+    samples k·B … k·B + B−1. So nothing is saved, and a resumed run reads on where it stopped.
+    """
+
+    once_an_epoch: ClassVar[bool] = False
+    """Whether an epoch (`index.text.windows` samples) has each of its windows once; the contract suite checks."""
+
+    @abstractmethod
+    def offset(self, sample: int, seed: int, index: TokenIndex) -> int:
+        """Where in the training text the window of a sample begins: from 0 to `index.tokens` − T − 1.
+
+        It must depend on its arguments and the options alone, and take about constant time and memory, however
+        long the text is: `index.text.shuffled(sample, seed)`, say.
+
+        Args:
+            sample: The sample's number in the run.
+            seed: `train.seed`.
+            index: The training text.
+        """
+
+    def sources(self, documents: Iterator[IndexedDocument]) -> Iterable[str]:
+        """The source that each document belongs to, in their order. It is called before training begins, and makes
+        `index.sources`. Not overridden, the documents are not read, and there are none.
+
+        Raises:
+            ValueError: these documents do not suit the options; says why.
+        """
+        return ()
 
 
 # ── eval callbacks ────────────────────────────────────────────────────────────────────────────────
@@ -449,6 +487,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("loss", "losses", Loss, "train.loss.name", ("inputs", "step", "total_steps", "teacher")),
         Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name", ("total_steps",)),
         Kind("schedule", "schedules", Schedule, "train.schedule.name"),
+        Kind("batch sampler", "batch_samplers", BatchSampler, "train.batch_sampler.name"),
         Kind("eval callback", "eval_callbacks", EvalCallback, "train.eval_callbacks.use"),
         Kind("sampler", "samplers", Sampler, "evaluate.samplers.use", ("prompt_length", "memory")),
         Kind("exporter", "exporters", Exporter, "export.formats.use"),

@@ -1,4 +1,4 @@
-"""The components that a training run uses: the loss, optimizer, schedule and eval callbacks of params.yaml."""
+"""The components that a training run uses: loss, optimizer, schedule, batch sampler, eval callbacks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ import torch
 
 from pipeline.core.errors import PluginError
 from pipeline.plugin.calls import calling, guarded, named, taken
-from pipeline.plugin.components import CALLBACK_METHODS, EvalCallback, Loss, ModelOutput, Optimizer, Schedule
+from pipeline.plugin.components import (
+    CALLBACK_METHODS,
+    BatchSampler,
+    EvalCallback,
+    Loss,
+    ModelOutput,
+    Optimizer,
+    Schedule,
+)
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
     from pipeline.params.params import TrainParams
 
-KINDS = ["losses", "optimizers", "schedules", "eval_callbacks"]
+KINDS = ["losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Components:
     """What params.yaml chose, with its options.
 
     Attributes:
-        loss, optimizer, schedule, callbacks: The components.
+        loss, optimizer, schedule, batch_sampler, callbacks: The components.
         plugins: The project's folder of plugins.
         sources: The files that register those components that decide the result: not callbacks that only record.
         packages: Versions of the installed packages among them.
@@ -37,6 +45,7 @@ class Components:
     loss: Loss
     optimizer: Optimizer
     schedule: Schedule
+    batch_sampler: BatchSampler
     callbacks: tuple[EvalCallback, ...]
     plugins: Path = Path("plugins")
     sources: tuple[Path, ...] = ()
@@ -57,17 +66,21 @@ class Components:
         loss = registry.build("losses", params.loss.name, params.loss.options, "train.loss")
         optimizer = registry.build("optimizers", params.optimizer.name, params.optimizer.options, "train.optimizer")
         schedule = registry.build("schedules", params.schedule.name, params.schedule.options, "train.schedule")
+        order = params.batch_sampler
+        batch_sampler = registry.build("batch_samplers", order.name, order.options, "train.batch_sampler")
         chosen = params.eval_callbacks
         callbacks = registry.build_all("eval_callbacks", chosen.use, chosen.options, "train.eval_callbacks")
         deciding = [("losses", loss.name), ("optimizers", optimizer.name), ("schedules", schedule.name)]
+        deciding.append(("batch_samplers", batch_sampler.name))
         deciding += [("eval_callbacks", each.name) for each in callbacks if not each.records_only]
-        return cls(loss, optimizer, schedule, tuple(callbacks), plugins, *registry.origins(deciding))
+        return cls(loss, optimizer, schedule, batch_sampler, tuple(callbacks), plugins, *registry.origins(deciding))
 
     def effective(self, params: TrainParams) -> dict[str, Any]:
         """The `train` section as far as it decides the result: with the options of these components alone, defaults
         included, and without what only records."""
         return params.model_dump(mode="json", exclude={"log_every"}) | {
             "schedule": {"warmup_steps": params.schedule.warmup_steps, **_chosen("name", [self.schedule])},
+            "batch_sampler": _chosen("name", [self.batch_sampler]),
             "loss": _chosen("name", [self.loss]),
             "optimizer": _chosen("name", [self.optimizer]),
             "eval_callbacks": _chosen("use", [each for each in self.callbacks if not each.records_only]),

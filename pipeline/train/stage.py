@@ -54,8 +54,8 @@ def run(params: Params, paths: Paths) -> None:
 def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     paths.metrics.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
-    data = TrainingData.read(params, splits)
     components = Components.load(params.train, paths.plugins)
+    data = TrainingData.read(params, splits, components.batch_sampler)
     start = pretrained(params, data.tokenizer, paths)
     teacher = Teacher.of(components.loss, paths.root)
     what = identity(params, components, data, start.digest if start else "", teacher.digest if teacher else "")
