@@ -20,6 +20,7 @@ from pipeline.model.gpt import GPT
 from pipeline.model.scoring import evaluating, score_tokens
 from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import (
+    CALLBACK_METHODS,
     EvalCallback,
     EvaluationEvent,
     StepEvent,
@@ -122,9 +123,9 @@ def after_evaluation(run: TrainingRun, state: TrainState, row: dict[str, float])
     if run.components.callbacks_with("on_evaluation"):
         model = run.parallel.full_model()
         row, state.stopped = ranks.on_rank0(lambda: _call_all(run, model, row, state))
-    for callback in run.components.callbacks if ranks.count > 1 else ():
-        if callback.has("before_update") or callback.has("after_step"):
-            _share_memory(run, state, callback)
+        for callback in run.components.callbacks_with("on_evaluation") if ranks.count > 1 else ():
+            if any(map(callback.has, CALLBACK_METHODS[1:])):  # which every rank calls
+                _share_memory(run, state, callback)
     return row
 
 
