@@ -67,12 +67,12 @@ def _side(name: str, dtype: str, settings: dict[str, Any], threads: int) -> Side
 def weights(folder: str) -> tuple[None, dict[str, Any]]:
     """Writes random weights of GPT-2 small: as ours, and as the export for transformers."""
     import torch
+    from pipeline.model.gpt import GPT
 
     from benchmarks.measure import ROOT
     from benchmarks.ours import params
     from pipeline.export.stage import export_source
     from pipeline.model.checkpoint import Checkpoint
-    from pipeline.model.gpt import GPT
     from pipeline.plugin.registry import Registry
     from pipeline.tokenize.vocabulary import raw_bytes
     from pipeline.train.run import model_config
@@ -103,10 +103,10 @@ def _as(dtype: str) -> Any:
 def ours(folder: str, threads: int, batch: int, new: int, dtype: str) -> tuple[Work, dict[str, Any]]:
     """`pipeline.model.generate`, which every command generates with; bf16 are the model's weights cast to it."""
     import torch
-
     from pipeline.model.config import GPTConfig
-    from pipeline.model.generate import generate
     from pipeline.model.gpt import GPT
+
+    from pipeline.model.generate import generate
 
     torch.set_num_threads(threads)
     saved = torch.load(Path(folder) / "ours.pt", weights_only=True)

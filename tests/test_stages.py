@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import Project
-
-from pipeline.evaluate.tables import read_units
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
+
+from pipeline.evaluate.tables import read_units
 from pipeline.plugin.registry import Registry
 
 

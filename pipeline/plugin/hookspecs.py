@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pluggy
 
-from pipeline.plugin.components import Corpus, EvalCallback, Exporter, Loss, Optimizer, Sampler, Schedule
+from pipeline.plugin.components import Corpus, EvalCallback, Exporter, Loss, Model, Optimizer, Sampler, Schedule
 
 PROJECT = "pipeline"
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -18,6 +18,11 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 @hookspec
 def register_corpora() -> list[type[Corpus]]:  # type: ignore[empty-body]
     """Corpora: where text comes from. Chosen by `tokenize.corpus.name`."""
+
+
+@hookspec
+def register_models() -> list[type[Model]]:  # type: ignore[empty-body]
+    """Models: architectures. Chosen by `model.name`."""
 
 
 @hookspec

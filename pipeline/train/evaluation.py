@@ -14,8 +14,9 @@ import torch
 from pipeline.core.console import say
 from pipeline.core.errors import PipelineError, PluginError
 from pipeline.data.batches import EvaluationWindow
+from pipeline.model.architecture import LanguageModel
+from pipeline.model.device import device_of
 from pipeline.model.generate import generate
-from pipeline.model.gpt import GPT
 from pipeline.model.scoring import Summary, evaluating, score
 from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
@@ -100,7 +101,7 @@ def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:
 
 
 def _call_all(
-    run: TrainingRun, model: GPT | None, row: dict[str, float], state: TrainState
+    run: TrainingRun, model: LanguageModel | None, row: dict[str, float], state: TrainState
 ) -> tuple[dict[str, float], str]:
     """The row with the callbacks' numbers, and why one of them ends the run, if one does."""
     assert model is not None  # this is the first rank
@@ -115,7 +116,7 @@ def _call_all(
 
 
 def _call(
-    run: TrainingRun, callback: EvalCallback, model: GPT, row: dict[str, float], state: TrainState
+    run: TrainingRun, callback: EvalCallback, model: LanguageModel, row: dict[str, float], state: TrainState
 ) -> dict[str, float]:
     """What the callback returns; one that stops the run returns nothing."""
 
@@ -150,9 +151,11 @@ def _call(
             return {}
 
 
-def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0) -> str:
+def _generate(
+    run: TrainingRun, model: LanguageModel, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0
+) -> str:
     """The prompt and what the model makes of it; temperature 0 takes the likeliest token each time."""
-    tokenizer, device = run.data.tokenizer, model.head_weight.device
+    tokenizer, device = run.data.tokenizer, device_of(model)
     start = [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
     generator = torch.Generator(device).manual_seed(0) if temperature > 0 else None
     samplers = [lambda logits, tokens: logits / max(temperature, 1e-6)] if temperature > 0 else []

@@ -74,6 +74,8 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
                 with run.autocast():
                     output = run.parallel.forward(run.to_device(x))
                 loss = _nats(run.components.loss, output, run.to_device(y)).sum()
+                if isinstance(output.auxiliary, torch.Tensor):  # nats a target
+                    loss = loss + _scalar(run, output.auxiliary) * int((y != IGNORED).sum())
                 if tokens:
                     with calling(run.components.loss, when="in its backward pass"):
                         (loss / tokens).backward()  # type: ignore[no-untyped-call]
@@ -153,6 +155,16 @@ def _nats(loss: Loss, output: ModelOutput, targets: torch.Tensor) -> torch.Tenso
                 "without detach() or no_grad()"
             )
     return nats
+
+
+def _scalar(run: TrainingRun, auxiliary: torch.Tensor) -> torch.Tensor:
+    """What the model adds to the loss of a target, if that is one number."""
+    if auxiliary.shape or not auxiliary.is_floating_point():
+        raise PluginError(
+            f"{named(run.components.model)}: ModelOutput.auxiliary must be a scalar, not {list(auxiliary.shape)} "
+            f"{auxiliary.dtype}"
+        )
+    return auxiliary
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.model.config import GPTConfig
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.device import keep_memory, use_threads
-from pipeline.model.gpt import GPT
 from pipeline.train import memory_check
 from pipeline.train.components import Components
 from pipeline.train.conditions import Conditions
@@ -23,13 +22,7 @@ from pipeline.train.ranks import Ranks
 from pipeline.train.store import Saver
 
 if TYPE_CHECKING:
-    from pipeline.data.tokenizer import Tokenizer
     from pipeline.params.params import Params, TrainParams
-
-
-def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
-    """The architecture that params.yaml describes, for a tokenizer's vocabulary."""
-    return GPTConfig.from_params(params.model.model_dump(mode="json"), tokenizer.vocab_size, tokenizer.end_of_text)
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class TrainingRun:
         conditions: Conditions,
         ranks: Ranks | None = None,
         stop: StopSignal | None = None,
-        make: Callable[[], GPT] | None = None,
+        make: Callable[[], LanguageModel] | None = None,
     ) -> TrainingRun:
         """Makes the model (or has `make` make it), laid out over the ranks, and its optimizer.
 
@@ -81,13 +74,14 @@ class TrainingRun:
         if params.runtime.keep_memory:
             keep_memory()
         torch.manual_seed(params.train.seed)
-        config, device = model_config(params, data.tokenizer), torch.device(conditions.device)
+        architecture, device = (
+            components.architecture(params.model, data.tokenizer),
+            torch.device(conditions.device),
+        )
         at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.count)
         at_once = min(at_once, max(phase.length.parts))
-        memory_check.check_fits(config, device, conditions.strategy, ranks.count, at_once)
-        parallel = parallelize(
-            make or (lambda: GPT(config)), device, ranks, conditions.strategy, conditions.compile
-        )
+        memory_check.check_fits(architecture, device, conditions.strategy, ranks.count, at_once)
+        parallel = parallelize(make or architecture.make, device, ranks, conditions.strategy, conditions.compile)
         return cls(
             params=params.train,
             components=components,
@@ -105,7 +99,7 @@ class TrainingRun:
         return replace(self, phase=phase, saver=replace(self.saver, store=phase.store))
 
     @property
-    def model(self) -> GPT:
+    def model(self) -> LanguageModel:
         return self.parallel.model
 
     @property
@@ -155,7 +149,7 @@ def windows_at_once(micro_batch_size: int, batch_size: int, ranks: int) -> int:
 
 
 def parallelize(
-    make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
+    make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
 ) -> Parallel:
     """Makes a model and lays it out over the ranks.
 
@@ -164,7 +158,7 @@ def parallelize(
         device: Where this rank computes.
         ranks: The processes, connected.
         strategy: "ddp" or "fsdp", for several ranks; one needs neither.
-        compiled: Whether each block is compiled.
+        compiled: Whether the model is compiled: block by block where it has blocks.
     """
     if ranks.count == 1:
         return alone(make, device, compiled)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
 
 from pipeline.commands.stream import score_stream
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import Ids
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.model.scoring import Scores, score
 
 CONTEXT, VOCAB = 8, 50

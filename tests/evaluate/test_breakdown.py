@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline.model.gpt import GPT
 from small_config import small_config
 from torch import nn
 
@@ -16,7 +17,6 @@ from pipeline.data.tokens import IndexEntry
 from pipeline.evaluate.breakdown import MOST_BLOCKS, Breakdown, BreakdownAccumulator, UnitScore, token_counts
 from pipeline.evaluate.details import TokenDetails, highest_probability, in_top, score_in_detail
 from pipeline.evaluate.tables import read_units, write_tables
-from pipeline.model.gpt import GPT
 from pipeline.model.scoring import Scores, score, score_tokens
 from pipeline.plugin.components import ModelOutput
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
 
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokenizer import Tokenizer
@@ -19,8 +21,6 @@ from pipeline.evaluate.report.excerpt import read_excerpt, token_views
 from pipeline.evaluate.report.training import read_training
 from pipeline.model import attention
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.model.scoring import score
 
 TOKENIZER = Tokenizer("bytes", r"[\s\S]", {bytes([byte]): byte for byte in range(256)}, {"<|endoftext|>": 256})

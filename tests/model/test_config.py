@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.model.config import GPTConfig
 
 from pipeline.core.errors import CheckpointError
-from pipeline.model.config import GPTConfig
 
 PARAMS: dict[str, Any] = {
     "family": "gpt2", "context_length": 16, "n_layers": 2, "n_heads": 4, "emb_dim": 32, "dropout": 0.1,

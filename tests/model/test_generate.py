@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Project
+from pipeline.model.gpt import GPT
 from small_config import small_config
 
 from pipeline.model.attention import KVCache
 from pipeline.model.functions import Linear, linear
 from pipeline.model.generate import continuations, generate, quickest_precision
-from pipeline.model.gpt import GPT
 
 U = torch.finfo(torch.bfloat16).eps / 2
 CONTEXT, VOCAB, LAYERS = 12, 50, 2

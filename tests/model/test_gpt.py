@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from pipeline.model.gpt import GPT
 from small_config import small_config
 
 from pipeline.core.errors import PluginError
 from pipeline.model.attention import KVCache
 from pipeline.model.generate import draw, generate
-from pipeline.model.gpt import GPT
 from pipeline.plugin.components import Sampler
 
 CONTEXT, VOCAB = 8, 50

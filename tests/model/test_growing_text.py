@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pipeline.model.gpt import GPT
 from test_generate import CONTEXT, VOCAB, each_family, sharp
 
 from pipeline.model.generate import GrowingText
-from pipeline.model.gpt import GPT
 
 ends = pytest.mark.parametrize("document_end", [None, 3])
 

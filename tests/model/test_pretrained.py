@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY, words
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
 from safetensors.torch import load_file, save_file
 from small_config import small_config
 
@@ -18,8 +20,6 @@ from pipeline.core.errors import PipelineError
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import Checkpoint, write_checkpoint
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.model.pretrained import Pretrained
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.vocabulary import characters, raw_bytes

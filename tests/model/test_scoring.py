@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
 from torch import nn
 
 from pipeline.data.batches import evaluation_windows
 from pipeline.model import scoring
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.model.scoring import Scores, Summary, evaluating, evenly_spaced, score, score_tokens, summarize
 from pipeline.plugin.components import IGNORED
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY, Project
-
-from pipeline.authoring.testing import check_eval_callback
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
+
+from pipeline.authoring.testing import check_eval_callback
 from pipeline.plugin import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.plugin.registry import Registry
 

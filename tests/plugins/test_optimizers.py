@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY
-
-from pipeline.core.errors import ParamsError
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
+
+from pipeline.core.errors import ParamsError
 from pipeline.plugin.components import Optimizer
 from pipeline.plugin.registry import Registry
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from conftest import words
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
 
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.plugin import ExportSource
 
 

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from conftest import REPOSITORY
+from pipeline.model.gpt import GPT
 
 from pipeline.data.batches import TrainingWindows
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-from pipeline.model.gpt import GPT
 from pipeline.params.params import Params
 from pipeline.params.reader import load_params
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss

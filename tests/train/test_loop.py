@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pipeline.model.gpt import GPT
 from small_run import (
     CONTEXT,
     IDS,
@@ -26,7 +27,6 @@ from small_run import (
 
 from pipeline.core.errors import PipelineError, PluginError
 from pipeline.data.batches import TrainingWindows
-from pipeline.model.gpt import GPT
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss, ModelOutput, StopTraining
 from pipeline.train.loop import train, train_step
 from pipeline.train.run import TrainingRun

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import REPOSITORY
+from pipeline.model.gpt import GPT
 from small_config import small_config
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.files import readable
-from pipeline.model.gpt import GPT
 from pipeline.plugin.registry import Registry
 from pipeline.train import memory_check
 from pipeline.train.memory_check import check_fits, state_bytes, what_to_lower
