@@ -80,7 +80,7 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     )
     data = TrainingData.of(own, tokenizer(shape["vocab_size"]), {"train": text, "val": text[:1000]})
     run = TrainingRun.build(
-        own, Components.load(own.train, ROOT / "plugins"), data, phase, choose(own, Ranks(), {}, float("inf"))
+        own, Components.load(own, ROOT / "plugins"), data, phase, choose(own, Ranks(), {}, float("inf"))
     )
     run.model.train()
     return run
@@ -104,7 +104,7 @@ def training(shape: dict[str, int], threads: int, steps: int) -> tuple[Work, dic
 
     for _ in range(3):
         work()
-    return work, {"setting": ", ".join(STEADY), "flops_per_token": run.model.config.flops_per_token}
+    return work, {"setting": ", ".join(STEADY), "flops_per_token": run.model.architecture.flops_per_token}
 
 
 class TemporaryProject:

@@ -17,7 +17,7 @@ import pipeline.plugin
 from pipeline.authoring import testing
 from pipeline.cli import cli
 from pipeline.export.stage import export_source
-from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model import load
 from pipeline.plugin.components import KINDS
 
 
@@ -72,7 +72,7 @@ def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) ->
     testing.check_sampler(example("samplers"))
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
     testing.check_corpus(example("corpora"), tmp_path)
-    checkpoint = load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"))
+    checkpoint = load(trained / "artifacts" / "checkpoint", plugins=REPOSITORY / "plugins")
     (tmp_path / "export").mkdir()
     testing.check_exporter(example("exporters"), export_source(checkpoint, "the river runs"), tmp_path / "export")
 

@@ -43,7 +43,7 @@ C = TypeVar("C", bound=Component)
 
 
 class Refused(AssertionError):  # noqa: N818 - an answer, not an error
-    """An exporter says that it has no form for a model, as it may of a family that it does not know."""
+    """An exporter says that it has no form for a model, as it may of one that it does not know."""
 
 
 def _instance(component: type[C] | C) -> C:
@@ -314,7 +314,7 @@ def check_exporter(component: type[Exporter] | Exporter, source: ExportSource, f
     except ValueError as refusal:
         if not str(refusal):
             raise AssertionError("an exporter that refuses a model must say why") from refusal
-        raise Refused(f"it refuses the family {source.config['family']}: {refusal}") from refusal
+        raise Refused(f"it refuses the model {source.config['name']}: {refusal}") from refusal
     assert any(folder.iterdir()), "an export must write something"
     proof = exporter.verify(source, folder)
     assert proof.get("reader"), "the proof must name its reader"

@@ -13,8 +13,8 @@ PACKAGE = "pipeline"
 
 
 def import_closure(module: str, root: Path, plugins: Iterable[Path] = ()) -> set[Path]:
-    """The package's files that importing `module`, or these files of plugins, can run, relative to `root` (the folder
-    above the package).
+    """The package's files that importing `module`, or these files of plugins, can run, relative to `root` (the
+    folder above the package).
 
     Imports inside functions count; those under `if TYPE_CHECKING` do not; nor do packages whose
     `__init__.py` holds only a docstring.

@@ -52,13 +52,16 @@ class ModelConfig:
         """The architecture, from the plugins of `registry`; `where` names the file in messages.
 
         Raises:
-            CheckpointError: no plugin brings it, or it has no such option.
+            CheckpointError: no plugin brings it, it has no such option, or there is no such model.
         """
         try:
-            component = registry.build("models", self.name, {self.name: self.options}, "model")
+            found = Architecture(
+                registry.build("models", self.name, {self.name: self.options}, "model"), self.shape
+            )
+            _ = found.outline
         except ParamsError as error:
             raise CheckpointError(f"{where}: {error}") from None
-        return Architecture(component, self.shape)
+        return found
 
     def flat(self) -> dict[str, Any]:
         """Name, sizes and options in one mapping."""
@@ -119,8 +122,8 @@ class Architecture:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"), _WithoutDraws():
                 return self.make()
-        except PluginError as error:
-            if isinstance(error.__cause__, RuntimeError) and "overflowed" in str(error.__cause__):
+        except (RuntimeError, PluginError) as error:
+            if "calculation overflowed" in str(error.__cause__ or error):
                 raise ParamsError(
                     "model: a tensor of such sizes fits in no memory: lower model.emb_dim or model.context_length"
                 ) from None

@@ -149,8 +149,8 @@ class Model(Component):
 
         - `blocks`, an `nn.ModuleList` of its layers: they are compiled and sharded one by one, else the whole is;
         - `make_cache(batch)`, for generation: an object that `forward` reads and extends, so that ids continue
-          those before. Its optional `crop(length)` forgets all but the first tokens. Without a cache, the whole text
-          is computed for each new token.
+          those before. Its optional `crop(length)` forgets all but the first tokens. Without a cache, each new
+          token computes the whole text.
 
         Raises:
             ValueError: there is no such model: a size does not fit, or it cannot mask at a `document_end`.

@@ -23,7 +23,7 @@ from pipeline.authoring.testing import (
 )
 from pipeline.commands.check_plugin import tiny_source
 from pipeline.export.stage import export_source
-from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model import load
 from pipeline.plugin import EvalCallback, Loss, Optimizer, Sampler, StopTraining
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
@@ -78,9 +78,10 @@ def test_shipped_corpora_keep_the_contract(trained: Path) -> None:
 
 
 def test_shipped_exporters_keep_the_contract(trained: Path, tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"))
+    checkpoint = load(trained / "artifacts" / "checkpoint", plugins=REPOSITORY / "plugins")
     source = export_source(checkpoint, (trained / "data" / "raw" / "text-00.txt").read_text())
-    registry = Registry.load(REPOSITORY / "plugins", ["exporters"])
+    registry = Registry.load(REPOSITORY / "plugins", ["exporters", "models"])
+    modern = registry.build("models", "modern", {}, "")
     for entry in registry.entries("exporters"):
         folder = tmp_path / entry.component.name
         folder.mkdir()
@@ -88,10 +89,10 @@ def test_shipped_exporters_keep_the_contract(trained: Path, tmp_path: Path) -> N
         shutil.rmtree(folder)
         folder.mkdir()
         if entry.component.name == "gguf":
-            with pytest.raises(Refused, match="no form for the family 'modern'"):
-                check_exporter(entry.component, tiny_source("modern"), folder)
+            with pytest.raises(Refused, match="no form for the model 'modern'"):
+                check_exporter(entry.component, tiny_source(modern), folder)
         elif entry.component.name != "onnx":  # slow: tests/plugins/test_exports.py has it
-            check_exporter(entry.component, tiny_source("modern"), folder)
+            check_exporter(entry.component, tiny_source(modern), folder)
 
 
 class MeanLoss(Loss):

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from conftest import REPOSITORY
-from pipeline.model.gpt import GPT
 
 from pipeline.data.batches import TrainingWindows
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
+from pipeline.model.architecture import LanguageModel
 from pipeline.params.params import Params
 from pipeline.params.reader import load_params
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss
@@ -27,11 +27,11 @@ from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
 from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
-from pipeline.train.run import TrainingRun, model_config
+from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 from pipeline.train.store import StateStore
 
-REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers", "schedules", "eval_callbacks"])
+REGISTRY = Registry.load(REPOSITORY / "plugins", ["models", "losses", "optimizers", "schedules", "eval_callbacks"])
 TOKENIZER = Tokenizer("bytes", GPT2_PATTERN, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
 CONTEXT = 8
 TEXT = np.frombuffer(b"the river runs to a sea of light and stone; we listen. " * 12, dtype=np.uint8)
@@ -56,13 +56,13 @@ RAGGED = (0, 7, 3, 8, 1, 6, 0, 5)
 
 
 SETTINGS = {
-    "model.family": "gpt2",
+    "model.name": "gpt2",
     "model.context_length": CONTEXT,
     "model.n_layers": 2,
     "model.n_heads": 2,
     "model.emb_dim": 16,
     "model.dropout": 0.0,
-    "model.tied_head": "true",
+    "model.gpt2.tied_head": "true",
     "train.budget.unit": "tokens",
     "train.budget.amount": 24 * CONTEXT,
     "train.batch_size": 4,
@@ -84,9 +84,12 @@ def _read(settings: tuple[tuple[str, Any], ...]) -> Params:
     return load_params(REPOSITORY / "params.yaml", [f"{name}={value}" for name, value in settings])
 
 
-def make_model(seed: int = 0, dropout: float = 0.0) -> GPT:
+def make_model(seed: int = 0, dropout: float = 0.0) -> LanguageModel:
     torch.manual_seed(seed)
-    return GPT(replace(model_config(small_params(), TOKENIZER), dropout=dropout))
+    params = small_params()
+    components = Components.load(params, REPOSITORY / "plugins", REGISTRY)
+    architecture = components.architecture(params.model, TOKENIZER)
+    return replace(architecture, shape=replace(architecture.shape, dropout=dropout)).make()
 
 
 def small_identity() -> dict[str, Any]:
@@ -97,8 +100,8 @@ def small_identity() -> dict[str, Any]:
 def make_run(
     folder: Path,
     *,
-    model: GPT | None = None,
-    make: Callable[[], GPT] | None = None,
+    model: LanguageModel | None = None,
+    make: Callable[[], LanguageModel] | None = None,
     optimizer: str = "adamw",
     options: dict[str, Any] | None = None,
     loss: Loss | None = None,
@@ -121,6 +124,7 @@ def make_run(
     params = small_params(**settings, **budget)
     params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"save_seconds": save_seconds})})
     components = Components(
+        REGISTRY.build("models", params.model.name, params.model.options, ""),
         loss or REGISTRY.build("losses", "cross_entropy", {}, ""),
         REGISTRY.build("optimizers", optimizer, {optimizer: options or {}}, ""),
         REGISTRY.build("schedules", params.train.schedule.name, params.train.schedule.options, ""),

@@ -160,7 +160,7 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
         model = make()
     mesh = init_device_mesh(device.type, (ranks.count,))
     for part in parts(model):
-        _compute_apart(part, compiled, recompute=part is not model)
+        compute_apart(part, compiled, recompute=part is not model)
     for module in dict.fromkeys([*parts(model), model]):
         sharded = fully_shard(module, mesh=mesh)
         sharded.set_gradient_divide_factor(1.0)
@@ -179,10 +179,13 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
     return parallel
 
 
-def _compute_apart(part: torch.nn.Module, compiled: bool, recompute: bool) -> None:
-    """Compiles a part's forward pass, inside of what FSDP2 does around it. With `recompute`, training stores its input
-    only and computes it again for its gradients: what has no room for the weights has none for all activations. That
-    is a third more work, but the activations of one block instead of all (Chen et al., 2016)."""
+def compute_apart(part: torch.nn.Module, compiled: bool, recompute: bool) -> None:
+    """Compiles a part's forward pass, inside of what FSDP2 does around it.
+
+    With `recompute`, training stores its input only and computes it again for its gradients: what has no room for
+    the weights has none for all activations. That is a third more work, but the activations of one block instead of
+    all (Chen et al., 2016).
+    """
     forward = torch.compile(part.forward, dynamic=False) if compiled else part.forward
 
     def again(*args: Any) -> Any:
