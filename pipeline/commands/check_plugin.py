@@ -57,6 +57,8 @@ def _check(plural: str, component: Any, root: Path, sources: list[ExportSource])
     match plural:
         case "corpora":
             testing.check_corpus(component, root)
+        case "models":
+            testing.check_model(component)
         case "losses":
             testing.check_loss(component)
         case "optimizers":

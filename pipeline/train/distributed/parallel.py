@@ -188,8 +188,10 @@ def compute_apart(part: torch.nn.Module, compiled: bool, recompute: bool) -> Non
     """
     forward = torch.compile(part.forward, dynamic=False) if compiled else part.forward
 
-    def again(*args: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
+    def again(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     part.forward = again if recompute else forward
 
