@@ -50,6 +50,7 @@ def test_every_hook_has_a_section_that_names_its_method_and_its_check(plural: st
 def example(plural: str) -> Any:
     """The class that a section of the guide shows."""
     names: dict[str, Any] = {**vars(pipeline.plugin), **vars(typing), "Field": pydantic.Field, "torch": torch}
+    names["nn"] = torch.nn
     names |= {
         "save_file": safetensors_torch.save_file,
         "load_file": safetensors_torch.load_file,
@@ -65,6 +66,7 @@ def example(plural: str) -> Any:
 
 
 def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) -> None:
+    testing.check_model(example("models"))
     testing.check_loss(example("losses"))
     testing.check_optimizer(example("optimizers"))
     testing.check_schedule(example("schedules"))

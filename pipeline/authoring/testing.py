@@ -138,7 +138,7 @@ def _check_cache(made: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -
         return
     for pieces in ([1] * _CONTEXT, [3, 1, 4], [_CONTEXT]):
         cache = make(len(ids))
-        split: tuple[torch.Tensor, ...] = torch.split(ids, pieces, dim=1)  # type: ignore[no-untyped-call]
+        split: tuple[torch.Tensor, ...] = torch.split(ids, pieces, dim=1)
         parts = [run(made, piece, cache).logits for piece in split]
         assert _near(torch.cat(parts, dim=1), logits), f"with the cache, pieces of {pieces} must give the same"
         if hasattr(cache, "crop"):
