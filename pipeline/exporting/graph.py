@@ -16,8 +16,8 @@ def graph(source: ExportSource) -> torch.export.ExportedProgram:
     """ids [B, T] → logits [B, T, V], for any B and for any T up to the context length.
 
     Raises:
-        ValueError: the context is of one or two tokens, which leaves torch no length to choose; or torch cannot trace
-            what the model does.
+        ValueError: the context is of one or two tokens, which leaves torch no length to choose; or torch cannot
+            trace the model.
     """
     import torch
 

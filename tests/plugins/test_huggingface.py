@@ -172,7 +172,7 @@ def test_llamas_positions_are_turned_alike_to_the_bit(theta: float) -> None:
 
 def test_a_model_that_transformers_does_not_have_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
     given = source(bpe)
-    other = replace(given, config={**given.config, "architecture": "perceptron"})
+    other = replace(given, config={**given.config, "name": "perceptron"})
     with pytest.raises(ValueError, match="no form for the model 'perceptron'; these have one: gpt2, modern, ll"):
         exporter().export(other, tmp_path)
     assert not list(tmp_path.iterdir())
