@@ -32,6 +32,7 @@ from pipeline.data.batches import TrainingWindows
 from pipeline.model.architecture import LanguageModel
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss, ModelOutput, StopTraining
 from pipeline.train.components import Components
+from pipeline.train.evaluation import evaluate
 from pipeline.train.loop import train, train_step
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
@@ -338,3 +339,31 @@ def test_documents_end_at_end_of_text_where_attention_is_masked(mask: bool) -> N
     shape = components.architecture(params, TOKENIZER).shape
     assert shape.vocab_size == 257
     assert shape.document_end == (256 if mask else None)
+
+
+def test_what_a_model_adds_is_of_the_objective_and_of_no_other_loss(tmp_path: Path) -> None:
+    found = []
+    for added in (0.0, 0.5):
+        run, state = make_run(tmp_path / str(added)), TrainState()
+        forward = run.model.forward
+        run.model.forward = lambda ids, forward=forward, added=added: replace(
+            forward(ids), auxiliary=torch.tensor(added, requires_grad=True)
+        )
+        nats, tokens = train_step(run, state)
+        evaluate(run, state)
+        found.append((nats / tokens, state.history[-1]))
+    (plain, row), (more, other) = found
+    assert more - plain == pytest.approx(0.5, abs=1e-5)
+    assert other["train.objective"] - row["train.objective"] == pytest.approx(0.5, abs=1e-5)
+    assert {name: other[name] for name in row if name != "train.objective"} == {
+        name: value for name, value in row.items() if name != "train.objective"
+    }
+
+
+@pytest.mark.parametrize("auxiliary", [torch.zeros(3), torch.tensor(1)])
+def test_what_is_no_scalar_cannot_be_added(auxiliary: torch.Tensor, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    forward = run.model.forward
+    run.model.forward = lambda ids: replace(forward(ids), auxiliary=auxiliary)
+    with pytest.raises(PluginError, match="'gpt2'.*auxiliary must be a scalar"):
+        train_step(run, TrainState())
