@@ -365,5 +365,5 @@ def test_what_is_no_scalar_cannot_be_added(auxiliary: torch.Tensor, tmp_path: Pa
     run = make_run(tmp_path)
     forward = run.model.forward
     run.model.forward = lambda ids: replace(forward(ids), auxiliary=auxiliary)
-    with pytest.raises(PluginError, match="'gpt2'.*auxiliary must be a scalar"):
+    with pytest.raises(PluginError, match=r"'gpt2'.*auxiliary must be a scalar"):
         train_step(run, TrainState())
