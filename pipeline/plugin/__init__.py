@@ -3,6 +3,7 @@
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 from pipeline.plugin.components import (
     IGNORED,
+    BatchSampler,
     Component,
     Corpus,
     Document,
@@ -17,12 +18,15 @@ from pipeline.plugin.components import (
     Optimizer,
     Sampler,
     Schedule,
+    StepEvent,
     StopTraining,
 )
 from pipeline.plugin.hookspecs import hookimpl
+from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 
 __all__ = [
     "IGNORED",
+    "BatchSampler",
     "Component",
     "Corpus",
     "Document",
@@ -30,6 +34,7 @@ __all__ = [
     "EvaluationEvent",
     "ExportSource",
     "Exporter",
+    "IndexedDocument",
     "Loss",
     "Model",
     "ModelOutput",
@@ -37,8 +42,12 @@ __all__ = [
     "Optimizer",
     "Sampler",
     "Schedule",
+    "Source",
+    "StepEvent",
     "StopTraining",
+    "TokenIndex",
     "awkward_texts",
     "byte_characters",
     "hookimpl",
+    "permuted",
 ]

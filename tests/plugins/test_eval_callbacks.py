@@ -12,8 +12,8 @@ import torch
 from conftest import REPOSITORY, Project
 from small_config import small_config
 
-from pipeline.authoring.testing import check_eval_callback
-from pipeline.plugin import EvalCallback, EvaluationEvent, StopTraining
+from pipeline.authoring.testing import check_eval_callback, event
+from pipeline.plugin import EvalCallback, StopTraining
 from pipeline.plugin.registry import Registry
 
 
@@ -35,7 +35,7 @@ class Training:
     def evaluate(self, callback: EvalCallback, step: int, **metrics: float) -> dict[str, float]:
         row = {"step": step, "val.loss": 4.0 - step / 100, **metrics}
         numbers = callback.on_evaluation(
-            EvaluationEvent(
+            event(
                 step=step,
                 total_steps=self.total_steps,
                 metrics=dict(row),
