@@ -18,6 +18,7 @@ from pipeline.plugin.registry import Registry
 SKELETONS = Path(__file__).with_name("skeletons")
 _OPTION = {
     "corpora": "min_characters=40",
+    "models": "mlp_ratio=2",
     "losses": "ceiling=10.0",
     "optimizers": "lr=0.002",
     "schedules": "power=2.0",

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokens import Ids
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score
 from pipeline.plugin.components import IGNORED
 
@@ -32,7 +32,7 @@ class TokenDetails:
 
 
 def score_in_detail(
-    model: GPT, ids: Ids, windows: Sequence[EvaluationWindow], batch_size: int
+    model: LanguageModel, ids: Ids, windows: Sequence[EvaluationWindow], batch_size: int
 ) -> Iterator[tuple[Scores, TokenDetails]]:
     """What `score` yields, each with its details."""
     top5: list[torch.Tensor] = []

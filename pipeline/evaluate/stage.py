@@ -22,7 +22,7 @@ from pipeline.evaluate.details import score_in_detail
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.samples import draw_samples
 from pipeline.evaluate.tables import digests, write_tables
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, weights_file
 from pipeline.model.device import choose_device, use_threads
 from pipeline.model.held_out import check_same_tokenizer
 from pipeline.model.made_by import note_changes, read_record
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
     from pipeline.params.params import EvaluateParams, Params
 
-KINDS = ["samplers"]
+KINDS = ["models", "samplers"]
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -51,13 +51,15 @@ def run(params: Params, paths: Paths) -> None:
             "samplers": [(each.name, plain_options(each)) for each in samplers],
         },
         [paths.checkpoint / MANIFEST, paths.splits / MANIFEST, paths.metrics / "train.json"],
-        registry.origins(("samplers", each.name) for each in samplers),
+        registry.origins(
+            [*used_model(paths.checkpoint, registry), *(("samplers", each.name) for each in samplers)]
+        ),
         paths.plugins,
     )
     if republished("evaluate", paths.reports, identity, paths):
         return
     use_threads(params.runtime.threads)
-    checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))
+    checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device), registry)
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
     check_same_tokenizer(checkpoint, splits)
@@ -117,7 +119,7 @@ def _write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> str:
 
 
 def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
-    return max(1, round(params.stride * checkpoint.model.config.context_length))
+    return max(1, round(params.stride * checkpoint.model.architecture.shape.context_length))
 
 
 def _about(params: EvaluateParams, evaluation: Evaluation, paths: Paths) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _about(params: EvaluateParams, evaluation: Evaluation, paths: Paths) -> dict
         "step": checkpoint.step,
         "weights": checkpoint.weights,
         "weights_sha256": recorded_sha256(weights_file(paths.checkpoint, checkpoint.weights)),
-        "context_length": checkpoint.model.config.context_length,
+        "context_length": checkpoint.model.architecture.shape.context_length,
         "stride": _stride(params, checkpoint),
         "stride_share": params.stride,
         "tokenizer": {"name": checkpoint.tokenizer.name, "fingerprint": checkpoint.tokenizer.fingerprint},
@@ -141,7 +143,11 @@ def _about(params: EvaluateParams, evaluation: Evaluation, paths: Paths) -> dict
 def _evaluate(
     checkpoint: Checkpoint, splits: TokenFolder, side: str, params: EvaluateParams, train_counts: Counts
 ) -> tuple[dict[str, Any], Breakdown]:
-    ids, tokenizer, context = splits.ids(side), checkpoint.tokenizer, checkpoint.model.config.context_length
+    ids, tokenizer, context = (
+        splits.ids(side),
+        checkpoint.tokenizer,
+        checkpoint.model.architecture.shape.context_length,
+    )
     windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
     summary = Summary(tokenizer.byte_lengths)
     accumulator = BreakdownAccumulator(ids, splits.documents(side), train_counts, tokenizer.byte_lengths, context)

@@ -14,6 +14,7 @@ from pipeline.plugin.components import (
     EvalCallback,
     Exporter,
     Loss,
+    Model,
     Optimizer,
     Sampler,
     Schedule,
@@ -27,6 +28,11 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 @hookspec
 def register_corpora() -> list[type[Corpus]]:  # type: ignore[empty-body]
     """Corpora: where text comes from. Chosen by `tokenize.corpus.name`."""
+
+
+@hookspec
+def register_models() -> list[type[Model]]:  # type: ignore[empty-body]
+    """Models: architectures. Chosen by `model.name`."""
 
 
 @hookspec

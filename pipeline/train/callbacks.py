@@ -15,8 +15,10 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import PluginError
+from pipeline.model.architecture import LanguageModel
+from pipeline.model.architecture import run as compute
+from pipeline.model.device import device_of
 from pipeline.model.generate import generate
-from pipeline.model.gpt import GPT
 from pipeline.model.scoring import evaluating, score_tokens
 from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import (
@@ -149,7 +151,7 @@ def _share_memory(run: TrainingRun, state: TrainState, callback: EvalCallback) -
 
 
 def _call_all(
-    run: TrainingRun, model: GPT | None, row: dict[str, float], state: TrainState
+    run: TrainingRun, model: LanguageModel | None, row: dict[str, float], state: TrainState
 ) -> tuple[dict[str, float], str]:
     """The row with the callbacks' numbers, and why one of them ends the run, if one does."""
     assert model is not None  # this is the first rank
@@ -164,7 +166,7 @@ def _call_all(
 
 
 def _call(
-    run: TrainingRun, callback: EvalCallback, model: GPT, row: dict[str, float], state: TrainState
+    run: TrainingRun, callback: EvalCallback, model: LanguageModel, row: dict[str, float], state: TrainState
 ) -> dict[str, float]:
     """What the callback returns; one that stops the run returns nothing."""
 
@@ -185,7 +187,7 @@ def _call(
         generate=partial(_generate, run, model),
         show=show,
         model=model,
-        batches=partial(_batches, run, model.head_weight.device),
+        batches=partial(_batches, run, device_of(model)),
         loss=partial(_token_losses, model),
         memory=state.memory.setdefault(callback.name, {}),
     )
@@ -216,16 +218,18 @@ def _batches(run: TrainingRun, device: torch.device, side: str) -> Iterator[torc
 
 
 @torch.no_grad()
-def _token_losses(model: GPT, ids: torch.Tensor) -> torch.Tensor:
+def _token_losses(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
     """The plain loss of each id [B, T + 1] after the first: nats [B, T]."""
-    ids = ids.to(model.head_weight.device)
+    ids = ids.to(device_of(model))
     with evaluating(model):
-        return score_tokens(model(ids[:, :-1]), ids[:, 1:])[0]
+        return score_tokens(compute(model, ids[:, :-1]), ids[:, 1:])[0]
 
 
-def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0) -> str:
+def _generate(
+    run: TrainingRun, model: LanguageModel, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0
+) -> str:
     """The prompt and what the model makes of it; temperature 0 takes the likeliest token each time."""
-    tokenizer, device = run.data.tokenizer, model.head_weight.device
+    tokenizer, device = run.data.tokenizer, device_of(model)
     start = [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
     generator = torch.Generator(device).manual_seed(0) if temperature > 0 else None
     samplers = [lambda logits, tokens: logits / max(temperature, 1e-6)] if temperature > 0 else []

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import REPOSITORY, TINY, Project, Result, words
 
 from pipeline.commands import generate as stage
 from pipeline.core.console import printable
 from pipeline.data.batches import evaluation_windows
-from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model import load
 from pipeline.model.scoring import summarize
 
 
@@ -361,7 +360,7 @@ def test_a_text_is_scored_in_the_encoding_of_the_corpus(trained_project: Project
 def test_a_text_is_scored_as_evaluation_scores_a_document(
     trained_project: Project, texts: tuple[Path, Path], stride: float
 ) -> None:
-    checkpoint = load_checkpoint(trained_project.root / "artifacts" / "checkpoint", "best", torch.device("cpu"))
+    checkpoint = load(trained_project.root / "artifacts" / "checkpoint", plugins=trained_project.root / "plugins")
     tokenizer = checkpoint.tokenizer
     score = ("score", "--json", "--set", f"evaluate.stride={stride}")
     *found, total = lines(trained_project.succeed(*score, *map(str, texts)).out)

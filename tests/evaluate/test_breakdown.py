@@ -16,7 +16,7 @@ from pipeline.data.tokens import IndexEntry
 from pipeline.evaluate.breakdown import MOST_BLOCKS, Breakdown, BreakdownAccumulator, UnitScore, token_counts
 from pipeline.evaluate.details import TokenDetails, highest_probability, in_top, score_in_detail
 from pipeline.evaluate.tables import read_units, write_tables
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score, score_tokens
 from pipeline.plugin.components import ModelOutput
 
@@ -31,9 +31,9 @@ DOCUMENTS = [
 ]
 
 
-def make() -> GPT:
+def make() -> LanguageModel:
     torch.manual_seed(0)
-    model = GPT(small_config(vocab_size=VOCAB, context_length=CONTEXT))
+    model = small_config(vocab_size=VOCAB, context_length=CONTEXT).make()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model

@@ -26,11 +26,11 @@ def write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> None:
 
 def _report(evaluation: Evaluation, paths: Paths) -> Report:
     checkpoint, splits = evaluation.checkpoint, evaluation.splits
-    sides = list(evaluation.breakdowns)
+    sides, architecture = list(evaluation.breakdowns), checkpoint.model.architecture
     return Report(
         metrics=evaluation.metrics,
         weights=checkpoint.weights,
-        model=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
+        model=architecture.config.flat() | {"parameters": architecture.parameter_count},
         training=read_training(paths.checkpoint),
         samples=evaluation.samples,
         excerpts=[read_excerpt(checkpoint, splits, side, evaluation.breakdowns[side].documents) for side in sides],
