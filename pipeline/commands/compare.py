@@ -74,7 +74,7 @@ def run_sweep(
             )
         places += found.done if found else [find_place(paths.root, name)]
         if found:
-            left_out |= dict.fromkeys(found.failed, "failed: `dvc queue logs NAME` shows why")
+            left_out |= {each: f"failed: `dvc queue logs {each}` shows why" for each in found.failed}
             left_out |= dict.fromkeys(found.waiting, "waits in DVC's queue: `dvc queue start`")
     if not places:
         raise PipelineError(

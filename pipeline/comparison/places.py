@@ -54,6 +54,7 @@ class Revision:
     root: Path
     name: str
     commit: str
+    experiment: bool = False
 
     def read(self, path: str) -> str:
         folder, _, inside = path.partition("/")
@@ -83,7 +84,10 @@ class Revision:
         lock = self._committed("dvc.lock")
         evaluated, trained = (recorded_digest(lock, *each) for each in _CHECKPOINT)
         if evaluated != trained:
-            raise DataError(f"{self.name}: its model was not evaluated: {_REPRO} (or `dvc exp run evaluate`) there")
+            raise DataError(
+                f"{self.name}: its model was not evaluated: `git checkout {self.commit[:10]} && dvc repro evaluate`, "
+                "or run it again with the target evaluate"
+            )
         digest = recorded_digest(lock, "evaluate", "outs", _REPORTS)
         if digest is None:
             raise DataError(
@@ -92,9 +96,12 @@ class Revision:
             )
         files = cached_folder(self.root, digest)
         if not files:
+            brings = "`dvc fetch --all-commits` brings them from a remote"
+            if self.experiment:
+                brings = f"`dvc exp pull REMOTE {self.name}` (REMOTE: git's) brings them where they were pushed"
             raise DataError(
-                f"{self.name}: its {_REPORTS} are not in DVC's cache: `dvc fetch --all-commits` brings them from a "
-                f"remote, and `git checkout {self.commit[:10]} && dvc repro` makes them again"
+                f"{self.name}: its {_REPORTS} are not in DVC's cache: {brings}, and "
+                f"`git checkout {self.commit[:10]} && dvc repro evaluate` makes them again"
             )
         return files
 
@@ -114,7 +121,7 @@ def find_place(root: Path, name: str) -> Place:
     experiments = _experiments(root)
     found = [each.commit for each in experiments if each.name == name]
     if len(found) == 1:
-        return Revision(root, name, found[0])
+        return Revision(root, name, found[0], experiment=True)
     if found:
         commits = ", ".join(each[:7] for each in found)
         raise PipelineError(f"{name!r} is the name of several experiments: take one of the commits {commits}")
@@ -137,7 +144,7 @@ def find_experiments(root: Path, name: str) -> Experiments | None:
     """The experiments on the git revision `name`; None where it is no revision, or has none."""
     commit = (_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") or "").strip()
     found = Experiments(
-        [Revision(root, each.name, each.commit) for each in _experiments(root) if each.baseline == commit],
+        [Revision(root, each.name, each.commit, True) for each in _experiments(root) if each.baseline == commit],
         _queued(root, "failed", commit),
         _queued(root, "stash", commit),
     )

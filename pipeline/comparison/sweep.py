@@ -138,9 +138,10 @@ def read_sweep(places: Sequence[Place], keys: Sequence[str], left_out: Mapping[s
         try:
             runs.append(_read(place))
         except PipelineError as error:
-            left_out[place.name] = str(error)
+            left_out[place.name] = str(error).removeprefix(f"{place.name}: ")
     if not runs:
-        raise PipelineError(next(iter(left_out.values())))
+        name, why = next((name, why) for name, why in left_out.items() if name in {place.name for place in places})
+        raise PipelineError(f"none of the runs can be read: {name}: {why}")
     groups = _grouped(runs, keys, left_out)
     kept = [run for group in groups for run in group]
     results = [run.result for run in kept]

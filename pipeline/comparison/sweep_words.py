@@ -61,8 +61,8 @@ def notes(sweep: Sweep) -> Iterator[str]:
         "seconds and FLOPs are those of one run."
     )
     yield (
-        "To best: the step at which a recipe's val.loss is as low as the best one's ever is. Best to it: the step at "
-        "which the best one's is as low as this recipe's ever is."
+        "To best: the step at which a recipe's val.loss is as low as the best one's ever is. Best to it: the step "
+        "at which the best one's is as low as this recipe's ever is."
     )
     if sweep.pairs:
         many = f"{sweep.pairs} pairs" if sweep.pairs > 1 else "one pair"
