@@ -85,8 +85,8 @@ class Revision:
         evaluated, trained = (recorded_digest(lock, *each) for each in _CHECKPOINT)
         if evaluated != trained:
             raise DataError(
-                f"{self.name}: its model was not evaluated: `git checkout {self.commit[:10]} && dvc repro evaluate`, "
-                "or run it again with the target evaluate"
+                f"{self.name}: its model was not evaluated: `git checkout {self.commit[:10]} && dvc repro "
+                "evaluate`, or run it again with the target evaluate"
             )
         digest = recorded_digest(lock, "evaluate", "outs", _REPORTS)
         if digest is None:
