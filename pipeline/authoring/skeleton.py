@@ -21,6 +21,7 @@ _OPTION = {
     "losses": "ceiling=10.0",
     "optimizers": "lr=0.002",
     "schedules": "power=2.0",
+    "batch_samplers": "short=200",
     "eval_callbacks": "smoothing=0.9",
     "samplers": "margin=3.0",
     "exporters": "dtype=float16",

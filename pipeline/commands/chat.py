@@ -18,7 +18,7 @@ from pipeline.commands.decode import TextStream
 from pipeline.commands.generate import check_stops, encoded, load_model, show
 from pipeline.core.console import printable
 from pipeline.core.errors import ParamsError, PipelineError
-from pipeline.model.generate import GrowingText, draw
+from pipeline.model.generate import Drawing, GrowingText, draw
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -232,19 +232,23 @@ class _Session:
         self._read.add(torch.tensor([ids], dtype=torch.long, device=self._read.tokens.device))
 
     @torch.inference_mode()
-    def _draw(self) -> int:
-        """Draws the next token and adds it. The samplers are given the tokens that the model sees."""
+    def _draw(self, start: int, drawing: Drawing) -> int:
+        """Draws the next token and adds it. The samplers are given the tokens that the model sees, of which those
+        before `start` are the prompt."""
         read = self._read
-        new = draw(read.logits(), read.tokens[:, read.unseen :], self._settings.samplers, self._generator)
+        logits = read.logits()
+        drawing.prompt_length = max(start - read.unseen, 0)
+        new = draw(logits, read.tokens[:, read.unseen :], self._settings.samplers, self._generator, [drawing])
         read.add(new[:, None])
         return int(new)
 
     def _continue(self) -> None:
         read, stream = self._read, TextStream(self._tokenizer, self._stops)
         unseen, start, text, drawn, ended = read.unseen, len(read), "", list[int](), False
+        drawing = Drawing(start)
         with _interrupts() as interrupts:
             while len(drawn) < self._settings.tokens and not (interrupts or ended or stream.stopped):
-                token = self._draw()
+                token = self._draw(start, drawing)
                 ended = token == self._tokenizer.end_of_text
                 if not ended:
                     drawn.append(token)

@@ -262,7 +262,7 @@ def _measure(
     """Says how much memory and time the whole run will need, after a few real steps in a child process."""
     trial = try_steps(params, paths, splits.folder)
     _say_memory(params, trial, device)
-    data, length = TrainingData.read(params, splits), params.model.context_length
+    data, length = TrainingData.read(params, splits, components.batch_sampler), params.model.context_length
     run = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[
         -1
     ].length

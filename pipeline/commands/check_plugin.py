@@ -64,6 +64,8 @@ def _check(plural: str, component: Any, root: Path, sources: list[ExportSource])
             testing.check_optimizer(component)
         case "schedules":
             testing.check_schedule(component)
+        case "batch_samplers":
+            testing.check_batch_sampler(component)
         case "eval_callbacks":
             with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it may write beside the runs
                 testing.check_eval_callback(component)

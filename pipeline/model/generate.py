@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from pipeline.model.attention import KVCache
 from pipeline.model.device import computes_bf16
 from pipeline.model.functions import linear
 from pipeline.model.gpt import GPT
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, named, taken
 from pipeline.plugin.components import Sampler
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -53,8 +54,9 @@ def generate(
         The next ids [B].
     """
     text = GrowingText(model, tokens[:, -model.config.context_length :])
+    drawings = [Drawing(len(text)) for _ in tokens]
     for _ in range(max_new_tokens):
-        new = draw(text.logits(), text.tokens, samplers, generator)
+        new = draw(text.logits(), text.tokens, samplers, generator, drawings)
         if end is not None and bool((new == end).all()):
             return
         text.add(new[:, None])
@@ -95,7 +97,7 @@ def continuations(
         ids[row, : len(prompt)] = torch.tensor(prompt)
     drawn: list[list[int]] = [[] for _ in cut]
     ended = [False] * len(cut)
-    text = GrowingText(model, ids)
+    text, drawings = GrowingText(model, ids), [Drawing(length) for length in lengths]
     for position in range(min(lengths), ids.shape[1]):
         begun = [row for row, length in enumerate(lengths) if length <= position < length + max_new_tokens]
         drawing = [row for row in begun if not ended[row]]
@@ -106,7 +108,7 @@ def continuations(
         for row in drawing:
             own = slice(row, row + 1)
             generator = generators[row] if generators is not None else None
-            token = int(draw(logits[own], text.tokens[own], samplers, generator))
+            token = int(draw(logits[own], text.tokens[own], samplers, generator, drawings[own]))
             ended[row] = token == end
             if not ended[row]:
                 ids[row, position] = token
@@ -171,22 +173,52 @@ class GrowingText:
         return logits if logits.element_size() >= 4 else logits.float()
 
 
+@dataclass
+class Drawing:
+    """What samplers may ask of a sequence beside its tokens.
+
+    Attributes:
+        prompt_length: How many of the tokens are the prompt.
+        memories: Each sampler's own dict, by its place among them.
+    """
+
+    prompt_length: int
+    memories: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
 def draw(
     logits: torch.Tensor,
     tokens: torch.Tensor,
     samplers: Sequence[SamplerLike],
     generator: torch.Generator | None,
+    drawings: Sequence[Drawing] | None = None,
 ) -> torch.Tensor:
-    """One id a row [B] from logits [B, V], after the samplers in their order."""
-    for sampler in samplers:
+    """One id a row [B] from logits [B, V], after the samplers in their order; without `drawings`, as the first one
+    after a prompt."""
+    drawings = drawings or [Drawing(tokens.shape[1]) for _ in tokens]
+    for number, sampler in enumerate(samplers):
         if isinstance(sampler, Sampler):
             with calling(sampler):
-                logits = _checked(sampler, sampler(logits, tokens), logits)
+                logits = _checked(sampler, _sampled(sampler, number, logits, tokens, drawings), logits)
         else:
             logits = sampler(logits, tokens)
     if generator is None:
         return logits.argmax(dim=-1)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def _sampled(
+    sampler: Sampler, number: int, logits: torch.Tensor, tokens: torch.Tensor, drawings: Sequence[Drawing]
+) -> torch.Tensor:
+    """What the sampler of this number makes of the logits; one that asks for more gets one row at a time."""
+    if not taken(sampler, "__call__", prompt_length=0, memory={}):
+        return sampler(logits, tokens)
+    rows = []
+    for row, drawing in enumerate(drawings):
+        own, memory = slice(row, row + 1), drawing.memories.setdefault(number, {})
+        more = taken(sampler, "__call__", prompt_length=drawing.prompt_length, memory=memory)
+        rows.append(sampler(logits[own], tokens[own], **more))
+    return torch.cat(rows)
 
 
 def _checked(sampler: Sampler, result: Any, logits: torch.Tensor) -> torch.Tensor:

@@ -232,6 +232,8 @@ class TrainParams(Section):
     """`bf16` computes in bfloat16 with float32 weights; `auto` does where the processor has instructions for it."""
     shift_windows: bool
     """Whether each epoch cuts the training text at other places."""
+    batch_sampler: Choice
+    """The order in which the windows of the training text are read."""
     grad_clip: Annotated[float, Field(ge=0)]
     """Largest norm of the gradient; 0 leaves it as it is."""
     skip_bad_steps: Count
@@ -242,9 +244,12 @@ class TrainParams(Section):
     """What training minimises."""
     optimizer: Choice
     """How the weights follow the gradients."""
+    log_every: Count
+    """Steps between rows of metrics/steps.tsv (loss, rate, gradient norm, callbacks' numbers); 0 for none. It
+    changes nothing else."""
     evaluation: EvaluationParams
     eval_callbacks: Choices
-    """What is done after each evaluation during training."""
+    """What is done after each evaluation, or at each step, of training."""
 
 
 # ── evaluate and export ───────────────────────────────────────────────────────────────────────────

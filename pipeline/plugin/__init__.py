@@ -3,6 +3,7 @@
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 from pipeline.plugin.components import (
     IGNORED,
+    BatchSampler,
     Component,
     Corpus,
     Document,
@@ -15,12 +16,15 @@ from pipeline.plugin.components import (
     Optimizer,
     Sampler,
     Schedule,
+    StepEvent,
     StopTraining,
 )
 from pipeline.plugin.hookspecs import hookimpl
+from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 
 __all__ = [
     "IGNORED",
+    "BatchSampler",
     "Component",
     "Corpus",
     "Document",
@@ -28,13 +32,18 @@ __all__ = [
     "EvaluationEvent",
     "ExportSource",
     "Exporter",
+    "IndexedDocument",
     "Loss",
     "ModelOutput",
     "Optimizer",
     "Sampler",
     "Schedule",
+    "Source",
+    "StepEvent",
     "StopTraining",
+    "TokenIndex",
     "awkward_texts",
     "byte_characters",
     "hookimpl",
+    "permuted",
 ]

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import pluggy
 
-from pipeline.plugin.components import Corpus, EvalCallback, Exporter, Loss, Optimizer, Sampler, Schedule
+from pipeline.plugin.components import (
+    BatchSampler,
+    Corpus,
+    EvalCallback,
+    Exporter,
+    Loss,
+    Optimizer,
+    Sampler,
+    Schedule,
+)
 
 PROJECT = "pipeline"
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -33,6 +42,11 @@ def register_optimizers() -> list[type[Optimizer]]:  # type: ignore[empty-body]
 @hookspec
 def register_schedules() -> list[type[Schedule]]:  # type: ignore[empty-body]
     """Schedules: how the learning rate moves. Chosen by `train.schedule.name`."""
+
+
+@hookspec
+def register_batch_samplers() -> list[type[BatchSampler]]:  # type: ignore[empty-body]
+    """Batch samplers: the order of the training data. Chosen by `train.batch_sampler.name`."""
 
 
 @hookspec

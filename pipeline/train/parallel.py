@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -59,10 +59,14 @@ class Parallel:
         parameters = list(self.model.parameters())
         gradients = [each.grad for each in parameters if each.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
-        norm = float(total.full_tensor() if self.sharded else total)  # type: ignore[attr-defined]
+        norm = float(self.full_tensor(total))
         if norm > max_norm:  # else it would multiply every gradient by one
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
         return norm
+
+    def full_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """All of a parameter or gradient, which under FSDP2 all ranks must ask for."""
+        return tensor
 
     def full(self, state: Any) -> Any:
         """A copy of a state dict with full tensors, on rank 0's CPU; the other ranks get the same with tensors
@@ -77,6 +81,18 @@ class Parallel:
     def distribute(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Loaded weights, full on rank 0 or sharded, in the form that `to_cpu` returns. All ranks must call it."""
         return weights
+
+    def place(self, saved: Any) -> Any:
+        """Saved tensors in nested dicts and lists, on the device; those under a parameter's name are sharded as it
+        is. All ranks must call it, with what `distribute` takes."""
+        return map_tensors(lambda tensor: tensor.to(self.device), saved)
+
+    @torch.no_grad()
+    def overwrite(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Copies tensors that are laid out like the model's own into it, by name; the others stay."""
+        for name, tensor in self.model.state_dict().items():  # which gathers FSDP2's shards anew
+            if name in weights:
+                tensor.copy_(weights[name])
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         """Loads weights: full ones, which only rank 0 needs to have, or shards. All ranks must call it."""
@@ -102,10 +118,15 @@ def alone(make: Callable[[], GPT], device: torch.device, compiled: bool) -> Para
 
 def map_tensors(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
     """A copy of nested dicts, lists and tuples with `change` applied to every tensor; anything else as it is."""
+    return map_named(lambda name, tensor: change(tensor), value)
+
+
+def map_named(change: Callable[[str, torch.Tensor], Any], value: Any, name: str = "") -> Any:
+    """`map_tensors` whose `change` is told each tensor's path as well, such as "/state/0/exp_avg"."""
     if isinstance(value, torch.Tensor):
-        return change(value)
+        return change(name, value)
     if isinstance(value, dict):
-        return {key: map_tensors(change, each) for key, each in value.items()}
+        return {key: map_named(change, each, f"{name}/{key}") for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map_tensors(change, each) for each in value)
+        return type(value)(map_named(change, each, f"{name}/{number}") for number, each in enumerate(value))
     return value

@@ -11,6 +11,7 @@ import torch
 from pipeline.model.config import GPTConfig
 from pipeline.model.device import keep_memory, use_threads
 from pipeline.model.gpt import GPT
+from pipeline.plugin.components import ModelOutput
 from pipeline.train import memory_check
 from pipeline.train.components import Components
 from pipeline.train.conditions import Conditions
@@ -20,7 +21,9 @@ from pipeline.train.length import Length
 from pipeline.train.parallel import Parallel, alone
 from pipeline.train.phases import Phase
 from pipeline.train.ranks import Ranks
+from pipeline.train.steps import STEPS, LiveTable
 from pipeline.train.store import Saver
+from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
     from pipeline.data.tokenizer import Tokenizer
@@ -46,6 +49,8 @@ class TrainingRun:
         optimizer: The optimizer of its parameters.
         saver: Writes states.
         stop: Whether the process was asked to stop.
+        live: The steps' numbers, to watch while it trains.
+        teacher: The frozen model that the loss learns from, if it does.
     """
 
     params: TrainParams
@@ -57,6 +62,8 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     saver: Saver
     stop: StopSignal
+    live: LiveTable
+    teacher: GPT | None = None
 
     @classmethod
     def build(
@@ -69,11 +76,13 @@ class TrainingRun:
         ranks: Ranks | None = None,
         stop: StopSignal | None = None,
         make: Callable[[], GPT] | None = None,
+        teacher: Teacher | None = None,
     ) -> TrainingRun:
         """Makes the model (or has `make` make it), laid out over the ranks, and its optimizer.
 
         Raises:
             ParamsError: the model needs more memory than there is.
+            CheckpointError, DataError: the teacher cannot be read, or does not fit.
             PluginError: the optimizer cannot be built for this model.
         """
         ranks = ranks or Ranks()
@@ -95,14 +104,19 @@ class TrainingRun:
             phase=phase,
             conditions=conditions,
             parallel=parallel,
-            optimizer=components.build_optimizer(parallel.model, parallel.sharded),
+            optimizer=components.build_optimizer(
+                parallel.model, parallel.sharded, replace(phase.length, parts=phase.length.parts[:1]).total_steps
+            ),
             saver=Saver(phase.store, params.runtime.save_seconds, parallel.writers),
             stop=stop or StopSignal(),
+            live=LiveTable(phase.store.folder / STEPS),
+            teacher=teacher.load(data.tokenizer, params.model.context_length, device) if teacher else None,
         )
 
     def for_phase(self, phase: Phase) -> TrainingRun:
         """The same run up to the end of another phase."""
-        return replace(self, phase=phase, saver=replace(self.saver, store=phase.store))
+        live = LiveTable(phase.store.folder / STEPS)
+        return replace(self, phase=phase, saver=replace(self.saver, store=phase.store), live=live)
 
     @property
     def model(self) -> GPT:
@@ -137,6 +151,14 @@ class TrainingRun:
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not self.parallel.sharded
         )
+
+    @torch.no_grad()
+    def teach(self, ids: torch.Tensor) -> ModelOutput:
+        """What the teacher computes for ids [B, T]."""
+        assert self.teacher is not None  # the loss asks for one
+        with self.autocast():
+            output: ModelOutput = self.teacher(ids)
+        return output
 
     def to_device(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids on the device; a GPU fetches them from pinned memory while this process continues."""

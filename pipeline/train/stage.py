@@ -23,6 +23,7 @@ from pipeline.train.publish import publish
 from pipeline.train.ranks import Ranks, started_as_rank
 from pipeline.train.run import TrainingRun, model_config
 from pipeline.train.state import TrainState
+from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -35,8 +36,8 @@ class UnusableStateError(CheckpointError):
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads artifacts/splits; writes artifacts/checkpoint and metrics/train.json, history.tsv, timing.tsv,
-    performance.json. An interrupted run continues from its last saved state."""
+    """Reads artifacts/splits; writes artifacts/checkpoint and metrics/train.json, history.tsv, steps.tsv,
+    timing.tsv, performance.json. An interrupted run continues from its last saved state."""
     processes = process_count(params.runtime)
     if processes == 1 and not started_as_rank():
         while True:
@@ -53,10 +54,11 @@ def run(params: Params, paths: Paths) -> None:
 def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     paths.metrics.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
-    data = TrainingData.read(params, splits)
     components = Components.load(params.train, paths.plugins)
+    data = TrainingData.read(params, splits, components.batch_sampler)
     start = pretrained(params, data.tokenizer, paths)
-    what = identity(params, components, data, start.digest if start else "")
+    teacher = Teacher.of(components.loss, paths.root)
+    what = identity(params, components, data, start.digest if start else "", teacher.digest if teacher else "")
     parts = phases(params.train, components.schedule, data.windows, what, paths.resume)
     ranks.check_same(parts[-1].store.folder.name, "other params, data, code, plugins or versions")
 
@@ -67,7 +69,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         number, saved = newest(parts, ranks, model_config(params, data.tokenizer))
         earlier = saved["run"]["conditions"] if saved else {}
         conditions = choose(params, ranks, earlier, _total_flops(params, data, parts[-1].length.total_windows))
-        whole = TrainingRun.build(params, components, data, parts[-1], conditions, ranks, stop)
+        whole = TrainingRun.build(params, components, data, parts[-1], conditions, ranks, stop, teacher=teacher)
         try:
             state = TrainState.restore(saved, whole) if saved else TrainState()
         except CheckpointError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import REPOSITORY
 
 from pipeline.authoring.testing import (
     Refused,
+    check_batch_sampler,
     check_corpus,
     check_eval_callback,
     check_exporter,
@@ -24,7 +26,7 @@ from pipeline.authoring.testing import (
 from pipeline.commands.check_plugin import tiny_source
 from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import load_checkpoint
-from pipeline.plugin import EvalCallback, Loss, Optimizer, Sampler, StopTraining
+from pipeline.plugin import BatchSampler, EvalCallback, Loss, Optimizer, Sampler, StopTraining
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 
@@ -32,6 +34,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "losses": check_loss,
     "optimizers": check_optimizer,
     "schedules": check_schedule,
+    "batch_samplers": check_batch_sampler,
     "eval_callbacks": check_eval_callback,
     "samplers": check_sampler,
 }
@@ -66,6 +69,8 @@ def test_options_other_than_the_defaults_keep_it_too() -> None:
     smoothed = {"cross_entropy": {"label_smoothing": 0.1}}
     check_loss(registry.build("losses", "cross_entropy", smoothed, ""))
     check_optimizer(registry.build("optimizers", "adamw", {"adamw": {"plain": True}}, ""))
+    shares = {"weighted": {"shares": {"a": 0.2, "b/5.txt": 1, "b": 3}}}
+    check_batch_sampler(registry.build("batch_samplers", "weighted", shares, ""))
     check_sampler(registry.build("samplers", "temperature", {"temperature": {"value": 0.0}}, ""))
     check_sampler(registry.build("samplers", "top_k", {"top_k": {"k": 1}}, ""))
     check_sampler(registry.build("samplers", "top_p", {"top_p": {"p": 0.01}}, ""))
@@ -129,6 +134,45 @@ class ForgetfulOptimizer(Optimizer):
 
     def build(self, named_parameters: Any) -> Any:
         return torch.optim.SGD([p for n, p in named_parameters if "norm" not in n], lr=0.1)
+
+
+class Straying(BatchSampler):
+    """Reads past the end of the text."""
+
+    name: ClassVar[str] = "straying"
+
+    def offset(self, sample: Any, seed: Any, index: Any) -> Any:
+        return sample
+
+
+class Remembering(BatchSampler):
+    """Draws from a generator that it keeps."""
+
+    name: ClassVar[str] = "remembering"
+    generator: ClassVar[random.Random] = random.Random(0)
+
+    def offset(self, sample: Any, seed: Any, index: Any) -> Any:
+        return index.text.in_order(self.generator.randrange(300), seed)
+
+
+class Repeating(BatchSampler):
+    """Claims to read each window once, and reads the first one again and again."""
+
+    name: ClassVar[str] = "repeating"
+    once_an_epoch: ClassVar[bool] = True
+
+    def offset(self, sample: Any, seed: Any, index: Any) -> Any:
+        return 0
+
+
+class Listing(BatchSampler):
+    """Holds the order of an epoch."""
+
+    name: ClassVar[str] = "listing"
+
+    def offset(self, sample: Any, seed: Any, index: Any) -> Any:
+        order = list(reversed(range(index.text.windows)))
+        return index.text.in_order(order[sample % len(order)], seed)
 
 
 class WanderingSampler(Sampler):
@@ -224,6 +268,10 @@ def test_the_trackers_only_record() -> None:
         (check_loss, UnmaskedLoss, "ignored target"),
         (check_loss, PaddedLoss, "padding rows"),
         (check_optimizer, ForgetfulOptimizer, "every parameter"),
+        (check_batch_sampler, Straying, "no window begins at"),
+        (check_batch_sampler, Remembering, "asked again"),
+        (check_batch_sampler, Repeating, "each of its windows once"),
+        (check_batch_sampler, Listing, "1,000,000 windows"),
         (check_sampler, WanderingSampler, "row must not depend|no random choice"),
         (check_sampler, EmptySampler, "keep a token"),
         (check_sampler, RevivingSampler, "ruled out"),

@@ -139,6 +139,7 @@ def test_throughput_is_of_the_stretch_since_the_last_evaluation(tmp_path: Path) 
     metrics.mkdir()
     tables = {
         "history": "step tokens val.loss\n0 0 8\n1 100 7\n2 200 6\n",
+        "steps": "step train.objective mine\n1 9 \n2 8 0.5\n",
         "timing": "step seconds processor_seconds tokens_per_sec\n0 0 0 0\n1 1 2 100\n2 5 8 40\n",
     }
     for name, table in tables.items():
@@ -148,5 +149,9 @@ def test_throughput_is_of_the_stretch_since_the_last_evaluation(tmp_path: Path) 
     training = read_training(tmp_path)
     assert [row.get("tokens_per_sec") for row in training.history] == [None, 100.0, 25.0]
     assert [row["processor_seconds"] for row in training.history] == [0.0, 2.0, 8.0]
+    assert training.steps == [
+        {"step": 1, "train.objective": 9},
+        {"step": 2, "train.objective": 8, "mine": 0.5},
+    ]
     assert training.performance == {"seconds": 9, "tokens_per_sec": 100}
     assert [sample["text"] for sample in training.samples] == ["a\u2028b"]

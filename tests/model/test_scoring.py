@@ -195,4 +195,4 @@ def test_the_windows_of_an_evaluation_in_training_are_spread_evenly_and_always_t
     chosen = evenly_spaced(windows, 10)
     assert [windows.index(each) for each in chosen] == [number * len(windows) // 10 for number in range(10)]
     assert chosen == evenly_spaced(windows, 10)
-    assert evenly_spaced(windows, 1000) == windows
+    assert evenly_spaced(windows, 1000) == list(windows)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import REPOSITORY, Project
 
-from pipeline.authoring.testing import check_eval_callback
+from pipeline.authoring.testing import check_eval_callback, event
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
-from pipeline.plugin import EvalCallback, EvaluationEvent, StopTraining
+from pipeline.plugin import EvalCallback, StopTraining
 from pipeline.plugin.registry import Registry
 
 
@@ -36,7 +36,7 @@ class Training:
     def evaluate(self, callback: EvalCallback, step: int, **metrics: float) -> dict[str, float]:
         row = {"step": step, "val.loss": 4.0 - step / 100, **metrics}
         numbers = callback.on_evaluation(
-            EvaluationEvent(
+            event(
                 step=step,
                 total_steps=self.total_steps,
                 metrics=dict(row),

@@ -148,7 +148,7 @@ def test_the_checkpoint_records_what_made_it_with_what_was_set(trained_project: 
 
 def test_the_checkpoint_holds_the_metrics_of_its_run(trained_project: Project) -> None:
     files = published(trained_project.root)
-    names = {"train.json", "performance.json", "history.tsv", "timing.tsv"}
+    names = {"train.json", "performance.json", "history.tsv", "steps.tsv", "timing.tsv"}
     assert {name.rpartition("/")[2] for name in files if name.startswith("metrics/")} == names
     for name in names:
         assert files[f"artifacts/checkpoint/metrics/{name}"] == files[f"metrics/{name}"]

@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from small_run import (
     CONTEXT,
-    IDS,
-    RAGGED,
     REGISTRY,
     Disturbs,
-    Masked,
     assert_same_bits,
     changed,
     make_model,
     make_run,
+    masked_windows,
     weights,
 )
 
@@ -44,7 +42,7 @@ def ragged_gradient(folder: Path, micro_batch_size: int, dtype: torch.dtype, **c
     run = make_run(
         folder,
         model=make_model().to(dtype),
-        windows=Masked(IDS["train"], CONTEXT, 1, False, RAGGED),
+        windows=masked_windows(),
         batch_size=8,
         total_windows=8,
         micro_batch_size=micro_batch_size,
@@ -82,7 +80,7 @@ def plain_gradient(model: GPT, data: TrainingWindows, offsets: list[int]) -> tor
 
 
 def test_the_gradient_is_that_of_the_mean_over_the_batchs_targets(tmp_path: Path) -> None:
-    data = Masked(IDS["train"], CONTEXT, 1, False, RAGGED)
+    data = masked_windows()
     expected = plain_gradient(make_model().double(), data, data.offsets(0, 8))
     torch.testing.assert_close(ragged_gradient(tmp_path, 2, torch.float64), expected, rtol=1e-6, atol=1e-12)
 
@@ -99,7 +97,7 @@ def test_the_last_incomplete_batch_has_its_own_divisor(tmp_path: Path) -> None:
 
 
 def test_an_epochs_budget_reads_every_window_the_same_number_of_times(tmp_path: Path) -> None:
-    data = TrainingWindows(IDS["train"], CONTEXT, 1, False)
+    data = make_run(tmp_path, shift_windows="false").data.windows
     run = make_run(tmp_path, windows=data, total_windows=3 * data.per_epoch)
     assert run.length.total_windows % run.length.batch_size
     read = [offset for step in range(run.total_steps) for offset in run.offsets(step)]
@@ -137,8 +135,8 @@ def test_a_gradient_below_the_largest_norm_is_left_as_it_is(tmp_path: Path) -> N
 def test_a_batch_whose_targets_are_all_masked_is_skipped(tmp_path: Path, optimizer: str) -> None:
     run = make_run(tmp_path, optimizer=optimizer)
     before, state = weights(run), TrainState()
-    masked = changed(run, windows=Masked(IDS["train"], CONTEXT, 1, True, (CONTEXT,)))
-    assert train_step(masked, state) == (0.0, 0)
+    without = changed(run, windows=masked_windows((CONTEXT,), shift=True))
+    assert train_step(without, state) == (0.0, 0)
     assert_same_bits(weights(run), before)
     assert (state.step, state.grad_norm, state.objective_nats, state.objective_tokens) == (1, 0.0, 0.0, 0)
     train_step(run, state)

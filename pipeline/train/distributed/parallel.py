@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.model.gpt import GPT
 from pipeline.plugin.components import ModelOutput
-from pipeline.train.parallel import Parallel, map_tensors
+from pipeline.train.parallel import Parallel, map_named, map_tensors
 from pipeline.train.ranks import Ranks
 
 
@@ -47,6 +47,16 @@ class _Distributed(Parallel):
             for number, values in saved["state"].items()
         }
         optimizer.load_state_dict({**saved, "state": state})
+
+    def place(self, saved: Any) -> Any:
+        mine = self.model.state_dict()
+        first = next(iter(mine.values()))  # any shard knows the device of all
+
+        def placed(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            unnamed = first if isinstance(tensor, DTensor) else tensor
+            return self._distribute(mine.get(name.rpartition("/")[2], unnamed), tensor)
+
+        return map_named(placed, saved)
 
     def _distribute(self, like: torch.Tensor, tensor: torch.Tensor | None) -> torch.Tensor:
         """Broadcasts rank 0's tensor, or shards it as `like` is sharded if it has that shape; the other ranks give
@@ -129,6 +139,9 @@ class FSDP2(_Distributed):
         if hooks:
             hooks.clear()
         return output
+
+    def full_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def to_cpu(self, state: Any) -> Any:
         def copied(tensor: torch.Tensor) -> torch.Tensor:
