@@ -205,16 +205,26 @@ class _Compare(click.Command):
         return super().parse_args(ctx, args)
 
 
-@cli.command(cls=_Compare, short_help="Tell whether two runs, or two recipes, really differ.")
+@cli.command(cls=_Compare, short_help="Tell whether runs, or recipes, really differ.")
 @click.argument("names", metavar="[A] [B]", nargs=-1)
 @click.option(
     "--against", multiple=True, metavar="B1 B2 ...",
     help="Compare recipes: runs with other seeds of the one, A1 A2 ..., and of the other.",
 )  # fmt: skip
+@click.option(
+    "--by", multiple=True, metavar="PARAM",
+    help="Rank the recipes of a sweep: the runs by the values of a param; may be repeated.",
+)  # fmt: skip
 @click.option("--json", "form", flag_value="json", help="Print everything as JSON.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print tables for a pull request.")
 @click.option("--text", "form", flag_value="text", default="text", hidden=True)
-def compare(names: tuple[str, ...], against: tuple[str, ...], form: str) -> None:
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="With --by: write a page with curves, too.",
+)  # fmt: skip
+def compare(
+    names: tuple[str, ...], against: tuple[str, ...], by: tuple[str, ...], form: str, html: Path | None
+) -> None:
     """Tell whether two runs differ in their loss on val and test, and by how much for certain.
 
     A and B are git revisions, DVC experiments or folders: unless given, the last commit and the working tree.
@@ -224,7 +234,21 @@ def compare(names: tuple[str, ...], against: tuple[str, ...], form: str) -> None
     pipeline compare main wide                  two checkpoints: would other text say the same?
     pipeline compare a1 a2 a3 --against b1 b2 b3
                                                 two recipes: would other seeds say the same, too?
+    pipeline compare --by train.optimizer.muon.lr
+                                                a sweep: which of the last commit's experiments are better?
+
+    With --by, give names for other runs than the last commit's experiments: runs, or a commit for the experiments
+    that stand on it. Runs that differ in train.seed alone are repetitions.
     """
+    if by and against:
+        raise click.UsageError("--by compares all recipes with each other: give their runs before it, no --against")
+    if html and not by:
+        raise click.UsageError("--html is the page of a sweep: name its params with --by")
+    if by:
+        from pipeline.commands.compare import run_sweep
+
+        _say_all(run_sweep(Paths(Path.cwd()), names, by, form, html))
+        return
     if len(names) > 2 and not against:
         raise click.UsageError(
             "two runs are compared at a time; for several seeds of two recipes, put --against between"

@@ -155,6 +155,25 @@ def test_the_experiments_of_the_comparing_page_run_in_order(shell: Shell) -> Non
     assert "train.optimizer.muon.lr" in compared
 
 
+@pytest.mark.long
+def test_the_sweep_of_the_sweeps_page_is_answered_here_and_in_another_clone(shell: Shell) -> None:
+    shell.clone.commit("first run")
+    printed = [(line, shell.type(line)) for line in lines_of(REPOSITORY / "docs" / "sweeps.md")]
+    compared = [output for line, output in printed if line.startswith("pipeline compare --by")]
+    assert len(compared) == 3
+    for output in compared:  # 3 rates, each with 3 seeds
+        rows = re.findall(r"^[ |]+lr=\S+[ |]+3 ", output, flags=re.MULTILINE)
+        assert len(rows) == 3, output
+    # What the error of a cache without the reports names brings them.
+    shutil.rmtree(shell.clone.root / ".dvc" / "cache")
+    compare = ("python", "-m", "pipeline", "compare", "--by", "train.optimizer.muon.lr")
+    refused = shell.clone.run(*compare, check=False)
+    assert refused.returncode == 1
+    assert "dvc exp pull REMOTE" in refused.stdout
+    shell.type("dvc exp pull -q origin")
+    assert shell.type(" ".join(compare)) == compared[-1]
+
+
 def parts(line: str) -> list[str]:
     """The commands of a line, whatever the experiments are called in it."""
     nameless = re.sub(r"(dvc exp run .*?) -n \S+", r"\1", line)

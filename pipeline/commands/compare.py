@@ -1,4 +1,5 @@
-"""compare: whether two checkpoints differ on a text, or two recipes that were trained with several seeds each."""
+"""compare: whether two checkpoints differ on a text, two recipes that were trained with several seeds each, or the
+recipes of a sweep."""
 
 from __future__ import annotations
 
@@ -6,18 +7,21 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from pipeline.comparison import sweep_words
 from pipeline.comparison.checkpoints import compare_checkpoints, most_changed
-from pipeline.comparison.places import find_place
+from pipeline.comparison.places import Place, find_experiments, find_place
 from pipeline.comparison.recipes import compare_recipes
-from pipeline.comparison.runs import RunResult, comparable, pair, read_run, shared_sides
+from pipeline.comparison.runs import SEED, RunResult, comparable, pair, read_run, shared_sides
+from pipeline.comparison.sweep import read_sweep
 from pipeline.comparison.words import CHECKPOINTS, RECIPES, Comparison, as_json, as_markdown, as_text
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import write_atomically
 from pipeline.core.record import changed
 
 if TYPE_CHECKING:
-    from pipeline.core.paths import Paths
+    from pathlib import Path
 
-_SEED = "train.seed"
+    from pipeline.core.paths import Paths
 
 
 def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -> Iterator[str]:
@@ -44,6 +48,48 @@ def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -
     return as_markdown(comparison) if form == "markdown" else as_text(comparison)
 
 
+def run_sweep(
+    paths: Paths, names: Sequence[str], keys: Sequence[str], form: str, page: Path | None
+) -> Iterator[str]:
+    """The lines of a sweep's answer.
+
+    Args:
+        paths: The project's.
+        names: Runs; a git revision on which DVC experiments stand means these. The last commit, if empty.
+        keys: The params that make a recipe.
+        form: "text", "markdown" or "json".
+        page: Where an HTML page is written, too.
+
+    Raises:
+        PipelineError: a run cannot be found, none can be read, or the runs may not be compared.
+    """
+    places: list[Place] = []
+    left_out: dict[str, str] = {}
+    for name in names or ["HEAD"]:
+        found = find_experiments(paths.root, name)
+        if found is None and not names:
+            raise PipelineError(
+                f"no DVC experiment stands on the last commit: run some (`dvc exp run --queue -S {keys[0]}=…`), or "
+                "name runs, or the commit that they stand on"
+            )
+        places += found.done if found else [find_place(paths.root, name)]
+        if found:
+            left_out |= {each: f"failed: `dvc queue logs {each}` shows why" for each in found.failed}
+            left_out |= dict.fromkeys(found.waiting, "waits in DVC's queue: `dvc queue start`")
+    if not places:
+        raise PipelineError(
+            f"no experiment is done: {'; '.join(f'{name} {why}' for name, why in left_out.items())}"
+        )
+    sweep = read_sweep(places, keys, left_out)
+    if page is not None:
+        from pipeline.comparison.sweep_page import render
+
+        write_atomically(page, render(sweep))
+    if form == "json":
+        return iter([sweep_words.as_json(sweep)])
+    return sweep_words.as_markdown(sweep) if form == "markdown" else sweep_words.as_text(sweep)
+
+
 def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResult]) -> Comparison:
     """Compares two runs (CHECKPOINTS) or two groups of runs, each with the params of its first run (RECIPES).
 
@@ -55,7 +101,7 @@ def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResu
     paired = {side: pair(runs, side, unit) for side in shared_sides(runs)}
     params = changed(first[0].params, second[0].params)
     if question == RECIPES:
-        params.pop(_SEED, None)
+        params.pop(SEED, None)
         sides = {side: compare_recipes(each, len(first)) for side, each in paired.items()}
     else:
         sides = {side: compare_checkpoints(each) for side, each in paired.items()}
@@ -79,23 +125,19 @@ def _check_recipe(label: str, group: Sequence[RunResult]) -> None:
         )
     for other in group[1:]:
         for key, (mine, others) in changed(group[0].params, other.params).items():
-            if key != _SEED:
+            if key != SEED:
                 raise PipelineError(
                     f"{group[0].name} and {other.name} stand on the same side and are two recipes: {key} is "
-                    f"{mine!r} and {others!r}; only {_SEED} may differ"
+                    f"{mine!r} and {others!r}; only {SEED} may differ"
                 )
     for run, other in combinations(group, 2):
-        if _seed(run) == _seed(other) or run.documents == other.documents:  # elsewhere, last bits may differ
+        if run.seed == other.seed or run.documents == other.documents:  # elsewhere, last bits may differ
             raise PipelineError(
                 f"{run.name} and {other.name} are the same model, one recipe with one seed, and count only once: "
-                f"train each with another {_SEED}"
+                f"train each with another {SEED}"
             )
 
 
 def _shown(run: RunResult) -> dict[str, object]:
     about = run.about
-    return {"name": run.name, "step": about["step"], "weights": about["weights"], "seed": _seed(run)}
-
-
-def _seed(run: RunResult) -> object:
-    return run.params["train"].get("seed")
+    return {"name": run.name, "step": about["step"], "weights": about["weights"], "seed": run.seed}

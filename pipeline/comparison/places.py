@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.core.dvc_cache import cached_folder, output_digest
+from pipeline.core.dvc_cache import cached_folder, recorded_digest
 from pipeline.core.errors import DataError, PipelineError
 
 _REPORTS = "reports"
 _REPRO = "run `dvc repro`"
+_CHECKPOINT = (("evaluate", "deps", "artifacts/checkpoint"), ("train", "outs", "artifacts/checkpoint"))
 
 
 class Place(Protocol):
@@ -53,6 +54,7 @@ class Revision:
     root: Path
     name: str
     commit: str
+    experiment: bool = False
 
     def read(self, path: str) -> str:
         folder, _, inside = path.partition("/")
@@ -79,7 +81,14 @@ class Revision:
     @cached_property
     def _reports(self) -> dict[str, Path]:
         """The files of the reports folder in DVC's cache, by name."""
-        digest = output_digest(self._committed("dvc.lock"), "evaluate", _REPORTS)
+        lock = self._committed("dvc.lock")
+        evaluated, trained = (recorded_digest(lock, *each) for each in _CHECKPOINT)
+        if evaluated != trained:
+            raise DataError(
+                f"{self.name}: its model was not evaluated: `git checkout {self.commit[:10]} && dvc repro "
+                "evaluate`, or run it again with the target evaluate"
+            )
+        digest = recorded_digest(lock, "evaluate", "outs", _REPORTS)
         if digest is None:
             raise DataError(
                 f"{self.name}: dvc.lock names no {_REPORTS} of evaluate, or is no YAML (conflict markers?): "
@@ -87,9 +96,12 @@ class Revision:
             )
         files = cached_folder(self.root, digest)
         if not files:
+            brings = "`dvc fetch --all-commits` brings them from a remote"
+            if self.experiment:
+                brings = f"`dvc exp pull REMOTE {self.name}` (REMOTE: git's) brings them where they were pushed"
             raise DataError(
-                f"{self.name}: its {_REPORTS} are not in DVC's cache: `dvc fetch --all-commits` brings them from a "
-                f"remote, and `git checkout {self.commit[:10]} && dvc repro` makes them again"
+                f"{self.name}: its {_REPORTS} are not in DVC's cache: {brings}, and "
+                f"`git checkout {self.commit[:10]} && dvc repro evaluate` makes them again"
             )
         return files
 
@@ -107,28 +119,65 @@ def find_place(root: Path, name: str) -> Place:
     if commit:
         return Revision(root, name, commit.strip())
     experiments = _experiments(root)
-    found = experiments.get(name, [])
+    found = [each.commit for each in experiments if each.name == name]
     if len(found) == 1:
-        return Revision(root, name, found[0])
+        return Revision(root, name, found[0], experiment=True)
     if found:
         commits = ", ".join(each[:7] for each in found)
         raise PipelineError(f"{name!r} is the name of several experiments: take one of the commits {commits}")
     if _git(root, "rev-parse", "--git-dir") is None:
         raise PipelineError(f"{name!r} is no folder with metrics/ and reports/, and there is no git here to ask")
-    there = f" (experiments: {', '.join(sorted(experiments))})" if experiments else ""
+    there = f" (experiments: {', '.join(sorted(each.name for each in experiments))})" if experiments else ""
     raise PipelineError(f"{name!r} is no folder with results, no git revision and no DVC experiment{there}")
 
 
-def _experiments(root: Path) -> dict[str, list[str]]:
-    """The commits of DVC's experiments by name; they are git references, refs/exps/BA/SELINE/NAME."""
+@dataclass(frozen=True)
+class Experiments:
+    """The DVC experiments that stand on a commit: those that are done, and the names of those that are not."""
+
+    done: list[Place]
+    failed: list[str]
+    waiting: list[str]
+
+
+def find_experiments(root: Path, name: str) -> Experiments | None:
+    """The experiments on the git revision `name`; None where it is no revision, or has none."""
+    commit = (_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") or "").strip()
+    found = Experiments(
+        [Revision(root, each.name, each.commit, True) for each in _experiments(root) if each.baseline == commit],
+        _queued(root, "failed", commit),
+        _queued(root, "stash", commit),
+    )
+    return found if commit and (found.done or found.failed or found.waiting) else None
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """An experiment as git has it: refs/exps/BA/SELINE/NAME."""
+
+    baseline: str
+    name: str
+    commit: str
+
+
+def _experiments(root: Path) -> list[_Reference]:
+    """DVC's experiments, in the order of their names."""
     listed = _git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
-    found: dict[str, list[str]] = {}
+    found = []
     for line in listed.splitlines():
         commit, _, reference = line.partition(" ")
         parts = reference.split("/")
         if len(parts) == 5 and len(parts[2]) == 2:  # others are DVC's queue and its own notes
-            found.setdefault(parts[4], []).append(commit)
+            found.append(_Reference(parts[2] + parts[3], parts[4], commit))
     return found
+
+
+def _queued(root: Path, state: str, baseline: str) -> list[str]:
+    """The experiments on a commit that DVC's queue has in refs/exps/celery/STATE, one in each line of its reflog:
+    `commit: dvc-exp:REVISION:BASELINE:NAME`."""
+    lines = (_git(root, "log", "-g", "--format=%gs", f"refs/exps/celery/{state}", "--") or "").splitlines()
+    parts = [line.split(":") for line in lines]
+    return sorted(each[4] for each in parts if len(each) >= 5 and each[3] == baseline)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

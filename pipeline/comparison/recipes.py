@@ -14,8 +14,9 @@ from pipeline.comparison.runs import Paired, Totals
 from pipeline.evaluate.bootstrap import LEVEL, effective, student_cdf, student_quantile
 
 
-def compare_recipes(paired: Paired, first_seeds: int) -> Difference:
-    """The difference of two recipes' mean losses; the first `first_seeds` runs of `paired` are of the first.
+def compare_recipes(paired: Paired, first_seeds: int, alpha: float = 1 - LEVEL) -> Difference:
+    """The difference of two recipes' mean losses; the first `first_seeds` runs of `paired` are of the first. The
+    interval misses the true one with a chance of `alpha`.
 
     With L the loss of one run over all of the text, a and b seeds, and units (documents or blocks) that are worth n
     of equal size, the variance of mean L(B) − mean L(A) is estimated by
@@ -46,8 +47,8 @@ def compare_recipes(paired: Paired, first_seeds: int) -> Difference:
         return Difference(first, second, difference, difference, difference, p_value, paired.what, count)
     degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts)
     error = math.sqrt(variance)
-    half = student_quantile(1 - (1 - LEVEL) / 2, degrees) * error
-    p_value = 2 * student_cdf(-abs(difference) / error, degrees)
+    half = student_quantile(1 - alpha / 2, degrees) * error
+    p_value = max(2 * student_cdf(-abs(difference) / error, degrees), 0.0)
     return Difference(first, second, difference, difference - half, difference + half, p_value, paired.what, count)
 
 

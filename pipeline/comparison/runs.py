@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, read_units
 
 Totals = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
+SEED = "train.seed"
 NATS = "nats a token"
 BITS = "bits a byte"
 _AGAIN = "run `dvc repro`"
@@ -47,6 +48,10 @@ class RunResult:
     @property
     def sides(self) -> list[str]:
         return list(self.about["sides"])
+
+    @property
+    def seed(self) -> object:
+        return self.params["train"].get("seed")
 
 
 def read_run(place: Place) -> RunResult:
@@ -181,6 +186,10 @@ class Paired:
         """Each run's number on all of the text [runs]."""
         found: np.ndarray[tuple[int], np.dtype[np.float64]] = self.nats.sum(axis=1) / self.sizes.sum(axis=1)
         return found
+
+    def only(self, rows: Sequence[int]) -> Paired:
+        """Some of the runs, in the order of `rows`."""
+        return replace(self, nats=self.nats[list(rows)], sizes=self.sizes[list(rows)])
 
 
 def pair(runs: Sequence[RunResult], side: str, unit: str) -> Paired:

@@ -52,19 +52,24 @@ def verdict(found: Difference, unit: str) -> str:
     if not found.difference and not found.high - found.low:
         return "A and B are the same"
     half = (found.high - found.low) / 2
+    digits = decimals(half)
     if not math.isfinite(half):
         return f"nothing can be told from one {found.what.removesuffix('s')}: {found.difference:+.4f} {unit}"
-    digits = min(max(1 - math.floor(math.log10(half)), 0), 12) if half else 6  # two that count
     if found.found:
         better = "B" if found.difference < 0 else "A"
         return f"{better} is better by {abs(found.difference):.{digits}f} ± {half:.{digits}f} {unit}"
     return f"no difference can be told: B − A is {found.difference:+.{digits}f} ± {half:.{digits}f} {unit}"
 
 
+def decimals(half: float) -> int:
+    """How many decimals show two digits of ± `half`."""
+    return min(max(1 - math.floor(math.log10(half)), 0), 12) if half and math.isfinite(half) else 6
+
+
 def as_json(comparison: Comparison) -> str:
     """Everything, for programs; a number that is not finite becomes null."""
     sides = {
-        side: {"verdict": verdict(found, comparison.unit), **_finite(asdict(found)), "differ": found.found}
+        side: {"verdict": verdict(found, comparison.unit), **finite(asdict(found)), "differ": found.found}
         for side, found in comparison.sides.items()
     }
     whole = {
@@ -79,7 +84,8 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, None for a number that is not finite."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
@@ -100,7 +106,7 @@ def as_text(comparison: Comparison) -> Iterator[str]:
     for title, header, rows in _tables(comparison):
         yield ""
         yield title
-        yield from _aligned([header, *rows])
+        yield from aligned([header, *rows])
 
 
 def as_markdown(comparison: Comparison) -> Iterator[str]:
@@ -114,14 +120,14 @@ def as_markdown(comparison: Comparison) -> Iterator[str]:
         [side, f"{found.first:.4f}", f"{found.second:.4f}", verdict(found, comparison.unit), _p(found)]
         for side, found in comparison.sides.items()
     ]
-    yield from _grid([["", "A", "B", "", "p"], *rows])
+    yield from grid([["", "A", "B", "", "p"], *rows])
     yield ""
     yield _meaning(comparison).replace("--against", "`--against`")
     for title, header, cells in _tables(comparison):
         yield ""
         yield f"{title}:"
         yield ""
-        yield from _grid([header, *cells])
+        yield from grid([header, *cells])
 
 
 def _meaning(comparison: Comparison) -> str:
@@ -171,7 +177,8 @@ def _value(value: Any) -> str:
     return "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table's lines for a terminal; rows without cells are left out."""
     rows = [[cell if len(cell) <= 60 else f"{cell[:59]}…" for cell in row] for row in rows if row]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -179,7 +186,8 @@ def _aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield f"  {'  '.join([first, *others])}".rstrip()
 
 
-def _grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table's lines in Markdown; the first row is its head."""
     for number, row in enumerate(row for row in rows if row):
         yield f"| {' | '.join(_cell(cell) for cell in row)} |"
         if number == 0:

@@ -36,11 +36,12 @@ class _Listed:
     md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
-def output_digest(lock: str, stage: str, path: str) -> str | None:
-    """The digest of a stage's output by the text of dvc.lock; None where it names none."""
+def recorded_digest(lock: str, stage: str, kind: str, path: str) -> str | None:
+    """The digest of a stage's output (`kind` "outs") or dependency ("deps") by the text of dvc.lock; None where it
+    names none."""
     try:
-        outs: list[Any] = yaml_values(lock)["stages"][stage]["outs"]
-        found = next((str(out["md5"]) for out in outs if out["path"] == path), "")
+        files: list[Any] = yaml_values(lock)["stages"][stage][kind]
+        found = next((str(file["md5"]) for file in files if file["path"] == path), "")
     except (KeyError, TypeError, ValueError, YAMLError):  # such as merge conflict markers
         return None
     return found if _DIGEST.fullmatch(found) else None

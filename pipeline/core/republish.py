@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, say
-from pipeline.core.dvc_cache import cached_folder, copy_files, output_digest
+from pipeline.core.dvc_cache import cached_folder, copy_files, recorded_digest
 from pipeline.core.errors import DataError
 from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.publication import published_folder
@@ -32,7 +32,7 @@ def republished(stage: str, output: Path, identity: str, paths: Paths) -> bool:
         return False
     lock = paths.root / "dvc.lock"
     text = lock.read_text(encoding="utf-8", errors="replace") if lock.is_file() else ""
-    digest = output_digest(text, stage, paths.shown(output))
+    digest = recorded_digest(text, stage, "outs", paths.shown(output))
     if digest is None:
         return False
     try:

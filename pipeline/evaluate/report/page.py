@@ -6,7 +6,7 @@ import base64
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import printable
 from pipeline.core.files import write_atomically
@@ -26,6 +26,10 @@ from pipeline.evaluate.report.plots import (
 )
 from pipeline.evaluate.report.records import Report
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+REPORT = Path(__file__).parent
 LEVELS = (0.25, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0)
 """Nats at which the colour of a token changes."""
 _DOCUMENTS = 8
@@ -48,39 +52,53 @@ def write_page(report: Report, folder: Path) -> None:
 
 def render(report: Report) -> str:
     """The page as one HTML text: no script, and a policy that lets it ask for nothing."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    here = Path(__file__).parent
+    style = (REPORT / "page.css").read_text(encoding="utf-8").strip()
+    positions = position_plot(report.breakdowns)
+    return (
+        templates(REPORT)
+        .get_template("page.html.j2")
+        .render(
+            report=report,
+            sides=[side for side in ("val", "test") if side in report.metrics],
+            cards=CARDS,
+            style=Markup(style),
+            style_hash=style_hash(style),
+            curves=_curves(report),
+            positions=lay_out(positions) if has_points(positions) else None,
+            bars=_baseline_bars(report),
+            drawn=_drawn(report),
+            levels=LEVELS,
+            evaluations=_some(report.training.history),
+            timeline=_some(_timeline(report)),
+            documents={name: _documents(side) for name, side in report.breakdowns.items() if side.documents},
+            frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
+            head_columns=columns(len(report.attention.heads)) if report.attention else 0,
+            heads=head_pictures(report.attention) if report.attention else [],
+            params={name: flat(section).items() for name, section in report.params.items()},
+        )
+    )
+
+
+def templates(*folders: Path) -> Environment:
+    """What renders the templates in some folders: escaped, strict about names, with the report's filters."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
-        loader=FileSystemLoader(here),
+        loader=FileSystemLoader(folders),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
     environment.filters.update(printable=printable, number=number, duration=duration, level=level, piece=piece)
-    style = (here / "page.css").read_text(encoding="utf-8").strip()
-    positions = position_plot(report.breakdowns)
-    return environment.get_template("page.html.j2").render(
-        report=report,
-        sides=[side for side in ("val", "test") if side in report.metrics],
-        cards=CARDS,
-        style=Markup(style),
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        curves=_curves(report),
-        positions=lay_out(positions) if has_points(positions) else None,
-        bars=_baseline_bars(report),
-        drawn=_drawn(report),
-        levels=LEVELS,
-        evaluations=_some(report.training.history),
-        timeline=_some(_timeline(report)),
-        documents={name: _documents(side) for name, side in report.breakdowns.items() if side.documents},
-        frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
-        head_columns=columns(len(report.attention.heads)) if report.attention else 0,
-        heads=head_pictures(report.attention) if report.attention else [],
-        params={name: flat(section).items() for name, section in report.params.items()},
-    )
+    return environment
+
+
+def style_hash(style: str) -> str:
+    """The digest by which a page's policy admits its own style."""
+    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,85 @@
+"""A sweep's answer as one HTML page, with its recipes' curves in one figure; it asks for no network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.comparison.sweep import Curve, Sweep, labels
+from pipeline.comparison.sweep_words import answer, notes, table
+from pipeline.evaluate.report.chart import lay_out, number
+from pipeline.evaluate.report.page import REPORT, style_hash, templates
+from pipeline.evaluate.report.plots import Plot, Series
+
+_COLOURS = 8
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The seeds' losses of a recipe on a line, and their mean, in percent from the left."""
+
+    dots: list[float]
+    mean: float
+
+
+def render(sweep: Sweep) -> str:
+    """The page as one HTML text: no script, and a policy that lets it ask for nothing."""
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    styles = (REPORT / "page.css", here / "sweep.css")
+    style = "\n".join(path.read_text(encoding="utf-8").strip() for path in styles)
+    head, *rows = table(sweep)
+    low, high, strips = _strips(sweep)
+    page = templates(here, REPORT).get_template("sweep.html.j2")
+    return page.render(
+        sweep=sweep,
+        answer=answer(sweep),
+        notes=list(notes(sweep)),
+        head=head,
+        rows=list(zip(_colours(sweep), rows, strips, strict=True)),
+        ends=(number(low, 4), number(high, 4)),
+        charts=[lay_out(plot) for plot in _plots(sweep)],
+        style=Markup(style),
+        style_hash=style_hash(style),
+    )
+
+
+def _colours(sweep: Sweep) -> list[str]:
+    """The class of each recipe's lines; beyond eight recipes the colours begin again, dashed."""
+    return [f"r{place % _COLOURS}" + " dashed" * (place >= _COLOURS) for place in range(len(sweep.recipes))]
+
+
+def _strips(sweep: Sweep) -> tuple[float, float, list[Strip]]:
+    """The ends of the axis on which all losses are, and each recipe's place on it."""
+    losses = [recipe.losses[sweep.sides[0]] for recipe in sweep.recipes]
+    every = [loss for own in losses for loss in own]
+    low, high = min(every), max(every)
+    width = high - low or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / width, 2)
+
+    return low, high, [Strip([place(loss) for loss in own], place(math.fsum(own) / len(own))) for own in losses]
+
+
+def _plots(sweep: Sweep) -> list[Plot]:
+    """The mean val.loss by step, of all of the training and of its later half."""
+    curves = [recipe.curve for recipe in sweep.recipes]
+    last = max((curve[-1][0] for curve in curves if curve), default=0.0)
+    later = [[point for point in curve if point[0] >= last / 2] for curve in curves]
+    plots = [
+        _plot("loss", "Validation loss", sweep, curves),
+        _plot("later", "Validation loss, the later half", sweep, later),
+    ]
+    return [plot for plot in plots if any(len(series.points) > 1 for series in plot.series)]
+
+
+def _plot(name: str, title: str, sweep: Sweep, curves: Sequence[Curve]) -> Plot:
+    series = [
+        Series(label, curve, colour)
+        for label, curve, colour in zip(labels(sweep), curves, _colours(sweep), strict=True)
+    ]
+    return Plot(name, title, "nats a token, the mean of the seeds", "steps", "steps", series)

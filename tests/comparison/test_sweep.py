@@ -1,0 +1,190 @@
+"""A sweep is answered: recipes ranked over their seeds, chance told from difference, what does not count named."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Project
+from made_runs import PARAMS, scored, simulated, write_run
+
+from pipeline.comparison.runs import Paired
+from pipeline.comparison.sweep import _contrasts, holm
+
+BY = ("compare", "--by", "train.lr")
+
+
+def run_of(root: Path, name: str, seed: int, lr: float, shift: float, **more: Any) -> None:
+    """Writes the folder of a run whose loss falls by a third until step 20 and ends at 4 + shift."""
+    params = {**PARAMS, "train": {"seed": seed, "lr": lr, **more}}
+    number = sum(map(ord, name))
+    write_run(root / name, scored(number, shift=shift), params)
+    rows = [f"{step}\t{4 + shift + 2 - step / 10}" for step in (0, 10, 20)]
+    (root / name / "metrics" / "history.tsv").write_text("\n".join(["step\tval.loss", *rows]) + "\n")
+    spent = {"seconds": 2.0, "processor_seconds": 3.0 + seed, "model_flops_per_sec": 1e9}
+    (root / name / "metrics" / "performance.json").write_text(json.dumps(spent))
+
+
+def names(*letters: str) -> list[str]:
+    return [f"{letter}{seed}" for letter in letters for seed in (1, 2, 3)]
+
+
+@pytest.fixture
+def sweep(project: Project) -> Project:
+    """Three rates with three seeds each: b is better than a by 0.2, c as good as b."""
+    for letter, lr, shift in (("a", 0.01, 0.2), ("b", 0.02, 0.0), ("c", 0.04, 0.0)):
+        for seed in (1, 2, 3):
+            run_of(project.root, f"{letter}{seed}", seed, lr, shift)
+    return project
+
+
+def answered(project: Project, *arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(project.succeed(*BY, *arguments, "--json").out)
+    return found
+
+
+def test_recipes_are_ranked_and_what_differs_is_told(sweep: Project) -> None:
+    found = answered(sweep, *names("a", "b", "c"))
+    first, second, third = found["recipes"]
+    assert third["values"] == {"train.lr": 0.01}
+    assert [each["val"]["mean"] for each in found["recipes"]] == sorted(
+        each["val"]["mean"] for each in found["recipes"]
+    )
+    assert found["pairs"] == 3
+    assert first["from_best"] is None
+    assert not second["from_best"]["differ"]
+    assert second["from_best"]["low"] < 0 < second["from_best"]["high"]
+    assert third["from_best"]["differ"]
+    assert third["from_best"]["difference"] == pytest.approx(0.2, abs=0.05)
+    assert third["from_best"]["low"] > 0
+    assert third["from_best"]["p"] >= 2 * third["from_best"]["p_value"]
+    assert found["winner"] is None
+    assert "lr=0.01" in found["answer"][0]
+    assert len(first["val"]["losses"]) == 3
+    assert first["processor_seconds"] == 5
+    assert first["flops"] == 2e9
+    assert third["steps_to_best"] is None
+    assert (first["steps_to_best"], third["best_steps"]) == (20, 20)
+    assert answered(sweep, *names("a", "b"))["winner"] == {"train.lr": 0.02}
+
+
+def test_text_and_markdown_have_a_row_for_each_recipe(sweep: Project) -> None:
+    out = sweep.succeed(*BY, *names("a", "b")).out
+    assert out.splitlines()[0].startswith("lr=0.02 is the best")
+    assert re.search(r"^  lr=0.01 +3 .* ± .* \+0\.\d+ ± ", out, flags=re.MULTILINE)
+    assert "Holm" in out
+    page = sweep.succeed(*BY, *names("a", "b"), "--markdown").out
+    assert re.search(r"^\| lr=0.01 \| 3 \|", page, flags=re.MULTILINE)
+
+
+def test_the_page_has_curves_for_each_recipe_and_asks_for_nothing(sweep: Project) -> None:
+    sweep.succeed(*BY, *names("a", "b", "c"), "--html", "sweep.html")
+    page = (sweep.root / "sweep.html").read_text()
+    first = page[: page.index("later half")]
+    assert [first.count(f'class="line r{number}"') for number in range(4)] == [1, 1, 1, 0]
+    assert "<script" not in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import""", page)
+    assert "prefers-color-scheme: dark" in page
+    assert all(name in page for name in names("a", "b", "c"))
+
+
+def test_one_seed_of_each_gives_an_order_and_no_claim(sweep: Project) -> None:
+    found = answered(sweep, "a1", "b1", "c1")
+    assert (found["pairs"], found["winner"]) == (0, None)
+    assert all(each["from_best"] is None and each["val"]["sd"] is None for each in found["recipes"])
+    assert any("One seed" in line and "train.seed" in line for line in found["answer"])
+    some = answered(sweep, *names("a", "b"), "c1")
+    assert some["pairs"] == 1
+    assert some["winner"] is None
+    assert any("One seed" in line and "lr=0.04" in line for line in some["answer"])
+
+
+def test_what_does_not_count_is_named(sweep: Project) -> None:
+    run_of(sweep.root, "again", 1, 0.01, 0.2)
+    (sweep.root / "c3" / "reports" / "documents.tsv").unlink()
+    found = answered(sweep, *names("a", "b", "c"), "again")
+    assert "a1" in found["left_out"]["again"]
+    assert "documents.tsv" in found["left_out"]["c3"]
+    assert sorted(len(each["runs"]) for each in found["recipes"]) == [2, 3, 3]
+
+
+def test_other_params_that_differ_are_named(sweep: Project) -> None:
+    for seed in (1, 2, 3):
+        run_of(sweep.root, f"d{seed}", seed, 0.08, 0.0, warmup=5)
+    found = answered(sweep, *names("b", "d"))
+    assert sorted(found["confounded"]["train.warmup"], key=str) == [5, None]
+    assert any("train.warmup" in line for line in found["answer"])
+    several = sweep.succeed(*BY, "--by", "train.warmup", *names("b", "d")).out
+    assert "also differ" not in several
+    assert "lr=0.08  warmup=5" in several
+
+
+def test_wrong_sweeps_are_one_line(sweep: Project) -> None:
+    run_of(sweep.root, "other", 4, 0.01, 0.2, warmup=5)
+    for arguments, code, says in (
+        ((*BY, "a1", "other"), 1, ("a1 and other", "--by train.warmup")),
+        (("compare", "--by", "train.nothing", "a1", "b1"), 1, ("train.nothing", "train.lr")),
+        ((*BY, "a1", "--against", "b1"), 2, ("--by", "--against")),
+        (("compare", "a1", "b1", "--html", "x.html"), 2, ("--html", "--by")),
+        (BY, 1, ("dvc exp run --queue", "train.lr")),
+    ):
+        result = sweep.run(*arguments)
+        assert result.code == code
+        assert len(result.err.splitlines()) == 1
+        assert all(part in result.err for part in says), result.err
+
+
+def test_holms_correction() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def a_sweep(
+    generator: np.random.Generator, recipes: int, seeds: int, effect: float, spread: tuple[float, ...] = (1.0,)
+) -> tuple[bool, bool]:
+    """Whether a made-up sweep shows any difference from its best recipe, and whether the best is better than all.
+
+    The first recipe is better by `effect`; a seed shifts the loss by a standard deviation of 0.02, times what
+    `spread` has for the recipe, and each document's by 0.05.
+    """
+    text = simulated(generator, (recipes * seeds, 0), 40, 0.0, 0.05)
+    shifts = [
+        (0.0 if recipe == 0 else effect) + generator.normal(0, 0.02 * spread[recipe % len(spread)])
+        for recipe in range(recipes)
+        for _ in range(seeds)
+    ]
+    paired = Paired(text.what, text.names, text.nats + np.array(shifts)[:, None] * text.sizes, text.sizes)
+    rows = [list(range(recipe * seeds, (recipe + 1) * seeds)) for recipe in range(recipes)]
+    best = int(np.argmin([paired.losses[own].mean() for own in rows]))
+    contrasts, pairs = _contrasts(paired, rows, best)
+    assert pairs == recipes * (recipes - 1) // 2
+    found = [each.found for each in contrasts.values()]
+    return any(found), all(found) and best == 0
+
+
+def shares(tries: int, *sweep: Any) -> tuple[float, float]:
+    generator = np.random.default_rng(7)
+    each = np.array([a_sweep(generator, *sweep) for _ in range(tries)])
+    return float(each[:, 0].mean()), float(each[:, 1].mean())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "spread", [(1.0,), (1.0, 1.0, 1.0, 1.0, 1.0, 5.0)], ids=["equal", "one recipe varies more"]
+)
+def test_of_1000_sweeps_of_6_equal_recipes_at_most_5_in_100_show_a_difference(spread: tuple[float, ...]) -> None:
+    shown, _ = shares(1000, 6, 3, 0.0, spread)
+    assert shown <= 0.05
+
+
+@pytest.mark.parametrize(("recipes", "seeds", "effect", "least"), [(3, 3, 0.16, 0.9), (6, 5, 0.12, 0.9)])
+def test_a_planted_winner_is_found(recipes: int, seeds: int, effect: float, least: float) -> None:
+    assert shares(20, recipes, seeds, effect)[1] >= least
+
+
+def test_few_sweeps_of_equal_recipes_show_a_difference() -> None:
+    # Of 40 sweeps with a chance of 0.05 each, 7 or more come up three times in a thousand.
+    assert shares(40, 4, 3, 0.0)[0] < 7 / 40
