@@ -70,6 +70,7 @@ def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) ->
     testing.check_schedule(example("schedules"))
     testing.check_eval_callback(example("eval_callbacks"))
     testing.check_sampler(example("samplers"))
+    testing.check_metric(example("metrics"))
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
     testing.check_corpus(example("corpora"), tmp_path)
     checkpoint = load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"))

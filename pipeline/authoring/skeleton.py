@@ -23,6 +23,7 @@ _OPTION = {
     "schedules": "power=2.0",
     "eval_callbacks": "smoothing=0.9",
     "samplers": "margin=3.0",
+    "metrics": "nats=0.5",
     "exporters": "dtype=float16",
 }
 """An option of each skeleton and another value for it."""

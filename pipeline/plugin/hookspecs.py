@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pluggy
 
-from pipeline.plugin.components import Corpus, EvalCallback, Exporter, Loss, Optimizer, Sampler, Schedule
+from pipeline.plugin.components import Corpus, EvalCallback, Exporter, Loss, Metric, Optimizer, Sampler, Schedule
 
 PROJECT = "pipeline"
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -43,6 +43,11 @@ def register_eval_callbacks() -> list[type[EvalCallback]]:  # type: ignore[empty
 @hookspec
 def register_samplers() -> list[type[Sampler]]:  # type: ignore[empty-body]
     """Samplers: changes to the next token's distribution. Chosen by `evaluate.samplers.use`."""
+
+
+@hookspec
+def register_metrics() -> list[type[Metric]]:  # type: ignore[empty-body]
+    """Metrics: numbers over held-out text, and tasks. Chosen by `evaluate.metrics.use`."""
 
 
 @hookspec

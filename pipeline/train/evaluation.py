@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +15,7 @@ from pipeline.data.batches import EvaluationWindow
 from pipeline.model.generate import generate
 from pipeline.model.gpt import GPT
 from pipeline.model.scoring import Summary, evaluating, score
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, check_numbers, named
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.train.components import check_plain
 from pipeline.train.run import TrainingRun
@@ -164,22 +162,14 @@ def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 5
     return prompt + tokenizer.decode(drawn)
 
 
-_NAME = re.compile(r"[\w%@+-]+([./ ][\w%@+-]+)*")
 _RESERVED = {"train.objective", "learning_rate", "grad_norm", "seconds", "processor_seconds", "tokens_per_sec"}
 """Columns that the first evaluation lacks, or that the report adds."""
 
 
 def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) -> None:
     where = named(callback)
-    if not isinstance(numbers, dict):
-        raise PluginError(f"{where} must return a dict of numbers (an empty one for none), not {numbers!r}")
-    for name, value in numbers.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise PluginError(f"{where} returned a number named {name!r}: use letters, digits, _, and dots between")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise PluginError(f"{where} returned {name!r}: {value!r}; it must be a number: call float() on it")
-        if not -sys.float_info.max <= value <= sys.float_info.max:
-            raise PluginError(f"{where} returned {name!r}, not a finite number that a float can hold: leave it out")
+    check_numbers(numbers, where)
+    for name in numbers:
         if callback.records_only:
             raise PluginError(f"{where} only records, so it must return an empty dict, not {name!r}")
         if name in row or name in _RESERVED:

@@ -81,7 +81,7 @@ def training_plots(report: Report, axis: Axis) -> list[Plot]:
         rows = [row for row in history if column in row and axis.column in row]
         return Series(label, [(row[axis.column] / axis.divisor, row[column]) for row in rows], colour)
 
-    evaluated = report.metrics.get("step") == history[-1]["step"]  # else the line ends with other weights
+    evaluated = report.step == history[-1]["step"]  # else the line ends with other weights
     ends = val.get("interval", {}).get("perplexity") if evaluated else None
     limits = (ends["low"], ends["high"]) if ends else None
     plots = [

@@ -1,0 +1,38 @@
+"""How often the token was among the five likeliest."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from pipeline.plugin import Metric, TokenScores, hookimpl
+
+
+class Top5(Metric):
+    """The share of tokens that were among the five likeliest; of equally likely ones the first come first."""
+
+    name: ClassVar[str] = "top5"
+
+    def update(self, sums: dict[str, float], scores: TokenScores) -> None:
+        sums["tokens"] += len(scores.targets)
+        sums["hits"] += int(in_top(5, scores.logits, scores.targets).sum())
+
+    def result(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return {"accuracy_top5": sums["hits"] / sums["tokens"]}
+
+
+def in_top(count: int, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Whether fewer than `count` tokens come before each target [N]: likelier ones, and equal ones of lower id."""
+    own = logits.gather(1, targets[:, None])
+    before = (logits > own).sum(dim=-1)
+    near = (before < count).nonzero()[:, 0]
+    equal = logits[near] == own[near]
+    tied = (equal.sum(dim=-1) > 1).nonzero()[:, 0]
+    lower = torch.arange(logits.shape[1], device=logits.device) < targets[near[tied], None]
+    before[near[tied]] += (equal[tied] & lower).sum(dim=-1)
+    return before < count
+
+
+@hookimpl
+def register_metrics() -> list[type[Metric]]:
+    return [Top5]
