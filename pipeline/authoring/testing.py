@@ -282,7 +282,8 @@ def token_scores(count: int = 40, seed: int = 0) -> TokenScores:
     targets = torch.randint(13, (count,), generator=generator)
     nats = nn.functional.cross_entropy(logits.double(), targets, reduction="none")
     return TokenScores(
-        targets=targets, nats=nats, correct=logits.argmax(dim=-1) == targets, positions=torch.arange(count) % 8,
+        targets=targets, nats=nats, correct=logits.argmax(dim=-1) == targets,
+        confidence=logits.double().softmax(dim=-1).amax(dim=-1), positions=torch.arange(count) % 8,
         bytes=targets % 5, logits=logits,
     )  # fmt: skip
 

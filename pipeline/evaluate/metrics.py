@@ -59,11 +59,18 @@ class MetricSums:
         return self._observe if self._metrics else None
 
     def _observe(
-        self, targets: torch.Tensor, nats: torch.Tensor, correct: torch.Tensor, logits: torch.Tensor
+        self,
+        targets: torch.Tensor,
+        nats: torch.Tensor,
+        correct: torch.Tensor,
+        confidence: torch.Tensor,
+        logits: torch.Tensor,
     ) -> None:
         counted = targets != IGNORED
         if not counted.all():
-            targets, nats, correct, logits = (each[counted] for each in (targets, nats, correct, logits))
+            targets, nats, correct, confidence, logits = (
+                each[counted] for each in (targets, nats, correct, confidence, logits)
+            )
         numbers = np.arange(self._next, self._next + len(targets))
         self._next += len(targets)
         if not len(targets):
@@ -71,7 +78,7 @@ class MetricSums:
         if self._byte_lengths.device != targets.device:
             self._byte_lengths = self._byte_lengths.to(targets.device)
         places = torch.from_numpy(positions(numbers, self._context, self._stride)).to(targets.device)
-        scores = TokenScores(targets, nats, correct, places, self._byte_lengths[targets], logits)
+        scores = TokenScores(targets, nats, correct, confidence, places, self._byte_lengths[targets], logits)
         self._update("", scores)
         document = np.searchsorted(self._starts, numbers + 1, side="right") - 1
         for pattern, members in self._members.items():

@@ -17,7 +17,7 @@ from pipeline.core.record import effective
 from pipeline.core.republish import republished
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
-from pipeline.evaluate.baselines import unigram_bits_per_byte, xz_bits_per_byte
+from pipeline.evaluate.baselines import unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
 from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
 from pipeline.evaluate.evaluation import Evaluation
@@ -190,7 +190,7 @@ def _evaluate(
         "interval": intervals(breakdown),
         "baselines": {
             "unigram": unigram_bits_per_byte(train_counts, ids, tokenizer),
-            "xz": xz_bits_per_byte(splits.ids("train"), ids, tokenizer),
+            "xz": splits.xz_bits_per_byte(side),
         },
         "groups": group_numbers(breakdown.documents, sums),
     }

@@ -41,9 +41,10 @@ class Scores:
     correct: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
-Observer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+Observer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 """Called with the targets of some rows [N], `IGNORED` ones included, their nats, whether they were the likeliest,
-and their logits [N, V] in float32 (or wider); the rows come in order. It must not change them, nor keep them."""
+the likeliest token's probability (float64), and the logits [N, V] in float32 (or wider); the rows come in order. It
+must not change them, nor keep them."""
 
 
 @contextmanager
@@ -125,7 +126,7 @@ def score_tokens(
         nll = (total.log() + largest - picked).double()
         nats[start : start + rows] = torch.where(counted, nll, 0.0)
         if observe is not None:
-            observe(own, nats[start : start + rows], correct[start : start + rows], logits)
+            observe(own, nats[start : start + rows], correct[start : start + rows], 1 / total.double(), logits)
     return nats.view(targets.shape), correct.view(targets.shape)
 
 

@@ -250,6 +250,7 @@ class TokenScores:
         targets: The true ids [N], int64.
         nats: Their negative log-likelihoods [N], float64.
         correct: Whether the likeliest token was the true one [N], bool.
+        confidence: The likeliest token's probability [N], float64.
         positions: How many tokens of the context came before each, less one [N], int64: 0 … T−1.
         bytes: The bytes of text that each stands for [N], int64: 0 for special tokens.
         logits: What the model predicted in their places [N, V], in float32 (or wider).
@@ -258,6 +259,7 @@ class TokenScores:
     targets: torch.Tensor
     nats: torch.Tensor
     correct: torch.Tensor
+    confidence: torch.Tensor
     positions: torch.Tensor
     bytes: torch.Tensor
     logits: torch.Tensor

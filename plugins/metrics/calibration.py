@@ -21,9 +21,8 @@ class Calibration(Metric):
     name: ClassVar[str] = "calibration"
 
     def update(self, sums: dict[str, float], scores: TokenScores) -> None:
-        confidence = highest_probability(scores.logits)
-        bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)
-        excess = torch.bincount(bins, confidence - scores.correct.double(), _BINS)
+        bins = (scores.confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)
+        excess = torch.bincount(bins, scores.confidence - scores.correct.double(), _BINS)
         sums["tokens"] += len(bins)
         for number, value in enumerate(excess.tolist()):
             sums[f"excess in bin {number}"] += value
@@ -31,11 +30,6 @@ class Calibration(Metric):
     def result(self, sums: Mapping[str, float]) -> dict[str, float]:
         excess = sum(abs(sums[f"excess in bin {number}"]) for number in range(_BINS))
         return {"calibration_error": excess / sums["tokens"]}
-
-
-def highest_probability(logits: torch.Tensor) -> torch.Tensor:
-    """The likeliest token's probability [N] in float64, from logits [N, V]."""
-    return 1 / (logits - logits.amax(dim=-1, keepdim=True)).exp_().sum(dim=-1).double()
 
 
 @hookimpl

@@ -24,13 +24,15 @@ class Top5(Metric):
 def in_top(count: int, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Whether fewer than `count` tokens come before each target [N]: likelier ones, and equal ones of lower id."""
     own = logits.gather(1, targets[:, None])
-    before = (logits > own).sum(dim=-1)
-    near = (before < count).nonzero()[:, 0]
-    equal = logits[near] == own[near]
-    tied = (equal.sum(dim=-1) > 1).nonzero()[:, 0]
-    lower = torch.arange(logits.shape[1], device=logits.device) < targets[near[tied], None]
-    before[near[tied]] += (equal[tied] & lower).sum(dim=-1)
-    return before < count
+    last = logits.topk(min(count, logits.shape[1])).values[:, -1:]
+    found = (own > last)[:, 0]
+    tied = (own == last).nonzero()[:, 0]  # only here does it matter which of equal ones come first
+    before, lower = (
+        logits[tied] > own[tied],
+        torch.arange(logits.shape[1], device=logits.device) < targets[tied, None],
+    )
+    found[tied] = (before | ((logits[tied] == own[tied]) & lower)).sum(dim=-1) < count
+    return found
 
 
 @hookimpl

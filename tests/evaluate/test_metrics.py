@@ -47,8 +47,9 @@ class Sees(Metric):
     def update(self, sums: dict[str, float], scores: TokenScores) -> None:
         expected = torch.nn.functional.cross_entropy(scores.logits, scores.targets, reduction="none")
         torch.testing.assert_close(scores.nats.float(), expected)
+        torch.testing.assert_close(scores.confidence.float(), scores.logits.softmax(dim=-1).amax(dim=-1))
         sums["count"] += len(scores.nats)
-        for field in ("targets", "nats", "correct", "positions", "bytes"):
+        for field in ("targets", "nats", "correct", "confidence", "positions", "bytes"):
             sums[field] += float(vars(scores)[field].double().sum())
 
     def result(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -109,8 +110,11 @@ def test_of_equally_likely_tokens_five_are_among_the_first_five() -> None:
 
 
 def made(logits: torch.Tensor, targets: torch.Tensor, correct: torch.Tensor) -> TokenScores:
-    zeros = torch.zeros_like(targets)
-    return TokenScores(targets, zeros.double(), correct, zeros, zeros, logits)
+    zeros, confidence = torch.zeros_like(targets), logits.softmax(dim=-1).amax(dim=-1).double()
+    return TokenScores(
+        targets=targets, nats=zeros.double(), correct=correct, confidence=confidence, positions=zeros, bytes=zeros,
+        logits=logits,
+    )  # fmt: skip
 
 
 def test_calibration_is_the_distance_of_confidence_from_what_came_true() -> None:
