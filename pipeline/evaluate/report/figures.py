@@ -33,11 +33,10 @@ def write_figures(plots: list[Plot], folder: Path) -> None:
     for plot in plots:
         settings["svg.hashsalt"] = plot.name
         with rc_context(settings):
-            figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+            figure = Figure(figsize=(6.4, 3.4))
             FigureCanvasAgg(figure)
+            figure.subplots_adjust(left=0.15, right=0.97, bottom=0.165, top=0.9)  # to lay it out costs a draw more
             _draw(plot, figure.add_subplot())
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, for both files
             for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=kind, metadata=metadata, facecolor="white", dpi=150)
