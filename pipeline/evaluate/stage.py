@@ -26,7 +26,7 @@ from pipeline.evaluate.samples import draw_samples
 from pipeline.evaluate.tables import digests, write_tables
 from pipeline.evaluate.text_model import text_model
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
-from pipeline.model.device import choose_device, use_threads
+from pipeline.model.device import choose_device, keep_memory, use_threads
 from pipeline.model.held_out import check_same_tokenizer
 from pipeline.model.made_by import RunRecord, note_changes, read_record
 from pipeline.model.scoring import Summary, score
@@ -64,6 +64,8 @@ def run(params: Params, paths: Paths) -> None:
     if republished("evaluate", paths.reports, identity, paths):
         return
     use_threads(params.runtime.threads)
+    if params.runtime.keep_memory:
+        keep_memory()
     checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
