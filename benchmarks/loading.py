@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.context import Context
-from benchmarks.measure import Side, Work
+from benchmarks.measure import ROOT, Side, Work
 from benchmarks.ours import SHAPES
 from benchmarks.results import Row
 
@@ -52,12 +52,14 @@ def ours(shape: dict[str, int], tokens: int) -> tuple[Work, dict[str, Any]]:
     import numpy as np
     import torch
 
-    from pipeline.data.batches import TrainingWindows
+    from pipeline.data.batches import TrainingWindows, token_index
     from pipeline.plugin.components import IGNORED
+    from pipeline.plugin.registry import Registry
 
     ids = np.memmap(_file(tokens, shape["vocab_size"]), dtype="<u2", mode="r")
-    data, size, place = TrainingWindows(ids, shape["context_length"], 1, True), shape["batch_size"], [0]
-    data.offsets(0, 1)  # the order of the epoch
+    sampler = Registry.load(ROOT / "plugins", ["batch_samplers"]).build("batch_samplers", "shuffled", {}, "")
+    index = token_index(len(ids), shape["context_length"], True, sampler, ())
+    data, size, place = TrainingWindows(ids, index, sampler, 1), shape["batch_size"], [0]
 
     def work() -> float:
         for _ in range(_BATCHES):

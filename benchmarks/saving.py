@@ -28,7 +28,7 @@ def run(context: Context) -> None:
     size = done["ours"].rounds[0].work
     copying = done["ours"].facts["copying"]
     context.add(Row("training stands still while a state is copied", "", copying, "seconds",
-                    note=f"for {size:,.0f} MB; the write itself goes on beside the training"))  # fmt: skip
+                    note=f"for {size:,.0f} MB; the write itself runs beside the training"))  # fmt: skip
 
 
 def _state(count: int) -> dict[str, Any]:

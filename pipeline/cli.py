@@ -300,7 +300,8 @@ def plugins(ctx: click.Context) -> None:
 def list_plugins(kind: str | None) -> None:
     """List every component with its options, their defaults and where it comes from.
 
-    KIND narrows the list: corpora, losses, optimizers, schedules, eval_callbacks, samplers, metrics or exporters.
+    KIND narrows the list: corpora, models, losses, optimizers, schedules, batch_samplers, eval_callbacks, samplers,
+    metrics or exporters.
     """
     from pipeline.authoring.listing import lines
 
@@ -323,7 +324,8 @@ def show_plugin(name: str) -> None:
 def new_plugin(kind: str, name: str) -> None:
     """Write plugins/KIND/NAME.py, a component that works, and its test tests/plugins/test_NAME.py.
 
-    KIND is a corpus, loss, optimizer, schedule, eval-callback, sampler, metric or exporter. Nothing is overwritten.
+    KIND is a corpus, model, loss, optimizer, schedule, batch-sampler, eval-callback, sampler, metric or exporter.
+    Nothing is overwritten.
     """
     from pipeline.authoring.skeleton import write_skeleton
 
@@ -386,11 +388,17 @@ def lock() -> None:
 
 
 @cli.command(short_help="List the runs whose states are kept.")
-def runs() -> None:
+@click.option("--watch", is_flag=True, help="Show the last steps of the run that is training; Ctrl-C leaves.")
+def runs(watch: bool) -> None:
     """List the runs whose states are kept in .resume/: what `pipeline train` would go on with.
 
     A run is named by the fingerprint of all that decides its result. `pipeline clean` forgets runs.
     """
+    if watch:
+        from pipeline.commands.watch import watch as show_steps
+
+        show_steps(Paths(Path.cwd()).resume)
+        return
     from pipeline.commands.runs import table
 
     _say_all(table(Paths(Path.cwd()).resume))

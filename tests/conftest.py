@@ -30,7 +30,7 @@ TINY = (
     "tokenize.tokenizer.bpe.vocab_size=320",
     "split.val=0.2",
     "split.test=0.2",
-    "model.family=gpt2",
+    "model.name=gpt2",
     "model.context_length=16",
     "model.n_layers=2",
     "model.n_heads=2",
@@ -117,26 +117,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     return Project(root, call)
 
 
-@pytest.fixture
-def interrupted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project whose run died in its step 4, having saved after each step."""
-    from pipeline.train import loop
-
-    for stage in ("tokenize", "split"):
-        project.succeed(stage)
-    whole = loop.train_step
-
-    def dies(run: Any, state: Any) -> tuple[float, int]:
-        if state.step == 4:
-            raise KeyboardInterrupt
-        return whole(run, state)
-
-    monkeypatch.setattr(loop, "train_step", dies)
-    assert project.run("train", "--set", "runtime.save_seconds=0").code == 130
-    monkeypatch.setattr(loop, "train_step", whole)
-    return project
-
-
 def make_project(root: Path) -> None:
     """Lays out the tiny project's files."""
     root.mkdir(parents=True)
@@ -184,6 +164,40 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("PIPELINE_TEST_DATA does not name the folder of test data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def interrupted_run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project whose run died in its step 4, having saved after each step; copy it before changing it."""
+    from pipeline.core.paths import Paths
+    from pipeline.params.reader import load_params
+    from pipeline.train import loop
+    from pipeline.train import stage as train
+
+    root = tmp_path_factory.mktemp("interrupted") / "project"
+    make_project(root)
+    for output in ("tokens", "splits"):
+        shutil.copytree(trained / "artifacts" / output, root / "artifacts" / output)
+    whole = loop.train_step
+
+    def dies(run: Any, state: Any) -> tuple[float, int]:
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return whole(run, state)
+
+    params = load_params(root / "params.yaml", [*TINY, "runtime.save_seconds=0"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(params, Paths(root))
+    return root
+
+
+@pytest.fixture
+def interrupted(project: Project, interrupted_run: Path) -> Project:
+    """A fresh project whose run died in its step 4, having saved after each step."""
+    shutil.copytree(interrupted_run, project.root, dirs_exist_ok=True)
+    return project
 
 
 Tell = Callable[[str, int, int, int], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pipeline.plugin
 from pipeline.authoring import testing
 from pipeline.cli import cli
 from pipeline.export.stage import export_source
-from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model import load
 from pipeline.plugin.components import KINDS
 
 
@@ -47,35 +48,47 @@ def test_every_hook_has_a_section_that_names_its_method_and_its_check(plural: st
         assert f"`{method}(" in text or f"{method}(" in text
 
 
-def example(plural: str) -> Any:
-    """The class that a section of the guide shows."""
+def examples(plural: str) -> list[Any]:
+    """The classes that a section of the guide shows, one in each block of code."""
     names: dict[str, Any] = {**vars(pipeline.plugin), **vars(typing), "Field": pydantic.Field, "torch": torch}
+    names["nn"] = torch.nn
     names |= {
         "save_file": safetensors_torch.save_file,
         "load_file": safetensors_torch.load_file,
         "__name__": "guide",
     }
-    (code,) = re.findall(r"^```python\n(.*?)^```$", section(plural), flags=re.DOTALL | re.MULTILINE)
-    run(code, names)
-    return next(
+    codes = re.findall(r"^```python\n(.*?)^```$", section(plural), flags=re.DOTALL | re.MULTILINE)
+    for code in codes:
+        run(code, names)
+    found = [
         value
-        for value in reversed(names.values())
+        for value in names.values()
         if isinstance(value, type) and issubclass(value, KINDS[plural].base) and value.__module__ == "guide"
-    )
+    ]
+    assert len(found) == len(codes)
+    return found
 
 
 def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) -> None:
-    testing.check_loss(example("losses"))
-    testing.check_optimizer(example("optimizers"))
-    testing.check_schedule(example("schedules"))
-    testing.check_eval_callback(example("eval_callbacks"))
-    testing.check_sampler(example("samplers"))
-    testing.check_metric(example("metrics"))
+    for plural in (
+        "models",
+        "losses",
+        "optimizers",
+        "schedules",
+        "batch_samplers",
+        "eval_callbacks",
+        "samplers",
+        "metrics",
+    ):
+        for component in examples(plural):
+            if component.name == "schedule_free" and not find_spec("schedulefree"):
+                continue
+            getattr(testing, f"check_{KINDS[plural].singular.replace(' ', '_')}")(component)
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
-    testing.check_corpus(example("corpora"), tmp_path)
-    checkpoint = load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"))
+    testing.check_corpus(*examples("corpora"), tmp_path)
+    checkpoint = load(trained / "artifacts" / "checkpoint", plugins=REPOSITORY / "plugins")
     (tmp_path / "export").mkdir()
-    testing.check_exporter(example("exporters"), export_source(checkpoint, "the river runs"), tmp_path / "export")
+    testing.check_exporter(*examples("exporters"), export_source(checkpoint, "the river runs"), tmp_path / "export")
 
 
 def test_the_readmes_loss_trains_and_keeps_the_contract(trained_project: Project) -> None:

@@ -93,6 +93,7 @@ def test_a_killed_rank_is_started_again_with_the_others(
     )
 
 
+@pytest.mark.long
 def test_torchrun_starts_a_killed_rank_again(original: tuple[Clone, Outcome], project: Clone, tell: Tell) -> None:
     command = (*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "pipeline", "train")
     life = Life(project, *command)
@@ -114,7 +115,7 @@ def test_torchrun_starts_a_killed_rank_again(original: tuple[Clone, Outcome], pr
     [
         (signal.SIGTERM, 143),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
-        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.long),
     ],
 )
 def test_a_signal_to_the_launcher_is_one_to_all_ranks(
@@ -132,6 +133,7 @@ def test_a_signal_to_the_launcher_is_one_to_all_ranks(
     tell(f"{number.name} to the launcher of two ranks", 1, left, Outcome.of(project.root) == original[1])
 
 
+@pytest.mark.long
 def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clone) -> None:
     project.set_params("runtime.processes=2")
     life = Life(project, "dvc", "repro", "train")

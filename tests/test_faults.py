@@ -326,6 +326,7 @@ def test_killed_with_bf16_and_compiled_blocks(tmp_path: Path, long: bool, tell: 
 TRAIN = (sys.executable, "-m", "pipeline", "train")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_at_a_random_moment(
     original: tuple[Clone, Outcome], project: Clone, number: signal.Signals, code: int, long: bool, tell: Tell
@@ -454,6 +455,7 @@ def test_a_trainer_whose_dvc_was_killed_saves_and_leaves(project: Clone) -> None
     assert re.search(r"training stopped at step \d+", life.said)
 
 
+@pytest.mark.long
 def test_a_run_started_by_hand_outlives_its_shell(original: tuple[Clone, Outcome], project: Clone) -> None:
     shell = Life(project, "bash", "-c", f"nohup {' '.join(TRAIN)} & wait")
     until_it_trains(shell)
@@ -518,8 +520,7 @@ def test_a_full_disk_under_the_outputs_keeps_the_former_ones(
     before = Outcome.of(project.root)
     checkpoint = project.root / "artifacts"
     with small_disk(tmp_path / "disk", 0.6) as disk:
-        for each in checkpoint.iterdir():
-            shutil.copytree(each, disk / each.name)
+        shutil.copytree(checkpoint, disk, dirs_exist_ok=True)
         checkpoint.rename(project.root / "former")
         checkpoint.symlink_to(disk)
         failed = project.run(*short, "--set", "train.seed=5", check=False)

@@ -10,8 +10,7 @@ import torch
 from conftest import Project
 
 from pipeline.evaluate.tables import read_units
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
+from pipeline.model import load
 from pipeline.plugin.registry import Registry
 
 
@@ -66,7 +65,7 @@ def test_the_checkpoint_loads_as_the_chapter_loads_it(trained_project: Project, 
     folder = trained_project.root / "artifacts" / "checkpoint"
     saved = torch.load(folder / "model_and_optimizer.pth", weights_only=True)
     assert zipfile.ZipFile(folder / "model_and_optimizer.pth").testzip() is None  # others read it as a zip file
-    model = GPT(GPTConfig(**json.loads((folder / "config.json").read_text())))
+    model = load(folder, plugins=trained_project.root / "plugins").model
     registry = Registry.load(trained_project.root / "plugins", ["optimizers"])
     adamw = registry.build("optimizers", "adamw", {"adamw": settings}, "train.optimizer")
     optimizer = adamw.build(model.named_parameters())

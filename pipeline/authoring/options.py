@@ -105,4 +105,5 @@ def _numbers(schema: Mapping[str, Any], whole: bool) -> list[Any]:
         first = math.floor(high / step) * step
         return [first - step, first]
     first = math.ceil((low or 0) / step) * step
+    first += step if first == schema.get("exclusiveMinimum") else 0
     return [first, first + step, first + 2 * step]

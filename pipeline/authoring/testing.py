@@ -15,9 +15,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import tracemalloc
 from collections import defaultdict
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +27,14 @@ import torch
 from torch import nn
 
 from pipeline.authoring.options import check_options
+from pipeline.core.errors import ParamsError
+from pipeline.data.batches import token_index
+from pipeline.data.tokens import IndexEntry
+from pipeline.model.architecture import Architecture, LanguageModel, run
+from pipeline.plugin.calls import taken
 from pipeline.plugin.components import (
     IGNORED,
+    BatchSampler,
     Component,
     Corpus,
     EvalCallback,
@@ -35,21 +43,26 @@ from pipeline.plugin.components import (
     ExportSource,
     Loss,
     Metric,
+    Model,
     ModelOutput,
+    ModelShape,
     Optimizer,
     Sampler,
     Schedule,
+    StepEvent,
     StopTraining,
     TaskMetric,
     TextModel,
     TokenScores,
 )
+from pipeline.plugin.order import TokenIndex
+from pipeline.train.components import has_modes, set_mode
 
 C = TypeVar("C", bound=Component)
 
 
 class Refused(AssertionError):  # noqa: N818 - an answer, not an error
-    """An exporter says that it has no form for a model, as it may of a family that it does not know."""
+    """An exporter says that it has no form for a model, as it may of one that it does not know."""
 
 
 def _instance(component: type[C] | C) -> C:
@@ -57,6 +70,150 @@ def _instance(component: type[C] | C) -> C:
     assert built == type(built)(**built.model_dump()), "the options must be all that decides a component"
     check_options(built)
     return built
+
+
+_VOCAB, _CONTEXT = 11, 8
+
+
+def check_model(component: type[Model] | Model) -> None:
+    """No token changes what is computed before it, and no row another one; the same with the cache, if it has one,
+    and after saving and loading; a gradient reaches every parameter; documents are apart where they must be."""
+    model = _instance(component)
+    sizes = {"vocab_size": _VOCAB, "context_length": _CONTEXT, "n_layers": 2, "n_heads": 2, "emb_dim": 16}
+    shape = ModelShape(**sizes, dropout=0.0, pad_vocab_to=16)
+    architecture = Architecture(model, shape)
+    made = _made(architecture)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(_VOCAB, (8, _CONTEXT), generator=generator)
+
+    _check_names(made)
+    with torch.no_grad():
+        logits = run(made, ids).logits
+        assert logits.isfinite().all(), "every logit must be finite"
+        assert torch.equal(run(made, ids).logits, logits), "in eval mode the same ids must give the same logits"
+        _check_independence(made, ids, logits)
+        _check_cache(made, ids, logits)
+        _check_saving(architecture, made, ids, logits)
+        try:
+            masked = _made(Architecture(model, replace(shape, document_end=_VOCAB - 1)))
+        except ParamsError:  # it says that it cannot
+            masked = None
+        if masked is not None:
+            _check_documents(masked, ids)
+    _check_gradients(_made(Architecture(model, replace(shape, dropout=0.2))), ids)
+
+
+def _made(architecture: Architecture, seed: int = 0) -> LanguageModel:
+    """A model in eval mode. Its weights are moved, so that none hides another by being zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = architecture.make().eval()
+        first = {name: parameter.clone() for name, parameter in made.named_parameters()}
+        torch.manual_seed(seed)
+        for name, parameter in architecture.make().named_parameters():
+            assert torch.equal(parameter, first[name]), (
+                f"{name}: first weights must be drawn from torch's generator"
+            )
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return made
+
+
+def _check_names(made: LanguageModel) -> None:
+    tensors = made.state_dict()
+    for name, _ in made.named_buffers():
+        assert name in tensors, (
+            f"the buffer {name} must be persistent: what is sharded and loaded is the state dict"
+        )
+    for name, module in made.named_modules():
+        if isinstance(module, nn.Embedding):
+            assert "embedding" in name, f"{name}: optimizers know an embedding by `embedding` in its name"
+    same = made.architecture.tensors.keys() == tensors.keys()
+    assert same, 'under torch.device("meta") build must give the same parameters'
+
+
+def _check_independence(made: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    for place in range(_CONTEXT):
+        changed = ids.clone()
+        changed[:, place] = (ids[:, place] + 1) % _VOCAB
+        other = run(made, changed).logits
+        assert _near(other[:, :place], logits[:, :place]), f"token {place} must not change what comes before it"
+        assert not _near(other[:, place:], logits[:, place:]), f"token {place} must change what follows"
+        assert _near(run(made, ids[:, : place + 1]).logits, logits[:, : place + 1]), (
+            f"{place + 1} tokens must give what they give at the beginning of a longer text"
+        )
+    assert _near(run(made, ids[:1]).logits, logits[:1]), "a row must not depend on the others"
+
+
+def _check_cache(made: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    make: Any = getattr(made, "make_cache", None)
+    if make is None:
+        return
+    for pieces in ([1] * _CONTEXT, [3, 1, 4], [_CONTEXT]):
+        cache = make(len(ids))
+        split: tuple[torch.Tensor, ...] = torch.split(ids, pieces, dim=1)
+        parts = [run(made, piece, cache).logits for piece in split]
+        assert _near(torch.cat(parts, dim=1), logits), f"with the cache, pieces of {pieces} must give the same"
+        if hasattr(cache, "crop"):
+            cache.crop(2)
+            rest = run(made, ids[:, 2:], cache).logits
+            assert _near(rest, logits[:, 2:]), "after crop(2) the cache must hold the first two tokens"
+
+
+def _check_saving(architecture: Architecture, made: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    with torch.device("meta"):
+        empty = architecture.make()
+    loaded = empty.to_empty(device="cpu").eval()
+    loaded.load_state_dict(_saved(made.state_dict()))
+    try:
+        again = run(loaded, ids).logits
+    except (RuntimeError, NotImplementedError) as error:
+        raise AssertionError(f"after loading its state dict it must compute: {error}") from error
+    assert torch.equal(again, logits), "after saving and loading the state dict the logits must be the same"
+
+
+def _check_documents(masked: LanguageModel, ids: torch.Tensor) -> None:
+    """Where it takes a `document_end`, what comes before that must not reach what follows."""
+    ids = ids % (_VOCAB - 1)
+    ids[:, 3] = _VOCAB - 1
+    changed = ids.clone()
+    changed[:, :3] = (ids[:, :3] + 1) % (_VOCAB - 1)
+    logits = run(masked, ids).logits
+    assert _near(run(masked, changed).logits[:, 4:], logits[:, 4:]), (
+        "with shape.document_end, a token must see its own document only: raise ValueError in build where it cannot"
+    )
+    _check_cache(masked, ids, logits)
+
+
+def _check_gradients(made: LanguageModel, ids: torch.Tensor) -> None:
+    output = run(made.train(), ids)
+    auxiliary = output.auxiliary
+    assert isinstance(auxiliary, float) or (not auxiliary.shape and bool(auxiliary.isfinite())), (
+        "ModelOutput.auxiliary must be a finite scalar"
+    )
+    (output.cross_entropy(ids.roll(-1, dims=1)).mean() + auxiliary).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None, f"{name}: the gradient must reach every parameter"
+        assert parameter.grad.isfinite().all(), f"{name}: its gradient must be finite"
+        assert parameter.grad.any(), f"{name}: its gradient is zero everywhere"
+    called: set[int] = set()
+    blocks = list(getattr(made, "blocks", []))
+    handles = [
+        block.register_forward_hook(lambda *_, number=number: called.add(number))
+        for number, block in enumerate(blocks)
+    ]
+    with torch.no_grad():
+        run(made, ids)
+    for handle in handles:
+        handle.remove()
+    assert len(called) == len(blocks), (
+        "forward must call each of `blocks`: they are compiled and sharded one by one"
+    )
+
+
+def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def check_loss(component: type[Loss] | Loss) -> None:
@@ -67,12 +224,17 @@ def check_loss(component: type[Loss] | Loss) -> None:
     head = torch.randn(16, 8, generator=generator)  # 11 tokens and 5 rows of padding
     targets = torch.randint(11, (3, 5), generator=generator)
     targets[0, :2] = targets[2, 4] = IGNORED
+    inputs, taught = torch.randint(11, (3, 5), generator=generator), torch.randn(3, 5, 8, generator=generator)
+
+    def teacher(ids: torch.Tensor) -> ModelOutput:
+        return ModelOutput(taught, head, 11)
 
     def run(
         weights: torch.Tensor, wanted: torch.Tensor = targets
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         own_hidden, own_head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-        nats = loss(ModelOutput(own_hidden, own_head, 11), wanted)
+        offered = {"inputs": inputs.clone(), "step": 3, "total_steps": 10, "teacher": teacher}
+        nats = loss(ModelOutput(own_hidden, own_head, 11), wanted, **taken(loss, "__call__", **offered))
         assert nats.shape == wanted.shape, f"one number a target, {tuple(wanted.shape)}, not {tuple(nats.shape)}"
         assert nats.isfinite().all(), "every number must be finite"
         (nats * weights).sum().backward()  # type: ignore[no-untyped-call]
@@ -101,6 +263,9 @@ def check_loss(component: type[Loss] | Loss) -> None:
     assert (gradient == 0).all(), "a batch of ignored targets has no gradient, and no NaN"
 
 
+_CONTEXT = 5
+
+
 class _Net(nn.Module):
     """The smallest model with every kind of parameter, under the names that the GPT gives them."""
 
@@ -112,21 +277,35 @@ class _Net(nn.Module):
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 11, bias=False)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor) -> ModelOutput:
+        assert tokens.ndim == 1 or tokens.shape[1] <= _CONTEXT, (
+            "a batch's last id is a target only: model(ids[:, :-1])"
+        )
         x = self.token_embedding(tokens)
-        logits: torch.Tensor = self.head(self.norm(x + self.down(torch.relu(self.up(x)))))
-        return logits
+        hidden = self.norm(x + self.down(torch.relu(self.up(x))))
+        return ModelOutput(hidden, self.head.weight, self.head.out_features)
+
+    def loss(self, ids: torch.Tensor) -> torch.Tensor:
+        """The plain loss of each id [B, T + 1] after the first."""
+        with torch.no_grad():
+            output: ModelOutput = self(ids[:, :-1])
+        return output.cross_entropy(ids[:, 1:]).double()
+
+    def differentiate(self) -> float:
+        """Leaves the gradients of a small batch's loss, and returns it."""
+        tokens = torch.arange(11)
+        loss = nn.functional.cross_entropy(self(tokens).logits, (tokens + 1) % 11)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
 
 
 def _steps(net: _Net, optimizer: torch.optim.Optimizer, count: int) -> float:
-    tokens = torch.arange(11)
-    loss = torch.tensor(0.0)
+    loss = 0.0
     for _ in range(count):
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(net(tokens), (tokens + 1) % 11)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = net.differentiate()
         optimizer.step()
-    return loss.item()
+    return loss
 
 
 def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
@@ -136,8 +315,9 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
     def build(seed: int = 0) -> tuple[_Net, torch.optim.Optimizer]:
         torch.manual_seed(seed)
         net = _Net()
-        optimizer = chosen.build(list(net.named_parameters()))
+        optimizer = chosen.build(list(net.named_parameters()), **taken(chosen, "build", total_steps=64))
         assert isinstance(optimizer, torch.optim.Optimizer), "build must return a torch.optim.Optimizer"
+        set_mode(optimizer, "train")
         return net, optimizer
 
     net, optimizer = build()
@@ -160,12 +340,25 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
     for (name, one), other in zip(net.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other), f"{name}: going on from a saved state must give the same bits"
 
+    if has_modes(optimizer):
+        _check_modes(net, optimizer)
+        return  # it moves weights towards their average, whatever the rate
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     before = {name: parameter.clone() for name, parameter in net.named_parameters()}
     _steps(net, optimizer, 1)
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, before[name]), f"{name}: a learning rate of 0 must change nothing"
+
+
+def _check_modes(net: _Net, optimizer: torch.optim.Optimizer) -> None:
+    trained, state = _weights(net), _saved(optimizer.state_dict())
+    set_mode(optimizer, "eval")
+    assert net.differentiate() < math.log(11), "eval() must leave weights that have learnt"
+    set_mode(optimizer, "train")
+    for name, parameter in net.named_parameters():
+        assert torch.allclose(parameter, trained[name], rtol=1e-4, atol=1e-5), f"{name}: train() must undo eval()"
+    assert str(_saved(optimizer.state_dict())) == str(state), "train() must leave the state that eval() found"
 
 
 def check_schedule(component: type[Schedule] | Schedule) -> None:
@@ -182,6 +375,58 @@ def check_schedule(component: type[Schedule] | Schedule) -> None:
     assert 0.5 <= chosen(0, 1000, 0) <= 1.5, "the first step without warm-up must have about the peak, 1"
 
 
+_SIZES = (40, 100, 700, 60, 900, 30, 400, 50, 80, 600)
+_BYTES_AT_MOST = 1 << 20
+
+
+def text_index(component: BatchSampler, windows: int, shift: bool = True) -> TokenIndex:
+    """A text of `windows` windows of 16 tokens (300 or more) for tests of batch samplers.
+
+    It has 11 documents, `a/0.txt` to `a/4.txt` and `b/5.txt` to `b/10.txt`: ten of 30 to 900 tokens, and the rest.
+    """
+    context_length = 16
+    tokens = windows * context_length + 1
+    starts = [0, *accumulate(_SIZES)]
+    documents = [
+        IndexEntry(f"{'ab'[number >= 5]}/{number}.txt", start, end - start, end - start)
+        for number, (start, end) in enumerate(zip(starts, [*starts[1:], tokens], strict=True))
+    ]
+    return token_index(tokens, context_length, shift, component, documents)
+
+
+def check_batch_sampler(component: type[BatchSampler] | BatchSampler) -> None:
+    """Offsets of windows, the same for the same sample however often and in whatever order they are asked for, in
+    little memory however long the text is; with `once_an_epoch` each window of an epoch exactly once.
+
+    The text is that of `text_index`.
+    """
+    chosen = _instance(component)
+    far = [10**6, 10**9, 10**12]
+    for shift in (False, True):
+        index = text_index(chosen, 300, shift)
+        samples = [*range(3 * index.text.windows), *far]
+        offsets = [chosen.offset(sample, 1, index) for sample in samples]
+        for sample, offset in zip(samples, offsets, strict=True):
+            assert isinstance(offset, int), f"sample {sample}: {offset!r} is no whole number"
+            last = index.tokens - index.context_length - 1
+            assert 0 <= offset <= last, f"sample {sample}: no window begins at {offset}, only at 0 to {last}"
+        again = type(chosen)(**chosen.model_dump())
+        for sample, offset in reversed(list(zip(samples, offsets, strict=True))):
+            assert again.offset(sample, 1, index) == offset, f"sample {sample}: asked again, its offset differs"
+        if chosen.once_an_epoch:
+            for epoch in range(3):
+                read = sorted(offsets[epoch * index.text.windows : (epoch + 1) * index.text.windows])
+                steps = {after - before for before, after in pairwise(read)}
+                assert steps == {index.context_length}, f"epoch {epoch} must read each of its windows once"
+    index = text_index(chosen, 1_000_000)
+    tracemalloc.start()
+    for sample in (0, *far):
+        chosen.offset(sample, 1, index)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < _BYTES_AT_MOST, f"for a text of 1,000,000 windows it needs {peak:,} bytes: it must not list them"
+
+
 def _saved(values: dict[str, Any]) -> dict[str, Any]:
     """Through a file and back, as plain tensors and plain values only."""
     buffer = io.BytesIO()
@@ -194,27 +439,64 @@ def _saved(values: dict[str, Any]) -> dict[str, Any]:
 def event(**changes: Any) -> EvaluationEvent:
     """An evaluation for tests of callbacks, at step 10 of 40; `changes` are attributes of EvaluationEvent."""
     values: dict[str, Any] = {
-        "step": 10,
-        "total_steps": 40,
         "metrics": {"step": 10, "epoch": 0.1, "tokens": 1000, "train.loss": 3.0, "val.loss": 3.1},
         "history": (),
         "generate": lambda prompt, max_new_tokens=50, temperature=0.0: prompt + " and on",
         "show": lambda text: None,
-        "model": _Net(),
-        "memory": {},
     }
-    return EvaluationEvent(**(values | changes))
+    return EvaluationEvent(**_offered(values | changes))
+
+
+def step_event(**changes: Any) -> StepEvent:
+    """A step for tests of callbacks, number 10 of 40; `changes` are attributes of StepEvent. Its small model has
+    gradients."""
+    values: dict[str, Any] = {
+        "metrics": {"step": 10, "train.objective": 3.0, "learning_rate": 1e-3, "grad_norm": 1.0},
+        "full": lambda tensor: tensor,
+    }
+    given = _offered(values | changes)
+    if "model" not in changes:
+        given["model"].differentiate()
+    return StepEvent(**given)
+
+
+def _offered(values: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an event with those that every event has."""
+    model = values.get("model", _Net())
+
+    def batches(side: str) -> Iterator[torch.Tensor]:
+        if side not in ("train", "val"):
+            raise ValueError(f"there is no side {side!r}")
+        generator = torch.Generator().manual_seed(len(side))
+        return (torch.randint(11, (rows, _CONTEXT + 1), generator=generator) for rows in (4, 4, 1))
+
+    loss = getattr(model, "loss", lambda ids: torch.full((len(ids), ids.shape[1] - 1), 3.0, dtype=torch.float64))
+    shared = {"step": 10, "total_steps": 40, "model": model, "batches": batches, "loss": loss, "memory": {}}
+    return shared | values
 
 
 def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
-    """Returns finite numbers, keeps only plain values in its memory, and leaves the model as it was.
+    """Returns finite numbers, keeps only plain values and tensors in its memory, from which alone its work follows,
+    and leaves the model as it was, but for weights and gradients at a step.
 
-    One that only records (`records_only`) returns no numbers, shows nothing and does not stop the run.
+    One that only records (`records_only`) returns no numbers, shows nothing, does not stop the run, and changes
+    nothing at a step.
     """
     callback = _instance(component)
+    if callback.has("on_evaluation"):
+        _check_on_evaluation(callback)
+    if any(map(callback.has, ("before_update", "after_step", "eval_weights"))):
+        trained, memory = _train_with(callback, resumes=False)
+        again, restored = _train_with(callback, resumes=True)
+        for (name, one), other in zip(trained.items(), again.values(), strict=True):
+            assert torch.equal(one, other), f"{name}: going on from its saved memory must give the same bits"
+        assert str(memory) == str(restored), "its memory must be the same after going on"
+
+
+def _check_on_evaluation(callback: EvalCallback) -> None:
     torch.manual_seed(0)
     net, memory, shown = _Net(), {}, []  # type: ignore[var-annotated]
-    before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    before = _weights(net)
     history: list[dict[str, float]] = []
     for number, loss in enumerate((3.0, 2.5, 2.4, 2.6, 2.3)):
         metrics = {
@@ -237,22 +519,85 @@ def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
             assert not callback.records_only, "what only records (records_only) must not stop the run"
             break
         assert isinstance(numbers, dict), "on_evaluation must return a dict (an empty one for no numbers)"
-        assert not (callback.records_only and numbers), "what only records (records_only) must return no numbers"
-        for name, value in numbers.items():
-            assert isinstance(name, str), f"{name!r} must be a name"
-            assert isinstance(value, int | float), f"{name} must be a number"
-            assert math.isfinite(value), f"{name} must be finite"
-            assert name not in metrics, f"{name} is already recorded: choose another name"
+        _check_numbers(numbers, metrics, callback)
         history.append({**metrics, **numbers})
-        memory = json.loads(json.dumps(memory))  # it is saved and restored between two evaluations
+        memory = _saved(memory)  # it is saved and restored between two evaluations
     assert all(isinstance(text, str) for text in shown), "show takes text"
     assert not (callback.records_only and shown), "what only records (records_only) must not call event.show"
+    _assert_unchanged(net, before, "a callback must not change the model")
+
+
+def _check_numbers(numbers: dict[str, float], known: dict[str, float], callback: EvalCallback) -> None:
+    assert not (callback.records_only and numbers), "what only records (records_only) must return no numbers"
+    for name, value in numbers.items():
+        assert isinstance(name, str), f"{name!r} must be a name"
+        assert isinstance(value, int | float), f"{name} must be a number"
+        assert math.isfinite(value), f"{name} must be finite"
+        assert name not in known, f"{name} is already recorded: choose another name"
+
+
+def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Six steps of SGD with a callback's step methods: the weights that are evaluated then, and its memory, which
+    is saved and restored after each step if it `resumes`."""
+    torch.manual_seed(0)
+    net, memory = _Net(), {}  # type: ignore[var-annotated]
+    known: dict[str, float] = {}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def call(method: str) -> Any:
+        if not callback.has(method):
+            return None
+        weights, gradients = (
+            _weights(net),
+            [each.grad.clone() for each in net.parameters() if each.grad is not None],
+        )
+        with torch.no_grad():
+            given = step_event(step=step, total_steps=6, metrics=dict(known), model=net, memory=memory)
+            result = getattr(callback, method)(given)
+        if callback.records_only or method == "eval_weights":
+            _assert_unchanged(net, weights, f"{method} must not change the model here")
+        if callback.records_only:
+            kept = [each.grad for each in net.parameters() if each.grad is not None]
+            assert all(map(torch.equal, kept, gradients)), "what only records (records_only) changes no gradient"
+        if method != "eval_weights":
+            assert result is None or isinstance(result, dict), f"{method} must return a dict of numbers, or None"
+            _check_numbers(result or {}, known, callback)
+            known.update(result or {})
+        return result
+
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        loss = net.differentiate()
+        known = {"step": step}
+        torch.manual_seed(step)
+        call("before_update")
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), f"{name}: its gradient must be finite"
+        optimizer.step()
+        known |= {"train.objective": loss, "learning_rate": 0.1, "grad_norm": 1.0}
+        torch.manual_seed(step)
+        call("after_step")
+        if resumes:
+            memory = _saved(memory)
+    weights = _weights(net)
+    for name, tensor in (call("eval_weights") or {}).items():
+        assert name in weights, f"eval_weights returned {name!r}, which is no parameter of the model"
+        assert tensor.shape == weights[name].shape, f"eval_weights: {name} must be {tuple(weights[name].shape)}"
+        weights[name] = tensor.clone()
+    return weights, _saved(memory)
+
+
+def _weights(net: _Net) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+
+
+def _assert_unchanged(net: _Net, before: dict[str, torch.Tensor], rule: str) -> None:
     for name, parameter in net.named_parameters():
-        assert torch.equal(parameter, before[name]), f"{name}: a callback must not change the model"
+        assert torch.equal(parameter, before[name]), f"{name}: {rule}"
 
 
 def check_sampler(component: type[Sampler] | Sampler) -> None:
-    """Keeps shape, rows and what is ruled out, and leaves a token to draw in every row."""
+    """Keeps shape, rows and what is ruled out, and leaves a token to draw in every row, draw after draw."""
     sampler = _instance(component)
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(4, 13, generator=generator)
@@ -260,19 +605,38 @@ def check_sampler(component: type[Sampler] | Sampler) -> None:
     logits[2, 1:] = -torch.inf  # a single token left
     logits[3] = 0.0  # all alike
     tokens = torch.randint(13, (4, 7), generator=generator)
-    given, given_tokens = logits.clone(), tokens.clone()
-    result = sampler(logits, tokens)
-    assert torch.equal(logits, given), "the logits that were given must not be changed"
-    assert torch.equal(tokens, given_tokens), "the tokens must not be changed"
-    assert result.shape == logits.shape, f"logits {tuple(logits.shape)}, not {tuple(result.shape)}"
+    first = [_row(sampler, logits, tokens, row, {}) for row in range(4)]
+    if not taken(sampler, "__call__", prompt_length=0, memory={}):
+        given, given_tokens = logits.clone(), tokens.clone()
+        result = sampler(logits, tokens)
+        assert torch.equal(logits, given), "the logits that were given must not be changed"
+        assert torch.equal(tokens, given_tokens), "the tokens must not be changed"
+        assert result.shape == logits.shape, f"logits {tuple(logits.shape)}, not {tuple(result.shape)}"
+        assert torch.allclose(torch.cat(first), result), "a row must not depend on the others"
+    again = [_row(sampler, logits, tokens, row, {}) for row in range(4)]
+    assert all(map(torch.equal, first, again)), "the draw is the core's: a sampler is no random choice"
+    for row in range(4):
+        own, memory = tokens[[row]], dict[str, Any]()
+        for _ in range(5):
+            drawn = _row(sampler, logits[[row]], own, 0, memory).argmax(dim=-1, keepdim=True)
+            own = torch.cat([own, drawn], dim=1)
+
+
+def _row(
+    sampler: Sampler, logits: torch.Tensor, tokens: torch.Tensor, row: int, memory: dict[str, Any]
+) -> torch.Tensor:
+    """What a sampler makes of one row alone, held against the rules."""
+    given, own = logits[[row]], tokens[[row]]
+    before, before_tokens = given.clone(), own.clone()
+    result = sampler(given, own, **taken(sampler, "__call__", prompt_length=7, memory=memory))
+    assert torch.equal(given, before), "the logits that were given must not be changed"
+    assert torch.equal(own, before_tokens), "the tokens must not be changed"
+    assert result.shape == given.shape, f"logits {tuple(given.shape)}, not {tuple(result.shape)}"
     assert not result.isnan().any(), "no logit may be NaN"
     assert result.isfinite().any(dim=-1).all(), "each row must keep a token"
     assert (result <= torch.finfo(result.dtype).max).all(), "no logit may be infinite"
     assert not (result.isfinite() & given.isneginf()).any(), "what is ruled out (−inf) must stay so"
-    for row in range(4):
-        alone = sampler(logits[row : row + 1], tokens[row : row + 1])
-        assert torch.allclose(alone, result[row : row + 1]), "a row must not depend on the others"
-    assert torch.equal(sampler(logits, tokens), result), "the draw is the core's: a sampler is no random choice"
+    return result
 
 
 def token_scores(count: int = 40, seed: int = 0) -> TokenScores:
@@ -392,15 +756,13 @@ def check_exporter(component: type[Exporter] | Exporter, source: ExportSource, f
     Raises:
         Refused: `export` raises ValueError, which is how an exporter says what it cannot write.
     """
-    from dataclasses import replace
-
     exporter = _instance(component)
     try:
         exporter.export(source, folder)
     except ValueError as refusal:
         if not str(refusal):
             raise AssertionError("an exporter that refuses a model must say why") from refusal
-        raise Refused(f"it refuses the family {source.config['family']}: {refusal}") from refusal
+        raise Refused(f"it refuses the model {source.config['name']}: {refusal}") from refusal
     assert any(folder.iterdir()), "an export must write something"
     proof = exporter.verify(source, folder)
     assert proof.get("reader"), "the proof must name its reader"

@@ -29,6 +29,7 @@ from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
+from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -163,12 +164,13 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
 
 
 def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
-    data = TrainingData.read(params, splits)
     registry = Registry.load(paths.plugins, KINDS, lambda note: None)
-    components = Components.load(params.train, paths.plugins, registry)
+    components = Components.load(params, paths.plugins, registry)
+    data = TrainingData.read(params, splits, components.batch_sampler)
     phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
     conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
-    return TrainingRun.build(params, components, data, phase, conditions)
+    teacher = Teacher.of(components.loss, paths.root)
+    return TrainingRun.build(params, components, data, phase, conditions, teacher=teacher)
 
 
 class _NoUpdates(torch.optim.SGD):
@@ -207,7 +209,7 @@ def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dic
 
 def _compute(plan: TrainingRun, size: int) -> float:
     """Takes a step of one micro-batch; returns its seconds."""
-    length, params = replace(plan.length, batch_size=size), {"micro_batch_size": size}
+    length, params = replace(plan.length, batch_size=size), {"micro_batch_size": size, "log_every": 0}
     one = replace(plan, phase=replace(plan.phase, length=length), params=plan.params.model_copy(update=params))
     return _seconds(lambda: train_step(one, TrainState()))
 

@@ -147,7 +147,7 @@ def _back(target: Path, pid: int) -> None:
 
 
 def _journal(paths: Paths) -> Path:
-    return paths.root / "artifacts" / ".publishing.json"
+    return paths.tokens.parent / ".publishing.json"
 
 
 @contextmanager

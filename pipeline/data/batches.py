@@ -1,60 +1,126 @@
-"""The order of the training data: a pure function of (seed, epoch, index), so nothing is saved or skipped."""
+"""Which windows of the text are read: in training in a batch sampler's order, in evaluation one after the other."""
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from itertools import tee, zip_longest
+from typing import Any, overload
 
 import numpy as np
 
-from pipeline.data.tokens import Ids
+from pipeline.core.errors import DataError, PluginError
+from pipeline.data.tokens import Ids, IndexEntry
+from pipeline.plugin.calls import calling, guarded_items, named
+from pipeline.plugin.components import BatchSampler
+from pipeline.plugin.order import IndexedDocument, Source, TokenIndex
 
 
 @dataclass(frozen=True)
 class TrainingWindows:
-    """The training tokens as windows of `context_length` tokens, in another order in each epoch.
+    """The training tokens as windows of `context_length` tokens, in a batch sampler's order.
 
     Attributes:
         ids: The training tokens.
-        context_length: T.
-        seed: Decides the order and, with `shift`, where each epoch cuts the text.
-        shift: Whether each epoch starts its windows elsewhere; else they start at 0, T, 2T, …
+        index: Their sources.
+        sampler: Says where each sample begins: a pure function, so nothing is saved, and nothing skipped on resume.
+        seed: Decides the order and, where that shifts, where each epoch cuts the text.
     """
 
     ids: Ids
-    context_length: int
+    index: TokenIndex
+    sampler: BatchSampler
     seed: int
-    shift: bool
+
+    @property
+    def context_length(self) -> int:
+        return self.index.context_length
 
     @property
     def per_epoch(self) -> int:
-        """Windows in an epoch. Each window needs one more token, the target of its last one."""
-        windows = (len(self.ids) - 1) // self.context_length
-        return windows - 1 if self.shift and windows > 1 else windows
+        """Windows in an epoch."""
+        return self.index.text.windows
 
     def offsets(self, first: int, last: int) -> list[int]:
-        """Offsets of the samples first … last−1 of the run; sample k is number k % per_epoch of its epoch."""
-        slack = len(self.ids) - 1 - self.per_epoch * self.context_length if self.shift else 0
-        places = (divmod(sample, self.per_epoch) for sample in range(first, last))
-        return [
-            _epoch_offsets(self.seed, epoch, self.per_epoch, self.context_length, slack)[index]
-            for epoch, index in places
-        ]
+        """Offsets of the samples first … last−1 of the run.
+
+        Raises:
+            PluginError: the sampler gives something else than the offset of a window.
+        """
+        with calling(self.sampler):
+            found = [self.sampler.offset(sample, self.seed, self.index) for sample in range(first, last)]
+        end = len(self.ids) - self.context_length
+        for sample, offset in enumerate(found, first):
+            if not isinstance(offset, int | np.integer) or not 0 <= offset < end:
+                raise PluginError(
+                    f"{named(self.sampler)} returned {offset!r} for sample {sample}: it must be a whole number "
+                    f"from 0 to {end - 1}, where the last window of {self.context_length + 1} tokens begins"
+                )
+        return found
 
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Inputs and targets, int64 [B, T]; the targets are the inputs shifted by one token."""
-        places = np.array(offsets)[:, None] + np.arange(self.context_length + 1)
-        windows = self.ids[places].astype(np.int64)
+        ids = self.ids.view(np.ndarray)  # slices of a memory map are slow to make
+        windows = np.empty((len(offsets), self.context_length + 1), np.int64)
+        for row, offset in zip(windows, offsets, strict=True):
+            row[:] = ids[offset : offset + len(row)]
         return windows[:, :-1], windows[:, 1:]
 
 
-@lru_cache(maxsize=4)
-def _epoch_offsets(seed: int, epoch: int, windows: int, context_length: int, slack: int) -> list[int]:
-    """Offsets of an epoch's windows in their order; the first starts between 0 and `slack`."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    start = int(generator.integers(slack + 1))
-    return [int(number) * context_length + start for number in generator.permutation(windows)]
+def token_index(
+    tokens: int, context_length: int, shift: bool, sampler: BatchSampler, documents: Iterable[IndexEntry]
+) -> TokenIndex:
+    """A text of `tokens` tokens and the sources that `sampler` makes of its documents.
+
+    The documents are read only where it makes any, and only the runs of neighbours of one source are kept.
+
+    Raises:
+        DataError: the sampler refuses the documents, or a source has no window.
+        PluginError: it does not name one source for each document.
+    """
+    begins = tokens - context_length  # the offsets at which a window can begin
+    text = Source("", context_length, shift, (0,), (0,), begins)
+    if type(sampler).sources is BatchSampler.sources:
+        return TokenIndex(tokens, context_length, text, {})
+    found: dict[str, _Runs] = {}
+    entries, copies = tee(documents)
+    told = (IndexedDocument(entry.name, entry.tokens) for entry in copies)
+    names = guarded_items(sampler, lambda: sampler.sources(told), passes=(ValueError,))
+    try:
+        for entry, name in zip_longest(entries, names):
+            if entry is None or not isinstance(name, str):
+                raise PluginError(f"{named(sampler)}: sources must give a text for each document, not {name!r}")
+            found.setdefault(name, _Runs()).add(entry.start, min(entry.end, begins))
+    except ValueError as error:
+        raise DataError(f"train.batch_sampler.{sampler.name}: {error}") from None
+    for name, runs in found.items():
+        if not runs.tokens:
+            raise DataError(
+                f"train.batch_sampler.{sampler.name}: all of {name!r} lies in the last {context_length} tokens of "
+                "the training split, where no window begins: leave it out, or bring more text"
+            )
+    sources = {
+        name: Source(name, context_length, shift, runs.starts, runs.before, runs.tokens)
+        for name, runs in found.items()
+    }
+    return TokenIndex(tokens, context_length, text, sources)
+
+
+class _Runs:
+    """The runs of a source's tokens: where each begins, and how many tokens are before it."""
+
+    def __init__(self) -> None:
+        self.starts, self.before, self.tokens = array("q"), array("q"), 0
+
+    def add(self, start: int, end: int) -> None:
+        """Adds the tokens start … end−1, if there are any."""
+        if start >= end:
+            return
+        if not self.tokens or self.starts[-1] + self.tokens - self.before[-1] != start:
+            self.starts.append(start)
+            self.before.append(self.tokens)
+        self.tokens += end - start
 
 
 @dataclass(frozen=True)
@@ -67,17 +133,36 @@ class EvaluationWindow:
     counted: int
 
 
-def evaluation_windows(tokens: int, context_length: int, stride: int) -> list[EvaluationWindow]:
-    """Windows that score each of the `tokens` − 1 targets exactly once, the tail included.
+def evaluation_windows(tokens: int, context_length: int, stride: int) -> Sequence[EvaluationWindow]:
+    """Windows that score each of the `tokens` − 1 targets exactly once, the tail included, made when asked for.
 
     With `stride` = `context_length` they do not overlap; with a smaller one each target but the first
     window's has at least context_length − stride tokens before it.
     """
-    windows = []
-    start, scored = 0, 1
-    while scored < tokens:
-        end = min(start + context_length + 1, tokens)
-        windows.append(EvaluationWindow(start, end, end - scored))
-        scored = end
-        start += stride
-    return windows
+    stop = max(tokens - context_length - 1, 0) + stride if tokens > 1 else 0
+    return _EvaluationWindows(range(0, stop, stride), tokens, context_length)
+
+
+@dataclass(frozen=True)
+class _EvaluationWindows(Sequence[EvaluationWindow]):
+    starts: range
+    tokens: int
+    context_length: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, place: int) -> EvaluationWindow: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[EvaluationWindow]: ...
+    def __getitem__(self, place: int | slice) -> EvaluationWindow | Sequence[EvaluationWindow]:
+        chosen = self.starts[place]
+        if isinstance(chosen, range):
+            return [self._at(start) for start in chosen]
+        return self._at(chosen)
+
+    def _at(self, start: int) -> EvaluationWindow:
+        end = min(start + self.context_length + 1, self.tokens)
+        scored = min(start + self.context_length + 1 - self.starts.step, self.tokens) if start else 1
+        return EvaluationWindow(start, end, end - scored)

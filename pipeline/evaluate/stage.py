@@ -25,7 +25,7 @@ from pipeline.evaluate.metrics import MetricSums, check_groups, group_numbers, r
 from pipeline.evaluate.samples import draw_samples
 from pipeline.evaluate.tables import digests, write_tables
 from pipeline.evaluate.text_model import text_model
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, weights_file
 from pipeline.model.device import choose_device, keep_memory, use_threads
 from pipeline.model.held_out import check_same_tokenizer
 from pipeline.model.made_by import RunRecord, note_changes, read_record
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
     from pipeline.params.params import EvaluateParams, Params
 
-KINDS = ["samplers", "metrics"]
+KINDS = ["models", "samplers", "metrics"]
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -58,7 +58,7 @@ def run(params: Params, paths: Paths) -> None:
             "tasks": _task_files(paths.tasks) if any(isinstance(each, TaskMetric) for each in metrics) else {},
         },
         [paths.checkpoint / MANIFEST, paths.splits / MANIFEST, paths.metrics / "train.json"],
-        registry.origins((kind, each.name) for kind, each in chosen),
+        registry.origins([*used_model(paths.checkpoint, registry), *((kind, each.name) for kind, each in chosen)]),
         paths.plugins,
     )
     if republished("evaluate", paths.reports, identity, paths):
@@ -66,7 +66,7 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     if params.runtime.keep_memory:
         keep_memory()
-    checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))
+    checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device), registry)
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
     check_same_tokenizer(checkpoint, splits)
@@ -143,7 +143,7 @@ def _write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> str:
 
 
 def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
-    return max(1, round(params.stride * checkpoint.model.config.context_length))
+    return max(1, round(params.stride * checkpoint.model.architecture.shape.context_length))
 
 
 def _about(
@@ -154,7 +154,7 @@ def _about(
         "step": checkpoint.step,
         "weights": checkpoint.weights,
         "weights_sha256": recorded_sha256(weights_file(paths.checkpoint, checkpoint.weights)),
-        "context_length": checkpoint.model.config.context_length,
+        "context_length": checkpoint.model.architecture.shape.context_length,
         "stride": _stride(params, checkpoint),
         "stride_share": params.stride,
         "tokenizer": {"name": checkpoint.tokenizer.name, "fingerprint": checkpoint.tokenizer.fingerprint},
@@ -172,7 +172,8 @@ def _evaluate(
     train_counts: Counts,
 ) -> tuple[dict[str, float], dict[str, Any], Breakdown]:
     """A text's numbers for evaluate.json, what evaluation.json says of it, and where its loss lies."""
-    ids, tokenizer, context = splits.ids(side), checkpoint.tokenizer, checkpoint.model.config.context_length
+    ids, tokenizer = splits.ids(side), checkpoint.tokenizer
+    context = checkpoint.model.architecture.shape.context_length
     stride = _stride(params, checkpoint)
     documents = [(entry.name, entry.start) for entry in splits.documents(side)]
     summary = Summary(tokenizer.byte_lengths)

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.data.batches import EvaluationWindow, evaluation_windows
 from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.device import device_of
 from pipeline.model.generate import generate
 from pipeline.model.scoring import score
 from pipeline.plugin.components import TextModel
@@ -25,7 +26,7 @@ def text_model(checkpoint: Checkpoint, ends: bool, batch_size: int, folder: Path
         folder: Where the tasks' texts lie.
     """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    context, device = model.config.context_length, model.head_weight.device
+    context, device = model.architecture.shape.context_length, device_of(model)
 
     def nats(prompt: str, texts: Sequence[str]) -> list[float]:
         """The nats of each text after the prompt; of what is longer than the context, the last tokens are seen."""

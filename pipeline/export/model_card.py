@@ -91,7 +91,7 @@ class ModelCard:
     def _front_matter(self) -> dict[str, Any]:
         head: dict[str, Any] = {
             "pipeline_tag": "text-generation",
-            "tags": ["gpt", self.config["family"], *(name for name in self.proofs if name != "huggingface")],
+            "tags": ["gpt", self.config["name"], *(name for name in self.proofs if name != "huggingface")],
         }
         if next(iter(self.proofs), None) == "huggingface":
             head = {"library_name": "transformers", **head}

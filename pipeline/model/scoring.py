@@ -19,7 +19,8 @@ from torch import nn
 
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokens import Ids
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel, run
+from pipeline.model.device import device_of
 from pipeline.plugin.components import IGNORED, ModelOutput
 
 _LOGITS_AT_ONCE = 1 << 23
@@ -65,7 +66,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()  # no inference mode: FSDP2 keeps buffers of its first forward, and training writes into them
 def score(
-    model: GPT,
+    model: LanguageModel,
     ids: Ids,
     windows: Sequence[EvaluationWindow],
     batch_size: int,
@@ -75,13 +76,13 @@ def score(
 
     `observe` sees the logits of a batch before its scores are yielded; it does not change the scores.
     """
-    device = model.head_weight.device
+    device = device_of(model)
     with evaluating(model):
         for first in range(0, len(windows), batch_size):
             batch = windows[first : first + batch_size]
             inputs, targets = _padded(ids, batch)
             counted = targets != IGNORED
-            output = model(torch.from_numpy(inputs).to(device))
+            output = run(model, torch.from_numpy(inputs).to(device))
             nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)
             yield Scores(targets[counted], nats.cpu().numpy()[counted], correct.cpu().numpy()[counted])
 
@@ -186,7 +187,7 @@ def plain_numbers(tokens: int, nats: float, size: int, text_nats: float, correct
 
 
 def summarize(
-    model: GPT,
+    model: LanguageModel,
     ids: Ids,
     windows: Sequence[EvaluationWindow],
     batch_size: int,

@@ -3,6 +3,7 @@
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 from pipeline.plugin.components import (
     IGNORED,
+    BatchSampler,
     Component,
     Corpus,
     Document,
@@ -12,19 +13,24 @@ from pipeline.plugin.components import (
     ExportSource,
     Loss,
     Metric,
+    Model,
     ModelOutput,
+    ModelShape,
     Optimizer,
     Sampler,
     Schedule,
+    StepEvent,
     StopTraining,
     TaskMetric,
     TextModel,
     TokenScores,
 )
 from pipeline.plugin.hookspecs import hookimpl
+from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 
 __all__ = [
     "IGNORED",
+    "BatchSampler",
     "Component",
     "Corpus",
     "Document",
@@ -32,17 +38,24 @@ __all__ = [
     "EvaluationEvent",
     "ExportSource",
     "Exporter",
+    "IndexedDocument",
     "Loss",
     "Metric",
+    "Model",
     "ModelOutput",
+    "ModelShape",
     "Optimizer",
     "Sampler",
     "Schedule",
+    "Source",
+    "StepEvent",
     "StopTraining",
     "TaskMetric",
     "TextModel",
+    "TokenIndex",
     "TokenScores",
     "awkward_texts",
     "byte_characters",
     "hookimpl",
+    "permuted",
 ]

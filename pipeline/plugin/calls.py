@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -54,6 +55,17 @@ def guarded(call: Callable[P, T], component: Component) -> Callable[P, T]:
             return call(*args, **kwargs)
 
     return inside
+
+
+def taken(component: Component, method: str, **offered: Any) -> dict[str, Any]:
+    """Those of the offered arguments that a component's method has parameters for, by name (`Kind.offers`)."""
+    names = _parameters(type(component), method)
+    return {name: value for name, value in offered.items() if name in names}
+
+
+@lru_cache
+def _parameters(cls: type, method: str) -> frozenset[str]:
+    return frozenset(inspect.signature(getattr(cls, method)).parameters)
 
 
 def guarded_items(

@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from pipeline.core.values import STRICT, Layers, Size
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from pipeline.plugin.order import IndexedDocument, TokenIndex
 
 IGNORED = -100
 """A target that is not to be learnt: 0 nats and no gradient there."""
@@ -40,7 +45,48 @@ class Component(BaseModel, ABC):
     name: ClassVar[str]
 
 
-# ── losses ────────────────────────────────────────────────────────────────────────────────────────
+# ── models ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class ModelShape:
+    """The sizes that every architecture has; most are keys of params.yaml's section `model`. They are checked.
+
+    Attributes:
+        vocab_size: V, the number of the tokenizer's ids.
+        context_length: T, the most tokens seen at once.
+        n_layers, n_heads, emb_dim: Blocks, heads in each, and width D, a multiple of n_heads.
+        dropout: Share of activations dropped in training.
+        pad_vocab_to: The rows of embedding and head are padded to a multiple of this.
+        document_end: The id that ends a document, if a token is to see its own document only; else None.
+    """
+
+    vocab_size: Size
+    context_length: Size
+    n_layers: Layers
+    n_heads: Size
+    emb_dim: Size
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    pad_vocab_to: Size
+    document_end: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelShape:
+        if self.emb_dim % self.n_heads:
+            raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
+        if self.document_end is not None and self.document_end >= self.vocab_size:
+            raise ValueError(f"document_end {self.document_end} is no id of a vocabulary of {self.vocab_size}")
+        return self
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and the head."""
+        return -(-self.vocab_size // self.pad_vocab_to) * self.pad_vocab_to
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.emb_dim // self.n_heads
 
 
 @dataclass(frozen=True)
@@ -51,11 +97,14 @@ class ModelOutput:
         hidden: The last hidden states, after the final norm: [B, T, D].
         head_weight: The output head, padding rows included: [padded V, D].
         vocab_size: V, the real vocabulary; ids from V on are padding.
+        auxiliary: A scalar in nats that training adds to the mean loss of a target, such as a mixture of experts'
+            balance loss. It is part of `train.objective`, never of `train.loss` and `val.loss`.
     """
 
     hidden: torch.Tensor
     head_weight: torch.Tensor
     vocab_size: int
+    auxiliary: torch.Tensor | float = 0.0
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -68,7 +117,7 @@ class ModelOutput:
     ) -> torch.Tensor:
         """The negative log-likelihood of each target in nats [B, T], 0 where it is `IGNORED`.
 
-        From the model it comes without all logits ever being held, and many times cheaper than through `logits`.
+        In training it is computed without all logits ever being held, many times cheaper than through `logits`.
 
         Args:
             targets: Ids [B, T].
@@ -87,6 +136,32 @@ class ModelOutput:
         return nats + z_loss * normaliser.square().masked_fill(targets == IGNORED, 0.0)
 
 
+class Model(Component):
+    """An architecture. Its fields are the options that it alone has; what every architecture has is the shape."""
+
+    @abstractmethod
+    def build(self, shape: ModelShape) -> torch.nn.Module:
+        """A decoder over token ids, its weights drawn from torch's random generator.
+
+        The module's `forward(ids, cache=None)` takes ids [B, T] and returns a `ModelOutput`; no token may change
+        what is computed for those before it. All that decides the result is in its state dict: parameters and
+        persistent buffers. Embeddings have "embedding" in their name, and a head of its own is "head.weight".
+
+        A module may also have
+
+        - `blocks`, an `nn.ModuleList` of its layers: they are compiled and sharded one by one, else the whole is;
+        - `make_cache(batch)`, for generation: an object that `forward` reads and extends, so that ids continue
+          those before. Its optional `crop(length)` forgets all but the first tokens. Without a cache, each new
+          token computes the whole text.
+
+        Raises:
+            ValueError: there is no such model: a size does not fit, or it cannot mask at a `document_end`.
+        """
+
+
+# ── losses ────────────────────────────────────────────────────────────────────────────────────────
+
+
 class Loss(Component):
     """What training minimises, token by token."""
 
@@ -97,6 +172,13 @@ class Loss(Component):
         Args:
             output: What the model computed; use `output.logits` [B, T, V], or `hidden` and `head_weight`.
             targets: The ids to predict [B, T]; `IGNORED` (−100) means 0 nats and no gradient there.
+
+        With a parameter of this name it is also given
+
+        - `inputs`: the ids [B, T] that the model saw;
+        - `step` and `total_steps`: the step, from 0 on, and how many the run has;
+        - `teacher`: a frozen model, `teacher(inputs)` → `ModelOutput`; the option `teacher` names its folder below
+          data/weights, a checkpoint with the same tokenizer.
 
         Returns:
             Nats [B, T]. The loop alone sums, scales, accumulates and counts tokens.
@@ -116,6 +198,10 @@ class Optimizer(Component):
     @abstractmethod
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         """A torch optimizer over every parameter, each exactly once.
+
+        With a parameter `total_steps` it is also told how many optimizer steps the run has (one that is extended:
+        before that). Where the optimizer has methods `train()` and `eval()`, they are called before and after
+        training steps; the weights that `eval()` leaves are evaluated and published.
 
         Embeddings have "embedding" in their name, the output head is "head.weight", and everything else
         with two dimensions is a hidden matrix. The schedule multiplies each group's initial `lr`.
@@ -169,6 +255,42 @@ class Schedule(Component):
         return min((step - peak) / (steps - 1 - peak), 1.0) if step > peak else 0.0
 
 
+# ── batch samplers ────────────────────────────────────────────────────────────────────────────────
+
+
+class BatchSampler(Component):
+    """The order in which the training text is read.
+
+    The samples of a run are numbered from 0, over epochs, steps and ranks: step k of batches of B windows reads the
+    samples k·B … k·B + B−1. So nothing is saved, and a resumed run reads on where it stopped.
+    """
+
+    once_an_epoch: ClassVar[bool] = False
+    """Whether an epoch (`index.text.windows` samples) has each of its windows once; the contract suite checks."""
+
+    @abstractmethod
+    def offset(self, sample: int, seed: int, index: TokenIndex) -> int:
+        """Where in the training text the window of a sample begins: from 0 to `index.tokens` − T − 1.
+
+        It must depend on its arguments and the options alone, and take about constant time and memory, however
+        long the text is: `index.text.shuffled(sample, seed)`, say.
+
+        Args:
+            sample: The sample's number in the run.
+            seed: `train.seed`.
+            index: The training text.
+        """
+
+    def sources(self, documents: Iterator[IndexedDocument]) -> Iterable[str]:
+        """The source that each document belongs to, in their order. It is called before training begins, and makes
+        `index.sources`. Not overridden, the documents are not read, and there are none.
+
+        Raises:
+            ValueError: these documents do not suit the options; says why.
+        """
+        return ()
+
+
 # ── eval callbacks ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -176,46 +298,101 @@ class StopTraining(Exception):  # noqa: N818 - a request, not an error
     """Raised by an eval callback to end the run here; its text says why."""
 
 
-@dataclass(frozen=True)
-class EvaluationEvent:
-    """One evaluation during training, as a callback sees it.
+@dataclass(frozen=True, kw_only=True)
+class TrainingEvent:
+    """What a callback is given, whenever it is called.
 
     Attributes:
-        step: Optimizer steps done.
+        step: Optimizer steps done; in `before_update` the one at hand included.
         total_steps: Optimizer steps the whole run will do.
-        metrics: This evaluation's numbers, such as "val.loss" (nats a token).
-        history: The numbers of the earlier evaluations, oldest first.
-        generate: `generate(prompt, max_new_tokens, temperature=0.0)` continues a text.
-        show: `show(text)` prints a text for the person and keeps it with the run's samples.
-        model: The model, to look at; changing it is an error.
-        memory: This callback's own dict of plain values; the loop saves and restores it.
+        metrics: The numbers that are known by now, such as "val.loss" (nats a token).
+        model: The model, in eval mode: `model(ids)` takes ids [B, T] and returns a `ModelOutput`, whose `logits`
+            are [B, T, V]. Only step methods may change it.
+        batches: `batches("train")` or `batches("val")` yields ids [B, T + 1], on the model's device: the windows
+            that evaluations during training read, the same ones each time; the last id of each is a target only.
+        loss: `loss(ids)` is the plain negative log-likelihood of each id [B, T + 1] after the first, in nats
+            [B, T], in float64 and without a gradient.
+        memory: This callback's own dict of plain values and tensors; it is saved and restored with the run.
     """
 
     step: int
     total_steps: int
     metrics: Mapping[str, float]
-    history: Sequence[Mapping[str, float]]
-    generate: Callable[..., str]
-    show: Callable[[str], None]
     model: torch.nn.Module
+    batches: Callable[[str], Iterator[torch.Tensor]]
+    loss: Callable[[torch.Tensor], torch.Tensor]
     memory: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationEvent(TrainingEvent):
+    """One evaluation during training, as a callback sees it.
+
+    Attributes:
+        history: The numbers of the earlier evaluations, oldest first.
+        generate: `generate(prompt, max_new_tokens, temperature=0.0)` continues a text.
+        show: Prints a text and keeps it for the report.
+    """
+
+    history: Sequence[Mapping[str, float]]
+    generate: Callable[..., str]
+    show: Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent(TrainingEvent):
+    """One optimizer step, as a callback sees it.
+
+    Every rank calls the step methods with the same numbers. The parameters of `model` have their gradients; with
+    `runtime.strategy: fsdp` each rank holds a shard of every parameter and gradient. Random numbers are a function
+    of the run's seed and the step.
+
+    Attributes:
+        full: `full(tensor)` is all of a parameter or gradient, where ranks hold shards; all ranks must call it.
+    """
+
+    full: Callable[[torch.Tensor], torch.Tensor]
+
+
 class EvalCallback(Component):
-    """Something to do after each evaluation during training."""
+    """Something to do during training: after an evaluation, or at each step. It has one of these methods, or more;
+    those that it lacks cost nothing."""
 
     records_only: ClassVar[bool] = False
     """Whether it only writes elsewhere what it is told, as a tracker does: it returns no numbers, does not call
     `event.show`, does not raise `StopTraining`. So it cannot change a result, and adding, changing or removing it
     continues a run."""
 
-    @abstractmethod
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
-        """Returns numbers to record beside the evaluation's (an empty dict for none).
+        """Returns numbers to record beside the evaluation's (an empty dict for none). Only rank 0 calls it.
 
         Raises:
             StopTraining: the run should end here.
         """
+        return {}
+
+    def before_update(self, event: StepEvent) -> dict[str, float] | None:
+        """Is called at each step when the gradients of all micro-batches and ranks are added up, before they are
+        clipped and the optimizer steps; may change them. Returns numbers for metrics/steps.tsv."""
+
+    def after_step(self, event: StepEvent) -> dict[str, float] | None:
+        """Is called after each optimizer step; may change the weights. Returns numbers for metrics/steps.tsv."""
+
+    def eval_weights(self, event: StepEvent) -> Mapping[str, torch.Tensor] | None:
+        """Returns the weights that are evaluated and published in place of the trained ones, by the names of
+        `event.model.named_parameters()` (None for the trained ones). Training goes on with its own.
+
+        It must change nothing, and follow from `event.memory` and the model alone.
+        """
+
+    @classmethod
+    def has(cls, method: str) -> bool:
+        """Whether it has this method."""
+        return getattr(cls, method) is not getattr(EvalCallback, method)
+
+
+CALLBACK_METHODS = ("on_evaluation", "before_update", "after_step", "eval_weights")
+"""What a callback can do."""
 
 
 # ── samplers ──────────────────────────────────────────────────────────────────────────────────────
@@ -231,6 +408,11 @@ class Sampler(Component):
         Args:
             logits: The next token's logits [B, V]; −inf means never.
             tokens: The ids so far [B, T].
+
+        With a parameter of this name it is also given, and is then called for each sequence by itself (B is 1),
+
+        - `prompt_length`: how many of `tokens` are the prompt;
+        - `memory`: a dict of its own, empty when the prompt ends.
 
         Returns:
             Logits [B, V] with at least one finite value in each row. The core draws once, at the end.
@@ -376,8 +558,8 @@ class ExportSource:
     """A trained model as an exporter sees it.
 
     Attributes:
-        config: The architecture: family ("gpt2", "modern" or "llama"), vocab_size, context_length, n_layers,
-            n_heads, emb_dim, dropout, qkv_bias, tied_head, …; n_kv_heads and mlp_dim are the real ones, never 0.
+        config: The architecture: its `name`, the shape (vocab_size, context_length, n_layers, n_heads, emb_dim, …)
+            and its own options, such as qkv_bias.
         weights: The model's state dict, in float32 on the CPU; the head without its padding rows.
         model: The checkpoint as a module, ids [B, T] → logits [B, T, V] in float32: on the CPU, in eval mode, to be
             traced or compiled.
@@ -415,7 +597,7 @@ class Exporter(Component):
         """Writes the export into `folder`, which is empty.
 
         Raises:
-            ValueError: this format has no form for such a model (of this family, say); nothing is published.
+            ValueError: this format has no form for such a model; nothing is published.
         """
 
     @abstractmethod
@@ -441,12 +623,14 @@ class Kind:
         singular, plural: Its names; the plural is its folder under plugins/ and the end of its hook's name.
         base: What its components are subclasses of.
         chosen_by: The key of params.yaml that chooses among them.
+        offers: What its working method is given by name beside its own arguments, where it has such parameters.
     """
 
     singular: str
     plural: str
     base: type[Component]
     chosen_by: str
+    offers: tuple[str, ...] = ()
 
     @property
     def hook(self) -> str:
@@ -457,11 +641,13 @@ KINDS: Mapping[str, Kind] = {
     kind.plural: kind
     for kind in (
         Kind("corpus", "corpora", Corpus, "tokenize.corpus.name"),
-        Kind("loss", "losses", Loss, "train.loss.name"),
-        Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name"),
+        Kind("model", "models", Model, "model.name"),
+        Kind("loss", "losses", Loss, "train.loss.name", ("inputs", "step", "total_steps", "teacher")),
+        Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name", ("total_steps",)),
         Kind("schedule", "schedules", Schedule, "train.schedule.name"),
+        Kind("batch sampler", "batch_samplers", BatchSampler, "train.batch_sampler.name"),
         Kind("eval callback", "eval_callbacks", EvalCallback, "train.eval_callbacks.use"),
-        Kind("sampler", "samplers", Sampler, "evaluate.samplers.use"),
+        Kind("sampler", "samplers", Sampler, "evaluate.samplers.use", ("prompt_length", "memory")),
         Kind("metric", "metrics", Metric, "evaluate.metrics.use"),
         Kind("exporter", "exporters", Exporter, "export.formats.use"),
     )

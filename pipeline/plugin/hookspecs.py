@@ -8,7 +8,18 @@ from __future__ import annotations
 
 import pluggy
 
-from pipeline.plugin.components import Corpus, EvalCallback, Exporter, Loss, Metric, Optimizer, Sampler, Schedule
+from pipeline.plugin.components import (
+    BatchSampler,
+    Corpus,
+    EvalCallback,
+    Exporter,
+    Loss,
+    Metric,
+    Model,
+    Optimizer,
+    Sampler,
+    Schedule,
+)
 
 PROJECT = "pipeline"
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -18,6 +29,11 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 @hookspec
 def register_corpora() -> list[type[Corpus]]:  # type: ignore[empty-body]
     """Corpora: where text comes from. Chosen by `tokenize.corpus.name`."""
+
+
+@hookspec
+def register_models() -> list[type[Model]]:  # type: ignore[empty-body]
+    """Models: architectures. Chosen by `model.name`."""
 
 
 @hookspec
@@ -33,6 +49,11 @@ def register_optimizers() -> list[type[Optimizer]]:  # type: ignore[empty-body]
 @hookspec
 def register_schedules() -> list[type[Schedule]]:  # type: ignore[empty-body]
     """Schedules: how the learning rate moves. Chosen by `train.schedule.name`."""
+
+
+@hookspec
+def register_batch_samplers() -> list[type[BatchSampler]]:  # type: ignore[empty-body]
+    """Batch samplers: the order of the training data. Chosen by `train.batch_sampler.name`."""
 
 
 @hookspec

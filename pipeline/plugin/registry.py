@@ -22,7 +22,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import ParamsError, PluginError, in_words
 from pipeline.plugin import hookspecs
 from pipeline.plugin.calls import line_in, package_of, shown
-from pipeline.plugin.components import KINDS, Component, Kind
+from pipeline.plugin.components import CALLBACK_METHODS, KINDS, Component, EvalCallback, Kind
 from pipeline.plugin.options import options_schema, with_options
 
 ENTRY_POINTS = "pipeline.plugins"
@@ -373,10 +373,25 @@ def _check_component(component: Any, kind: Kind) -> None:
     for flag in ("records_only", "works_on_shards"):
         if not isinstance(getattr(component, flag, False), bool):
             raise PluginError(f"{shown}.{flag} must be True or False")
-    for method in sorted(base.__abstractmethods__):
+    _check_callback(component)
+    optional = {name for name, value in vars(base).items() if inspect.isfunction(value) and name[0] != "_"}
+    for method in sorted(base.__abstractmethods__ | optional):
         expected = list(inspect.signature(getattr(base, method)).parameters)
+        signature = inspect.signature(getattr(component, method))
+        offered = kind.offers if method in base.__abstractmethods__ else ()
         try:
-            inspect.signature(getattr(component, method)).bind(*expected)
+            signature.bind(*expected, **{name: None for name in offered if name in signature.parameters})
         except TypeError:
-            arguments = ", ".join(expected)
-            raise PluginError(f"{shown}.{method} must take ({arguments})") from None
+            more = f", and may take {', '.join(offered)}" if offered else ""
+            raise PluginError(f"{shown}.{method} must take ({', '.join(expected)}){more}") from None
+
+
+def _check_callback(component: type[Component]) -> None:
+    if not issubclass(component, EvalCallback):
+        return
+    if not any(map(component.has, CALLBACK_METHODS)):
+        raise PluginError(f"{component.__name__} has no method: it needs one of {', '.join(CALLBACK_METHODS)}")
+    if component.records_only and component.has("eval_weights"):
+        raise PluginError(
+            f"{component.__name__} gives weights (eval_weights), so it does not only record: remove records_only"
+        )

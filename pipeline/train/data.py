@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError
-from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows
+from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows, token_index
 from pipeline.model.scoring import evenly_spaced
 
 if TYPE_CHECKING:
     from pipeline.data.tokenizer import Tokenizer
-    from pipeline.data.tokens import Ids, TokenFolder
+    from pipeline.data.tokens import Ids, IndexEntry, TokenFolder
     from pipeline.params.params import Params
+    from pipeline.plugin.components import BatchSampler
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,19 @@ class TrainingData:
     made_by: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, params: Params, tokenizer: Tokenizer, ids: Mapping[str, Ids], **more: Any) -> TrainingData:
-        """Ids of "train" and "val", read as `params` say."""
+    def of(
+        cls,
+        params: Params,
+        tokenizer: Tokenizer,
+        ids: Mapping[str, Ids],
+        sampler: BatchSampler,
+        documents: Iterable[IndexEntry] = (),
+        **more: Any,
+    ) -> TrainingData:
+        """Ids of "train" and "val", read as `params` say; `documents` are those of "train"."""
         length, train = params.model.context_length, params.train
-        windows = TrainingWindows(ids["train"], length, train.seed, train.shift_windows)
+        index = token_index(len(ids["train"]), length, train.shift_windows, sampler, documents)
+        windows = TrainingWindows(ids["train"], index, sampler, train.seed)
         evaluated = {
             name: evenly_spaced(evaluation_windows(len(tokens), length, length), train.evaluation.windows)
             for name, tokens in ids.items()
@@ -48,15 +58,16 @@ class TrainingData:
         return cls(tokenizer, ids, windows, evaluated, **more)
 
     @classmethod
-    def read(cls, params: Params, splits: TokenFolder) -> TrainingData:
-        """The splits, checked.
+    def read(cls, params: Params, splits: TokenFolder, sampler: BatchSampler) -> TrainingData:
+        """The splits, checked, to be read in the order of `sampler`.
 
         Raises:
-            DataError: the training split is shorter than a window.
+            DataError: the training split is shorter than a window, or does not suit the sampler.
         """
         ids = {name: splits.ids(name) for name in ("train", "val")}
         check_length(ids["train"], params.model.context_length)
-        return cls.of(params, splits.tokenizer, ids, digest=splits.digest, made_by=splits.meta.get("params", {}))
+        made_by, documents = splits.meta.get("params", {}), splits.documents("train")
+        return cls.of(params, splits.tokenizer, ids, sampler, documents, digest=splits.digest, made_by=made_by)
 
 
 def check_length(train: Ids, context_length: int) -> None:

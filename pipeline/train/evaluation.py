@@ -1,23 +1,15 @@
-"""An evaluation during training: losses on fixed windows, the best weights, the callbacks."""
+"""An evaluation during training: losses on fixed windows, and the best weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
-
-import torch
 
 from pipeline.core.console import say
-from pipeline.core.errors import PipelineError, PluginError
+from pipeline.core.errors import PipelineError
 from pipeline.data.batches import EvaluationWindow
-from pipeline.model.generate import generate
-from pipeline.model.gpt import GPT
-from pipeline.model.scoring import Summary, evaluating, score
-from pipeline.plugin.calls import calling, check_numbers, named
-from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
-from pipeline.train.components import check_plain
+from pipeline.model.scoring import Summary, score
+from pipeline.train.callbacks import after_evaluation, evaluation_weights
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
@@ -31,7 +23,7 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
         Stopping: the run was asked to stop; `state` is as it was before.
     """
     draft, parallel = state.draft(), run.parallel
-    with parallel.eager():
+    with parallel.eager(), evaluation_weights(run, draft):
         row = _measure(run, draft)
         if row["val.loss"] < draft.best_loss:
             draft.best_step, draft.best_loss = draft.step, row["val.loss"]
@@ -41,9 +33,7 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
             f"perplexity {row.get('val.perplexity', float('inf')):.1f}  "
             f"bits/byte {row.get('val.bits_per_byte', float('nan')):.3f}"
         )
-        if run.components.callbacks:
-            model = parallel.full_model()
-            row, draft.stopped = parallel.ranks.on_rank0(lambda: _call_all(run, model, row, draft))
+        row = after_evaluation(run, draft, row)
     draft.history.append(row)
     draft.timing.append(
         {
@@ -92,85 +82,3 @@ def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:
             )
         row |= {f"{name}.{key}": value for key, value in summary.metrics().items()}
     return row
-
-
-# ── callbacks ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _call_all(
-    run: TrainingRun, model: GPT | None, row: dict[str, float], state: TrainState
-) -> tuple[dict[str, float], str]:
-    """The row with the callbacks' numbers, and why one of them ends the run, if one does."""
-    assert model is not None  # this is the first rank
-    row = dict(row)
-    for callback in run.components.callbacks:
-        with calling(callback, when=f"at step {state.step}"):
-            numbers = _call(run, callback, model, row, state)
-            _check_numbers(numbers, callback, row)
-            check_plain(state.memory[callback.name], f"{named(callback)}: its memory")
-            row |= {name: float(value) for name, value in numbers.items()}
-    return row, state.stopped
-
-
-def _call(
-    run: TrainingRun, callback: EvalCallback, model: GPT, row: dict[str, float], state: TrainState
-) -> dict[str, float]:
-    """What the callback returns; one that stops the run returns nothing."""
-
-    def show(text: str) -> None:
-        if callback.records_only:
-            raise PluginError(f"{named(callback)} only records, so it has nothing to show")
-        if not isinstance(text, str):
-            raise PluginError(f"{named(callback)} called event.show with {type(text).__name__}: it takes text")
-        text.encode()  # raises where it holds lone surrogates
-        say(f"        {callback.name}: {text}")
-        state.samples.append({"step": state.step, "callback": callback.name, "text": text})
-
-    event = EvaluationEvent(
-        step=state.step,
-        total_steps=run.total_steps,
-        metrics=dict(row),
-        history=tuple(dict(earlier) for earlier in state.history),
-        generate=partial(_generate, run, model),
-        show=show,
-        model=model,
-        memory=state.memory.setdefault(callback.name, {}),
-    )
-    run.stop.check()
-    with evaluating(model):
-        try:
-            return callback.on_evaluation(event)
-        except StopTraining as reason:
-            if callback.records_only:
-                raise PluginError(f"{named(callback)} only records, so it cannot stop") from reason
-            state.stopped = " ".join(str(reason).split()) or f"{callback.name} stopped the run"
-            say(f"stopping at step {state.step}: {state.stopped}")
-            return {}
-
-
-def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0) -> str:
-    """The prompt and what the model makes of it; temperature 0 takes the likeliest token each time."""
-    tokenizer, device = run.data.tokenizer, model.head_weight.device
-    start = [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
-    generator = torch.Generator(device).manual_seed(0) if temperature > 0 else None
-    samplers = [lambda logits, tokens: logits / max(temperature, 1e-6)] if temperature > 0 else []
-    drawn = []
-    with evaluating(model):
-        for token in generate(model, torch.tensor([start], device=device), max_new_tokens, samplers, generator):
-            run.stop.check()
-            drawn.append(int(token))
-    return prompt + tokenizer.decode(drawn)
-
-
-_RESERVED = {"train.objective", "learning_rate", "grad_norm", "seconds", "processor_seconds", "tokens_per_sec"}
-"""Columns that the first evaluation lacks, or that the report adds."""
-
-
-def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) -> None:
-    where = named(callback)
-    check_numbers(numbers, where)
-    for name in numbers:
-        if callback.records_only:
-            raise PluginError(f"{where} only records, so it must return an empty dict, not {name!r}")
-        if name in row or name in _RESERVED:
-            raise PluginError(f"{where} returned {name!r}, which is already recorded: choose another name")

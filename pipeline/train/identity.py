@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.fingerprint import code_identity
 from pipeline.core.record import changed, differences
-from pipeline.model.config import effective_model
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
 from pipeline.train.store import FORMAT
@@ -16,7 +15,9 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 
-def identity(params: Params, components: Components, data: TrainingData, weights: str) -> dict[str, Any]:
+def identity(
+    params: Params, components: Components, data: TrainingData, weights: str, teacher: str = ""
+) -> dict[str, Any]:
     """Everything that decides the result of training: the params that are used, the data, the pretrained weights,
     code and versions, and the format of saved states.
 
@@ -27,14 +28,16 @@ def identity(params: Params, components: Components, data: TrainingData, weights
         components: The components that they choose.
         data: The splits.
         weights: The digest of the pretrained weights; empty for none.
+        teacher: The digest of the model that the loss learns from; empty for none.
     """
     return {
         "params": {
-            "model": effective_model(params.model.model_dump(mode="json")),
+            "model": components.effective_model(params.model),
             "train": components.effective(params.train),
         },
         "data": data.digest,
         "weights": weights,
+        "teacher": teacher,
         **code_identity("pipeline.train.stage", components.sources, components.plugins, components.packages),
         "format": FORMAT,
     }
@@ -43,7 +46,12 @@ def identity(params: Params, components: Components, data: TrainingData, weights
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, as a person would name it: values with both sides, files by name."""
     found = [each for part in ("params", "versions") for each in differences(_part(old, part), _part(new, part))]
-    whole = {"data": "the data", "weights": "the pretrained weights", "format": "the format of saved states"}
+    whole = {
+        "data": "the data",
+        "weights": "the pretrained weights",
+        "teacher": "the loss's teacher",
+        "format": "the format of saved states",
+    }
     found += [what for part, what in whole.items() if old.get(part) != new.get(part)]
     return found + [
         f"{part} {name}" for part in ("code", "plugins") for name in changed(_part(old, part), _part(new, part))

@@ -12,7 +12,8 @@ import torch
 from pipeline.core.console import Progress, say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
 from pipeline.plugin.calls import calling, named
-from pipeline.plugin.components import IGNORED, Loss, ModelOutput
+from pipeline.plugin.components import IGNORED
+from pipeline.train.callbacks import at_step
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import Stopping
 from pipeline.train.publish import finish
@@ -60,6 +61,7 @@ def _steps(run: TrainingRun, state: TrainState) -> None:
 def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
     """One optimizer step; returns the sum of the loss in nats and the number of targets it is over."""
     step = state.step
+    row: dict[str, float] = {"step": step + 1}  # of metrics/steps.tsv
     set_learning_rate(run.optimizer, run.phase.schedule(step))
     inputs, targets = (torch.from_numpy(array) for array in run.data.windows.batch(run.offsets(step)))
     tokens = int((targets != IGNORED).sum())  # of all ranks: each has the whole batch, and computes its share
@@ -71,9 +73,13 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
             run.stop_if_asked()
             seed_generators(run.params.seed, place)
             with run.stop.not_awaiting_the_compiler(run.parallel.ranks), run.parallel.accumulating(last):
+                x, y = run.to_device(x), run.to_device(y)
                 with run.autocast():
-                    output = run.parallel.forward(run.to_device(x))
-                loss = _nats(run.components.loss, output, run.to_device(y)).sum()
+                    output = run.parallel.forward(x)
+                about = {"inputs": x, "step": step, "total_steps": run.total_steps, "teacher": run.teach}
+                loss = run.components.nats(output, y, **about).sum()
+                if isinstance(output.auxiliary, torch.Tensor):  # nats a target
+                    loss = loss + _scalar(run, output.auxiliary) * int((y != IGNORED).sum())
                 if tokens:
                     with calling(run.components.loss, when="in its backward pass"):
                         (loss / tokens).backward()  # type: ignore[no-untyped-call]
@@ -81,6 +87,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
             restore_random_state(random)  # the step at hand is dropped, and done again on resume
             raise
         losses.append(loss.detach())
+    at_step("before_update", run, state, row)
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
     if norm == 0 and tokens and all(parameter.grad is None for parameter in run.model.parameters()):
@@ -95,6 +102,9 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         state.objective_nats += nats
         state.objective_tokens += tokens
         state.grad_norm = norm
+        row |= {"train.objective": nats / max(tokens, 1), "learning_rate": _rate(run), "grad_norm": norm}
+        at_step("after_step", run, state, row)
+        _log(run, state, row)
     state.step += 1
     return nats, tokens
 
@@ -133,32 +143,31 @@ def _micro_batches(
             yield MicroBatch(inputs[:size], torch.full_like(targets[:size], IGNORED), first, last)
 
 
-def _nats(loss: Loss, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
-    """The loss's nats [B, T]; what is no such thing would train silently on another scale."""
-    with calling(loss):
-        nats = loss(output, targets)
-        if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
-            got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
-            raise PluginError(
-                f"{named(loss)} returned {got}, not one number a target, [B, T] = "
-                f'{list(targets.shape)}: use reduction="none" and .view(targets.shape)'
-            )
-        if not nats.is_floating_point() or nats.device != targets.device:
-            raise PluginError(
-                f"{named(loss)} returned {nats.dtype} on {nats.device}, not real numbers on {targets.device}"
-            )
-        if not nats.requires_grad:
-            raise PluginError(
-                f"{named(loss)} returned nats without a gradient: compute them from output.logits, "
-                "without detach() or no_grad()"
-            )
-    return nats
+def _scalar(run: TrainingRun, auxiliary: torch.Tensor) -> torch.Tensor:
+    """What the model adds to the loss of a target, if that is one number."""
+    if auxiliary.shape or not auxiliary.is_floating_point():
+        raise PluginError(
+            f"{named(run.components.model)}: ModelOutput.auxiliary must be a scalar, not {list(auxiliary.shape)} "
+            f"{auxiliary.dtype}"
+        )
+    return auxiliary
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
     """Sets each group's rate to its initial rate times `multiplier`."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * multiplier
+
+
+def _log(run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
+    """Keeps the numbers of the first and of every so-many-th step."""
+    every, step = run.params.log_every, int(row["step"])
+    if every and (step == 1 or step % every == 0):
+        tokens = run.length.windows_before(step) * run.data.windows.context_length
+        measured = {name: row[name] for name in ("train.objective", "learning_rate", "grad_norm")}
+        state.steps.append({"step": step, "tokens": tokens, **measured, **row})  # callbacks' numbers come last
+        if run.parallel.ranks.first:
+            run.live.update(state.steps)
 
 
 def _evaluated(state: TrainState) -> bool:
@@ -205,5 +214,9 @@ def _listed(values: list[int]) -> str:
 
 def _shown(run: TrainingRun, state: TrainState, loss: float) -> dict[str, Any]:
     tokens = run.length.windows_before(state.step) * run.data.windows.context_length
-    rate = run.optimizer.param_groups[0]["lr"]
-    return {"loss": f"{loss:.3f}", "lr": f"{rate:.2e}", "tokens/s": f"{tokens / state.seconds:,.0f}"}
+    return {"loss": f"{loss:.3f}", "lr": f"{_rate(run):.2e}", "tokens/s": f"{tokens / state.seconds:,.0f}"}
+
+
+def _rate(run: TrainingRun) -> float:
+    rate: float = run.optimizer.param_groups[0]["lr"]
+    return rate

@@ -13,10 +13,12 @@ from pipeline.core.publication import published_folder
 from pipeline.data.batches import evaluation_windows
 from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
+from pipeline.train.callbacks import evaluation_weights
 from pipeline.train.evaluation import summarize
 from pipeline.train.interrupt import Stopping
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
+from pipeline.train.steps import STEPS, columns_of, table
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -33,7 +35,8 @@ def finish(run: TrainingRun, state: TrainState) -> None:
     """
     identity, length = run.phase.identity, run.data.windows.context_length
     windows = evaluation_windows(len(run.data.ids["val"]), length, length)
-    with run.parallel.eager():  # the code that the stage evaluate runs; no window's length has to be compiled
+    # eager: the code that the stage evaluate runs; no window's length has to be compiled
+    with run.parallel.eager(), evaluation_weights(run, state):
         last = best = summarize(run, "val", windows).metrics()
         if state.best_step != state.step:
             trained = run.parallel.to_cpu(run.model.state_dict())
@@ -61,7 +64,8 @@ def finish(run: TrainingRun, state: TrainState) -> None:
 def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
     """Writes checkpoint and metrics of a complete state, on the first rank."""
     parallel = run.parallel
-    weights, moments = parallel.full(run.model.state_dict()), parallel.full(run.optimizer.state_dict())
+    with evaluation_weights(run, state):
+        weights, moments = parallel.full(run.model.state_dict()), parallel.full(run.optimizer.state_dict())
     best_weights = parallel.full(state.best_weights) if parallel.sharded else state.best_weights
     if not parallel.ranks.first:
         return
@@ -75,7 +79,7 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
             write(folder / METRICS / name, content)
         write_checkpoint(
             folder,
-            run.model.config,
+            run.model.architecture,
             run.data.tokenizer,
             state.final["record"],
             last={"model_state_dict": weights, "optimizer_state_dict": moments, "step": state.step},
@@ -84,16 +88,25 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
     best = state.final["best"]
     bits = f", {best['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in best else ""
     fact("best", f"step {state.best_step:,}: all of val at {best['loss']:.4f} nats a token{bits}")
-    fact("wrote", f"{paths.shown(paths.checkpoint)}, {paths.shown(paths.metrics)}/train.json, history.tsv")
+    fact("wrote", f"{paths.shown(paths.checkpoint)}, {paths.shown(paths.metrics)}/train.json, history.tsv, {STEPS}")
 
 
 def _line(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
+_MEASURED = ("step", "tokens", "epoch", "learning_rate", "grad_norm")
+
+
+def _of_callbacks(row: dict[str, float]) -> dict[str, float]:
+    """The numbers of an evaluation that callbacks returned, but for what they call like a side's."""
+    own = {name: value for name, value in row.items() if name not in _MEASURED}
+    return {name: value for name, value in own.items() if not name.startswith(("train.", "val."))}
+
+
 def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
-    """The metrics files by name. train.json and history.tsv are the same for the same run; what depends on the
-    clock is in the others."""
+    """The metrics files by name. train.json, history.tsv and steps.tsv are the same for the same run; what
+    depends on the clock is in the others."""
     final = state.history[-1]
     names = ("loss", "perplexity", "objective")
     rate = final["tokens"] / max(state.seconds, 1e-9)
@@ -101,28 +114,21 @@ def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
         "train.json": {
             "steps": state.step,
             "tokens": int(final["tokens"]),
-            "parameters": run.model.parameter_count(),
+            "parameters": run.model.architecture.parameter_count,
             "skipped_steps": len(state.skipped),
             "train": {name: final[f"train.{name}"] for name in names if f"train.{name}" in final},
             "val": state.final["last"],
             "best": {"step": state.best_step, **state.final["best"]},
+            **({"callbacks": numbers} if (numbers := _of_callbacks(final)) else {}),
         },
         "performance.json": {
             "seconds": state.seconds,
             "processor_seconds": state.processor_seconds,
             "tokens_per_sec": rate,
-            "model_flops_per_sec": rate * run.model.config.flops_per_token,
+            "model_flops_per_sec": rate * run.model.architecture.flops_per_token,
             "peak_memory_bytes": state.final["peak_memory_bytes"],
         },
-        "history.tsv": _tsv(state.history),
-        "timing.tsv": _tsv(state.timing),
+        "history.tsv": table(state.history, columns_of(state.history)),
+        STEPS: table(state.steps, columns_of(state.steps) or ["step"]),
+        "timing.tsv": table(state.timing, columns_of(state.timing)),
     }
-
-
-def _tsv(rows: list[dict[str, float]]) -> str:
-    """A table of every column that any row has; a number that a row lacks is left empty."""
-    # Step 0 has no learning rate and no gradient yet, so the order is that of the last row.
-    columns = list(dict.fromkeys(name for row in reversed(rows) for name in row))
-    lines = ["\t".join(columns)]
-    lines += ["\t".join(repr(row[name]) if name in row else "" for name in columns) for row in rows]
-    return "\n".join(lines) + "\n"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.model.config import GPTConfig
+from pipeline.model.architecture import LanguageModel
+from pipeline.model.architecture import run as compute
 from pipeline.model.device import keep_memory, use_threads
-from pipeline.model.gpt import GPT
+from pipeline.plugin.components import ModelOutput
 from pipeline.train import memory_check
 from pipeline.train.components import Components
 from pipeline.train.conditions import Conditions
@@ -20,16 +21,12 @@ from pipeline.train.length import Length
 from pipeline.train.parallel import Parallel, alone
 from pipeline.train.phases import Phase
 from pipeline.train.ranks import Ranks
+from pipeline.train.steps import STEPS, LiveTable
 from pipeline.train.store import Saver
+from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
-    from pipeline.data.tokenizer import Tokenizer
     from pipeline.params.params import Params, TrainParams
-
-
-def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
-    """The architecture that params.yaml describes, for a tokenizer's vocabulary."""
-    return GPTConfig.from_params(params.model.model_dump(mode="json"), tokenizer.vocab_size, tokenizer.end_of_text)
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,8 @@ class TrainingRun:
         optimizer: The optimizer of its parameters.
         saver: Writes states.
         stop: Whether the process was asked to stop.
+        live: The steps' numbers, to watch while it trains.
+        teacher: The frozen model that the loss learns from, if it does.
     """
 
     params: TrainParams
@@ -57,6 +56,8 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     saver: Saver
     stop: StopSignal
+    live: LiveTable
+    teacher: LanguageModel | None = None
 
     @classmethod
     def build(
@@ -68,12 +69,14 @@ class TrainingRun:
         conditions: Conditions,
         ranks: Ranks | None = None,
         stop: StopSignal | None = None,
-        make: Callable[[], GPT] | None = None,
+        make: Callable[[], LanguageModel] | None = None,
+        teacher: Teacher | None = None,
     ) -> TrainingRun:
         """Makes the model (or has `make` make it), laid out over the ranks, and its optimizer.
 
         Raises:
             ParamsError: the model needs more memory than there is.
+            CheckpointError, DataError: the teacher cannot be read, or does not fit.
             PluginError: the optimizer cannot be built for this model.
         """
         ranks = ranks or Ranks()
@@ -81,13 +84,14 @@ class TrainingRun:
         if params.runtime.keep_memory:
             keep_memory()
         torch.manual_seed(params.train.seed)
-        config, device = model_config(params, data.tokenizer), torch.device(conditions.device)
+        architecture, device = (
+            components.architecture(params.model, data.tokenizer),
+            torch.device(conditions.device),
+        )
         at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.count)
         at_once = min(at_once, max(phase.length.parts))
-        memory_check.check_fits(config, device, conditions.strategy, ranks.count, at_once)
-        parallel = parallelize(
-            make or (lambda: GPT(config)), device, ranks, conditions.strategy, conditions.compile
-        )
+        memory_check.check_fits(architecture, device, conditions.strategy, ranks.count, at_once)
+        parallel = parallelize(make or architecture.make, device, ranks, conditions.strategy, conditions.compile)
         return cls(
             params=params.train,
             components=components,
@@ -95,17 +99,22 @@ class TrainingRun:
             phase=phase,
             conditions=conditions,
             parallel=parallel,
-            optimizer=components.build_optimizer(parallel.model, parallel.sharded),
+            optimizer=components.build_optimizer(
+                parallel.model, parallel.sharded, replace(phase.length, parts=phase.length.parts[:1]).total_steps
+            ),
             saver=Saver(phase.store, params.runtime.save_seconds, parallel.writers),
             stop=stop or StopSignal(),
+            live=LiveTable(phase.store.folder / STEPS),
+            teacher=teacher.load(data.tokenizer, architecture, device, components.plugins) if teacher else None,
         )
 
     def for_phase(self, phase: Phase) -> TrainingRun:
         """The same run up to the end of another phase."""
-        return replace(self, phase=phase, saver=replace(self.saver, store=phase.store))
+        live = LiveTable(phase.store.folder / STEPS)
+        return replace(self, phase=phase, saver=replace(self.saver, store=phase.store), live=live)
 
     @property
-    def model(self) -> GPT:
+    def model(self) -> LanguageModel:
         return self.parallel.model
 
     @property
@@ -138,6 +147,13 @@ class TrainingRun:
             self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not self.parallel.sharded
         )
 
+    @torch.no_grad()
+    def teach(self, ids: torch.Tensor) -> ModelOutput:
+        """What the teacher computes for ids [B, T]."""
+        assert self.teacher is not None  # the loss asks for one
+        with self.autocast():
+            return compute(self.teacher, ids)
+
     def to_device(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids on the device; a GPU fetches them from pinned memory while this process continues."""
         if self.device.type == "cuda":
@@ -155,7 +171,7 @@ def windows_at_once(micro_batch_size: int, batch_size: int, ranks: int) -> int:
 
 
 def parallelize(
-    make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
+    make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
 ) -> Parallel:
     """Makes a model and lays it out over the ranks.
 
@@ -164,7 +180,7 @@ def parallelize(
         device: Where this rank computes.
         ranks: The processes, connected.
         strategy: "ddp" or "fsdp", for several ranks; one needs neither.
-        compiled: Whether each block is compiled.
+        compiled: Whether the model is compiled: block by block where it has blocks.
     """
     if ranks.count == 1:
         return alone(make, device, compiled)

@@ -19,7 +19,7 @@ from pipeline.model.made_by import RunRecord
 from pipeline.train.conditions import Conditions
 
 if TYPE_CHECKING:
-    from pipeline.model.config import GPTConfig
+    from pipeline.model.architecture import Architecture
     from pipeline.train.run import TrainingRun
 
 
@@ -32,10 +32,11 @@ class TrainState:
         objective_nats, objective_tokens: Sums of what the loss optimised since the last evaluation.
         grad_norm: The last step's gradient norm, before clipping.
         history: The numbers of each evaluation.
+        steps: The numbers of every so-many-th step (`train.log_every`).
         timing: For each evaluation, seconds and processor seconds of training up to it.
         seconds, processor_seconds: Time spent in training steps.
         samples: Texts that callbacks showed, with their steps.
-        memory: Each callback's own dict, by name.
+        memory: Each callback's own dict, by name: of those with step methods on every rank, else on the first one.
         best_step, best_loss, best_weights: The evaluation with the lowest validation loss; the weights are on the
             CPU: whole, with content on the first rank only, or under FSDP2 as each rank's shares.
         skipped: The steps that were skipped because their loss or gradient was not finite.
@@ -52,6 +53,7 @@ class TrainState:
     objective_tokens: Count = 0
     grad_norm: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    steps: list[dict[str, float]] = field(default_factory=list)
     timing: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     processor_seconds: float = 0.0
@@ -67,8 +69,10 @@ class TrainState:
     complete: bool = False
 
     def draft(self) -> TrainState:
-        """A copy that can be changed, and dropped, without changing this one; the best weights alone are shared."""
-        return copy.deepcopy(self, {id(self.best_weights): self.best_weights})
+        """A copy that can be changed, and dropped, without changing this one. The best weights and the rows of
+        `steps`, which nothing changes, are shared."""
+        shared = {id(self.best_weights): self.best_weights, id(self.steps): list(self.steps)}
+        return copy.deepcopy(self, shared)
 
     def adopt(self, draft: TrainState) -> None:
         """Becomes what `draft` is."""
@@ -79,7 +83,7 @@ class TrainState:
         rank's shares; all must call it."""
         parallel = run.parallel
         return {
-            "run": dict(vars(self.draft())),
+            "run": {**vars(self.draft()), "memory": parallel.to_cpu(self.memory)},
             "total_steps": run.total_steps,
             "model_state_dict": parallel.to_cpu(parallel.model.state_dict()),
             "optimizer_state_dict": parallel.to_cpu(run.optimizer.state_dict()),
@@ -107,7 +111,8 @@ class TrainState:
             raise CheckpointError(f"the optimizer's state is not that of {run.optimizer} ({reason})") from None
         restore_random_state(saved["random"])
         fields = saved["run"]
-        return cls(**{**fields, "best_weights": parallel.distribute(fields["best_weights"])})
+        best, memory = parallel.distribute(fields["best_weights"]), parallel.place(fields["memory"])
+        return cls(**{**fields, "best_weights": best, "memory": memory})
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,8 @@ class _Final:
     record: dict[str, Any]
 
 
-def check_state(saved: dict[str, Any], config: GPTConfig, total_steps: int) -> None:
-    """Whether a saved state is one of a run of `total_steps` steps with a model of this `config`.
+def check_state(saved: dict[str, Any], architecture: Architecture, total_steps: int) -> None:
+    """Whether a saved state is one of a run of `total_steps` steps with a model of this architecture.
 
     Raises:
         CheckpointError: a value is missing, unknown, of another type or out of bounds, or a tensor does not fit.
@@ -138,9 +143,9 @@ def check_state(saved: dict[str, Any], config: GPTConfig, total_steps: int) -> N
             final = check_fields(_Final, state.final)
             check_fields(RunRecord, final.record)
             _ = final.best["loss"], final.last["loss"], state.history[-1]["tokens"]
-        if any("step" not in row for row in state.history):
-            raise ValueError("an evaluation of its history has no step")
-        json.dumps([state.samples, state.skipped, state.history, state.final], allow_nan=False)
+        if any("step" not in row for row in (*state.history, *state.steps)):
+            raise ValueError("a row of its history or its steps has no step")
+        json.dumps([state.samples, state.skipped, state.history, state.steps, state.final], allow_nan=False)
         optimizer = saved["optimizer_state_dict"]
         _ = optimizer["state"].items(), [group["params"] for group in optimizer["param_groups"]]
         now = random_state()
@@ -152,9 +157,9 @@ def check_state(saved: dict[str, Any], config: GPTConfig, total_steps: int) -> N
         reason = explain(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"it holds values that are no state's: {' '.join(reason.split())[:300]}") from None
     if "shards" not in saved:  # whose content each rank reads
-        check_weights(saved["model_state_dict"], config, "its weights")
+        check_weights(saved["model_state_dict"], architecture, "its weights")
         if state.best_step >= 0:
-            check_weights(state.best_weights, config, "its best weights")
+            check_weights(state.best_weights, architecture, "its best weights")
 
 
 def random_state() -> dict[str, Any]:
@@ -185,12 +190,13 @@ def restore_random_state(saved: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
 
 
-def seed_generators(seed: int, place: int) -> None:
-    """Seeds every random generator as a function of a run's seed and a place in its data.
+def seed_generators(seed: int, *place: int) -> None:
+    """Seeds every random generator as a function of a run's seed and a place in the run.
 
-    Each micro-batch begins with this: its dropout is the same whichever rank computes it, and after any resume.
+    Each micro-batch begins with this and its place in the data: its dropout is the same whichever rank computes it,
+    and after any resume.
     """
-    first, second = np.random.SeedSequence([seed, place]).generate_state(2, np.uint32).tolist()
+    first, second = np.random.SeedSequence([seed, *place]).generate_state(2, np.uint32).tolist()
     torch.manual_seed(first << 31 | second >> 1)
     random.seed(first)
     np.random.seed(second)

@@ -22,7 +22,7 @@ from pipeline.model.checkpoint import first_not_finite, load_tensors, save_tenso
 from pipeline.train.parallel import map_tensors
 from pipeline.train.ranks import Ranks
 
-FORMAT = 3
+FORMAT = 4
 _STATE, _SHARDS, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
 _STATES_KEPT = 2
 _RUNS_KEPT = 3
@@ -269,11 +269,16 @@ class SavedRun:
     @property
     def running(self) -> str:
         """The process that works on the run; empty for none."""
-        try:
-            with lock(self.folder / "lock", "training"):
-                return ""
-        except PipelineError:
-            return (self.folder / "lock").read_text(encoding="utf-8").strip()
+        return process_of(self.folder)
+
+
+def process_of(folder: Path) -> str:
+    """The process that works on the run in `folder`; empty for none."""
+    try:
+        with lock(folder / "lock", "training"):
+            return ""
+    except PipelineError:
+        return (folder / "lock").read_text(encoding="utf-8").strip()
 
 
 def saved_runs(root: Path) -> list[SavedRun]:

@@ -85,7 +85,10 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["over an earlier one", "the first one"])
-@pytest.mark.parametrize(("output", "metrics"), OUTPUTS.values(), ids=OUTPUTS)
+@pytest.mark.parametrize(
+    ("output", "metrics"),
+    [pytest.param(*each, id=name, marks=[pytest.mark.long] * (not each[1])) for name, each in OUTPUTS.items()],
+)
 def test_after_a_kill_at_any_moment_all_is_old_or_all_is_new(
     paths: Paths, output: str, metrics: tuple[str, ...], before: bool
 ) -> None:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.batches import TrainingWindows, evaluation_windows
+from pipeline.core.errors import DataError, PluginError
+from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows, token_index
+from pipeline.data.tokens import IndexEntry
+from pipeline.plugin import BatchSampler, IndexedDocument, TokenIndex
+from pipeline.plugin.registry import Registry
+
+REGISTRY = Registry.load(REPOSITORY / "plugins", ["batch_samplers"])
 
 
-def windows(tokens: int, context_length: int = 4, seed: int = 1, shift: bool = False) -> TrainingWindows:
-    return TrainingWindows(np.arange(tokens, dtype=np.uint16), context_length, seed, shift)
+def windows(
+    tokens: int, context_length: int = 4, seed: int = 1, shift: bool = False, sampler: str = "shuffled"
+) -> TrainingWindows:
+    chosen: BatchSampler = REGISTRY.build("batch_samplers", sampler, {}, "")
+    index = token_index(tokens, context_length, shift, chosen, [IndexEntry("all", 0, tokens, tokens)])
+    return TrainingWindows(np.arange(tokens, dtype=np.uint16), index, chosen, seed)
 
 
 def epoch(data: TrainingWindows, number: int) -> list[int]:
@@ -22,11 +35,12 @@ def epoch(data: TrainingWindows, number: int) -> list[int]:
 
 
 DATA = st.builds(
-    lambda context_length, more, seed, shift: windows(context_length + 1 + more, context_length, seed, shift),
+    lambda context_length, more, *others: windows(context_length + 1 + more, context_length, *others),
     st.integers(1, 9),
     st.integers(0, 60),
     st.integers(0, 2**63 - 1),
     st.booleans(),
+    st.sampled_from(["shuffled", "sequential", "weighted"]),
 )
 
 
@@ -84,6 +98,120 @@ def test_a_text_of_one_window_is_read_also_with_shifting() -> None:
     data = windows(5, shift=True)
     assert data.per_epoch == 1
     assert data.offsets(0, 3) == [0, 0, 0]
+
+
+def test_sequential_reads_the_text_from_its_beginning_to_its_end_again_and_again() -> None:
+    assert windows(21, sampler="sequential").offsets(3, 8) == [12, 16, 0, 4, 8]
+    first, *others = epoch(windows(26, shift=True, sampler="sequential"), 1)
+    assert others == [first + 4 * number for number in range(1, 5)]
+
+
+# ── sources ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Odd(BatchSampler):
+    """A source for each name that it was made with; the window of each sample begins at `value`."""
+
+    name: ClassVar[str] = "odd"
+    names: tuple[Any, ...] = ()
+    value: Any = 0
+
+    def sources(self, documents: Iterator[IndexedDocument]) -> Iterable[str]:
+        if "refused" in self.names:
+            raise ValueError(f"it is not for {next(documents).name}")
+        return self.names
+
+    def offset(self, sample: int, seed: int, index: TokenIndex) -> Any:
+        return self.value
+
+
+def indexed(lengths: list[int], names: list[Any], context_length: int = 4, shift: bool = False) -> TokenIndex:
+    starts = [0, *itertools.accumulate(lengths)]
+    documents = [
+        IndexEntry(f"{number}.txt", start, tokens, tokens)
+        for number, (start, tokens) in enumerate(zip(starts, lengths, strict=False))
+    ]
+    return token_index(starts[-1], context_length, shift, Odd(names=tuple(names)), documents)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=2, max_size=12),
+    context_length=st.integers(1, 7),
+    shift=st.booleans(),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+def test_a_sources_windows_begin_in_its_documents_a_context_apart_and_each_comes_once_an_epoch(
+    lengths: list[int], context_length: int, shift: bool, seed: int, data: st.DataObject
+) -> None:
+    lengths.append(context_length + 1)  # each window ends before the end of the text
+    names = [data.draw(st.sampled_from("xy")) for _ in lengths[:-1]]
+    index = indexed(lengths, [*names, "z"], context_length, shift)
+    owner = [name for name, length in zip([*names, "z"], lengths, strict=True) for _ in range(length)]
+    for name, source in index.sources.items():
+        begins = [place for place in range(len(owner) - context_length) if owner[place] == name]
+        assert source.tokens == len(begins)
+        for number in range(3):
+            samples = range(number * source.windows, (number + 1) * source.windows)
+            read = [source.in_order(sample, seed) for sample in samples]
+            first = begins.index(read[0])
+            assert read == begins[first::context_length][: source.windows]
+            left = (
+                len(begins) - context_length * source.windows
+            )  # negative where the last window goes on behind them
+            assert left <= (context_length if shift else 0)
+            assert first < context_length + left if shift else first == 0
+            assert sorted(source.shuffled(sample, seed) for sample in samples) == read
+
+
+def test_neighbours_of_one_source_are_kept_as_one_run() -> None:
+    index = indexed([10, 20, 30, 40, 50, 60], ["a", "a", "b", "b", "a", "a"])
+    assert {name: list(source.starts) for name, source in index.sources.items()} == {"a": [0, 100], "b": [30]}
+
+
+def test_documents_are_not_read_for_an_order_without_sources() -> None:
+    def read() -> Iterator[IndexEntry]:
+        pytest.fail("read")
+        yield
+
+    assert not token_index(100, 4, True, REGISTRY.build("batch_samplers", "shuffled", {}, ""), read()).sources
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "told"),
+    [
+        (["a"], PluginError, ["'odd'", "None"]),
+        (["a", "b", "c"], PluginError, ["'odd'", "'c'"]),
+        (["a", 1], PluginError, ["'odd'", "1"]),
+        (["refused", "b"], DataError, ["train.batch_sampler.odd", "0.txt"]),
+        (["a", "b"], DataError, ["train.batch_sampler.odd", "'b'", "last 4 tokens"]),
+    ],
+)
+def test_sources_that_cannot_be_read_are_an_error_before_training(
+    names: list[Any], error: type[Exception], told: list[str]
+) -> None:
+    with pytest.raises(error) as raised:
+        indexed([20, 3], names)
+    assert all(each in str(raised.value) for each in told)
+
+
+@pytest.mark.parametrize("value", [-1, 97, 3.0, None, "3"])
+def test_what_is_no_offset_of_a_window_names_the_batch_sampler(value: object) -> None:
+    odd = Odd(value=value)
+    data = TrainingWindows(np.zeros(100, np.uint16), TokenIndex(100, 4, windows(100).index.text, {}), odd, 1)
+    with pytest.raises(PluginError) as error:
+        data.offsets(7, 8)
+    assert all(each in str(error.value) for each in ("'odd'", repr(value), "sample 7", "0 to 95"))
+
+
+# ── evaluation ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_evaluations_windows_are_made_when_they_are_asked_for() -> None:
+    every = evaluation_windows(10**15 + 5, 100, 100)
+    assert len(every) == 10**13 + 1
+    assert every[-1] == EvaluationWindow(10**15, 10**15 + 5, 4)
+    assert every[1:3] == [EvaluationWindow(100, 201, 100), EvaluationWindow(200, 301, 100)]
 
 
 @given(tokens=st.integers(0, 80), context_length=st.integers(1, 12), data=st.data())

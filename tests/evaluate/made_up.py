@@ -52,7 +52,7 @@ def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: i
         stride=256,
         metrics={"val": numbers, "test": numbers},
         weights="best",
-        model={"family": "modern", "n_layers": layers, "n_heads": heads, "parameters": 3_342_336},
+        model={"name": "modern", "n_layers": layers, "n_heads": heads, "parameters": 3_342_336},
         training=Training(
             history,
             {"seconds": 338.3, "processor_seconds": 509.7, "tokens_per_sec": 13_317.8, "peak_memory_bytes": 7.2e8},

@@ -21,7 +21,7 @@ from pipeline.evaluate.breakdown import (
     token_counts,
 )
 from pipeline.evaluate.tables import read_units, write_tables
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score
 
 CONTEXT, VOCAB = 8, 50
@@ -32,9 +32,9 @@ STARTS = [0, 1, 30, 31, 77]
 DOCUMENTS = [(f"document {number}", start) for number, start in enumerate(STARTS)]
 
 
-def make() -> GPT:
+def make() -> LanguageModel:
     torch.manual_seed(0)
-    model = GPT(small_config(vocab_size=VOCAB, context_length=CONTEXT))
+    model = small_config(vocab_size=VOCAB, context_length=CONTEXT).make()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model

@@ -25,7 +25,7 @@ from pipeline.model.scoring import Scores, score, score_tokens
 from pipeline.plugin import Metric, ModelOutput, TaskMetric, TextModel, TokenScores
 from pipeline.plugin.registry import Registry
 
-REGISTRY = Registry.load(REPOSITORY / "plugins", ["metrics"])
+REGISTRY = Registry.load(REPOSITORY / "plugins", ["models", "metrics"])
 
 
 def shipped(name: str, **options: Any) -> Any:
@@ -231,7 +231,7 @@ def test_the_contract_refuses(metric: type[Metric], rule: str) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(trained: Path) -> Checkpoint:
-    return load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"))
+    return load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"), REGISTRY)
 
 
 def test_a_texts_score_is_its_tokens_nats_after_the_prompt(checkpoint: Checkpoint, trained: Path) -> None:

@@ -24,7 +24,15 @@ from pipeline.evaluate.report.chart import labelled, lay_out, nice_ticks, number
 from pipeline.evaluate.report.figures import write_figures
 from pipeline.evaluate.report.heads import habit, spread
 from pipeline.evaluate.report.page import LEVELS, duration, level, render
-from pipeline.evaluate.report.plots import Plot, Series, position_plot, training_axes, training_plots
+from pipeline.evaluate.report.plots import (
+    Axis,
+    Plot,
+    Series,
+    position_plot,
+    step_plots,
+    training_axes,
+    training_plots,
+)
 from pipeline.evaluate.report.records import Training
 
 STYLE = (REPOSITORY / "pipeline" / "evaluate" / "report" / "page.css").read_text(encoding="utf-8")
@@ -239,6 +247,30 @@ def test_the_axes_of_training_are_those_for_which_there_are_numbers() -> None:
     longer = [{**row, "processor_seconds": 60 * row["processor_seconds"]} for row in history]
     assert training_axes(longer)[-1].label == "processor time, minutes"
     assert [axis.name for axis in training_axes([{"step": 0.0}, {"step": 5.0}])] == ["steps"]
+
+
+def test_curves_of_single_steps_are_theirs_and_of_very_many_steps_some() -> None:
+    report, steps = made_up(), Axis("steps", "step", "steps", "steps")
+    rows = [
+        {
+            "step": step,
+            "tokens": 8.0 * step,
+            "train.objective": 9.0 - step / 1e4,
+            "grad_norm": 1.0,
+            "mine": step / 2,
+        }
+        for step in range(1, 2001)
+    ]
+    report = replace(report, training=replace(report.training, steps=rows))
+    plots = {plot.name: plot.series[0].points for plot in step_plots(report, steps)}
+    assert list(plots) == ["objective", "mine"]
+    assert plots["mine"] == [(step, step / 2) for step in range(1, 2001, 4)]
+    norms = {plot.name: plot for plot in training_plots(report, steps)}["grad_norm"]
+    assert len(norms.series[0].points) == 500
+    assert "Objective of single steps" in render(report)
+    time = training_axes(report.training.history)[-1]  # of which single steps know nothing
+    assert step_plots(report, time) == []
+    assert len({plot.name: plot for plot in training_plots(report, time)}["grad_norm"].series[0].points) == 5
 
 
 # ── tokens and heads ──────────────────────────────────────────────────────────────────────────────

@@ -3,12 +3,12 @@ attention uses, the times those that training wrote."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_config import small_config
 
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokenizer import Tokenizer
@@ -18,29 +18,28 @@ from pipeline.evaluate.report.attention import attention_weights, read_attention
 from pipeline.evaluate.report.excerpt import read_excerpt, token_views
 from pipeline.evaluate.report.training import read_training
 from pipeline.model import attention
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.model.scoring import score
 
 TOKENIZER = Tokenizer("bytes", r"[\s\S]", {bytes([byte]): byte for byte in range(256)}, {"<|endoftext|>": 256})
-CONFIG = GPTConfig(
-    vocab_size=257, context_length=32, n_layers=3, n_heads=4, emb_dim=32, dropout=0.1,
-    qkv_bias=True, tied_head=False, init="gpt2", pad_vocab_to=64,
-)  # fmt: skip
+SIZES = {
+    "vocab_size": 257, "context_length": 32, "n_layers": 3, "n_heads": 4, "emb_dim": 32, "dropout": 0.1,
+    "tied_head": False, "pad_vocab_to": 64,
+}  # fmt: skip
 MODELS = {
-    "gpt2": CONFIG,
-    "modern": replace(CONFIG, family="modern"),
-    "llama": replace(CONFIG, family="llama", n_kv_heads=2),
-    "documents": replace(CONFIG, document_end=256),
+    "gpt2": small_config(**SIZES),
+    "modern": small_config("modern", **SIZES),
+    "llama": small_config("llama", **SIZES, n_kv_heads=2),
+    "documents": small_config(**SIZES, document_end=256),
 }
 IDS = np.array([*"So über the sea".encode(), 256, *b"and on, on"], dtype=np.int64)
 
 
-def model(name: str) -> GPT:
+def model(name: str) -> LanguageModel:
     """A model whose weights are large enough that its heads do not look everywhere alike."""
     torch.manual_seed(1)
-    made = GPT(MODELS[name])
+    made = MODELS[name].make()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.3)
@@ -139,6 +138,7 @@ def test_throughput_is_of_the_stretch_since_the_last_evaluation(tmp_path: Path) 
     metrics.mkdir()
     tables = {
         "history": "step tokens val.loss\n0 0 8\n1 100 7\n2 200 6\n",
+        "steps": "step train.objective mine\n1 9 \n2 8 0.5\n",
         "timing": "step seconds processor_seconds tokens_per_sec\n0 0 0 0\n1 1 2 100\n2 5 8 40\n",
     }
     for name, table in tables.items():
@@ -148,5 +148,9 @@ def test_throughput_is_of_the_stretch_since_the_last_evaluation(tmp_path: Path) 
     training = read_training(tmp_path)
     assert [row.get("tokens_per_sec") for row in training.history] == [None, 100.0, 25.0]
     assert [row["processor_seconds"] for row in training.history] == [0.0, 2.0, 8.0]
+    assert training.steps == [
+        {"step": 1, "train.objective": 9},
+        {"step": 2, "train.objective": 8, "mine": 0.5},
+    ]
     assert training.performance == {"seconds": 9, "tokens_per_sec": 100}
     assert [sample["text"] for sample in training.samples] == ["a\u2028b"]

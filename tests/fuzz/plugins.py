@@ -131,7 +131,8 @@ _RETURNED = {
 }
 _MAY_WORK = _listed(r"""
     output.cross_entropy(targets).double() ; logits.double() ; logits.half() ; {'a': True} ; {'a': 2**63} ;
-    {'a': torch.tensor(1.0)} ; {'': 1.0} ; {'a' * 100000: 1.0} ; iter([Document('a', {'x': 1})])
+    {'a': torch.tensor(1.0)} ; {'': 1.0} ; {'a' * 100000: 1.0} ; iter([Document('a', {'x': 1})]) ;
+    iter([Document('a\nb', 'the sea ' * 9)])
 """)
 _PLACES = ("import", "hook", "validator", "init", "work", "class")
 _MISSHAPEN = {

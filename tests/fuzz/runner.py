@@ -42,8 +42,8 @@ _WARM = (
 )  # fmt: skip
 _MAY_CHANGE = {
     "tokenize": ("artifacts/tokens/",), "split": ("artifacts/splits/",),
-    "train": ("artifacts/checkpoint/", "metrics/train.json", "metrics/history.tsv", "metrics/timing.tsv",
-              "metrics/performance.json"),
+    "train": ("artifacts/checkpoint/", "metrics/train.json", "metrics/history.tsv", "metrics/steps.tsv",
+              "metrics/timing.tsv", "metrics/performance.json"),
     "evaluate": ("reports/", "metrics/evaluate.json"), "export": ("artifacts/export/",), "preset": ("params.yaml",),
 }  # fmt: skip
 _OUTPUT = {"tokenize": "artifacts/tokens", "split": "artifacts/splits", "train": "artifacts/checkpoint",

@@ -8,7 +8,7 @@ import enum
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -61,6 +61,12 @@ TYPES: dict[str, tuple[Any, Any, Any, str]] = {
     "optional": (tuple[int, int] | None, None, [1, 2], "a list of 2: a whole number, a whole number or null"),
     "date": (datetime.date, datetime.date(2020, 1, 1), "2024-05-06", "text"),
     "decimal": (decimal.Decimal, decimal.Decimal(1), "2.25", "a number or text"),
+    "dict": (
+        dict[str, Annotated[float, Field(gt=0)]],
+        {"a": 1.0},
+        {"b": 2.5},
+        "a section of keys, each a number > 0",
+    ),
     "pattern": (re.Pattern, re.compile("a"), "b+", "text"),
 }
 

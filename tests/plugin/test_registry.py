@@ -73,6 +73,10 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
         DOUBLE.replace("(self, output, targets)", "(self, output)") + HOOK,
         ["__call__", "targets"],
     ),
+    "unknown argument": (
+        DOUBLE.replace("targets):", "targets, step, weights):") + HOOK,
+        ["__call__", "may take inputs, step, total_steps, teacher"],
+    ),
     "not frozen": (
         DOUBLE.replace("    def", "    model_config = {'frozen': False}\n    def") + HOOK,
         ["Double", "frozen"],
@@ -82,6 +86,30 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
         ["cross_entropy", "plugins/losses/cross_entropy.py", "plugins/losses/mine.py"],
     ),
 }
+
+
+CALLBACKS = {
+    "no method": ("    def after_steps(self, event): pass", "after_step, eval_weights"),
+    "wrong signature": ("    def after_step(self): pass", "after_step must take (self, event)"),
+    "only records": (
+        "    records_only: ClassVar[bool] = True\n    def eval_weights(self, event): pass",
+        "remove records_only",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CALLBACKS)
+def test_a_callback_that_can_do_nothing_is_one_line(tmp_path: Path, case: str) -> None:
+    body, says = CALLBACKS[case]
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"from typing import ClassVar\nfrom pipeline.plugin import EvalCallback, hookimpl\n\n"
+        f'class Mine(EvalCallback):\n    """Mine."""\n    name: ClassVar[str] = "mine"\n{body}\n\n'
+        "@hookimpl\ndef register_eval_callbacks():\n    return [Mine]\n"
+    )
+    (broken,) = Registry.of_file(path, str(path)).broken
+    for part in ("Mine", says):
+        assert part in broken.message
 
 
 def write_loss(project: Project, source: str | bytes) -> None:

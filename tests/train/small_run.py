@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from conftest import REPOSITORY
 
-from pipeline.data.batches import TrainingWindows
+from pipeline.data.batches import TrainingWindows, token_index
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-from pipeline.model.gpt import GPT
+from pipeline.data.tokens import IndexEntry
+from pipeline.model.architecture import LanguageModel
 from pipeline.params.params import Params
 from pipeline.params.reader import load_params
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss
@@ -27,11 +28,13 @@ from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
 from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
-from pipeline.train.run import TrainingRun, model_config
+from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 from pipeline.train.store import StateStore
 
-REGISTRY = Registry.load(REPOSITORY / "plugins", ["losses", "optimizers", "schedules", "eval_callbacks"])
+REGISTRY = Registry.load(
+    REPOSITORY / "plugins", ["models", "losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks"]
+)
 TOKENIZER = Tokenizer("bytes", GPT2_PATTERN, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
 CONTEXT = 8
 TEXT = np.frombuffer(b"the river runs to a sea of light and stone; we listen. " * 12, dtype=np.uint8)
@@ -55,14 +58,36 @@ ALONE = Ranks()
 RAGGED = (0, 7, 3, 8, 1, 6, 0, 5)
 
 
+def masked_windows(masked: tuple[int, ...] = RAGGED, shift: bool = False) -> Masked:
+    """The training windows, shuffled, with some of their targets masked."""
+    sampler, ids = REGISTRY.build("batch_samplers", "shuffled", {}, ""), IDS["train"]
+    return Masked(ids, token_index(len(ids), CONTEXT, shift, sampler, ()), sampler, 1, masked)
+
+
+def documents(tokens: int) -> list[IndexEntry]:
+    """A text of two folders, which take turns."""
+    size = -(-tokens // 5)
+    return [
+        IndexEntry(f"{'ab'[number % 2]}/{number}", size * number, min(size, tokens - size * number), size)
+        for number in range(5)
+    ]
+
+
+BATCH_SAMPLERS = {
+    "shuffled": "{name: shuffled}",
+    "sequential": "{name: sequential}",
+    "weighted": "{name: weighted, weighted: {shares: {a: 1, b: 3}}}",
+}
+
+
 SETTINGS = {
-    "model.family": "gpt2",
+    "model.name": "gpt2",
     "model.context_length": CONTEXT,
     "model.n_layers": 2,
     "model.n_heads": 2,
     "model.emb_dim": 16,
     "model.dropout": 0.0,
-    "model.tied_head": "true",
+    "model.gpt2.tied_head": "true",
     "train.budget.unit": "tokens",
     "train.budget.amount": 24 * CONTEXT,
     "train.batch_size": 4,
@@ -84,9 +109,12 @@ def _read(settings: tuple[tuple[str, Any], ...]) -> Params:
     return load_params(REPOSITORY / "params.yaml", [f"{name}={value}" for name, value in settings])
 
 
-def make_model(seed: int = 0, dropout: float = 0.0) -> GPT:
+def make_model(seed: int = 0, dropout: float = 0.0) -> LanguageModel:
     torch.manual_seed(seed)
-    return GPT(replace(model_config(small_params(), TOKENIZER), dropout=dropout))
+    params = small_params()
+    components = Components.load(params, REPOSITORY / "plugins", REGISTRY)
+    architecture = components.architecture(params.model, TOKENIZER)
+    return replace(architecture, shape=replace(architecture.shape, dropout=dropout)).make()
 
 
 def small_identity() -> dict[str, Any]:
@@ -97,8 +125,8 @@ def small_identity() -> dict[str, Any]:
 def make_run(
     folder: Path,
     *,
-    model: GPT | None = None,
-    make: Callable[[], GPT] | None = None,
+    model: LanguageModel | None = None,
+    make: Callable[[], LanguageModel] | None = None,
     optimizer: str = "adamw",
     options: dict[str, Any] | None = None,
     loss: Loss | None = None,
@@ -120,13 +148,17 @@ def make_run(
     budget = {"budget.amount": total_windows * CONTEXT, "evaluation.every": every}
     params = small_params(**settings, **budget)
     params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"save_seconds": save_seconds})})
+    order = params.train.batch_sampler
     components = Components(
+        REGISTRY.build("models", params.model.name, params.model.options, ""),
         loss or REGISTRY.build("losses", "cross_entropy", {}, ""),
         REGISTRY.build("optimizers", optimizer, {optimizer: options or {}}, ""),
         REGISTRY.build("schedules", params.train.schedule.name, params.train.schedule.options, ""),
+        REGISTRY.build("batch_samplers", order.name, order.options, ""),
         callbacks,
     )
-    data = TrainingData.of(params, TOKENIZER, {**IDS, "train": IDS["train"][:train_tokens]})
+    ids = {**IDS, "train": IDS["train"][:train_tokens]}
+    data = TrainingData.of(params, TOKENIZER, ids, components.batch_sampler, documents(train_tokens))
     data = replace(data, windows=windows or data.windows)
     phase = phases(params.train, components.schedule, data.windows, small_identity(), folder)[-1]
     phase = replace(phase, schedule=schedule or phase.schedule, store=StateStore(folder, "run"))

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import REPOSITORY, TINY
-from small_run import CONTEXT, IDS, RAGGED, Masked, assert_same_bits, make_model, make_run, weights
+from small_run import BATCH_SAMPLERS, assert_same_bits, make_model, make_run, masked_windows, weights
 
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
@@ -63,13 +63,14 @@ def curve(
     return make_run(folder, make=lambda: make_model(dropout=dropout).to(dtype), ranks=ranks, **settings)
 
 
-RAGGED_DATA = Masked(IDS["train"], CONTEXT, 1, False, RAGGED)
+RAGGED_DATA = masked_windows()
 CASES: dict[str, dict[str, Any]] = {
     "float64": {"options": {"lr": 1e-3}},
     "float64, one window at a time": {"options": {"lr": 1e-3}, "micro_batch_size": 1},
     "float64, dropout": {"options": {"lr": 1e-3}, "dropout": 0.3, "micro_batch_size": 2},
     "float64, uneven targets": {"options": {"lr": 1e-3}, "windows": RAGGED_DATA, "micro_batch_size": 1},
     "float64, a batch that does not divide": {"batch_size": 7, "micro_batch_size": 2, "total_windows": 7 * 50 - 4},
+    "float64, weighted": {"options": {"lr": 1e-3}, "batch_sampler": BATCH_SAMPLERS["weighted"]},
     "float32, 1e-4": {"options": {"lr": 1e-4}, "dtype": torch.float32},
     "float32, 4e-4": {"options": {"lr": 4e-4}, "dtype": torch.float32},
     "float32, 1e-3": {"options": {"lr": 1e-3}, "dtype": torch.float32},
@@ -305,6 +306,24 @@ def test_a_run_stopped_on_two_ranks_goes_on_on_one_and_the_other_way_round(strat
     torch.testing.assert_close(weights(back), weights(straight), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(model, weights(straight), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(optimizer, straight.optimizer.state_dict(), rtol=1e-6, atol=1e-9)
+
+
+def resume_each(ranks: Ranks, folder: Path) -> None:
+    """Stops a run in each order of the data, and goes on with it."""
+    for name, order in BATCH_SAMPLERS.items():
+        went_on(ranks, folder / f"{name}-stopped", "ddp", StopSignalAfter(25), batch_sampler=order)
+        ends = [
+            went_on(ranks, folder / f"{name}-{each}", "ddp", batch_sampler=order)
+            for each in ("stopped", "straight")
+        ]
+        (run, state), (straight, expected) = ends
+        assert_same_bits(weights(run), weights(straight))
+        assert state.history == expected.history
+
+
+@pytest.mark.long
+def test_every_batch_sampler_resumes_on_two_ranks(tmp_path: Path) -> None:
+    together(2, resume_each, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_runs_are_listed_and_forgotten(interrupted: Project) -> None:
     finished, unfinished = saved_runs(interrupted.root / ".resume")
     lines = interrupted.succeed("runs").out.splitlines()
     assert re.fullmatch(r"run +step +states +size +saved +status", lines[0])
-    row = r"{} +{} of 6 +{} +[\d.]+ kB +\d seconds ago +{}"
+    row = r"{} +{} of 6 +{} +[\d.]+ kB +\d+ \w+ ago +{}"
     assert re.fullmatch(row.format(finished.folder.name, 6, 1, "complete"), lines[1])
     assert re.fullmatch(row.format(unfinished.folder.name, 4, 2, "unfinished"), lines[2])
 

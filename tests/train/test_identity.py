@@ -56,7 +56,7 @@ UNUSED = {
     "a syntax error": lambda root: add_line(root / LOSS.format("focal"), "def (\n"),
     "a deletion": lambda root: (root / LOSS.format("focal")).unlink(),
     "an option": lambda root: set_option(root, "train.optimizer.lion.beta2", 0.5),
-    "an option of another family": lambda root: set_option(root, "model.rope_theta", 5.0e5),
+    "an option of another model": lambda root: set_option(root, "model.llama.rope_theta", 5.0e5),
 }
 """Changes of components that no param names."""
 
@@ -148,7 +148,7 @@ def test_the_checkpoint_records_what_made_it_with_what_was_set(trained_project: 
 
 def test_the_checkpoint_holds_the_metrics_of_its_run(trained_project: Project) -> None:
     files = published(trained_project.root)
-    names = {"train.json", "performance.json", "history.tsv", "timing.tsv"}
+    names = {"train.json", "performance.json", "history.tsv", "steps.tsv", "timing.tsv"}
     assert {name.rpartition("/")[2] for name in files if name.startswith("metrics/")} == names
     for name in names:
         assert files[f"artifacts/checkpoint/metrics/{name}"] == files[f"metrics/{name}"]

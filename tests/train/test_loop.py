@@ -10,24 +10,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPOSITORY
 from small_run import (
     CONTEXT,
-    IDS,
-    RAGGED,
     REGISTRY,
+    TOKENIZER,
     Disturbs,
-    Masked,
     assert_same_bits,
     changed,
     make_model,
     make_run,
+    masked_windows,
+    small_params,
     weights,
 )
 
 from pipeline.core.errors import PipelineError, PluginError
 from pipeline.data.batches import TrainingWindows
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss, ModelOutput, StopTraining
+from pipeline.train.components import Components
+from pipeline.train.evaluation import evaluate
 from pipeline.train.loop import train, train_step
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
@@ -44,7 +47,7 @@ def ragged_gradient(folder: Path, micro_batch_size: int, dtype: torch.dtype, **c
     run = make_run(
         folder,
         model=make_model().to(dtype),
-        windows=Masked(IDS["train"], CONTEXT, 1, False, RAGGED),
+        windows=masked_windows(),
         batch_size=8,
         total_windows=8,
         micro_batch_size=micro_batch_size,
@@ -73,7 +76,7 @@ def test_accumulated_gradients_in_float32_are_near_those_of_the_whole_batch(tmp_
     assert (accumulated - whole).norm() <= 1e-5 * whole.norm()
 
 
-def plain_gradient(model: GPT, data: TrainingWindows, offsets: list[int]) -> torch.Tensor:
+def plain_gradient(model: LanguageModel, data: TrainingWindows, offsets: list[int]) -> torch.Tensor:
     """The gradient of the mean loss over all of a batch's targets, the plain way."""
     x, y = (torch.from_numpy(array) for array in data.batch(offsets))
     model.zero_grad()
@@ -82,7 +85,7 @@ def plain_gradient(model: GPT, data: TrainingWindows, offsets: list[int]) -> tor
 
 
 def test_the_gradient_is_that_of_the_mean_over_the_batchs_targets(tmp_path: Path) -> None:
-    data = Masked(IDS["train"], CONTEXT, 1, False, RAGGED)
+    data = masked_windows()
     expected = plain_gradient(make_model().double(), data, data.offsets(0, 8))
     torch.testing.assert_close(ragged_gradient(tmp_path, 2, torch.float64), expected, rtol=1e-6, atol=1e-12)
 
@@ -99,7 +102,7 @@ def test_the_last_incomplete_batch_has_its_own_divisor(tmp_path: Path) -> None:
 
 
 def test_an_epochs_budget_reads_every_window_the_same_number_of_times(tmp_path: Path) -> None:
-    data = TrainingWindows(IDS["train"], CONTEXT, 1, False)
+    data = make_run(tmp_path, shift_windows="false").data.windows
     run = make_run(tmp_path, windows=data, total_windows=3 * data.per_epoch)
     assert run.length.total_windows % run.length.batch_size
     read = [offset for step in range(run.total_steps) for offset in run.offsets(step)]
@@ -137,8 +140,8 @@ def test_a_gradient_below_the_largest_norm_is_left_as_it_is(tmp_path: Path) -> N
 def test_a_batch_whose_targets_are_all_masked_is_skipped(tmp_path: Path, optimizer: str) -> None:
     run = make_run(tmp_path, optimizer=optimizer)
     before, state = weights(run), TrainState()
-    masked = changed(run, windows=Masked(IDS["train"], CONTEXT, 1, True, (CONTEXT,)))
-    assert train_step(masked, state) == (0.0, 0)
+    without = changed(run, windows=masked_windows((CONTEXT,), shift=True))
+    assert train_step(without, state) == (0.0, 0)
     assert_same_bits(weights(run), before)
     assert (state.step, state.grad_norm, state.objective_nats, state.objective_tokens) == (1, 0.0, 0.0, 0)
     train_step(run, state)
@@ -325,3 +328,40 @@ def test_one_bad_step_more_than_allowed_stops_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path, loss=BrokenAt(3, 8), skip_bad_steps=1)
     with pytest.raises(PipelineError, match="stopped at step 4, after 1 skipped steps: the loss is nan"):
         train(run, TrainState())
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_documents_end_at_end_of_text_where_attention_is_masked(mask: bool) -> None:
+    params = small_params().model.model_copy(update={"document_mask": mask})
+    components = Components.load(small_params(), REPOSITORY / "plugins", REGISTRY)
+    shape = components.architecture(params, TOKENIZER).shape
+    assert shape.vocab_size == 257
+    assert shape.document_end == (256 if mask else None)
+
+
+def test_what_a_model_adds_is_of_the_objective_and_of_no_other_loss(tmp_path: Path) -> None:
+    found = []
+    for added in (0.0, 0.5):
+        run, state = make_run(tmp_path / str(added)), TrainState()
+        forward = run.model.forward
+        run.model.forward = lambda ids, forward=forward, added=added: replace(
+            forward(ids), auxiliary=torch.tensor(added, requires_grad=True)
+        )
+        nats, tokens = train_step(run, state)
+        evaluate(run, state)
+        found.append((nats / tokens, state.history[-1]))
+    (plain, row), (more, other) = found
+    assert more - plain == pytest.approx(0.5, abs=1e-5)
+    assert other["train.objective"] - row["train.objective"] == pytest.approx(0.5, abs=1e-5)
+    assert {name: other[name] for name in row if name != "train.objective"} == {
+        name: value for name, value in row.items() if name != "train.objective"
+    }
+
+
+@pytest.mark.parametrize("auxiliary", [torch.zeros(3), torch.tensor(1)])
+def test_what_is_no_scalar_cannot_be_added(auxiliary: torch.Tensor, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    forward = run.model.forward
+    run.model.forward = lambda ids: replace(forward(ids), auxiliary=auxiliary)
+    with pytest.raises(PluginError, match=r"'gpt2'.*auxiliary must be a scalar"):
+        train_step(run, TrainState())

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import Tell
 from small_run import (
+    BATCH_SAMPLERS,
     REGISTRY,
     assert_same_run,
     changed,
@@ -81,6 +82,11 @@ def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path, te
 @pytest.mark.parametrize("optimizer", ["muon", "lion", "adafactor", "sgd", "torch"])
 def test_with_every_optimizer_and_precision(tmp_path: Path, optimizer: str, precision: str) -> None:
     stopped_everywhere(tmp_path, 7, optimizer=optimizer, precision=precision, **SMALL_EPOCHS)
+
+
+@pytest.mark.parametrize("order", ["weighted", pytest.param("sequential", marks=pytest.mark.long)])
+def test_with_every_batch_sampler(tmp_path: Path, order: str) -> None:
+    stopped_everywhere(tmp_path, 7, batch_sampler=BATCH_SAMPLERS[order], **SMALL_EPOCHS)
 
 
 @pytest.mark.faults

@@ -16,7 +16,14 @@ from pipeline.evaluate.breakdown import Breakdown
 from pipeline.evaluate.report.chart import Chart, lay_out, number
 from pipeline.evaluate.report.figures import write_figures
 from pipeline.evaluate.report.heads import columns, head_pictures, spread
-from pipeline.evaluate.report.plots import Axis, has_points, position_plot, training_axes, training_plots
+from pipeline.evaluate.report.plots import (
+    Axis,
+    has_points,
+    position_plot,
+    step_plots,
+    training_axes,
+    training_plots,
+)
 from pipeline.evaluate.report.records import Report
 
 LEVELS = (0.25, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0)
@@ -112,7 +119,9 @@ def _some(rows: list[Any]) -> list[Any]:
 
 def _curves(report: Report) -> list[tuple[Axis, list[Chart]]]:
     axes = training_axes(report.training.history)
-    return [(axis, [lay_out(plot) for plot in training_plots(report, axis)]) for axis in axes]
+    return [
+        (axis, [lay_out(plot) for plot in training_plots(report, axis) + step_plots(report, axis)]) for axis in axes
+    ]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from pipeline.evaluate.breakdown import Breakdown, PositionLoss
 from pipeline.evaluate.report.records import PROCESSOR_SECONDS, SPEED, Report
 
 Point = tuple[float, float]
+_POINTS = 500
+_OWN = {"step", "tokens", "train.objective", "learning_rate", "grad_norm"}
+"""The columns of steps.tsv that are no callback's."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,14 @@ def training_axes(history: list[dict[str, float]]) -> list[Axis]:
 
 def training_plots(report: Report, axis: Axis) -> list[Plot]:
     """The curves of training against an axis; those without a number are left out."""
-    history = report.training.history
+    history, steps = report.training.history, report.training.steps
     val: dict[str, Any] = report.metrics.get("val", {})
 
     def line(label: str, column: str, colour: str = "other") -> Series:
-        rows = [row for row in history if column in row and axis.column in row]
-        return Series(label, [(row[axis.column] / axis.divisor, row[column]) for row in rows], colour)
+        return Series(label, _points(history, axis, column), colour)
+
+    def fine(label: str, column: str) -> Series:
+        return Series(label, _points(steps, axis, column) or _points(history, axis, column))
 
     evaluated = report.step == history[-1]["step"]  # else the line ends with other weights
     ends = val.get("interval", {}).get("perplexity") if evaluated else None
@@ -92,13 +97,32 @@ def training_plots(report: Report, axis: Axis) -> list[Plot]:
         Plot("perplexity", "Perplexity", "log scale", axis.label, axis.unit,
              [line("validation", "val.perplexity", "val")], interval=limits, log_y=True),
         Plot("learning_rate", "Learning rate", "of the first group", axis.label, axis.unit,
-             [line("learning rate", "learning_rate")]),
+             [fine("learning rate", "learning_rate")]),
         Plot("grad_norm", "Gradient norm", "before clipping", axis.label, axis.unit,
-             [line("gradient norm", "grad_norm")]),
+             [fine("gradient norm", "grad_norm")]),
         Plot("throughput", "Throughput", "tokens a second", axis.label, axis.unit,
              [line("tokens a second", SPEED)]),
     ]  # fmt: skip
     return [plot for plot in plots if has_points(plot)]
+
+
+def step_plots(report: Report, axis: Axis) -> list[Plot]:
+    """The curves of single steps against an axis: what the loss optimised, and what callbacks returned."""
+    steps = report.training.steps
+    columns = dict.fromkeys(column for row in steps for column in row if column not in _OWN)
+    plots = [Plot("objective", "Objective of single steps", "nats a token", axis.label, axis.unit,
+                  [Series("objective", _points(steps, axis, "train.objective"), "train")])]  # fmt: skip
+    plots += [
+        Plot(column, column, "of a callback", axis.label, axis.unit, [Series(column, _points(steps, axis, column))])
+        for column in columns
+    ]
+    return [plot for plot in plots if has_points(plot)]
+
+
+def _points(rows: list[dict[str, float]], axis: Axis, column: str) -> list[Point]:
+    """A column against an axis: every row that has both, or of very many some, evenly spaced."""
+    points = [(row[axis.column] / axis.divisor, row[column]) for row in rows if {column, axis.column} <= row.keys()]
+    return points[:: -(-len(points) // _POINTS) or 1]
 
 
 def position_plot(breakdowns: dict[str, Breakdown]) -> Plot:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ class Training:
         history: The numbers of each evaluation, with the processor seconds and the speed up to it.
         performance: What performance.json holds.
         samples: Texts that callbacks showed: step, callback, text.
+        steps: What steps.tsv holds: the numbers of single steps.
     """
 
     history: list[dict[str, float]]
     performance: dict[str, float]
     samples: list[dict[str, Any]]
+    steps: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def read_training(checkpoint: Path) -> Training:
             history=_with_times(_read_table(metrics / "history.tsv"), _read_table(metrics / "timing.tsv")),
             performance=json.loads((metrics / "performance.json").read_text(encoding="utf-8")),
             samples=_read_samples(checkpoint / SAMPLES),
+            steps=_read_table(metrics / "steps.tsv"),
         )
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         reason = f"{type(error).__name__}: {error}): train again"

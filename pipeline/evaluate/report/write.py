@@ -26,13 +26,14 @@ def write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> None:
 
 def _report(evaluation: Evaluation, paths: Paths) -> Report:
     checkpoint, splits = evaluation.checkpoint, evaluation.splits
-    sides, about = list(evaluation.breakdowns), evaluation.about
+    sides, architecture = list(evaluation.breakdowns), checkpoint.model.architecture
+    about = evaluation.about
     return Report(
         step=about["step"],
         stride=about["stride"],
         metrics={side: _merged(evaluation.metrics[side], about["sides"][side]) for side in sides},
         weights=checkpoint.weights,
-        model=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
+        model=architecture.config.flat() | {"parameters": architecture.parameter_count},
         training=read_training(paths.checkpoint),
         samples=evaluation.samples,
         excerpts=[read_excerpt(checkpoint, splits, side, evaluation.breakdowns[side].documents) for side in sides],

@@ -7,7 +7,6 @@ where in a pickle, which could run code and would need an unpickler of our own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, empty
 from pipeline.core.errors import CheckpointError, PipelineError, out_of_memory
 from pipeline.model.checkpoint import save_tensors
 from pipeline.train.distributed.parallel import FSDP2
-from pipeline.train.parallel import Parallel
+from pipeline.train.parallel import Parallel, map_named
 from pipeline.train.ranks import Ranks
 
 
@@ -53,7 +52,7 @@ def write_shards(captured: dict[str, Any], folder: Path, writers: Ranks) -> dict
         folder.mkdir(exist_ok=True)
         save_tensors(shards, folder / f"{writers.rank:05}.pth", crc=False)  # the manifest has a sha256 of it
 
-    rest: dict[str, Any] = _map_named(taken_out, captured)
+    rest: dict[str, Any] = map_named(taken_out, captured)
     writers.on_all_ranks(write)
     return rest
 
@@ -91,7 +90,7 @@ def _read(saved: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
             torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             for path in sorted(folder.glob("*.pth"))
         ]
-        state: dict[str, Any] = _map_named(filled, saved)
+        state: dict[str, Any] = map_named(filled, saved)
     except Exception as error:
         if out_of_memory(error):
             raise
@@ -107,14 +106,3 @@ def _rows(parts: list[torch.Tensor], first: int, count: int) -> torch.Tensor:
         found.append(part[max(first, 0) : max(first + count, 0)])
         first -= len(part)
     return torch.cat(found)
-
-
-def _map_named(change: Callable[[str, torch.Tensor], torch.Tensor], value: Any, name: str = "") -> Any:
-    """A copy of nested dicts and lists with `change` applied to every tensor and its path there."""
-    if isinstance(value, torch.Tensor):
-        return change(name, value)
-    if isinstance(value, dict):
-        return {key: _map_named(change, each, f"{name}/{key}") for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_map_named(change, each, f"{name}/{number}") for number, each in enumerate(value))
-    return value

@@ -1,0 +1,96 @@
+"""runs --watch: the last steps of the run that is training, as they come."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.core.console import printable, say
+from pipeline.train.steps import STEPS
+from pipeline.train.store import process_of
+
+_SECONDS = 1.0
+_SHOWN = 20
+
+
+def watch(root: Path, seconds: float = _SECONDS) -> None:
+    """Shows the last lines of the newest steps.tsv below `root`, again and again: on a terminal in one place until
+    Ctrl-C, elsewhere each line once until no process works on the run."""
+    with suppress(KeyboardInterrupt):
+        _on_terminal(root, seconds) if sys.stdout.isatty() else _as_lines(root, seconds)
+
+
+def _on_terminal(root: Path, seconds: float) -> None:
+    drawn = 0
+    while True:
+        width, height = shutil.get_terminal_size()
+        folder = _newest(root)
+        lines = _lines(folder) if folder else []
+        shown = [*lines[:1], *lines[1:][-min(_SHOWN, max(height - 4, 1)) :], _status(folder)]
+        up = f"\x1b[{drawn}F\x1b[J" if drawn else ""
+        sys.stdout.write(up + "".join(f"{line[: width - 1]}\n" for line in shown))
+        sys.stdout.flush()
+        drawn = len(shown)
+        time.sleep(seconds)
+
+
+def _as_lines(root: Path, seconds: float) -> None:
+    said: list[str] = []
+    watched: Path | None = Path()  # none of them
+    while True:
+        folder = _newest(root)
+        running = folder and process_of(folder)  # before the lines, of which it may write a last one
+        lines = _lines(folder) if folder else []
+        if folder != watched:
+            watched, said = folder, []
+            say(_status(folder))
+        if said != lines[: len(said)]:  # a run that resumed has written them anew
+            said = []
+        for line in lines[len(said) :] if said else [*lines[:1], *lines[1:][-_SHOWN:]]:
+            say(line)
+        said = lines
+        if not running:
+            return
+        time.sleep(seconds)
+
+
+def _newest(root: Path) -> Path | None:
+    """The folder of the run that wrote a step last."""
+    times = {}
+    for path in root.glob(f"*/{STEPS}"):
+        with suppress(FileNotFoundError):
+            times[path.parent] = path.stat().st_mtime
+    return max(times, key=lambda folder: times[folder], default=None)
+
+
+def _status(folder: Path | None) -> str:
+    if folder is None:
+        return "no run has written a step (train.log_every)"
+    process = process_of(folder)
+    return f"run {folder.name}, {f'running as process {process}' if process else 'not running'}"
+
+
+def _lines(folder: Path) -> list[str]:
+    """The table's header and rows, in columns."""
+    try:
+        rows = list(csv.reader((folder / STEPS).read_text(encoding="utf-8").splitlines(), delimiter="\t"))
+    except FileNotFoundError:  # the run was forgotten meanwhile
+        return []
+    header = rows[0] if rows else []
+    whole = [row for row in rows[1:] if len(row) == len(header)]  # the last one may be half-written
+    widths = [max(len(name), 10) for name in header]
+    return [
+        "  ".join(f"{printable(text):>{width}}" for text, width in zip(row, widths, strict=True))
+        for row in [header, *(list(map(_short, row)) for row in whole)]
+    ]
+
+
+def _short(number: str) -> str:
+    try:
+        return number if number.lstrip("-").isdigit() else f"{float(number):.5g}"
+    except ValueError:
+        return number

@@ -1,0 +1,254 @@
+"""Calls of the eval callbacks: after an evaluation, at a step, and for the weights that are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.core.console import say
+from pipeline.core.errors import PluginError
+from pipeline.model.architecture import LanguageModel
+from pipeline.model.architecture import run as compute
+from pipeline.model.device import device_of
+from pipeline.model.generate import generate
+from pipeline.model.scoring import evaluating, score_tokens
+from pipeline.plugin.calls import calling, check_numbers, named
+from pipeline.plugin.components import (
+    CALLBACK_METHODS,
+    EvalCallback,
+    EvaluationEvent,
+    StepEvent,
+    StopTraining,
+)
+from pipeline.train.components import check_plain, has_modes, set_mode
+from pipeline.train.parallel import map_named, map_tensors
+from pipeline.train.run import TrainingRun
+from pipeline.train.state import TrainState, seed_generators
+
+# ── at a step ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def at_step(method: str, run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
+    """Calls the callbacks that have `method` ("before_update" or "after_step"), on every rank; what they return is
+    added to `row`, the step's number and what is known of it by now."""
+    step = int(row["step"])
+    for callback in run.components.callbacks_with(method):
+        with calling(callback, when=f"in {method} of step {step}"), _apart(run):
+            seed_generators(run.params.seed, step, 1 + run.parallel.ranks.rank * run.parallel.sharded)
+            numbers = getattr(callback, method)(_step_event(run, state, callback, step, row))
+            if numbers is not None:
+                _check_numbers(numbers, callback, row)
+                row |= {name: float(value) for name, value in numbers.items()}
+            check_plain(state.memory[callback.name], f"{named(callback)}: its memory")
+
+
+@contextmanager
+def evaluation_weights(run: TrainingRun, state: TrainState) -> Iterator[None]:
+    """Inside, the model has the weights that are evaluated and published: those of the optimizer's `eval()`, if it
+    has one, or that a callback gives; afterwards the trained ones, to the bit. All ranks must enter it."""
+    givers = run.components.callbacks_with("eval_weights")
+    if not givers and not has_modes(run.optimizer):
+        yield
+        return
+    trained = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    set_mode(run.optimizer, "eval")
+    try:
+        for callback in givers:
+            with calling(callback, when=f"in eval_weights of step {state.step}"), _apart(run):
+                given = callback.eval_weights(_step_event(run, state, callback, state.step, {}))
+                run.parallel.overwrite(_checked_weights(given or {}, callback, trained))
+        yield
+    finally:
+        set_mode(run.optimizer, "train")
+        run.parallel.overwrite(trained)  # which train() restores almost, but not to the bit
+
+
+@contextmanager
+def _apart(run: TrainingRun) -> Iterator[None]:
+    """Eval mode and no gradients; afterwards the mode and every random generator are as they were."""
+    with evaluating(run.model), torch.no_grad():
+        yield
+
+
+def _step_event(
+    run: TrainingRun, state: TrainState, callback: EvalCallback, step: int, row: dict[str, float]
+) -> StepEvent:
+    return StepEvent(
+        step=step,
+        total_steps=run.total_steps,
+        metrics=dict(row),
+        model=run.model,
+        batches=partial(_batches, run, run.device),
+        loss=partial(_token_losses, run.model),
+        memory=state.memory.setdefault(callback.name, {}),
+        full=run.parallel.full_tensor,
+    )
+
+
+def _checked_weights(
+    given: Any, callback: EvalCallback, own: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    """What `eval_weights` returned, if it fits the model's `own` weights."""
+    if not isinstance(given, Mapping):
+        raise PluginError(f"{named(callback)}: eval_weights must return a dict of tensors, not {given!r}")
+    for name, tensor in given.items():
+        if name not in own:
+            raise PluginError(f"{named(callback)}: eval_weights returned {name!r}, which is no weight of the model")
+        if not isinstance(tensor, torch.Tensor) or type(tensor.data) is not type(own[name]):
+            raise PluginError(
+                f"{named(callback)}: eval_weights returned a {type(tensor).__name__} for {name!r}, where the model "
+                f"has a {type(own[name]).__name__}: a shard where it has a shard"
+            )
+        if tensor.shape != own[name].shape:
+            raise PluginError(
+                f"{named(callback)}: eval_weights returned {list(tensor.shape)} for {name!r}, which is "
+                f"{list(own[name].shape)}"
+            )
+    return given
+
+
+# ── after an evaluation ───────────────────────────────────────────────────────────────────────────
+
+
+def after_evaluation(run: TrainingRun, state: TrainState, row: dict[str, float]) -> dict[str, float]:
+    """Calls the callbacks' `on_evaluation` on rank 0; returns the evaluation's numbers with theirs, on every rank.
+    Why one of them ends the run, if one does, is in `state.stopped`. All ranks must call it."""
+    ranks = run.parallel.ranks
+    if run.components.callbacks_with("on_evaluation"):
+        model = run.parallel.full_model()
+        row, state.stopped = ranks.on_rank0(lambda: _call_all(run, model, row, state))
+        for callback in run.components.callbacks_with("on_evaluation") if ranks.count > 1 else ():
+            if any(map(callback.has, CALLBACK_METHODS[1:])):  # which every rank calls
+                _share_memory(run, state, callback)
+    return row
+
+
+def _share_memory(run: TrainingRun, state: TrainState, callback: EvalCallback) -> None:
+    """Gives every rank the plain values that rank 0's memory of a callback holds; tensors stay each rank's own."""
+    ranks, own = run.parallel.ranks, state.memory.get(callback.name, {})
+    told = ranks.on_rank0(
+        lambda: own, told=lambda memory: {"memory": map_tensors(lambda tensor: torch.empty(0), memory)}
+    )
+    if ranks.first:
+        return
+    tensors: dict[str, torch.Tensor] = {}
+    map_named(tensors.setdefault, own)
+    try:
+        state.memory[callback.name] = map_named(lambda name, _: tensors[name], told["memory"])
+    except KeyError as error:
+        raise PluginError(
+            f"{named(callback)}: on_evaluation put a tensor into memory ({error.args[0]}), which only rank 0 has: "
+            "do that in after_step"
+        ) from None
+
+
+def _call_all(
+    run: TrainingRun, model: LanguageModel | None, row: dict[str, float], state: TrainState
+) -> tuple[dict[str, float], str]:
+    """The row with the callbacks' numbers, and why one of them ends the run, if one does."""
+    assert model is not None  # this is the first rank
+    row = dict(row)
+    for callback in run.components.callbacks_with("on_evaluation"):
+        with calling(callback, when=f"at step {state.step}"):
+            numbers = _call(run, callback, model, row, state)
+            _check_numbers(numbers, callback, row)
+            check_plain(state.memory[callback.name], f"{named(callback)}: its memory")
+            row |= {name: float(value) for name, value in numbers.items()}
+    return row, state.stopped
+
+
+def _call(
+    run: TrainingRun, callback: EvalCallback, model: LanguageModel, row: dict[str, float], state: TrainState
+) -> dict[str, float]:
+    """What the callback returns; one that stops the run returns nothing."""
+
+    def show(text: str) -> None:
+        if callback.records_only:
+            raise PluginError(f"{named(callback)} only records, so it has nothing to show")
+        if not isinstance(text, str):
+            raise PluginError(f"{named(callback)} called event.show with {type(text).__name__}: it takes text")
+        text.encode()  # raises where it holds lone surrogates
+        say(f"        {callback.name}: {text}")
+        state.samples.append({"step": state.step, "callback": callback.name, "text": text})
+
+    event = EvaluationEvent(
+        step=state.step,
+        total_steps=run.total_steps,
+        metrics=dict(row),
+        history=tuple(dict(earlier) for earlier in state.history),
+        generate=partial(_generate, run, model),
+        show=show,
+        model=model,
+        batches=partial(_batches, run, device_of(model)),
+        loss=partial(_token_losses, model),
+        memory=state.memory.setdefault(callback.name, {}),
+    )
+    run.stop.check()
+    with evaluating(model):
+        try:
+            return callback.on_evaluation(event)
+        except StopTraining as reason:
+            if callback.records_only:
+                raise PluginError(f"{named(callback)} only records, so it cannot stop") from reason
+            state.stopped = " ".join(str(reason).split()) or f"{callback.name} stopped the run"
+            say(f"stopping at step {state.step}: {state.stopped}")
+            return {}
+
+
+# ── what an event offers ──────────────────────────────────────────────────────────────────────────
+
+
+def _batches(run: TrainingRun, device: torch.device, side: str) -> Iterator[torch.Tensor]:
+    """The windows of "train" or "val" that evaluations read, as ids [B, T + 1]."""
+    if side not in run.data.evaluated:
+        raise ValueError(f"event.batches takes {' or '.join(map(repr, run.data.evaluated))}, not {side!r}")
+    ids, size = run.data.ids[side], run.params.micro_batch_size
+    for _, same in groupby(run.data.evaluated[side], lambda window: window.end - window.start):
+        windows = [ids[window.start : window.end].astype(np.int64) for window in same]
+        for first in range(0, len(windows), size):
+            yield torch.from_numpy(np.stack(windows[first : first + size])).to(device)
+
+
+@torch.no_grad()
+def _token_losses(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
+    """The plain loss of each id [B, T + 1] after the first: nats [B, T]."""
+    ids = ids.to(device_of(model))
+    with evaluating(model):
+        return score_tokens(compute(model, ids[:, :-1]), ids[:, 1:])[0]
+
+
+def _generate(
+    run: TrainingRun, model: LanguageModel, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0
+) -> str:
+    """The prompt and what the model makes of it; temperature 0 takes the likeliest token each time."""
+    tokenizer, device = run.data.tokenizer, device_of(model)
+    start = [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
+    generator = torch.Generator(device).manual_seed(0) if temperature > 0 else None
+    samplers = [lambda logits, tokens: logits / max(temperature, 1e-6)] if temperature > 0 else []
+    drawn = []
+    with evaluating(model):
+        for token in generate(model, torch.tensor([start], device=device), max_new_tokens, samplers, generator):
+            run.stop.check()
+            drawn.append(int(token))
+    return prompt + tokenizer.decode(drawn)
+
+
+_RESERVED = {"tokens", "train.objective", "learning_rate", "grad_norm"}
+_RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
+"""Columns that the first evaluation or a step lacks, or that the report adds."""
+
+
+def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) -> None:
+    where = named(callback)
+    check_numbers(numbers, where)
+    for name in numbers:
+        if callback.records_only:
+            raise PluginError(f"{where} only records, so it must return an empty dict, not {name!r}")
+        if name in row or name in _RESERVED:
+            raise PluginError(f"{where} returned {name!r}, which is already recorded: choose another name")

@@ -1,0 +1,20 @@
+"""A shuffled order."""
+
+from typing import ClassVar
+
+from pipeline.plugin import BatchSampler, TokenIndex, hookimpl
+
+
+class Shuffled(BatchSampler):
+    """Each window once an epoch, in an order that the seed and the epoch decide."""
+
+    name: ClassVar[str] = "shuffled"
+    once_an_epoch: ClassVar[bool] = True
+
+    def offset(self, sample: int, seed: int, index: TokenIndex) -> int:
+        return index.text.shuffled(sample, seed)
+
+
+@hookimpl
+def register_batch_samplers() -> list[type[BatchSampler]]:
+    return [Shuffled]

@@ -1,0 +1,83 @@
+"""runs --watch: what is shown while a run trains."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Project
+
+from pipeline.commands import watch
+from pipeline.core.files import lock
+from pipeline.train.steps import STEPS, LiveTable
+
+
+def rows(count: int) -> list[dict[str, float]]:
+    return [{"step": step, "train.objective": 3.0 - step / 16} for step in range(1, count + 1)]
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> LiveTable:
+    """A run that has taken thirty steps, and an older one."""
+    for name, age in (("older", 100.0), ("newer", 0.0)):
+        table = LiveTable(tmp_path / name / STEPS)
+        table.update(rows(30))
+        os.utime(table.path, (time.time() - age,) * 2)
+    return table
+
+
+def sleeping(monkeypatch: pytest.MonkeyPatch, *then: object) -> None:
+    """Each sleep does the next thing; after the last one Ctrl-C comes."""
+    things = iter(then)
+
+    def sleep(seconds: float) -> None:
+        thing = next(things, None)
+        if thing is None:
+            raise KeyboardInterrupt
+        thing()  # type: ignore[operator]
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+
+
+def test_elsewhere_each_line_is_shown_once_until_the_run_ends(
+    live: LiveTable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = lock(live.path.parent / "lock", "training")
+    running.__enter__()
+    sleeping(monkeypatch, lambda: live.update(rows(31)), lambda: running.__exit__(None, None, None))
+    watch.watch(live.path.parents[1])
+    first, header, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"run newer, running as process {os.getpid()}"
+    assert header.split() == ["step", "train.objective"]
+    assert [line.split()[0] for line in lines] == [str(step) for step in range(11, 32)]
+    assert lines[-1].split()[1] == "1.0625"
+
+
+def test_on_a_terminal_the_last_lines_are_drawn_in_one_place_until_ctrl_c(
+    live: LiveTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(watch.shutil, "get_terminal_size", lambda: (20, 9))
+    sleeping(monkeypatch, lambda: live.update(rows(31)))
+    watch.watch(live.path.parents[1])
+    before, after = out.getvalue().split("\x1b[7F\x1b[J")
+    assert [line.split()[0] for line in after.splitlines()] == ["step", "27", "28", "29", "30", "31", "run"]
+    assert [line.split()[0] for line in before.splitlines()][1:6] == ["26", "27", "28", "29", "30"]
+    assert max(map(len, after.splitlines())) == 19
+
+
+def test_a_finished_run_and_none_at_all(project: Project, trained: Path) -> None:
+    assert "no run has written a step" in project.succeed("runs", "--watch").out
+    (project.root / ".resume").symlink_to(trained / ".resume")
+    out = project.succeed("runs", "--watch").out
+    assert "not running" in out
+    assert "train.objective" in out
