@@ -127,6 +127,10 @@ def make_project(root: Path) -> None:
     raw.mkdir(parents=True)
     for number in range(12):
         (raw / f"text-{number:02}.txt").write_text(words(number, 300), encoding="utf-8")
+    tasks = root / "data" / "tasks"
+    tasks.mkdir()
+    question = '{"prompt": "the river", "options": [" runs", " listens"], "answer": 0}\n'
+    (tasks / "choices.jsonl").write_text(question, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

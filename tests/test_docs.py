@@ -70,7 +70,16 @@ def examples(plural: str) -> list[Any]:
 
 
 def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) -> None:
-    for plural in ("models", "losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks", "samplers"):
+    for plural in (
+        "models",
+        "losses",
+        "optimizers",
+        "schedules",
+        "batch_samplers",
+        "eval_callbacks",
+        "samplers",
+        "metrics",
+    ):
         for component in examples(plural):
             if component.name == "schedule_free" and not find_spec("schedulefree"):
                 continue

@@ -25,6 +25,7 @@ _OPTION = {
     "batch_samplers": "short=200",
     "eval_callbacks": "smoothing=0.9",
     "samplers": "margin=3.0",
+    "metrics": "nats=0.5",
     "exporters": "dtype=float16",
 }
 """An option of each skeleton and another value for it."""

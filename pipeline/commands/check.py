@@ -122,6 +122,8 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
     registry.build("corpora", corpus.name, corpus.options, "tokenize.corpus")
     components = Components.load(params, paths.plugins, registry)
     registry.build_all("samplers", samplers.use, samplers.options, "evaluate.samplers")
+    metrics = params.evaluate.metrics
+    registry.build_all("metrics", metrics.use, metrics.options, "evaluate.metrics")
     exporters = registry.build_all("exporters", formats.use, formats.options, "export.formats")
     optimizer, loss = params.train.optimizer.name, params.train.loss.name
     fact("plugins", f"{corpus.name}, {loss}, {optimizer}, {', '.join([*samplers.use, *formats.use])}: all there")

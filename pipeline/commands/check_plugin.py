@@ -44,7 +44,7 @@ def run(paths: Paths, path: Path, root: Path | None = None) -> None:
         sources = _sources(paths) if kind.plural == "exporters" else []
         with calling(entry.component):
             try:
-                notes = _check(kind.plural, entry.component, root or paths.raw, sources)
+                notes = _check(kind.plural, entry.component, root or paths.raw, paths.tasks, sources)
             except AssertionError as error:
                 if not str(error):
                     raise
@@ -52,7 +52,7 @@ def run(paths: Paths, path: Path, root: Path | None = None) -> None:
         say("; ".join([f"ok  {shown}", *notes]))
 
 
-def _check(plural: str, component: Any, root: Path, sources: list[ExportSource]) -> list[str]:
+def _check(plural: str, component: Any, root: Path, tasks: Path, sources: list[ExportSource]) -> list[str]:
     """Runs the contract suite on a component; returns notes for the line that is printed."""
     match plural:
         case "corpora":
@@ -72,6 +72,8 @@ def _check(plural: str, component: Any, root: Path, sources: list[ExportSource])
                 testing.check_eval_callback(component)
         case "samplers":
             testing.check_sampler(component)
+        case "metrics":
+            testing.check_metric(component, tasks)
         case "exporters":
             return _check_exporter(component, sources)
     return []

@@ -158,15 +158,24 @@ def _card(
 
 
 def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
-    """What evaluate measured of these very weights; None where there is no such evaluation."""
+    """What evaluate measured of these very weights, and what it says of each text beside its numbers; None where
+    there is no such evaluation."""
     about, measured = paths.reports / EVALUATION, paths.metrics / "evaluate.json"
     if not about.is_file() or not measured.is_file():
         return None
     evaluated, metrics = (read_json(path, "run `python -m pipeline evaluate`") for path in (about, measured))
     if not isinstance(evaluated, dict) or not isinstance(metrics, dict):
         return None
-    own = recorded_sha256(weights_file(paths.checkpoint, weights))
-    return metrics if evaluated.get("weights_sha256") == own else None
+    if evaluated.get("weights_sha256") != recorded_sha256(weights_file(paths.checkpoint, weights)):
+        return None
+    sides = evaluated.get("sides")
+    described = sides if isinstance(sides, dict) else {}
+    merged: dict[str, Any] = {"stride": evaluated.get("stride")}
+    for side, numbers in metrics.items():
+        if isinstance(numbers, dict):
+            said = described.get(side)
+            merged[side] = {**(said if isinstance(said, dict) else {}), **numbers}
+    return merged
 
 
 def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:

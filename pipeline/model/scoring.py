@@ -42,9 +42,10 @@ class Scores:
     correct: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
-Observer = Callable[[torch.Tensor, torch.Tensor], None]
-"""Called with some rows of logits [N, V] in float32 (or wider) and their targets [N], `IGNORED` ones included; the
-rows come in order. It must not change them, nor keep them: their memory is used again."""
+Observer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Called with the targets of some rows [N], `IGNORED` ones included, their nats, whether they were the likeliest,
+the likeliest token's probability (float64), and the logits [N, V] in float32 (or wider); the rows come in order. It
+must not change them, nor keep them."""
 
 
 @contextmanager
@@ -114,18 +115,19 @@ def score_tokens(
     for start in range(0, len(flat), rows):
         own = flat[start : start + rows]
         logits = ModelOutput(hidden[start : start + rows], output.head_weight, output.vocab_size).logits
-        if observe is not None:
-            observe(logits, own)
         counted = own != IGNORED
         picked = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
         largest = logits.amax(dim=-1)
         hits = (counted & (picked == largest)).nonzero()[:, 0]
         # argmax is slow: it only decides between equals.
         correct[start + hits] = logits[hits].argmax(dim=-1) == own[hits]
-        # What logsumexp does, to the bit, in the memory of the logits.
-        total = logits.sub_(largest[:, None]).exp_().sum(dim=-1)
+        # What logsumexp does, to the bit; in the memory of the logits, where nobody looks at them afterwards.
+        below = logits.sub_(largest[:, None]) if observe is None else logits - largest[:, None]
+        total = below.exp_().sum(dim=-1)
         nll = (total.log() + largest - picked).double()
         nats[start : start + rows] = torch.where(counted, nll, 0.0)
+        if observe is not None:
+            observe(own, nats[start : start + rows], correct[start : start + rows], 1 / total.double(), logits)
     return nats.view(targets.shape), correct.view(targets.shape)
 
 
@@ -170,13 +172,18 @@ class Summary:
 
         Bits per byte leaves special tokens out of its sum and of its bytes: they are no text.
         """
-        numbers = {"loss": self.loss}
-        if self.loss <= _LARGEST_EXPONENT:
-            numbers["perplexity"] = math.exp(self.loss)
-        if self.bytes:
-            numbers["bits_per_byte"] = self._text_nats / math.log(2) / self.bytes
-        numbers["accuracy"] = self._correct / self.tokens
-        return numbers
+        return plain_numbers(self.tokens, self._nats, self.bytes, self._text_nats, self._correct)
+
+
+def plain_numbers(tokens: int, nats: float, size: int, text_nats: float, correct: int) -> dict[str, float]:
+    """What `Summary.metrics` gives, from sums: `size` in bytes, `text_nats` without those of special tokens."""
+    loss = nats / tokens
+    numbers = {"loss": loss}
+    if loss <= _LARGEST_EXPONENT:
+        numbers["perplexity"] = math.exp(loss)
+    if size:
+        numbers["bits_per_byte"] = text_nats / math.log(2) / size
+    return numbers | {"accuracy": correct / tokens}
 
 
 def summarize(

@@ -270,6 +270,10 @@ class EvaluateParams(Section):
     generation: GenerationParams
     samplers: Choices
     """How the next token's distribution is changed before the draw."""
+    metrics: Choices
+    """What is measured beside the plain loss, over the same tokens or by tasks of its own."""
+    groups: Annotated[tuple[Text, ...], Field(strict=False)]
+    """Patterns of documents' names, such as `wiki/*`: the numbers of those documents apart, in evaluation.json."""
 
 
 class ExportParams(Section):

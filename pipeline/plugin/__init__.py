@@ -12,6 +12,7 @@ from pipeline.plugin.components import (
     Exporter,
     ExportSource,
     Loss,
+    Metric,
     Model,
     ModelOutput,
     ModelShape,
@@ -20,6 +21,9 @@ from pipeline.plugin.components import (
     Schedule,
     StepEvent,
     StopTraining,
+    TaskMetric,
+    TextModel,
+    TokenScores,
 )
 from pipeline.plugin.hookspecs import hookimpl
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
@@ -36,6 +40,7 @@ __all__ = [
     "Exporter",
     "IndexedDocument",
     "Loss",
+    "Metric",
     "Model",
     "ModelOutput",
     "ModelShape",
@@ -45,7 +50,10 @@ __all__ = [
     "Source",
     "StepEvent",
     "StopTraining",
+    "TaskMetric",
+    "TextModel",
     "TokenIndex",
+    "TokenScores",
     "awkward_texts",
     "byte_characters",
     "hookimpl",

@@ -14,6 +14,7 @@ from pipeline.plugin.components import (
     EvalCallback,
     Exporter,
     Loss,
+    Metric,
     Model,
     Optimizer,
     Sampler,
@@ -63,6 +64,11 @@ def register_eval_callbacks() -> list[type[EvalCallback]]:  # type: ignore[empty
 @hookspec
 def register_samplers() -> list[type[Sampler]]:  # type: ignore[empty-body]
     """Samplers: changes to the next token's distribution. Chosen by `evaluate.samplers.use`."""
+
+
+@hookspec
+def register_metrics() -> list[type[Metric]]:  # type: ignore[empty-body]
+    """Metrics: numbers over held-out text, and tasks. Chosen by `evaluate.metrics.use`."""
 
 
 @hookspec

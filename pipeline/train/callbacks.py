@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +18,7 @@ from pipeline.model.architecture import run as compute
 from pipeline.model.device import device_of
 from pipeline.model.generate import generate
 from pipeline.model.scoring import evaluating, score_tokens
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, check_numbers, named
 from pipeline.plugin.components import (
     CALLBACK_METHODS,
     EvalCallback,
@@ -241,7 +239,6 @@ def _generate(
     return prompt + tokenizer.decode(drawn)
 
 
-_NAME = re.compile(r"[\w%@+-]+([./ ][\w%@+-]+)*")
 _RESERVED = {"tokens", "train.objective", "learning_rate", "grad_norm"}
 _RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
 """Columns that the first evaluation or a step lacks, or that the report adds."""
@@ -249,15 +246,8 @@ _RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
 
 def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) -> None:
     where = named(callback)
-    if not isinstance(numbers, dict):
-        raise PluginError(f"{where} must return a dict of numbers (an empty one for none), not {numbers!r}")
-    for name, value in numbers.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise PluginError(f"{where} returned a number named {name!r}: use letters, digits, _, and dots between")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise PluginError(f"{where} returned {name!r}: {value!r}; it must be a number: call float() on it")
-        if not -sys.float_info.max <= value <= sys.float_info.max:
-            raise PluginError(f"{where} returned {name!r}, not a finite number that a float can hold: leave it out")
+    check_numbers(numbers, where)
+    for name in numbers:
         if callback.records_only:
             raise PluginError(f"{where} only records, so it must return an empty dict, not {name!r}")
         if name in row or name in _RESERVED:

@@ -20,6 +20,7 @@ from pipeline.authoring.testing import (
     check_eval_callback,
     check_exporter,
     check_loss,
+    check_metric,
     check_model,
     check_optimizer,
     check_sampler,
@@ -50,6 +51,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "batch_samplers": check_batch_sampler,
     "eval_callbacks": check_eval_callback,
     "samplers": check_sampler,
+    "metrics": check_metric,
 }
 SHIPPED = [
     pytest.param(kind, entry.component, id=f"{kind}-{entry.component.name}")
@@ -71,9 +73,10 @@ def test_every_hook_has_a_check_that_is_called_here_and_a_shipped_component() ->
 
 @pytest.mark.parametrize(("kind", "component"), SHIPPED)
 def test_shipped_components_keep_the_contract(
-    kind: str, component: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, component: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # trackers write where they are run
+    shutil.copytree(trained / "data" / "tasks", tmp_path / "data" / "tasks")
     CHECKS[kind](component)
 
 
