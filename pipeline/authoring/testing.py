@@ -263,7 +263,7 @@ def check_loss(component: type[Loss] | Loss) -> None:
     assert (gradient == 0).all(), "a batch of ignored targets has no gradient, and no NaN"
 
 
-_CONTEXT = 5
+_EVENT_CONTEXT = 5
 
 
 class _Net(nn.Module):
@@ -278,7 +278,7 @@ class _Net(nn.Module):
         self.head = nn.Linear(8, 11, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> ModelOutput:
-        assert tokens.ndim == 1 or tokens.shape[1] <= _CONTEXT, (
+        assert tokens.ndim == 1 or tokens.shape[1] <= _EVENT_CONTEXT, (
             "a batch's last id is a target only: model(ids[:, :-1])"
         )
         x = self.token_embedding(tokens)
@@ -468,7 +468,7 @@ def _offered(values: dict[str, Any]) -> dict[str, Any]:
         if side not in ("train", "val"):
             raise ValueError(f"there is no side {side!r}")
         generator = torch.Generator().manual_seed(len(side))
-        return (torch.randint(11, (rows, _CONTEXT + 1), generator=generator) for rows in (4, 4, 1))
+        return (torch.randint(11, (rows, _EVENT_CONTEXT + 1), generator=generator) for rows in (4, 4, 1))
 
     loss = getattr(model, "loss", lambda ids: torch.full((len(ids), ids.shape[1] - 1), 3.0, dtype=torch.float64))
     shared = {"step": 10, "total_steps": 40, "model": model, "batches": batches, "loss": loss, "memory": {}}
