@@ -72,19 +72,19 @@ def _instance(component: type[C] | C) -> C:
     return built
 
 
-_VOCAB, _CONTEXT = 11, 8
+_VOCAB, _TOKENS = 11, 8
 
 
 def check_model(component: type[Model] | Model) -> None:
     """No token changes what is computed before it, and no row another one; the same with the cache, if it has one,
     and after saving and loading; a gradient reaches every parameter; documents are apart where they must be."""
     model = _instance(component)
-    sizes = {"vocab_size": _VOCAB, "context_length": _CONTEXT, "n_layers": 2, "n_heads": 2, "emb_dim": 16}
+    sizes = {"vocab_size": _VOCAB, "context_length": _TOKENS, "n_layers": 2, "n_heads": 2, "emb_dim": 16}
     shape = ModelShape(**sizes, dropout=0.0, pad_vocab_to=16)
     architecture = Architecture(model, shape)
     made = _made(architecture)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(_VOCAB, (8, _CONTEXT), generator=generator)
+    ids = torch.randint(_VOCAB, (8, _TOKENS), generator=generator)
 
     _check_names(made)
     with torch.no_grad():
@@ -134,7 +134,7 @@ def _check_names(made: LanguageModel) -> None:
 
 
 def _check_independence(made: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
-    for place in range(_CONTEXT):
+    for place in range(_TOKENS):
         changed = ids.clone()
         changed[:, place] = (ids[:, place] + 1) % _VOCAB
         other = run(made, changed).logits
@@ -150,7 +150,7 @@ def _check_cache(made: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -
     make: Any = getattr(made, "make_cache", None)
     if make is None:
         return
-    for pieces in ([1] * _CONTEXT, [3, 1, 4], [_CONTEXT]):
+    for pieces in ([1] * _TOKENS, [3, 1, 4], [_TOKENS]):
         cache = make(len(ids))
         split: tuple[torch.Tensor, ...] = torch.split(ids, pieces, dim=1)
         parts = [run(made, piece, cache).logits for piece in split]
