@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,19 @@ def weights(folder: str) -> tuple[None, dict[str, Any]]:
     from benchmarks.ours import params
     from pipeline.export.stage import export_source
     from pipeline.model.checkpoint import Checkpoint
-    from pipeline.model.gpt import GPT
     from pipeline.plugin.registry import Registry
     from pipeline.tokenize.vocabulary import raw_bytes
-    from pipeline.train.run import model_config
+    from pipeline.train.components import Components
 
     torch.manual_seed(1)
     from benchmarks.ours import tokenizer
 
-    model = GPT(model_config(params(SHAPES["B"], ()), tokenizer(SHAPES["B"]["vocab_size"]))).eval()
-    torch.save({"config": model.config.to_dict(), "weights": model.state_dict()}, Path(folder) / "ours.pt")
+    whole = params(SHAPES["B"], ())
+    components = Components.load(whole, ROOT / "plugins")
+    model = components.architecture(whole.model, tokenizer(SHAPES["B"]["vocab_size"])).make().eval()
+    torch.save(
+        {"config": asdict(model.architecture.config), "weights": model.state_dict()}, Path(folder) / "ours.pt"
+    )
     exporter = Registry.load(ROOT / "plugins", ["exporters"]).build("exporters", "huggingface", {}, "")
     (Path(folder) / "export").mkdir()
     exporter.export(export_source(Checkpoint(model, raw_bytes(), 0, "last"), ""), Path(folder) / "export")
@@ -103,14 +106,17 @@ def _as(dtype: str) -> Any:
 def ours(folder: str, threads: int, batch: int, new: int, dtype: str) -> tuple[Work, dict[str, Any]]:
     """`pipeline.model.generate`, which every command generates with; bf16 are the model's weights cast to it."""
     import torch
+    from pydantic import TypeAdapter
 
-    from pipeline.model.config import GPTConfig
+    from benchmarks.measure import ROOT
+    from pipeline.model.architecture import ModelConfig
     from pipeline.model.generate import generate
-    from pipeline.model.gpt import GPT
+    from pipeline.plugin.registry import Registry
 
     torch.set_num_threads(threads)
     saved = torch.load(Path(folder) / "ours.pt", weights_only=True)
-    model = GPT(GPTConfig(**saved["config"])).eval()
+    config = TypeAdapter(ModelConfig).validate_python(saved["config"])
+    model = config.architecture(Registry.load(ROOT / "plugins", ["models"]), Path(folder)).make().eval()
     model.load_state_dict(saved["weights"])
     model, tokens = model.to(_as(dtype)), _prompts(batch)
 

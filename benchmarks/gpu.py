@@ -211,7 +211,7 @@ def _ours(own: Setting) -> Prepared:
     return (
         lambda: train_step(run, state),
         own.batch_size * shape["context_length"],
-        run.model.config.flops_per_token,
+        run.model.architecture.flops_per_token,
     )
 
 

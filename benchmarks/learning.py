@@ -199,19 +199,18 @@ def score_nanogpt(folder: str, checkpoint: str) -> tuple[None, dict[str, Any]]:
 
 def score_ours(folder: str) -> tuple[None, dict[str, Any]]:
     """The loss of our last checkpoint (not of the best on this very text)."""
-    import torch
 
     from pipeline.core.paths import Paths
     from pipeline.data.tokens import TokenFolder
-    from pipeline.model.checkpoint import load_checkpoint
+    from pipeline.model import load
 
     paths = Paths(Path(folder))
-    checkpoint = load_checkpoint(paths.checkpoint, "last", torch.device("cpu"))
+    checkpoint = load(paths.checkpoint, "last", plugins=paths.plugins)
     ids = TokenFolder(paths.splits, "").ids("val")
     told = json.loads((paths.metrics / "train.json").read_text(encoding="utf-8"))
     return None, {
         "loss": mean_loss(lambda x: checkpoint.model(x).logits, ids),
-        "parameters": checkpoint.model.parameter_count(),
+        "parameters": checkpoint.model.architecture.parameter_count,
         "told": told["val"]["loss"],
     }
 

@@ -78,7 +78,7 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     phase = Phase(
         Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, StateStore(Path("unused"), "unused")
     )
-    components, ids = Components.load(own.train, ROOT / "plugins"), {"train": text, "val": text[:1000]}
+    components, ids = Components.load(own, ROOT / "plugins"), {"train": text, "val": text[:1000]}
     data = TrainingData.of(own, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)
     run = TrainingRun.build(own, components, data, phase, choose(own, Ranks(), {}, float("inf")))
     run.model.train()
@@ -103,7 +103,7 @@ def training(shape: dict[str, int], threads: int, steps: int) -> tuple[Work, dic
 
     for _ in range(3):
         work()
-    return work, {"setting": ", ".join(STEADY), "flops_per_token": run.model.config.flops_per_token}
+    return work, {"setting": ", ".join(STEADY), "flops_per_token": run.model.architecture.flops_per_token}
 
 
 class TemporaryProject:

@@ -40,7 +40,7 @@ class Variant:
 
 ABLATION = (
     Variant(SHIPPED),
-    Variant("family gpt2", ("model.family=gpt2",)),
+    Variant("model gpt2", ("model.name=gpt2",)),
     # Its embeddings and its head learn as fast as beside Muon, and nothing decays, as there.
     Variant("AdamW for Muon", (
         "train.optimizer.name=adamw", "train.optimizer.adamw.lr=5e-3", "train.optimizer.adamw.embedding_lr_scale=4",

@@ -324,8 +324,8 @@ def plugins(ctx: click.Context) -> None:
 def list_plugins(kind: str | None) -> None:
     """List every component with its options, their defaults and where it comes from.
 
-    KIND narrows the list: corpora, losses, optimizers, schedules, batch_samplers, eval_callbacks, samplers or
-    exporters.
+    KIND narrows the list: corpora, models, losses, optimizers, schedules, batch_samplers, eval_callbacks, samplers,
+    metrics or exporters.
     """
     from pipeline.authoring.listing import lines
 
@@ -348,8 +348,8 @@ def show_plugin(name: str) -> None:
 def new_plugin(kind: str, name: str) -> None:
     """Write plugins/KIND/NAME.py, a component that works, and its test tests/plugins/test_NAME.py.
 
-    KIND is a corpus, loss, optimizer, schedule, batch-sampler, eval-callback, sampler or exporter. Nothing is
-    overwritten.
+    KIND is a corpus, model, loss, optimizer, schedule, batch-sampler, eval-callback, sampler, metric or exporter.
+    Nothing is overwritten.
     """
     from pipeline.authoring.skeleton import write_skeleton
 

@@ -30,7 +30,7 @@ TINY = (
     "tokenize.tokenizer.bpe.vocab_size=320",
     "split.val=0.2",
     "split.test=0.2",
-    "model.family=gpt2",
+    "model.name=gpt2",
     "model.context_length=16",
     "model.n_layers=2",
     "model.n_heads=2",
@@ -127,6 +127,10 @@ def make_project(root: Path) -> None:
     raw.mkdir(parents=True)
     for number in range(12):
         (raw / f"text-{number:02}.txt").write_text(words(number, 300), encoding="utf-8")
+    tasks = root / "data" / "tasks"
+    tasks.mkdir()
+    question = '{"prompt": "the river", "options": [" runs", " listens"], "answer": 0}\n'
+    (tasks / "choices.jsonl").write_text(question, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -471,12 +471,12 @@ PARAMS_CASES = [
     Case("heads that do not divide", "split --set model.n_heads=3", ("emb_dim 16", "n_heads 3", "multiple")),
     Case(
         "modern heads of an odd size",
-        "split --set model.family=modern --set model.n_heads=16",
+        "train --set model.name=modern --set model.n_heads=16",
         ("emb_dim 16", "n_heads 16", "even"),
     ),
     Case(
         "llama heads of an odd size",
-        "split --set model.family=llama --set model.n_heads=16",
+        "train --set model.name=llama --set model.n_heads=16",
         ("emb_dim 16", "n_heads 16", "even", "llama"),
     ),
     Case(
@@ -507,7 +507,7 @@ PARAMS_CASES = [
     Case("dropout 1.0", "split --set model.dropout=1.0", ("model.dropout", "less than 1")),
     Case("dropout 1.1", "split --set model.dropout=1.1", ("model.dropout", "less than 1")),
     Case("an infinite clip", "split --set train.grad_clip=.inf", ("train.grad_clip", "finite")),
-    Case("yes for true", "split --set model.tied_head=yes", ("model.tied_head", "boolean")),
+    Case("yes for true", "train --set model.gpt2.tied_head=yes", ("model.gpt2.tied_head", "boolean")),
     Case("a million threads", "split --set runtime.threads=1000000", ("runtime.threads", "1024")),
     Case(
         "prompts that are numbers",
@@ -643,10 +643,10 @@ CHECKPOINT_CASES = [
     *(
         Case(f"{name}, signed", "generate a", (CHECKPOINT, says), signed(CHECKPOINT, breaks))
         for name, says, breaks in [
-            ("no weights", "0 numbers", tensors({"step": 1})),
+            ("no weights", "does not fit", tensors({"step": 1})),
             ("weights that are none", "model_state_dict", tensors({"step": 1, "model_state_dict": 3})),
-            ("other weights", "2 numbers", tensors({"step": 1, "model_state_dict": {"a": torch.ones(2)}})),
-            ("no config", "vocab_size: is missing", write(f"{CHECKPOINT}/config.json", "{}")),
+            ("other weights", "a does not fit", tensors({"step": 1, "model_state_dict": {"a": torch.ones(2)}})),
+            ("no config", "shape: is missing", write(f"{CHECKPOINT}/config.json", "{}")),
             ("a tokenizer that is none", "ranks: is missing", write(f"{CHECKPOINT}/tokenizer.json", "{}")),
         ]
     ),

@@ -18,7 +18,7 @@ import pipeline.plugin
 from pipeline.authoring import testing
 from pipeline.cli import cli
 from pipeline.export.stage import export_source
-from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model import load
 from pipeline.plugin.components import KINDS
 
 
@@ -51,6 +51,7 @@ def test_every_hook_has_a_section_that_names_its_method_and_its_check(plural: st
 def examples(plural: str) -> list[Any]:
     """The classes that a section of the guide shows, one in each block of code."""
     names: dict[str, Any] = {**vars(pipeline.plugin), **vars(typing), "Field": pydantic.Field, "torch": torch}
+    names["nn"] = torch.nn
     names |= {
         "save_file": safetensors_torch.save_file,
         "load_file": safetensors_torch.load_file,
@@ -69,14 +70,23 @@ def examples(plural: str) -> list[Any]:
 
 
 def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) -> None:
-    for plural in ("losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks", "samplers"):
+    for plural in (
+        "models",
+        "losses",
+        "optimizers",
+        "schedules",
+        "batch_samplers",
+        "eval_callbacks",
+        "samplers",
+        "metrics",
+    ):
         for component in examples(plural):
             if component.name == "schedule_free" and not find_spec("schedulefree"):
                 continue
             getattr(testing, f"check_{KINDS[plural].singular.replace(' ', '_')}")(component)
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
     testing.check_corpus(*examples("corpora"), tmp_path)
-    checkpoint = load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"))
+    checkpoint = load(trained / "artifacts" / "checkpoint", plugins=REPOSITORY / "plugins")
     (tmp_path / "export").mkdir()
     testing.check_exporter(*examples("exporters"), export_source(checkpoint, "the river runs"), tmp_path / "export")
 

@@ -227,6 +227,7 @@ def test_metrics_diff_shows_what_a_changed_rate_did(clone: Clone) -> None:
     assert change["old"] == before["val"]["loss"]
     assert change["new"] == clone.metrics("train")["val"]["loss"]
     assert change["diff"] != 0
+    assert 0 < len(diff["metrics/evaluate.json"]) <= 10, "what is compared, and not what is known beside it"
     clone.git("checkout", "-q", "params.yaml")
     shutil.rmtree(clone.root / ".resume")
     assert clone.repro() == []  # from the run cache

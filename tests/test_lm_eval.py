@@ -18,14 +18,12 @@ from conftest import REPOSITORY, Project
 from benchmarks.lm_eval.documents import write_documents
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
-from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model import load
 from pipeline.model.scoring import score
 
 
 def test_the_documents_add_up_to_the_text_without_its_ends(trained: Path, tmp_path: Path) -> None:
     """With any log-likelihood of a token: what is added and subtracted leaves the text's own."""
-    import torch
-
     splits = TokenFolder(trained / "artifacts" / "splits", "")
     first = write_documents(trained / "artifacts" / "splits", tmp_path, 16)
     ids, tokenizer = splits.ids("val"), splits.tokenizer
@@ -36,7 +34,7 @@ def test_the_documents_add_up_to_the_text_without_its_ends(trained: Path, tmp_pa
     assert sum(each["sign"] == -1 for each in documents) == ends > 1
     assert sum(each["bytes"] for each in documents) == tokenizer.byte_lengths[ids[1:]].sum()
 
-    model = load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu")).model
+    model = load(trained / "artifacts" / "checkpoint", plugins=trained / "plugins").model
     scores = list(score(model, ids, evaluation_windows(len(ids), 16, 16), 8))
     targets, nats = (np.concatenate([getattr(each, name) for each in scores]) for name in ("targets", "nats"))
     places = np.flatnonzero(targets == tokenizer.end_of_text)

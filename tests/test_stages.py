@@ -10,8 +10,7 @@ import torch
 from conftest import Project
 
 from pipeline.evaluate.tables import read_units
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
+from pipeline.model import load
 from pipeline.plugin.registry import Registry
 
 
@@ -33,14 +32,18 @@ def test_the_five_stages_run_and_say_what_they_did(project: Project) -> None:
     assert result.out.startswith("the river")
     metrics = json.loads((project.root / "metrics" / "evaluate.json").read_text())
     assert metrics["val"]["loss"] > 0
-    assert {"unigram", "xz"} <= set(metrics["test"]["baselines"])
+    about = json.loads((project.root / "reports" / "evaluation.json").read_text())["sides"]
+    assert {"unigram", "xz"} <= set(about["test"]["baselines"])
     documents = read_units((project.root / "reports" / "documents.tsv").read_text())
     for side in ("val", "test"):
         numbers = metrics[side]
-        assert set(numbers["interval"]) == {"loss", "perplexity", "bits_per_byte", "accuracy"}
-        for name, ends in numbers["interval"].items():
-            assert ends["low"] < numbers[name] < ends["high"]
-        assert numbers["accuracy"] <= numbers["accuracy_top5"] <= 1
+        assert set(numbers) == {
+            "loss", "perplexity", "bits_per_byte", "accuracy_top5", "calibration_error", "tokens",
+        }  # fmt: skip
+        assert set(about[side]["interval"]) == {"loss", "perplexity", "bits_per_byte", "accuracy"}
+        for name, ends in about[side]["interval"].items():
+            assert ends["low"] < {**about[side], **numbers}[name] < ends["high"]
+        assert about[side]["accuracy"] <= numbers["accuracy_top5"] <= 1
         assert 0 <= numbers["calibration_error"] <= 1
         nats, tokens = (sum(each[column] for each in documents[side]) for column in (2, 1))
         assert tokens == numbers["tokens"]
@@ -62,7 +65,7 @@ def test_the_checkpoint_loads_as_the_chapter_loads_it(trained_project: Project, 
     folder = trained_project.root / "artifacts" / "checkpoint"
     saved = torch.load(folder / "model_and_optimizer.pth", weights_only=True)
     assert zipfile.ZipFile(folder / "model_and_optimizer.pth").testzip() is None  # others read it as a zip file
-    model = GPT(GPTConfig(**json.loads((folder / "config.json").read_text())))
+    model = load(folder, plugins=trained_project.root / "plugins").model
     registry = Registry.load(trained_project.root / "plugins", ["optimizers"])
     adamw = registry.build("optimizers", "adamw", {"adamw": settings}, "train.optimizer")
     optimizer = adamw.build(model.named_parameters())

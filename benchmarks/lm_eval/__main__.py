@@ -50,7 +50,7 @@ def main(root: Path) -> int:
 def context_length(root: Path) -> int:
     """The model's context, in tokens."""
     config: dict[str, Any] = json.loads((root / "artifacts" / "checkpoint" / "config.json").read_text())
-    length: int = config["context_length"]
+    length: int = config["shape"]["context_length"]
     return length
 
 

@@ -18,12 +18,14 @@ from pipeline.plugin.registry import Registry
 SKELETONS = Path(__file__).with_name("skeletons")
 _OPTION = {
     "corpora": "min_characters=40",
+    "models": "mlp_ratio=2",
     "losses": "ceiling=10.0",
     "optimizers": "lr=0.002",
     "schedules": "power=2.0",
     "batch_samplers": "short=200",
     "eval_callbacks": "smoothing=0.9",
     "samplers": "margin=3.0",
+    "metrics": "nats=0.5",
     "exporters": "dtype=float16",
 }
 """An option of each skeleton and another value for it."""

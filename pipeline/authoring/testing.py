@@ -16,8 +16,10 @@ import io
 import json
 import math
 import tracemalloc
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, pairwise
+from dataclasses import replace
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +27,10 @@ import torch
 from torch import nn
 
 from pipeline.authoring.options import check_options
+from pipeline.core.errors import ParamsError
 from pipeline.data.batches import token_index
 from pipeline.data.tokens import IndexEntry
+from pipeline.model.architecture import Architecture, LanguageModel, run
 from pipeline.plugin.calls import taken
 from pipeline.plugin.components import (
     IGNORED,
@@ -38,12 +42,18 @@ from pipeline.plugin.components import (
     Exporter,
     ExportSource,
     Loss,
+    Metric,
+    Model,
     ModelOutput,
+    ModelShape,
     Optimizer,
     Sampler,
     Schedule,
     StepEvent,
     StopTraining,
+    TaskMetric,
+    TextModel,
+    TokenScores,
 )
 from pipeline.plugin.order import TokenIndex
 from pipeline.train.components import has_modes, set_mode
@@ -52,7 +62,7 @@ C = TypeVar("C", bound=Component)
 
 
 class Refused(AssertionError):  # noqa: N818 - an answer, not an error
-    """An exporter says that it has no form for a model, as it may of a family that it does not know."""
+    """An exporter says that it has no form for a model, as it may of one that it does not know."""
 
 
 def _instance(component: type[C] | C) -> C:
@@ -60,6 +70,150 @@ def _instance(component: type[C] | C) -> C:
     assert built == type(built)(**built.model_dump()), "the options must be all that decides a component"
     check_options(built)
     return built
+
+
+_VOCAB, _CONTEXT = 11, 8
+
+
+def check_model(component: type[Model] | Model) -> None:
+    """No token changes what is computed before it, and no row another one; the same with the cache, if it has one,
+    and after saving and loading; a gradient reaches every parameter; documents are apart where they must be."""
+    model = _instance(component)
+    sizes = {"vocab_size": _VOCAB, "context_length": _CONTEXT, "n_layers": 2, "n_heads": 2, "emb_dim": 16}
+    shape = ModelShape(**sizes, dropout=0.0, pad_vocab_to=16)
+    architecture = Architecture(model, shape)
+    made = _made(architecture)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(_VOCAB, (8, _CONTEXT), generator=generator)
+
+    _check_names(made)
+    with torch.no_grad():
+        logits = run(made, ids).logits
+        assert logits.isfinite().all(), "every logit must be finite"
+        assert torch.equal(run(made, ids).logits, logits), "in eval mode the same ids must give the same logits"
+        _check_independence(made, ids, logits)
+        _check_cache(made, ids, logits)
+        _check_saving(architecture, made, ids, logits)
+        try:
+            masked = _made(Architecture(model, replace(shape, document_end=_VOCAB - 1)))
+        except ParamsError:  # it says that it cannot
+            masked = None
+        if masked is not None:
+            _check_documents(masked, ids)
+    _check_gradients(_made(Architecture(model, replace(shape, dropout=0.2))), ids)
+
+
+def _made(architecture: Architecture, seed: int = 0) -> LanguageModel:
+    """A model in eval mode. Its weights are moved, so that none hides another by being zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = architecture.make().eval()
+        first = {name: parameter.clone() for name, parameter in made.named_parameters()}
+        torch.manual_seed(seed)
+        for name, parameter in architecture.make().named_parameters():
+            assert torch.equal(parameter, first[name]), (
+                f"{name}: first weights must be drawn from torch's generator"
+            )
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return made
+
+
+def _check_names(made: LanguageModel) -> None:
+    tensors = made.state_dict()
+    for name, _ in made.named_buffers():
+        assert name in tensors, (
+            f"the buffer {name} must be persistent: what is sharded and loaded is the state dict"
+        )
+    for name, module in made.named_modules():
+        if isinstance(module, nn.Embedding):
+            assert "embedding" in name, f"{name}: optimizers know an embedding by `embedding` in its name"
+    same = made.architecture.tensors.keys() == tensors.keys()
+    assert same, 'under torch.device("meta") build must give the same parameters'
+
+
+def _check_independence(made: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    for place in range(_CONTEXT):
+        changed = ids.clone()
+        changed[:, place] = (ids[:, place] + 1) % _VOCAB
+        other = run(made, changed).logits
+        assert _near(other[:, :place], logits[:, :place]), f"token {place} must not change what comes before it"
+        assert not _near(other[:, place:], logits[:, place:]), f"token {place} must change what follows"
+        assert _near(run(made, ids[:, : place + 1]).logits, logits[:, : place + 1]), (
+            f"{place + 1} tokens must give what they give at the beginning of a longer text"
+        )
+    assert _near(run(made, ids[:1]).logits, logits[:1]), "a row must not depend on the others"
+
+
+def _check_cache(made: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    make: Any = getattr(made, "make_cache", None)
+    if make is None:
+        return
+    for pieces in ([1] * _CONTEXT, [3, 1, 4], [_CONTEXT]):
+        cache = make(len(ids))
+        split: tuple[torch.Tensor, ...] = torch.split(ids, pieces, dim=1)
+        parts = [run(made, piece, cache).logits for piece in split]
+        assert _near(torch.cat(parts, dim=1), logits), f"with the cache, pieces of {pieces} must give the same"
+        if hasattr(cache, "crop"):
+            cache.crop(2)
+            rest = run(made, ids[:, 2:], cache).logits
+            assert _near(rest, logits[:, 2:]), "after crop(2) the cache must hold the first two tokens"
+
+
+def _check_saving(architecture: Architecture, made: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    with torch.device("meta"):
+        empty = architecture.make()
+    loaded = empty.to_empty(device="cpu").eval()
+    loaded.load_state_dict(_saved(made.state_dict()))
+    try:
+        again = run(loaded, ids).logits
+    except (RuntimeError, NotImplementedError) as error:
+        raise AssertionError(f"after loading its state dict it must compute: {error}") from error
+    assert torch.equal(again, logits), "after saving and loading the state dict the logits must be the same"
+
+
+def _check_documents(masked: LanguageModel, ids: torch.Tensor) -> None:
+    """Where it takes a `document_end`, what comes before that must not reach what follows."""
+    ids = ids % (_VOCAB - 1)
+    ids[:, 3] = _VOCAB - 1
+    changed = ids.clone()
+    changed[:, :3] = (ids[:, :3] + 1) % (_VOCAB - 1)
+    logits = run(masked, ids).logits
+    assert _near(run(masked, changed).logits[:, 4:], logits[:, 4:]), (
+        "with shape.document_end, a token must see its own document only: raise ValueError in build where it cannot"
+    )
+    _check_cache(masked, ids, logits)
+
+
+def _check_gradients(made: LanguageModel, ids: torch.Tensor) -> None:
+    output = run(made.train(), ids)
+    auxiliary = output.auxiliary
+    assert isinstance(auxiliary, float) or (not auxiliary.shape and bool(auxiliary.isfinite())), (
+        "ModelOutput.auxiliary must be a finite scalar"
+    )
+    (output.cross_entropy(ids.roll(-1, dims=1)).mean() + auxiliary).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None, f"{name}: the gradient must reach every parameter"
+        assert parameter.grad.isfinite().all(), f"{name}: its gradient must be finite"
+        assert parameter.grad.any(), f"{name}: its gradient is zero everywhere"
+    called: set[int] = set()
+    blocks = list(getattr(made, "blocks", []))
+    handles = [
+        block.register_forward_hook(lambda *_, number=number: called.add(number))
+        for number, block in enumerate(blocks)
+    ]
+    with torch.no_grad():
+        run(made, ids)
+    for handle in handles:
+        handle.remove()
+    assert len(called) == len(blocks), (
+        "forward must call each of `blocks`: they are compiled and sharded one by one"
+    )
+
+
+def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def check_loss(component: type[Loss] | Loss) -> None:
@@ -485,6 +639,86 @@ def _row(
     return result
 
 
+def token_scores(count: int = 40, seed: int = 0) -> TokenScores:
+    """The scores of `count` targets of 13 ids, for tests of metrics; the first id is a special token."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(count, 13, generator=generator)
+    targets = torch.randint(13, (count,), generator=generator)
+    nats = nn.functional.cross_entropy(logits.double(), targets, reduction="none")
+    return TokenScores(
+        targets=targets, nats=nats, correct=logits.argmax(dim=-1) == targets,
+        confidence=logits.double().softmax(dim=-1).amax(dim=-1), positions=torch.arange(count) % 8,
+        bytes=targets % 5, logits=logits,
+    )  # fmt: skip
+
+
+def check_metric(component: type[Metric] | Metric, tasks: Path | None = None) -> None:
+    """Finite numbers, always the same, whose sums over two parts of a text are those over the whole.
+
+    A task is run on a toy model, with `tasks` as the folder of its texts (data/tasks).
+    """
+    metric = _instance(component)
+    if isinstance(metric, TaskMetric):
+        numbers = metric.run(_toy_model(tasks or Path("data/tasks")))
+        _check_metric_numbers(numbers)
+        assert numbers, "a task must return a number"
+        return
+    whole, before = token_scores(), token_scores()
+
+    def part(first: int, last: int) -> TokenScores:
+        return TokenScores(**{name: value[first:last] for name, value in vars(whole).items()})
+
+    def sums_of(*parts: TokenScores) -> dict[str, float]:
+        sums: dict[str, float] = defaultdict(float)
+        for each in parts:
+            metric.update(sums, each)
+        return sums
+
+    sums = sums_of(whole)
+    for name, value in vars(before).items():
+        assert torch.equal(value, vars(whole)[name]), f"scores.{name} must not be changed"
+    for name, value in sums.items():
+        assert isinstance(name, str), f"{name!r} must be a name"
+        assert isinstance(value, int | float), f"the sum {name!r} must be a number: call float() on it"
+        assert math.isfinite(value), f"the sum {name!r} must be finite"
+    numbers = metric.result(sums)
+    _check_metric_numbers(numbers)
+    assert numbers, "a metric must return a number"
+    assert metric.result(sums_of(whole)) == numbers, "the same text must give the same numbers"
+    for cut in (1, 17, 39):
+        separate = [sums_of(part(0, cut)), sums_of(part(cut, 40))]
+        added: dict[str, float] = defaultdict(float)
+        for name, value in chain.from_iterable(each.items() for each in separate):
+            added[name] += value
+        for what, found in (("one after the other", sums_of(part(0, cut), part(cut, 40))), ("added up", added)):
+            own = metric.result(found)
+            assert own.keys() == numbers.keys(), f"the sums of two parts, {what}, give other names than the whole"
+            for name, value in numbers.items():
+                assert math.isclose(own[name], value, rel_tol=1e-6, abs_tol=1e-9), (
+                    f"{name}: the sums of two parts, {what}, must be those of the whole"
+                )
+    for place in (0, 7, 39):
+        _check_metric_numbers(metric.result(sums_of(part(place, place + 1))))
+
+
+def _check_metric_numbers(numbers: Any) -> None:
+    assert isinstance(numbers, dict), "a metric returns a dict of numbers"
+    for name, value in numbers.items():
+        assert isinstance(name, str), f"{name!r} must be a name"
+        assert isinstance(value, int | float), f"{name} must be a number: call float() on it"
+        assert math.isfinite(value), f"{name} must be finite: leave it out where it is not"
+
+
+def _toy_model(folder: Path) -> TextModel:
+    """A model to which each character costs a nat."""
+    return TextModel(
+        score=lambda text, prompt="": float(len(text)),
+        choose=lambda prompt, options: min(range(len(options)), key=lambda number: len(options[number])),
+        generate=lambda prompt, max_new_tokens=50, temperature=0.0: prompt + " and on",
+        folder=folder,
+    )
+
+
 def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:
     """The same documents each time, each name once, and text in each.
 
@@ -522,15 +756,13 @@ def check_exporter(component: type[Exporter] | Exporter, source: ExportSource, f
     Raises:
         Refused: `export` raises ValueError, which is how an exporter says what it cannot write.
     """
-    from dataclasses import replace
-
     exporter = _instance(component)
     try:
         exporter.export(source, folder)
     except ValueError as refusal:
         if not str(refusal):
             raise AssertionError("an exporter that refuses a model must say why") from refusal
-        raise Refused(f"it refuses the family {source.config['family']}: {refusal}") from refusal
+        raise Refused(f"it refuses the model {source.config['name']}: {refusal}") from refusal
     assert any(folder.iterdir()), "an export must write something"
     proof = exporter.verify(source, folder)
     assert proof.get("reader"), "the proof must name its reader"

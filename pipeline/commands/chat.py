@@ -18,6 +18,7 @@ from pipeline.commands.decode import TextStream
 from pipeline.commands.generate import check_stops, encoded, load_model, show
 from pipeline.core.console import printable
 from pipeline.core.errors import ParamsError, PipelineError
+from pipeline.model.device import device_of
 from pipeline.model.generate import Drawing, GrowingText, draw
 from pipeline.plugin.registry import Registry
 
@@ -47,7 +48,7 @@ class _Settings:
     def __init__(self, params: Params, paths: Paths, samplers: Sequence[str], tokens: int | None) -> None:
         own = params.evaluate
         self.tokens = tokens or own.generation.max_new_tokens
-        self._registry = Registry.load(paths.plugins, ["samplers"], _note)
+        self.registry = Registry.load(paths.plugins, ["models", "samplers"], _note)
         self.use(samplers or own.samplers.use, own.samplers.options)
 
     def use(self, names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -56,13 +57,13 @@ class _Settings:
         Raises:
             ParamsError: a sampler does not exist or an option does not fit; then nothing changes.
         """
-        self.samplers = self._registry.build_all("samplers", names, options, "samplers")
+        self.samplers = self.registry.build_all("samplers", names, options, "samplers")
         self.names, self.options = list(names), options
 
     def change(self, place: str, value: str) -> None:
         """Sets `sampler.option`, or the only option of `sampler`, and adds that sampler if it is not in use."""
         name, _, option = place.partition(".")
-        known = list(type(self._registry.build("samplers", name, {}, "samplers")).model_fields)
+        known = list(type(self.registry.build("samplers", name, {}, "samplers")).model_fields)
         if not option:
             if len(known) != 1:
                 choice = f": /set {name}.{known[0]} …" if known else f", only /samplers {name}"
@@ -97,8 +98,8 @@ def run(
     """Reads lines until they end and continues the text after each; what is None comes from params.evaluate."""
     check_stops(stops)
     settings = _Settings(params, paths, samplers, tokens)
-    checkpoint = load_model(params, paths, weights, precision)
-    generator = torch.Generator(checkpoint.model.head_weight.device)
+    checkpoint = load_model(params, paths, settings.registry, weights, precision)
+    generator = torch.Generator(device_of(checkpoint.model))
     generator.manual_seed(params.evaluate.generation.seed if seed is None else seed)
     at_terminal = sys.stdin.isatty()
     session = _Session(checkpoint, settings, generator, stops, echo=not at_terminal)
@@ -141,7 +142,7 @@ class _Session:
         self._begin()
 
     def _begin(self) -> None:
-        empty = torch.zeros(1, 0, dtype=torch.long, device=self._model.head_weight.device)
+        empty = torch.zeros(1, 0, dtype=torch.long, device=device_of(self._model))
         self._read, self._text, self._turns = GrowingText(self._model, empty), "", list[_Turn]()
 
     def obey(self, line: str) -> bool:

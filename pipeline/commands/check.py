@@ -26,9 +26,9 @@ from pipeline.core.processor import cores
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source, refusals
+from pipeline.model.architecture import Architecture
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import choose_device, memory_of
-from pipeline.model.gpt import GPT
 from pipeline.plugin.components import Document
 from pipeline.plugin.registry import Registry
 from pipeline.split import stage as split
@@ -38,7 +38,7 @@ from pipeline.train.conditions import process_count
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.memory_check import available, check_fits
 from pipeline.train.phases import phases
-from pipeline.train.run import model_config, windows_at_once
+from pipeline.train.run import windows_at_once
 from pipeline.train.stage import pretrained
 
 if TYPE_CHECKING:
@@ -94,14 +94,16 @@ def run(params: Params, paths: Paths) -> None:
         for prompt in params.evaluate.generation.prompts:  # a tokenizer of characters cannot read every prompt
             with findings.collected():
                 splits.tokenizer.encode(prompt)
-        if device is not None:
-            _check_size(params, splits, device)
-        with findings.collected():
-            start = pretrained(params, splits.tokenizer, paths)
-            if start is not None:
-                start.weights(model_config(params, splits.tokenizer))
-                fact("begins", f"with the weights of {start.name}")
-        _check_exports(params, exporters, splits, Path(folder), findings)
+        if components is not None:
+            architecture = components.architecture(params.model, splits.tokenizer)
+            if device is not None:
+                _check_size(params, architecture, splits, device)
+            with findings.collected():
+                start = pretrained(params, architecture, splits.tokenizer, paths)
+                if start is not None:
+                    start.weights(architecture)
+                    fact("begins", f"with the weights of {start.name}")
+            _check_exports(architecture, exporters, splits, Path(folder), findings)
         if device is not None and components is not None and not findings.count:
             _measure(params, paths, components, splits, device)
     if findings.count:
@@ -118,8 +120,10 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
     registry = Registry.load(paths.plugins)
     corpus, samplers, formats = params.tokenize.corpus, params.evaluate.samplers, params.export.formats
     registry.build("corpora", corpus.name, corpus.options, "tokenize.corpus")
-    components = Components.load(params.train, paths.plugins, registry)
+    components = Components.load(params, paths.plugins, registry)
     registry.build_all("samplers", samplers.use, samplers.options, "evaluate.samplers")
+    metrics = params.evaluate.metrics
+    registry.build_all("metrics", metrics.use, metrics.options, "evaluate.metrics")
     exporters = registry.build_all("exporters", formats.use, formats.options, "export.formats")
     optimizer, loss = params.train.optimizer.name, params.train.loss.name
     fact("plugins", f"{corpus.name}, {loss}, {optimizer}, {', '.join([*samplers.use, *formats.use])}: all there")
@@ -225,11 +229,12 @@ def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
 
 
 def _check_exports(
-    params: Params, exporters: list[Any], splits: TokenFolder, folder: Path, findings: _Findings
+    architecture: Architecture, exporters: list[Any], splits: TokenFolder, folder: Path, findings: _Findings
 ) -> None:
     """Whether each format has a form for such a model and tokenizer: it writes one that is a single layer deep."""
     with findings.collected(), torch.random.fork_rng(devices=[]):
-        model = GPT(replace(model_config(params, splits.tokenizer), n_layers=1)).eval()
+        shallow = replace(architecture, shape=replace(architecture.shape, n_layers=1))
+        model = shallow.make().eval()
         source = export_source(Checkpoint(model, splits.tokenizer, 0, "last"), "")
         for exporter in exporters:
             target = folder / "export" / exporter.name
@@ -241,19 +246,19 @@ def _check_exports(
 # ── model, memory, time ───────────────────────────────────────────────────────────────────────────
 
 
-def _check_size(params: Params, splits: TokenFolder, device: torch.device) -> None:
+def _check_size(params: Params, architecture: Architecture, splits: TokenFolder, device: torch.device) -> None:
     """Says how large the model is; a model that cannot fit is told before any of it is made.
 
     Raises:
         PipelineError: the parameters alone need more memory than there is, or the text is too short.
     """
-    config, train = model_config(params, splits.tokenizer), splits.ids("train")
-    share = len(train) / config.parameter_count
-    fact("model", f"{config.parameter_count:,} parameters, {share:.2g} tokens to train on for each of them")
+    train, parameters = splits.ids("train"), architecture.parameter_count
+    share = len(train) / parameters
+    fact("model", f"{parameters:,} parameters, {share:.2g} tokens to train on for each of them")
     check_length(train, params.model.context_length)
     count, train_params = process_count(params.runtime), params.train
     at_once = windows_at_once(train_params.micro_batch_size, train_params.batch_size, count)
-    check_fits(config, device, params.runtime.strategy, count, at_once)
+    check_fits(architecture, device, params.runtime.strategy, count, at_once)
 
 
 def _measure(

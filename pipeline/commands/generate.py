@@ -15,15 +15,15 @@ from pipeline.commands.decode import TextStream
 from pipeline.core.console import json_line, printable
 from pipeline.core.errors import DataError, ParamsError
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
-from pipeline.model.device import choose_device, use_threads
+from pipeline.model.device import choose_device, device_of, use_threads
 from pipeline.model.generate import continuations, quickest_precision
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
     from pipeline.data.tokenizer import Tokenizer
+    from pipeline.model.architecture import LanguageModel
     from pipeline.model.generate import SamplerLike
-    from pipeline.model.gpt import GPT
     from pipeline.params.params import Params
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -72,10 +72,12 @@ def run(
     """
     own = params.evaluate
     check_stops(stops)
-    registry = Registry.load(paths.plugins, ["samplers"], lambda note: print(printable(note), file=sys.stderr))
+    registry = Registry.load(
+        paths.plugins, ["models", "samplers"], lambda note: print(printable(note), file=sys.stderr)
+    )
     names = samplers or own.samplers.use
     chosen = registry.build_all("samplers", names, own.samplers.options, "evaluate.samplers")
-    checkpoint = load_model(params, paths, weights, precision)
+    checkpoint = load_model(params, paths, registry, weights, precision)
     first = own.generation.seed if seed is None else seed
     wanted = [
         Continuation(prompt, sample + 1, first + number * num_samples + sample)
@@ -93,11 +95,11 @@ def run(
         show("\n" if live else f"{title}{each.prompt}{each.continuation}\n")
 
 
-def load_model(params: Params, paths: Paths, weights: str | None, precision: str) -> Checkpoint:
+def load_model(params: Params, paths: Paths, registry: Registry, weights: str | None, precision: str) -> Checkpoint:
     """The checkpoint to generate with; None for `weights` means params.evaluate's, "auto" the fastest precision."""
     use_threads(params.runtime.threads)
     device = choose_device(params.runtime.device)
-    checkpoint = load_checkpoint(paths.checkpoint, weights or params.evaluate.weights, device)
+    checkpoint = load_checkpoint(paths.checkpoint, weights or params.evaluate.weights, device, registry)
     checkpoint.model.to(_PRECISIONS.get(precision) or quickest_precision(checkpoint.model))
     return checkpoint
 
@@ -159,7 +161,7 @@ def _continued(
     With `live`, where there is only one, the prompt and each new piece of text are shown at once.
     """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    device = model.head_weight.device
+    device = device_of(model)
     starts = [encoded(each.prompt, tokenizer) for each in wanted]  # all of them: an error comes first
     streams = [TextStream(tokenizer, stops) for _ in wanted]
     texts = [""] * len(wanted)
@@ -194,8 +196,10 @@ def _continued(
             yield replace(wanted[number], continuation=texts[number], tokens=len(ids), finish_reason=reason)
 
 
-def _rows_at_once(model: GPT) -> int:
-    config = model.config
-    numbers = config.n_layers * config.context_length * config.kv_heads * config.head_dim
-    row = 2 * numbers * model.head_weight.element_size()  # keys and values
+def _rows_at_once(model: LanguageModel) -> int:
+    shape = model.architecture.shape
+    numbers = (
+        2 * shape.n_layers * shape.context_length * shape.emb_dim
+    )  # keys and values, where no head shares them
+    row = numbers * next(model.parameters()).element_size()
     return max(1, _CACHE_BYTES // row)

@@ -20,6 +20,7 @@ from pipeline.core.errors import DataError
 from pipeline.data.encode import encode
 from pipeline.model.scoring import Summary
 from pipeline.plugin.components import Corpus, Document
+from pipeline.plugin.registry import Registry
 from pipeline.tokenize.stage import build_corpus
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ def run(
         DataError: a file is empty, is a single token, or is not in the encoding.
     """
     own, corpus = params.evaluate, build_corpus(params, paths)
-    checkpoint = load_model(params, paths, weights, "fp32")
+    checkpoint = load_model(params, paths, Registry.load(paths.plugins, ["models"]), weights, "fp32")
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    stride = max(1, round(own.stride * model.config.context_length))
+    stride = max(1, round(own.stride * model.architecture.shape.context_length))
     start = np.array([tokenizer.end_of_text] if params.tokenize.end_of_text else [], dtype=np.uint32)
     if not as_json:
         what = f"the {checkpoint.weights} weights, of step {checkpoint.step:,}"

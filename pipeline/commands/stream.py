@@ -9,11 +9,11 @@ import numpy as np
 
 from pipeline.data.batches import EvaluationWindow, evaluation_windows
 from pipeline.data.tokens import Ids
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score
 
 
-def score_stream(model: GPT, blocks: Iterable[Ids], stride: int, batch_size: int) -> Iterator[Scores]:
+def score_stream(model: LanguageModel, blocks: Iterable[Ids], stride: int, batch_size: int) -> Iterator[Scores]:
     """Scores every id but the first, in order, as `score` does with `evaluation_windows` of the whole text.
 
     Args:
@@ -22,7 +22,7 @@ def score_stream(model: GPT, blocks: Iterable[Ids], stride: int, batch_size: int
         stride: The distance between windows, in tokens.
         batch_size: Windows computed at once; it does not change the numbers.
     """
-    context = model.config.context_length
+    context = model.architecture.shape.context_length
     span = (batch_size - 1) * stride + context + 1  # ids of a batch of full windows
     held, scored = np.zeros(0, dtype=np.int64), 1
     for block in blocks:

@@ -165,7 +165,7 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
 
 def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
     registry = Registry.load(paths.plugins, KINDS, lambda note: None)
-    components = Components.load(params.train, paths.plugins, registry)
+    components = Components.load(params, paths.plugins, registry)
     data = TrainingData.read(params, splits, components.batch_sampler)
     phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
     conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling

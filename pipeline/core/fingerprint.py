@@ -21,13 +21,13 @@ def code_identity(
 
     Args:
         module: The stage's module; what it imports counts, and the templates beside it.
-        sources: The files of the plugins that it uses; what they import of the project counts.
+        sources: The files of the plugins that it uses; what they import of the project and of this package counts.
         plugins: The project's folder of plugins.
         packages: The installed packages that bring such plugins, with their versions.
     """
     root = Path(__file__).resolve().parents[2]
     files = {file for source in sources for file in plugin_closure(source, plugins.parent)}
-    code = {root / path for path in import_closure(module, root)}
+    code = {root / path for path in import_closure(module, root, files)}
     templates = {each for path in code for each in path.parent.iterdir() if each.suffix in (".j2", ".css")}
     return {
         "code": _digests(code | templates, root),

@@ -19,6 +19,7 @@ class Paths:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.raw = root / "data" / "raw"
+        self.tasks = root / "data" / "tasks"
         self.plugins = root / "plugins"
         self.tokens = root / "artifacts" / "tokens"
         self.splits = root / "artifacts" / "splits"

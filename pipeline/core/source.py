@@ -12,13 +12,16 @@ from pipeline.core.errors import PluginError
 PACKAGE = "pipeline"
 
 
-def import_closure(module: str, root: Path) -> set[Path]:
-    """The project's files that importing `module` can run, relative to `root` (the folder above the package).
+def import_closure(module: str, root: Path, plugins: Iterable[Path] = ()) -> set[Path]:
+    """The package's files that importing `module`, or these files of plugins, can run, relative to `root` (the
+    folder above the package).
 
     Imports inside functions count; those under `if TYPE_CHECKING` do not; nor do packages whose
     `__init__.py` holds only a docstring.
     """
-    files = _closure(_files(root, module), root, lambda name: name == PACKAGE)
+    names = {module, *(name for path in plugins for level, name in _imports(path) if not level)}
+    first = [file for name in names if name.split(".")[0] == PACKAGE for file in _files(root, name)]
+    files = _closure(first, root, lambda name: name == PACKAGE)
     return {path.relative_to(root) for path in files if path.name != "__init__.py" or _has_code(path)}
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -140,6 +140,7 @@ class _Meta:
     tokenizer: _MadeBy
     files: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], _File], Field(min_length=1)]
     params: dict[str, dict[str, Any]]
+    xz_bits_per_byte: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = field(default_factory=dict)
 
 
 _ENTRY = TypeAdapter(IndexEntry)
@@ -158,6 +159,7 @@ class TokenFolder:
         self.folder = folder
         self._mend = mend
         meta = read_values(folder / META, _Meta, mend)
+        self._xz = meta.xz_bits_per_byte
         self.meta: dict[str, Any] = read_json(folder / META, mend)
         self.tokenizer = Tokenizer.load(folder / TOKENIZER, mend)
         made_by = meta.tokenizer.fingerprint
@@ -191,6 +193,12 @@ class TokenFolder:
         files = read_json(self.folder / MANIFEST, "")["files"]
         content = {name: entry["sha256"] for name, entry in sorted(files.items()) if name != META}
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def xz_bits_per_byte(self, name: str) -> float:
+        """What `split` measured of a held-out text."""
+        if name not in self._xz:
+            raise DataError(f"{self.folder / META} has no xz_bits_per_byte of {name}: {self._mend}")
+        return self._xz[name]
 
     @property
     def names(self) -> list[str]:

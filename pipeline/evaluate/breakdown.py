@@ -1,8 +1,7 @@
 """Where a model is good and where it is not: sums by document, by block of text, by position, by frequency.
 
 Nothing is kept of a single token, so that held-out text of any length fits: each side has sums by document, by at
-most 128 blocks, by position in the context, by power of ten of the token's count in training, and by bin of
-confidence.
+most 128 blocks, by position in the context, and by power of ten of the token's count in training.
 """
 
 from __future__ import annotations
@@ -13,15 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.data.tokens import Ids, IndexEntry
-    from pipeline.evaluate.details import TokenDetails
+    from pipeline.data.tokens import Ids
     from pipeline.model.scoring import Scores
 
 Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
 Sums = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 MOST_BLOCKS = 128
-_BINS = 15
 _AT_ONCE = 1 << 20
 _POWERS = 10 ** np.arange(18)
 
@@ -70,15 +67,12 @@ class Breakdown(NamedTuple):
         blocks: By block: 2, 4, … or 128 stretches of about equally many bytes, on average no shorter than a window.
         positions: By position in the context.
         frequencies: By how often the token occurs in the training text: never, 1 to 9 times, 10 to 99, …
-        numbers: What evaluate.json holds of the side beside the `Summary`: `accuracy_top5`, the share of targets
-            that were among the five likeliest tokens, and `calibration_error`.
     """
 
     documents: list[UnitScore]
     blocks: list[UnitScore]
     positions: list[PositionLoss]
     frequencies: list[FrequencyLoss]
-    numbers: dict[str, float]
 
 
 class BreakdownAccumulator:
@@ -87,35 +81,34 @@ class BreakdownAccumulator:
     def __init__(
         self,
         ids: Ids,
-        documents: Iterable[IndexEntry],
+        documents: Sequence[tuple[str, int]],
         train_counts: Counts,
         byte_lengths: np.ndarray[Any, Any],
         context_length: int,
+        stride: int,
     ) -> None:
         """
         Args:
             ids: The side's tokens, all but the first of which are targets.
-            documents: Its index.
+            documents: The name and the first token of each of its documents.
             train_counts: How often each id occurs in the training text [V].
             byte_lengths: The bytes of text that each id stands for [V]; 0 for special tokens.
             context_length: T.
+            stride: How far the windows move.
         """
-        entries = [(entry.name, entry.start) for entry in documents]
-        self._names = [name for name, _ in entries]
-        self._starts = np.array([start for _, start in entries], dtype=np.int64)
-        self._byte_lengths = byte_lengths
+        self._names = [name for name, _ in documents]
+        self._starts = np.array([start for _, start in documents], dtype=np.int64)
+        self._byte_lengths, self._context, self._stride = byte_lengths, context_length, stride
         self._bucket = np.searchsorted(_POWERS, train_counts, side="right")
         self._all_bytes = max(sum_of(ids[1:], byte_lengths), 1)
         self._next, self._bytes_before = 1, 0  # the target that comes next, and the bytes of those before
         blocks = _blocks(len(ids) - 1, context_length)
-        self._documents = np.zeros((5, len(entries)))
+        self._documents = np.zeros((5, len(documents)))
         self._blocks = np.zeros((5, blocks))
         self._positions = np.zeros((2, context_length))
         self._frequencies = np.zeros((2, int(self._bucket.max()) + 1))
-        self._confidence = np.zeros((3, _BINS))
-        self._top5 = 0
 
-    def add(self, scores: Scores, details: TokenDetails) -> None:
+    def add(self, scores: Scores) -> None:
         """Counts further targets, those that come next in the text."""
         count = len(scores.targets)
         places = np.arange(self._next, self._next + count)
@@ -127,24 +120,10 @@ class BreakdownAccumulator:
         _add(self._documents, document, columns)
         size = self._blocks.shape[1]
         _add(self._blocks, np.minimum((ends - lengths) * size // self._all_bytes, size - 1), columns)
-        _add(self._positions, details.positions, columns[:2])
+        _add(self._positions, positions(places - 1, self._context, self._stride), columns[:2])
         _add(self._frequencies, self._bucket[scores.targets], columns[:2])
-        bins = np.clip(np.ceil(details.confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
-        _add(self._confidence, bins, [ones, details.confidence, scores.correct])
-        self._top5 += int(details.top5.sum())
         self._next += count
         self._bytes_before += int(lengths.sum())
-
-    @property
-    def calibration_error(self) -> float:
-        """Expected calibration error of the likeliest token's probability, from 0 to 1.
-
-        The targets fall into 15 bins of equal width by that probability, each bin with its upper end; the error is
-        the mean over targets of |share that was right − mean probability| of their bin (Guo et al. 2017, "On
-        Calibration of Modern Neural Networks", equation 3).
-        """
-        tokens, confidence, correct = self._confidence
-        return float(np.abs(correct - confidence).sum() / tokens.sum())
 
     def breakdown(self) -> Breakdown:
         """All that was added."""
@@ -155,11 +134,14 @@ class BreakdownAccumulator:
             frequencies=_means(
                 FrequencyLoss, [0, *_POWERS[: self._frequencies.shape[1] - 1].tolist()], self._frequencies
             ),
-            numbers={
-                "accuracy_top5": self._top5 / (self._next - 1),
-                "calibration_error": self.calibration_error,
-            },
         )
+
+
+def positions(targets: Counts, context_length: int, stride: int) -> Counts:
+    """How many tokens of its window came before each target, less one, where `evaluation_windows` made the windows;
+    `targets` are their numbers in the text, from 0 on."""
+    windows: Counts = np.maximum(targets - context_length + stride, 0) // stride
+    return targets - windows * stride
 
 
 def _blocks(targets: int, context_length: int) -> int:

@@ -20,6 +20,7 @@ class Evaluation:
         checkpoint: The model and its tokenizer.
         splits: The text.
         metrics: What metrics/evaluate.json holds.
+        about: What reports/evaluation.json holds: of each side its intervals, baselines and groups, too.
         breakdowns: Of "val" and perhaps "test", where the loss lies.
         samples: For each prompt, what was drawn from it in several ways.
         record: What made the checkpoint.
@@ -29,6 +30,7 @@ class Evaluation:
     checkpoint: Checkpoint
     splits: TokenFolder
     metrics: dict[str, Any]
+    about: dict[str, Any]
     breakdowns: dict[str, Breakdown]
     samples: list[list[Sample]]
     record: RunRecord

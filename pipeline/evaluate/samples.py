@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.device import device_of
 from pipeline.model.generate import continuations
 from pipeline.plugin.components import Sampler
 
@@ -40,7 +41,7 @@ def draw_samples(
     """
     if not params.prompts:
         return []
-    device, tokenizer = checkpoint.model.head_weight.device, checkpoint.tokenizer
+    device, tokenizer = device_of(checkpoint.model), checkpoint.tokenizer
     starts = [
         [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text] for prompt in params.prompts
     ]

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError
-from pipeline.core.files import MANIFEST, recorded_sha256, write_json
+from pipeline.core.files import MANIFEST, recorded_sha256, sha256, write_json
 from pipeline.core.fingerprint import output_fingerprint
+from pipeline.core.links import check_recorded
 from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.publication import published_folder
 from pipeline.core.record import effective
 from pipeline.core.republish import republished
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
-from pipeline.evaluate.baselines import unigram_bits_per_byte, xz_bits_per_byte
+from pipeline.evaluate.baselines import unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
 from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
-from pipeline.evaluate.details import score_in_detail
 from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.metrics import MetricSums, check_groups, group_numbers, run_tasks
 from pipeline.evaluate.samples import draw_samples
 from pipeline.evaluate.tables import digests, write_tables
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
-from pipeline.model.device import choose_device, use_threads
+from pipeline.evaluate.text_model import text_model
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, weights_file
+from pipeline.model.device import choose_device, keep_memory, use_threads
 from pipeline.model.held_out import check_same_tokenizer
-from pipeline.model.made_by import note_changes, read_record
-from pipeline.model.scoring import Summary
+from pipeline.model.made_by import RunRecord, note_changes, read_record
+from pipeline.model.scoring import Summary, score
+from pipeline.plugin.components import Metric, TaskMetric
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
     from pipeline.params.params import EvaluateParams, Params
 
-KINDS = ["samplers"]
+KINDS = ["models", "samplers", "metrics"]
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -44,20 +48,25 @@ def run(params: Params, paths: Paths) -> None:
     own = params.evaluate
     registry = Registry.load(paths.plugins, KINDS)
     samplers = registry.build_all("samplers", own.samplers.use, own.samplers.options, "evaluate.samplers")
+    metrics = registry.build_all("metrics", own.metrics.use, own.metrics.options, "evaluate.metrics")
+    chosen = [("samplers", each) for each in samplers] + [("metrics", each) for each in metrics]
     identity = output_fingerprint(
         "pipeline.evaluate.stage",
         {
             **effective(own.model_dump(mode="json")),
-            "samplers": [(each.name, plain_options(each)) for each in samplers],
+            "chosen": [(kind, each.name, plain_options(each)) for kind, each in chosen],
+            "tasks": _task_files(paths.tasks) if any(isinstance(each, TaskMetric) for each in metrics) else {},
         },
         [paths.checkpoint / MANIFEST, paths.splits / MANIFEST, paths.metrics / "train.json"],
-        registry.origins(("samplers", each.name) for each in samplers),
+        registry.origins([*used_model(paths.checkpoint, registry), *((kind, each.name) for kind, each in chosen)]),
         paths.plugins,
     )
     if republished("evaluate", paths.reports, identity, paths):
         return
     use_threads(params.runtime.threads)
-    checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device))
+    if params.runtime.keep_memory:
+        keep_memory()
+    checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device), registry)
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
     check_same_tokenizer(checkpoint, splits)
@@ -65,17 +74,25 @@ def run(params: Params, paths: Paths) -> None:
     note_changes(record, params, splits, paths)
     fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
 
-    metrics: dict[str, Any] = {"step": checkpoint.step, "stride": _stride(own, checkpoint)}
     train_counts = token_counts(splits.ids("train"), checkpoint.tokenizer.vocab_size)
+    numbers: dict[str, Any] = {}
+    about: dict[str, Any] = {}
     breakdowns: dict[str, Breakdown] = {}
     for side in splits.names:
         if side != "train":
-            metrics[side], breakdowns[side] = _evaluate(checkpoint, splits, side, own, train_counts)
+            numbers[side], about[side], breakdowns[side] = _evaluate(
+                checkpoint, splits, side, own, metrics, train_counts
+            )
+    check_groups(own.groups, (each["groups"] for each in about.values()))
+    ends = record.params["tokenize"].get("end_of_text") is not False
+    if tasks := run_tasks(metrics, text_model(checkpoint, ends, own.batch_size, paths.tasks)):
+        numbers["tasks"] = tasks
 
     evaluation = Evaluation(
         checkpoint=checkpoint,
         splits=splits,
-        metrics=metrics,
+        metrics=numbers,
+        about=_about(own, checkpoint, record, about, paths),
         breakdowns=breakdowns,
         samples=draw_samples(checkpoint, own.generation, samplers),
         record=record,
@@ -83,15 +100,24 @@ def run(params: Params, paths: Paths) -> None:
     )
     with published_folder(paths.reports, paths) as folder:
         report = _write_report(evaluation, paths, folder)
-        write_tables(breakdowns, _about(own, evaluation, paths), folder)
+        write_tables(breakdowns, evaluation.about, folder)
         write_json(folder / RECORD, {"identity": identity})
-        write_json(folder / METRICS / "evaluate.json", metrics)
+        write_json(folder / METRICS / "evaluate.json", numbers)
 
     for side, breakdown in breakdowns.items():
-        _say_numbers(side, metrics[side], breakdown)
+        _say_numbers(side, numbers[side], about[side], breakdown)
+    if tasks:
+        say(f"tasks    {_listed(tasks)}")
     for first, *_ in evaluation.samples:
         say(f"\n{first.prompt}{first.continuation}\n")
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
+
+
+def _task_files(folder: Path) -> dict[str, str]:
+    """The digests of the files that tasks read, by name."""
+    check_recorded(folder)
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def _check_same_run(paths: Paths) -> None:
@@ -117,64 +143,77 @@ def _write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> str:
 
 
 def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
-    return max(1, round(params.stride * checkpoint.model.config.context_length))
+    return max(1, round(params.stride * checkpoint.model.architecture.shape.context_length))
 
 
-def _about(params: EvaluateParams, evaluation: Evaluation, paths: Paths) -> dict[str, Any]:
-    """What `pipeline compare` must know of this evaluation, to say whether another may be compared with it."""
-    checkpoint, splits = evaluation.checkpoint, evaluation.splits
+def _about(
+    params: EvaluateParams, checkpoint: Checkpoint, record: RunRecord, sides: dict[str, Any], paths: Paths
+) -> dict[str, Any]:
+    """reports/evaluation.json: what was evaluated and how, and what is known of each text beside its numbers."""
     return {
         "step": checkpoint.step,
         "weights": checkpoint.weights,
         "weights_sha256": recorded_sha256(weights_file(paths.checkpoint, checkpoint.weights)),
-        "context_length": checkpoint.model.config.context_length,
+        "context_length": checkpoint.model.architecture.shape.context_length,
         "stride": _stride(params, checkpoint),
         "stride_share": params.stride,
         "tokenizer": {"name": checkpoint.tokenizer.name, "fingerprint": checkpoint.tokenizer.fingerprint},
-        "sides": {
-            side: digests(splits.ids(side), checkpoint.tokenizer) for side in splits.names if side != "train"
-        },
-        "params": evaluation.record.params,
+        "sides": sides,
+        "params": record.params,
     }
 
 
 def _evaluate(
-    checkpoint: Checkpoint, splits: TokenFolder, side: str, params: EvaluateParams, train_counts: Counts
-) -> tuple[dict[str, Any], Breakdown]:
-    ids, tokenizer, context = splits.ids(side), checkpoint.tokenizer, checkpoint.model.config.context_length
-    windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
+    checkpoint: Checkpoint,
+    splits: TokenFolder,
+    side: str,
+    params: EvaluateParams,
+    metrics: Sequence[Metric],
+    train_counts: Counts,
+) -> tuple[dict[str, float], dict[str, Any], Breakdown]:
+    """A text's numbers for evaluate.json, what evaluation.json says of it, and where its loss lies."""
+    ids, tokenizer = splits.ids(side), checkpoint.tokenizer
+    context = checkpoint.model.architecture.shape.context_length
+    stride = _stride(params, checkpoint)
+    documents = [(entry.name, entry.start) for entry in splits.documents(side)]
     summary = Summary(tokenizer.byte_lengths)
-    accumulator = BreakdownAccumulator(ids, splits.documents(side), train_counts, tokenizer.byte_lengths, context)
+    accumulator = BreakdownAccumulator(ids, documents, train_counts, tokenizer.byte_lengths, context, stride)
+    sums = MetricSums(metrics, params.groups, documents, tokenizer.byte_lengths, context, stride)
+    windows = evaluation_windows(len(ids), context, stride)
     with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
-        for scores, details in score_in_detail(checkpoint.model, ids, windows, params.batch_size):
+        for scores in score(checkpoint.model, ids, windows, params.batch_size, sums.observe):
             summary.add(scores)
-            accumulator.add(scores, details)
+            accumulator.add(scores)
             progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
     breakdown = accumulator.breakdown()
-    numbers = {
-        **summary.metrics(),
-        **breakdown.numbers,
+    plain = summary.metrics()
+    about = {
+        **digests(ids, tokenizer),
+        "accuracy": plain.pop("accuracy"),
         "interval": intervals(breakdown),
-        "tokens": summary.tokens,
         "baselines": {
             "unigram": unigram_bits_per_byte(train_counts, ids, tokenizer),
-            "xz": xz_bits_per_byte(splits.ids("train"), ids, tokenizer),
+            "xz": splits.xz_bits_per_byte(side),
         },
+        "groups": group_numbers(breakdown.documents, sums),
     }
-    return numbers, breakdown
+    return {**plain, **sums.results(), "tokens": summary.tokens}, about, breakdown
 
 
-def _say_numbers(side: str, numbers: dict[str, Any], breakdown: Breakdown) -> None:
-    """Prints a side's numbers, its intervals and its baselines, a line each."""
+def _say_numbers(side: str, numbers: dict[str, float], about: dict[str, Any], breakdown: Breakdown) -> None:
+    """Prints a text's numbers, its intervals, its baselines and its groups, a line each."""
     what, drawn = units(breakdown)
-    ranges = {name: f"{ends['low']:,.4f} to {ends['high']:,.4f}" for name, ends in numbers["interval"].items()}
-    say(f"{side:<9}{_listed({name: value for name, value in numbers.items() if isinstance(value, float)})}")
+    ranges = {name: f"{ends['low']:,.4f} to {ends['high']:,.4f}" for name, ends in about["interval"].items()}
+    shown = {**numbers, "accuracy": about["accuracy"]}
+    say(f"{side:<9}{_listed({name: value for name, value in shown.items() if isinstance(value, float)})}")
     if ranges:
         say(f"         95% over {len(drawn):,} {what}: {_listed(ranges)}")
-    say(f"         baselines in bits per byte: {_listed(numbers['baselines'])}")
+    say(f"         baselines in bits per byte: {_listed(about['baselines'])}")
+    for pattern, own in about["groups"].items():
+        say(f"         {pattern}: {_listed({name: value for name, value in own.items() if name != 'documents'})}")
 
 
-def _listed(values: dict[str, Any]) -> str:
+def _listed(values: Mapping[str, Any]) -> str:
     return "  ".join(
         f"{key} {value if isinstance(value, str) else f'{value:,.4f}'}" for key, value in values.items()
     )

@@ -40,7 +40,8 @@ class ModelCard:
         sides: For "train", "val" and "test": documents, bytes and tokens.
         tokenizer: The tokenizer's name.
         weights, step: "best" or "last", and of which step.
-        metrics: What metrics/evaluate.json holds of these weights; None where it was not made of them.
+        metrics: Of these weights `stride`, and of each side what metrics/evaluate.json and reports/evaluation.json
+            hold: its numbers, `interval` and `baselines`; None where those were not made of them.
         prompt, continuation: A sample.
         params: The params that made the model, by section.
         proofs: What verification.json holds, by the format's name; the first lies at the top.
@@ -90,7 +91,7 @@ class ModelCard:
     def _front_matter(self) -> dict[str, Any]:
         head: dict[str, Any] = {
             "pipeline_tag": "text-generation",
-            "tags": ["gpt", self.config["family"], *(name for name in self.proofs if name != "huggingface")],
+            "tags": ["gpt", self.config["name"], *(name for name in self.proofs if name != "huggingface")],
         }
         if next(iter(self.proofs), None) == "huggingface":
             head = {"library_name": "transformers", **head}

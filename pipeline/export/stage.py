@@ -20,10 +20,10 @@ from pipeline.core.republish import republished
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.model_card import ModelCard
 from pipeline.exporting import PROOF_TOKENS
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint, weights_file
+from pipeline.model.architecture import LanguageModel
+from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, weights_file
 from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
-from pipeline.model.gpt import GPT
 from pipeline.model.held_out import held_out_text
 from pipeline.model.made_by import RunRecord, note_changes, read_record
 from pipeline.plugin.calls import calling, named
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
     from pipeline.params.params import Params
 
-KINDS = ["exporters"]
+KINDS = ["models", "exporters"]
 _PROMPT_TOKENS = 16
 _SAMPLE_TOKENS = 80
 
@@ -59,13 +59,15 @@ def run(params: Params, paths: Paths) -> None:
             paths.metrics / "evaluate.json",
             paths.reports / EVALUATION,
         ],
-        registry.origins(("exporters", each.name) for each in exporters),
+        registry.origins(
+            [*used_model(paths.checkpoint, registry), *(("exporters", each.name) for each in exporters)]
+        ),
         paths.plugins,
     )
     if republished("export", paths.export, identity, paths):
         return
     use_threads(params.runtime.threads)
-    checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"))
+    checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"), registry)
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
     note_changes(record, params, splits, paths)
@@ -138,8 +140,9 @@ def _card(
     proofs: dict[str, dict[str, Any]],
 ) -> ModelCard:
     prompt, continuation = _sample(checkpoint, splits)
+    architecture = checkpoint.model.architecture
     return ModelCard(
-        config=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
+        config=architecture.config.flat() | {"parameters": architecture.parameter_count},
         corpus=str(flat(record.params).get("tokenize.corpus.name", "")),
         sides=splits.meta["files"],
         tokenizer=checkpoint.tokenizer.name,
@@ -155,15 +158,24 @@ def _card(
 
 
 def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
-    """What evaluate measured of these very weights; None where there is no such evaluation."""
+    """What evaluate measured of these very weights, and what it says of each text beside its numbers; None where
+    there is no such evaluation."""
     about, measured = paths.reports / EVALUATION, paths.metrics / "evaluate.json"
     if not about.is_file() or not measured.is_file():
         return None
     evaluated, metrics = (read_json(path, "run `python -m pipeline evaluate`") for path in (about, measured))
     if not isinstance(evaluated, dict) or not isinstance(metrics, dict):
         return None
-    own = recorded_sha256(weights_file(paths.checkpoint, weights))
-    return metrics if evaluated.get("weights_sha256") == own else None
+    if evaluated.get("weights_sha256") != recorded_sha256(weights_file(paths.checkpoint, weights)):
+        return None
+    sides = evaluated.get("sides")
+    described = sides if isinstance(sides, dict) else {}
+    merged: dict[str, Any] = {"stride": evaluated.get("stride")}
+    for side, numbers in metrics.items():
+        if isinstance(numbers, dict):
+            said = described.get(side)
+            merged[side] = {**(said if isinstance(said, dict) else {}), **numbers}
+    return merged
 
 
 def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:
@@ -182,7 +194,7 @@ def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:
 class _Logits(torch.nn.Module):
     """A model that gives logits and nothing else."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
 
@@ -194,7 +206,7 @@ class _Logits(torch.nn.Module):
 def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
     """A checkpoint as an exporter sees it; its head and embedding are cut to the real vocabulary."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    vocab_size = model.config.vocab_size
+    vocab_size = model.architecture.shape.vocab_size
     weights = {name: tensor.detach().float().clone() for name, tensor in model.state_dict().items()}
     for name in ("token_embedding.weight", "head.weight"):
         if name in weights:
@@ -210,11 +222,7 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         return [int(token) for token in generate(model, torch.tensor([list(ids)]), count)]
 
     return ExportSource(
-        config={
-            **model.config.to_dict(),
-            "n_kv_heads": model.config.kv_heads,
-            "mlp_dim": model.config.inner_dim,
-        },
+        config=model.architecture.config.flat(),
         weights=weights,
         model=whole,
         pattern=tokenizer.pattern,

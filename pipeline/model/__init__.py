@@ -1,1 +1,34 @@
-"""The GPT, and generation from it."""
+"""Models: what they are built from, checkpoints, token scoring, generation.
+
+`load` is the way to use a trained model from Python.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.model.checkpoint import Checkpoint
+
+
+def load(
+    folder: str | Path, weights: str = "best", device: str = "cpu", plugins: str | Path = "plugins"
+) -> Checkpoint:
+    """A checkpoint, ready to use: its `model` in eval mode, its `tokenizer`, and the `step` that it is of.
+
+    Args:
+        folder: The checkpoint, such as artifacts/checkpoint.
+        weights: The "best" ones, or the "last".
+        device: Where the model computes.
+        plugins: The project's folder of plugins, which brings the architecture unless an installed package does.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or no plugin brings the architecture.
+    """
+    from pipeline.model.checkpoint import load_checkpoint
+    from pipeline.model.device import choose_device
+    from pipeline.plugin.registry import Registry
+
+    registry = Registry.load(Path(plugins).absolute(), ["models"])
+    return load_checkpoint(Path(folder), weights, choose_device(device), registry)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.model.config import GPTConfig
 from pipeline.model.functions import Linear, dropped, rms_norm, rotate
+from pipeline.plugin.components import ModelShape
 
 PLAIN_UP_TO = 512
 """Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16, except for a single query
@@ -44,6 +44,12 @@ class KVCache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
+    def crop(self, length: int) -> None:
+        """Forgets all tokens but the first `length`."""
+        self.length = length
+        if self.tokens is not None:
+            self.tokens = self.tokens[:, :length]
+
 
 class Rotation(NamedTuple):
     """Cosines and sines [T, head size / 2] of the angles by which positions rotate queries and keys."""
@@ -73,13 +79,31 @@ class Attention(nn.Module):
     With fewer heads of keys and values than of queries, neighbouring queries share one (Ainslie et al., 2023).
     """
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        layer: int,
+        *,
+        kv_heads: int = 0,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        normalised: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            shape: Width and heads.
+            layer: The block's number, for the cache.
+            kv_heads: Heads of keys and of values, a divisor of n_heads; 0 for n_heads.
+            qkv_bias, out_bias: Whether the projections have a bias.
+            normalised: Whether rotated queries and keys are normalised (Henry et al., 2020).
+            dropout: The share of attention's weights that training drops.
+        """
         super().__init__()
-        self.layer, self.n_heads, self.kv_heads = layer, config.n_heads, config.kv_heads
-        self.head_dim, self.normalised = config.head_dim, config.modern
-        self.dropout = 0.0 if config.rotary else config.dropout
-        self.qkv = Linear(config.emb_dim, config.qkv_dim, bias=config.qkv_bias and not config.rotary)
-        self.out = Linear(config.emb_dim, config.emb_dim, bias=not config.rotary)
+        self.layer, self.n_heads, self.kv_heads = layer, shape.n_heads, kv_heads or shape.n_heads
+        self.head_dim, self.normalised, self.dropout = shape.head_dim, normalised, dropout
+        self.qkv = Linear(shape.emb_dim, (self.n_heads + 2 * self.kv_heads) * self.head_dim, bias=qkv_bias)
+        self.out = Linear(shape.emb_dim, shape.emb_dim, bias=out_bias)
 
     def forward(
         self,
@@ -89,6 +113,15 @@ class Attention(nn.Module):
         kept: torch.Tensor | None,
         cache: KVCache | None,
     ) -> torch.Tensor:
+        """x [B, T, D] → what each token gathers [B, T, D].
+
+        Args:
+            x: The normalised residual stream.
+            rotation: The tokens' positions; None where they are in `x` already.
+            mask: What each token sees; None for everything up to itself.
+            kept: Which of attention's weights dropout keeps; None for all, or, on a GPU, for a mask of its own.
+            cache: Keys and values of the tokens before; it gets those of these.
+        """
         batch, length, emb_dim = x.shape
         q, k, v = self.project(x, rotation)
         if cache is not None:
@@ -106,7 +139,7 @@ class Attention(nn.Module):
         heads, shared = self.n_heads, self.kv_heads
         qkv = self.qkv(x).view(*x.shape[:2], heads + 2 * shared, self.head_dim).transpose(1, 2)
         if rotation is None:
-            q, k, v = qkv.chunk(3, dim=1)
+            q, k, v = qkv.split([heads, shared, shared], dim=1)
         else:
             qk, v = qkv.split([heads + shared, shared], dim=1)
             qk = rms_norm(rotation(qk)) if self.normalised else rotation(qk)

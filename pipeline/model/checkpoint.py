@@ -6,20 +6,21 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.serialization import config as serialization
 
-from pipeline.core.errors import CheckpointError, DataError
+from pipeline.core.errors import CheckpointError, DataError, PipelineError
 from pipeline.core.files import verify_manifest, write_json, write_manifest
 from pipeline.core.paths import RECORD
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TOKENIZER
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT, weight_shapes
+from pipeline.model.architecture import Architecture, LanguageModel, ModelConfig
+from pipeline.plugin.registry import Registry
 
 LAST = "model_and_optimizer.pth"
 BEST = "best.pth"
@@ -30,7 +31,7 @@ _MEND = "run `python -m pipeline train`, or `dvc repro`"
 
 def write_checkpoint(
     folder: Path,
-    config: GPTConfig,
+    architecture: Architecture,
     tokenizer: Tokenizer,
     record: dict[str, Any],
     last: dict[str, Any],
@@ -40,7 +41,7 @@ def write_checkpoint(
 
     Args:
         folder: Where to.
-        config: The model's shape.
+        architecture: The model's.
         tokenizer: The tokenizer that made its ids.
         record: What made it: params, data, versions and the identity of the run.
         last: `model_state_dict` and `optimizer_state_dict` of the last step, and `step`.
@@ -48,7 +49,7 @@ def write_checkpoint(
     """
     save_tensors(last, folder / LAST)
     save_tensors(best, folder / BEST)
-    write_json(folder / CONFIG, config.to_dict())
+    write_json(folder / CONFIG, asdict(architecture.config))
     write_json(folder / RECORD, record)
     tokenizer.save(folder / TOKENIZER)
     write_manifest(folder)
@@ -107,72 +108,81 @@ def _with_shared_keys(value: Any) -> Any:
 class Checkpoint:
     """A trained model, ready to use: in eval mode, on its device."""
 
-    model: GPT
+    model: LanguageModel
     tokenizer: Tokenizer
     step: int
     weights: str
 
 
-def load_checkpoint(folder: Path, weights: str, device: torch.device) -> Checkpoint:
-    """Loads the "best" or the "last" weights of a checkpoint.
+def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: Registry) -> Checkpoint:
+    """Loads the "best" or the "last" weights of a checkpoint, whose architecture is one of `registry`'s models.
 
     Raises:
-        CheckpointError: a file is missing, truncated, altered or no checkpoint.
+        CheckpointError: a file is missing, truncated, altered or no checkpoint, or no plugin brings its model.
     """
     try:
         verify_manifest(folder, _MEND)
-        config = GPTConfig.from_file(folder / CONFIG, _MEND)
+        config = ModelConfig.from_file(folder / CONFIG, _MEND)
         tokenizer = Tokenizer.load(folder / TOKENIZER, _MEND)
     except DataError as error:
         raise CheckpointError(str(error)) from None
+    architecture = config.architecture(registry, folder / CONFIG)
     path = weights_file(folder, weights)
     saved = load_tensors(path)
     own, step = saved.get("model_state_dict", {}), saved.get("step")
-    check_weights(own, config, str(path))
+    check_weights(own, architecture, str(path))
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{path}: step is {step!r}, and a count of steps is expected: {_MEND}")
-    if tokenizer.vocab_size != config.vocab_size:
+    if tokenizer.vocab_size != config.shape.vocab_size:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, and {CONFIG} {config.vocab_size:,}: {_MEND}"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, and {CONFIG} "
+            f"{config.shape.vocab_size:,}: {_MEND}"
         )
-    model = GPT(config)
+    model = architecture.make()
     model.load_state_dict(own)
     return Checkpoint(model.to(device).eval(), tokenizer, step, weights)
 
 
-def check_weights(weights: Any, config: GPTConfig, what: str, finite: bool = True) -> None:
-    """Whether `weights` are those of the model that `config` describes, before any of it is made.
+def used_model(folder: Path, registry: Registry) -> list[tuple[str, str]]:
+    """The kind and name of the plugin that brings a checkpoint's model; none where `load_checkpoint` fails."""
+    with suppress(PipelineError):
+        name = ModelConfig.from_file(folder / CONFIG, _MEND).name
+        registry.check_there("models", name, "")
+        return [("models", name)]
+    return []
+
+
+def check_weights(weights: Any, architecture: Architecture, what: str, finite: bool = True) -> None:
+    """Whether `weights` are those of a model of this architecture, before any of it is made.
 
     Args:
         weights: Tensors by name, whatever they are.
-        config: The model.
+        architecture: The model's.
         what: Begins the message.
-        finite: Whether NaN and infinity are refused.
+        finite: Whether NaN and infinity are refused in parameters.
 
     Raises:
         CheckpointError: a weight is missing, of no place in the model, of another shape or dtype, or not finite.
     """
-    problem = _weights_problem(weights, config)
-    if not problem and finite and (name := first_not_finite(weights)):
-        problem = f"{name} is not finite, so the model would predict nothing"
+    problem = _weights_problem(weights, architecture)
+    if not problem and finite:
+        name = first_not_finite({name: weights[name] for name in architecture.parameters})
+        problem = f"{name} is not finite, so the model would predict nothing" if name else ""
     if problem:
         raise CheckpointError(f"{what}: {problem}: {_MEND}")
 
 
-def _weights_problem(weights: Any, config: GPTConfig) -> str:
+def _weights_problem(weights: Any, architecture: Architecture) -> str:
     if not isinstance(weights, dict) or not all(_plain(each) for each in weights.values()):
-        return "model_state_dict is no dict of floating-point tensors"
-    count = sum(tensor.numel() for tensor in weights.values())
-    if count != config.parameter_count:  # before a model of absurd sizes is laid out
-        return f"the weights have {count:,} numbers, and by {CONFIG} the model {config.parameter_count:,}"
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    different = {str(name) for name, _ in shapes.items() ^ weight_shapes(config).items()}
+        return "model_state_dict is no dict of tensors"
+    tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
+    different = {str(name) for name, _ in tensors.items() ^ architecture.tensors.items()}
     return f"{min(different)} does not fit {CONFIG}" if different else ""
 
 
 def _plain(value: Any) -> bool:
-    """Whether it is a tensor of floating-point numbers that all lie in the file."""
-    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_floating_point()
+    """Whether it is a tensor whose numbers all lie in the file."""
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided
     return plain and value.is_contiguous() and value.device.type == "cpu"
 
 

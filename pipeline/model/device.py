@@ -35,6 +35,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model computes."""
+    return next(model.parameters()).device
+
+
 def use_threads(threads: int) -> None:
     """Sets torch's number of threads; 0 means one for each core."""
     torch.set_num_threads(threads or processor.cores())

@@ -1,4 +1,4 @@
-"""Generation: one token at a time with a KV cache; samplers change the logits in order, then one draw."""
+"""Generation: one token at a time, with the model's cache; samplers change the logits in order, then one draw."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from pipeline.core.errors import PluginError
-from pipeline.model.attention import KVCache
-from pipeline.model.device import computes_bf16
+from pipeline.model.architecture import LanguageModel, run
+from pipeline.model.device import computes_bf16, device_of
 from pipeline.model.functions import linear
-from pipeline.model.gpt import GPT
 from pipeline.plugin.calls import calling, named, taken
 from pipeline.plugin.components import Sampler
 
@@ -21,16 +20,17 @@ _WORTH_HALVING = 10_000_000
 """Parameters beyond which the weights do not fit into a processor's caches, so that each token waits for memory."""
 
 
-def quickest_precision(model: GPT) -> torch.dtype:
+def quickest_precision(model: LanguageModel) -> torch.dtype:
     """The fastest dtype of the weights for generation: bfloat16 if they are many (half the bytes are read for each
     token) and the processor has instructions for it, else float32."""
-    halved = model.parameter_count() >= _WORTH_HALVING and computes_bf16(model.head_weight.device)
+    many = model.architecture.parameter_count >= _WORTH_HALVING
+    halved = many and computes_bf16(device_of(model))
     return torch.bfloat16 if halved else torch.float32
 
 
 @torch.inference_mode()
 def generate(
-    model: GPT,
+    model: LanguageModel,
     tokens: torch.Tensor,
     max_new_tokens: int,
     samplers: Sequence[SamplerLike] = (),
@@ -53,7 +53,7 @@ def generate(
     Yields:
         The next ids [B].
     """
-    text = GrowingText(model, tokens[:, -model.config.context_length :])
+    text = GrowingText(model, tokens[:, -model.architecture.shape.context_length :])
     drawings = [Drawing(len(text)) for _ in tokens]
     for _ in range(max_new_tokens):
         new = draw(text.logits(), text.tokens, samplers, generator, drawings)
@@ -65,7 +65,7 @@ def generate(
 
 @torch.inference_mode()
 def continuations(
-    model: GPT,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     samplers: Sequence[SamplerLike] = (),
@@ -89,9 +89,9 @@ def continuations(
     Returns:
         For each prompt the ids that follow.
     """
-    cut = [list(prompt)[-model.config.context_length :] for prompt in prompts]
+    cut = [list(prompt)[-model.architecture.shape.context_length :] for prompt in prompts]
     lengths = [len(prompt) for prompt in cut]
-    device = model.head_weight.device
+    device = device_of(model)
     ids = torch.zeros(len(cut), max(lengths) + max_new_tokens, dtype=torch.long, device=device)
     for row, prompt in enumerate(cut):
         ids[row, : len(prompt)] = torch.tensor(prompt)
@@ -118,21 +118,31 @@ def continuations(
 
 
 class GrowingText:
-    """Texts that grow at their end, or are cut, and the logits of what follows. Each token is computed once.
+    """Texts that grow at their end, or are cut, and the logits of what follows.
+
+    Each token is computed once where the model has a cache; without one, all that is seen is computed each time.
 
     Attributes:
         tokens: Ids [B, T], computed or not.
         unseen: How many of the first tokens the model no longer sees: the cache begins after them.
     """
 
-    def __init__(self, model: GPT, tokens: torch.Tensor) -> None:
-        self._model, self._context, self.tokens = model, model.config.context_length, tokens
+    def __init__(self, model: LanguageModel, tokens: torch.Tensor) -> None:
+        self._model, self._context, self.tokens = model, model.architecture.shape.context_length, tokens
         self._forget()
 
     def _forget(self) -> None:
         """Empties the cache: the end of the texts is computed again, as much as fits into the context."""
-        self._cache = KVCache(self._context)
+        self._cache = self._new_cache()
         self.unseen = self._computed = 0
+
+    def _new_cache(self) -> Any:
+        """An empty cache; None where the model has none."""
+        make = getattr(self._model, "make_cache", None)
+        if make is None:
+            return None
+        with calling(self._model.architecture.component):
+            return make(len(self.tokens))
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -152,9 +162,13 @@ class GrowingText:
         if left < 0 or (self.unseen and left < self._context // 2):
             self._forget()
         elif length <= self._computed:
-            self._computed, self._cache.length = length - 1, left
-            if self._cache.tokens is not None:
-                self._cache.tokens = self._cache.tokens[:, :left]
+            if self._cache is not None and not hasattr(self._cache, "crop"):
+                self._forget()
+                return
+            self._computed = length - 1
+            if self._cache is not None:
+                with calling(self._model.architecture.component):
+                    self._cache.crop(left)
 
     def logits(self) -> torch.Tensor:
         """The logits of what follows [B, V], in float32 (or wider); in inference mode.
@@ -163,11 +177,14 @@ class GrowingText:
         half a context, or all new tokens if they are more, but at most a context.
         """
         new = self.tokens[:, self._computed :]
-        if self._cache.length + new.shape[1] > self._context:
-            self._cache = KVCache(self._context)
+        if len(self) - self.unseen > self._context:
+            self._cache = self._new_cache()
             new = self.tokens[:, -min(max(self._context // 2, new.shape[1]), self._context) :]
             self.unseen = len(self) - new.shape[1]
-        output = self._model(new, self._cache)
+        if self._cache is None:
+            output = run(self._model, self.tokens[:, self.unseen :])
+        else:
+            output = run(self._model, new, self._cache)
         self._computed = len(self)
         logits = linear(output.hidden[:, -1], output.head_weight[: output.vocab_size])
         return logits if logits.element_size() >= 4 else logits.float()

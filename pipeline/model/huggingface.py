@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder as a GPT; what the GPT does not compute is refused by name."""
+"""Reads a Hugging Face folder as one of the shipped models; what these do not compute is refused by name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from pipeline.core.errors import CheckpointError
+from pipeline.core.errors import CheckpointError, ParamsError
 from pipeline.core.values import explain, read_values
-from pipeline.model.config import Family, GPTConfig
-from pipeline.model.gpt import weight_shapes
+from pipeline.model.architecture import Architecture, ModelConfig
+from pipeline.plugin.components import ModelShape
 
 CONFIG = "config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -21,26 +21,28 @@ _MEND = "bring the whole folder, as `save_pretrained` or a download of the model
 
 @dataclass(frozen=True)
 class _Format:
-    """How a Hugging Face folder describes a family.
+    """How a Hugging Face folder describes a model.
 
     Attributes:
-        family: GPTConfig's name of it.
-        sizes: For each field of GPTConfig the key in config.json and its default; None if the key is required.
-        supported: The other keys that decide what the model computes, with the values that the GPT computes. An
+        name: The model's name here.
+        sizes: For each size and option the key in config.json and its default; None if the key is required.
+        supported: The other keys that decide what the model computes, with the values that are computed here. An
             absent key means the first of them.
         prefix: Begins all names of weights but the head's; some files leave it out.
         block: Begins the names of a block's weights, before the block's number.
-        names: For each module of the GPT the names of the modules that are fused in it.
+        names: For each module here the names of the modules that are fused in it.
         transposed: Whether a block's matrices are stored as [inputs, outputs].
+        optional: The end of names of weights that a model here may lack if they are zero, and the option it lacks.
     """
 
-    family: Family
+    name: str
     sizes: Mapping[str, tuple[str, Any]]
     supported: Mapping[str, tuple[Any, ...]]
     prefix: str
     block: str
     names: Mapping[str, tuple[str, ...]]
     transposed: bool = False
+    optional: tuple[str, str] | None = None
 
 
 _ROTARY_SIZES = {
@@ -60,6 +62,7 @@ _ROTARY_NAMES = {
     "attention_norm": ("input_layernorm",),
     "mlp_norm": ("post_attention_layernorm",),
 }
+_SIZES = ("vocab_size", "context_length", "n_layers", "n_heads", "emb_dim")
 _COMMON = {"quantization_config": (None,), "is_encoder_decoder": (False,)}
 _ROTARY = {
     **_COMMON,
@@ -103,6 +106,7 @@ _FORMATS = {
             "mlp.down": ("mlp.c_proj",),
         },
         transposed=True,
+        optional=(".attn.c_attn.bias", "qkv_bias"),
     ),
     "nanochat": _Format(
         "modern",
@@ -143,11 +147,11 @@ _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Ends of names in older files that are no weights: masks and frequencies, which follow from the sizes."""
 
 
-def read_config(folder: Path) -> GPTConfig:
+def read_config(folder: Path) -> ModelConfig:
     """The model that config.json describes. Its vocabulary may have more rows than the tokenizer has ids.
 
     Raises:
-        CheckpointError: config.json is damaged, or describes what the GPT does not compute.
+        CheckpointError: config.json is damaged, or describes what no model here computes.
         DataError: config.json is missing or no JSON.
     """
     path = folder / CONFIG
@@ -160,7 +164,7 @@ def read_config(folder: Path) -> GPTConfig:
         _check(path, key, values.get(key, supported[0]), supported)
     fields = {field: _size(values, key, default, path) for field, (key, default) in form.sizes.items()}
     try:
-        return _config(form, {"tied_head": False, **fields}, values, path)
+        return _config(form, fields, values, path)
     except (TypeError, ValueError, ArithmeticError) as error:
         reason = explain(error) if isinstance(error, ValueError) else str(error)
         raise CheckpointError(f"{path} holds sizes that are no model's ({reason}): {_MEND}") from None
@@ -182,8 +186,8 @@ def _size(values: Mapping[str, Any], key: str, default: Any, path: Path) -> Any:
     return value
 
 
-def _config(form: _Format, fields: dict[str, Any], values: Mapping[str, Any], path: Path) -> GPTConfig:
-    if form.family != "gpt2":
+def _config(form: _Format, fields: dict[str, Any], values: Mapping[str, Any], path: Path) -> ModelConfig:
+    if form.name != "gpt2":
         theta = values.get("rope_theta")
         for key in ("rope_scaling", "rope_parameters"):  # older and newer files; either may also scale positions
             found = dict(values.get(key) or {})
@@ -193,16 +197,17 @@ def _config(form: _Format, fields: dict[str, Any], values: Mapping[str, Any], pa
     width, heads = fields["emb_dim"], fields["n_heads"]
     head_dim = width // heads
     _check(path, "head_dim", values.get("head_dim", head_dim), (head_dim, None))
-    fields["n_kv_heads"] = fields.get("n_kv_heads") or heads
-    fields["mlp_dim"] = fields["mlp_dim"] or 4 * width
-    if form.family != "llama":
-        _check(path, form.sizes["mlp_dim"][0], fields.pop("mlp_dim"), (4 * width,))
-        _check(path, "num_key_value_heads", fields.pop("n_kv_heads"), (heads,))
-    if form.family == "modern":
+    inside, shared = fields.pop("mlp_dim") or 4 * width, fields.pop("n_kv_heads", 0) or heads
+    if form.name == "llama":  # 0 is the usual one
+        fields["mlp_dim"] = 0 if inside == -(-8 * width // (3 * 64)) * 64 else inside
+        fields["n_kv_heads"] = 0 if shared == heads else shared
+    else:
+        _check(path, form.sizes["mlp_dim"][0], inside, (4 * width,))
+        _check(path, "num_key_value_heads", shared, (heads,))
+    if form.name == "modern":
         _check(path, "rope_theta", fields.pop("rope_theta"), (10_000.0,))
-    return GPTConfig(
-        dropout=0.0, qkv_bias=form.family == "gpt2", init="gpt2", pad_vocab_to=1, family=form.family, **fields
-    )
+    sizes = {name: fields.pop(name) for name in _SIZES}
+    return ModelConfig(form.name, fields, ModelShape(dropout=0.0, pad_vocab_to=1, **sizes))
 
 
 @dataclass(frozen=True)
@@ -233,20 +238,21 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_weights(folder: Path, config: GPTConfig) -> dict[str, torch.Tensor]:
-    """The weights under the GPT's names, in float32; those of the head where it is not tied.
+def read_weights(folder: Path, model: Architecture) -> dict[str, torch.Tensor]:
+    """The weights under the names that they have here, in float32.
 
     Args:
         folder: The Hugging Face folder.
-        config: What `read_config` gave.
+        model: The architecture that `read_config` gave.
 
     Raises:
         CheckpointError: a weight is missing, is of another shape, or has no place in such a model.
+        ParamsError: weights are there that an option of the model leaves out.
     """
-    form = next(form for form in _FORMATS.values() if form.family == config.family)
+    form = next(form for form in _FORMATS.values() if form.name == model.component.name)
     found = dict(_tensors(folder, form))
     weights = {}
-    for name, shape in weight_shapes(config).items():
+    for name, (shape, _) in model.tensors.items():
         names = _names(name, form)
         parts = [found.pop(each) for each in names if each in found]
         if len(parts) < len(names):
@@ -260,13 +266,24 @@ def read_weights(folder: Path, config: GPTConfig) -> dict[str, torch.Tensor]:
                 f"{folder}: {', '.join(names)} is {shown}, and by {CONFIG} {list(shape)}: {_MEND}"
             )
         weights[name] = torch.cat([part.float() for part in parts]).contiguous()
-    if config.tied:
+    if "head.weight" not in weights:
         found.pop("lm_head.weight", None)  # the embedding once more
+    if form.optional:
+        _leave_out(found, *form.optional, folder, form)
     if found:
         raise CheckpointError(
-            f"{folder}: the weight {sorted(found)[0]} is none that a model of the family {config.family} has here"
+            f"{folder}: the weight {sorted(found)[0]} is none that the model {form.name} has here"
         )
     return weights
+
+
+def _leave_out(found: dict[str, torch.Tensor], end: str, option: str, folder: Path, form: _Format) -> None:
+    """Takes weights that end in `end` out of `found`, if they are zero."""
+    for name in [name for name in found if name.endswith(end)]:
+        if bool(found.pop(name).any()):
+            raise ParamsError(
+                f"train.init_from: {folder} has the weight {name}: set model.{form.name}.{option}: true"
+            )
 
 
 def _tensors(folder: Path, form: _Format) -> Iterator[tuple[str, torch.Tensor]]:
@@ -292,7 +309,7 @@ def _tensors(folder: Path, form: _Format) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _names(name: str, form: _Format) -> list[str]:
-    """The names in the folder, without the prefix, of one of the GPT's weights."""
+    """The names in the folder, without the prefix, of one of the weights here."""
     module, _, kind = name.rpartition(".")
     before = ""
     if module.startswith("blocks."):

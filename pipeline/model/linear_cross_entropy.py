@@ -75,8 +75,8 @@ def softmax_and_gradient(
 
 
 @dataclass(frozen=True)
-class GPTOutput(ModelOutput):
-    """The GPT's output, whose cross-entropy never holds all logits.
+class FusedOutput(ModelOutput):
+    """A model's output whose cross-entropy never holds all logits.
 
     Attributes:
         softmax: `softmax_and_gradient`, or its compiled form.

@@ -84,6 +84,7 @@ def _fill_in(params: dict[str, Any], paths: Paths) -> None:
     train = params["train"]
     sections = {
         "corpora": params["tokenize"]["corpus"],
+        "models": params["model"],
         "losses": train["loss"],
         "optimizers": train["optimizer"],
         "eval_callbacks": train["eval_callbacks"],

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from pipeline.core.errors import CheckpointError, DataError, ParamsError
 from pipeline.core.files import MANIFEST, sha256, verify_manifest
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TOKENIZER
+from pipeline.model.architecture import Architecture, ModelConfig
 from pipeline.model.checkpoint import BEST, CONFIG, check_weights, load_tensors
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import weight_shapes
 from pipeline.model.huggingface import read_config, read_weights, weight_files
 from pipeline.plugin.bytelevel import awkward_texts
+from pipeline.plugin.components import ModelShape
+from pipeline.plugin.options import plain_options, with_options
 
 _STRINGS = 1000
 _MEND = "copy a whole checkpoint or Hugging Face folder there, or set train.init_from"
@@ -58,17 +59,17 @@ class Pretrained:
         return cls(name, path, path / BEST if is_checkpoint else None)
 
     @cached_property
-    def config(self) -> GPTConfig:
-        """The architecture that the weights belong to.
+    def config(self) -> ModelConfig:
+        """The model that the weights belong to.
 
         Raises:
-            CheckpointError: config.json is damaged, or describes what the GPT does not compute.
+            CheckpointError: config.json is damaged, or describes what no model here computes.
             DataError: a file is missing or altered.
         """
         if self.file is None:
             return read_config(self.folder)
         verify_manifest(self.folder, _MEND)
-        return GPTConfig.from_file(self.folder / CONFIG, _MEND)
+        return ModelConfig.from_file(self.folder / CONFIG, _MEND)
 
     @cached_property
     def digest(self) -> str:
@@ -77,21 +78,25 @@ class Pretrained:
         digests = [sha256(path) for path in (self.folder / CONFIG, *files)]
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
-    def check(self, own: GPTConfig, tokenizer: Tokenizer) -> None:
+    def check(self, own: Architecture, tokenizer: Tokenizer) -> None:
         """Whether a model of this architecture, with this tokenizer, can start from the weights.
 
         Raises:
-            ParamsError: the architecture differs; each key that differs is named with the value to set.
+            ParamsError: the model differs; each key that differs is named with the value to set.
             DataError: the tokenizer gives other ids than the weights were trained with.
         """
-        theirs, as_theirs = self.config, replace(own, family=self.config.family)
-        wanted = {
-            key: getattr(theirs, value)
-            for key, value in _decisive(theirs).items()
-            if getattr(theirs, value) != getattr(own if key == "family" else as_theirs, value)
-        }
-        if own.context_length > theirs.context_length:
-            wanted["context_length"] = f"{theirs.context_length} or less"
+        theirs, name = self.config, own.component.name
+        wanted: dict[str, Any] = {}
+        if theirs.name != name:
+            wanted["name"] = theirs.name
+        sizes = ("n_layers", "n_heads", "emb_dim")
+        pairs = {key: (getattr(theirs.shape, key), getattr(own.shape, key)) for key in sizes}
+        if theirs.name == name:
+            options = plain_options(own.component)
+            pairs |= {f"{name}.{key}": (value, options.get(key)) for key, value in theirs.options.items()}
+        wanted |= {key: value for key, (value, mine) in pairs.items() if value != mine}
+        if own.shape.context_length > theirs.shape.context_length:
+            wanted["context_length"] = f"{theirs.shape.context_length} or less"
         if wanted:
             settings = ", ".join(f"model.{key}: {str(value).lower()}" for key, value in wanted.items())
             raise ParamsError(f"train.init_from: {self.name} is another model than params.yaml's: set {settings}")
@@ -110,11 +115,11 @@ class Pretrained:
                 f"train.init_from: {own.name!r}, which tokenized the splits, is not {self.name}'s tokenizer: "
                 f"set tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: {self._beside(TOKENIZER)}"
             )
-        if own.vocab_size > self.config.vocab_size:
+        if own.vocab_size > self.config.shape.vocab_size:
             raise DataError(
                 f"train.init_from: the tokenizer has {own.vocab_size:,} ids and {self.name} rows for "
-                f"{self.config.vocab_size:,}: set tokenize.tokenizer.file.end_of_text to a special token that "
-                f"{self._beside(TOKENIZER)} has"
+                f"{self.config.shape.vocab_size:,}: set tokenize.tokenizer.file.end_of_text to a special token "
+                f"that {self._beside(TOKENIZER)} has"
             )
 
     def _beside(self, file: str) -> str:
@@ -122,47 +127,39 @@ class Pretrained:
         name = PurePath(self.name)
         return ((name.parent if name.suffix == ".pth" else name) / file).as_posix()
 
-    def weights(self, own: GPTConfig) -> dict[str, torch.Tensor]:
+    def weights(self, own: Architecture) -> dict[str, torch.Tensor]:
         """The weights for a model of the architecture `own`, which passed `check`: the first positions of a longer
-        context, padding rows of zeros, and biases of queries, keys and values (zeros if new) where `own` has them.
+        context, and padding rows of zeros.
 
         Raises:
             CheckpointError: they cannot be read, or do not fit config.json.
-            ParamsError: they have biases and `own` has none.
+            ParamsError: they have weights that an option of `own` leaves out.
         """
+        options = {**plain_options(own.component), **self.config.options}
+        theirs = Architecture(with_options(type(own.component), options, self.name), self.config.shape)
         if self.file is None:
-            weights = read_weights(self.folder, self.config)
+            weights = read_weights(self.folder, theirs)
         else:
             weights = load_tensors(self.file).get("model_state_dict", {})
-        check_weights(weights, self.config, self.name)
-        for name in ("token_embedding.weight", "head.weight"):
-            if name in weights:
-                known = weights[name][: own.vocab_size]
-                weights[name] = F.pad(known, (0, 0, 0, own.padded_vocab_size - len(known)))
-        if "position_embedding.weight" in weights:
-            weights["position_embedding.weight"] = weights["position_embedding.weight"][: own.context_length]
-        wanted = weight_shapes(own)
-        for name in {*weights, *wanted}:
-            if name.endswith("qkv.bias"):
-                if name not in weights:
-                    weights[name] = torch.zeros(wanted[name])
-                elif name not in wanted and bool(weights.pop(name).any()):
-                    raise ParamsError(
-                        f"train.init_from: {self.name} has biases of queries, keys and values: set "
-                        "model.qkv_bias: true"
-                    )
+        check_weights(weights, theirs, self.name)
+        for name, (shape, _) in own.tensors.items():
+            if name in weights and weights[name].shape[1:] == shape[1:] and len(shape):
+                weights[name] = _rows(weights[name], shape[0], theirs.shape, own.shape)
         shapes = {name: tensor.shape for name, tensor in weights.items()}
+        wanted = {name: shape for name, (shape, _) in own.tensors.items()}
         if different := {name for name, _ in shapes.items() ^ wanted.items()}:
             raise CheckpointError(f"{self.name}: {min(different)} is not that of the model of {CONFIG}: {_MEND}")
         return weights
 
 
-def _decisive(config: GPTConfig) -> dict[str, str]:
-    """The keys of params.yaml's `model` that decide what weights compute, with the attribute that each decides."""
-    keys = {key: key for key in ("family", "n_layers", "n_heads", "emb_dim")} | {"tied_head": "tied"}
-    if config.llama:
-        keys.update(n_kv_heads="kv_heads", mlp_dim="inner_dim", rope_theta="rope_theta", norm_eps="norm_eps")
-    return keys
+def _rows(weight: torch.Tensor, count: int, theirs: ModelShape, own: ModelShape) -> torch.Tensor:
+    """A weight with `count` rows: of a vocabulary padded otherwise, or of the first positions of a context."""
+    if len(weight) == count:
+        return weight
+    if (len(weight), count) == (theirs.padded_vocab_size, own.padded_vocab_size):
+        known = weight[: own.vocab_size]
+        return torch.cat([known, known.new_zeros(count - len(known), *known.shape[1:])])
+    return weight[:count] if (len(weight), count) == (theirs.context_length, own.context_length) else weight
 
 
 def _gives_the_same_ids(one: Tokenizer, other: Tokenizer) -> bool:

@@ -19,7 +19,8 @@ from torch import nn
 
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokens import Ids
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel, run
+from pipeline.model.device import device_of
 from pipeline.plugin.components import IGNORED, ModelOutput
 
 _LOGITS_AT_ONCE = 1 << 23
@@ -41,9 +42,10 @@ class Scores:
     correct: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
-Observer = Callable[[torch.Tensor, torch.Tensor], None]
-"""Called with some rows of logits [N, V] in float32 (or wider) and their targets [N], `IGNORED` ones included; the
-rows come in order. It must not change them, nor keep them: their memory is used again."""
+Observer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Called with the targets of some rows [N], `IGNORED` ones included, their nats, whether they were the likeliest,
+the likeliest token's probability (float64), and the logits [N, V] in float32 (or wider); the rows come in order. It
+must not change them, nor keep them."""
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()  # no inference mode: FSDP2 keeps buffers of its first forward, and training writes into them
 def score(
-    model: GPT,
+    model: LanguageModel,
     ids: Ids,
     windows: Sequence[EvaluationWindow],
     batch_size: int,
@@ -74,13 +76,13 @@ def score(
 
     `observe` sees the logits of a batch before its scores are yielded; it does not change the scores.
     """
-    device = model.head_weight.device
+    device = device_of(model)
     with evaluating(model):
         for first in range(0, len(windows), batch_size):
             batch = windows[first : first + batch_size]
             inputs, targets = _padded(ids, batch)
             counted = targets != IGNORED
-            output = model(torch.from_numpy(inputs).to(device))
+            output = run(model, torch.from_numpy(inputs).to(device))
             nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)
             yield Scores(targets[counted], nats.cpu().numpy()[counted], correct.cpu().numpy()[counted])
 
@@ -113,18 +115,19 @@ def score_tokens(
     for start in range(0, len(flat), rows):
         own = flat[start : start + rows]
         logits = ModelOutput(hidden[start : start + rows], output.head_weight, output.vocab_size).logits
-        if observe is not None:
-            observe(logits, own)
         counted = own != IGNORED
         picked = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
         largest = logits.amax(dim=-1)
         hits = (counted & (picked == largest)).nonzero()[:, 0]
         # argmax is slow: it only decides between equals.
         correct[start + hits] = logits[hits].argmax(dim=-1) == own[hits]
-        # What logsumexp does, to the bit, in the memory of the logits.
-        total = logits.sub_(largest[:, None]).exp_().sum(dim=-1)
+        # What logsumexp does, to the bit; in the memory of the logits, where nobody looks at them afterwards.
+        below = logits.sub_(largest[:, None]) if observe is None else logits - largest[:, None]
+        total = below.exp_().sum(dim=-1)
         nll = (total.log() + largest - picked).double()
         nats[start : start + rows] = torch.where(counted, nll, 0.0)
+        if observe is not None:
+            observe(own, nats[start : start + rows], correct[start : start + rows], 1 / total.double(), logits)
     return nats.view(targets.shape), correct.view(targets.shape)
 
 
@@ -169,17 +172,22 @@ class Summary:
 
         Bits per byte leaves special tokens out of its sum and of its bytes: they are no text.
         """
-        numbers = {"loss": self.loss}
-        if self.loss <= _LARGEST_EXPONENT:
-            numbers["perplexity"] = math.exp(self.loss)
-        if self.bytes:
-            numbers["bits_per_byte"] = self._text_nats / math.log(2) / self.bytes
-        numbers["accuracy"] = self._correct / self.tokens
-        return numbers
+        return plain_numbers(self.tokens, self._nats, self.bytes, self._text_nats, self._correct)
+
+
+def plain_numbers(tokens: int, nats: float, size: int, text_nats: float, correct: int) -> dict[str, float]:
+    """What `Summary.metrics` gives, from sums: `size` in bytes, `text_nats` without those of special tokens."""
+    loss = nats / tokens
+    numbers = {"loss": loss}
+    if loss <= _LARGEST_EXPONENT:
+        numbers["perplexity"] = math.exp(loss)
+    if size:
+        numbers["bits_per_byte"] = text_nats / math.log(2) / size
+    return numbers | {"accuracy": correct / tokens}
 
 
 def summarize(
-    model: GPT,
+    model: LanguageModel,
     ids: Ids,
     windows: Sequence[EvaluationWindow],
     batch_size: int,

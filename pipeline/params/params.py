@@ -135,11 +135,7 @@ class SplitParams(Section):
         return self
 
 
-class ModelParams(Section):
-    family: Literal["gpt2", "modern", "llama"]
-    """`gpt2` is GPT-2's architecture; `llama` is Llama's, which every serving program loads: rotary positions,
-    RMSNorm, a gated MLP, no biases; `modern` learns faster: rotary positions, RMSNorm without weights, normalised
-    queries and keys, ReLU², no biases, an output head of its own, projections that begin at zero."""
+class ModelParams(Choice):
     context_length: Size
     """Tokens that the model sees at once."""
     n_layers: Layers
@@ -149,40 +145,38 @@ class ModelParams(Section):
     emb_dim: Size
     """Width: numbers that describe a token; a multiple of n_heads."""
     dropout: Fraction
-    """Share of activations dropped in training (embeddings and both residual branches; in gpt2 attention, too)."""
-    qkv_bias: bool
-    """Whether the query, key and value projections have a bias (GPT-2: yes; many textbooks, `llama` and
-    `modern`: no)."""
-    tied_head: bool
-    """Whether the output head is the token embedding itself (GPT-2: yes; many textbooks and `modern`: no)."""
-    init: Literal["gpt2", "pytorch"]
-    """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults; `modern`
-    has its own."""
-    n_kv_heads: Annotated[int, Field(ge=0, lt=2**31)]
-    """Heads of keys and values in `llama`, a divisor of n_heads: neighbouring queries share one; 0 for n_heads."""
-    mlp_dim: Annotated[int, Field(ge=0, lt=2**31)]
-    """Width inside `llama`'s MLP; 0 for 8/3 of emb_dim, up to a multiple of 64."""
-    rope_theta: Annotated[float, Field(gt=1)]
-    """The base of `llama`'s rotary frequencies (Llama 1 and 2: 10,000; for long contexts more)."""
-    norm_eps: Annotated[float, Field(gt=0, lt=1)]
-    """What `llama`'s norms add to the mean square."""
+    """Share of activations dropped in training (embeddings and residual branches; in gpt2 attention, too)."""
     pad_vocab_to: Size
     """The head's rows are padded to a multiple of this; padding is never sampled and never in the loss."""
     document_mask: bool
     """Whether a token sees only its own document where a window holds several (needs `tokenize.end_of_text`)."""
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The keys that every architecture has."""
+        return {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_stand_where_they_are(cls, values: Any) -> Any:
+        for old, new in _MOVED.items():
+            if isinstance(values, dict) and old in values and not isinstance(values[old], dict):
+                raise ValueError(f"{old} is now model.{new}")
+        return values
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelParams:
         if self.emb_dim % self.n_heads:
             raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
-        if self.family != "gpt2" and self.emb_dim // self.n_heads % 2:
-            raise ValueError(
-                f"emb_dim {self.emb_dim} / n_heads {self.n_heads} must be even: {self.family} turns numbers in "
-                "pairs"
-            )
-        if self.n_kv_heads and self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
         return self
+
+
+_MOVED = (
+    {"family": "name", "qkv_bias": "gpt2.qkv_bias"}
+    | {key: f"llama.{key}" for key in ("n_kv_heads", "mlp_dim", "rope_theta", "norm_eps")}
+    | {key: f"gpt2.{key}, or model.llama.{key}" for key in ("tied_head", "init")}
+)
+"""Keys that the section `model` once had, and where they are now."""
 
 
 class BudgetParams(Section):
@@ -276,6 +270,10 @@ class EvaluateParams(Section):
     generation: GenerationParams
     samplers: Choices
     """How the next token's distribution is changed before the draw."""
+    metrics: Choices
+    """What is measured beside the plain loss, over the same tokens or by tasks of its own."""
+    groups: Annotated[tuple[Text, ...], Field(strict=False)]
+    """Patterns of documents' names, such as `wiki/*`: the numbers of those documents apart, in evaluation.json."""
 
 
 class ExportParams(Section):

@@ -26,7 +26,8 @@ def reference(plugins: Path) -> str:
     whole, values = schema(plugins), default_values()
     lines = [_HEADER]
     for name, field in whole["properties"].items():
-        lines += [f"## {name}\n", *_section(name, field, values[name], whole["$defs"])]
+        part = _choice if name in PLACES else _section
+        lines += [f"## {name}\n", *part(name, field, values[name], whole["$defs"])]
     return "\n".join(lines)
 
 
@@ -40,7 +41,7 @@ def _section(path: str, section: Json, values: Json, definitions: Json) -> Itera
     for name, field in fields.items():
         place = f"{path}.{name}"
         if name in sections:
-            part = _choice if tuple(place.split(".")) in PLACES else _section
+            part = _choice if place in PLACES else _section
             yield f"### {place}\n"
             yield from part(place, field, values.get(name, {}), definitions)
 

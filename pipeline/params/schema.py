@@ -10,8 +10,8 @@ from pipeline.plugin.components import KINDS
 from pipeline.plugin.options import options_schema
 from pipeline.plugin.registry import Registry
 
-PLACES = {tuple(kind.chosen_by.split(".")[:2]): kind.plural for kind in KINDS.values()}
-"""Where params.yaml chooses components, as (section, key), and of which kind."""
+PLACES = {kind.chosen_by.rpartition(".")[0]: kind.plural for kind in KINDS.values()}
+"""The sections of params.yaml that choose components, and of which kind."""
 
 
 def schema(plugins: Path) -> dict[str, Any]:
@@ -19,26 +19,32 @@ def schema(plugins: Path) -> dict[str, Any]:
     registry = Registry.load(plugins)
     whole = Params.model_json_schema()
     definitions = whole["$defs"]
-    for (section, key), kind in PLACES.items():
-        model: Any = Params.model_fields[section].annotation
-        field = model.model_fields[key]
+    choices: set[str] = set()
+    for place, kind in PLACES.items():
+        section, _, key = place.partition(".")
+        field = Params.model_fields[section]
+        home = whole["properties"]
+        if key:
+            model: Any = field.annotation
+            field, home = model.model_fields[key], definitions[model.__name__]["properties"]
         components = [entry.component for entry in registry.entries(kind)]
         options = {each.name: options_schema(each, prefix=f"{kind}.{each.name}.") for each in components}
         for each in options.values():
             each.pop("title", None)
             definitions |= each.pop("$defs", {})
         names = list(options)
-        one = issubclass(field.annotation, Choice)
+        choice: Any = field.annotation
+        one = issubclass(choice, Choice)
         chosen = {"enum": names} if one else {"type": "array", "items": {"enum": names}, "uniqueItems": True}
-        name = "name" if one else "use"
-        own = definitions[field.annotation.__name__]["properties"]
-        definitions[model.__name__]["properties"][key] = {
+        own = definitions[choice.__name__]["properties"]
+        home[key or section] = {
             **({"description": field.description} if field.description else {}),
             "type": "object",
             "additionalProperties": False,
             "required": list(own),
-            "properties": {**own, name: chosen, **options},
+            "properties": {**own, "name" if one else "use": chosen, **options},
         }
-    for unused in ("Choice", "Choices", "ScheduleParams"):
-        definitions.pop(unused, None)
+        choices.add(choice.__name__)
+    for unused in choices:
+        definitions.pop(unused)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "title": "params.yaml"}

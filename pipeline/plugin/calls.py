@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -80,6 +81,22 @@ def guarded_items(
             except StopIteration:
                 return
         yield item
+
+
+_NAME = re.compile(r"[\w%@+-]+([./ ][\w%@+-]+)*")
+
+
+def check_numbers(numbers: Any, where: str) -> None:
+    """Raises PluginError unless what a component returned is a dict of finite numbers; `where` names it."""
+    if not isinstance(numbers, dict):
+        raise PluginError(f"{where} must return a dict of numbers (an empty one for none), not {numbers!r}")
+    for name, value in numbers.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise PluginError(f"{where} returned a number named {name!r}: use letters, digits, _, and dots between")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise PluginError(f"{where} returned {name!r}: {value!r}; it must be a number: call float() on it")
+        if not -sys.float_info.max <= value <= sys.float_info.max:
+            raise PluginError(f"{where} returned {name!r}, not a finite number that a float can hold: leave it out")
 
 
 def title(component: Component | type[Component]) -> str:

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from pipeline.core.values import STRICT, Layers, Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +45,48 @@ class Component(BaseModel, ABC):
     name: ClassVar[str]
 
 
-# ── losses ────────────────────────────────────────────────────────────────────────────────────────
+# ── models ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class ModelShape:
+    """The sizes that every architecture has; most are keys of params.yaml's section `model`. They are checked.
+
+    Attributes:
+        vocab_size: V, the number of the tokenizer's ids.
+        context_length: T, the most tokens seen at once.
+        n_layers, n_heads, emb_dim: Blocks, heads in each, and width D, a multiple of n_heads.
+        dropout: Share of activations dropped in training.
+        pad_vocab_to: The rows of embedding and head are padded to a multiple of this.
+        document_end: The id that ends a document, if a token is to see its own document only; else None.
+    """
+
+    vocab_size: Size
+    context_length: Size
+    n_layers: Layers
+    n_heads: Size
+    emb_dim: Size
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    pad_vocab_to: Size
+    document_end: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelShape:
+        if self.emb_dim % self.n_heads:
+            raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
+        if self.document_end is not None and self.document_end >= self.vocab_size:
+            raise ValueError(f"document_end {self.document_end} is no id of a vocabulary of {self.vocab_size}")
+        return self
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and the head."""
+        return -(-self.vocab_size // self.pad_vocab_to) * self.pad_vocab_to
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.emb_dim // self.n_heads
 
 
 @dataclass(frozen=True)
@@ -53,11 +97,14 @@ class ModelOutput:
         hidden: The last hidden states, after the final norm: [B, T, D].
         head_weight: The output head, padding rows included: [padded V, D].
         vocab_size: V, the real vocabulary; ids from V on are padding.
+        auxiliary: A scalar in nats that training adds to the mean loss of a target, such as a mixture of experts'
+            balance loss. It is part of `train.objective`, never of `train.loss` and `val.loss`.
     """
 
     hidden: torch.Tensor
     head_weight: torch.Tensor
     vocab_size: int
+    auxiliary: torch.Tensor | float = 0.0
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -70,7 +117,7 @@ class ModelOutput:
     ) -> torch.Tensor:
         """The negative log-likelihood of each target in nats [B, T], 0 where it is `IGNORED`.
 
-        From the model it comes without all logits ever being held, and many times cheaper than through `logits`.
+        In training it is computed without all logits ever being held, many times cheaper than through `logits`.
 
         Args:
             targets: Ids [B, T].
@@ -87,6 +134,32 @@ class ModelOutput:
             return nats
         normaliser = self.logits.logsumexp(dim=-1)
         return nats + z_loss * normaliser.square().masked_fill(targets == IGNORED, 0.0)
+
+
+class Model(Component):
+    """An architecture. Its fields are the options that it alone has; what every architecture has is the shape."""
+
+    @abstractmethod
+    def build(self, shape: ModelShape) -> torch.nn.Module:
+        """A decoder over token ids, its weights drawn from torch's random generator.
+
+        The module's `forward(ids, cache=None)` takes ids [B, T] and returns a `ModelOutput`; no token may change
+        what is computed for those before it. All that decides the result is in its state dict: parameters and
+        persistent buffers. Embeddings have "embedding" in their name, and a head of its own is "head.weight".
+
+        A module may also have
+
+        - `blocks`, an `nn.ModuleList` of its layers: they are compiled and sharded one by one, else the whole is;
+        - `make_cache(batch)`, for generation: an object that `forward` reads and extends, so that ids continue
+          those before. Its optional `crop(length)` forgets all but the first tokens. Without a cache, each new
+          token computes the whole text.
+
+        Raises:
+            ValueError: there is no such model: a size does not fit, or it cannot mask at a `document_end`.
+        """
+
+
+# ── losses ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Loss(Component):
@@ -346,6 +419,90 @@ class Sampler(Component):
         """
 
 
+# ── metrics ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Some of the held-out targets, N of them in the text's order, and what the model said of each.
+
+    The tensors are on the model's device. They are to be read during the call only: their memory is used again.
+
+    Attributes:
+        targets: The true ids [N], int64.
+        nats: Their negative log-likelihoods [N], float64.
+        correct: Whether the likeliest token was the true one [N], bool.
+        confidence: The likeliest token's probability [N], float64.
+        positions: How many tokens of the context came before each, less one [N], int64: 0 … T−1.
+        bytes: The bytes of text that each stands for [N], int64: 0 for special tokens.
+        logits: What the model predicted in their places [N, V], in float32 (or wider).
+    """
+
+    targets: torch.Tensor
+    nats: torch.Tensor
+    correct: torch.Tensor
+    confidence: torch.Tensor
+    positions: torch.Tensor
+    bytes: torch.Tensor
+    logits: torch.Tensor
+
+
+class Metric(Component):
+    """Numbers over held-out text, from sums over its tokens."""
+
+    @abstractmethod
+    def update(self, sums: dict[str, float], scores: TokenScores) -> None:
+        """Adds further targets to the sums.
+
+        Args:
+            sums: Sums by names of the metric's own; one that is not there yet is 0, so `sums["hits"] += 1` works.
+                The sums of two parts of a text, added up, must be those of the whole.
+            scores: The targets: any number of them, at least one.
+        """
+
+    @abstractmethod
+    def result(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """The numbers, by their names in metrics/evaluate.json, from the sums of at least one target."""
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A trained model that is asked in texts.
+
+    Attributes:
+        score: `score(text, prompt="")` is the text's negative log-likelihood after the prompt, in nats, summed over
+            its tokens.
+        choose: `choose(prompt, options)` is the number of the likeliest option, from 0: of the lowest such sum.
+        generate: `generate(prompt, max_new_tokens=50, temperature=0.0)` is the prompt and what follows;
+            temperature 0 takes the likeliest token each time.
+        folder: data/tasks, where the texts of tasks lie: the evaluate stage depends on it.
+    """
+
+    score: Callable[..., float]
+    choose: Callable[[str, Sequence[str]], int]
+    generate: Callable[..., str]
+    folder: Path
+
+
+class TaskMetric(Metric):
+    """Numbers from a task of its own, not from the held-out text."""
+
+    def update(self, sums: dict[str, float], scores: TokenScores) -> None:
+        """Nothing: a task is not about the held-out text."""
+
+    def result(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    @abstractmethod
+    def run(self, model: TextModel) -> dict[str, float]:
+        """The numbers, by the names that metrics/evaluate.json has for them under `tasks`.
+
+        Raises:
+            ValueError: the task's texts are missing or damaged; says which file and how to mend it.
+        """
+
+
 # ── corpora ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -401,8 +558,8 @@ class ExportSource:
     """A trained model as an exporter sees it.
 
     Attributes:
-        config: The architecture: family ("gpt2", "modern" or "llama"), vocab_size, context_length, n_layers,
-            n_heads, emb_dim, dropout, qkv_bias, tied_head, …; n_kv_heads and mlp_dim are the real ones, never 0.
+        config: The architecture: its `name`, the shape (vocab_size, context_length, n_layers, n_heads, emb_dim, …)
+            and its own options, such as qkv_bias.
         weights: The model's state dict, in float32 on the CPU; the head without its padding rows.
         model: The checkpoint as a module, ids [B, T] → logits [B, T, V] in float32: on the CPU, in eval mode, to be
             traced or compiled.
@@ -440,7 +597,7 @@ class Exporter(Component):
         """Writes the export into `folder`, which is empty.
 
         Raises:
-            ValueError: this format has no form for such a model (of this family, say); nothing is published.
+            ValueError: this format has no form for such a model; nothing is published.
         """
 
     @abstractmethod
@@ -484,12 +641,14 @@ KINDS: Mapping[str, Kind] = {
     kind.plural: kind
     for kind in (
         Kind("corpus", "corpora", Corpus, "tokenize.corpus.name"),
+        Kind("model", "models", Model, "model.name"),
         Kind("loss", "losses", Loss, "train.loss.name", ("inputs", "step", "total_steps", "teacher")),
         Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name", ("total_steps",)),
         Kind("schedule", "schedules", Schedule, "train.schedule.name"),
         Kind("batch sampler", "batch_samplers", BatchSampler, "train.batch_sampler.name"),
         Kind("eval callback", "eval_callbacks", EvalCallback, "train.eval_callbacks.use"),
         Kind("sampler", "samplers", Sampler, "evaluate.samplers.use", ("prompt_length", "memory")),
+        Kind("metric", "metrics", Metric, "evaluate.metrics.use"),
         Kind("exporter", "exporters", Exporter, "export.formats.use"),
     )
 }

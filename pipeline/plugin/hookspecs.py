@@ -14,6 +14,8 @@ from pipeline.plugin.components import (
     EvalCallback,
     Exporter,
     Loss,
+    Metric,
+    Model,
     Optimizer,
     Sampler,
     Schedule,
@@ -27,6 +29,11 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 @hookspec
 def register_corpora() -> list[type[Corpus]]:  # type: ignore[empty-body]
     """Corpora: where text comes from. Chosen by `tokenize.corpus.name`."""
+
+
+@hookspec
+def register_models() -> list[type[Model]]:  # type: ignore[empty-body]
+    """Models: architectures. Chosen by `model.name`."""
 
 
 @hookspec
@@ -57,6 +64,11 @@ def register_eval_callbacks() -> list[type[EvalCallback]]:  # type: ignore[empty
 @hookspec
 def register_samplers() -> list[type[Sampler]]:  # type: ignore[empty-body]
     """Samplers: changes to the next token's distribution. Chosen by `evaluate.samplers.use`."""
+
+
+@hookspec
+def register_metrics() -> list[type[Metric]]:  # type: ignore[empty-body]
+    """Metrics: numbers over held-out text, and tasks. Chosen by `evaluate.metrics.use`."""
 
 
 @hookspec

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact, listed, say
 from pipeline.core.errors import DataError
 from pipeline.core.publication import published_folder
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
+from pipeline.split.baseline import xz_bits_per_byte
 from pipeline.split.sides import SIDES, Part, by_document, by_position, duplicates, predefined
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def run(params: Params, paths: Paths) -> None:
         _check(files, own)
         recorded = {**tokens.meta["params"], "split": own.model_dump(mode="json")}
         repeated = [asdict(twin) for twin in twins]
-        finish_folder(folder, tokens.tokenizer, files, params=recorded, by=own.by, duplicates=repeated)
+        more: dict[str, Any] = {"by": own.by, "duplicates": repeated}
+        more["xz_bits_per_byte"] = xz_bits_per_byte(folder, files, tokens.tokenizer)
+        finish_folder(folder, tokens.tokenizer, files, params=recorded, **more)
 
     total = sum(file["tokens"] for file in files.values())
     fact("read", f"{paths.shown(paths.tokens)}: {total:,} tokens")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,11 +13,14 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import PluginError
+from pipeline.model.architecture import LanguageModel
+from pipeline.model.architecture import run as compute
+from pipeline.model.device import device_of
 from pipeline.model.generate import generate
-from pipeline.model.gpt import GPT
 from pipeline.model.scoring import evaluating, score_tokens
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, check_numbers, named
 from pipeline.plugin.components import (
+    CALLBACK_METHODS,
     EvalCallback,
     EvaluationEvent,
     StepEvent,
@@ -122,9 +123,9 @@ def after_evaluation(run: TrainingRun, state: TrainState, row: dict[str, float])
     if run.components.callbacks_with("on_evaluation"):
         model = run.parallel.full_model()
         row, state.stopped = ranks.on_rank0(lambda: _call_all(run, model, row, state))
-    for callback in run.components.callbacks if ranks.count > 1 else ():
-        if callback.has("before_update") or callback.has("after_step"):
-            _share_memory(run, state, callback)
+        for callback in run.components.callbacks_with("on_evaluation") if ranks.count > 1 else ():
+            if any(map(callback.has, CALLBACK_METHODS[1:])):  # which every rank calls
+                _share_memory(run, state, callback)
     return row
 
 
@@ -148,7 +149,7 @@ def _share_memory(run: TrainingRun, state: TrainState, callback: EvalCallback) -
 
 
 def _call_all(
-    run: TrainingRun, model: GPT | None, row: dict[str, float], state: TrainState
+    run: TrainingRun, model: LanguageModel | None, row: dict[str, float], state: TrainState
 ) -> tuple[dict[str, float], str]:
     """The row with the callbacks' numbers, and why one of them ends the run, if one does."""
     assert model is not None  # this is the first rank
@@ -163,7 +164,7 @@ def _call_all(
 
 
 def _call(
-    run: TrainingRun, callback: EvalCallback, model: GPT, row: dict[str, float], state: TrainState
+    run: TrainingRun, callback: EvalCallback, model: LanguageModel, row: dict[str, float], state: TrainState
 ) -> dict[str, float]:
     """What the callback returns; one that stops the run returns nothing."""
 
@@ -184,7 +185,7 @@ def _call(
         generate=partial(_generate, run, model),
         show=show,
         model=model,
-        batches=partial(_batches, run, model.head_weight.device),
+        batches=partial(_batches, run, device_of(model)),
         loss=partial(_token_losses, model),
         memory=state.memory.setdefault(callback.name, {}),
     )
@@ -215,16 +216,18 @@ def _batches(run: TrainingRun, device: torch.device, side: str) -> Iterator[torc
 
 
 @torch.no_grad()
-def _token_losses(model: GPT, ids: torch.Tensor) -> torch.Tensor:
+def _token_losses(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
     """The plain loss of each id [B, T + 1] after the first: nats [B, T]."""
-    ids = ids.to(model.head_weight.device)
+    ids = ids.to(device_of(model))
     with evaluating(model):
-        return score_tokens(model(ids[:, :-1]), ids[:, 1:])[0]
+        return score_tokens(compute(model, ids[:, :-1]), ids[:, 1:])[0]
 
 
-def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0) -> str:
+def _generate(
+    run: TrainingRun, model: LanguageModel, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0
+) -> str:
     """The prompt and what the model makes of it; temperature 0 takes the likeliest token each time."""
-    tokenizer, device = run.data.tokenizer, model.head_weight.device
+    tokenizer, device = run.data.tokenizer, device_of(model)
     start = [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
     generator = torch.Generator(device).manual_seed(0) if temperature > 0 else None
     samplers = [lambda logits, tokens: logits / max(temperature, 1e-6)] if temperature > 0 else []
@@ -236,7 +239,6 @@ def _generate(run: TrainingRun, model: GPT, prompt: str, max_new_tokens: int = 5
     return prompt + tokenizer.decode(drawn)
 
 
-_NAME = re.compile(r"[\w%@+-]+([./ ][\w%@+-]+)*")
 _RESERVED = {"tokens", "train.objective", "learning_rate", "grad_norm"}
 _RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
 """Columns that the first evaluation or a step lacks, or that the report adds."""
@@ -244,15 +246,8 @@ _RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
 
 def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) -> None:
     where = named(callback)
-    if not isinstance(numbers, dict):
-        raise PluginError(f"{where} must return a dict of numbers (an empty one for none), not {numbers!r}")
-    for name, value in numbers.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise PluginError(f"{where} returned a number named {name!r}: use letters, digits, _, and dots between")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise PluginError(f"{where} returned {name!r}: {value!r}; it must be a number: call float() on it")
-        if not -sys.float_info.max <= value <= sys.float_info.max:
-            raise PluginError(f"{where} returned {name!r}, not a finite number that a float can hold: leave it out")
+    check_numbers(numbers, where)
+    for name in numbers:
         if callback.records_only:
             raise PluginError(f"{where} only records, so it must return an empty dict, not {name!r}")
         if name in row or name in _RESERVED:

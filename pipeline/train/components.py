@@ -1,4 +1,4 @@
-"""The components that a training run uses: loss, optimizer, schedule, batch sampler, eval callbacks."""
+"""The components that a training run uses: model, loss, optimizer, schedule, batch sampler, eval callbacks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.core.errors import PluginError
+from pipeline.core.errors import ParamsError, PluginError
+from pipeline.core.values import explain
+from pipeline.model.architecture import Architecture
 from pipeline.plugin.calls import calling, guarded, named, taken
 from pipeline.plugin.components import (
     CALLBACK_METHODS,
     BatchSampler,
     EvalCallback,
     Loss,
+    Model,
     ModelOutput,
+    ModelShape,
     Optimizer,
     Schedule,
 )
@@ -26,9 +30,10 @@ from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
-    from pipeline.params.params import TrainParams
+    from pipeline.data.tokenizer import Tokenizer
+    from pipeline.params.params import ModelParams, Params, TrainParams
 
-KINDS = ["losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks"]
+KINDS = ["models", "losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,13 @@ class Components:
     """What params.yaml chose, with its options.
 
     Attributes:
-        loss, optimizer, schedule, batch_sampler, callbacks: The components.
+        model, loss, optimizer, schedule, batch_sampler, callbacks: The components.
         plugins: The project's folder of plugins.
         sources: The files that register those components that decide the result: not callbacks that only record.
         packages: Versions of the installed packages among them.
     """
 
+    model: Model
     loss: Loss
     optimizer: Optimizer
     schedule: Schedule
@@ -60,9 +66,10 @@ class Components:
         return {method: tuple(each for each in self.callbacks if each.has(method)) for method in CALLBACK_METHODS}
 
     @classmethod
-    def load(cls, params: TrainParams, plugins: Path, registry: Registry | None = None) -> Components:
-        """The components that `params` names, with their options checked; `registry` is one already loaded."""
-        registry = registry or Registry.load(plugins, KINDS)
+    def load(cls, whole: Params, plugins: Path, registry: Registry | None = None) -> Components:
+        """The components that the params name, with their options checked; `registry` is one already loaded."""
+        registry, params = registry or Registry.load(plugins, KINDS), whole.train
+        model = registry.build("models", whole.model.name, whole.model.options, "model")
         loss = registry.build("losses", params.loss.name, params.loss.options, "train.loss")
         optimizer = registry.build("optimizers", params.optimizer.name, params.optimizer.options, "train.optimizer")
         schedule = registry.build("schedules", params.schedule.name, params.schedule.options, "train.schedule")
@@ -70,10 +77,34 @@ class Components:
         batch_sampler = registry.build("batch_samplers", order.name, order.options, "train.batch_sampler")
         chosen = params.eval_callbacks
         callbacks = registry.build_all("eval_callbacks", chosen.use, chosen.options, "train.eval_callbacks")
-        deciding = [("losses", loss.name), ("optimizers", optimizer.name), ("schedules", schedule.name)]
-        deciding.append(("batch_samplers", batch_sampler.name))
+        deciding = [
+            ("models", model.name),
+            ("losses", loss.name),
+            ("optimizers", optimizer.name),
+            ("schedules", schedule.name),
+            ("batch_samplers", batch_sampler.name),
+        ]
         deciding += [("eval_callbacks", each.name) for each in callbacks if not each.records_only]
-        return cls(loss, optimizer, schedule, batch_sampler, tuple(callbacks), plugins, *registry.origins(deciding))
+        origins = registry.origins(deciding)
+        return cls(model, loss, optimizer, schedule, batch_sampler, tuple(callbacks), plugins, *origins)
+
+    def architecture(self, params: ModelParams, tokenizer: Tokenizer) -> Architecture:
+        """The architecture that the section `model` describes, for a tokenizer's vocabulary.
+
+        Raises:
+            ParamsError: there is no such model.
+        """
+        sizes = params.sizes
+        end = tokenizer.end_of_text if sizes.pop("document_mask") else None
+        try:
+            shape = ModelShape(vocab_size=tokenizer.vocab_size, document_end=end, **sizes)
+        except ValueError as error:
+            raise ParamsError(f"model: {explain(error)}") from None
+        return Architecture(self.model, shape)
+
+    def effective_model(self, params: ModelParams) -> dict[str, Any]:
+        """The `model` section as far as it decides the result: with the options of this model alone."""
+        return params.sizes | _chosen("name", [self.model])
 
     def effective(self, params: TrainParams) -> dict[str, Any]:
         """The `train` section as far as it decides the result: with the options of these components alone, defaults

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.fingerprint import code_identity
 from pipeline.core.record import changed, differences
-from pipeline.model.config import effective_model
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
 from pipeline.train.store import FORMAT
@@ -33,7 +32,7 @@ def identity(
     """
     return {
         "params": {
-            "model": effective_model(params.model.model_dump(mode="json")),
+            "model": components.effective_model(params.model),
             "train": components.effective(params.train),
         },
         "data": data.digest,

@@ -6,8 +6,8 @@ import torch
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.files import readable
+from pipeline.model.architecture import Architecture
 from pipeline.model.checkpoint import tensor_bytes
-from pipeline.model.config import GPTConfig
 from pipeline.model.device import memory_of
 
 
@@ -22,12 +22,12 @@ def available(device: torch.device, processes: int = 1) -> int:
 
 
 def check_fits(
-    config: GPTConfig, device: torch.device, strategy: str = "ddp", processes: int = 1, at_once: int = 1
+    architecture: Architecture, device: torch.device, strategy: str = "ddp", processes: int = 1, at_once: int = 1
 ) -> None:
     """Refuses a model, or a micro-batch, before any of it is made, which would fill the memory first.
 
     Args:
-        config: The model.
+        architecture: The model's.
         device: Where each process computes.
         strategy: "ddp", or "fsdp", which divides weights and gradients by the number of processes.
         processes: How many train together.
@@ -37,14 +37,15 @@ def check_fits(
         ParamsError: the float32 weights and their gradients, or what the blocks are given, need more memory than
             there is.
     """
-    needed = 8 * config.parameter_count // (processes if strategy == "fsdp" else 1)
+    needed = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1)
     if needed > available(device, processes):
         raise ParamsError(
-            f"a model of {config.parameter_count:,} parameters needs {readable(needed)} with its gradients, and "
-            f"{_has(device, processes)}: lower model.n_layers or model.emb_dim"
+            f"a model of {architecture.parameter_count:,} parameters needs {readable(needed)} with its gradients, "
+            f"and {_has(device, processes)}: lower model.n_layers or model.emb_dim"
         )
     # Each block keeps at least its input, in 16 bits; what else it keeps is measured by `pipeline check`.
-    kept = 2 * at_once * config.context_length * config.emb_dim * config.n_layers
+    shape = architecture.shape
+    kept = 2 * at_once * shape.context_length * shape.emb_dim * shape.n_layers
     if kept > available(device, processes):
         raise ParamsError(
             f"train.micro_batch_size: {at_once:,} windows at once need at least {readable(kept)}, and "
@@ -53,7 +54,7 @@ def check_fits(
 
 
 def what_to_lower(
-    config: GPTConfig,
+    architecture: Architecture,
     micro_batch_size: int,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
@@ -65,12 +66,12 @@ def what_to_lower(
     It allocates nothing; `pipeline check` measures what another micro-batch size needs.
 
     Args:
-        config, device, strategy, processes: As for `check_fits`.
+        architecture, device, strategy, processes: As for `check_fits`.
         micro_batch_size: Windows that were computed at once.
         optimizer: Under FSDP, it holds this process's shards.
     """
     state = state_bytes(optimizer)
-    lasting = 8 * config.parameter_count // (processes if strategy == "fsdp" else 1) + state
+    lasting = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1) + state
     text = (
         f"out of memory with {micro_batch_size} windows at once: {_has(device, processes)}, and weights, gradients "
         f"and optimizer need {readable(lasting)}: lower "

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel, checked_output
+from pipeline.model.device import device_of
+from pipeline.model.linear_cross_entropy import FusedOutput, Softmax, softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
 from pipeline.train.ranks import Ranks
 
@@ -26,32 +28,42 @@ class Parallel:
         ranks: The processes.
         writers: The processes that write a training checkpoint together: under FSDP2 all, each its shards;
             otherwise each alone, and only rank 0 has something to write.
-        compiled: Whether the blocks are compiled.
+        compiled: Whether the model is compiled.
+        softmax: Computes the loss from logits; compiled with the model.
         sharded: Whether it is FSDP2.
     """
 
-    model: GPT
+    model: LanguageModel
     ranks: Ranks = field(default_factory=Ranks)
     writers: Ranks = field(default_factory=Ranks)
     compiled: bool = False
+    softmax: Softmax = softmax_and_gradient
     sharded: ClassVar[bool] = False
 
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
-        return self.model.head_weight.device
+        return device_of(self.model)
 
     def forward(self, ids: torch.Tensor) -> ModelOutput:
-        """Ids [B, T] → the model's output; its backward sums gradients over the ranks."""
-        output: ModelOutput = self.model(ids)
-        return output
+        """Ids [B, T] → the model's output; its backward sums gradients over the ranks.
+
+        Raises:
+            PluginError: the model returned something else.
+        """
+        output = checked_output(self.computed(ids), self.model, ids)
+        return FusedOutput(output.hidden, output.head_weight, output.vocab_size, output.auxiliary, self.softmax)
+
+    def computed(self, ids: torch.Tensor) -> Any:
+        """What the model itself returns."""
+        return self.model(ids)
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """Around a micro-batch's forward and backward; `last` says whether it is the step's last."""
         return nullcontext()
 
     def eager(self) -> AbstractContextManager[Any]:
-        """Inside, compiled blocks run as they are written: evaluation has many shapes, and each would compile."""
+        """Inside, what is compiled runs as it is written: evaluation has many shapes, and each would compile."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def clip(self, max_norm: float) -> float:
@@ -102,18 +114,35 @@ class Parallel:
         """Loads an optimizer's state: full tensors, with content on rank 0, or shards. All ranks must call it."""
         optimizer.load_state_dict(saved)
 
-    def full_model(self) -> GPT | None:
+    def full_model(self) -> LanguageModel | None:
         """The full model on rank 0, to look at and generate with; None on the others. Under FSDP2 it is a copy on
         the CPU, and all ranks must call it."""
         return self.model
 
 
-def alone(make: Callable[[], GPT], device: torch.device, compiled: bool) -> Parallel:
-    """Makes a model for one process on its device; `compiled` says whether each block is compiled."""
+def alone(make: Callable[[], LanguageModel], device: torch.device, compiled: bool) -> Parallel:
+    """Makes a model for one process on its device; `compiled` says whether it is compiled."""
     model = make().to(device)
-    if compiled:
-        model.compile_parts()
-    return Parallel(model=model, compiled=compiled)
+    if not compiled:
+        return Parallel(model=model)
+    compile_parts(model)
+    return Parallel(model=model, compiled=True, softmax=compiled_softmax())
+
+
+def parts(model: LanguageModel) -> list[torch.nn.Module]:
+    """What is compiled and sharded by itself: each of the model's blocks, or, where it has none, the whole."""
+    return list(getattr(model, "blocks", None) or [model])
+
+
+def compile_parts(model: LanguageModel) -> None:
+    """Compiles the model's parts: blocks take seconds, a whole model minutes. Equal blocks share the code."""
+    for part in parts(model):
+        part.compile(dynamic=False)
+
+
+def compiled_softmax() -> Softmax:
+    """The loss's softmax, compiled."""
+    return torch.compile(softmax_and_gradient, dynamic=False)
 
 
 def map_tensors(change: Callable[[torch.Tensor], Any], value: Any) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.core.paths import Paths
-    from pipeline.model.config import GPTConfig
+    from pipeline.model.architecture import Architecture
     from pipeline.params.params import BudgetParams, TrainParams
 
 
@@ -97,20 +97,20 @@ def locked(run: list[Phase], paths: Paths, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def newest(run: list[Phase], ranks: Ranks, config: GPTConfig) -> tuple[int, dict[str, Any] | None]:
-    """The phase to continue, and its newest state (None: there is none) that fits a model of `config`; other ranks
+def newest(run: list[Phase], ranks: Ranks, architecture: Architecture) -> tuple[int, dict[str, Any] | None]:
+    """The phase to continue, and its newest state (None: there is none) that fits the architecture; other ranks
     get the state's skeleton."""
     return ranks.on_rank0(
-        lambda: _load(run, config), told=lambda found: (found[0], found[1] and skeleton(found[1]))
+        lambda: _load(run, architecture), told=lambda found: (found[0], found[1] and skeleton(found[1]))
     )
 
 
-def _load(run: list[Phase], config: GPTConfig) -> tuple[int, dict[str, Any] | None]:
+def _load(run: list[Phase], architecture: Architecture) -> tuple[int, dict[str, Any] | None]:
     """The phase to continue, and its newest state; where there is none, says what changed since the run before."""
     before = run[-1].store.identify(run[-1].identity)
     for number in reversed(range(len(run))):
         steps = run[number].length.total_steps
-        saved = run[number].store.load(partial(check_state, config=config, total_steps=steps))
+        saved = run[number].store.load(partial(check_state, architecture=architecture, total_steps=steps))
         if saved:
             return number, saved
     changed = changes(before, run[-1].identity) if before else []

@@ -79,7 +79,7 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
             write(folder / METRICS / name, content)
         write_checkpoint(
             folder,
-            run.model.config,
+            run.model.architecture,
             run.data.tokenizer,
             state.final["record"],
             last={"model_state_dict": weights, "optimizer_state_dict": moments, "step": state.step},
@@ -114,7 +114,7 @@ def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
         "train.json": {
             "steps": state.step,
             "tokens": int(final["tokens"]),
-            "parameters": run.model.parameter_count(),
+            "parameters": run.model.architecture.parameter_count,
             "skipped_steps": len(state.skipped),
             "train": {name: final[f"train.{name}"] for name in names if f"train.{name}" in final},
             "val": state.final["last"],
@@ -125,7 +125,7 @@ def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
             "seconds": state.seconds,
             "processor_seconds": state.processor_seconds,
             "tokens_per_sec": rate,
-            "model_flops_per_sec": rate * run.model.config.flops_per_token,
+            "model_flops_per_sec": rate * run.model.architecture.flops_per_token,
             "peak_memory_bytes": state.final["peak_memory_bytes"],
         },
         "history.tsv": table(state.history, columns_of(state.history)),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.model.config import GPTConfig
+from pipeline.model.architecture import LanguageModel
+from pipeline.model.architecture import run as compute
 from pipeline.model.device import keep_memory, use_threads
-from pipeline.model.gpt import GPT
 from pipeline.plugin.components import ModelOutput
 from pipeline.train import memory_check
 from pipeline.train.components import Components
@@ -26,13 +26,7 @@ from pipeline.train.store import Saver
 from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
-    from pipeline.data.tokenizer import Tokenizer
     from pipeline.params.params import Params, TrainParams
-
-
-def model_config(params: Params, tokenizer: Tokenizer) -> GPTConfig:
-    """The architecture that params.yaml describes, for a tokenizer's vocabulary."""
-    return GPTConfig.from_params(params.model.model_dump(mode="json"), tokenizer.vocab_size, tokenizer.end_of_text)
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class TrainingRun:
     saver: Saver
     stop: StopSignal
     live: LiveTable
-    teacher: GPT | None = None
+    teacher: LanguageModel | None = None
 
     @classmethod
     def build(
@@ -75,7 +69,7 @@ class TrainingRun:
         conditions: Conditions,
         ranks: Ranks | None = None,
         stop: StopSignal | None = None,
-        make: Callable[[], GPT] | None = None,
+        make: Callable[[], LanguageModel] | None = None,
         teacher: Teacher | None = None,
     ) -> TrainingRun:
         """Makes the model (or has `make` make it), laid out over the ranks, and its optimizer.
@@ -90,13 +84,14 @@ class TrainingRun:
         if params.runtime.keep_memory:
             keep_memory()
         torch.manual_seed(params.train.seed)
-        config, device = model_config(params, data.tokenizer), torch.device(conditions.device)
+        architecture, device = (
+            components.architecture(params.model, data.tokenizer),
+            torch.device(conditions.device),
+        )
         at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.count)
         at_once = min(at_once, max(phase.length.parts))
-        memory_check.check_fits(config, device, conditions.strategy, ranks.count, at_once)
-        parallel = parallelize(
-            make or (lambda: GPT(config)), device, ranks, conditions.strategy, conditions.compile
-        )
+        memory_check.check_fits(architecture, device, conditions.strategy, ranks.count, at_once)
+        parallel = parallelize(make or architecture.make, device, ranks, conditions.strategy, conditions.compile)
         return cls(
             params=params.train,
             components=components,
@@ -110,7 +105,7 @@ class TrainingRun:
             saver=Saver(phase.store, params.runtime.save_seconds, parallel.writers),
             stop=stop or StopSignal(),
             live=LiveTable(phase.store.folder / STEPS),
-            teacher=teacher.load(data.tokenizer, params.model.context_length, device) if teacher else None,
+            teacher=teacher.load(data.tokenizer, architecture, device, components.plugins) if teacher else None,
         )
 
     def for_phase(self, phase: Phase) -> TrainingRun:
@@ -119,7 +114,7 @@ class TrainingRun:
         return replace(self, phase=phase, saver=replace(self.saver, store=phase.store), live=live)
 
     @property
-    def model(self) -> GPT:
+    def model(self) -> LanguageModel:
         return self.parallel.model
 
     @property
@@ -157,8 +152,7 @@ class TrainingRun:
         """What the teacher computes for ids [B, T]."""
         assert self.teacher is not None  # the loss asks for one
         with self.autocast():
-            output: ModelOutput = self.teacher(ids)
-        return output
+            return compute(self.teacher, ids)
 
     def to_device(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids on the device; a GPU fetches them from pinned memory while this process continues."""
@@ -177,7 +171,7 @@ def windows_at_once(micro_batch_size: int, batch_size: int, ranks: int) -> int:
 
 
 def parallelize(
-    make: Callable[[], GPT], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
+    make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
 ) -> Parallel:
     """Makes a model and lays it out over the ranks.
 
@@ -186,7 +180,7 @@ def parallelize(
         device: Where this rank computes.
         ranks: The processes, connected.
         strategy: "ddp" or "fsdp", for several ranks; one needs neither.
-        compiled: Whether each block is compiled.
+        compiled: Whether the model is compiled: block by block where it has blocks.
     """
     if ranks.count == 1:
         return alone(make, device, compiled)

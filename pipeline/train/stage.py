@@ -21,13 +21,14 @@ from pipeline.train.loop import train
 from pipeline.train.phases import locked, newest, phases
 from pipeline.train.publish import publish
 from pipeline.train.ranks import Ranks, started_as_rank
-from pipeline.train.run import TrainingRun, model_config
+from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
     from pipeline.data.tokenizer import Tokenizer
+    from pipeline.model.architecture import Architecture
     from pipeline.params.params import Params
 
 
@@ -54,9 +55,10 @@ def run(params: Params, paths: Paths) -> None:
 def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     paths.metrics.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
-    components = Components.load(params.train, paths.plugins)
+    components = Components.load(params, paths.plugins)
     data = TrainingData.read(params, splits, components.batch_sampler)
-    start = pretrained(params, data.tokenizer, paths)
+    architecture = components.architecture(params.model, data.tokenizer)
+    start = pretrained(params, architecture, data.tokenizer, paths)
     teacher = Teacher.of(components.loss, paths.root)
     what = identity(params, components, data, start.digest if start else "", teacher.digest if teacher else "")
     parts = phases(params.train, components.schedule, data.windows, what, paths.resume)
@@ -66,9 +68,10 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     with locked(parts, paths, ranks), stop.caught():
         if ranks.on_rank0(lambda: republished("train", paths.checkpoint, parts[-1].store.folder.name, paths)):
             return
-        number, saved = newest(parts, ranks, model_config(params, data.tokenizer))
+        number, saved = newest(parts, ranks, architecture)
         earlier = saved["run"]["conditions"] if saved else {}
-        conditions = choose(params, ranks, earlier, _total_flops(params, data, parts[-1].length.total_windows))
+        flops = parts[-1].length.total_windows * params.model.context_length * architecture.flops_per_token
+        conditions = choose(params, ranks, earlier, flops)
         whole = TrainingRun.build(params, components, data, parts[-1], conditions, ranks, stop, teacher=teacher)
         try:
             state = TrainState.restore(saved, whole) if saved else TrainState()
@@ -78,7 +81,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         if start is not None:
             fact("begins", f"with the weights of {start.name}")
             if not saved:
-                weights = ranks.on_rank0(lambda: start.weights(whole.model.config), told=lambda weights: {})
+                weights = ranks.on_rank0(lambda: start.weights(architecture), told=lambda weights: {})
                 whole.parallel.load_weights(weights)
         _say_plan(whole, params)
         _say_resumed(whole.for_phase(parts[number]), state, conditions.differences(earlier))
@@ -91,7 +94,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
             if not out_of_memory(error):
                 raise
             advice = memory_check.what_to_lower(
-                whole.model.config,
+                architecture,
                 whole.at_once,
                 whole.optimizer,
                 whole.device,
@@ -103,19 +106,14 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
             whole.phase.store.prune()
 
 
-def pretrained(params: Params, tokenizer: Tokenizer, paths: Paths) -> Pretrained | None:
+def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer, paths: Paths) -> Pretrained | None:
     """The weights that training starts from, which fit params and tokenizer; None for random ones."""
     if not params.train.init_from:
         return None
     check_recorded(paths.root / "data")
     start = Pretrained.at(paths.root, params.train.init_from)
-    start.check(model_config(params, tokenizer), tokenizer)
+    start.check(architecture, tokenizer)
     return start
-
-
-def _total_flops(params: Params, data: TrainingData, windows: int) -> float:
-    """Floating-point operations of a whole run."""
-    return windows * params.model.context_length * model_config(params, data.tokenizer).flops_per_token
 
 
 def _train_phase(run: TrainingRun, state: TrainState, extends: bool) -> None:
@@ -135,7 +133,7 @@ def _train_phase(run: TrainingRun, state: TrainState, extends: bool) -> None:
 def _say_plan(run: TrainingRun, params: Params) -> None:
     train, conditions, ids = params.train, run.conditions, run.data.ids
     fact("read", f"{len(ids['train']):,} tokens to train on, {len(ids['val']):,} to validate on")
-    size = f"{run.model.parameter_count():,} parameters, context {params.model.context_length}"
+    size = f"{run.model.architecture.parameter_count:,} parameters, context {params.model.context_length}"
     together = f", {conditions.processes} processes ({conditions.strategy})" if conditions.processes > 1 else ""
     compiled = ", compiled" if conditions.compile else ""
     fact("model", f"{size}, on {run.device}{together}, {conditions.precision}{compiled}")

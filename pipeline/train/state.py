@@ -19,7 +19,7 @@ from pipeline.model.made_by import RunRecord
 from pipeline.train.conditions import Conditions
 
 if TYPE_CHECKING:
-    from pipeline.model.config import GPTConfig
+    from pipeline.model.architecture import Architecture
     from pipeline.train.run import TrainingRun
 
 
@@ -127,8 +127,8 @@ class _Final:
     record: dict[str, Any]
 
 
-def check_state(saved: dict[str, Any], config: GPTConfig, total_steps: int) -> None:
-    """Whether a saved state is one of a run of `total_steps` steps with a model of this `config`.
+def check_state(saved: dict[str, Any], architecture: Architecture, total_steps: int) -> None:
+    """Whether a saved state is one of a run of `total_steps` steps with a model of this architecture.
 
     Raises:
         CheckpointError: a value is missing, unknown, of another type or out of bounds, or a tensor does not fit.
@@ -157,9 +157,9 @@ def check_state(saved: dict[str, Any], config: GPTConfig, total_steps: int) -> N
         reason = explain(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"it holds values that are no state's: {' '.join(reason.split())[:300]}") from None
     if "shards" not in saved:  # whose content each rank reads
-        check_weights(saved["model_state_dict"], config, "its weights")
+        check_weights(saved["model_state_dict"], architecture, "its weights")
         if state.best_step >= 0:
-            check_weights(state.best_weights, config, "its best weights")
+            check_weights(state.best_weights, architecture, "its best weights")
 
 
 def random_state() -> dict[str, Any]:

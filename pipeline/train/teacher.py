@@ -10,10 +10,11 @@ import torch
 from pipeline.core.errors import CheckpointError, DataError, ParamsError, PluginError
 from pipeline.core.files import MANIFEST, sha256
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.model.checkpoint import load_checkpoint
-from pipeline.model.gpt import GPT
 from pipeline.plugin.calls import named, taken
 from pipeline.plugin.components import Loss
+from pipeline.plugin.registry import Registry
 
 _WEIGHTS = PurePosixPath("data/weights")
 
@@ -59,19 +60,21 @@ class Teacher:
         """A hash of the manifest, which has one of every file."""
         return sha256(self.folder / MANIFEST)
 
-    def load(self, tokenizer: Tokenizer, context_length: int, device: torch.device) -> GPT:
-        """Its best weights as a model in eval mode that no gradient reaches.
+    def load(
+        self, tokenizer: Tokenizer, student: Architecture, device: torch.device, plugins: Path
+    ) -> LanguageModel:
+        """Its best weights as a model in eval mode that no gradient reaches; `plugins` bring its architecture.
 
         Raises:
             CheckpointError: the checkpoint is damaged.
-            DataError: its tokenizer is another one, or its context is shorter than `context_length`.
+            DataError: its tokenizer is another one, or its context is shorter than the student's.
         """
-        checkpoint = load_checkpoint(self.folder, "best", device)
+        checkpoint = load_checkpoint(self.folder, "best", device, Registry.load(plugins, ["models"]))
         if checkpoint.tokenizer.fingerprint != tokenizer.fingerprint:
             raise DataError(f"{self.key}: {self.folder} has another tokenizer than the splits: train it on them")
-        if checkpoint.model.config.context_length < context_length:
+        seen = checkpoint.model.architecture.shape.context_length
+        if seen < student.shape.context_length:
             raise DataError(
-                f"{self.key}: {self.folder} sees {checkpoint.model.config.context_length} tokens: set "
-                "model.context_length to that or less"
+                f"{self.key}: {self.folder} sees {seen} tokens: set model.context_length to that or less"
             )
         return checkpoint.model.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A folder that Hugging Face transformers, and all that builds on it, loads: each family in its own form there."""
+"""A folder that Hugging Face transformers, and all that builds on it, loads: each model in its own form there."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ class HuggingFace(Exporter):
         save_file(form.weights(source), folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "model.safetensors").chmod(0o644)  # as the other files: another user may serve it
         ends = {"bos_token_id": end, "eos_token_id": end}
-        _write(folder / "config.json", {**form.config(source.config), **ends, "dtype": "float32"})
+        _write(folder / "config.json", {**form.config(source), **ends, "dtype": "float32"})
         _write(folder / "generation_config.json", {**ends, "pad_token_id": end})
         _write(folder / "tokenizer.json", tokenizer_json(source))
         _write(
@@ -94,24 +94,25 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# ── the families ──────────────────────────────────────────────────────────────────────────────────
+# ── the models ────────────────────────────────────────────────────────────────────────────────────
 
 
 class _Form(NamedTuple):
-    """What a family is in transformers: its config.json, and its weights under their names there."""
+    """What a model is in transformers: its config.json, and its weights under their names there."""
 
-    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    config: Callable[[ExportSource], dict[str, Any]]
     weights: Callable[[ExportSource], dict[str, torch.Tensor]]
 
 
 def _form(source: ExportSource) -> _Form:
-    family = source.config["family"]
-    if family not in _FORMS:
-        raise ValueError(f"transformers has no form for the family {family!r}; these have one: {', '.join(_FORMS)}")
-    return _FORMS[family]
+    name = source.config["name"]
+    if name not in _FORMS:
+        raise ValueError(f"transformers has no form for the model {name!r}; these have one: {', '.join(_FORMS)}")
+    return _FORMS[name]
 
 
-def _gpt2_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _gpt2_config(source: ExportSource) -> dict[str, Any]:
+    config = source.config
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -160,7 +161,7 @@ def _gpt2_weights(source: ExportSource) -> dict[str, torch.Tensor]:
 
 
 def _rotary_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the two families with rotary positions share; other models' defaults in transformers are written out."""
+    """What the two models with rotary positions share; other models' defaults in transformers are written out."""
     return {
         "vocab_size": config["vocab_size"],
         "max_position_embeddings": config["context_length"],
@@ -173,7 +174,8 @@ def _rotary_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _modern_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _modern_config(source: ExportSource) -> dict[str, Any]:
+    config = source.config
     return {
         "architectures": ["NanoChatForCausalLM"],
         "model_type": "nanochat",
@@ -188,15 +190,16 @@ def _modern_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _llama_config(source: ExportSource) -> dict[str, Any]:
     """The base of the rotary frequencies stands at both its places: version 5 of transformers moved it."""
+    config = source.config
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **_rotary_config(config),
-        "num_key_value_heads": config["n_kv_heads"],
+        "num_key_value_heads": config["n_kv_heads"] or config["n_heads"],
         "head_dim": config["emb_dim"] // config["n_heads"],
-        "intermediate_size": config["mlp_dim"],
+        "intermediate_size": source.weights["blocks.0.mlp.up.weight"].shape[0],
         "hidden_act": "silu",
         "mlp_bias": False,
         "rms_norm_eps": config["norm_eps"],
@@ -226,7 +229,8 @@ def _rotary_weights(source: ExportSource, named: Mapping[str, str]) -> dict[str,
     """Queries, keys and values have a projection each; `named` are the other parts of a block, ours and theirs."""
     own, config = source.weights, source.config
     head_dim = config["emb_dim"] // config["n_heads"]
-    rows = [heads * head_dim for heads in (config["n_heads"], config["n_kv_heads"], config["n_kv_heads"])]
+    shared = config.get("n_kv_heads") or config["n_heads"]
+    rows = [heads * head_dim for heads in (config["n_heads"], shared, shared)]
     weights = {"model.embed_tokens.weight": own["token_embedding.weight"]}
     if "head.weight" in own:  # not where it is tied to the embedding
         weights["lm_head.weight"] = own["head.weight"]

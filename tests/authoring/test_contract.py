@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import REPOSITORY
+from torch import nn
 
 from pipeline.authoring.testing import (
     Refused,
@@ -19,24 +20,38 @@ from pipeline.authoring.testing import (
     check_eval_callback,
     check_exporter,
     check_loss,
+    check_metric,
+    check_model,
     check_optimizer,
     check_sampler,
     check_schedule,
 )
 from pipeline.commands.check_plugin import tiny_source
 from pipeline.export.stage import export_source
-from pipeline.model.checkpoint import load_checkpoint
-from pipeline.plugin import BatchSampler, EvalCallback, Loss, Optimizer, Sampler, StopTraining
+from pipeline.model import load
+from pipeline.plugin import (
+    BatchSampler,
+    EvalCallback,
+    Loss,
+    Model,
+    ModelOutput,
+    ModelShape,
+    Optimizer,
+    Sampler,
+    StopTraining,
+)
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 
 CHECKS: dict[str, Callable[[Any], None]] = {
+    "models": check_model,
     "losses": check_loss,
     "optimizers": check_optimizer,
     "schedules": check_schedule,
     "batch_samplers": check_batch_sampler,
     "eval_callbacks": check_eval_callback,
     "samplers": check_sampler,
+    "metrics": check_metric,
 }
 SHIPPED = [
     pytest.param(kind, entry.component, id=f"{kind}-{entry.component.name}")
@@ -58,9 +73,10 @@ def test_every_hook_has_a_check_that_is_called_here_and_a_shipped_component() ->
 
 @pytest.mark.parametrize(("kind", "component"), SHIPPED)
 def test_shipped_components_keep_the_contract(
-    kind: str, component: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, component: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # trackers write where they are run
+    shutil.copytree(trained / "data" / "tasks", tmp_path / "data" / "tasks")
     CHECKS[kind](component)
 
 
@@ -83,9 +99,10 @@ def test_shipped_corpora_keep_the_contract(trained: Path) -> None:
 
 
 def test_shipped_exporters_keep_the_contract(trained: Path, tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"))
+    checkpoint = load(trained / "artifacts" / "checkpoint", plugins=REPOSITORY / "plugins")
     source = export_source(checkpoint, (trained / "data" / "raw" / "text-00.txt").read_text())
-    registry = Registry.load(REPOSITORY / "plugins", ["exporters"])
+    registry = Registry.load(REPOSITORY / "plugins", ["exporters", "models"])
+    modern = registry.build("models", "modern", {}, "")
     for entry in registry.entries("exporters"):
         folder = tmp_path / entry.component.name
         folder.mkdir()
@@ -93,10 +110,10 @@ def test_shipped_exporters_keep_the_contract(trained: Path, tmp_path: Path) -> N
         shutil.rmtree(folder)
         folder.mkdir()
         if entry.component.name == "gguf":
-            with pytest.raises(Refused, match="no form for the family 'modern'"):
-                check_exporter(entry.component, tiny_source("modern"), folder)
+            with pytest.raises(Refused, match="no form for the model 'modern'"):
+                check_exporter(entry.component, tiny_source(modern), folder)
         elif entry.component.name != "onnx":  # slow: tests/plugins/test_exports.py has it
-            check_exporter(entry.component, tiny_source("modern"), folder)
+            check_exporter(entry.component, tiny_source(modern), folder)
 
 
 class MeanLoss(Loss):
@@ -285,3 +302,79 @@ def test_the_trackers_only_record() -> None:
 def test_broken_components_are_refused(check: Callable[[Any], None], component: Any, rule: str) -> None:
     with pytest.raises(AssertionError, match=rule):
         check(component)
+
+
+class Attends(nn.Module):
+    """A model with one learned matrix for each place; `wrong` names what it does wrongly."""
+
+    def __init__(self, shape: ModelShape, wrong: str) -> None:
+        super().__init__()
+        self.shape, self.wrong = shape, wrong
+        self.token_embedding = nn.Embedding(shape.padded_vocab_size, shape.emb_dim)
+        self.mix = nn.Parameter(torch.randn(shape.context_length, shape.context_length))
+        self.blocks = nn.ModuleList([nn.Linear(shape.emb_dim, shape.emb_dim)])
+        self.head = nn.Linear(shape.emb_dim, shape.padded_vocab_size, bias=False)
+        if wrong == "names":
+            self.places = nn.Embedding(2, 2)
+        if wrong == "buffer":
+            self.register_buffer("ones", torch.ones(()), persistent=False)
+        self.scale = torch.ones(()) if wrong == "attribute" else 1.0
+
+    def forward(self, ids: torch.Tensor, cache: Any = None) -> Any:
+        if cache is not None:  # which holds the ids
+            cache.append(ids if self.wrong != "cache" else ids.flip(1))
+            whole = self.forward(torch.cat(cache, dim=1))
+            return ModelOutput(whole.hidden[:, -ids.shape[1] :], whole.head_weight, whole.vocab_size)
+        x = self.token_embedding(ids)
+        if self.wrong == "rows":
+            x = x + x.mean(dim=0)
+        mix = self.mix[: ids.shape[1], : ids.shape[1]]
+        x = (mix if self.wrong == "future" else mix.tril()) @ x * self.scale
+        if self.wrong == "documents" or self.shape.document_end is None:
+            x = x if self.wrong == "blocks" else self.blocks[0](x)
+        x = x.detach() if self.wrong == "gradient" else x
+        x = torch.rand_like(x) if self.wrong == "random" else x
+        auxiliary = torch.ones(3) if self.wrong == "auxiliary" else 0.0
+        if self.wrong == "blocks":
+            x = torch.nn.functional.linear(x, self.blocks[0].weight, self.blocks[0].bias)
+        return ModelOutput(x, self.head.weight, self.shape.vocab_size, auxiliary)
+
+    def make_cache(self, batch: int) -> list[torch.Tensor]:
+        return []
+
+
+class Mixes(Model):
+    """A model that does one thing wrongly, or none."""
+
+    name: ClassVar[str] = "mixes"
+    wrong: str = ""
+
+    def build(self, shape: ModelShape) -> nn.Module:
+        if self.wrong != "documents" and shape.document_end is not None:
+            raise ValueError("it cannot mask")
+        return Attends(shape, self.wrong)
+
+
+def test_a_model_without_attention_keeps_the_contract() -> None:
+    check_model(Mixes)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ("future", "1 tokens must give what they give at the beginning"),
+        ("rows", "a row must not depend on the others"),
+        ("cache", "with the cache, pieces"),
+        ("documents", "document_end"),
+        ("random", "the same ids must give the same logits"),
+        ("gradient", "mix: the gradient must reach"),
+        ("auxiliary", "auxiliary must be a finite scalar"),
+        ("blocks", "each of `blocks`"),
+        ("names", "places: optimizers know an embedding"),
+        ("buffer", "the buffer ones must be persistent"),
+        ("attribute", "after loading its state dict"),
+    ],
+)
+def test_a_model_that_breaks_a_rule_is_told_which(wrong: str, rule: str) -> None:
+    with pytest.raises(AssertionError, match=rule):
+        check_model(Mixes(wrong=wrong))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -72,8 +74,8 @@ def test_show_explains_every_option_of_every_shipped_component(project: Project,
 def test_the_hooks_say_where_params_yaml_chooses_each_kind() -> None:
     params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
     for kind in KINDS.values():
-        section, key, choice = kind.chosen_by.split(".")
-        assert choice in params[section][key]
+        *place, choice = kind.chosen_by.split(".")
+        assert choice in reduce(getitem, place, params)
         assert f"`{kind.chosen_by}`" in getattr(hookspecs, kind.hook).__doc__
 
 
@@ -296,32 +298,32 @@ def test_an_exporter_is_checked_with_the_trained_model_where_there_is_one(traine
     assert "best.pth is missing" in result.err
 
 
-def exporter_that_knows(project: Project, *families: str) -> None:
-    """A new exporter that refuses every family but these."""
+def exporter_that_knows(project: Project, *known: str) -> None:
+    """A new exporter that refuses every model but these."""
     project.succeed("plugins", "new", "exporter", "mine")
     path = project.root / "plugins" / "exporters" / "mine.py"
     working = "        (folder / _FILE).write_bytes"
-    refusal = f"""        if source.config["family"] not in {families}:
+    refusal = f"""        if source.config["name"] not in {known}:
             raise ValueError("only GPT-2 has a\\nform here")
 """
     assert working in path.read_text()
     path.write_text(path.read_text().replace(working, refusal + working))
 
 
-def test_an_exporter_may_say_that_it_does_not_know_a_family(project: Project) -> None:
+def test_an_exporter_may_say_that_it_does_not_know_a_model(project: Project) -> None:
     exporter_that_knows(project, "gpt2")
     out = project.succeed("plugins", "check", "plugins/exporters/mine.py").out
     assert out == (
-        "ok  exporter mine (plugins/exporters/mine.py); it refuses the family modern: only GPT-2 has a form here; "
-        "it refuses the family llama: only GPT-2 has a form here\n"
+        "ok  exporter mine (plugins/exporters/mine.py); it refuses the model llama: only GPT-2 has a form here; "
+        "it refuses the model modern: only GPT-2 has a form here\n"
     )
 
 
-def test_an_exporter_that_knows_no_family_at_all_breaks_its_contract(project: Project) -> None:
+def test_an_exporter_that_knows_no_model_at_all_breaks_its_contract(project: Project) -> None:
     exporter_that_knows(project)
     result = project.run("plugins", "check", "plugins/exporters/mine.py")
     assert result.code == 1
-    assert "breaks its contract: it refuses the family gpt2: only GPT-2 has a form here; it refuses" in result.err
+    assert "breaks its contract: it refuses the model gpt2: only GPT-2 has a form here; it refuses" in result.err
     assert result.err.count("\n") == 1
 
 

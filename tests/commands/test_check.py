@@ -144,15 +144,15 @@ def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypa
 @pytest.mark.usefixtures("untried")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
-    ("family", "tokenizer", "reason"),
-    [("modern", "bpe", "the family 'modern'"), ("gpt2", "characters", "characters"), ("gpt2", "bpe", "")],
+    ("architecture", "tokenizer", "reason"),
+    [("modern", "bpe", "the model 'modern'"), ("gpt2", "characters", "characters"), ("gpt2", "bpe", "")],
 )
 def test_a_format_that_has_no_form_for_the_model_or_its_tokenizer_is_told(
-    family: str, tokenizer: str, reason: str, project: Project
+    architecture: str, tokenizer: str, reason: str, project: Project
 ) -> None:
     pytest.importorskip("gguf", reason="gguf is not installed")
     settings = (
-        f"model.family={family}",
+        f"model.name={architecture}",
         f"tokenize.tokenizer.name={tokenizer}",
         "export.formats.use=[huggingface, gguf]",
     )

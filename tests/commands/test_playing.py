@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import REPOSITORY, TINY, Project, Result, words
 
 from pipeline.commands import generate as stage
 from pipeline.core.console import printable
 from pipeline.data.batches import evaluation_windows
-from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model import load
 from pipeline.model.scoring import summarize
 
 
@@ -271,6 +270,31 @@ def test_ctrl_c_ends_a_continuation_and_not_the_session(chat: Chat) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+TURNS = '''
+from typing import ClassVar
+from pipeline.plugin import Sampler, hookimpl
+
+class Turns(Sampler):
+    """The likeliest token, of a turn whose drawn tokens are those after the prompt."""
+    name: ClassVar[str] = "turns"
+
+    def __call__(self, logits, tokens, prompt_length, memory):
+        if prompt_length:  # the model sees the prompt's end
+            assert tokens.shape[1] - prompt_length == len(memory)
+        memory[len(memory)] = True
+        return logits
+'''
+
+
+def test_a_sampler_knows_where_a_turn_began_and_has_a_memory_of_it(chat: Chat) -> None:
+    hook = "\n@hookimpl\ndef register_samplers():\n    return [Turns]\n"
+    (chat.project.root / "plugins" / "samplers" / "turns.py").write_text(TURNS + hook)
+    drawn = ("--sampler", "turns", "--sampler", "greedy", "--tokens")
+    chat("the", " sea", "/retry", options=(*drawn, "3"))
+    chat("the", " sea", options=(*drawn, "30"))  # more than the context
+    chat.project.succeed("generate", "the", "the sea", *drawn, "30")
+
+
 def test_at_a_terminal(trained_project: Project) -> None:
     """What is typed is shown once, by the terminal; Ctrl-C forgets a line, Ctrl-D ends the session."""
     settings = [part for value in TINY for part in ("--set", value)]
@@ -336,7 +360,7 @@ def test_a_text_is_scored_in_the_encoding_of_the_corpus(trained_project: Project
 def test_a_text_is_scored_as_evaluation_scores_a_document(
     trained_project: Project, texts: tuple[Path, Path], stride: float
 ) -> None:
-    checkpoint = load_checkpoint(trained_project.root / "artifacts" / "checkpoint", "best", torch.device("cpu"))
+    checkpoint = load(trained_project.root / "artifacts" / "checkpoint", plugins=trained_project.root / "plugins")
     tokenizer = checkpoint.tokenizer
     score = ("score", "--json", "--set", f"evaluate.stride={stride}")
     *found, total = lines(trained_project.succeed(*score, *map(str, texts)).out)

@@ -7,21 +7,21 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from small_config import small_config
 
 from pipeline.commands.stream import score_stream
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import Ids
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score
 
 CONTEXT, VOCAB = 8, 50
 
 
 @pytest.fixture(scope="module")
-def model() -> GPT:
+def model() -> LanguageModel:
     torch.manual_seed(0)
-    return GPT(GPTConfig(VOCAB, CONTEXT, 1, 2, 16, 0.0, True, True, "gpt2", 64)).eval()
+    return small_config(vocab_size=VOCAB, context_length=CONTEXT, n_layers=1, emb_dim=16).make().eval()
 
 
 def text(tokens: int) -> Ids:
@@ -35,7 +35,9 @@ def joined(scores: list[Scores]) -> tuple[list[int], list[float]]:
 @pytest.mark.parametrize("stride", [1, 3, CONTEXT])
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("tokens", [1, 2, CONTEXT, CONTEXT + 1, CONTEXT + 2, 3 * CONTEXT + 1, 61])
-def test_the_scores_are_those_of_the_whole_text(model: GPT, tokens: int, batch_size: int, stride: int) -> None:
+def test_the_scores_are_those_of_the_whole_text(
+    model: LanguageModel, tokens: int, batch_size: int, stride: int
+) -> None:
     whole = text(tokens)
     windows = evaluation_windows(tokens, CONTEXT, stride)
     targets, nats = joined(list(score(model, whole, windows, 7)))
@@ -46,7 +48,7 @@ def test_the_scores_are_those_of_the_whole_text(model: GPT, tokens: int, batch_s
         assert found == (targets, pytest.approx(nats, rel=1e-5))
 
 
-def test_no_more_is_read_than_a_batch_needs(model: GPT) -> None:
+def test_no_more_is_read_than_a_batch_needs(model: LanguageModel) -> None:
     read = 0
 
     def blocks() -> Iterator[Ids]:

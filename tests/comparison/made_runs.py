@@ -28,7 +28,7 @@ def scored(seed: int, units: int = 40, shift: float = 0.0, size: int = 4) -> Bre
         UnitScore(f"document {number}", int(own), float(own * nats), int(own) * size, float(own * nats), 0)
         for number, (own, nats) in enumerate(zip(tokens, loss, strict=True))
     ]
-    return Breakdown(documents=documents, blocks=documents[:16], positions=[], frequencies=[], numbers={})
+    return Breakdown(documents=documents, blocks=documents[:16], positions=[], frequencies=[])
 
 
 def write_run(folder: Path, breakdown: Breakdown, params: dict[str, Any] | None = None, **about: Any) -> None:

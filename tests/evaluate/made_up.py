@@ -43,15 +43,16 @@ def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: i
         blocks=units[:16],
         positions=[PositionLoss(position, 50, 3.0 + 4.0 / (1 + position)) for position in range(256)],
         frequencies=[FrequencyLoss(*row) for row in frequencies],
-        numbers={},
     )
     length = 12
     weights = np.tril(np.random.default_rng(1).random((layers, heads, length, length))) + 1e-9
     weights = np.tril(weights) / np.tril(weights).sum(axis=-1, keepdims=True)
     return Report(
-        metrics={"step": 500, "stride": 256, "val": numbers, "test": numbers},
+        step=500,
+        stride=256,
+        metrics={"val": numbers, "test": numbers},
         weights="best",
-        model={"family": "modern", "n_layers": layers, "n_heads": heads, "parameters": 3_342_336},
+        model={"name": "modern", "n_layers": layers, "n_heads": heads, "parameters": 3_342_336},
         training=Training(
             history,
             {"seconds": 338.3, "processor_seconds": 509.7, "tokens_per_sec": 13_317.8, "peak_memory_bytes": 7.2e8},

@@ -31,7 +31,7 @@ def made(documents: int, blocks: int = 16, seed: int = 0, size: int = 4) -> Brea
             for number, (own, nats) in enumerate(zip(tokens, loss, strict=True))
         ]
 
-    return Breakdown(documents=some(documents), blocks=some(blocks), positions=[], frequencies=[], numbers={})
+    return Breakdown(documents=some(documents), blocks=some(blocks), positions=[], frequencies=[])
 
 
 def test_students_t_is_that_of_the_tables() -> None:

@@ -161,7 +161,9 @@ def test_a_report_of_almost_nothing_is_a_report() -> None:
     bare = {"loss": 800.0, "accuracy": 0.0, "tokens": 1, "baselines": {"unigram": 8.0, "xz": 9.0}}
     report = replace(
         report,
-        metrics={"step": 0, "stride": 1, "val": bare},
+        step=0,
+        stride=1,
+        metrics={"val": bare},
         training=Training([{"step": 0.0}], {"seconds": 0.0, "tokens_per_sec": 0.0}, []),
         samples=[],
         excerpts=[],

@@ -3,12 +3,12 @@ attention uses, the times those that training wrote."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_config import small_config
 
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokenizer import Tokenizer
@@ -18,29 +18,28 @@ from pipeline.evaluate.report.attention import attention_weights, read_attention
 from pipeline.evaluate.report.excerpt import read_excerpt, token_views
 from pipeline.evaluate.report.training import read_training
 from pipeline.model import attention
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.model.scoring import score
 
 TOKENIZER = Tokenizer("bytes", r"[\s\S]", {bytes([byte]): byte for byte in range(256)}, {"<|endoftext|>": 256})
-CONFIG = GPTConfig(
-    vocab_size=257, context_length=32, n_layers=3, n_heads=4, emb_dim=32, dropout=0.1,
-    qkv_bias=True, tied_head=False, init="gpt2", pad_vocab_to=64,
-)  # fmt: skip
+SIZES = {
+    "vocab_size": 257, "context_length": 32, "n_layers": 3, "n_heads": 4, "emb_dim": 32, "dropout": 0.1,
+    "tied_head": False, "pad_vocab_to": 64,
+}  # fmt: skip
 MODELS = {
-    "gpt2": CONFIG,
-    "modern": replace(CONFIG, family="modern"),
-    "llama": replace(CONFIG, family="llama", n_kv_heads=2),
-    "documents": replace(CONFIG, document_end=256),
+    "gpt2": small_config(**SIZES),
+    "modern": small_config("modern", **SIZES),
+    "llama": small_config("llama", **SIZES, n_kv_heads=2),
+    "documents": small_config(**SIZES, document_end=256),
 }
 IDS = np.array([*"So über the sea".encode(), 256, *b"and on, on"], dtype=np.int64)
 
 
-def model(name: str) -> GPT:
+def model(name: str) -> LanguageModel:
     """A model whose weights are large enough that its heads do not look everywhere alike."""
     torch.manual_seed(1)
-    made = GPT(MODELS[name])
+    made = MODELS[name].make()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.3)

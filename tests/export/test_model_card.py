@@ -16,7 +16,7 @@ from pipeline.export.model_card import ModelCard
 SIDE = {"loss": 1.5, "perplexity": 4.4817, "bits_per_byte": 2.1640, "accuracy": 0.25, "tokens": 100}
 CARD = ModelCard(
     config={
-        "family": "gpt2", "n_layers": 2, "n_heads": 2, "emb_dim": 16, "context_length": 16, "vocab_size": 320,
+        "name": "gpt2", "n_layers": 2, "n_heads": 2, "emb_dim": 16, "context_length": 16, "vocab_size": 320,
         "parameters": 123_456,
     },
     corpus="files",

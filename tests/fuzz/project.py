@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 REPOSITORY = Path(__file__).resolve().parents[2]
 _SETTINGS = {
     "tokenize.corpus.name": "files", "tokenize.tokenizer.bpe.vocab_size": 280, "split.val": 0.2, "split.test": 0.2,
-    "model.family": "gpt2", "model.context_length": 16, "model.n_layers": 1, "model.n_heads": 2,
+    "model.name": "gpt2", "model.context_length": 16, "model.n_layers": 1, "model.n_heads": 2,
     "model.emb_dim": 16,
     "model.dropout": 0, "model.pad_vocab_to": 8, "train.budget.amount": 3, "train.batch_size": 2,
     "train.micro_batch_size": 2, "train.precision": "fp32", "train.schedule.warmup_steps": 1,

@@ -125,10 +125,10 @@ def quicken() -> None:
     """Leaves out what costs most of the time: figures as files, xz at its slowest, a new interpreter for `check`'s
     trial steps, and a search through all modules for each docstring."""
     from pipeline.commands import trial
-    from pipeline.evaluate import baselines
     from pipeline.evaluate.report import page
+    from pipeline.split import baseline
 
-    vars(baselines)["_xz"] = lambda data: len(zlib.compress(data))
+    vars(baseline)["_xz"] = lambda data: len(zlib.compress(data))
     vars(inspect)["getmodule"] = lambda what, file=None: sys.modules.get(
         getattr(what, "f_globals", {}).get("__name__") or getattr(what, "__module__", "")
     )

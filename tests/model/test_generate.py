@@ -8,23 +8,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Project
-from small_config import small_config
+from small_config import head_weight, small_config
 
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.attention import KVCache
 from pipeline.model.functions import Linear, linear
 from pipeline.model.generate import continuations, generate, quickest_precision
-from pipeline.model.gpt import GPT
 
 U = torch.finfo(torch.bfloat16).eps / 2
 CONTEXT, VOCAB, LAYERS = 12, 50, 2
-each_family = pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
+each_architecture = pytest.mark.parametrize("architecture", ["gpt2", "modern", "llama"])
 
 
-def sharp(family: str, **changes: object) -> GPT:
+def sharp(architecture: str, **changes: object) -> LanguageModel:
     """A tiny model in float64 whose weights are large, so that its choices are far from uniform."""
     sizes = {"vocab_size": VOCAB, "context_length": CONTEXT, "n_layers": LAYERS, "emb_dim": 16, "pad_vocab_to": 64}
     torch.manual_seed(0)
-    model = GPT(small_config(family=family, **sizes | changes)).double().eval()
+    model = small_config(architecture=architecture, **sizes | changes).make().double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model
@@ -43,7 +43,9 @@ def generators() -> list[torch.Generator]:
 # ── several prompts ───────────────────────────────────────────────────────────────────────────────
 
 
-def alone(model: GPT, new: int, drawn: list[torch.Generator] | None, end: int | None) -> Iterator[list[int]]:
+def alone(
+    model: LanguageModel, new: int, drawn: list[torch.Generator] | None, end: int | None
+) -> Iterator[list[int]]:
     for row, prompt in enumerate(prompts()):
         generator = drawn[row] if drawn else None
         ids = generate(model, torch.tensor([prompt]), new, [favour_the_new], generator, end)
@@ -55,15 +57,15 @@ def favour_the_new(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits - 0.5 * F.one_hot(tokens, VOCAB).sum(dim=1)
 
 
-@each_family
+@each_architecture
 @pytest.mark.parametrize("end", [None, 7])
 @pytest.mark.parametrize("random", [True, False])
 @pytest.mark.parametrize("new", [1, 4, 3 * CONTEXT])
 @pytest.mark.parametrize("document_end", [None, 3])
 def test_several_prompts_are_continued_as_each_is_alone(
-    family: str, end: int | None, random: bool, new: int, document_end: int | None
+    architecture: str, end: int | None, random: bool, new: int, document_end: int | None
 ) -> None:
-    model = sharp(family, document_end=document_end)
+    model = sharp(architecture, document_end=document_end)
     drawn = generators() if random else None
     found = continuations(model, prompts(), new, [favour_the_new], drawn, end)
     assert found == list(alone(model, new, generators() if random else None, end))
@@ -132,12 +134,14 @@ def off(logits: torch.Tensor, exact: torch.Tensor) -> float:
     return float((logits.double() - exact).norm() / exact.norm())
 
 
-@each_family
+@each_architecture
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("pieces", [[CONTEXT], [5] + [1] * 7], ids=["at once", "with the cache"])
-def test_logits_in_bfloat16_are_off_by_their_roundings_only(family: str, rows: int, pieces: list[int]) -> None:
+def test_logits_in_bfloat16_are_off_by_their_roundings_only(
+    architecture: str, rows: int, pieces: list[int]
+) -> None:
     """Some fifteen numbers in a row are rounded in a block; each adds at most a few u to the relative error."""
-    model = sharp(family)
+    model = sharp(architecture)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_((parameter / 4).bfloat16())  # less sharp: a rounding is not to choose another token
@@ -189,8 +193,8 @@ def test_the_command_takes_the_precision_that_is_asked_for(
 
     used: list[torch.dtype] = []
 
-    def seen(model: GPT, *_: object) -> list[list[int]]:
-        used.append(model.head_weight.dtype)
+    def seen(model: LanguageModel, *_: object) -> list[list[int]]:
+        used.append(head_weight(model).dtype)
         return [[]]
 
     monkeypatch.setattr(stage, "continuations", seen)

@@ -1,4 +1,4 @@
-"""The GPT: its first loss, causality, its head, and generation with a KV cache."""
+"""The LanguageModel: its first loss, causality, its head, and generation with a KV cache."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from small_config import small_config
+from small_config import ARCHITECTURES, head_weight, small_config
 
 from pipeline.core.errors import PluginError
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.attention import KVCache
 from pipeline.model.generate import draw, generate
-from pipeline.model.gpt import GPT
 from pipeline.plugin.components import Sampler
+from pipeline.train.distributed.parallel import compute_apart
 
 CONTEXT, VOCAB = 8, 50
-FAMILIES = ["gpt2", "modern", "llama"]
-each_family = pytest.mark.parametrize("family", FAMILIES)
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
-def make(seed: int = 0, **changes: object) -> GPT:
+def make(seed: int = 0, **changes: object) -> LanguageModel:
     """A tiny model in float64 and eval mode."""
     sizes = {"vocab_size": VOCAB, "context_length": CONTEXT, "emb_dim": 16, "pad_vocab_to": 64, "n_kv_heads": 1}
     torch.manual_seed(seed)
-    return GPT(small_config(**sizes | changes)).double().eval()
+    return small_config(**sizes | changes).make().double().eval()
 
 
-def sharp(seed: int = 0, **changes: object) -> GPT:
+def sharp(seed: int = 0, **changes: object) -> LanguageModel:
     """A model whose weights are large, so that its attention and its choices are far from uniform."""
     model = make(seed, **changes)
     for parameter in model.parameters():
@@ -52,7 +52,7 @@ def test_the_first_loss_is_that_of_a_uniform_guess(tied_head: bool) -> None:
 
 
 def test_a_modern_models_first_loss_is_a_uniform_guess_exactly() -> None:
-    model, ids = make(family="modern", vocab_size=1000, emb_dim=32), random_ids(1000)
+    model, ids = make(architecture="modern", vocab_size=1000, emb_dim=32), random_ids(1000)
     nats = model(ids[:, :-1]).cross_entropy(ids[:, 1:])
     torch.testing.assert_close(nats, torch.full_like(nats, math.log(1000)), rtol=1e-15, atol=0)
 
@@ -71,7 +71,7 @@ def test_gpt2_initialisation_scales_residual_projections_down_with_depth() -> No
 
 
 def test_modern_initialisation_writes_nothing_and_keeps_the_size_of_what_is_read() -> None:
-    model = make(family="modern", emb_dim=128)
+    model = make(architecture="modern", emb_dim=128)
     for name, parameter in model.named_parameters():
         assert parameter.ndim == 2, f"{name}: neither biases nor norms' weights"
         if name.endswith(("attention.out.weight", "mlp.down.weight", "head.weight")):
@@ -83,7 +83,7 @@ def test_modern_initialisation_writes_nothing_and_keeps_the_size_of_what_is_read
 
 
 def test_what_begins_at_zero_learns_and_then_lets_everything_else_learn() -> None:
-    model, ids = make(family="modern"), random_ids(VOCAB)
+    model, ids = make(architecture="modern"), random_ids(VOCAB)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     losses = []
@@ -98,10 +98,10 @@ def test_what_begins_at_zero_learns_and_then_lets_everything_else_learn() -> Non
         assert not torch.equal(parameter, before[name]), name
 
 
-@each_family
+@each_architecture
 @pytest.mark.parametrize("place", range(CONTEXT))
-def test_changing_a_token_leaves_the_logits_before_it_unchanged(place: int, family: str) -> None:
-    model, before = sharp(family=family), tokens(3, CONTEXT)
+def test_changing_a_token_leaves_the_logits_before_it_unchanged(place: int, architecture: str) -> None:
+    model, before = sharp(architecture=architecture), tokens(3, CONTEXT)
     after = before.clone()
     after[:, place] = (after[:, place] + 1) % VOCAB
     one, other = model(before).logits, model(after).logits
@@ -109,9 +109,9 @@ def test_changing_a_token_leaves_the_logits_before_it_unchanged(place: int, fami
     assert not torch.allclose(one[:, place:], other[:, place:])
 
 
-@each_family
-def test_a_token_sees_every_token_before_it(family: str) -> None:
-    model, before = sharp(family=family), tokens(1, CONTEXT)
+@each_architecture
+def test_a_token_sees_every_token_before_it(architecture: str) -> None:
+    model, before = sharp(architecture=architecture), tokens(1, CONTEXT)
     for place in range(CONTEXT):
         after = before.clone()
         after[:, place] = (after[:, place] + 1) % VOCAB
@@ -119,50 +119,50 @@ def test_a_token_sees_every_token_before_it(family: str) -> None:
         assert changed.tolist() == [position >= place for position in range(CONTEXT)]
 
 
-@each_family
-def test_rows_of_a_batch_do_not_see_each_other(family: str) -> None:
-    model, batch = sharp(family=family), tokens(4, CONTEXT)
+@each_architecture
+def test_rows_of_a_batch_do_not_see_each_other(architecture: str) -> None:
+    model, batch = sharp(architecture=architecture), tokens(4, CONTEXT)
     alone = torch.cat([model(row[None]).logits for row in batch])
     torch.testing.assert_close(model(batch).logits, alone, rtol=1e-12, atol=1e-12)
 
 
 def test_a_tied_head_is_the_embedding_once_and_stays_so_after_a_load() -> None:
     model, untied = make(), make(tied_head=False)
-    assert model.head_weight is model.token_embedding.weight
+    assert head_weight(model) is model.token_embedding.weight
     assert not [name for name in model.state_dict() if "head" in name]
-    assert untied.parameter_count() - model.parameter_count() == untied.head_weight.numel()
+    assert untied.architecture.parameter_count - model.architecture.parameter_count == head_weight(untied).numel()
     loaded = make(seed=1)
     loaded.load_state_dict(model.state_dict())
-    assert loaded.head_weight is loaded.token_embedding.weight
-    assert torch.equal(loaded.head_weight, model.head_weight)
+    assert head_weight(loaded) is loaded.token_embedding.weight
+    assert torch.equal(head_weight(loaded), head_weight(model))
 
 
 def test_a_tied_head_gets_the_gradients_of_both_its_uses() -> None:
     tied, untied = sharp(), sharp(tied_head=False)
-    untied.load_state_dict({**tied.state_dict(), "head.weight": tied.head_weight.detach().clone()})
+    untied.load_state_dict({**tied.state_dict(), "head.weight": head_weight(tied).detach().clone()})
     for model in (tied, untied):
         model(tokens(2, CONTEXT)).logits.square().sum().backward()
     assert untied.head is not None
     both = untied.token_embedding.weight.grad + untied.head.weight.grad
-    torch.testing.assert_close(tied.head_weight.grad, both, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(head_weight(tied).grad, both, rtol=1e-9, atol=1e-9)
 
 
-@each_family
-def test_dropout_is_active_in_training_only(family: str) -> None:
-    model, ids = sharp(dropout=0.5, family=family), tokens(2, CONTEXT)
+@each_architecture
+def test_dropout_is_active_in_training_only(architecture: str) -> None:
+    model, ids = sharp(dropout=0.5, architecture=architecture), tokens(2, CONTEXT)
     assert torch.equal(model(ids).logits, model(ids).logits)
     model.train()
     assert not torch.equal(model(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize(
-    ("family", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False), ("llama", True)]
+    ("architecture", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False), ("llama", True)]
 )
-def test_padding_ids_have_no_logits_and_are_never_sampled(family: str, tied_head: bool) -> None:
-    model = sharp(tied_head=tied_head, family=family)
-    assert model.head_weight.shape[0] == 64
+def test_padding_ids_have_no_logits_and_are_never_sampled(architecture: str, tied_head: bool) -> None:
+    model = sharp(tied_head=tied_head, architecture=architecture)
+    assert head_weight(model).shape[0] == 64
     with torch.no_grad():
-        model.head_weight[VOCAB:] = 100.0
+        head_weight(model)[VOCAB:] = 100.0
     assert model(tokens(1, CONTEXT)).logits.shape == (1, CONTEXT, VOCAB)
     generator = torch.Generator().manual_seed(0)
     for chosen in (None, generator):
@@ -170,26 +170,26 @@ def test_padding_ids_have_no_logits_and_are_never_sampled(family: str, tied_head
         assert drawn.max() < VOCAB
 
 
-@each_family
-def test_padding_rows_get_no_gradient(family: str) -> None:
-    model = sharp(family=family)
+@each_architecture
+def test_padding_rows_get_no_gradient(architecture: str) -> None:
+    model = sharp(architecture=architecture)
     model(tokens(2, CONTEXT)).logits.logsumexp(dim=-1).sum().backward()
-    assert model.head_weight.grad[VOCAB:].count_nonzero() == 0
-    assert model.head_weight.grad[:VOCAB].count_nonzero() > 0
+    assert head_weight(model).grad[VOCAB:].count_nonzero() == 0
+    assert head_weight(model).grad[:VOCAB].count_nonzero() > 0
 
 
-@each_family
+@each_architecture
 @pytest.mark.parametrize("pieces", [[8], [1] * 8, [3, 1, 1, 3], [1, 7], [5, 3]], ids=str)
-def test_a_kv_cache_gives_the_logits_of_the_whole_text(pieces: list[int], family: str) -> None:
-    model, ids = sharp(family=family), tokens(3, CONTEXT)
+def test_a_kv_cache_gives_the_logits_of_the_whole_text(pieces: list[int], architecture: str) -> None:
+    model, ids = sharp(architecture=architecture), tokens(3, CONTEXT)
     cache = KVCache(CONTEXT)
     logits = torch.cat([model(piece, cache).logits for piece in ids.split(pieces, dim=1)], dim=1)
     torch.testing.assert_close(logits, model(ids).logits, rtol=1e-10, atol=1e-10)
 
 
-def without_cache(model: GPT, ids: torch.Tensor, amount: int) -> torch.Tensor:
+def without_cache(model: LanguageModel, ids: torch.Tensor, amount: int) -> torch.Tensor:
     """Greedy continuation, everything computed anew for each token; a full context goes on from its later half."""
-    context = model.config.context_length
+    context = model.architecture.shape.context_length
     prompt, seen = ids.shape[1], min(ids.shape[1], context)
     for _ in range(amount):
         if seen > context:
@@ -199,13 +199,13 @@ def without_cache(model: GPT, ids: torch.Tensor, amount: int) -> torch.Tensor:
     return ids[:, prompt:]
 
 
-@each_family
+@each_architecture
 @pytest.mark.parametrize("prompt", [1, 5, CONTEXT, CONTEXT + 1, 3 * CONTEXT])
 @pytest.mark.parametrize("context", [CONTEXT, 1, 2, 3])
 def test_generation_goes_on_past_the_context_as_it_would_without_a_cache(
-    prompt: int, context: int, family: str
+    prompt: int, context: int, architecture: str
 ) -> None:
-    model, ids = sharp(context_length=context, family=family), tokens(2, prompt)
+    model, ids = sharp(context_length=context, architecture=architecture), tokens(2, prompt)
     drawn = torch.stack(list(generate(model, ids, 4 * CONTEXT)), dim=1)
     assert drawn.shape == (2, 4 * CONTEXT)
     assert torch.equal(drawn, without_cache(model, ids, 4 * CONTEXT))
@@ -257,34 +257,33 @@ SHAPES: list[dict[str, object]] = [
 ]  # fmt: skip
 
 
-@each_family
+@each_architecture
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
-def test_flops_of_a_token_follow_the_formula(changes: dict[str, object], family: str) -> None:
-    model = make(family=family, **changes)
-    config, weights = model.config, dict(model.named_parameters())
+def test_flops_of_a_token_follow_the_formula(changes: dict[str, object], architecture: str) -> None:
+    model = make(architecture=architecture, **changes)
+    shape, weights = model.architecture.shape, dict(model.named_parameters())
     n = sum(weight.numel() for name, weight in weights.items() if "embedding" not in name and name != "head.weight")
-    n += model.head_weight.numel()
-    attention = 12 * config.n_layers * CONTEXT * config.emb_dim
-    assert config.flops_per_token == 6 * n + attention
+    n += head_weight(model).numel()
+    attention = 12 * shape.n_layers * CONTEXT * shape.emb_dim
+    assert model.architecture.flops_per_token == 6 * n + attention
 
 
-@each_family
+@each_architecture
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_the_number_of_parameters_is_known_before_the_model_is_made(
-    changes: dict[str, object], family: str
+    changes: dict[str, object], architecture: str
 ) -> None:
-    model = make(family=family, **changes)
-    assert model.config.parameter_count == model.parameter_count()
-    blocks = sum(parameter.numel() for parameter in model.blocks.parameters())
-    assert model.config.block_parameter_count * model.config.n_layers == blocks
+    model = make(architecture=architecture, **changes)
+    assert model.architecture.parameter_count == sum(parameter.numel() for parameter in model.parameters())
 
 
-@each_family
-def test_recomputed_blocks_give_the_same_numbers_and_gradients_to_the_bit(family: str) -> None:
+@each_architecture
+def test_recomputed_blocks_give_the_same_numbers_and_gradients_to_the_bit(architecture: str) -> None:
     gradients = []
     for recompute in (False, True):
-        model = sharp(dropout=0.5, family=family).train()
-        model.recompute = recompute
+        model = sharp(dropout=0.5, architecture=architecture).train()
+        for block in model.blocks:
+            compute_apart(block, compiled=False, recompute=recompute)
         torch.manual_seed(3)
         model(tokens(2, CONTEXT)).cross_entropy(tokens(2, CONTEXT)).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -292,9 +291,9 @@ def test_recomputed_blocks_give_the_same_numbers_and_gradients_to_the_bit(family
         assert torch.equal(one, other)
 
 
-@each_family
-def test_under_autocast_the_hidden_states_are_in_its_precision_and_the_logits_near(family: str) -> None:
-    model = sharp(family=family).float()
+@each_architecture
+def test_under_autocast_the_hidden_states_are_in_its_precision_and_the_logits_near(architecture: str) -> None:
+    model = sharp(architecture=architecture).float()
     exact = model(tokens(2, CONTEXT)).logits
     with torch.autocast("cpu", torch.bfloat16):
         output = model(tokens(2, CONTEXT))
@@ -313,9 +312,11 @@ def documents(end: int, *lengths: int) -> torch.Tensor:
     return torch.cat(parts)[None]
 
 
-@each_family
-def test_with_document_masking_editing_a_document_leaves_the_logits_of_others_equal_to_the_bit(family: str) -> None:
-    model = sharp(context_length=16, document_end=10, family=family)
+@each_architecture
+def test_with_document_masking_editing_a_document_leaves_the_logits_of_others_equal_to_the_bit(
+    architecture: str,
+) -> None:
+    model = sharp(context_length=16, document_end=10, architecture=architecture)
     tokens = documents(10, 4, 5, 3)
     edited = tokens.clone()
     edited[0, 5:10] = (tokens[0, 5:10] + 1) % 10
@@ -325,24 +326,25 @@ def test_with_document_masking_editing_a_document_leaves_the_logits_of_others_eq
     assert torch.equal(before[:, 11:], after[:, 11:])
     assert not torch.equal(before[:, 5:11], after[:, 5:11])
     with torch.inference_mode():
-        unmasked = sharp(context_length=16, family=family)
+        unmasked = sharp(context_length=16, architecture=architecture)
         assert not torch.equal(unmasked(tokens).logits[:, 11:], unmasked(edited).logits[:, 11:])
 
 
-@each_family
-def test_a_document_alone_in_its_window_has_the_logits_of_a_model_without_the_mask(family: str) -> None:
+@each_architecture
+def test_a_document_alone_in_its_window_has_the_logits_of_a_model_without_the_mask(architecture: str) -> None:
     tokens = documents(10, 9)
     with torch.inference_mode():
         masked, plain = (
-            sharp(context_length=16, document_end=end, family=family)(tokens).logits for end in (10, None)
+            sharp(context_length=16, document_end=end, architecture=architecture)(tokens).logits
+            for end in (10, None)
         )
     torch.testing.assert_close(masked, plain)
 
 
-@each_family
+@each_architecture
 @pytest.mark.parametrize("pieces", [[15], [1] * 15, [3, 1, 7, 4]])
-def test_document_masking_holds_with_a_kv_cache(pieces: list[int], family: str) -> None:
-    model = sharp(context_length=16, document_end=10, family=family)
+def test_document_masking_holds_with_a_kv_cache(pieces: list[int], architecture: str) -> None:
+    model = sharp(context_length=16, document_end=10, architecture=architecture)
     tokens, cache, start = documents(10, 4, 5, 3), KVCache(16), 0
     with torch.inference_mode():
         whole, parts = model(tokens).logits, []
@@ -353,7 +355,7 @@ def test_document_masking_holds_with_a_kv_cache(pieces: list[int], family: str) 
 
 
 def test_a_modern_model_reads_a_document_alike_wherever_it_stands() -> None:
-    model = sharp(context_length=24, document_end=10, family="modern")
+    model = sharp(context_length=24, document_end=10, architecture="modern")
     alone = documents(10, 6)
     with torch.inference_mode():
         there = model(torch.cat([documents(10, 4, 5), alone], dim=1)).logits[:, -7:]

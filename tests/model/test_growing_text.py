@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_generate import CONTEXT, VOCAB, each_family, sharp
+from test_generate import CONTEXT, VOCAB, each_architecture, sharp
 
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.generate import GrowingText
-from pipeline.model.gpt import GPT
 
 ends = pytest.mark.parametrize("document_end", [None, 3])
 
@@ -19,7 +19,7 @@ def ids(count: int, seed: int) -> list[int]:
 class Text(GrowingText):
     """One text, empty at first, as a list of ids."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         super().__init__(model, torch.zeros(1, 0, dtype=torch.long))
 
     def extend(self, new: list[int]) -> None:
@@ -36,7 +36,7 @@ class Text(GrowingText):
 class Checked:
     """A text each of whose draws is compared with the likeliest token after all that the model sees."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self.model, self.text, self.ids = model, Text(model), list[int]()
 
     def add(self, new: list[int]) -> None:
@@ -56,20 +56,20 @@ class Checked:
         assert self.text.tokens.tolist() == [self.ids]
 
 
-@each_family
+@each_architecture
 @ends
-def test_each_token_follows_from_all_that_is_seen(family: str, document_end: int | None) -> None:
-    checked = Checked(sharp(family, document_end=document_end))
+def test_each_token_follows_from_all_that_is_seen(architecture: str, document_end: int | None) -> None:
+    checked = Checked(sharp(architecture, document_end=document_end))
     for turn in range(8):
         checked.add(ids(turn, turn) or [1])
         checked.draw(turn % 4)
     assert checked.text.unseen >= len(checked.ids) - CONTEXT > 0
 
 
-@each_family
+@each_architecture
 @ends
-def test_what_is_taken_back_leaves_no_trace(family: str, document_end: int | None) -> None:
-    checked = Checked(sharp(family, document_end=document_end))
+def test_what_is_taken_back_leaves_no_trace(architecture: str, document_end: int | None) -> None:
+    checked = Checked(sharp(architecture, document_end=document_end))
     checked.add([1, 2, 3])
     checked.draw(2)
     checked.add(ids(3, 0))
@@ -90,9 +90,9 @@ def test_what_is_taken_back_leaves_no_trace(family: str, document_end: int | Non
     checked.draw(2 * CONTEXT)
 
 
-@each_family
-def test_every_token_is_read_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, read = sharp(family), []
+@each_architecture
+def test_every_token_is_read_once(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = sharp(architecture), []
     forward = model.forward
     monkeypatch.setattr(
         model, "forward", lambda tokens, cache: read.append(tokens.shape[1]) or forward(tokens, cache)
@@ -114,11 +114,11 @@ def test_a_full_context_keeps_its_later_half_or_all_that_is_new(typed: int, kept
     assert len(text) - 1 - text.unseen == kept
 
 
-@each_family
-def test_a_text_goes_on_from_wherever_it_was_taken_back_to(family: str) -> None:
+@each_architecture
+def test_a_text_goes_on_from_wherever_it_was_taken_back_to(architecture: str) -> None:
     """With nothing new: what follows its end is drawn again, within the context and far beyond it."""
     for count in (3, 3 * CONTEXT):
-        checked = Checked(sharp(family))
+        checked = Checked(sharp(architecture))
         checked.add(ids(count, 0))
         checked.draw(3)
         for taken in (1, 2, 3):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.model import linear_cross_entropy
-from pipeline.model.linear_cross_entropy import GPTOutput, chunks, softmax_and_gradient
+from pipeline.model.linear_cross_entropy import FusedOutput, chunks, softmax_and_gradient
 from pipeline.plugin.components import IGNORED, ModelOutput
 
 WIDTH, VOCAB, PADDED = 8, 37, 48
@@ -56,7 +56,7 @@ def on_all_logits(
 
 
 def fused(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, **terms: float) -> torch.Tensor:
-    return GPTOutput(hidden, head, VOCAB).cross_entropy(targets, **terms)
+    return FusedOutput(hidden, head, VOCAB).cross_entropy(targets, **terms)
 
 
 def weights(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_ignored_targets_and_padding_rows_cost_nothing_and_learn_nothing(terms: 
 @pytest.mark.parametrize("terms", TERMS, ids=str)
 def test_the_models_output_and_a_plain_one_agree(terms: dict[str, float]) -> None:
     hidden, head, targets = problem()
-    plain, own = (kind(hidden, head, VOCAB).cross_entropy(targets, **terms) for kind in (ModelOutput, GPTOutput))
+    plain, own = (kind(hidden, head, VOCAB).cross_entropy(targets, **terms) for kind in (ModelOutput, FusedOutput))
     torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-12)
     for one, other in zip(
         torch.autograd.grad(own.sum(), (hidden, head)),
@@ -295,7 +295,7 @@ def test_a_softmax_of_ones_own_is_used_in_both_directions() -> None:
         calls.append(args)
         return softmax_and_gradient(*args)
 
-    nats = GPTOutput(hidden, head, VOCAB, counted).cross_entropy(targets)
+    nats = FusedOutput(hidden, head, VOCAB, softmax=counted).cross_entropy(targets)
     assert len(calls) == 1
     WEIGHTED["weighted"](nats).backward()
     assert len(calls) == 2

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from small_config import small_config
 from test_docs import examples
 
-from pipeline.model.config import GPTConfig
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.generate import Drawing, continuations, draw, generate
-from pipeline.model.gpt import GPT
 from pipeline.plugin.components import Sampler
 
 SEEN: list[tuple[int, int, int]] = []
@@ -33,13 +33,17 @@ class Counts(Sampler):
 
 
 @pytest.fixture
-def model() -> GPT:
+def model() -> LanguageModel:
     torch.manual_seed(0)
     SEEN.clear()
-    return GPT(GPTConfig(20, 8, 1, 2, 16, 0.0, True, False, "gpt2", 4)).eval()
+    return (
+        small_config(vocab_size=20, context_length=8, n_layers=1, emb_dim=16, tied_head=False, pad_vocab_to=4)
+        .make()
+        .eval()
+    )
 
 
-def test_each_sequence_has_its_own_memory_and_prompt(model: GPT) -> None:
+def test_each_sequence_has_its_own_memory_and_prompt(model: LanguageModel) -> None:
     found = continuations(model, [[1, 2, 3], [4]], 4, [Counts()])
     assert found == [[4, 5, 6, 7], [2, 3, 4, 5]]
     assert sorted(SEEN) == sorted((length, length + time, time + 1) for length in (3, 1) for time in range(4))

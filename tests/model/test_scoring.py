@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_config import head_weight, small_config
 from torch import nn
 
 from pipeline.data.batches import evaluation_windows
 from pipeline.model import scoring
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, Summary, evaluating, evenly_spaced, score, score_tokens, summarize
 from pipeline.plugin.components import IGNORED
 
@@ -23,22 +23,10 @@ IDS = np.random.default_rng(0).integers(VOCAB, size=101, dtype=np.uint16)
 ONES = np.ones(VOCAB, dtype=np.int64)
 
 
-def make(vocab_size: int = VOCAB, dropout: float = 0.0) -> GPT:
+def make(vocab_size: int = VOCAB, dropout: float = 0.0) -> LanguageModel:
     torch.manual_seed(0)
-    model = GPT(
-        GPTConfig(
-            vocab_size=vocab_size,
-            context_length=CONTEXT,
-            n_layers=2,
-            n_heads=2,
-            emb_dim=16,
-            dropout=dropout,
-            qkv_bias=True,
-            tied_head=False,
-            init="gpt2",
-            pad_vocab_to=64,
-        )
-    )
+    sizes = {"vocab_size": vocab_size, "context_length": CONTEXT, "emb_dim": 16, "pad_vocab_to": 64}
+    model = small_config(dropout=dropout, tied_head=False, **sizes).make()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model.double()
@@ -49,7 +37,7 @@ def scores(nats: list[float], targets: list[int] | None = None) -> Scores:
     return Scores(ids, np.array(nats), np.zeros(len(nats), dtype=np.bool_))
 
 
-def directly(model: GPT, ids: np.ndarray, target: int, first: int) -> float:
+def directly(model: LanguageModel, ids: np.ndarray, target: int, first: int) -> float:
     """−log p(ids[target]) after ids[first:target], the plain way."""
     seen = torch.from_numpy(ids[first:target].astype(np.int64))[None]
     with torch.no_grad():
@@ -162,7 +150,7 @@ def test_perplexity_comes_from_sums_not_from_the_means_of_batches() -> None:
 
 def test_a_uniform_byte_model_has_8_bits_per_byte() -> None:
     model = make(vocab_size=256)
-    nn.init.zeros_(model.head_weight)
+    nn.init.zeros_(head_weight(model))
     ids = np.arange(256, dtype=np.uint16)
     windows = evaluation_windows(256, CONTEXT, CONTEXT)
     metrics = summarize(model, ids, windows, 4, np.ones(256, dtype=np.int64)).metrics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,8 @@ def test_a_presets_values_fit(params: Path, name: str) -> None:
     write_preset(name, params)
     values = load_params(params)
     registry = Registry.load(REPOSITORY / "plugins")
-    for (section, key), kind in schema.PLACES.items():
-        chosen = getattr(getattr(values, section), key)
+    for place, kind in schema.PLACES.items():
+        chosen = attrgetter(place)(values)
         if isinstance(chosen, Choice):
             registry.build(kind, chosen.name, chosen.options, kind)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -14,9 +15,7 @@ from pipeline.params.reader import load_params
 from pipeline.plugin.registry import Registry
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
-PLACES: dict[str, Choice | Choices] = {
-    kind: getattr(getattr(PARAMS, section), key) for (section, key), kind in schema.PLACES.items()
-}
+PLACES: dict[str, Choice | Choices] = {kind: attrgetter(place)(PARAMS) for place, kind in schema.PLACES.items()}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +26,19 @@ PLACES: dict[str, Choice | Choices] = {
 def test_an_option_outside_its_components_section_is_told_where_to_stand(override: str, wanted: str) -> None:
     with pytest.raises(ParamsError, match=rf"{override.partition('=')[0].rpartition('.')[0]}: .*{wanted}"):
         load_params(REPOSITORY / "params.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [("model.family=gpt2", "model.name"), ("model.qkv_bias=true", "model.gpt2.qkv_bias"),
+     ("model.rope_theta=500", "model.llama.rope_theta"), ("model.init=pytorch", "model.llama.init")],
+)  # fmt: skip
+def test_a_key_that_has_moved_is_told_where_to(override: str, wanted: str) -> None:
+    with pytest.raises(
+        ParamsError, match=rf"{override.partition('=')[0].rpartition('.')[2]} is now .*{wanted}"
+    ) as told:
+        load_params(REPOSITORY / "params.yaml", [override])
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("kind", PLACES)

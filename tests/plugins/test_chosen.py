@@ -14,7 +14,8 @@ from pipeline.plugin.registry import Registry
 
 WORKS_IN = {
     "corpora": "tokenize", "losses": "train", "optimizers": "train", "schedules": "train",
-    "eval_callbacks": "train", "samplers": "evaluate", "exporters": "export",
+    "eval_callbacks": "train", "samplers": "evaluate", "metrics": "evaluate",
+    "exporters": "export",
 }  # fmt: skip
 REGISTRY = Registry.load(REPOSITORY / "plugins")
 SHIPPED = [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)]

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY, Project
+from small_config import small_config
 
 from pipeline.authoring.testing import check_eval_callback, event
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.plugin import EvalCallback, StopTraining
 from pipeline.plugin.registry import Registry
 
@@ -99,7 +98,7 @@ def test_a_run_ends_at_the_first_evaluation_that_reaches_the_target(trained_proj
 @pytest.mark.parametrize("tied", [False, True])
 def test_weight_norms_are_those_of_the_parts(tied: bool) -> None:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(300, 8, 2, 2, 16, 0.0, True, tied, "pytorch", 64))
+    model = small_config(vocab_size=300, context_length=8, emb_dim=16, tied_head=tied, init="pytorch").make()
     parts = {
         "embedding": [model.token_embedding, model.position_embedding],
         "attention": [layer for block in model.blocks for layer in (block.attention.qkv, block.attention.out)],

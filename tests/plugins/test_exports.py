@@ -25,9 +25,16 @@ from pipeline.plugin.registry import Registry
 from pipeline.tokenize.vocabulary import characters, raw_bytes, train_bpe
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["exporters"])
-GPT2 = {"family": "gpt2", "qkv_bias": True, "tied_head": True, "init": "gpt2"}
-MODERN = {"family": "modern", "qkv_bias": False, "tied_head": False, "init": "modern"}
-LLAMA = {"family": "llama", "qkv_bias": False, "tied_head": False, "init": "gpt2", "n_heads": 4, "n_kv_heads": 2}
+GPT2 = {"architecture": "gpt2", "qkv_bias": True, "tied_head": True, "init": "gpt2"}
+MODERN = {"architecture": "modern", "qkv_bias": False, "tied_head": False, "init": "modern"}
+LLAMA = {
+    "architecture": "llama",
+    "qkv_bias": False,
+    "tied_head": False,
+    "init": "gpt2",
+    "n_heads": 4,
+    "n_kv_heads": 2,
+}
 
 
 def exporter(name: str, **options: Any) -> Exporter:
@@ -98,7 +105,7 @@ def test_each_type_is_smaller(bpe: Tokenizer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (MODERN, "no form for the family 'modern'"),
+        (MODERN, "no form for the model 'modern'"),
         ({"document_end": 298}, "no mask between documents"),
     ],
 )
@@ -383,10 +390,10 @@ def test_one_refused_format_publishes_none(trained_project: Project) -> None:
     trained_project.succeed("export")
     folder = trained_project.root / "artifacts" / "export"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    trained_project.succeed("train", "--set", "model.family=modern")
+    trained_project.succeed("train", "--set", "model.name=modern")
     refused = trained_project.run("export", "--set", "export.formats.use=[huggingface, gguf]")
     assert refused.code == 1
-    assert "no form for the family 'modern'" in refused.err
+    assert "no form for the model 'modern'" in refused.err
     assert "nothing was published" in refused.err
     assert len(refused.err.splitlines()) == 1
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

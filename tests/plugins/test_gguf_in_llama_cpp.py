@@ -22,8 +22,8 @@ from pipeline.tokenize.vocabulary import train_bpe
 xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp (the package xllamacpp) is not installed")
 pytest.importorskip("gguf", reason="gguf is not installed")
 
-GPT2 = {"family": "gpt2", "qkv_bias": True, "tied_head": True, "n_heads": 2}
-LLAMA = {"family": "llama", "qkv_bias": False, "tied_head": False, "n_heads": 4, "n_kv_heads": 2}
+GPT2 = {"architecture": "gpt2", "qkv_bias": True, "tied_head": True, "n_heads": 2}
+LLAMA = {"architecture": "llama", "qkv_bias": False, "tied_head": False, "n_heads": 4, "n_kv_heads": 2}
 CONTEXT, PROMPT, DRAWN = 64, 40, 16
 
 
@@ -76,10 +76,10 @@ def served(path: Path) -> Iterator[LlamaCpp]:
     del server
 
 
-def exported(family: dict[str, Any], folder: Path, type: str) -> ExportSource:
+def exported(architecture: dict[str, Any], folder: Path, type: str) -> ExportSource:
     shape = {
         "context_length": CONTEXT, "n_layers": 2, "emb_dim": 64, "dropout": 0.1, "pad_vocab_to": 64, "init": "gpt2",
-        **family,
+        **architecture,
     }  # fmt: skip
     source = untrained(train_bpe([words(0, 500)], 300), shape, spread=True)
     registry = Registry.load(REPOSITORY / "plugins", ["exporters"])
@@ -90,13 +90,13 @@ def exported(family: dict[str, Any], folder: Path, type: str) -> ExportSource:
 # llama.cpp looks gpt2's GELU up in a table of half precision; and beside weights of eight bits, it rounds what is
 # multiplied with them to eight bits as well.
 @pytest.mark.parametrize(
-    ("family", "type", "tolerance"),
+    ("architecture", "type", "tolerance"),
     [(GPT2, "f32", 0.01), (LLAMA, "f32", 1e-4), (GPT2, "q8_0", 0.5), (LLAMA, "f16", 0.02)],
 )
 def test_llama_cpp_reads_the_same_ids_and_predicts_the_same(
-    family: dict[str, Any], type: str, tolerance: float, tmp_path: Path
+    architecture: dict[str, Any], type: str, tolerance: float, tmp_path: Path
 ) -> None:
-    source = exported(family, tmp_path, type)
+    source = exported(architecture, tmp_path, type)
     with served(tmp_path / "model.gguf") as llama_cpp:
         for text in [source.text, f"{source.end_of_text} as text", *awkward_texts(200)]:
             assert llama_cpp.ids(text) == source.encode(text).tolist(), repr(text)

@@ -31,11 +31,11 @@ def exporter() -> Exporter:
 
 
 def source(tokenizer: Tokenizer, **changes: Any) -> ExportSource:
-    if changes.get("family") == "modern":
+    if changes.get("architecture") == "modern":
         changes = {"qkv_bias": False, "tied_head": False, "init": "modern", **changes}
-    if changes.get("family") == "llama":
+    if changes.get("architecture") == "llama":
         changes = {"qkv_bias": False, **changes}
-    return untrained(tokenizer, BASE | changes, spread=changes.get("family", "gpt2") != "gpt2")
+    return untrained(tokenizer, BASE | changes, spread=changes.get("architecture", "gpt2") != "gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +57,22 @@ def letters() -> Tokenizer:
         {"qkv_bias": False},
         {"pad_vocab_to": 1},
         {"n_heads": 4, "n_layers": 1},
-        {"family": "modern"},
-        {"family": "modern", "n_heads": 1, "n_layers": 1, "pad_vocab_to": 1},
-        {"family": "modern", "emb_dim": 24, "n_heads": 3, "n_layers": 3},  # heads of 8
-        {"family": "modern", "emb_dim": 48, "pad_vocab_to": 1000},  # heads of 24
-        {"family": "modern", "context_length": 300, "n_heads": 8},  # heads of 2
-        {"family": "llama"},
-        {"family": "llama", "tied_head": False, "n_heads": 4, "n_kv_heads": 2, "mlp_dim": 40},
-        {"family": "llama", "n_heads": 8, "n_kv_heads": 1, "pad_vocab_to": 1, "n_layers": 1, "context_length": 300},
-        {"family": "llama", "rope_theta": 500.0, "norm_eps": 1e-3},
+        {"architecture": "modern"},
+        {"architecture": "modern", "n_heads": 1, "n_layers": 1, "pad_vocab_to": 1},
+        {"architecture": "modern", "emb_dim": 24, "n_heads": 3, "n_layers": 3},  # heads of 8
+        {"architecture": "modern", "emb_dim": 48, "pad_vocab_to": 1000},  # heads of 24
+        {"architecture": "modern", "context_length": 300, "n_heads": 8},  # heads of 2
+        {"architecture": "llama"},
+        {"architecture": "llama", "tied_head": False, "n_heads": 4, "n_kv_heads": 2, "mlp_dim": 40},
+        {
+            "architecture": "llama",
+            "n_heads": 8,
+            "n_kv_heads": 1,
+            "pad_vocab_to": 1,
+            "n_layers": 1,
+            "context_length": 300,
+        },
+        {"architecture": "llama", "rope_theta": 500.0, "norm_eps": 1e-3},
     ],
     ids=str,
 )
@@ -81,16 +88,20 @@ def test_transformers_reproduces_every_architecture(
     assert proof["texts_with_equal_ids"] > 2000
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
-def test_a_context_of_one_token_leaves_nothing_to_generate(letters: Tokenizer, tmp_path: Path, family: str) -> None:
-    given = source(letters, family=family, context_length=1)
+@pytest.mark.parametrize("architecture", ["gpt2", "modern", "llama"])
+def test_a_context_of_one_token_leaves_nothing_to_generate(
+    letters: Tokenizer, tmp_path: Path, architecture: str
+) -> None:
+    given = source(letters, architecture=architecture, context_length=1)
     exporter().export(given, tmp_path)
     assert exporter().verify(given, tmp_path)["equal_greedy_tokens"] == 0
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern"])
-def test_a_model_that_masks_documents_is_proven_within_one(letters: Tokenizer, tmp_path: Path, family: str) -> None:
-    given = source(letters, family=family, document_end=letters.end_of_text)
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_a_model_that_masks_documents_is_proven_within_one(
+    letters: Tokenizer, tmp_path: Path, architecture: str
+) -> None:
+    given = source(letters, architecture=architecture, document_end=letters.end_of_text)
     exporter().export(given, tmp_path)
     exporter().verify(given, tmp_path)
 
@@ -100,11 +111,10 @@ def test_a_modern_model_is_nanochat_there_and_end_of_text_is_a_token_like_any_ot
 ) -> None:
     import transformers
 
-    given = source(letters, family="modern")
+    given = source(letters, architecture="modern")
     exporter().export(given, tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).eval()
     assert type(model).__name__ == "NanoChatForCausalLM"
-    assert not any(given.config[option] for option in ("qkv_bias", "tied_head"))
     embedding = model.get_input_embeddings()
     assert torch.equal(embedding.weight, given.weights["token_embedding.weight"])
     assert embedding.padding_idx is None
@@ -119,7 +129,7 @@ def test_a_modern_model_is_nanochat_there_and_end_of_text_is_a_token_like_any_ot
 def test_a_llama_model_is_llama_there_and_its_queries_share_keys(letters: Tokenizer, tmp_path: Path) -> None:
     import transformers
 
-    given = source(letters, family="llama", n_heads=4, n_kv_heads=2)
+    given = source(letters, architecture="llama", n_heads=4, n_kv_heads=2)
     exporter().export(given, tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).eval()
     assert type(model).__name__ == "LlamaForCausalLM"
@@ -159,10 +169,10 @@ def test_llamas_positions_are_turned_alike_to_the_bit(theta: float) -> None:
     torch.testing.assert_close(ours(x), turned, rtol=0, atol=1e-6)
 
 
-def test_a_family_that_transformers_does_not_have_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
+def test_a_model_that_transformers_does_not_have_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
     given = source(bpe)
-    other = replace(given, config={**given.config, "family": "perceptron"})
-    with pytest.raises(ValueError, match="no form for the family 'perceptron'; these have one: gpt2, modern, ll"):
+    other = replace(given, config={**given.config, "name": "perceptron"})
+    with pytest.raises(ValueError, match="no form for the model 'perceptron'; these have one: gpt2, modern, ll"):
         exporter().export(other, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -173,9 +183,9 @@ def test_transformers_reads_raw_bytes_alike(tmp_path: Path) -> None:
     exporter().verify(given, tmp_path)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern"])
-def test_transformers_reads_a_trained_bpe_alike(bpe: Tokenizer, tmp_path: Path, family: str) -> None:
-    given = source(bpe, family=family)
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_transformers_reads_a_trained_bpe_alike(bpe: Tokenizer, tmp_path: Path, architecture: str) -> None:
+    given = source(bpe, architecture=architecture)
     exporter().export(given, tmp_path)
     assert exporter().verify(given, tmp_path)["texts_with_equal_ids"] > 2000
 
@@ -212,11 +222,11 @@ def damage(name: str, folder: Path) -> None:
         ("tokenizer.json", "as other ids"),
     ],
 )
-@pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
+@pytest.mark.parametrize("architecture", ["gpt2", "modern", "llama"])
 def test_a_damaged_export_is_refused(
-    bpe: Tokenizer, letters: Tokenizer, tmp_path: Path, family: str, name: str, message: str
+    bpe: Tokenizer, letters: Tokenizer, tmp_path: Path, architecture: str, name: str, message: str
 ) -> None:
-    given = source(bpe if name == "tokenizer.json" else letters, family=family)
+    given = source(bpe if name == "tokenizer.json" else letters, architecture=architecture)
     exporter().export(given, tmp_path)
     damage(name, tmp_path)
     with pytest.raises(ValueError, match=f"transformers.* {message}"):
@@ -224,7 +234,7 @@ def test_a_damaged_export_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("family", "setting", "value"),
+    ("architecture", "setting", "value"),
     [
         ("modern", "final_logit_softcapping", 15.0),
         ("modern", "rms_norm_eps", 1e-2),
@@ -234,9 +244,9 @@ def test_a_damaged_export_is_refused(
     ],
 )
 def test_a_setting_of_another_model_is_refused(
-    letters: Tokenizer, tmp_path: Path, family: str, setting: str, value: Any
+    letters: Tokenizer, tmp_path: Path, architecture: str, setting: str, value: Any
 ) -> None:
-    given = source(letters, family=family)
+    given = source(letters, architecture=architecture)
     exporter().export(given, tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), setting: value}))
@@ -244,13 +254,13 @@ def test_a_setting_of_another_model_is_refused(
         exporter().verify(given, tmp_path)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
+@pytest.mark.parametrize("architecture", ["gpt2", "modern", "llama"])
 def test_without_transformers_the_files_are_read_back(
-    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
-    given = source(bpe, family=family)
+    given = source(bpe, architecture=architecture)
     exporter().export(given, tmp_path)
     assert exporter().verify(given, tmp_path)["reader"] == "none"
     for name in ("tokenizer.json", "model.safetensors"):
@@ -261,7 +271,7 @@ def test_without_transformers_the_files_are_read_back(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_trained_modern_model_is_exported(trained_project: Project, precision: str) -> None:
-    settings = ["model.family=modern", "train.optimizer.name=muon", f"train.precision={precision}"]
+    settings = ["model.name=modern", "train.optimizer.name=muon", f"train.precision={precision}"]
     chosen = [part for setting in settings for part in ("--set", setting)]
     trained_project.succeed("train", *chosen)
     assert "transformers" in trained_project.succeed("export", *chosen).out

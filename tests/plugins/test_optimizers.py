@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY
+from small_config import head_weight, small_config
 
 from pipeline.core.errors import ParamsError
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.plugin.components import Optimizer
 from pipeline.plugin.registry import Registry
 
@@ -33,15 +33,17 @@ def component(name: str) -> Optimizer:
     return optimizer
 
 
-def make(tied_head: bool = True, seed: int = 0, family: str = "gpt2") -> GPT:
+def make(tied_head: bool = True, seed: int = 0, architecture: str = "gpt2") -> LanguageModel:
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(20, 8, 2, 2, 16, 0.0, True, tied_head, "gpt2", 8, family=family, n_kv_heads=1))
+    model = small_config(
+        architecture, vocab_size=20, context_length=8, emb_dim=16, tied_head=tied_head, n_kv_heads=1
+    ).make()
     for parameter in model.parameters():  # norms and biases away from 1 and 0, where decay would not show
         torch.nn.init.normal_(parameter)
     return model
 
 
-def train(model: GPT, optimizer: torch.optim.Optimizer, steps: int) -> None:
+def train(model: LanguageModel, optimizer: torch.optim.Optimizer, steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         ids = torch.randint(20, (4, 8), generator=generator)
@@ -86,21 +88,21 @@ def test_the_chapters_form_of_adamw_decays_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False), ("llama", True)]
+    ("architecture", "tied_head"), [("gpt2", True), ("gpt2", False), ("modern", False), ("llama", True)]
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_is_held_exactly_once(name: str, family: str, tied_head: bool) -> None:
-    model = make(tied_head, family=family)
+def test_every_parameter_is_held_exactly_once(name: str, architecture: str, tied_head: bool) -> None:
+    model = make(tied_head, architecture=architecture)
     optimizer = component(name).build(iter(model.named_parameters()))
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(parameter) for parameter in model.parameters()}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern", "llama"])
+@pytest.mark.parametrize("architecture", ["gpt2", "modern", "llama"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str, family: str) -> None:
-    model, other = make(family=family), make(seed=1, family=family)
+def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str, architecture: str) -> None:
+    model, other = make(architecture=architecture), make(seed=1, architecture=architecture)
     optimizer = component(name).build(model.named_parameters())
     train(model, optimizer, 3)
     optimizer.param_groups[0]["lr"] = 0.01
@@ -112,7 +114,7 @@ def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str, family: str)
     loaded = component(name).build(other.named_parameters())
     other.load_state_dict(saved[0])
     loaded.load_state_dict(saved[1])
-    assert (other.head_weight is other.token_embedding.weight) == (family != "modern")
+    assert (head_weight(other) is other.token_embedding.weight) == (architecture != "modern")
     for each, own in ((model, optimizer), (other, loaded)):
         train(each, own, 3)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):

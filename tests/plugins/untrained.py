@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from conftest import words
+from small_config import small_config
 
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.export.stage import export_source
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.config import GPTConfig
-from pipeline.model.gpt import GPT
 from pipeline.plugin import ExportSource
 
 
@@ -21,7 +20,7 @@ def untrained(tokenizer: Tokenizer, shape: dict[str, Any], spread: bool) -> Expo
     With embeddings `spread` wide, texts differ too, and do not end at once.
     """
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).eval()
+    model = small_config(vocab_size=tokenizer.vocab_size, **shape).make().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

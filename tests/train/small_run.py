@@ -16,7 +16,7 @@ from pipeline.data.batches import TrainingWindows, token_index
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokens import IndexEntry
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.params.params import Params
 from pipeline.params.reader import load_params
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss
@@ -28,12 +28,12 @@ from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
 from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
-from pipeline.train.run import TrainingRun, model_config
+from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 from pipeline.train.store import StateStore
 
 REGISTRY = Registry.load(
-    REPOSITORY / "plugins", ["losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks"]
+    REPOSITORY / "plugins", ["models", "losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks"]
 )
 TOKENIZER = Tokenizer("bytes", GPT2_PATTERN, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
 CONTEXT = 8
@@ -81,13 +81,13 @@ BATCH_SAMPLERS = {
 
 
 SETTINGS = {
-    "model.family": "gpt2",
+    "model.name": "gpt2",
     "model.context_length": CONTEXT,
     "model.n_layers": 2,
     "model.n_heads": 2,
     "model.emb_dim": 16,
     "model.dropout": 0.0,
-    "model.tied_head": "true",
+    "model.gpt2.tied_head": "true",
     "train.budget.unit": "tokens",
     "train.budget.amount": 24 * CONTEXT,
     "train.batch_size": 4,
@@ -109,9 +109,12 @@ def _read(settings: tuple[tuple[str, Any], ...]) -> Params:
     return load_params(REPOSITORY / "params.yaml", [f"{name}={value}" for name, value in settings])
 
 
-def make_model(seed: int = 0, dropout: float = 0.0) -> GPT:
+def make_model(seed: int = 0, dropout: float = 0.0) -> LanguageModel:
     torch.manual_seed(seed)
-    return GPT(replace(model_config(small_params(), TOKENIZER), dropout=dropout))
+    params = small_params()
+    components = Components.load(params, REPOSITORY / "plugins", REGISTRY)
+    architecture = components.architecture(params.model, TOKENIZER)
+    return replace(architecture, shape=replace(architecture.shape, dropout=dropout)).make()
 
 
 def small_identity() -> dict[str, Any]:
@@ -122,8 +125,8 @@ def small_identity() -> dict[str, Any]:
 def make_run(
     folder: Path,
     *,
-    model: GPT | None = None,
-    make: Callable[[], GPT] | None = None,
+    model: LanguageModel | None = None,
+    make: Callable[[], LanguageModel] | None = None,
     optimizer: str = "adamw",
     options: dict[str, Any] | None = None,
     loss: Loss | None = None,
@@ -147,6 +150,7 @@ def make_run(
     params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"save_seconds": save_seconds})})
     order = params.train.batch_sampler
     components = Components(
+        REGISTRY.build("models", params.model.name, params.model.options, ""),
         loss or REGISTRY.build("losses", "cross_entropy", {}, ""),
         REGISTRY.build("optimizers", optimizer, {optimizer: options or {}}, ""),
         REGISTRY.build("schedules", params.train.schedule.name, params.train.schedule.options, ""),

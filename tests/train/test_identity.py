@@ -56,7 +56,7 @@ UNUSED = {
     "a syntax error": lambda root: add_line(root / LOSS.format("focal"), "def (\n"),
     "a deletion": lambda root: (root / LOSS.format("focal")).unlink(),
     "an option": lambda root: set_option(root, "train.optimizer.lion.beta2", 0.5),
-    "an option of another family": lambda root: set_option(root, "model.rope_theta", 5.0e5),
+    "an option of another model": lambda root: set_option(root, "model.llama.rope_theta", 5.0e5),
 }
 """Changes of components that no param names."""
 

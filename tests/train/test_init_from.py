@@ -12,10 +12,10 @@ from conftest import Project
 
 import pipeline.train.loop as loop
 
-FAMILIES = {
-    "gpt2": ["model.family=gpt2"],
-    "modern": ["model.family=modern"],
-    "llama": ["model.family=llama", "model.n_kv_heads=1"],
+ARCHITECTURES = {
+    "gpt2": ["model.name=gpt2"],
+    "modern": ["model.name=modern"],
+    "llama": ["model.name=llama", "model.llama.n_kv_heads=1"],
 }
 WHOLE = ["train.evaluation.windows=1000", "train.precision=fp32"]
 FROM = "train.init_from=data/weights/there"
@@ -42,10 +42,13 @@ def kept(project: Project, name: str = "artifacts/checkpoint") -> Path:
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(each, marks=() if each == "llama" else pytest.mark.long) for each in FAMILIES]
+    "architecture",
+    [pytest.param(each, marks=() if each == "llama" else pytest.mark.long) for each in ARCHITECTURES],
 )
-def test_a_run_goes_on_from_the_export_of_another_where_that_was(trained_project: Project, family: str) -> None:
-    settings = [*FAMILIES[family], *WHOLE]
+def test_a_run_goes_on_from_the_export_of_another_where_that_was(
+    trained_project: Project, architecture: str
+) -> None:
+    settings = [*ARCHITECTURES[architecture], *WHOLE]
     trained_project.succeed("train", *sets(*settings))
     first = losses(trained_project)
     trained_project.succeed("export", *sets(*settings, "export.weights=last"))

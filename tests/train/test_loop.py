@@ -10,22 +10,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPOSITORY
 from small_run import (
     CONTEXT,
     REGISTRY,
+    TOKENIZER,
     Disturbs,
     assert_same_bits,
     changed,
     make_model,
     make_run,
     masked_windows,
+    small_params,
     weights,
 )
 
 from pipeline.core.errors import PipelineError, PluginError
 from pipeline.data.batches import TrainingWindows
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss, ModelOutput, StopTraining
+from pipeline.train.components import Components
+from pipeline.train.evaluation import evaluate
 from pipeline.train.loop import train, train_step
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
@@ -71,7 +76,7 @@ def test_accumulated_gradients_in_float32_are_near_those_of_the_whole_batch(tmp_
     assert (accumulated - whole).norm() <= 1e-5 * whole.norm()
 
 
-def plain_gradient(model: GPT, data: TrainingWindows, offsets: list[int]) -> torch.Tensor:
+def plain_gradient(model: LanguageModel, data: TrainingWindows, offsets: list[int]) -> torch.Tensor:
     """The gradient of the mean loss over all of a batch's targets, the plain way."""
     x, y = (torch.from_numpy(array) for array in data.batch(offsets))
     model.zero_grad()
@@ -323,3 +328,40 @@ def test_one_bad_step_more_than_allowed_stops_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path, loss=BrokenAt(3, 8), skip_bad_steps=1)
     with pytest.raises(PipelineError, match="stopped at step 4, after 1 skipped steps: the loss is nan"):
         train(run, TrainState())
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_documents_end_at_end_of_text_where_attention_is_masked(mask: bool) -> None:
+    params = small_params().model.model_copy(update={"document_mask": mask})
+    components = Components.load(small_params(), REPOSITORY / "plugins", REGISTRY)
+    shape = components.architecture(params, TOKENIZER).shape
+    assert shape.vocab_size == 257
+    assert shape.document_end == (256 if mask else None)
+
+
+def test_what_a_model_adds_is_of_the_objective_and_of_no_other_loss(tmp_path: Path) -> None:
+    found = []
+    for added in (0.0, 0.5):
+        run, state = make_run(tmp_path / str(added)), TrainState()
+        forward = run.model.forward
+        run.model.forward = lambda ids, forward=forward, added=added: replace(
+            forward(ids), auxiliary=torch.tensor(added, requires_grad=True)
+        )
+        nats, tokens = train_step(run, state)
+        evaluate(run, state)
+        found.append((nats / tokens, state.history[-1]))
+    (plain, row), (more, other) = found
+    assert more - plain == pytest.approx(0.5, abs=1e-5)
+    assert other["train.objective"] - row["train.objective"] == pytest.approx(0.5, abs=1e-5)
+    assert {name: other[name] for name in row if name != "train.objective"} == {
+        name: value for name, value in row.items() if name != "train.objective"
+    }
+
+
+@pytest.mark.parametrize("auxiliary", [torch.zeros(3), torch.tensor(1)])
+def test_what_is_no_scalar_cannot_be_added(auxiliary: torch.Tensor, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    forward = run.model.forward
+    run.model.forward = lambda ids: replace(forward(ids), auxiliary=auxiliary)
+    with pytest.raises(PluginError, match=r"'gpt2'.*auxiliary must be a scalar"):
+        train_step(run, TrainState())

@@ -9,7 +9,7 @@ from small_config import small_config
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.files import readable
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
 from pipeline.plugin.registry import Registry
 from pipeline.train import memory_check
 from pipeline.train.memory_check import check_fits, state_bytes, what_to_lower
@@ -21,7 +21,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     monkeypatch.setattr(memory_check, "memory_of", lambda device: int(size))
 
 
-def stepped(model: GPT, name: str = "adamw") -> torch.optim.Optimizer:
+def stepped(model: LanguageModel, name: str = "adamw") -> torch.optim.Optimizer:
     """The shipped optimizer after a step."""
     optimizer = Registry.load(REPOSITORY / "plugins", ["optimizers"]).build("optimizers", name, {}, "")
     built: torch.optim.Optimizer = optimizer.build(list(model.named_parameters()))
@@ -33,19 +33,19 @@ def stepped(model: GPT, name: str = "adamw") -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize(("name", "size"), [("adamw", 8), ("lion", 4)])
 def test_an_optimizers_state_is_counted_in_bytes(name: str, size: int) -> None:
-    model = GPT(small_config())
+    model = small_config().make()
     assert state_bytes(torch.optim.AdamW(model.parameters())) == 0
-    assert state_bytes(stepped(model, name)) == pytest.approx(size * model.parameter_count(), rel=0.01)
+    assert state_bytes(stepped(model, name)) == pytest.approx(size * model.architecture.parameter_count, rel=0.01)
 
 
 def test_what_is_refused_is_weights_and_gradients_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = GPT(small_config())
+    model = small_config().make()
     size = 2 * sum(parameter.nbytes for parameter in model.parameters())
     with_memory(monkeypatch, size)
-    check_fits(model.config, CPU)
+    check_fits(model.architecture, CPU)
     with_memory(monkeypatch, size - 1)
     with pytest.raises(ParamsError, match=rf"{readable(size)} .*lower model\.n_layers or model\.emb_dim"):
-        check_fits(model.config, CPU)
+        check_fits(model.architecture, CPU)
 
 
 def test_a_model_fits_as_its_shard_where_the_whole_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_a_model_fits_as_its_shard_where_the_whole_does_not(monkeypatch: pytest.
 def test_the_out_of_memory_line_names_half_of_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config()
     with_memory(monkeypatch, 1e9)
-    told = what_to_lower(config, 24, stepped(GPT(config)), CPU, processes=4)
+    told = what_to_lower(config, 24, stepped(config.make()), CPU, processes=4)
     lasting = readable(16 * config.parameter_count)
     for token in ("out of memory", "24", "cpu", "250.0 MB for each of 4 processes", lasting):
         assert token in told
@@ -73,7 +73,7 @@ def test_the_out_of_memory_line_names_half_of_the_micro_batch(monkeypatch: pytes
 
 def test_where_one_window_does_not_fit_the_model_is_to_be_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config()
-    optimizer = stepped(GPT(config))
+    optimizer = stepped(config.make())
     with_memory(monkeypatch, 17 * config.parameter_count)
     assert what_to_lower(config, 1, optimizer, CPU).endswith(": lower model.context_length or model.emb_dim")
     with_memory(monkeypatch, 15 * config.parameter_count)

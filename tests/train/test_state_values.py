@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import TEXT, TOKENIZER, make_model, went_on
+from small_run import REGISTRY, TEXT, TOKENIZER, make_model, went_on
 
 from pipeline.core.errors import CheckpointError, DataError
 from pipeline.core.files import write_json, write_manifest
@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StateStore:
 
 
 def test_a_state_as_it_was_saved_is_used(finished: StateStore, capsys: pytest.CaptureFixture[str]) -> None:
-    saved = finished.load(partial(check_state, config=make_model().config, total_steps=6))
+    saved = finished.load(partial(check_state, architecture=make_model().architecture, total_steps=6))
     assert saved is not None
     assert saved["run"]["step"] == 6
     assert not capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_a_state_with_other_values_is_passed_over(
     save_tensors(saved, folder / "state.pth")
     write_manifest(folder)
     before = torch.get_rng_state()
-    check = partial(check_state, config=make_model().config, total_steps=6)
+    check = partial(check_state, architecture=make_model().architecture, total_steps=6)
     assert StateStore(tmp_path, "run").load(check) is None
     out = capsys.readouterr().out
     assert out.count("\n") == 2
@@ -118,14 +118,14 @@ def checkpoint(folder: Path) -> Path:
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     best: dict[str, Any] = {"model_state_dict": weights, "step": 1}
     folder.mkdir()
-    write_checkpoint(folder, model.config, TOKENIZER, {}, {**best, "optimizer_state_dict": {}}, best)
+    write_checkpoint(folder, model.architecture, TOKENIZER, {}, {**best, "optimizer_state_dict": {}}, best)
     return folder
 
 
 CASES = [
     (key, value)
     for key, values in {
-        "n_layers": [10**12, 10**4, 0, -1, 1.5, "2", None, True, [2], 3],
+        "n_layers": [10**12, 10**3, 0, -1, 1.5, "2", None, True, [2], 3],
         "n_heads": [0, 3, 10**12, "x"],
         "emb_dim": [0, 10**7, 17, 16.5, 2**31 - 2],
         "vocab_size": [1, 10**12, 2**31 - 1, "x"],
@@ -133,9 +133,8 @@ CASES = [
         "dropout": [float("nan"), 1, "x"],
         "pad_vocab_to": [0, 2**31 - 1],
         "document_end": [-1, 10**6, "x"],
-        "family": ["gpt9", 3, "llama"],
-        "init": ["x", None],
-        "norm_eps": [0, "x"],
+        "name": ["gpt9", 3, "llama", None],
+        "options": [3, {"qkv_bias": 3}, {"init": "x"}, {"future": 1}],
         "future": [1],
     }.items()
     for value in values
@@ -146,7 +145,7 @@ def refused(folder: Path) -> str:
     """What is said of a checkpoint whose manifest is made again."""
     write_manifest(folder)
     with pytest.raises(CheckpointError) as error:
-        load_checkpoint(folder, "best", torch.device("cpu"))
+        load_checkpoint(folder, "best", torch.device("cpu"), REGISTRY)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
     return str(error.value)
@@ -156,7 +155,9 @@ def test_a_config_with_other_values_is_one_line(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "checkpoint")
     whole = json.loads((folder / "config.json").read_text())
     for key, value in CASES:
-        (folder / "config.json").write_text(json.dumps({**whole, key: value}))
+        shape = whole["shape"]
+        changed = {"shape": {**shape, key: value}} if key in shape else {key: value}
+        (folder / "config.json").write_text(json.dumps({**whole, **changed}))
         refused(folder)
     for text in ("[]", "", "null", "{}", "[" * 9999, "9" * 5000, "\x00"):
         (folder / "config.json").write_text(text)

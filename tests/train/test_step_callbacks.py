@@ -78,7 +78,7 @@ def test_a_callback_changes_gradients_before_they_are_clipped_and_sees_them_afte
     run, state = make_run(tmp_path, callbacks=(Order(),), grad_clip=0.5, log_every=1), TrainState()
     train_step(run, state)
     (row,) = state.steps
-    assert row["grad_norm"] == pytest.approx(run.model.parameter_count() ** 0.5, rel=1e-5)
+    assert row["grad_norm"] == pytest.approx(run.model.architecture.parameter_count**0.5, rel=1e-5)
     assert row["order.clipped"] == pytest.approx(0.5, rel=1e-5)
     assert list(row) == [*MEASURED, "order.before", "order.clipped"]
     assert (row["step"], row["order.before"]) == (1, 1)

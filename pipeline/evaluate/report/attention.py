@@ -11,9 +11,10 @@ from pipeline.data.tokens import Ids
 from pipeline.evaluate.report.excerpt import shown
 from pipeline.evaluate.report.heads import spread
 from pipeline.evaluate.report.records import AttentionMaps
+from pipeline.model.architecture import LanguageModel, run
 from pipeline.model.attention import Attention
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.gpt import GPT
+from pipeline.model.device import device_of
 from pipeline.model.scoring import evaluating
 
 TOKENS = 28
@@ -22,12 +23,13 @@ _LAYERS, _HEADS = 12, 12
 
 
 def read_attention(checkpoint: Checkpoint, ids: Ids) -> AttentionMaps | None:
-    """The maps of the first tokens of a held-out text; None where the context is too short to look anywhere."""
+    """The maps of the first tokens of a held-out text; None where the context is too short to
+    look anywhere, or the model has no `Attention` of the pipeline's blocks."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    tokens = ids[: min(TOKENS, model.config.context_length)].astype(np.int64)
-    if len(tokens) < 2:
+    tokens = ids[: min(TOKENS, model.architecture.shape.context_length)].astype(np.int64)
+    if len(tokens) < 2 or not any(isinstance(module, Attention) for module in model.modules()):
         return None
-    weights = attention_weights(model, torch.from_numpy(tokens).to(model.head_weight.device)).cpu().numpy()
+    weights = attention_weights(model, torch.from_numpy(tokens).to(device_of(model))).cpu().numpy()
     layers, heads = spread(weights.shape[0], _LAYERS), spread(weights.shape[1], _HEADS)
     return AttentionMaps(
         tokens=[shown(tokenizer, int(token)) for token in tokens],
@@ -38,7 +40,7 @@ def read_attention(checkpoint: Checkpoint, ids: Ids) -> AttentionMaps | None:
 
 
 @torch.no_grad()
-def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
+def attention_weights(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
     """How much each token [T] looks at each one, as [layers, heads, T, T] in float32; rows add up to 1.
 
     Each attention's own input is read on its way in, and softmax(q·k/√d) is formed from the very queries and keys
@@ -61,7 +63,7 @@ def attention_weights(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
     ]
     try:
         with evaluating(model):
-            model(tokens[None])
+            run(model, tokens[None])
     finally:
         for handle in handles:
             handle.remove()

@@ -11,8 +11,9 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.report.records import Excerpt, Token
+from pipeline.model.architecture import LanguageModel, run
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.gpt import GPT
+from pipeline.model.device import device_of
 from pipeline.model.scoring import evaluating
 
 EXPECTED = 5
@@ -34,7 +35,7 @@ def read_excerpt(checkpoint: Checkpoint, splits: TokenFolder, side: str, documen
         documents: The loss of each of its documents.
     """
     entries = list(splits.documents(side))
-    length = min(TOKENS, checkpoint.model.config.context_length)
+    length = min(TOKENS, checkpoint.model.architecture.shape.context_length)
     readable = [entry for entry in entries if entry.tokens >= min(_READABLE, length)]
     losses = {each.name: each.nats / each.tokens for each in documents}
     candidates = [entry for entry in readable if entry.name in losses] or [
@@ -48,14 +49,14 @@ def read_excerpt(checkpoint: Checkpoint, splits: TokenFolder, side: str, documen
 
 
 @torch.no_grad()
-def token_views(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> list[Token]:
+def token_views(model: LanguageModel, tokenizer: Tokenizer, ids: np.ndarray) -> list[Token]:
     """Each of the `ids` [T + 1], T at most the context, with what the model expected there; the first as it is."""
     first = Token(shown(tokenizer, int(ids[0])))
     if len(ids) == 1:
         return [first]
-    text = torch.from_numpy(ids).to(model.head_weight.device)
+    text = torch.from_numpy(ids).to(device_of(model))
     with evaluating(model):
-        logits = model(text[None, :-1]).logits[0].double()
+        logits = run(model, text[None, :-1]).logits[0].double()
     log_p = torch.log_softmax(logits, dim=-1)
     own = log_p.gather(1, text[1:, None])
     ranks = (log_p >= own).sum(dim=1).tolist()

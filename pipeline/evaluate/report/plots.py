@@ -86,7 +86,7 @@ def training_plots(report: Report, axis: Axis) -> list[Plot]:
     def fine(label: str, column: str) -> Series:
         return Series(label, _points(steps, axis, column) or _points(history, axis, column))
 
-    evaluated = report.metrics.get("step") == history[-1]["step"]  # else the line ends with other weights
+    evaluated = report.step == history[-1]["step"]  # else the line ends with other weights
     ends = val.get("interval", {}).get("perplexity") if evaluated else None
     limits = (ends["low"], ends["high"]) if ends else None
     plots = [

@@ -89,7 +89,10 @@ class Report:
     """Everything the report shows.
 
     Attributes:
-        metrics: What metrics/evaluate.json holds.
+        step: Of which step the weights are.
+        stride: How far the windows move, in tokens.
+        metrics: Of each side what metrics/evaluate.json and reports/evaluation.json hold: its numbers, `interval`,
+            `baselines`, `groups`.
         weights: "best" or "last".
         model: The architecture, and its number of parameters.
         training: What training wrote down.
@@ -103,7 +106,9 @@ class Report:
         identity: Names of things that are the same only if their bytes are, and their sha256.
     """
 
-    metrics: dict[str, Any]
+    step: int
+    stride: int
+    metrics: dict[str, dict[str, Any]]
     weights: str
     model: dict[str, Any]
     training: Training

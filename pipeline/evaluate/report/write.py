@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.files import recorded_sha256
 from pipeline.evaluate.evaluation import Evaluation
@@ -26,11 +26,14 @@ def write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> None:
 
 def _report(evaluation: Evaluation, paths: Paths) -> Report:
     checkpoint, splits = evaluation.checkpoint, evaluation.splits
-    sides = list(evaluation.breakdowns)
+    sides, architecture = list(evaluation.breakdowns), checkpoint.model.architecture
+    about = evaluation.about
     return Report(
-        metrics=evaluation.metrics,
+        step=about["step"],
+        stride=about["stride"],
+        metrics={side: _merged(evaluation.metrics[side], about["sides"][side]) for side in sides},
         weights=checkpoint.weights,
-        model=checkpoint.model.config.to_dict() | {"parameters": checkpoint.model.parameter_count()},
+        model=architecture.config.flat() | {"parameters": architecture.parameter_count},
         training=read_training(paths.checkpoint),
         samples=evaluation.samples,
         excerpts=[read_excerpt(checkpoint, splits, side, evaluation.breakdowns[side].documents) for side in sides],
@@ -46,3 +49,8 @@ def _report(evaluation: Evaluation, paths: Paths) -> Report:
             **{f"{side}.bin": recorded_sha256(paths.splits / f"{side}.bin") for side in splits.names},
         },
     )
+
+
+def _merged(numbers: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """A side's numbers, then what is said about it; of a key that both have, the number."""
+    return {**numbers, **about, **numbers}

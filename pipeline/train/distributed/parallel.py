@@ -19,10 +19,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
-from pipeline.model.gpt import GPT
+from pipeline.model.architecture import LanguageModel
+from pipeline.model.linear_cross_entropy import softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
-from pipeline.train.parallel import Parallel, map_named, map_tensors
+from pipeline.train.parallel import Parallel, compile_parts, compiled_softmax, map_named, map_tensors, parts
 from pipeline.train.ranks import Ranks
 
 
@@ -87,25 +89,25 @@ class DDP(_Distributed):
 
     wrapped: DistributedDataParallel
 
-    def forward(self, ids: torch.Tensor) -> ModelOutput:
-        output: ModelOutput = self.wrapped(ids)
-        return output
+    def computed(self, ids: torch.Tensor) -> Any:
+        return self.wrapped(ids)
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last else self.wrapped.no_sync()  # gradients are exchanged in the last one only
 
-    def full_model(self) -> GPT | None:
+    def full_model(self) -> LanguageModel | None:
         return self.model if self.ranks.first else None
 
 
-def ddp(make: Callable[[], GPT], device: torch.device, ranks: Ranks, compiled: bool) -> DDP:
+def ddp(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, compiled: bool) -> DDP:
     """The model on every rank; the arguments are those of `parallelize`."""
     model = make().to(device)
     if compiled:
-        model.compile_parts()
+        compile_parts(model)
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     wrapped.register_comm_hook(None, _sum)
-    return DDP(model=model, ranks=ranks, compiled=compiled, wrapped=wrapped)
+    softmax = compiled_softmax() if compiled else softmax_and_gradient
+    return DDP(model=model, ranks=ranks, compiled=compiled, softmax=softmax, wrapped=wrapped)
 
 
 def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses an annotation written as text
@@ -131,11 +133,11 @@ class FSDP2(_Distributed):
     cpus: DeviceMesh
     sharded: ClassVar[bool] = True
 
-    def forward(self, ids: torch.Tensor) -> ModelOutput:
-        output: ModelOutput = self.model(ids)
+    def computed(self, ids: torch.Tensor) -> Any:
+        output = self.model(ids)
         # FSDP2 hooks itself to every tensor of an output, for the call's backward. The head's weight is one of
         # them and stays: it would collect a hook a call, and slow down. That of the hidden states does the same.
-        hooks = output.head_weight._backward_hooks
+        hooks = isinstance(output, ModelOutput) and output.head_weight._backward_hooks
         if hooks:
             hooks.clear()
         return output
@@ -154,34 +156,57 @@ class FSDP2(_Distributed):
         mine = self.model.state_dict()
         return {name: self.to_cpu(self._distribute(mine[name], tensor)) for name, tensor in weights.items()}
 
-    def full_model(self) -> GPT | None:
+    def full_model(self) -> LanguageModel | None:
         weights = self.full(self.model.state_dict())
         if not self.ranks.first:
             return None
         with torch.device("meta"):
-            model = GPT(self.model.config)
+            model = self.model.architecture.make()
         model.load_state_dict(weights, assign=True)
         return model.train(self.model.training)
 
 
-def fsdp2(make: Callable[[], GPT], device: torch.device, ranks: Ranks, compiled: bool) -> FSDP2:
+def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, compiled: bool) -> FSDP2:
     """A shard of the model on every rank, none of whose devices ever holds all; the arguments are those of
     `parallelize`."""
     with torch.device("meta"):
         model = make()
-    model.recompute = True  # what has no room for the weights has none for all activations
     mesh = init_device_mesh(device.type, (ranks.count,))
-    for module in (*model.blocks, model):
+    for part in parts(model):
+        compute_apart(part, compiled, recompute=part is not model)
+    for module in dict.fromkeys([*parts(model), model]):
         sharded = fully_shard(module, mesh=mesh)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
     model.to_empty(device=device)
-    if compiled:
-        model.compile_parts()
     cpus = init_device_mesh("cpu", (ranks.count,))
-    parallel = FSDP2(model=model, ranks=ranks, writers=ranks.background(), compiled=compiled, cpus=cpus)
+    parallel = FSDP2(
+        model=model,
+        ranks=ranks,
+        writers=ranks.background(),
+        compiled=compiled,
+        softmax=compiled_softmax() if compiled else softmax_and_gradient,
+        cpus=cpus,
+    )
     parallel.load_weights(make().state_dict() if ranks.first else {})  # made as one process does, then distributed
     return parallel
+
+
+def compute_apart(part: torch.nn.Module, compiled: bool, recompute: bool) -> None:
+    """Compiles a part's forward pass, inside of what FSDP2 does around it.
+
+    With `recompute`, training stores its input only and computes it again for its gradients: what has no room for
+    the weights has none for all activations. That is a third more work, but the activations of one block instead of
+    all (Chen et al., 2016).
+    """
+    forward = torch.compile(part.forward, dynamic=False) if compiled else part.forward
+
+    def again(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    part.forward = again if recompute else forward
 
 
 def _shard_on(mesh: DeviceMesh, tensor: DTensor) -> DTensor:

@@ -25,7 +25,7 @@ _LOST = {"f16": 0.001, "q8_0": 0.01}
 
 
 class Gguf(Exporter):
-    """One GGUF file for llama.cpp, of the families gpt2 and llama with gpt2's split pattern."""
+    """One GGUF file for llama.cpp, of the models gpt2 and llama with gpt2's split pattern."""
 
     name: ClassVar[str] = "gguf"
 

@@ -1,4 +1,4 @@
-"""What each family is in GGUF: its name there, its numbers, and its tensors under llama.cpp's names."""
+"""What each model is in GGUF: its name there, its numbers, and its tensors under llama.cpp's names."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -22,17 +22,17 @@ def form(source: ExportSource) -> Form:
     Raises:
         ValueError: llama.cpp has none for this model.
     """
-    family = source.config["family"]
-    if family not in _FORMS:
+    name = source.config["name"]
+    if name not in _FORMS:
         raise ValueError(
-            f"llama.cpp has no form for the family {family!r}, only for {' and '.join(_FORMS)}: train with "
-            "one of these as model.family, or leave gguf out of export.formats.use"
+            f"llama.cpp has no form for the model {name!r}, only for {' and '.join(_FORMS)}: train with one of "
+            "these as model.name, or leave gguf out of export.formats.use"
         )
     if source.config.get("document_end") is not None:
         raise ValueError(
             "llama.cpp has no mask between documents (model.document_mask): leave gguf out of export.formats.use"
         )
-    return _FORMS[family](source)
+    return _FORMS[name](source)
 
 
 def _sizes(source: ExportSource) -> dict[str, int | float]:
@@ -88,7 +88,7 @@ def _gpt2(source: ExportSource) -> Form:
 def _llama(source: ExportSource) -> Form:
     """Queries, keys and values have a projection each, the first two with their rows as llama.cpp turns them."""
     config, own = source.config, source.weights
-    heads, shared = config["n_heads"], config["n_kv_heads"]
+    heads, shared = config["n_heads"], config["n_kv_heads"] or config["n_heads"]
     size = config["emb_dim"] // heads
     parts = {
         "attn_norm.weight": "attention_norm.weight",

@@ -1,0 +1,152 @@
+"""The chosen metrics: fed in the plain loss's pass over the tokens, also by group of documents; and tasks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.core.errors import ParamsError, PluginError
+from pipeline.evaluate.breakdown import UnitScore, positions
+from pipeline.model.scoring import plain_numbers
+from pipeline.plugin.calls import calling, check_numbers, named
+from pipeline.plugin.components import IGNORED, Metric, TaskMetric, TextModel, TokenScores
+
+_PLAIN = ("loss", "perplexity", "bits_per_byte", "tokens")
+"""What metrics/evaluate.json has of each text without any metric."""
+
+
+class MetricSums:
+    """Adds up what the chosen metrics ask of a text's targets, which must come in the order of the text.
+
+    Attributes:
+        groups: The patterns of documents' names that have a document in this text.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        patterns: Iterable[str],
+        documents: Sequence[tuple[str, int]],
+        byte_lengths: np.ndarray[Any, Any],
+        context_length: int,
+        stride: int,
+    ) -> None:
+        """
+        Args:
+            metrics: The chosen ones, of which the tasks have nothing to do here.
+            patterns: Of documents' names: the groups.
+            documents: Name and first token of each document of the text.
+            byte_lengths: The bytes of text that each id stands for [V].
+            context_length, stride: T, and how far the windows move.
+        """
+        self._metrics = [metric for metric in metrics if not isinstance(metric, TaskMetric)]
+        self._starts = np.array([start for _, start in documents], dtype=np.int64)
+        found = {each: np.array([fnmatchcase(name, each) for name, _ in documents]) for each in patterns}
+        self._members = {pattern: members for pattern, members in found.items() if members.any()}
+        self.groups = list(self._members)
+        self._byte_lengths = torch.from_numpy(byte_lengths)
+        self._context, self._stride, self._next = context_length, stride, 0
+        self._sums: dict[tuple[str, str], defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    @property
+    def observe(self) -> Any:
+        """What `score` shows its logits; None where no metric asks for them, so that nothing is computed for it."""
+        return self._observe if self._metrics else None
+
+    def _observe(
+        self,
+        targets: torch.Tensor,
+        nats: torch.Tensor,
+        correct: torch.Tensor,
+        confidence: torch.Tensor,
+        logits: torch.Tensor,
+    ) -> None:
+        counted = targets != IGNORED
+        if not counted.all():
+            targets, nats, correct, confidence, logits = (
+                each[counted] for each in (targets, nats, correct, confidence, logits)
+            )
+        numbers = np.arange(self._next, self._next + len(targets))
+        self._next += len(targets)
+        if not len(targets):
+            return
+        if self._byte_lengths.device != targets.device:
+            self._byte_lengths = self._byte_lengths.to(targets.device)
+        places = torch.from_numpy(positions(numbers, self._context, self._stride)).to(targets.device)
+        scores = TokenScores(targets, nats, correct, confidence, places, self._byte_lengths[targets], logits)
+        self._update("", scores)
+        document = np.searchsorted(self._starts, numbers + 1, side="right") - 1
+        for pattern, members in self._members.items():
+            own = torch.from_numpy(members[document]).to(targets.device)
+            if own.any():
+                self._update(pattern, TokenScores(**{name: value[own] for name, value in vars(scores).items()}))
+
+    def _update(self, group: str, scores: TokenScores) -> None:
+        for metric in self._metrics:
+            with calling(metric):
+                metric.update(self._sums[group, metric.name], scores)
+
+    def results(self, group: str = "") -> dict[str, float]:
+        """The metrics' numbers over the text, or over a group of its documents.
+
+        Raises:
+            PluginError: a metric returned something else than numbers of names of their own.
+        """
+        taken = dict.fromkeys(_PLAIN, "the plain loss")
+        found: dict[str, float] = {}
+        for metric in self._metrics:
+            with calling(metric):
+                numbers = metric.result(self._sums[group, metric.name])
+            found |= _own(numbers, metric, taken)
+        return found
+
+
+def group_numbers(documents: Sequence[UnitScore], sums: MetricSums) -> dict[str, dict[str, float]]:
+    """By pattern, the numbers of a text's documents whose names match it: the plain ones and the metrics'."""
+    found = {}
+    for pattern in sums.groups:
+        own = [unit for unit in documents if fnmatchcase(unit.name, pattern)]
+        if own:
+            tokens, nats, size, text_nats, correct = (sum(column) for column in list(zip(*own, strict=True))[1:])
+            plain = plain_numbers(tokens, nats, size, text_nats, correct)
+            found[pattern] = {**plain, **sums.results(pattern), "tokens": tokens, "documents": len(own)}
+    return found
+
+
+def check_groups(patterns: Iterable[str], found: Iterable[Mapping[str, Any]]) -> None:
+    """Raises ParamsError where a pattern has no document in any held-out text."""
+    seen = {pattern for groups in found for pattern in groups}
+    for pattern in patterns:
+        if pattern not in seen:
+            raise ParamsError(
+                f"evaluate.groups: {pattern!r} matches no held-out document: their names are in "
+                "reports/documents.tsv, and * stands for any characters"
+            )
+
+
+def run_tasks(metrics: Sequence[Metric], model: TextModel) -> dict[str, float]:
+    """The numbers of the chosen tasks."""
+    taken: dict[str, str] = {}
+    found: dict[str, float] = {}
+    for metric in metrics:
+        if isinstance(metric, TaskMetric):
+            with calling(metric):
+                numbers = metric.run(model)
+            found |= _own(numbers, metric, taken)
+    return found
+
+
+def _own(numbers: Any, metric: Metric, taken: dict[str, str]) -> dict[str, float]:
+    """What a metric returned, checked; its names are added to those that are taken."""
+    where = named(metric)
+    check_numbers(numbers, where)
+    for name in numbers:
+        if name in taken:
+            raise PluginError(f"{where} returned {name!r}, which {taken[name]} has: choose another name")
+        taken[name] = f"the metric {metric.name!r}"
+    return {name: float(value) for name, value in numbers.items()}

@@ -1,0 +1,137 @@
+"""What models are built from: attention and its cache, norms, activations, dropout, document masks, first weights.
+
+A model plugin imports this module, and nothing else of the pipeline but `pipeline.plugin`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from pipeline.model.attention import Attention, KVCache, Rotation, attend
+from pipeline.model.functions import RMS_EPS, Linear, dropped, keep_mask, relu_squared, rms_norm, rotate, swiglu
+from pipeline.plugin.components import ModelShape
+
+__all__ = [
+    "Attention",
+    "DropoutMasks",
+    "KVCache",
+    "Linear",
+    "RMSNorm",
+    "Rotation",
+    "attend",
+    "dropped",
+    "init_gpt2",
+    "keep_mask",
+    "relu_squared",
+    "residual",
+    "rms_norm",
+    "rotary_width",
+    "rotate",
+    "swiglu",
+    "visible",
+]
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` as a module, with `width` weights or, for None, without."""
+
+    def __init__(self, width: int | None = None, eps: float = RMS_EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = None if width is None else nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = rms_norm(x, self.eps)
+        return normed if self.weight is None else normed * self.weight.to(x.dtype)
+
+
+class DropoutMasks(NamedTuple):
+    """What dropout keeps in a block; None keeps everything.
+
+    Attributes:
+        weights: Of attention's weights [B, n_heads, T, T]. None, too, on a GPU, whose kernel draws its own mask.
+        attended, inside: Of what attention and MLP add to the residual stream [B, T, D].
+    """
+
+    weights: torch.Tensor | None = None
+    attended: torch.Tensor | None = None
+    inside: torch.Tensor | None = None
+
+    @classmethod
+    def draw(cls, x: torch.Tensor, dropout: float, n_heads: int = 0) -> DropoutMasks:
+        """The masks of a block whose input is `x` [B, T, D]. Drawn outside of blocks, because compiled blocks draw
+        slowly.
+
+        Args:
+            x: The residual stream.
+            dropout: The share to drop; 0 for nothing, as outside of training.
+            n_heads: Where attention's weights are dropped as well: its heads.
+        """
+        if not dropout:
+            return cls()
+        (batch, length, _), weights = x.shape, None
+        if x.device.type == "cpu" and n_heads:
+            weights = keep_mask((batch, n_heads, length, length), dropout, x.device)
+        return cls(weights, keep_mask(x.shape, dropout, x.device), keep_mask(x.shape, dropout, x.device))
+
+
+def residual(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    """The embedded tokens [B, T, D] as the residual stream: under autocast in its dtype, which halves the memory to
+    move, and with `dropout` (0 for none, as outside of training)."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return dropped(x, keep_mask(x.shape, dropout, x.device), dropout) if dropout else x
+
+
+def visible(tokens: torch.Tensor, cache: KVCache | None, document_end: int | None) -> torch.Tensor | None:
+    """Which tokens each new one sees, broadcast to [B, n_heads, new, all]; None if it sees all up to itself.
+
+    Args:
+        tokens: The new ids [B, new].
+        cache: Those before them; with a `document_end` it gets the new ids.
+        document_end: The id that ends a document, if a token sees its own document only.
+    """
+    new = tokens.shape[1]
+    total = new + (cache.length if cache is not None else 0)
+    if document_end is None and new in (1, total):
+        return None
+    causal = torch.ones(new, total, dtype=torch.bool, device=tokens.device).tril(total - new)
+    if document_end is None:
+        return causal
+    if cache is not None:
+        cache.tokens = tokens = tokens if cache.tokens is None else torch.cat([cache.tokens, tokens], dim=1)
+    ends = (tokens == document_end).int()
+    document = ends.cumsum(dim=1) - ends  # [B, total]: an end belongs to the document it ends
+    return (causal & (document[:, -new:, None] == document[:, None, :]))[:, None]
+
+
+def rotary_width(shape: ModelShape) -> int:
+    """The width of a head whose queries and keys are rotated.
+
+    Raises:
+        ValueError: it is odd, and rotations turn numbers in pairs.
+    """
+    if shape.head_dim % 2:
+        raise ValueError(
+            f"emb_dim {shape.emb_dim} / n_heads {shape.n_heads} must be even: positions turn numbers in pairs"
+        )
+    return shape.head_dim
+
+
+def init_gpt2(model: nn.Module, n_layers: int) -> None:
+    """Normal(0, 0.02), zero biases, and residual projections divided by √(2 · layers) (Radford et al., 2019, 2.3).
+
+    The projections are those named `attention.out` and `mlp.down`.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("attention.out.weight", "mlp.down.weight")):
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layers))

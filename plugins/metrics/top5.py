@@ -1,0 +1,40 @@
+"""How often the token was among the five likeliest."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from pipeline.plugin import Metric, TokenScores, hookimpl
+
+
+class Top5(Metric):
+    """The share of tokens that were among the five likeliest; of equally likely ones the first come first."""
+
+    name: ClassVar[str] = "top5"
+
+    def update(self, sums: dict[str, float], scores: TokenScores) -> None:
+        sums["tokens"] += len(scores.targets)
+        sums["hits"] += int(in_top(5, scores.logits, scores.targets).sum())
+
+    def result(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return {"accuracy_top5": sums["hits"] / sums["tokens"]}
+
+
+def in_top(count: int, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Whether fewer than `count` tokens come before each target [N]: likelier ones, and equal ones of lower id."""
+    own = logits.gather(1, targets[:, None])
+    last = logits.topk(min(count, logits.shape[1])).values[:, -1:]
+    found = (own > last)[:, 0]
+    tied = (own == last).nonzero()[:, 0]  # only here does it matter which of equal ones come first
+    before, lower = (
+        logits[tied] > own[tied],
+        torch.arange(logits.shape[1], device=logits.device) < targets[tied, None],
+    )
+    found[tied] = (before | ((logits[tied] == own[tied]) & lower)).sum(dim=-1) < count
+    return found
+
+
+@hookimpl
+def register_metrics() -> list[type[Metric]]:
+    return [Top5]

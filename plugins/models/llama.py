@@ -1,0 +1,125 @@
+"""Llama, which every serving program loads: rotary positions, RMSNorm, SwiGLU, shared keys and values."""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from pipeline.model.blocks import (
+    Attention,
+    DropoutMasks,
+    KVCache,
+    Linear,
+    RMSNorm,
+    Rotation,
+    dropped,
+    init_gpt2,
+    residual,
+    rotary_width,
+    swiglu,
+    visible,
+)
+from pipeline.plugin import Model, ModelOutput, ModelShape, hookimpl
+
+
+class Llama(Model):
+    """Llama's architecture, which every serving program loads: rotary positions, RMSNorm, SwiGLU, no biases, and
+    optionally fewer heads of keys and values than of queries (Touvron et al., 2023)."""
+
+    name: ClassVar[str] = "llama"
+
+    n_kv_heads: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Heads of keys and values, a divisor of n_heads: neighbouring queries share one; 0 for n_heads."""
+    mlp_dim: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Width inside the MLP; 0 for 8/3 of emb_dim, up to a multiple of 64."""
+    rope_theta: Annotated[float, Field(gt=1)] = 10_000.0
+    """The base of the rotary frequencies (Llama 1 and 2: 10,000; for long contexts more)."""
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """What norms add to the mean square."""
+    tied_head: bool = False
+    """Whether the output head is the token embedding itself."""
+    init: Literal["gpt2", "pytorch"] = "gpt2"
+    """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults."""
+
+    def build(self, shape: ModelShape) -> nn.Module:
+        if self.n_kv_heads and shape.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {shape.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
+        return Decoder(self, shape)
+
+
+class MLP(nn.Module):
+    """SwiGLU between linear layers."""
+
+    def __init__(self, width: int, inside: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, inside, bias=False)
+        self.up = Linear(width, inside, bias=False)
+        self.down = Linear(inside, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = self.up(x)
+        return self.down(swiglu(self.gate(x), up))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with a norm before it and a residual connection around it."""
+
+    def __init__(self, options: Llama, shape: ModelShape, layer: int) -> None:
+        super().__init__()
+        self.dropout = shape.dropout
+        self.attention_norm = RMSNorm(shape.emb_dim, options.norm_eps)
+        self.attention = Attention(shape, layer, kv_heads=options.n_kv_heads)
+        self.mlp_norm = RMSNorm(shape.emb_dim, options.norm_eps)
+        self.mlp = MLP(shape.emb_dim, options.mlp_dim or -(-8 * shape.emb_dim // (3 * 64)) * 64)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotation: Rotation,
+        mask: torch.Tensor | None,
+        kept: DropoutMasks,
+        cache: KVCache | None,
+    ) -> torch.Tensor:
+        attended = self.attention(self.attention_norm(x), rotation, mask, None, cache)
+        x = x + dropped(attended, kept.attended, self.dropout)
+        return x + dropped(self.mlp(self.mlp_norm(x)), kept.inside, self.dropout)
+
+
+class Decoder(nn.Module):
+    """The embedding, blocks, a last norm, and the output head, which may be the token embedding."""
+
+    def __init__(self, options: Llama, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape, self.head_dim, self.rope_theta = shape, rotary_width(shape), options.rope_theta
+        self.token_embedding = nn.Embedding(shape.padded_vocab_size, shape.emb_dim)
+        self.blocks = nn.ModuleList(Block(options, shape, layer) for layer in range(shape.n_layers))
+        self.norm = RMSNorm(shape.emb_dim, options.norm_eps)
+        # A tied head is the embedding's weight: one parameter, saved, decayed and updated once.
+        self.head = None if options.tied_head else nn.Linear(shape.emb_dim, shape.padded_vocab_size, bias=False)
+        if options.init == "gpt2":
+            init_gpt2(self, shape.n_layers)
+
+    def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> ModelOutput:
+        """Ids [B, T] → hidden states [B, T, D] and the head. With a cache, `ids` continue its tokens."""
+        start = cache.length if cache is not None else 0
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        rotation = Rotation.at(-positions, self.head_dim, self.rope_theta)  # Llama turns in the other direction
+        dropout = self.shape.dropout if self.training else 0.0
+        x = residual(self.token_embedding(ids), dropout)
+        mask = visible(ids, cache, self.shape.document_end)
+        for block in self.blocks:
+            x = block(x, rotation, mask, DropoutMasks.draw(x, dropout), cache)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        head = self.token_embedding if self.head is None else self.head
+        return ModelOutput(self.norm(x).to(x.dtype), head.weight, self.shape.vocab_size)
+
+    def make_cache(self, batch: int) -> KVCache:
+        """An empty cache for generation."""
+        return KVCache(self.shape.context_length)
+
+
+@hookimpl
+def register_models() -> list[type[Model]]:
+    return [Llama]
