@@ -6,32 +6,35 @@ import json
 
 import pytest
 from conftest import REPOSITORY, Project
-from ruamel.yaml import YAML
 
-from pipeline.params.schema import PLACES
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 
-WORKS_IN = {
-    "corpora": "tokenize", "losses": "train", "optimizers": "train", "schedules": "train",
-    "eval_callbacks": "train", "samplers": "evaluate", "metrics": "evaluate",
-    "exporters": "export",
-}  # fmt: skip
 REGISTRY = Registry.load(REPOSITORY / "plugins")
 SHIPPED = [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)]
 
 
-def setting(kind: str, name: str) -> str:
-    """The one value that chooses a component."""
-    section, key = next(place for place, plural in PLACES.items() if plural == kind)
-    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
-    single = "name" in params[section][key]
-    return f"{section}.{key}.name={name}" if single else f"{section}.{key}.use=[{name}]"
+TOGETHER = {"samplers", "metrics"}
+"""Kinds whose components are all tried in one run."""
+CHOICES = [(kind, name) for kind, name in SHIPPED if kind not in TOGETHER]
+CHOICES += [(kind, ",".join(name for each, name in SHIPPED if each == kind)) for kind in sorted(TOGETHER)]
 
 
-@pytest.mark.parametrize(("kind", "name"), SHIPPED)
+def setting(kind: str, names: str) -> str:
+    """The one value that chooses components."""
+    key = KINDS[kind].chosen_by
+    return f"{key}={names}" if key.endswith(".name") else f"{key}=[{names}]"
+
+
+def stage(kind: str) -> str:
+    """The stage in which a kind's components work: the section of params.yaml that chooses them; models train."""
+    section = KINDS[kind].chosen_by.partition(".")[0]
+    return "train" if section == "model" else section
+
+
+@pytest.mark.parametrize(("kind", "name"), CHOICES)
 def test_one_value_chooses_a_component_and_it_works(kind: str, name: str, trained_project: Project) -> None:
-    result = trained_project.succeed(WORKS_IN[kind], "--set", setting(kind, name), "--set", "train.seed=5")
+    result = trained_project.succeed(stage(kind), "--set", setting(kind, name), "--set", "train.seed=5")
     if kind in ("losses", "optimizers"):
         assert f" {name}" in next(line for line in result.out.splitlines() if line.startswith("with"))
         metrics = json.loads((trained_project.root / "metrics" / "train.json").read_text())
@@ -43,9 +46,11 @@ def test_one_value_chooses_a_component_and_it_works(kind: str, name: str, traine
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)
 def test_its_options_are_in_the_schema_and_in_plugins_show(kind: str, name: str, project: Project) -> None:
     schema = json.loads((REPOSITORY / "params.schema.json").read_text())
-    section, key = next(place for place, plural in PLACES.items() if plural == kind)
-    reference = schema["properties"][section]["$ref"].rpartition("/")[2]
-    known = schema["$defs"][reference]["properties"][key]["properties"][name]["properties"]
+    *sections, key = KINDS[kind].chosen_by.split(".")[:-1]
+    home = schema
+    for section in sections:
+        home = schema["$defs"][home["properties"][section]["$ref"].rpartition("/")[2]]
+    known = home["properties"][key]["properties"][name]["properties"]
     shown = project.call(["plugins", "show", name]).out
     options = next(entry for entry in REGISTRY.entries(kind) if entry.component.name == name).component.model_fields
     assert set(known) == set(options)
