@@ -484,7 +484,11 @@ PARAMS_CASES = [
         "split --set train.init_from=data/../artifacts/checkpoint",
         ("train.init_from", "must lie below data/weights/, such as data/weights/gpt2"),
     ),
-    Case("keys that do not divide", "split --set model.n_kv_heads=3", ("n_heads 2", "n_kv_heads 3", "multiple")),
+    Case(
+        "keys that do not divide",
+        "train --set model.name=llama --set model.llama.n_kv_heads=3",
+        ("n_heads 2", "n_kv_heads 3", "multiple"),
+    ),
     Case(
         "a document mask without ends",
         "split --set model.document_mask=true --set tokenize.end_of_text=false",
@@ -599,9 +603,8 @@ TRAIN_CASES = [
     ),
     Case("a device that is none", "train --set runtime.device=tpu", ("runtime.device", "auto|cpu", "'tpu'")),
     Case("a GPU's number too long", f"train --set runtime.device=cuda:{10**20}", ("runtime.device",)),
-    Case(
-        "a model that cannot fit", "train --set model.emb_dim=1000000000", ("parameters needs", "lower", "emb_dim")
-    ),
+    Case("a model that cannot fit", "train --set model.emb_dim=10000000", ("parameters needs", "lower", "emb_dim")),
+    Case("a size that no tensor has", "train --set model.emb_dim=1000000000", ("model:", "lower model.emb_dim")),
     Case("NaN in the loss", NO_WARMUP, ("step 1", "windows at tokens", "lower the optimizer's lr")),
     Case(
         "NaN after the last step",
