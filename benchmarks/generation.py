@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,8 @@ def weights(folder: str) -> tuple[None, dict[str, Any]]:
     whole = params(SHAPES["B"], ())
     components = Components.load(whole, ROOT / "plugins")
     model = components.architecture(whole.model, tokenizer(SHAPES["B"]["vocab_size"])).make().eval()
-    torch.save(
-        {"config": asdict(model.architecture.config), "weights": model.state_dict()}, Path(folder) / "ours.pt"
-    )
+    config = json.dumps(asdict(model.architecture.config))
+    torch.save({"config": config, "weights": model.state_dict()}, Path(folder) / "ours.pt")
     exporter = Registry.load(ROOT / "plugins", ["exporters"]).build("exporters", "huggingface", {}, "")
     (Path(folder) / "export").mkdir()
     exporter.export(export_source(Checkpoint(model, raw_bytes(), 0, "last"), ""), Path(folder) / "export")
@@ -115,7 +115,7 @@ def ours(folder: str, threads: int, batch: int, new: int, dtype: str) -> tuple[W
 
     torch.set_num_threads(threads)
     saved = torch.load(Path(folder) / "ours.pt", weights_only=True)
-    config = TypeAdapter(ModelConfig).validate_python(saved["config"])
+    config = TypeAdapter(ModelConfig).validate_json(saved["config"])
     model = config.architecture(Registry.load(ROOT / "plugins", ["models"]), Path(folder)).make().eval()
     model.load_state_dict(saved["weights"])
     model, tokens = model.to(_as(dtype)), _prompts(batch)

@@ -65,7 +65,8 @@ def make(root: Path) -> None:
 
 def _lines(section: dict[str, Any], indent: str = "") -> Iterator[str]:
     """YAML with a key on each line, which `set_param` can change."""
-    for key, value in section.items():
+    for name, value in section.items():
+        key = name if name.replace("_", "").isalnum() else json.dumps(name)
         if isinstance(value, dict) and value:
             yield f"{indent}{key}:"
             yield from _lines(value, f"{indent}  ")

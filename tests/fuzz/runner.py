@@ -102,7 +102,6 @@ def warm() -> None:
     vars(source)["_imports"] = _remembered(lambda path, read=source._imports: list(read(path)))
     vars(fingerprint)["code_digest"] = _remembered(source.code_digest)
     metadata.packages_distributions = lru_cache(metadata.packages_distributions)
-    vars(fingerprint)["import_closure"] = lru_cache(source.import_closure)
     for stage in _OUTPUT:
         plugins = project.REPOSITORY / "plugins"
         fingerprint.code_identity(f"pipeline.{stage}.stage", sorted(plugins.rglob("*.py")), plugins, {})
