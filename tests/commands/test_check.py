@@ -193,7 +193,7 @@ def test_texts_that_are_left_out_or_lie_behind_links_are_told(project: Project, 
 
 def test_what_git_and_dvc_do_not_track_is_told(project: Project) -> None:
     assert "this is no git repository" in project.succeed("check").out
-    for command in (["init", "-q"], ["add", "params.yaml", "plugins"]):
+    for command in (["init", "-q"], ["add", "params.yaml", "plugins", "data/tasks"]):
         subprocess.run(["git", *command], cwd=project.root, check=True)
     (project.root / ".gitignore").write_text("/data/raw/\n__pycache__/\n")
     (project.root / "plugins" / "losses" / "_draft.py").write_text('"""A draft."""\n')
