@@ -66,7 +66,8 @@ def test_on_a_terminal_the_last_lines_are_drawn_in_one_place_until_ctrl_c(
 
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(watch.shutil, "get_terminal_size", lambda: (20, 9))
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "9")
     sleeping(monkeypatch, lambda: live.update(rows(31)))
     watch.watch(live.path.parents[1])
     before, after = out.getvalue().split("\x1b[7F\x1b[J")
