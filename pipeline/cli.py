@@ -74,17 +74,29 @@ def _stage(name: str, does: str, writes: str) -> None:
     @_with_params
     def command(params_file: Path, overrides: tuple[str, ...]) -> None:
         params, paths = _read(params_file, overrides)
-        _note_what_dvc_does_not_see(paths, overrides)
+        _note_what_dvc_does_not_see(paths, params_file, overrides)
         import_module(f"pipeline.{name}.stage").run(params, paths)
 
 
-def _note_what_dvc_does_not_see(paths: Paths, overrides: tuple[str, ...]) -> None:
+def _note_what_dvc_does_not_see(paths: Paths, params_file: Path, overrides: tuple[str, ...]) -> None:
     """A result of `--set` is not that of params.yaml, which is what DVC would record beside it."""
     unseen = [each for each in overrides if each.partition("=")[0].split(".")[0].strip() != "runtime"]
     if unseen and "DVC_STAGE" not in os.environ and (paths.root / ".dvc").exists():
-        settings = " ".join(f"-S {shlex.quote(each)}" for each in unseen)
+        from pipeline.params.reader import read_sections
+
+        values = read_sections(params_file)
+        settings = " ".join(f"-S {shlex.quote('+' * (not _there(values, each)) + each)}" for each in unseen)
         note = f"--set {', '.join(unseen)}: params.yaml does not say so, and DVC does not see it"
         _say_all([f"note: {note}: write it there, or use `dvc exp run {settings}`"])
+
+
+def _there(values: Any, override: str) -> bool:
+    """Whether a params file has the key that is set; DVC adds one that it lacks only where a + asks for it."""
+    for part in override.partition("=")[0].strip().split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 _stage("tokenize", "Turn the corpus into token ids.", "artifacts/tokens")

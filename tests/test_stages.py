@@ -93,6 +93,8 @@ def test_what_set_says_otherwise_than_params_yaml_is_noted_where_dvc_records_res
     assert out.startswith("note: --set tokenize.corpus.name=files, split.seed=3: params.yaml does not say so")
     assert "`dvc exp run -S tokenize.corpus.name=files -S split.seed=3`" in out
     assert out.count("note: --set") == 1
+    new = trained_project.call(["split", "--set", "split.seed=3", "--set", "train.loss.mine.share=1"]).out
+    assert "-S split.seed=3 -S +train.loss.mine.share=1`" in new
     assert "note: --set" not in trained_project.call(["split", "--set", "runtime.threads=1"]).out
     monkeypatch.setenv("DVC_STAGE", "split")
     assert "note: --set" not in trained_project.call(command).out

@@ -125,8 +125,11 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
     metrics = params.evaluate.metrics
     registry.build_all("metrics", metrics.use, metrics.options, "evaluate.metrics")
     exporters = registry.build_all("exporters", formats.use, formats.options, "export.formats")
-    optimizer, loss = params.train.optimizer.name, params.train.loss.name
-    fact("plugins", f"{corpus.name}, {loss}, {optimizer}, {', '.join([*samplers.use, *formats.use])}: all there")
+    train = params.train
+    ones = (corpus, params.model, train.loss, train.optimizer, train.schedule, train.batch_sampler)
+    several = (train.eval_callbacks, metrics, samplers, formats)
+    names = [*(each.name for each in ones), *(name for each in several for name in each.use)]
+    fact("plugins", f"{', '.join(names)}: all there")
     return components, exporters
 
 
@@ -150,7 +153,8 @@ def _check_git(paths: Paths) -> None:
     if listed.returncode != 0:
         say("note: this is no git repository: `dvc exp` and the `diff` commands need one")
         return
-    untracked = listed.stdout.split("\n")[:-1]
+    found = listed.stdout.split("\n")[:-1]  # weights are DVC's to track, or data/weights says nothing of them
+    untracked = sorted((each for each in found if not each.startswith("data/weights/")), reverse=True)
     if untracked:
         more = f" and {len(untracked) - 5} more" if len(untracked) > 5 else ""
         say(f"note: git does not track {', '.join(untracked[:5])}{more}: `git add` it, else a queued run lacks it")

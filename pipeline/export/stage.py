@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.core.console import fact, say
-from pipeline.core.errors import CheckpointError, ParamsError, PluginError, in_words
+from pipeline.core.errors import CheckpointError, PluginError, in_words
 from pipeline.core.files import MANIFEST, read_json, recorded_sha256, write_atomically, write_json
 from pipeline.core.fingerprint import output_fingerprint
 from pipeline.core.paths import EVALUATION, RECORD
@@ -48,8 +48,6 @@ def run(params: Params, paths: Paths) -> None:
     own = params.export
     registry = Registry.load(paths.plugins, KINDS)
     exporters = registry.build_all("exporters", own.formats.use, own.formats.options, "export.formats")
-    if not exporters:
-        raise ParamsError("export.formats.use is empty: name at least one format, such as huggingface")
     identity = output_fingerprint(
         "pipeline.export.stage",
         {"weights": own.weights, "formats": [(each.name, plain_options(each)) for each in exporters]},
@@ -129,7 +127,9 @@ def refusals(exporter: Any, then: str = "") -> Iterator[None]:
         try:
             yield
         except ValueError as error:
-            raise CheckpointError(f"export {exporter.name}: {' '.join(str(error).split())}{then}") from error
+            why = " ".join(str(error).split())
+            choose = "choose others in export.formats.use, or [] for none"
+            raise CheckpointError(f"export {exporter.name}: {why}{then}: {choose}") from error
 
 
 def _card(

@@ -85,6 +85,12 @@ class Components:
             ("batch_samplers", batch_sampler.name),
         ]
         deciding += [("eval_callbacks", each.name) for each in callbacks if not each.records_only]
+        givers = [each.name for each in callbacks if each.has("eval_weights")]
+        if len(givers) > 1:
+            raise ParamsError(
+                f"train.eval_callbacks.use: {' and '.join(givers)} both give the weights that are evaluated "
+                "(eval_weights): choose one of them"
+            )
         origins = registry.origins(deciding)
         return cls(model, loss, optimizer, schedule, batch_sampler, tuple(callbacks), plugins, *origins)
 
@@ -188,6 +194,8 @@ def _check_optimizer(built: Any, component: Optimizer, model: torch.nn.Module) -
             f"{where} must hold each of the model's {len(wanted)} parameters exactly once: it holds {len(held)}, "
             f"of which {len(set(held) & wanted)} are the model's"
         )
+    if hasattr(built, "train") != hasattr(built, "eval"):
+        raise PluginError(f"{where} has train() or eval() alone: one that averages weights needs both")
     _check_rates(built, component)
 
 

@@ -386,6 +386,14 @@ def test_several_formats_lie_in_folders_of_their_names_and_load_as_the_guide_sho
     np.testing.assert_allclose(onnx["logits"], torch_export["logits"].detach().numpy(), atol=1e-4)
 
 
+def test_without_a_format_there_is_a_model_card_only(trained_project: Project) -> None:
+    trained_project.succeed("evaluate")
+    trained_project.succeed("export", "--set", "export.formats.use=[]")
+    folder = trained_project.root / "artifacts" / "export"
+    assert {path.name for path in folder.iterdir()} == {"README.md", "run.json"}
+    assert "export.formats.use" in (folder / "README.md").read_text()
+
+
 def test_one_refused_format_publishes_none(trained_project: Project) -> None:
     trained_project.succeed("export")
     folder = trained_project.root / "artifacts" / "export"

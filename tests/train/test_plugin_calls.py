@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from small_run import REGISTRY, make_run
+from small_run import REGISTRY, make_model, make_run
 
 from pipeline.core.errors import PluginError
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, Loss, ModelOutput, Optimizer
@@ -66,6 +66,15 @@ LOSSES: dict[str, tuple[Any, str]] = {
     "backward": (Backward.apply, "in its backward pass, raised SystemExit: 0"),
     "hook": (lambda nats: nats.register_hook(lambda _: leave(SomeError())) and nats, "SomeError: first second"),
 }
+
+
+class HalfAveraging(torch.optim.SGD):
+    """An optimizer that can change to the weights that are evaluated, and not back."""
+
+    def eval(self) -> None:
+        """Nothing here."""
+
+
 OPTIMIZERS: dict[str, tuple[Any, str]] = {
     "None": (lambda held: None, "must return a torch.optim.Optimizer, not NoneType"),
     "a class": (lambda held: torch.optim.SGD, "must return a torch.optim.Optimizer, not type"),
@@ -76,6 +85,7 @@ OPTIMIZERS: dict[str, tuple[Any, str]] = {
     ),
     "tensor": (lambda held: torch.optim.SGD(held, lr=torch.tensor(0.1)), "needs a finite number as lr"),
     "nan": (lambda held: torch.optim.SGD(held, lr=float("nan")), "needs a finite number as lr"),
+    "no way back": (lambda held: HalfAveraging(held, lr=0.1), "train() or eval() alone"),
     "closure": (torch.optim.LBFGS, "raised TypeError: LBFGS.step()"),
     "on a GPU only": (
         lambda held: torch.optim.AdamW(held, capturable=True, foreach=True),
@@ -189,13 +199,13 @@ def test_a_loss_that_fails_is_one_line(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", OPTIMIZERS)
 def test_an_optimizer_that_fails_is_one_line(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = REGISTRY.build
+    build, model = REGISTRY.build, make_model()
 
     def chosen(plural: str, *rest: Any) -> Any:
         return OddOptimizer(case=case) if plural == "optimizers" else build(plural, *rest)
 
     monkeypatch.setattr(REGISTRY, "build", chosen)
-    assert_one_line(tmp_path, "the optimizer 'odd'", OPTIMIZERS[case][1])
+    assert_one_line(tmp_path, "the optimizer 'odd'", OPTIMIZERS[case][1], model=model)
 
 
 @pytest.mark.parametrize("case", [*RAISED, *NUMBERS, *DONE])

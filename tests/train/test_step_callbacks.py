@@ -52,6 +52,33 @@ class Average(EvalCallback):
         return event.memory.get("weights")
 
 
+def test_two_callbacks_cannot_both_give_the_evaluated_weights(project: Project) -> None:
+    for name in ("one", "two"):
+        (project.root / "plugins" / "eval_callbacks" / f"{name}.py").write_text(
+            f"""
+from typing import ClassVar
+from pipeline.plugin import EvalCallback, hookimpl
+
+class Giver(EvalCallback):
+    \"\"\"Gives the weights that are evaluated.\"\"\"
+
+    name: ClassVar[str] = "{name}"
+
+    def eval_weights(self, event):
+        return None
+
+@hookimpl
+def register_eval_callbacks():
+    return [Giver]
+"""
+        )
+    for stage in ("tokenize", "split"):
+        project.succeed(stage)
+    result = project.run("train", "--set", "train.eval_callbacks.use=[one,two]")
+    assert result.code == 1
+    assert "train.eval_callbacks.use: one and two both give the weights" in result.err
+
+
 def test_the_example_keeps_the_contract() -> None:
     check_eval_callback(Average)
 
