@@ -49,9 +49,9 @@ def test_changed_code_and_versions_are_named(interrupted: Project, monkeypatch: 
 
     versions, digest = identity.versions, identity.code_digest
     monkeypatch.setattr(identity, "versions", lambda: versions() | {"torch": "9.9"})
-    monkeypatch.setattr(identity, "code_digest", lambda path: "0" if path.name == "gpt.py" else digest(path))
+    monkeypatch.setattr(identity, "code_digest", lambda path: "0" if path.name == "loop.py" else digest(path))
     out = interrupted.succeed("train").out
-    assert re.search(r"starts over.*: torch \S+ → 9\.9; code pipeline/model/gpt\.py\n", out), out
+    assert re.search(r"starts over.*: torch \S+ → 9\.9; code pipeline/train/loop\.py\n", out), out
 
 
 # ── what is no reason to start over ─────────────────────────────────────────────────────────────
