@@ -109,12 +109,14 @@ def _read(settings: tuple[tuple[str, Any], ...]) -> Params:
     return load_params(REPOSITORY / "params.yaml", [f"{name}={value}" for name, value in settings])
 
 
+ARCHITECTURE = Components.load(small_params(), REPOSITORY / "plugins", REGISTRY).architecture(
+    small_params().model, TOKENIZER
+)
+
+
 def make_model(seed: int = 0, dropout: float = 0.0) -> LanguageModel:
     torch.manual_seed(seed)
-    params = small_params()
-    components = Components.load(params, REPOSITORY / "plugins", REGISTRY)
-    architecture = components.architecture(params.model, TOKENIZER)
-    return replace(architecture, shape=replace(architecture.shape, dropout=dropout)).make()
+    return replace(ARCHITECTURE, shape=replace(ARCHITECTURE.shape, dropout=dropout)).make()
 
 
 def small_identity() -> dict[str, Any]:

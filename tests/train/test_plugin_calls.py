@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from small_run import REGISTRY, make_model, make_run
+from small_run import REGISTRY, make_run
 
 from pipeline.core.errors import PluginError
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, Loss, ModelOutput, Optimizer
@@ -199,13 +199,13 @@ def test_a_loss_that_fails_is_one_line(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", OPTIMIZERS)
 def test_an_optimizer_that_fails_is_one_line(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    build, model = REGISTRY.build, make_model()
+    build = REGISTRY.build
 
     def chosen(plural: str, *rest: Any) -> Any:
         return OddOptimizer(case=case) if plural == "optimizers" else build(plural, *rest)
 
     monkeypatch.setattr(REGISTRY, "build", chosen)
-    assert_one_line(tmp_path, "the optimizer 'odd'", OPTIMIZERS[case][1], model=model)
+    assert_one_line(tmp_path, "the optimizer 'odd'", OPTIMIZERS[case][1])
 
 
 @pytest.mark.parametrize("case", [*RAISED, *NUMBERS, *DONE])
