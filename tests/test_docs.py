@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import typing
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +22,7 @@ from pipeline.cli import cli
 from pipeline.export.stage import export_source
 from pipeline.model import load
 from pipeline.plugin.components import KINDS
+from pipeline.plugin.registry import Registry
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -157,3 +160,18 @@ UNNAMED = {
     "test_a_state_that_cannot_be_written_ends_the_run_with_its_error",
 }
 """Tests of parts, which no promise needs by name."""
+
+
+def test_the_package_of_the_guide_installs_and_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project,) = blocks(REPOSITORY / "docs" / "plugins.md", "toml")
+    package, site = tmp_path / "package", tmp_path / "site"
+    package.mkdir()
+    (package / "pyproject.toml").write_text(project)
+    greedy = (REPOSITORY / "plugins" / "samplers" / "greedy.py").read_text()
+    (package / "noisy.py").write_text(greedy.replace('"greedy"', '"noisy"'))
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*install, site, package], check=True)
+    monkeypatch.syspath_prepend(str(site))
+    registry = Registry.load(None)
+    assert registry.names("samplers") == ["noisy"]
+    assert registry.packages()["samplers"] == {"noisy": "1.0"}
