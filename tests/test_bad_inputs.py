@@ -705,7 +705,6 @@ CHECKPOINT_CASES = [
         ("t.txt is a single token",),
         write("t.txt", "a"),
     ),
-    Case("no format", "export --set 'export.formats.use=[]'", ("export.formats.use", "at least one")),
     Case("export is a file", "export", ("artifacts/export", "move it away"), file_at("artifacts/export")),
 ]
 

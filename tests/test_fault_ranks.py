@@ -169,7 +169,8 @@ def test_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path
     tell("SIGKILL of both, then of one of two fsdp ranks", 2, 2, 2 * equal)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_checkpoint_is_of_the_same_form_on_several_ranks(
     original: tuple[Clone, Outcome], project: Clone, strategy: str
 ) -> None:

@@ -231,7 +231,8 @@ def test_killed_at_random_moments_under_dvc_repro(
         tell("… of which inside a save", torn, torn, torn * same)
 
 
-@pytest.mark.parametrize("where", [pytest.param("dvc exp run", marks=pytest.mark.long), "dvc exp run --temp"])
+@pytest.mark.long
+@pytest.mark.parametrize("where", ["dvc exp run", "dvc exp run --temp"])
 def test_killed_in_an_experiment(
     original: tuple[Clone, Outcome], project: Clone, where: str, long: bool, tell: Tell
 ) -> None:
@@ -345,6 +346,7 @@ def test_a_signal_at_a_random_moment(
     tell(f"{number.name} at a random moment", tries, left, tries * (Outcome.of(project.root) == original[1]))
 
 
+@pytest.mark.long
 def test_ctrl_c_under_dvc(original: tuple[Clone, Outcome], project: Clone, tell: Tell) -> None:
     """A terminal's Ctrl-C reaches dvc and the trainer."""
     life = Life(project, "dvc", "repro", "train")
@@ -426,6 +428,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_old_state_is_whole(
 # ── one writer ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 def test_a_second_run_fails_fast_and_names_the_first(project: Clone, tell: Tell) -> None:
     life = Life(project, *TRAIN)
     until_it_trains(life)
