@@ -625,7 +625,7 @@ def check_sampler(component: type[Sampler] | Sampler) -> None:
 def _row(
     sampler: Sampler, logits: torch.Tensor, tokens: torch.Tensor, row: int, memory: dict[str, Any]
 ) -> torch.Tensor:
-    """What a sampler makes of one row alone, held against the rules."""
+    """What a sampler makes of one row alone, checked by the contract's rules."""
     given, own = logits[[row]], tokens[[row]]
     before, before_tokens = given.clone(), own.clone()
     result = sampler(given, own, **taken(sampler, "__call__", prompt_length=7, memory=memory))
