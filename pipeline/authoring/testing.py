@@ -31,7 +31,7 @@ from pipeline.core.errors import ParamsError
 from pipeline.data.batches import token_index
 from pipeline.data.tokens import IndexEntry
 from pipeline.model.architecture import Architecture, LanguageModel, run
-from pipeline.plugin.calls import taken
+from pipeline.plugin.calls import supported_arguments
 from pipeline.plugin.components import (
     IGNORED,
     BatchSampler,
@@ -234,7 +234,9 @@ def check_loss(component: type[Loss] | Loss) -> None:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         own_hidden, own_head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
         offered = {"inputs": inputs.clone(), "step": 3, "total_steps": 10, "teacher": teacher}
-        nats = loss(ModelOutput(own_hidden, own_head, 11), wanted, **taken(loss, "__call__", **offered))
+        nats = loss(
+            ModelOutput(own_hidden, own_head, 11), wanted, **supported_arguments(loss, "__call__", **offered)
+        )
         assert nats.shape == wanted.shape, f"one number a target, {tuple(wanted.shape)}, not {tuple(nats.shape)}"
         assert nats.isfinite().all(), "every number must be finite"
         (nats * weights).sum().backward()  # type: ignore[no-untyped-call]
@@ -315,7 +317,9 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
     def build(seed: int = 0) -> tuple[_Net, torch.optim.Optimizer]:
         torch.manual_seed(seed)
         net = _Net()
-        optimizer = chosen.build(list(net.named_parameters()), **taken(chosen, "build", total_steps=64))
+        optimizer = chosen.build(
+            list(net.named_parameters()), **supported_arguments(chosen, "build", total_steps=64)
+        )
         assert isinstance(optimizer, torch.optim.Optimizer), "build must return a torch.optim.Optimizer"
         set_mode(optimizer, "train")
         return net, optimizer
@@ -606,7 +610,7 @@ def check_sampler(component: type[Sampler] | Sampler) -> None:
     logits[3] = 0.0  # all alike
     tokens = torch.randint(13, (4, 7), generator=generator)
     first = [_row(sampler, logits, tokens, row, {}) for row in range(4)]
-    if not taken(sampler, "__call__", prompt_length=0, memory={}):
+    if not supported_arguments(sampler, "__call__", prompt_length=0, memory={}):
         given, given_tokens = logits.clone(), tokens.clone()
         result = sampler(logits, tokens)
         assert torch.equal(logits, given), "the logits that were given must not be changed"
@@ -628,7 +632,7 @@ def _row(
     """What a sampler makes of one row alone, checked by the contract's rules."""
     given, own = logits[[row]], tokens[[row]]
     before, before_tokens = given.clone(), own.clone()
-    result = sampler(given, own, **taken(sampler, "__call__", prompt_length=7, memory=memory))
+    result = sampler(given, own, **supported_arguments(sampler, "__call__", prompt_length=7, memory=memory))
     assert torch.equal(given, before), "the logits that were given must not be changed"
     assert torch.equal(own, before_tokens), "the tokens must not be changed"
     assert result.shape == given.shape, f"logits {tuple(given.shape)}, not {tuple(result.shape)}"

@@ -12,7 +12,7 @@ from pipeline.core.errors import PluginError
 from pipeline.model.architecture import LanguageModel, run
 from pipeline.model.device import computes_bf16, device_of
 from pipeline.model.functions import linear
-from pipeline.plugin.calls import calling, named, taken
+from pipeline.plugin.calls import calling, named, supported_arguments
 from pipeline.plugin.components import Sampler
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -228,12 +228,12 @@ def _sampled(
     sampler: Sampler, number: int, logits: torch.Tensor, tokens: torch.Tensor, drawings: Sequence[Drawing]
 ) -> torch.Tensor:
     """What the sampler of this number makes of the logits; one that asks for more gets one row at a time."""
-    if not taken(sampler, "__call__", prompt_length=0, memory={}):
+    if not supported_arguments(sampler, "__call__", prompt_length=0, memory={}):
         return sampler(logits, tokens)
     rows = []
     for row, drawing in enumerate(drawings):
         own, memory = slice(row, row + 1), drawing.memories.setdefault(number, {})
-        more = taken(sampler, "__call__", prompt_length=drawing.prompt_length, memory=memory)
+        more = supported_arguments(sampler, "__call__", prompt_length=drawing.prompt_length, memory=memory)
         rows.append(sampler(logits[own], tokens[own], **more))
     return torch.cat(rows)
 

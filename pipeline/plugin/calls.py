@@ -57,10 +57,10 @@ def guarded(call: Callable[P, T], component: Component) -> Callable[P, T]:
     return inside
 
 
-def taken(component: Component, method: str, **offered: Any) -> dict[str, Any]:
-    """Those of the offered arguments that a component's method has parameters for, by name (`Kind.offers`)."""
+def supported_arguments(component: Component, method: str, **available: Any) -> dict[str, Any]:
+    """The `available` keyword arguments that the method has parameters for (see `Kind.optional_arguments`)."""
     names = _parameters(type(component), method)
-    return {name: value for name, value in offered.items() if name in names}
+    return {name: value for name, value in available.items() if name in names}
 
 
 @lru_cache

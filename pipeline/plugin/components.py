@@ -623,14 +623,14 @@ class Kind:
         singular, plural: Its names; the plural is its folder under plugins/ and the end of its hook's name.
         base: What its components are subclasses of.
         chosen_by: The key of params.yaml that chooses among them.
-        offers: What its working method is given by name beside its own arguments, where it has such parameters.
+        optional_arguments: Keyword arguments that its method receives if it has parameters of these names.
     """
 
     singular: str
     plural: str
     base: type[Component]
     chosen_by: str
-    offers: tuple[str, ...] = ()
+    optional_arguments: tuple[str, ...] = ()
 
     @property
     def hook(self) -> str:

@@ -378,11 +378,11 @@ def _check_component(component: Any, kind: Kind) -> None:
     for method in sorted(base.__abstractmethods__ | optional):
         expected = list(inspect.signature(getattr(base, method)).parameters)
         signature = inspect.signature(getattr(component, method))
-        offered = kind.offers if method in base.__abstractmethods__ else ()
+        allowed = kind.optional_arguments if method in base.__abstractmethods__ else ()
         try:
-            signature.bind(*expected, **{name: None for name in offered if name in signature.parameters})
+            signature.bind(*expected, **{name: None for name in allowed if name in signature.parameters})
         except TypeError:
-            more = f", and may take {', '.join(offered)}" if offered else ""
+            more = f", and may take {', '.join(allowed)}" if allowed else ""
             raise PluginError(f"{shown}.{method} must take ({', '.join(expected)}){more}") from None
 
 

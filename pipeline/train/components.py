@@ -14,7 +14,7 @@ import torch
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.core.values import explain
 from pipeline.model.architecture import Architecture
-from pipeline.plugin.calls import calling, guarded, named, taken
+from pipeline.plugin.calls import calling, guarded, named, supported_arguments
 from pipeline.plugin.components import (
     CALLBACK_METHODS,
     BatchSampler,
@@ -131,7 +131,7 @@ class Components:
         """
         loss = self.loss
         with calling(loss):
-            nats = loss(output, targets, **taken(loss, "__call__", **offered))
+            nats = loss(output, targets, **supported_arguments(loss, "__call__", **offered))
             if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
                 got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
                 raise PluginError(
@@ -162,7 +162,7 @@ class Components:
                 "runtime.strategy: ddp"
             )
         with calling(self.optimizer):
-            more = taken(self.optimizer, "build", total_steps=total_steps)
+            more = supported_arguments(self.optimizer, "build", total_steps=total_steps)
             optimizer = self.optimizer.build(list(model.named_parameters()), **more)
             _check_optimizer(optimizer, self.optimizer, model)
         _guard(optimizer, self.optimizer)
