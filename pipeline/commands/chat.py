@@ -46,10 +46,10 @@ class _Settings:
     """How tokens are drawn: the samplers with their options, and how many tokens a turn adds."""
 
     def __init__(self, params: Params, paths: Paths, samplers: Sequence[str], tokens: int | None) -> None:
-        own = params.evaluate
-        self.tokens = tokens or own.generation.max_new_tokens
+        evaluate_params = params.evaluate
+        self.tokens = tokens or evaluate_params.generation.max_new_tokens
         self.registry = Registry.load(paths.plugins, ["models", "samplers"], _note)
-        self.use(samplers or own.samplers.use, own.samplers.options)
+        self.use(samplers or evaluate_params.samplers.use, evaluate_params.samplers.options)
 
     def use(self, names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> None:
         """Takes these samplers, in this order.

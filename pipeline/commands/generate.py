@@ -70,21 +70,21 @@ def run(
     Arguments that are None come from params.evaluate. Each continuation has its own seed, one up from the last;
     generated alone with that seed, it is the same text.
     """
-    own = params.evaluate
+    evaluate_params = params.evaluate
     check_stops(stops)
     registry = Registry.load(
         paths.plugins, ["models", "samplers"], lambda note: print(printable(note), file=sys.stderr)
     )
-    names = samplers or own.samplers.use
-    chosen = registry.build_all("samplers", names, own.samplers.options, "evaluate.samplers")
+    names = samplers or evaluate_params.samplers.use
+    chosen = registry.build_all("samplers", names, evaluate_params.samplers.options, "evaluate.samplers")
     checkpoint = load_model(params, paths, registry, weights, precision)
-    first = own.generation.seed if seed is None else seed
+    first = evaluate_params.generation.seed if seed is None else seed
     wanted = [
         Continuation(prompt, sample + 1, first + number * num_samples + sample)
         for number, prompt in enumerate(prompts)
         for sample in range(num_samples)
     ]
-    length = tokens or own.generation.max_new_tokens
+    length = tokens or evaluate_params.generation.max_new_tokens
     live = len(wanted) == 1 and not as_json
     for each in _continued(checkpoint, wanted, length, chosen, stops, live):
         if as_json:
