@@ -50,6 +50,7 @@ def test_the_five_stages_run_and_say_what_they_did(project: Project) -> None:
         assert nats / tokens == pytest.approx(numbers["loss"], rel=1e-12)
     assert only_numbers(metrics)  # DVC drops or breaks on what is none
     assert "95% over" in outputs["evaluate"]
+    assert "pipeline generate" in outputs["evaluate"]
 
 
 def only_numbers(values: Any) -> bool:

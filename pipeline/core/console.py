@@ -44,7 +44,7 @@ def json_line(value: Mapping[str, Any]) -> str:
     return _CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", line) + "\n"
 
 
-def wrapped(text: str, file: TextIO, indent: int = 0) -> str:
+def wrapped(text: str, file: TextIO, indent: int = 2) -> str:
     """`text` with the lines that are wider than the terminal broken at spaces; the same text if `file` is none.
 
     Continuation lines begin below the line's own beginning, and `indent` columns to the right of it.
@@ -74,7 +74,7 @@ def columns(file: TextIO) -> int | None:
         return None
 
 
-def say(text: str, indent: int = 0, wrap: bool = True) -> None:
+def say(text: str, indent: int = 2, wrap: bool = True) -> None:
     """Prints a message on its own line, above a live progress line if there is one.
 
     On a terminal a long line is broken at spaces, unless `wrap` is False; see `wrapped`. If the reader of a pipe is
@@ -86,11 +86,6 @@ def say(text: str, indent: int = 0, wrap: bool = True) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         ignore_output()
-
-
-def note(text: str) -> None:
-    """Prints what a person should know, and what does not stop the work."""
-    say(f"note: {text}", indent=len("note: "))
 
 
 def ignore_output() -> None:
