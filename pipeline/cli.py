@@ -86,8 +86,8 @@ def _note_what_dvc_does_not_see(paths: Paths, params_file: Path, overrides: tupl
 
         values = read_sections(params_file)
         settings = " ".join(f"-S {shlex.quote('+' * (not _there(values, each)) + each)}" for each in unseen)
-        note = f"--set {', '.join(unseen)}: params.yaml does not say so, and DVC does not see it"
-        _say_all([f"note: {note}: write it there, or use `dvc exp run {settings}`"])
+        command = f"dvc exp run {settings}"
+        _say_all([f"note: --set is not in params.yaml, so DVC does not record it; recorded: `{command}`"])
 
 
 def _there(values: Any, override: str) -> bool:
