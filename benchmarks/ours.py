@@ -65,12 +65,12 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     import numpy as np
 
     from pipeline.train.components import Components
-    from pipeline.train.conditions import choose
     from pipeline.train.data import TrainingData
     from pipeline.train.length import Length
     from pipeline.train.phases import Phase
     from pipeline.train.ranks import Ranks
     from pipeline.train.run import TrainingRun
+    from pipeline.train.runtime_config import resolve_runtime_config
     from pipeline.train.store import StateStore
 
     own = params(shape, overrides)
@@ -80,7 +80,7 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     )
     components, ids = Components.load(own, ROOT / "plugins"), {"train": text, "val": text[:1000]}
     data = TrainingData.of(own, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)
-    run = TrainingRun.build(own, components, data, phase, choose(own, Ranks(), {}, float("inf")))
+    run = TrainingRun.build(own, components, data, phase, resolve_runtime_config(own, Ranks(), {}, float("inf")))
     run.model.train()
     return run
 

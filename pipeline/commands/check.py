@@ -34,11 +34,11 @@ from pipeline.plugin.registry import Registry
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 from pipeline.train.components import Components
-from pipeline.train.conditions import process_count
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.memory_check import available, check_fits
 from pipeline.train.phases import phases
 from pipeline.train.run import windows_at_once
+from pipeline.train.runtime_config import process_count
 from pipeline.train.stage import pretrained
 
 if TYPE_CHECKING:

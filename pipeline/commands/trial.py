@@ -20,7 +20,6 @@ from pipeline.data.tokens import TokenFolder
 from pipeline.model.device import peak_memory
 from pipeline.plugin.registry import Registry
 from pipeline.train.components import KINDS, Components
-from pipeline.train.conditions import choose, process_count
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluation import summarize
 from pipeline.train.loop import train_step
@@ -28,6 +27,7 @@ from pipeline.train.memory_check import available, state_bytes
 from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
+from pipeline.train.runtime_config import process_count, resolve_runtime_config
 from pipeline.train.state import TrainState
 from pipeline.train.teacher import Teacher
 
@@ -168,9 +168,11 @@ def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
     components = Components.load(params, paths.plugins, registry)
     data = TrainingData.read(params, splits, components.batch_sampler)
     phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
-    conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
+    runtime_config = replace(
+        resolve_runtime_config(params, Ranks(), {}, 0.0), compile=False
+    )  # a few steps: not worth compiling
     teacher = Teacher.of(components.loss, paths.root)
-    return TrainingRun.build(params, components, data, phase, conditions, teacher=teacher)
+    return TrainingRun.build(params, components, data, phase, runtime_config, teacher=teacher)
 
 
 class _NoUpdates(torch.optim.SGD):

@@ -13,7 +13,6 @@ from pipeline.model.pretrained import Pretrained
 from pipeline.train import memory_check
 from pipeline.train.components import KINDS as KINDS
 from pipeline.train.components import Components
-from pipeline.train.conditions import choose, process_count
 from pipeline.train.data import TrainingData
 from pipeline.train.identity import identity
 from pipeline.train.interrupt import StopSignal
@@ -22,6 +21,7 @@ from pipeline.train.phases import locked, newest, phases
 from pipeline.train.publish import publish
 from pipeline.train.ranks import Ranks, started_as_rank
 from pipeline.train.run import TrainingRun
+from pipeline.train.runtime_config import process_count, resolve_runtime_config
 from pipeline.train.state import TrainState
 from pipeline.train.teacher import Teacher
 
@@ -69,10 +69,10 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         if ranks.on_rank0(lambda: republished("train", paths.checkpoint, parts[-1].store.folder.name, paths)):
             return
         number, saved = newest(parts, ranks, architecture)
-        earlier = saved["run"]["conditions"] if saved else {}
+        earlier = saved["run"]["runtime_config"] if saved else {}
         flops = parts[-1].length.total_windows * params.model.context_length * architecture.flops_per_token
-        conditions = choose(params, ranks, earlier, flops)
-        whole = TrainingRun.build(params, components, data, parts[-1], conditions, ranks, stop, teacher=teacher)
+        runtime_config = resolve_runtime_config(params, ranks, earlier, flops)
+        whole = TrainingRun.build(params, components, data, parts[-1], runtime_config, ranks, stop, teacher=teacher)
         try:
             state = TrainState.restore(saved, whole) if saved else TrainState()
         except CheckpointError as error:
@@ -84,8 +84,8 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
                 weights = ranks.on_rank0(lambda: start.weights(architecture), told=lambda weights: {})
                 whole.parallel.load_weights(weights)
         _say_plan(whole, params)
-        _say_resumed(whole.for_phase(parts[number]), state, conditions.differences(earlier))
-        state.conditions = conditions.to_dict()
+        _say_resumed(whole.for_phase(parts[number]), state, runtime_config.differences(earlier))
+        state.runtime_config = runtime_config.to_dict()
         try:
             for phase in parts[number:]:
                 _train_phase(whole.for_phase(phase), state, extends=phase is not parts[number])
@@ -98,7 +98,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
                 whole.at_once,
                 whole.optimizer,
                 whole.device,
-                conditions.strategy,
+                runtime_config.strategy,
                 ranks.count,
             )
             raise PipelineError(advice) from None
@@ -131,12 +131,16 @@ def _train_phase(run: TrainingRun, state: TrainState, extends: bool) -> None:
 
 
 def _say_plan(run: TrainingRun, params: Params) -> None:
-    train, conditions, ids = params.train, run.conditions, run.data.ids
+    train, runtime_config, ids = params.train, run.runtime_config, run.data.ids
     fact("read", f"{len(ids['train']):,} tokens to train on, {len(ids['val']):,} to validate on")
     size = f"{run.model.architecture.parameter_count:,} parameters, context {params.model.context_length}"
-    together = f", {conditions.processes} processes ({conditions.strategy})" if conditions.processes > 1 else ""
-    compiled = ", compiled" if conditions.compile else ""
-    fact("model", f"{size}, on {run.device}{together}, {conditions.precision}{compiled}")
+    together = (
+        f", {runtime_config.processes} processes ({runtime_config.strategy})"
+        if runtime_config.processes > 1
+        else ""
+    )
+    compiled = ", compiled" if runtime_config.compile else ""
+    fact("model", f"{size}, on {run.device}{together}, {runtime_config.precision}{compiled}")
     epochs = run.length.total_windows / run.data.windows.per_epoch
     tokens = min(train.batch_size, max(run.length.parts)) * params.model.context_length
     fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")

@@ -22,7 +22,7 @@ from pipeline.model.checkpoint import first_not_finite, load_tensors, save_tenso
 from pipeline.train.parallel import map_tensors
 from pipeline.train.ranks import Ranks
 
-FORMAT = 4
+FORMAT = 5
 _STATE, _SHARDS, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
 _STATES_KEPT = 2
 _RUNS_KEPT = 3

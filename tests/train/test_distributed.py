@@ -22,7 +22,6 @@ from small_run import BATCH_SAMPLERS, assert_same_bits, make_model, make_run, ma
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
-from pipeline.train.conditions import cores_here
 from pipeline.train.distributed.ranks import DistributedRanks, connected, ranks_here, slurm_address
 from pipeline.train.distributed.shards import write_shards
 from pipeline.train.evaluation import evaluate
@@ -30,6 +29,7 @@ from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train, train_step
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
+from pipeline.train.runtime_config import cores_per_process
 from pipeline.train.state import TrainState
 from pipeline.train.store import skeleton
 
@@ -564,9 +564,9 @@ def test_sruns_variables_say_which_rank_this_is_and_where_the_first_one_is() -> 
 def test_a_rank_uses_its_own_cores(
     free: int, variables: dict[str, str], share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.train.conditions.cores", lambda: free)
-    assert cores_here(DistributedRanks(3, 8, 1), {"SLURM_PROCID": "3"} | variables) == share
-    assert cores_here(Ranks(), {"SLURM_PROCID": "0"} | variables) == free
+    monkeypatch.setattr("pipeline.train.runtime_config.cores", lambda: free)
+    assert cores_per_process(DistributedRanks(3, 8, 1), {"SLURM_PROCID": "3"} | variables) == share
+    assert cores_per_process(Ranks(), {"SLURM_PROCID": "0"} | variables) == free
 
 
 def test_a_rank_takes_a_gpu_that_it_sees() -> None:
