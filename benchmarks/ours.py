@@ -64,6 +64,7 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     """What the train stage hands to its loop, for a shape and random text."""
     import numpy as np
 
+    from pipeline.train.checkpoint_store import CheckpointStore
     from pipeline.train.components import Components
     from pipeline.train.data import TrainingData
     from pipeline.train.length import Length
@@ -71,12 +72,11 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     from pipeline.train.ranks import Ranks
     from pipeline.train.run import TrainingRun
     from pipeline.train.runtime_config import resolve_runtime_config
-    from pipeline.train.store import StateStore
 
     own = params(shape, overrides)
     text = np.random.default_rng(1).integers(0, shape["vocab_size"] - 1, 2_000_000).astype("<u2")
     phase = Phase(
-        Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, StateStore(Path("unused"), "unused")
+        Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, CheckpointStore(Path("unused"), "unused")
     )
     components, ids = Components.load(own, ROOT / "plugins"), {"train": text, "val": text[:1000]}
     data = TrainingData.of(own, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)

@@ -423,10 +423,10 @@ def lock() -> None:
     _say_all(record(Path.cwd() / "data"))
 
 
-@cli.command(short_help="List the runs whose states are kept.")
+@cli.command(short_help="List the training runs with checkpoints.")
 @click.option("--watch", is_flag=True, help="Show the last steps of the run that is training; Ctrl-C leaves.")
 def runs(watch: bool) -> None:
-    """List the runs whose states are kept in .resume/: what `pipeline train` would go on with.
+    """List the training runs with checkpoints in .resume/, which `pipeline train` resumes.
 
     A run is named by the fingerprint of all that decides its result. `pipeline clean` forgets runs.
     """
@@ -440,11 +440,11 @@ def runs(watch: bool) -> None:
     _say_all(table(Paths(Path.cwd()).resume))
 
 
-@cli.command(short_help="Forget saved states of training runs.")
+@cli.command(short_help="Delete the checkpoints of training runs.")
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option("--keep", type=click.IntRange(min=0), default=0, metavar="N", help="Keep the N that were saved last.")
 def clean(names: tuple[str, ...], keep: int) -> None:
-    """Forget the saved states of each RUN, or of all runs (.resume/), those of running ones excepted.
+    """Delete the checkpoints of each RUN, or of all runs in .resume/, except those that are running.
 
     RUN is the beginning of a name that `pipeline runs` lists.
     """

@@ -39,7 +39,7 @@ def train(run: TrainingRun, state: TrainState) -> None:
             stopping.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to go on"
         ) from None
     finally:
-        run.saver.finish()
+        run.saver.wait()
 
 
 def _steps(run: TrainingRun, state: TrainState) -> None:
@@ -180,15 +180,15 @@ def _save_if_due(run: TrainingRun, state: TrainState) -> None:
         started = time.monotonic()
         captured = state.capture(run)
         if ranks.first or run.parallel.sharded:
-            run.saver.begin(captured, time.monotonic() - started)
+            run.saver.save_async(captured, time.monotonic() - started)
 
 
 def _save_now(run: TrainingRun, state: TrainState) -> None:
     captured = state.capture(run)
     if run.parallel.sharded:
-        run.saver.now(captured)  # each rank its shares
+        run.saver.save_now(captured)  # each rank its shares
     else:
-        run.parallel.ranks.on_rank0(lambda: run.saver.now(captured))
+        run.parallel.ranks.on_rank0(lambda: run.saver.save_now(captured))
 
 
 def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float) -> None:

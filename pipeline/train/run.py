@@ -13,6 +13,7 @@ from pipeline.model.architecture import run as compute
 from pipeline.model.device import keep_memory, use_threads
 from pipeline.plugin.components import ModelOutput
 from pipeline.train import memory_check
+from pipeline.train.checkpoint_store import CheckpointSaver
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
 from pipeline.train.interrupt import StopSignal
@@ -22,7 +23,6 @@ from pipeline.train.phases import Phase
 from pipeline.train.ranks import Ranks
 from pipeline.train.runtime_config import RuntimeConfig
 from pipeline.train.steps import STEPS, LiveTable
-from pipeline.train.store import Saver
 from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class TrainingRun:
     runtime_config: RuntimeConfig
     parallel: Parallel
     optimizer: torch.optim.Optimizer
-    saver: Saver
+    saver: CheckpointSaver
     stop: StopSignal
     live: LiveTable
     teacher: LanguageModel | None = None
@@ -104,7 +104,7 @@ class TrainingRun:
             optimizer=components.build_optimizer(
                 parallel.model, parallel.sharded, replace(phase.length, parts=phase.length.parts[:1]).total_steps
             ),
-            saver=Saver(phase.store, params.runtime.save_seconds, parallel.writers),
+            saver=CheckpointSaver(phase.store, params.runtime.save_seconds, parallel.writers),
             stop=stop or StopSignal(),
             live=LiveTable(phase.store.folder / STEPS),
             teacher=teacher.load(data.tokenizer, architecture, device, components.plugins) if teacher else None,

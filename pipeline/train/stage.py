@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 
-class UnusableStateError(CheckpointError):
+class UnusableCheckpointError(CheckpointError):
     """The newest saved state does not fit the run, and is out of use: beginning anew takes the one before it."""
 
 
@@ -45,7 +45,7 @@ def run(params: Params, paths: Paths) -> None:
             try:
                 _train(params, paths, Ranks())
                 return
-            except UnusableStateError as error:
+            except UnusableCheckpointError as error:
                 say(f"{error}; training begins with the one before it")
     from pipeline.train.distributed.launch import run_on_ranks
 
@@ -77,7 +77,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
             state = TrainState.restore(saved, whole) if saved else TrainState()
         except CheckpointError as error:
             aside = ranks.on_rank0(parts[number].store.set_aside)
-            raise UnusableStateError(f"{error}: the saved state is set aside as {aside}") from None
+            raise UnusableCheckpointError(f"{error}: the saved state is set aside as {aside}") from None
         if start is not None:
             fact("begins", f"with the weights of {start.name}")
             if not saved:

@@ -93,7 +93,7 @@ class TrainState:
     @classmethod
     def restore(cls, saved: dict[str, Any], run: TrainingRun) -> TrainState:
         """Puts model, optimizer and random generators back as they were; returns the rest. All ranks must call it,
-        the others with the `skeleton` of the first one's state.
+        the others with the `to_meta` of the first one's state.
 
         Raises:
             CheckpointError: the shares that a state was written as cannot be read, or the state does not fit.
@@ -127,7 +127,7 @@ class _Final:
     record: dict[str, Any]
 
 
-def check_state(saved: dict[str, Any], architecture: Architecture, total_steps: int) -> None:
+def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture, total_steps: int) -> None:
     """Whether a saved state is one of a run of `total_steps` steps with a model of this architecture.
 
     Raises:

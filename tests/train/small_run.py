@@ -21,6 +21,7 @@ from pipeline.params.params import Params
 from pipeline.params.reader import load_params
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss
 from pipeline.plugin.registry import Registry
+from pipeline.train.checkpoint_store import CheckpointStore
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
 from pipeline.train.interrupt import StopSignal
@@ -30,7 +31,6 @@ from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.runtime_config import RuntimeConfig
 from pipeline.train.state import TrainState
-from pipeline.train.store import StateStore
 
 REGISTRY = Registry.load(
     REPOSITORY / "plugins", ["models", "losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks"]
@@ -163,7 +163,7 @@ def make_run(
     data = TrainingData.of(params, TOKENIZER, ids, components.batch_sampler, documents(train_tokens))
     data = replace(data, windows=windows or data.windows)
     phase = phases(params.train, components.schedule, data.windows, small_identity(), folder)[-1]
-    phase = replace(phase, schedule=schedule or phase.schedule, store=StateStore(folder, "run"))
+    phase = replace(phase, schedule=schedule or phase.schedule, store=CheckpointStore(folder, "run"))
     runtime_config = RuntimeConfig("cpu", "", torch.get_num_threads(), ranks.count, strategy, precision, compile)
     made = make or (lambda: model or make_model())
     return TrainingRun.build(params, components, data, phase, runtime_config, ranks, stop, make=made)

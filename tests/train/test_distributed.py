@@ -22,6 +22,7 @@ from small_run import BATCH_SAMPLERS, assert_same_bits, make_model, make_run, ma
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
+from pipeline.train.checkpoint_store import to_meta
 from pipeline.train.distributed.ranks import DistributedRanks, connected, ranks_here, slurm_address
 from pipeline.train.distributed.shards import write_shards
 from pipeline.train.evaluation import evaluate
@@ -31,7 +32,6 @@ from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.runtime_config import cores_per_process
 from pipeline.train.state import TrainState
-from pipeline.train.store import skeleton
 
 STEPS, BATCH = 50, 8
 
@@ -256,7 +256,7 @@ def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[Tr
         folder, ranks, strategy=strategy, total_windows=10 * BATCH, every=3, callbacks=(Looks(),), **changes
     )
     saved = run.saver.store.load() if ranks.first else None
-    told = ranks.on_rank0(lambda: skeleton(saved) if saved else None)
+    told = ranks.on_rank0(lambda: to_meta(saved) if saved else None)
     saved = saved if ranks.first else told
     return run, TrainState.restore(saved, run) if saved else TrainState()
 
@@ -297,7 +297,7 @@ class StopSignalAfter(StopOnOne):
 def test_a_run_stopped_on_two_ranks_goes_on_on_one_and_the_other_way_round(strategy: str, passed_on: Path) -> None:
     straight, state = went_on(Ranks(), passed_on / "straight", "one")
     back, back_state = went_on(Ranks(), passed_on / f"{strategy}-two-to-one", "one")
-    assert back.saver.store.states()[-1].name > "000001"  # the first one is of the two ranks
+    assert back.saver.store.checkpoints()[-1].name > "000001"  # the first one is of the two ranks
     history, model, optimizer = torch.load(passed_on / f"{strategy}-one-to-two.pth")
     for other in (back_state.history, history):
         assert len(other) == len(state.history)
@@ -355,14 +355,14 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
     (folder / "of-rank-0").mkdir(exist_ok=True)
     with pytest.raises(PipelineError, match=r"rank 1 does not see \S+of-rank-1, in which all ranks write"):
         write_shards({}, folder / f"of-rank-{ranks.rank}" / "shards", run.parallel.writers)
-    run.saver.now(state.capture(run))
+    run.saver.save_now(state.capture(run))
     if ranks.rank == 1:
         local = run.model.blocks[0].mlp.up.weight.to_local()  # type: ignore[operator]
         with torch.no_grad():
             before = local[0, 0].clone()
             local[0, 0] = float("nan")
     with pytest.raises(PipelineError, match=r"the weights of blocks\.0\.mlp\.up\.weight are not finite"):
-        run.saver.now(state.capture(run))
+        run.saver.save_now(state.capture(run))
     if ranks.rank == 1:
         with torch.no_grad():
             local[0, 0] = before
@@ -372,14 +372,14 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
             if case == "share" and ranks.rank == 1:
                 patch.setattr("pipeline.train.distributed.shards.save_tensors", fail_on_a_full_disk)
             if case == "rest" and ranks.first:
-                patch.setattr("pipeline.train.store.save_tensors", fail_on_a_full_disk)
+                patch.setattr("pipeline.train.checkpoint_store.save_tensors", fail_on_a_full_disk)
             with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* are to be written"):
                 train(run, state)  # the error comes from the background
-        assert [path.name for path in run.saver.store.states()] == ["000001"]
+        assert [path.name for path in run.saver.store.checkpoints()] == ["000001"]
         assert not list(run.saver.store.folder.glob(".*"))
     train(run, state)
     assert state.complete
-    assert [path.name for path in run.saver.store.states()][-1] > "000002"
+    assert [path.name for path in run.saver.store.checkpoints()][-1] > "000002"
 
 
 def fail_on_a_full_disk(value: Any, path: Path, crc: bool = True) -> None:

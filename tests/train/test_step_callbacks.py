@@ -18,11 +18,11 @@ from pipeline.authoring.testing import check_eval_callback
 from pipeline.core.errors import Interrupted, PluginError
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StepEvent
 from pipeline.train import callbacks
+from pipeline.train.checkpoint_store import to_meta
 from pipeline.train.loop import train, train_step
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
-from pipeline.train.store import skeleton
 
 MEASURED = ["step", "tokens", "train.objective", "learning_rate", "grad_norm"]
 
@@ -244,7 +244,7 @@ def averaged(ranks: Ranks, folder: Path) -> None:
                     log_every=1, stop=StopSignalAfter(stop) if stop else None,
                 )  # fmt: skip
                 saved = run.saver.store.load() if ranks.first else None
-                told = ranks.on_rank0(lambda saved=saved: skeleton(saved) if saved else None)
+                told = ranks.on_rank0(lambda saved=saved: to_meta(saved) if saved else None)
                 saved = saved if ranks.first else told
                 state = TrainState.restore(saved, run) if saved else TrainState()
                 if stop:
