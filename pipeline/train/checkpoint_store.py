@@ -51,7 +51,7 @@ class CheckpointStore:
         Raises:
             PipelineError: a weight is not finite, so the state would be of no use; or the disk is full.
         """
-        run, apart = captured["run"], writers.count > 1
+        run, apart = captured["run"], writers.world_size > 1
         writers.on_all_ranks(lambda: _check_finite(captured["model_state_dict"], run["step"]))
         path, partial = writers.on_rank0(self._next)
         about = {"step": run["step"], "total_steps": captured["total_steps"], "complete": run["complete"]}

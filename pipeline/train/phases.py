@@ -101,7 +101,7 @@ def newest(run: list[Phase], ranks: Ranks, architecture: Architecture) -> tuple[
     """The phase to continue, and its newest state (None: there is none) that fits the architecture; other ranks
     get the state's to_meta."""
     return ranks.on_rank0(
-        lambda: _load(run, architecture), told=lambda found: (found[0], found[1] and to_meta(found[1]))
+        lambda: _load(run, architecture), to_others=lambda found: (found[0], found[1] and to_meta(found[1]))
     )
 
 

@@ -67,7 +67,7 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
     with evaluation_weights(run, state):
         weights, moments = parallel.full(run.model.state_dict()), parallel.full(run.optimizer.state_dict())
     best_weights = parallel.full(state.best_weights) if parallel.sharded else state.best_weights
-    if not parallel.ranks.first:
+    if not parallel.ranks.is_rank0:
         return
     with (
         room_for(tensor_bytes([weights, moments, best_weights]), paths.checkpoint),

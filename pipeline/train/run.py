@@ -88,9 +88,9 @@ class TrainingRun:
             components.architecture(params.model, data.tokenizer),
             torch.device(runtime_config.device),
         )
-        at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.count)
+        at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.world_size)
         at_once = min(at_once, max(phase.length.parts))
-        memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.count, at_once)
+        memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.world_size, at_once)
         parallel = parallelize(
             make or architecture.make, device, ranks, runtime_config.strategy, runtime_config.compile
         )
@@ -135,7 +135,7 @@ class TrainingRun:
     @property
     def at_once(self) -> int:
         """Windows in a micro-batch: no more than a rank's share of a batch."""
-        return windows_at_once(self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.count)
+        return windows_at_once(self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.world_size)
 
     def offsets(self, step: int) -> list[int]:
         """Where in the text the windows of a step begin."""
@@ -184,7 +184,7 @@ def parallelize(
         strategy: "ddp" or "fsdp", for several ranks; one needs neither.
         compiled: Whether the model is compiled: block by block where it has blocks.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return alone(make, device, compiled)
     from pipeline.train.distributed.parallel import ddp, fsdp2
 

@@ -100,8 +100,8 @@ def resolve_runtime_config(params: Params, ranks: Ranks, earlier: Mapping[str, A
         device=str(device),
         processor=_processor(device),
         threads=threads,
-        processes=ranks.count,
-        strategy=runtime.strategy if ranks.count > 1 else "one",
+        processes=ranks.world_size,
+        strategy=runtime.strategy if ranks.world_size > 1 else "one",
         precision=precision,
         compile=compile,
     )
@@ -116,10 +116,10 @@ def process_count(runtime: RuntimeParams) -> int:
 
 def cores_per_process(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> int:
     """This process's share of the cores: all that it may use where it trains alone or srun bound it to its own."""
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return cores()
     if "LOCAL_WORLD_SIZE" in environment or "SLURM_PROCID" not in environment:
-        return max(1, cores() // int(environment.get("LOCAL_WORLD_SIZE", ranks.count)))
+        return max(1, cores() // int(environment.get("LOCAL_WORLD_SIZE", ranks.world_size)))
     asked = environment.get("SRUN_CPUS_PER_TASK") or environment.get("SLURM_CPUS_PER_TASK")
     if asked:
         return min(cores(), int(asked))
@@ -130,14 +130,14 @@ def cores_per_process(ranks: Ranks, environment: Mapping[str, str] = os.environ)
         int(number) for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks) for _ in range(int(times or 1))
     ]  # "2(x3),1": two on each of three machines, one on the fourth
     node = int(environment.get("SLURM_NODEID") or 0)
-    return max(1, cores() // (each[min(node, len(each) - 1)] if each else ranks.count))
+    return max(1, cores() // (each[min(node, len(each) - 1)] if each else ranks.world_size))
 
 
 def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device:
     if name == "auto" and earlier.get("device") == "cpu":
         name = "cpu"
     device = choose_device(name)
-    if device.type != "cuda" or ranks.count == 1:
+    if device.type != "cuda" or ranks.world_size == 1:
         return device
     if device.index is not None:
         raise ParamsError(f"runtime.device: {name} is one GPU, but several processes train: set it to cuda or auto")

@@ -81,7 +81,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         if start is not None:
             fact("begins", f"with the weights of {start.name}")
             if not saved:
-                weights = ranks.on_rank0(lambda: start.weights(architecture), told=lambda weights: {})
+                weights = ranks.on_rank0(lambda: start.weights(architecture), to_others=lambda weights: {})
                 whole.parallel.load_weights(weights)
         _say_plan(whole, params)
         _say_resumed(whole.for_phase(parts[number]), state, runtime_config.differences(earlier))
@@ -99,10 +99,10 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
                 whole.optimizer,
                 whole.device,
                 runtime_config.strategy,
-                ranks.count,
+                ranks.world_size,
             )
             raise PipelineError(advice) from None
-        if ranks.first:
+        if ranks.is_rank0:
             whole.phase.store.prune()
 
 

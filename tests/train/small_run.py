@@ -164,7 +164,9 @@ def make_run(
     data = replace(data, windows=windows or data.windows)
     phase = phases(params.train, components.schedule, data.windows, small_identity(), folder)[-1]
     phase = replace(phase, schedule=schedule or phase.schedule, store=CheckpointStore(folder, "run"))
-    runtime_config = RuntimeConfig("cpu", "", torch.get_num_threads(), ranks.count, strategy, precision, compile)
+    runtime_config = RuntimeConfig(
+        "cpu", "", torch.get_num_threads(), ranks.world_size, strategy, precision, compile
+    )
     made = make or (lambda: model or make_model())
     return TrainingRun.build(params, components, data, phase, runtime_config, ranks, stop, make=made)
 

@@ -95,15 +95,15 @@ def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]]) -> None:
     found: dict[str, Any] = {}
     for strategy, name in cases:
         case = (SHARDED if strategy == "fsdp" else CASES)[name]
-        run, state = curve(folder / str(ranks.count), ranks, strategy=strategy, **case), TrainState()
+        run, state = curve(folder / str(ranks.world_size), ranks, strategy=strategy, **case), TrainState()
         losses = []
         while state.step < run.total_steps:
             nats, tokens = train_step(run, state)
             losses.append(nats / max(tokens, 1))
         evaluate(run, state)
         found[f"{strategy} {name}"] = (losses, state.history[-1], run.parallel.full(run.model.state_dict()))
-    if ranks.first:
-        torch.save(found, folder / f"curves-{ranks.count}.pth")
+    if ranks.is_rank0:
+        torch.save(found, folder / f"curves-{ranks.world_size}.pth")
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +146,8 @@ def orthogonal_steps(ranks: Ranks, folder: Path) -> None:
     )
     losses = [train_step(run, state)[0] for _ in range(10)]
     whole = run.parallel.full(run.model.state_dict())
-    if ranks.first:
-        torch.save((losses, whole), folder / f"muon-{ranks.count}.pth")
+    if ranks.is_rank0:
+        torch.save((losses, whole), folder / f"muon-{ranks.world_size}.pth")
 
 
 def test_muon_orthogonalises_whole_matrices_when_they_are_shared_out(tmp_path: Path) -> None:
@@ -212,11 +212,11 @@ def decisions(ranks: Ranks, folder: Path) -> None:
         train(run, state)
         assert (state.step, state.stopped, state.complete) == (4, "enough", True)
         assert [row["looks.seen"] for row in state.history[:-1]] == [1.0, 2.0]
-        assert bool(state.memory) == ranks.first
+        assert bool(state.memory) == ranks.is_rank0
         if strategy == "fsdp":  # each its shares
             assert all(tensor.device_mesh.size() == 2 for tensor in state.best_weights.values())
         else:
-            assert all(tensor.is_meta != ranks.first for tensor in state.best_weights.values())
+            assert all(tensor.is_meta != ranks.is_rank0 for tensor in state.best_weights.values())
 
         run, state = (
             curve(folder / f"{strategy}-fail", ranks, callbacks=(Looks(fail_at=2),), **common),
@@ -255,9 +255,9 @@ def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[Tr
     run = curve(
         folder, ranks, strategy=strategy, total_windows=10 * BATCH, every=3, callbacks=(Looks(),), **changes
     )
-    saved = run.saver.store.load() if ranks.first else None
+    saved = run.saver.store.load() if ranks.is_rank0 else None
     told = ranks.on_rank0(lambda: to_meta(saved) if saved else None)
-    saved = saved if ranks.first else told
+    saved = saved if ranks.is_rank0 else told
     return run, TrainState.restore(saved, run) if saved else TrainState()
 
 
@@ -278,14 +278,14 @@ def pass_on(ranks: Ranks, folder: Path) -> None:
     for strategy in ("ddp", "fsdp"):
         run, state = went_on(ranks, folder / f"{strategy}-one-to-two", strategy)
         whole = run.parallel.full(run.model.state_dict()), run.parallel.full(run.optimizer.state_dict())
-        if ranks.first:
+        if ranks.is_rank0:
             torch.save((state.history, *whole), folder / f"{strategy}-one-to-two.pth")
         went_on(ranks, folder / f"{strategy}-two-to-one", strategy, StopSignalAfter(25))
         went_on(ranks, folder / f"{strategy}-two-to-two", strategy, StopSignalAfter(25))
         again, _ = went_on(ranks, folder / f"{strategy}-two-to-two", strategy)
         straight, _ = went_on(ranks, folder / f"{strategy}-straight", strategy)
         ends = [each.parallel.full(each.model.state_dict()) for each in (again, straight)]
-        if ranks.first:
+        if ranks.is_rank0:
             assert_same_bits(*ends)
 
 
@@ -348,7 +348,7 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
     """Two states of a run that was stopped; and one rank of two that must not, or cannot, write its share."""
     run, state = went_on(ranks, folder / "stopped", "fsdp", StopSignalAfter(25), save_seconds=0.0)
     ended = whole(run, state)
-    if ranks.first:
+    if ranks.is_rank0:
         torch.save(ended, folder / "stopped.pth")
 
     run, state = begun(ranks, folder / "faults", "fsdp", save_seconds=0.0)
@@ -371,7 +371,7 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if case == "share" and ranks.rank == 1:
                 patch.setattr("pipeline.train.distributed.shards.save_tensors", fail_on_a_full_disk)
-            if case == "rest" and ranks.first:
+            if case == "rest" and ranks.is_rank0:
                 patch.setattr("pipeline.train.checkpoint_store.save_tensors", fail_on_a_full_disk)
             with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* are to be written"):
                 train(run, state)  # the error comes from the background
@@ -389,7 +389,7 @@ def fail_on_a_full_disk(value: Any, path: Path, crc: bool = True) -> None:
 def reshare(ranks: Ranks, folder: Path) -> None:
     """Reads on four ranks what two wrote, and goes on for a while."""
     found = whole(*begun(ranks, folder / "stopped", "fsdp"))
-    if ranks.first:
+    if ranks.is_rank0:
         torch.save(found, folder / "four.pth")
     went_on(ranks, folder / "around", "fsdp", StopSignalAfter(12))
 
@@ -397,11 +397,11 @@ def reshare(ranks: Ranks, folder: Path) -> None:
 def end_on_two(ranks: Ranks, folder: Path) -> None:
     """Reads on two ranks what one wrote, and goes on to the end."""
     found = whole(*begun(ranks, folder / "around", "fsdp"))
-    if ranks.first:
+    if ranks.is_rank0:
         torch.save(found, folder / "two.pth")
     run, state = went_on(ranks, folder / "around", "fsdp")
     ended = run.parallel.full(run.model.state_dict())
-    if ranks.first:
+    if ranks.is_rank0:
         torch.save((state.history, ended), folder / "around.pth")
 
 
