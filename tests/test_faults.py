@@ -500,8 +500,8 @@ def test_a_full_disk_keeps_the_last_state_and_says_how_much_is_missing(
             kept = checkpoints(clone.root)
             assert failed.returncode == 1, failed.stdout
             assert re.search(
-                r"\nerror: \S+: the disk is full: [\d.]+ kB are to be written and [\d.]+ \w+ are free, so at least "
-                r"[\d.]+ \w+ are missing: make room and run it again\n$",
+                r"\nerror: \S+: the disk is full: [\d.]+ kB to write, [\d.]+ \w+ free: "
+                r"make room for at least [\d.]+ \w+ and run it again\n$",
                 failed.stdout,
             ), failed.stdout
             assert bool(kept) == (room >= 0.4)

@@ -19,7 +19,7 @@ from pipeline.commands.trial import Trial, try_steps
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
-from pipeline.core.files import readable
+from pipeline.core.files import format_bytes
 from pipeline.core.links import check_recorded
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
@@ -79,7 +79,7 @@ def run(params: Params, paths: Paths) -> None:
         device = choose_device(params.runtime.device)
         threads = params.runtime.threads or cores()
         plural = "s" if threads > 1 else ""
-        fact("device", f"{device}, {threads} processor thread{plural}, {readable(memory_of(device))} of memory")
+        fact("device", f"{device}, {threads} processor thread{plural}, {format_bytes(memory_of(device))} of memory")
     _check_environment(paths)
     _check_git(paths)
     if not str(paths.root).isascii():
@@ -302,7 +302,7 @@ def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
             "computes activations again, and gathers the embeddings and some blocks for a moment"
         )
     elif needed.total > available(device, count):
-        there = readable(available(device, count))
+        there = format_bytes(available(device, count))
         lower = f"train.micro_batch_size, now {size}" if size > 1 else "model.context_length or model.emb_dim"
         say(f"note: {device} has {there} for {each}: lower {lower}")
 

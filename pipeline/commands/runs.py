@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import readable
+from pipeline.core.files import format_bytes
 from pipeline.train.checkpoint_store import SavedRun, saved_runs
 
 
@@ -20,7 +20,7 @@ def table(root: Path) -> Iterator[str]:
     yield f"{'run':<18}{'step':>15}  {'checkpoints':>11}  {'size':>10}  {'saved':<16}status"
     for run in runs:
         step = f"{run.step:,} of {run.total_steps:,}" if run.checkpoints else "none"
-        size = readable(run.size)
+        size = format_bytes(run.size)
         saved = f"{run.checkpoints:>11}  {size:>10}  {_age(run.saved):<16}"
         yield f"{run.folder.name:<18}{step:>15}  {saved}{_status(run)}"
 
@@ -58,7 +58,7 @@ def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
             yield f"kept {run.folder.name}, which is running as process {process}"
             continue
         removed, freed = removed + 1, freed + run.size
-    yield f"removed the checkpoints of {removed} run{'' if removed == 1 else 's'}, {readable(freed)}"
+    yield f"removed the checkpoints of {removed} run{'' if removed == 1 else 's'}, {format_bytes(freed)}"
 
 
 def _named(name: str, runs: Sequence[SavedRun]) -> SavedRun:

@@ -29,7 +29,7 @@ class CheckpointError(PipelineError):
     """A checkpoint or an export is missing, damaged or does not fit."""
 
 
-def in_words(error: BaseException) -> str:
+def describe_exception(error: BaseException) -> str:
     """An exception's type and text as one line of bounded length."""
     try:
         text = str(error)

@@ -26,7 +26,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode() if isinstance(content, str) else content
     partial = beside(path, "partial")
-    with room_for(len(content), path):
+    with report_full_disk(len(content), path):
         try:
             with partial.open("wb") as file:
                 file.write(content)
@@ -43,7 +43,7 @@ def beside(target: Path, kind: str, pid: int | None = None) -> Path:
 
 
 @contextmanager
-def room_for(size: int, path: Path) -> Iterator[None]:
+def report_full_disk(size: int, path: Path) -> Iterator[None]:
     """If the disk is full inside the block, says how much space is missing for `size` bytes at `path`.
 
     The block must remove partial files before it ends: their space counts as free.
@@ -55,12 +55,12 @@ def room_for(size: int, path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(path.parent).free
         raise PipelineError(
-            f"{path}: the disk is full: {readable(size)} are to be written and {readable(free)} are free, so at "
-            f"least {readable(max(size - free, 1))} are missing: make room and run it again"
+            f"{path}: the disk is full: {format_bytes(size)} to write, {format_bytes(free)} free: make room for at "
+            f"least {format_bytes(max(size - free, 1))} and run it again"
         ) from None
 
 
-def readable(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes with its unit: "1.5 GB"."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.core.console import fact, say
-from pipeline.core.errors import CheckpointError, PluginError, in_words
+from pipeline.core.errors import CheckpointError, PluginError, describe_exception
 from pipeline.core.files import MANIFEST, read_json, recorded_sha256, write_atomically, write_json
 from pipeline.core.fingerprint import output_fingerprint
 from pipeline.core.paths import EVALUATION, RECORD
@@ -110,7 +110,8 @@ def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]
             json.dumps(proof, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise PluginError(
-                f"{named(exporter)}: verification.json cannot hold what verify returned: {in_words(error)}"
+                f"{named(exporter)}: verification.json cannot hold what verify returned: "
+                f"{describe_exception(error)}"
             ) from None
     return proof
 

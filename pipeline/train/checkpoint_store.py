@@ -16,7 +16,7 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
-from pipeline.core.files import lock, room_for, verify_manifest, write_json, write_manifest
+from pipeline.core.files import lock, report_full_disk, verify_manifest, write_json, write_manifest
 from pipeline.core.values import STRICT, Count, read_values
 from pipeline.model.checkpoint import first_not_finite, load_tensors, save_tensors, tensor_bytes
 from pipeline.train.parallel import map_tensors
@@ -55,7 +55,7 @@ class CheckpointStore:
         writers.on_all_ranks(lambda: _check_finite(captured["model_state_dict"], run["step"]))
         path, partial = writers.on_rank0(self._next)
         about = {"step": run["step"], "total_steps": captured["total_steps"], "complete": run["complete"]}
-        with room_for(tensor_bytes(captured), path):
+        with report_full_disk(tensor_bytes(captured), path):
             try:
                 writers.on_rank0(partial.mkdir)
                 if apart:

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact
-from pipeline.core.files import room_for, write_atomically, write_json
+from pipeline.core.files import report_full_disk, write_atomically, write_json
 from pipeline.core.fingerprint import fingerprint
 from pipeline.core.paths import METRICS
 from pipeline.core.publication import published_folder
@@ -70,7 +70,7 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
     if not parallel.ranks.is_rank0:
         return
     with (
-        room_for(tensor_bytes([weights, moments, best_weights]), paths.checkpoint),
+        report_full_disk(tensor_bytes([weights, moments, best_weights]), paths.checkpoint),
         published_folder(paths.checkpoint, paths) as folder,
     ):
         write_atomically(folder / SAMPLES, "".join(_line(sample) for sample in state.samples))

@@ -373,7 +373,7 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
                 patch.setattr("pipeline.train.distributed.shards.save_tensors", fail_on_a_full_disk)
             if case == "rest" and ranks.is_rank0:
                 patch.setattr("pipeline.train.checkpoint_store.save_tensors", fail_on_a_full_disk)
-            with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* are to be written"):
+            with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* to write"):
                 train(run, state)  # the error comes from the background
         assert [path.name for path in run.saver.store.checkpoints()] == ["000001"]
         assert not list(run.saver.store.folder.glob(".*"))
