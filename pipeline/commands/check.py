@@ -20,9 +20,9 @@ from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
 from pipeline.core.files import format_bytes
-from pipeline.core.links import check_recorded
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
+from pipeline.core.symlinks import check_symlinks
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source, refusals
@@ -162,7 +162,7 @@ def _check_git(paths: Paths) -> None:
 
 def _check_texts(params: Params, paths: Paths) -> None:
     """Checks that DVC sees a change of the texts in data/raw; notes where it does not track them."""
-    check_recorded(paths.root / "data")
+    check_symlinks(paths.root / "data")
     texts = paths.raw.is_dir() and not paths.raw.is_symlink() and any(paths.raw.iterdir())
     if texts and params.tokenize.corpus.name == "files" and not paths.raw.with_suffix(".dvc").is_file():
         say("note: DVC does not track data/raw: `dvc add data/raw`, else a queued run or a clone lacks it")

@@ -123,7 +123,7 @@ class _File:
 
 
 @dataclass(frozen=True)
-class _MadeBy:
+class _TokenizerInfo:
     """The tokenizer that made the ids."""
 
     fingerprint: str
@@ -137,7 +137,7 @@ class _Meta:
 
     dtype: Literal["uint16", "uint32"]
     vocab_size: Annotated[int, Field(gt=0)]
-    tokenizer: _MadeBy
+    tokenizer: _TokenizerInfo
     files: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], _File], Field(min_length=1)]
     params: dict[str, dict[str, Any]]
     xz_bits_per_byte: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = field(default_factory=dict)
@@ -162,11 +162,11 @@ class TokenFolder:
         self._xz = meta.xz_bits_per_byte
         self.meta: dict[str, Any] = read_json(folder / META, mend)
         self.tokenizer = Tokenizer.load(folder / TOKENIZER, mend)
-        made_by = meta.tokenizer.fingerprint
-        if made_by != self.tokenizer.fingerprint:
+        tokenizer_fingerprint = meta.tokenizer.fingerprint
+        if tokenizer_fingerprint != self.tokenizer.fingerprint:
             raise DataError(
-                f"{folder}: the tokens were made by another tokenizer ({made_by[:12]}) than the one beside "
-                f"them ({self.tokenizer.fingerprint[:12]}): {mend}"
+                f"{folder}: another tokenizer ({tokenizer_fingerprint[:12]}) made the tokens than the one "
+                f"beside them ({self.tokenizer.fingerprint[:12]}): {mend}"
             )
         self._dtype = smallest_dtype(self.tokenizer.vocab_size)
         for name, file in meta.files.items():

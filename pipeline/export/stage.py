@@ -25,7 +25,7 @@ from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, w
 from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
 from pipeline.model.held_out import held_out_text
-from pipeline.model.made_by import RunRecord, note_changes, read_record
+from pipeline.model.run_record import RunRecord, note_changes, read_record
 from pipeline.plugin.calls import calling, named
 from pipeline.plugin.components import ExportSource
 from pipeline.plugin.options import plain_options

@@ -52,7 +52,7 @@ def finish(run: TrainingRun, state: TrainState) -> None:
         "best": best,
         "peak_memory_bytes": peak_memory(run.device),
         "record": {
-            "params": {**run.data.made_by, **identity["params"]},
+            "params": {**run.data.data_params, **identity["params"]},
             "data": identity["data"],
             "versions": identity["versions"],
             "identity": fingerprint(identity),

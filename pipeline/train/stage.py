@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, say
 from pipeline.core.errors import CheckpointError, PipelineError, out_of_memory
-from pipeline.core.links import check_recorded
 from pipeline.core.republish import republished
+from pipeline.core.symlinks import check_symlinks
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.pretrained import Pretrained
 from pipeline.train import memory_check
@@ -110,7 +110,7 @@ def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer,
     """The weights that training starts from, which fit params and tokenizer; None for random ones."""
     if not params.train.init_from:
         return None
-    check_recorded(paths.root / "data")
+    check_symlinks(paths.root / "data")
     start = Pretrained.at(paths.root, params.train.init_from)
     start.check(architecture, tokenizer)
     return start

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from pipeline.core.errors import CheckpointError
 from pipeline.core.values import STRICT, Count, check_fields, explain
 from pipeline.model.checkpoint import check_weights
-from pipeline.model.made_by import RunRecord
+from pipeline.model.run_record import RunRecord
 from pipeline.train.runtime_config import RuntimeConfig
 
 if TYPE_CHECKING:

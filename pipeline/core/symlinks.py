@@ -18,7 +18,7 @@ from pipeline.core.files import write_atomically
 _ENDING = ".manifest.json"
 
 
-def record(data: Path) -> Iterator[str]:
+def record_symlinks(data: Path) -> Iterator[str]:
     """Writes the manifest of each link to a folder below `data` and removes those without a link; says which."""
     for link, manifest, text in _links(data):
         name = manifest.relative_to(data.parent)
@@ -30,7 +30,7 @@ def record(data: Path) -> Iterator[str]:
             yield f"{name} written: the files behind the link {link.name}"
 
 
-def check_recorded(data: Path) -> None:
+def check_symlinks(data: Path) -> None:
     """Checks that the manifests of the links to folders below `data` are up to date.
 
     Raises:
