@@ -10,9 +10,9 @@ from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError
 from pipeline.core.files import MANIFEST, recorded_sha256, sha256, write_json
 from pipeline.core.fingerprint import output_fingerprint
+from pipeline.core.params_diff import effective
 from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.publication import published_folder
-from pipeline.core.record import effective
 from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.batches import evaluation_windows

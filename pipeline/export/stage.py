@@ -13,9 +13,9 @@ from pipeline.core.console import fact, say
 from pipeline.core.errors import CheckpointError, PluginError, describe_exception
 from pipeline.core.files import MANIFEST, read_json, recorded_sha256, write_atomically, write_json
 from pipeline.core.fingerprint import output_fingerprint
+from pipeline.core.params_diff import flatten
 from pipeline.core.paths import EVALUATION, RECORD
 from pipeline.core.publication import published_folder
-from pipeline.core.record import flat
 from pipeline.core.republish import republished
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.model_card import ModelCard
@@ -143,8 +143,8 @@ def _card(
     prompt, continuation = _sample(checkpoint, splits)
     architecture = checkpoint.model.architecture
     return ModelCard(
-        config=architecture.config.flat() | {"parameters": architecture.parameter_count},
-        corpus=str(flat(record.params).get("tokenize.corpus.name", "")),
+        config=architecture.config.flatten() | {"parameters": architecture.parameter_count},
+        corpus=str(flatten(record.params).get("tokenize.corpus.name", "")),
         sides=splits.meta["files"],
         tokenizer=checkpoint.tokenizer.name,
         weights=checkpoint.weights,
@@ -223,7 +223,7 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         return [int(token) for token in generate(model, torch.tensor([list(ids)]), count)]
 
     return ExportSource(
-        config=model.architecture.config.flat(),
+        config=model.architecture.config.flatten(),
         weights=weights,
         model=whole,
         pattern=tokenizer.pattern,

@@ -63,7 +63,7 @@ class ModelConfig:
             raise CheckpointError(f"{where}: {error}") from None
         return found
 
-    def flat(self) -> dict[str, Any]:
+    def flatten(self) -> dict[str, Any]:
         """Name, sizes and options in one mapping."""
         return {**self.options, **asdict(self.shape), "name": self.name}
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, PipelineError
+from pipeline.core.params_diff import contradictions
 from pipeline.core.paths import RECORD
-from pipeline.core.record import contradictions
 from pipeline.core.values import OPEN, read_values
 from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.options import plain_options

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError, PluginError, explain_os_error
+from pipeline.core.params_diff import effective
 from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
-from pipeline.core.record import effective
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.encode import TextDigest, encode, pieces
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER

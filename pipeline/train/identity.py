@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.fingerprint import code_identity
-from pipeline.core.record import changed, differences
+from pipeline.core.params_diff import changed, differences
 from pipeline.train.checkpoint_store import FORMAT
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
