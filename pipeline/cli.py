@@ -454,7 +454,7 @@ def clean(names: tuple[str, ...], keep: int) -> None:
 
 
 def main() -> None:
-    """Runs a command; any error a person can mend is one line on stderr and exit code 1."""
+    """Runs a command; any error a person can fix is one line on stderr and exit code 1."""
     if sys.stdout is None:  # closed by whoever started this
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
     if sys.stdin is None:

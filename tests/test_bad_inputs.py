@@ -190,7 +190,7 @@ TOKENIZE_CASES = [
     Case(
         "a dangling link",
         "tokenize",
-        (RAW, "leads nowhere", "mend or remove"),
+        (RAW, "leads nowhere", "fix or remove"),
         lambda root: (root / RAW).symlink_to("nowhere"),
     ),
     Case("a link to itself", "tokenize", (RAW, "nowhere"), lambda root: (root / RAW).symlink_to("x.txt")),

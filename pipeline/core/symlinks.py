@@ -39,7 +39,7 @@ def check_symlinks(data: Path) -> None:
     for link, manifest, text in _links(data):
         name = link.relative_to(data.parent)
         if text is None:
-            raise DataError(f"{name} was a link to a folder and is none now: mend it, or run `pipeline lock`")
+            raise DataError(f"{name} was a link to a folder and is none now: fix it, or run `pipeline lock`")
         if _read(manifest) != text:
             what = "were changed" if manifest.is_file() else "are not recorded"
             raise DataError(f"{name} is a link to a folder, which DVC does not look into, and its files {what}: "

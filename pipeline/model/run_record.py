@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("tokenize", "split", "model", "train")
 """The sections of params.yaml that decide a model."""
-_MEND = "run `python -m pipeline train`, or `dvc repro`"
+_FIX = "run `python -m pipeline train`, or `dvc repro`"
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def read_record(folder: Path) -> RunRecord:
         CheckpointError: run.json is missing, as in a checkpoint of an earlier version, or damaged.
     """
     path = folder / RECORD
-    record = read_values(path, RunRecord, _MEND, CheckpointError)
+    record = read_values(path, RunRecord, _FIX, CheckpointError)
     missing = [name for name in SECTIONS if name not in record.params]
     if missing:
-        raise CheckpointError(f"{path} is damaged (its params lack {', '.join(missing)}): {_MEND}")
+        raise CheckpointError(f"{path} is damaged (its params lack {', '.join(missing)}): {_FIX}")
     return record
 
 

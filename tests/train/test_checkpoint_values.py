@@ -192,16 +192,16 @@ def test_a_token_folder_with_other_values_is_one_line(tmp_path: Path) -> None:
             writer.write(TEXT[start : start + 40].astype("uint32"))
             writer.end_document(name, 40)
     finish_folder(tmp_path, TOKENIZER, {"val": writer.summary()}, params={})
-    assert [entry.name for entry in TokenFolder(tmp_path, "mend").documents("val")] == ["a", "b"]
+    assert [entry.name for entry in TokenFolder(tmp_path, "fix").documents("val")] == ["a", "b"]
     meta = json.loads((tmp_path / "meta.json").read_text())
     index = [json.loads(line) for line in (tmp_path / "val.documents.jsonl").read_text().splitlines()]
 
     def refused() -> None:
         write_manifest(tmp_path)
         with pytest.raises(DataError) as error:
-            list(TokenFolder(tmp_path, "mend").documents("val"))
+            list(TokenFolder(tmp_path, "fix").documents("val"))
         assert "\n" not in str(error.value)
-        assert "mend" in str(error.value)
+        assert "fix" in str(error.value)
 
     for key, value in (
         ("dtype", "float32"), ("dtype", "uint32"), ("dtype", 3), ("files", {}), ("files", []), ("files", None),
