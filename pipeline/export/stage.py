@@ -26,7 +26,7 @@ from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
 from pipeline.model.held_out import held_out_text
 from pipeline.model.run_record import RunRecord, note_changes, read_record
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import ExportSource
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -100,17 +100,17 @@ def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]
     with refusals(exporter, "; nothing was published"):
         exporter.export(source, folder)
         if not any(folder.iterdir()):
-            raise PluginError(f"{named(exporter)} wrote nothing")
+            raise PluginError(f"{label(exporter)} wrote nothing")
         proof: dict[str, Any] = exporter.verify(source, folder)
         if not isinstance(proof, dict) or not proof.get("reader"):
             raise PluginError(
-                f"{named(exporter)}: verify must return what it compared, with the name of its `reader`"
+                f"{label(exporter)}: verify must return what it compared, with the name of its `reader`"
             )
         try:
             json.dumps(proof, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise PluginError(
-                f"{named(exporter)}: verification.json cannot hold what verify returned: "
+                f"{label(exporter)}: verification.json cannot hold what verify returned: "
                 f"{describe_exception(error)}"
             ) from None
     return proof

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.core.errors import CheckpointError, ParamsError, PluginError
 from pipeline.core.values import STRICT, read_values
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import Model, ModelOutput, ModelShape
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -101,7 +101,7 @@ class Architecture:
                 raise ParamsError(f"model: {self.component.name}: {' '.join(str(error).split())}") from error
             if not isinstance(model, nn.Module):
                 raise PluginError(
-                    f"{named(self.component)}: build must return a torch.nn.Module, not {type(model).__name__}"
+                    f"{label(self.component)}: build must return a torch.nn.Module, not {type(model).__name__}"
                 )
         made = cast(LanguageModel, model)
         made.architecture = self
@@ -182,12 +182,12 @@ def checked_output(output: Any, model: LanguageModel, ids: torch.Tensor) -> Mode
     """`output`, if it is what a model of this shape gives for `ids`; else raises PluginError."""
     shape, where = model.architecture.shape, model.architecture.component
     if not isinstance(output, ModelOutput):
-        raise PluginError(f"{named(where)}: forward must return a ModelOutput, not {type(output).__name__}")
+        raise PluginError(f"{label(where)}: forward must return a ModelOutput, not {type(output).__name__}")
     given = (output.hidden.shape, output.head_weight.shape[1:], output.vocab_size)
     wanted = ((*ids.shape, output.hidden.shape[-1]), output.hidden.shape[-1:], shape.vocab_size)
     if given != wanted or len(output.head_weight) < shape.vocab_size:
         raise PluginError(
-            f"{named(where)}: for {list(ids.shape)} ids of a vocabulary of {shape.vocab_size:,}, forward returned "
+            f"{label(where)}: for {list(ids.shape)} ids of a vocabulary of {shape.vocab_size:,}, forward returned "
             f"hidden {list(output.hidden.shape)}, head_weight {list(output.head_weight.shape)} and vocab_size "
             f"{output.vocab_size:,}: they must be [B, T, D], [V or more, D] and V"
         )

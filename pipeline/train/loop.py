@@ -11,7 +11,7 @@ import torch
 
 from pipeline.core.console import Progress, say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import IGNORED
 from pipeline.train.callbacks import at_step
 from pipeline.train.evaluation import evaluate
@@ -91,7 +91,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
     if norm == 0 and tokens and all(parameter.grad is None for parameter in run.model.parameters()):
-        raise PluginError(f"{named(run.components.loss)} gives no parameter of the model a gradient")
+        raise PluginError(f"{label(run.components.loss)} gives no parameter of the model a gradient")
     (nats,) = run.parallel.ranks.all_reduce_sum(sum(loss.item() for loss in losses))
 
     if not math.isfinite(nats) or not math.isfinite(norm):
@@ -147,7 +147,7 @@ def _scalar(run: TrainingRun, auxiliary: torch.Tensor) -> torch.Tensor:
     """What the model adds to the loss of a target, if that is one number."""
     if auxiliary.shape or not auxiliary.is_floating_point():
         raise PluginError(
-            f"{named(run.components.model)}: ModelOutput.auxiliary must be a scalar, not {list(auxiliary.shape)} "
+            f"{label(run.components.model)}: ModelOutput.auxiliary must be a scalar, not {list(auxiliary.shape)} "
             f"{auxiliary.dtype}"
         )
     return auxiliary
@@ -199,7 +199,7 @@ def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float)
     if len(state.skipped) >= run.params.skip_bad_steps:
         so_far = f", after {len(state.skipped)} skipped steps" if state.skipped else ""
         raise PipelineError(
-            f"training stopped at step {state.step}{so_far}: {what} ({where}; {named(run.components.loss)}): "
+            f"training stopped at step {state.step}{so_far}: {what} ({where}; {label(run.components.loss)}): "
             "lower the optimizer's lr, set train.grad_clip, or let train.skip_bad_steps leave such steps out"
         )
     state.skipped.append({"step": state.step, "why": what, "where": where})

@@ -85,7 +85,8 @@ def resolve_runtime_config(params: Params, ranks: Ranks, earlier: Mapping[str, A
     device = _device(runtime.device, ranks, earlier)
     threads = runtime.threads or earlier.get("threads") or cores_per_process(ranks)
     if runtime.compile == "auto":
-        compile = bool(earlier.get("compile", flops >= _FLOPS_WORTH_COMPILING and _compiler_found()))
+        worth = flops >= _FLOPS_WORTH_COMPILING and device.type != "mps"  # where torch's compiler is a prototype
+        compile = bool(earlier.get("compile", worth and _compiler_found()))
     else:
         compile = runtime.compile
         if compile and not _compiler_found():

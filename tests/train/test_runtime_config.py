@@ -47,6 +47,16 @@ def test_auto_compiles_long_runs_where_there_is_a_compiler(monkeypatch: pytest.M
         resolved("runtime.compile=true")
 
 
+def test_an_apple_gpu_runs_eagerly_and_in_bf16_where_the_probe_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(runtime_config, "_compiler_found", lambda: True)
+    for works, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(device, "autocasts_bf16", lambda tried, works=works: works)
+        made = resolved("runtime.device=mps", "train.precision=auto", "runtime.compile=auto", flops=LONG)
+        assert (made.device, made.precision, made.compile) == ("mps", precision, False)
+        assert resolved("runtime.device=mps", "runtime.compile=true", flops=LONG).compile
+
+
 def test_a_c_library_that_is_not_glibc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
