@@ -39,7 +39,7 @@ def train(run: TrainingRun, state: TrainState) -> None:
             stopping.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to go on"
         ) from None
     finally:
-        run.saver.finish()
+        run.saver.wait()
 
 
 def _steps(run: TrainingRun, state: TrainState) -> None:
@@ -134,8 +134,8 @@ def _micro_batches(
     """
     ranks, size = run.parallel.ranks, run.at_once
     starts = range(0, len(inputs), size)
-    for round in range(0, len(starts), ranks.count):
-        number, last = round + ranks.rank, round + ranks.count >= len(starts)
+    for round in range(0, len(starts), ranks.world_size):
+        number, last = round + ranks.rank, round + ranks.world_size >= len(starts)
         if number < len(starts):
             part = slice(starts[number], starts[number] + size)
             yield MicroBatch(inputs[part], targets[part], first + starts[number], last)
@@ -166,7 +166,7 @@ def _log(run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
         tokens = run.length.windows_before(step) * run.data.windows.context_length
         measured = {name: row[name] for name in ("train.objective", "learning_rate", "grad_norm")}
         state.steps.append({"step": step, "tokens": tokens, **measured, **row})  # callbacks' numbers come last
-        if run.parallel.ranks.first:
+        if run.parallel.ranks.is_rank0:
             run.live.update(state.steps)
 
 
@@ -179,16 +179,16 @@ def _save_if_due(run: TrainingRun, state: TrainState) -> None:
     if ranks.on_rank0(run.saver.due):
         started = time.monotonic()
         captured = state.capture(run)
-        if ranks.first or run.parallel.sharded:
-            run.saver.begin(captured, time.monotonic() - started)
+        if ranks.is_rank0 or run.parallel.sharded:
+            run.saver.save_async(captured, time.monotonic() - started)
 
 
 def _save_now(run: TrainingRun, state: TrainState) -> None:
     captured = state.capture(run)
     if run.parallel.sharded:
-        run.saver.now(captured)  # each rank its shares
+        run.saver.save_now(captured)  # each rank its shares
     else:
-        run.parallel.ranks.on_rank0(lambda: run.saver.now(captured))
+        run.parallel.ranks.on_rank0(lambda: run.saver.save_now(captured))
 
 
 def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float) -> None:
