@@ -17,7 +17,7 @@ from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
-from pipeline.evaluate import ending
+from pipeline.evaluate import result_lines
 from pipeline.evaluate.baselines import unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
 from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
@@ -99,7 +99,7 @@ def run(params: Params, paths: Paths) -> None:
         record=record,
         params=effective(own.model_dump(mode="json")),
     )
-    before = ending.read_before(paths)
+    before = result_lines.read_before(paths)
     with published_folder(paths.reports, paths) as folder:
         report = _write_report(evaluation, paths, folder)
         write_tables(breakdowns, evaluation.about, folder)
@@ -109,9 +109,9 @@ def run(params: Params, paths: Paths) -> None:
     _say_all(evaluation, tasks)
     for first, *_ in evaluation.samples[:1]:  # the report has all of them
         say(f"\n{first.prompt}{first.continuation}\n", indent=0)
-    fact(*ending.result(numbers, about, before))
+    fact(*result_lines.result(numbers, about, before))
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
-    fact("next", ending.next_commands(own.generation.prompts, bool(before)))
+    fact("next", result_lines.next_commands(own.generation.prompts, bool(before)))
 
 
 def _task_files(folder: Path) -> dict[str, str]:
@@ -206,7 +206,7 @@ def _say_all(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
     sides = evaluation.about["sides"]
     drawn = {side: units(breakdown) for side, breakdown in evaluation.breakdowns.items()}
     over = {side: f"{len(own):,} {what}" for side, (what, own) in drawn.items()}
-    for line in ending.table(evaluation.metrics, sides, over):
+    for line in result_lines.table(evaluation.metrics, sides, over):
         say(line)
     for side, about in sides.items():
         for pattern, own in about["groups"].items():

@@ -1,4 +1,4 @@
-"""How evaluate ends: a table of the numbers, then the result beside its baselines and the run before."""
+"""The last lines of evaluate: a table of the numbers, and the result beside its baselines and the run before."""
 
 from __future__ import annotations
 
