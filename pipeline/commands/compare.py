@@ -16,7 +16,7 @@ from pipeline.comparison.sources import RunSource, find_experiments, find_source
 from pipeline.comparison.sweep import read_sweep
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import write_atomically
-from pipeline.core.record import changed
+from pipeline.core.params_diff import changed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from pipeline.comparison.recipes import compare_recipes
 from pipeline.comparison.runs import SEED, Paired, RunResult, comparable, pair, read_run, shared_sides
 from pipeline.comparison.sources import RunSource
 from pipeline.core.errors import DataError, PipelineError
-from pipeline.core.record import changed, effective
+from pipeline.core.params_diff import changed, effective
 from pipeline.core.values import parse_values
 
 ALPHA = 0.05

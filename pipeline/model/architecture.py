@@ -37,16 +37,16 @@ class ModelConfig:
     shape: ModelShape
 
     @classmethod
-    def from_file(cls, path: Path, mend: str) -> ModelConfig:
+    def from_file(cls, path: Path, fix: str) -> ModelConfig:
         """The config whose values are in a config.json.
 
         Raises:
-            CheckpointError: the file is missing, or holds something else; `mend` ends the message.
+            CheckpointError: the file is missing, or holds something else; `fix` ends the message.
         """
-        values = read_values(path, dict[str, Any], mend, CheckpointError)
+        values = read_values(path, dict[str, Any], fix, CheckpointError)
         if "shape" not in values and "context_length" in values:
-            raise CheckpointError(f"{path} has no shape: an earlier version wrote this checkpoint: {mend}")
-        return read_values(path, cls, mend, CheckpointError)
+            raise CheckpointError(f"{path} has no shape: an earlier version wrote this checkpoint: {fix}")
+        return read_values(path, cls, fix, CheckpointError)
 
     def architecture(self, registry: Registry, where: Path) -> Architecture:
         """The architecture, from the plugins of `registry`; `where` names the file in messages.
@@ -63,7 +63,7 @@ class ModelConfig:
             raise CheckpointError(f"{where}: {error}") from None
         return found
 
-    def flat(self) -> dict[str, Any]:
+    def flatten(self) -> dict[str, Any]:
         """Name, sizes and options in one mapping."""
         return {**self.options, **asdict(self.shape), "name": self.name}
 

@@ -12,7 +12,14 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from pipeline.core.errors import Interrupted, PipelineError, PluginError, Stopping, in_words, out_of_memory
+from pipeline.core.errors import (
+    Interrupted,
+    PipelineError,
+    PluginError,
+    Stopping,
+    describe_exception,
+    out_of_memory,
+)
 from pipeline.plugin.components import KINDS, Component, Corpus, Exporter
 
 P = ParamSpec("P")
@@ -43,7 +50,9 @@ class calling(AbstractContextManager[None]):  # noqa: N801 - reads as a statemen
         if out_of_memory(error) and not isinstance(self._component, type | Corpus | Exporter):
             return
         what = short_label(self._component) + (f", {self._when}," if self._when else "")
-        raise PluginError(f"{what} raised {in_words(error)} ({location(self._component, error)})") from error
+        raise PluginError(
+            f"{what} raised {describe_exception(error)} ({location(self._component, error)})"
+        ) from error
 
 
 def guarded(call: Callable[P, T], component: Component) -> Callable[P, T]:
@@ -127,7 +136,7 @@ def plugin_error(error: BaseException) -> PluginError | None:
         modules.add(cls.__module__)
     for module in sorted(modules):
         if not module.startswith("pipeline.") and (line := error_location(error, _code(module))):
-            return PluginError(f"the plugin {line} raised {in_words(error)}")
+            return PluginError(f"the plugin {line} raised {describe_exception(error)}")
     return None
 
 

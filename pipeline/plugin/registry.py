@@ -19,7 +19,7 @@ from pydantic import PydanticUserError
 from pydantic_core import PydanticUndefined
 
 from pipeline.core.console import say
-from pipeline.core.errors import ParamsError, PluginError, in_words
+from pipeline.core.errors import ParamsError, PluginError, describe_exception
 from pipeline.plugin import hookspecs
 from pipeline.plugin.calls import display_path, error_location, package_of
 from pipeline.plugin.components import CALLBACK_METHODS, KINDS, Component, EvalCallback, Kind
@@ -280,7 +280,11 @@ def _cause(error: BaseException, path: Path | None) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
         return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
     line = error_location(error, package_of(path) if path else Path("/"))
-    return f"{line.removeprefix(f'{display_path(str(path))} ')}: {in_words(error)}" if line else in_words(error)
+    return (
+        f"{line.removeprefix(f'{display_path(str(path))} ')}: {describe_exception(error)}"
+        if line
+        else describe_exception(error)
+    )
 
 
 # ── the contract ──────────────────────────────────────────────────────────────────────────────────
@@ -301,7 +305,7 @@ def _registered(
     try:
         manager.register(module)
     except pluggy.PluginValidationError as error:
-        raise PluginError(in_words(error)) from None
+        raise PluginError(describe_exception(error)) from None
     registered = {name: kind for name, kind in hooks.items() if getattr(manager.hook, name).get_hookimpls()}
     if folder and set(registered) - {folder.hook}:
         other = registered[min(set(registered) - {folder.hook})]
@@ -367,7 +371,9 @@ def _check_component(component: Any, kind: Kind) -> None:
     try:
         component.model_rebuild()
     except (NameError, PydanticUserError) as error:
-        raise PluginError(f"{class_name} has an option whose type is not known: {in_words(error)}") from None
+        raise PluginError(
+            f"{class_name} has an option whose type is not known: {describe_exception(error)}"
+        ) from None
     for option, field in component.model_fields.items():
         if field.default is PydanticUndefined and field.default_factory is None:
             raise PluginError(

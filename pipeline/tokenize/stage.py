@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError, PluginError, explain_os_error
-from pipeline.core.links import check_recorded
+from pipeline.core.params_diff import effective
 from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
-from pipeline.core.record import effective
+from pipeline.core.symlinks import check_symlinks
 from pipeline.data.encode import TextDigest, encode, pieces
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ Documents = Callable[[], Iterator[Document]]
 
 def run(params: Params, paths: Paths) -> None:
     """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json."""
-    check_recorded(paths.root / "data")
+    check_symlinks(paths.root / "data")
     corpus = build_corpus(params, paths)
     write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths))
 

@@ -123,7 +123,7 @@ def after_evaluation(run: TrainingRun, state: TrainState, row: dict[str, float])
     if run.components.callbacks_with("on_evaluation"):
         model = run.parallel.full_model()
         row, state.stopped = ranks.on_rank0(lambda: _call_all(run, model, row, state))
-        for callback in run.components.callbacks_with("on_evaluation") if ranks.count > 1 else ():
+        for callback in run.components.callbacks_with("on_evaluation") if ranks.world_size > 1 else ():
             if any(map(callback.has, CALLBACK_METHODS[1:])):  # which every rank calls
                 _share_memory(run, state, callback)
     return row
@@ -132,15 +132,15 @@ def after_evaluation(run: TrainingRun, state: TrainState, row: dict[str, float])
 def _share_memory(run: TrainingRun, state: TrainState, callback: EvalCallback) -> None:
     """Gives every rank the plain values that rank 0's memory of a callback holds; tensors stay each rank's own."""
     ranks, own = run.parallel.ranks, state.memory.get(callback.name, {})
-    told = ranks.on_rank0(
-        lambda: own, told=lambda memory: {"memory": map_tensors(lambda tensor: torch.empty(0), memory)}
+    received = ranks.on_rank0(
+        lambda: own, to_others=lambda memory: {"memory": map_tensors(lambda tensor: torch.empty(0), memory)}
     )
-    if ranks.first:
+    if ranks.is_rank0:
         return
     tensors: dict[str, torch.Tensor] = {}
     map_named(tensors.setdefault, own)
     try:
-        state.memory[callback.name] = map_named(lambda name, _: tensors[name], told["memory"])
+        state.memory[callback.name] = map_named(lambda name, _: tensors[name], received["memory"])
     except KeyError as error:
         raise PluginError(
             f"{label(callback)}: on_evaluation put a tensor into memory ({error.args[0]}), which only rank 0 has: "
@@ -174,7 +174,7 @@ def _call(
         if not isinstance(text, str):
             raise PluginError(f"{label(callback)} called event.show with {type(text).__name__}: it takes text")
         text.encode()  # raises where it holds lone surrogates
-        say(f"        {callback.name}: {text}")
+        say(f"{callback.name}: {text}".replace("\n", "\n  "))
         state.samples.append({"step": state.step, "callback": callback.name, "text": text})
 
     event = EvaluationEvent(

@@ -91,5 +91,5 @@ class TaskMetric(Metric):
         """The numbers, by the names that metrics/evaluate.json has for them under `tasks`.
 
         Raises:
-            ValueError: the task's texts are missing or damaged; says which file and how to mend it.
+            ValueError: the task's texts are missing or damaged; says which file and how to fix it.
         """
