@@ -120,7 +120,7 @@ def run(params: Params, paths: Paths) -> None:
         say(f"\n{first.prompt}{first.continuation}\n", indent=0)
     fact(*result_lines.result(numbers, about, before))
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
-    fact("next", result_lines.next_commands(own.generation.prompts, bool(before)))
+    fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before)))
 
 
 def _task_files(folder: Path) -> dict[str, str]:
