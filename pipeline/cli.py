@@ -213,9 +213,9 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
 def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Measure how well the trained model predicts the text of each FILE (- is standard input).
 
-    Prints loss, perplexity, bits per byte and accuracy for each file and for all files together. Each file is scored
-    as one document with the end-of-text token before it, so that its first token is scored as well. The windows are
-    those of the evaluate stage (evaluate.stride); the encoding and line ends are those of the corpus
+    Prints loss, perplexity, bits per byte and accuracy for each file and for all files together. Each file is
+    scored as one document with the end-of-text token before it, so that its first token is scored as well. The
+    windows are those of the evaluate stage (evaluate.stride); the encoding and line ends are those of the corpus
     (tokenize.corpus).
     """
     params, paths = _read(params_file, overrides)
@@ -354,8 +354,8 @@ def plugins(ctx: click.Context) -> None:
 def list_plugins(kind: str | None) -> None:
     """List every component with its options, their defaults and its source.
 
-    KIND limits the list to one kind: corpora, models, losses, optimizers, schedules, batch_samplers, eval_callbacks, samplers,
-    metrics or exporters.
+    KIND limits the list to one kind: corpora, models, losses, optimizers, schedules, batch_samplers,
+    eval_callbacks, samplers, metrics or exporters.
     """
     from pipeline.authoring.listing import lines
 
