@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """N consecutive held-out targets and the model's predictions for them.
+    """N held-out targets, in the order of the text, and the model's predictions for them.
 
     The tensors are on the model's device. Read them only during the call: their memory is reused afterwards.
 
@@ -89,8 +89,8 @@ class TaskMetric(Metric):
 
     @abstractmethod
     def run(self, model: TextModel) -> dict[str, float]:
-        """The numbers, by the names that metrics/evaluate.json has for them under `tasks`.
+        """Runs the task and returns its numbers, by their names under `tasks` in metrics/evaluate.json.
 
         Raises:
-            ValueError: the task's texts are missing or damaged; says which file and how to fix it.
+            ValueError: a file of the task is missing or invalid; the message names the file and the fix.
         """
