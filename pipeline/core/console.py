@@ -248,7 +248,9 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def _short(number: float) -> str:
-    """A number in few characters: 9,999, 41.2k, 1.23M."""
+    """A number in few characters: 0.25, 9,999, 412k, 1.23M."""
+    if number < 10:
+        return f"{number:.2g}"
     return f"{number:,.0f}" if number < 100_000 else str(tqdm.format_sizeof(number))
 
 
