@@ -113,4 +113,4 @@ def next_commands(prompts: Sequence[str], comparable: bool) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.2f}" if abs(value) < 100_000 else f"{value:.4g}"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}" if abs(value) < 100_000 else f"{value:.4g}"
