@@ -87,7 +87,7 @@ def _note_what_dvc_does_not_see(paths: Paths, params_file: Path, overrides: tupl
         values = read_sections(params_file)
         settings = " ".join(f"-S {shlex.quote('+' * (not _there(values, each)) + each)}" for each in unseen)
         command = f"dvc exp run {settings}"
-        _say_all([f"note: --set is not in params.yaml, so DVC does not record it; recorded: `{command}`"])
+        _say_all([f"note: --set is not in params.yaml, so DVC does not record it; `{command}` does"])
 
 
 def _there(values: Any, override: str) -> bool:
