@@ -176,7 +176,7 @@ def _weights_problem(weights: Any, architecture: Architecture) -> str:
     if not isinstance(weights, dict) or not all(_plain(each) for each in weights.values()):
         return "model_state_dict is no dict of tensors"
     tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
-    different = {str(name) for name, _ in tensors.items() ^ architecture.tensors.items()}
+    different = {str(name) for name, _ in tensors.items() ^ architecture.tensor_specs.items()}
     return f"{min(different)} does not fit {CONFIG}" if different else ""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.core.errors import PluginError
-from pipeline.model.architecture import LanguageModel, run
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import computes_bf16, device_of
 from pipeline.model.functions import linear
 from pipeline.plugin.calls import calling, label, supported_arguments
@@ -182,9 +182,9 @@ class GrowingText:
             new = self.tokens[:, -min(max(self._context // 2, new.shape[1]), self._context) :]
             self.unseen = len(self) - new.shape[1]
         if self._cache is None:
-            output = run(self._model, self.tokens[:, self.unseen :])
+            output = checked_forward(self._model, self.tokens[:, self.unseen :])
         else:
-            output = run(self._model, new, self._cache)
+            output = checked_forward(self._model, new, self._cache)
         self._computed = len(self)
         logits = linear(output.hidden[:, -1], output.head_weight[: output.vocab_size])
         return logits if logits.element_size() >= 4 else logits.float()

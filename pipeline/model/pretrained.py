@@ -142,11 +142,11 @@ class Pretrained:
         else:
             weights = load_tensors(self.file).get("model_state_dict", {})
         check_weights(weights, theirs, self.name)
-        for name, (shape, _) in own.tensors.items():
+        for name, (shape, _) in own.tensor_specs.items():
             if name in weights and weights[name].shape[1:] == shape[1:] and len(shape):
                 weights[name] = _rows(weights[name], shape[0], theirs.shape, own.shape)
         shapes = {name: tensor.shape for name, tensor in weights.items()}
-        wanted = {name: shape for name, (shape, _) in own.tensors.items()}
+        wanted = {name: shape for name, (shape, _) in own.tensor_specs.items()}
         if different := {name for name, _ in shapes.items() ^ wanted.items()}:
             raise CheckpointError(f"{self.name}: {min(different)} is not that of the model of {CONFIG}: {_FIX}")
         return weights

@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokens import Ids
-from pipeline.model.architecture import LanguageModel, run
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import device_of, float64_device
 from pipeline.plugin.components import IGNORED, ModelOutput
 
@@ -83,7 +83,7 @@ def score(
             batch = windows[first : first + batch_size]
             inputs, targets = _padded(ids, batch)
             counted = targets != IGNORED
-            output = run(model, torch.from_numpy(inputs).to(device))
+            output = checked_forward(model, torch.from_numpy(inputs).to(device))
             nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)
             yield Scores(targets[counted], nats.cpu().numpy()[counted], correct.cpu().numpy()[counted])
 

@@ -13,8 +13,7 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import PluginError
-from pipeline.model.architecture import LanguageModel
-from pipeline.model.architecture import run as compute
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import device_of
 from pipeline.model.generate import generate
 from pipeline.model.scoring import evaluating, score_tokens
@@ -220,7 +219,7 @@ def _token_losses(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
     """The plain loss of each id [B, T + 1] after the first: nats [B, T]."""
     ids = ids.to(device_of(model))
     with evaluating(model):
-        return score_tokens(compute(model, ids[:, :-1]), ids[:, 1:])[0]
+        return score_tokens(checked_forward(model, ids[:, :-1]), ids[:, 1:])[0]
 
 
 def _generate(

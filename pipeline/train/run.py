@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.model.architecture import LanguageModel
-from pipeline.model.architecture import run as compute
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import keep_memory, use_threads
 from pipeline.plugin.components import ModelOutput
 from pipeline.train import memory_check
@@ -154,7 +153,7 @@ class TrainingRun:
         """What the teacher computes for ids [B, T]."""
         assert self.teacher is not None  # the loss asks for one
         with self.autocast():
-            return compute(self.teacher, ids)
+            return checked_forward(self.teacher, ids)
 
     def to_device(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids on the device; a GPU fetches them from pinned memory while this process continues."""
