@@ -20,7 +20,7 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
     Training continues as if nothing had been evaluated: random state and train mode are restored.
 
     Raises:
-        Stopping: the run was asked to stop; `state` is as it was before.
+        StopRequested: the run was asked to stop; `state` is as it was before.
     """
     draft, parallel = state.draft(), run.parallel
     with parallel.eager(), evaluation_weights(run, draft):

@@ -15,7 +15,7 @@ from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import IGNORED
 from pipeline.train.callbacks import at_step
 from pipeline.train.evaluation import evaluate
-from pipeline.train.interrupt import Stopping
+from pipeline.train.interrupt import StopRequested
 from pipeline.train.publish import finish
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, random_state, restore_random_state, seed_generators
@@ -33,10 +33,10 @@ def train(run: TrainingRun, state: TrainState) -> None:
         _steps(run, state)
         finish(run, state)
         _save_now(run, state)
-    except Stopping as stopping:
+    except StopRequested as stop:
         _save_now(run, state)
         raise Interrupted(
-            stopping.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to go on"
+            stop.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to go on"
         ) from None
     finally:
         run.saver.wait()
@@ -72,7 +72,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         try:
             run.stop_if_asked()
             seed_generators(run.params.seed, place)
-            with run.stop.not_awaiting_the_compiler(run.parallel.ranks), run.parallel.accumulating(last):
+            with run.stop.interruptible_compile(run.parallel.ranks), run.parallel.accumulating(last):
                 x, y = run.to_device(x), run.to_device(y)
                 with run.autocast():
                     output = run.parallel.forward(x)
@@ -83,7 +83,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
                 if tokens:
                     with calling(run.components.loss, when="in its backward pass"):
                         (loss / tokens).backward()  # type: ignore[no-untyped-call]
-        except Stopping:
+        except StopRequested:
             restore_random_state(random)  # the step at hand is dropped, and done again on resume
             raise
         losses.append(loss.detach())
@@ -132,7 +132,7 @@ def _micro_batches(
     All ranks get the same number, since they exchange gradients together: one that has none left computes along
     without a target.
     """
-    ranks, size = run.parallel.ranks, run.at_once
+    ranks, size = run.parallel.ranks, run.micro_batch_size
     starts = range(0, len(inputs), size)
     for round in range(0, len(starts), ranks.world_size):
         number, last = round + ranks.rank, round + ranks.world_size >= len(starts)

@@ -15,7 +15,7 @@ from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
 from pipeline.train.callbacks import evaluation_weights
 from pipeline.train.evaluation import summarize
-from pipeline.train.interrupt import Stopping
+from pipeline.train.interrupt import StopRequested
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 from pipeline.train.steps import STEPS, columns_of, table
@@ -31,7 +31,7 @@ def finish(run: TrainingRun, state: TrainState) -> None:
     Publishing it then is a function of the state alone.
 
     Raises:
-        Stopping: the run was asked to stop; the state is as it was before.
+        StopRequested: the run was asked to stop; the state is as it was before.
     """
     identity, length = run.phase.identity, run.data.windows.context_length
     windows = evaluation_windows(len(run.data.ids["val"]), length, length)
@@ -43,7 +43,7 @@ def finish(run: TrainingRun, state: TrainState) -> None:
             run.parallel.load_weights(state.best_weights)
             try:
                 best = summarize(run, "val", windows).metrics()
-            except Stopping:  # on all ranks at once, unlike any other error
+            except StopRequested:  # on all ranks at once, unlike any other error
                 run.parallel.load_weights(trained)
                 raise
             run.parallel.load_weights(trained)

@@ -87,9 +87,11 @@ class TrainingRun:
             components.architecture(params.model, data.tokenizer),
             torch.device(runtime_config.device),
         )
-        at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.world_size)
-        at_once = min(at_once, max(phase.length.parts))
-        memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.world_size, at_once)
+        micro_batch_size = rank_micro_batch_size(
+            params.train.micro_batch_size, phase.length.batch_size, ranks.world_size
+        )
+        micro_batch_size = min(micro_batch_size, max(phase.length.parts))
+        memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.world_size, micro_batch_size)
         parallel = parallelize(
             make or architecture.make, device, ranks, runtime_config.strategy, runtime_config.compile
         )
@@ -132,9 +134,11 @@ class TrainingRun:
         return self.length.total_steps
 
     @property
-    def at_once(self) -> int:
+    def micro_batch_size(self) -> int:
         """Windows in a micro-batch: no more than a rank's share of a batch."""
-        return windows_at_once(self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.world_size)
+        return rank_micro_batch_size(
+            self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.world_size
+        )
 
     def offsets(self, step: int) -> list[int]:
         """Where in the text the windows of a step begin."""
@@ -162,11 +166,11 @@ class TrainingRun:
         return ids.to(self.device)
 
     def stop_if_asked(self) -> None:
-        """Raises Stopping on every rank once any of them was asked to stop."""
+        """Raises StopRequested on every rank once any of them was asked to stop."""
         self.stop.check(self.parallel.ranks)
 
 
-def windows_at_once(micro_batch_size: int, batch_size: int, ranks: int) -> int:
+def rank_micro_batch_size(micro_batch_size: int, batch_size: int, ranks: int) -> int:
     """Windows in a micro-batch: no more than a rank's share of a batch."""
     return min(micro_batch_size, -(-batch_size // ranks))
 

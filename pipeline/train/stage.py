@@ -93,9 +93,9 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            advice = memory_check.what_to_lower(
+            advice = memory_check.out_of_memory_advice(
                 architecture,
-                whole.at_once,
+                whole.micro_batch_size,
                 whole.optimizer,
                 whole.device,
                 runtime_config.strategy,
