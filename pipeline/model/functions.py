@@ -143,6 +143,7 @@ def keep_mask(shape: tuple[int, ...], dropout: float, device: torch.device) -> t
     return (draws.view(torch.int16)[:count] >= least).view(shape)
 
 
-def dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
-    """`x` with the numbers outside `kept` set to 0 and the others scaled to the same mean; `x` itself for None."""
-    return x if kept is None else x * (kept.to(x.dtype) * (1 / (1 - dropout)))
+def dropped(x: torch.Tensor, keep_mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    """Dropout with a given mask: `x` with the numbers outside `keep_mask` set to 0 and the others divided by
+    1 − dropout. `x` itself if the mask is None."""
+    return x if keep_mask is None else x * (keep_mask.to(x.dtype) * (1 / (1 - dropout)))

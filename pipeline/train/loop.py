@@ -13,7 +13,7 @@ from pipeline.core.console import Progress, say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
 from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import IGNORED
-from pipeline.train.callbacks import at_step
+from pipeline.train.callbacks import call_step_callbacks
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import StopRequested
 from pipeline.train.publish import finish
@@ -48,7 +48,7 @@ def _steps(run: TrainingRun, state: TrainState) -> None:
             last = state.step == run.total_steps
             if (last or state.step % run.params.evaluation.every == 0) and not _evaluated(state):
                 evaluate(run, state)
-            if last or state.stopped:
+            if last or state.stop_reason:
                 return
             started, processor_started = time.perf_counter(), time.process_time()
             nats, tokens = train_step(run, state)
@@ -87,7 +87,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
             restore_random_state(random)  # the step at hand is dropped, and done again on resume
             raise
         losses.append(loss.detach())
-    at_step("before_update", run, state, row)
+    call_step_callbacks("before_update", run, state, row)
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
     if norm == 0 and tokens and all(parameter.grad is None for parameter in run.model.parameters()):
@@ -103,7 +103,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         state.objective_tokens += tokens
         state.grad_norm = norm
         row |= {"train.objective": nats / max(tokens, 1), "learning_rate": _rate(run), "grad_norm": norm}
-        at_step("after_step", run, state, row)
+        call_step_callbacks("after_step", run, state, row)
         _log(run, state, row)
     state.step += 1
     return nats, tokens

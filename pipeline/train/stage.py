@@ -119,10 +119,10 @@ def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer,
 def _train_phase(run: TrainingRun, state: TrainState, extends: bool) -> None:
     """Trains to the end of a phase; `extends` says that `state` is the end of the phase before it."""
     if extends and state.complete and state.step < run.total_steps:
-        if state.stopped:
+        if state.stop_reason:
             raise PipelineError(
-                f"train.extension: the run to extend was ended at step {state.step:,} ({state.stopped}): take what "
-                "ended it out of train.eval_callbacks.use, or set train.extension.amount: 0"
+                f"train.extension: a callback ended the first phase at step {state.step:,} ({state.stop_reason}): "
+                "remove that callback from train.eval_callbacks.use, or set train.extension.amount: 0"
             )
         say(f"extending the finished run from step {state.step:,} to {run.total_steps:,}")
         state.complete = False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -42,7 +42,7 @@ class TrainState:
         skipped: The steps that were skipped because their loss or gradient was not finite.
         runtime_config: What the run is computed with (see `RuntimeConfig`).
         final: What is published beside the history once training has ended (see `pipeline.train.publish.finish`).
-        stopped: Why a callback ended the run; empty while it has not.
+        stop_reason: Why a callback ended the run; empty while it has not.
         complete: Whether training has ended.
     """
 
@@ -65,25 +65,25 @@ class TrainState:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     runtime_config: dict[str, Any] = field(default_factory=dict)
     final: dict[str, Any] = field(default_factory=dict)
-    stopped: str = ""
+    stop_reason: str = ""
     complete: bool = False
 
-    def draft(self) -> TrainState:
+    def copy(self) -> TrainState:
         """A copy that can be changed, and dropped, without changing this one. The best weights and the rows of
         `steps`, which nothing changes, are shared."""
         shared = {id(self.best_weights): self.best_weights, id(self.steps): list(self.steps)}
-        return copy.deepcopy(self, shared)
+        return deepcopy(self, shared)
 
-    def adopt(self, draft: TrainState) -> None:
-        """Becomes what `draft` is."""
-        vars(self).update(vars(draft))
+    def update_from(self, other: TrainState) -> None:
+        """Becomes equal to `other`."""
+        vars(self).update(vars(other))
 
     def capture(self, run: TrainingRun) -> dict[str, Any]:
         """A copy of the state as tensors on the CPU and plain values: whole on the first rank, or under FSDP2 each
         rank's shares; all must call it."""
         parallel = run.parallel
         return {
-            "run": {**vars(self.draft()), "memory": parallel.to_cpu(self.memory)},
+            "run": {**vars(self.copy()), "memory": parallel.to_cpu(self.memory)},
             "total_steps": run.total_steps,
             "model_state_dict": parallel.to_cpu(parallel.model.state_dict()),
             "optimizer_state_dict": parallel.to_cpu(run.optimizer.state_dict()),

@@ -210,7 +210,7 @@ def decisions(ranks: Ranks, folder: Path) -> None:
             TrainState(),
         )
         train(run, state)
-        assert (state.step, state.stopped, state.complete) == (4, "enough", True)
+        assert (state.step, state.stop_reason, state.complete) == (4, "enough", True)
         assert [row["looks.seen"] for row in state.history[:-1]] == [1.0, 2.0]
         assert bool(state.memory) == ranks.is_rank0
         if strategy == "fsdp":  # each its shares

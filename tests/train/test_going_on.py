@@ -230,7 +230,8 @@ def test_a_run_that_a_callback_ended_is_not_extended(interrupted: Project) -> No
     interrupted.succeed("train", *stops)
     result = interrupted.run("train", *stops, *sets("train.extension.amount=4"))
     assert result.code == 1
-    assert "train.extension: the run to extend was ended at step 0" in result.err
+    assert "train.extension: " in result.err
+    assert "step 0" in result.err
     assert "train.extension.amount: 0" in result.err
 
 
