@@ -153,11 +153,11 @@ class _EvaluationWindows(Sequence[EvaluationWindow]):
         return len(self.starts)
 
     @overload
-    def __getitem__(self, place: int) -> EvaluationWindow: ...
+    def __getitem__(self, index: int) -> EvaluationWindow: ...
     @overload
-    def __getitem__(self, place: slice) -> Sequence[EvaluationWindow]: ...
-    def __getitem__(self, place: int | slice) -> EvaluationWindow | Sequence[EvaluationWindow]:
-        chosen = self.starts[place]
+    def __getitem__(self, index: slice) -> Sequence[EvaluationWindow]: ...
+    def __getitem__(self, index: int | slice) -> EvaluationWindow | Sequence[EvaluationWindow]:
+        chosen = self.starts[index]
         if isinstance(chosen, range):
             return [self._at(start) for start in chosen]
         return self._at(chosen)

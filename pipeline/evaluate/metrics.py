@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.evaluate.breakdown import UnitScore, positions
-from pipeline.model.scoring import plain_numbers
+from pipeline.model.scoring import loss_metrics
 from pipeline.plugin.calls import calling, check_numbers, label
 from pipeline.plugin.components import IGNORED, Metric, TaskMetric, TextModel, TokenScores
 
@@ -113,7 +113,7 @@ def group_numbers(documents: Sequence[UnitScore], sums: MetricSums) -> dict[str,
         own = [unit for unit in documents if fnmatchcase(unit.name, pattern)]
         if own:
             tokens, nats, size, text_nats, correct = (sum(column) for column in list(zip(*own, strict=True))[1:])
-            plain = plain_numbers(tokens, nats, size, text_nats, correct)
+            plain = loss_metrics(tokens, nats, size, text_nats, correct)
             found[pattern] = {**plain, **sums.results(pattern), "tokens": tokens, "documents": len(own)}
     return found
 

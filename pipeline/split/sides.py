@@ -40,10 +40,10 @@ class Part:
 def side_of(name: str, seed: int, val: float, test: float) -> str:
     """The side of a document; it depends on the document's name and the seed only."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    if place < test:
+    fraction = int.from_bytes(digest[:8], "big") / 2**64
+    if fraction < test:
         return "test"
-    return "val" if place < test + val else "train"
+    return "val" if fraction < test + val else "train"
 
 
 def by_document(tokens: TokenFolder, seed: int, val: float, test: float) -> Iterator[Part]:
@@ -96,7 +96,7 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
     cuts = [int(round(total * share, 6)) for share in (1 - val - test, 1 - test)]
     starts = accumulate(lengths, initial=0)
     for entry, length, begin in zip(tokens.documents("tokens"), lengths, starts, strict=False):
-        inside = [min(max(place - begin, 0), length) for place in cuts]
+        inside = [min(max(cut - begin, 0), length) for cut in cuts]
         for side, start, end in zip(SIDES, [0, *inside], [*inside, length], strict=True):
             if start == end:
                 continue

@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 def run(params: Params, paths: Paths) -> None:
     """Reads artifacts/tokens and writes artifacts/splits: train.bin, val.bin, test.bin, indexes, meta.json."""
-    own = params.split
+    split_params = params.split
     tokens = TokenFolder(paths.tokens, "run `python -m pipeline tokenize`")
-    twins = duplicates(_parts(tokens, own))
-    removed = {(twin.side, twin.name) for twin in twins if own.duplicates == "remove"}
+    found = duplicates(_parts(tokens, split_params))
+    removed = {(duplicate.side, duplicate.name) for duplicate in found if split_params.duplicates == "remove"}
 
     with published_folder(paths.splits, paths) as folder:
         with ExitStack() as stack:
             writers = {
                 side: stack.enter_context(TokenWriter(folder, side, tokens.tokenizer))
-                for side in _sides(tokens, own)
+                for side in _sides(tokens, split_params)
             }
-            for part in _parts(tokens, own):
+            for part in _parts(tokens, split_params):
                 if (part.side, part.name) in removed:
                     continue
                 text_bytes = 0
@@ -41,10 +41,10 @@ def run(params: Params, paths: Paths) -> None:
                     text_bytes += int(tokens.tokenizer.byte_lengths[ids].sum())
                 writers[part.side].end_document(part.name, text_bytes)
             files = {side: writer.summary() for side, writer in writers.items()}
-        _check(files, own)
-        recorded = {**tokens.meta["params"], "split": own.model_dump(mode="json")}
-        repeated = [asdict(twin) for twin in twins]
-        more: dict[str, Any] = {"by": own.by, "duplicates": repeated}
+        _check(files, split_params)
+        recorded = {**tokens.meta["params"], "split": split_params.model_dump(mode="json")}
+        repeated = [asdict(duplicate) for duplicate in found]
+        more: dict[str, Any] = {"by": split_params.by, "duplicates": repeated}
         more["xz_bits_per_byte"] = xz_bits_per_byte(folder, files, tokens.tokenizer)
         finish_folder(folder, tokens.tokenizer, files, params=recorded, **more)
 
@@ -53,13 +53,13 @@ def run(params: Params, paths: Paths) -> None:
     for side, file in files.items():
         size = f"{file['tokens']:,} tokens ({file['tokens'] / total:.1%})"
         fact(side, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
-        _say_small(side, file["tokens"] / total, own)
-    names = listed([str(twin) for twin in twins])
+        _say_small(side, file["tokens"] / total, split_params)
+    names = listed([str(duplicate) for duplicate in found])
     if removed:
-        fact("removed", f"{len(twins):,} on two sides: {names}")
-    elif twins:
-        say(f"note: {len(twins):,} on two sides, which flatters the result (split.duplicates: remove): {names}")
-    fact("wrote", f"{paths.shown(paths.splits)} (by {own.by})")
+        fact("removed", f"{len(found):,} on two sides: {names}")
+    elif found:
+        say(f"note: {len(found):,} on two sides, which flatters the result (split.duplicates: remove): {names}")
+    fact("wrote", f"{paths.shown(paths.splits)} (by {split_params.by})")
 
 
 def _parts(tokens: TokenFolder, params: SplitParams) -> Iterator[Part]:

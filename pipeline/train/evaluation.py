@@ -59,7 +59,7 @@ def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) 
         for scores in score(run.model, run.data.ids[name], batches[min(number, len(batches) - 1)], size):
             if number < len(batches):
                 summary.add(scores)
-    return summary.over(ranks.all_reduce_sum)
+    return summary.all_reduce(ranks.all_reduce_sum)
 
 
 def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:

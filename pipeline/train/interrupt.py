@@ -95,10 +95,10 @@ class StopSignal:
 
     def check(self, ranks: Ranks | None = None) -> None:
         """Raises StopRequested once this process was asked to stop; with `ranks`, on all of them once any was."""
-        own = self.number or 0
-        number = own if ranks is None else int(ranks.all_reduce_max(own))
+        received = self.number or 0
+        number = received if ranks is None else int(ranks.all_reduce_max(received))
         if number:
-            if not own:  # each rank looks for itself, and only the first is heard
+            if not received:  # each rank looks for itself, and only the first is heard
                 say("another process was asked to stop: saving, then leaving")
             raise StopRequested(number)
 

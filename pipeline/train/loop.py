@@ -68,10 +68,10 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
 
     run.optimizer.zero_grad(set_to_none=True)
     losses, random = [], random_state()
-    for x, y, place, last in _micro_batches(run, inputs, targets, run.length.windows(step)[0]):
+    for x, y, first_window, last in _micro_batches(run, inputs, targets, run.length.windows(step)[0]):
         try:
             run.stop_if_asked()
-            seed_generators(run.params.seed, place)
+            seed_generators(run.params.seed, first_window)
             with run.stop.interruptible_compile(run.parallel.ranks), run.parallel.accumulating(last):
                 x, y = run.to_device(x), run.to_device(y)
                 with run.autocast():
@@ -114,13 +114,13 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         inputs, targets: Ids [B, T].
-        place: Its first window's number in the run, from which its random draws follow.
+        first_window: Its first window's number in the run, from which its random draws follow.
         last: Whether it is the step's last.
     """
 
     inputs: torch.Tensor
     targets: torch.Tensor
-    place: int
+    first_window: int
     last: bool
 
 

@@ -94,7 +94,7 @@ class Parallel:
         """Loaded weights, full on rank 0 or sharded, in the form that `to_cpu` returns. All ranks must call it."""
         return weights
 
-    def place(self, saved: Any) -> Any:
+    def place_nested(self, saved: Any) -> Any:
         """Saved tensors in nested dicts and lists, on the device; those under a parameter's name are sharded as it
         is. All ranks must call it, with what `distribute` takes."""
         return map_tensors(lambda tensor: tensor.to(self.device), saved)

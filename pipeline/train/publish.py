@@ -100,8 +100,8 @@ _MEASURED = ("step", "tokens", "epoch", "learning_rate", "grad_norm")
 
 def _of_callbacks(row: dict[str, float]) -> dict[str, float]:
     """The numbers of an evaluation that callbacks returned, but for what they call like a side's."""
-    own = {name: value for name, value in row.items() if name not in _MEASURED}
-    return {name: value for name, value in own.items() if not name.startswith(("train.", "val."))}
+    numbers = {name: value for name, value in row.items() if name not in _MEASURED}
+    return {name: value for name, value in numbers.items() if not name.startswith(("train.", "val."))}
 
 
 def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class TrainState:
             raise CheckpointError(f"the optimizer's state is not that of {run.optimizer} ({reason})") from None
         restore_random_state(saved["random"])
         fields = saved["run"]
-        best, memory = parallel.distribute(fields["best_weights"]), parallel.place(fields["memory"])
+        best, memory = parallel.distribute(fields["best_weights"]), parallel.place_nested(fields["memory"])
         return cls(**{**fields, "best_weights": best, "memory": memory})
 
 
@@ -190,13 +190,13 @@ def restore_random_state(saved: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
 
 
-def seed_generators(seed: int, *place: int) -> None:
+def seed_generators(seed: int, *position: int) -> None:
     """Seeds every random generator as a function of a run's seed and a place in the run.
 
     Each micro-batch begins with this and its place in the data: its dropout is the same whichever rank computes it,
     and after any resume.
     """
-    first, second = np.random.SeedSequence([seed, *place]).generate_state(2, np.uint32).tolist()
+    first, second = np.random.SeedSequence([seed, *position]).generate_state(2, np.uint32).tolist()
     torch.manual_seed(first << 31 | second >> 1)
     random.seed(first)
     np.random.seed(second)

@@ -50,7 +50,7 @@ class _Distributed(Parallel):
         }
         optimizer.load_state_dict({**saved, "state": state})
 
-    def place(self, saved: Any) -> Any:
+    def place_nested(self, saved: Any) -> Any:
         mine = self.model.state_dict()
         first = next(iter(mine.values()))  # any shard knows the device of all
 
