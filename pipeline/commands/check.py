@@ -277,7 +277,7 @@ def _measure(
     ].length
     steps, trained = run.total_steps, run.total_windows
     seconds = trained * trial.window + steps * trial.update
-    read = sum(len(windows) for windows in data.evaluated.values())
+    read = sum(len(windows) for windows in data.eval_windows.values())
     val = len(evaluation_windows(len(data.ids["val"]), length, length))
     evaluated = (steps // params.train.evaluation.every + 1) * read + 2 * val
     fact(

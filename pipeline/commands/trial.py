@@ -160,7 +160,7 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
         shared=plan.device.type != "cuda",
     )
     tried = max(peaks)
-    windows = plan.data.evaluated["val"][:tried]
+    windows = plan.data.eval_windows["val"][:tried]
     evaluation = _seconds(lambda: summarize(plan, "val", windows)) / len(windows)
     return Trial(memory, size, tried, window, update, evaluation)
 

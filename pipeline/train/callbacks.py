@@ -205,10 +205,10 @@ def _call_one(
 
 def _batches(run: TrainingRun, device: torch.device, side: str) -> Iterator[torch.Tensor]:
     """The windows of "train" or "val" that evaluations read, as ids [B, T + 1]."""
-    if side not in run.data.evaluated:
-        raise ValueError(f"event.batches takes {' or '.join(map(repr, run.data.evaluated))}, not {side!r}")
+    if side not in run.data.eval_windows:
+        raise ValueError(f"event.batches takes {' or '.join(map(repr, run.data.eval_windows))}, not {side!r}")
     ids, size = run.data.ids[side], run.params.micro_batch_size
-    for _, same in groupby(run.data.evaluated[side], lambda window: window.end - window.start):
+    for _, same in groupby(run.data.eval_windows[side], lambda window: window.end - window.start):
         windows = [ids[window.start : window.end].astype(np.int64) for window in same]
         for first in range(0, len(windows), size):
             yield torch.from_numpy(np.stack(windows[first : first + size])).to(device)

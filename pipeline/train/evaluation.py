@@ -74,7 +74,7 @@ def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:
         row["learning_rate"] = run.optimizer.param_groups[0]["lr"]
         row["grad_norm"] = state.grad_norm
     for name in ("train", "val"):
-        summary = summarize(run, name, data.evaluated[name])
+        summary = summarize(run, name, data.eval_windows[name])
         if not math.isfinite(summary.loss):
             raise PipelineError(
                 f"training stopped at step {state.step}: {name}.loss is {summary.loss}: lower the optimizer's "

@@ -16,7 +16,7 @@ from pipeline.plugin.components import IGNORED
 from pipeline.train.callbacks import call_step_callbacks
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import StopRequested
-from pipeline.train.publish import finish
+from pipeline.train.publish import finalize
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, random_state, restore_random_state, seed_generators
 
@@ -31,7 +31,7 @@ def train(run: TrainingRun, state: TrainState) -> None:
     run.model.train()
     try:
         _steps(run, state)
-        finish(run, state)
+        finalize(run, state)
         _save_now(run, state)
     except StopRequested as stop:
         _save_now(run, state)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
 
-def finish(run: TrainingRun, state: TrainState) -> None:
+def finalize(run: TrainingRun, state: TrainState) -> None:
     """Completes the state of a run that reached its end with all else that is published: the losses of the last and
     of the best weights over all of val, the peak memory, and the record of what made the run.
 

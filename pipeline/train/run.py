@@ -17,7 +17,7 @@ from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.length import Length
-from pipeline.train.parallel import Parallel, alone
+from pipeline.train.parallel import Parallel, single_process
 from pipeline.train.phases import Phase
 from pipeline.train.ranks import Ranks
 from pipeline.train.runtime_config import RuntimeConfig
@@ -90,7 +90,7 @@ class TrainingRun:
         micro_batch_size = rank_micro_batch_size(
             params.train.micro_batch_size, phase.length.batch_size, ranks.world_size
         )
-        micro_batch_size = min(micro_batch_size, max(phase.length.parts))
+        micro_batch_size = min(micro_batch_size, max(phase.length.phase_windows))
         memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.world_size, micro_batch_size)
         parallel = parallelize(
             make or architecture.make, device, ranks, runtime_config.strategy, runtime_config.compile
@@ -103,7 +103,9 @@ class TrainingRun:
             runtime_config=runtime_config,
             parallel=parallel,
             optimizer=components.build_optimizer(
-                parallel.model, parallel.sharded, replace(phase.length, parts=phase.length.parts[:1]).total_steps
+                parallel.model,
+                parallel.sharded,
+                replace(phase.length, phase_windows=phase.length.phase_windows[:1]).total_steps,
             ),
             saver=CheckpointSaver(phase.store, params.runtime.save_seconds, parallel.writers),
             stop=stop or StopSignal(),
@@ -188,7 +190,7 @@ def parallelize(
         compiled: Whether the model is compiled: block by block where it has blocks.
     """
     if ranks.world_size == 1:
-        return alone(make, device, compiled)
+        return single_process(make, device, compiled)
     from pipeline.train.distributed.parallel import ddp, fsdp2
 
     layout = fsdp2 if strategy == "fsdp" else ddp

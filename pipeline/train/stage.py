@@ -142,7 +142,7 @@ def _say_plan(run: TrainingRun, params: Params) -> None:
     compiled = ", compiled" if runtime_config.compile else ""
     fact("model", f"{size}, on {run.device}{together}, {runtime_config.precision}{compiled}")
     epochs = run.length.total_windows / run.data.windows.per_epoch
-    tokens = min(train.batch_size, max(run.length.parts)) * params.model.context_length
+    tokens = min(train.batch_size, max(run.length.phase_windows)) * params.model.context_length
     fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")
     fact("with", f"{train.loss.name} and {train.optimizer.name}")
     if train.schedule.warmup_steps >= run.total_steps:

@@ -41,7 +41,7 @@ class TrainState:
             CPU: whole, with content on the first rank only, or under FSDP2 as each rank's shares.
         skipped: The steps that were skipped because their loss or gradient was not finite.
         runtime_config: What the run is computed with (see `RuntimeConfig`).
-        final: What is published beside the history once training has ended (see `pipeline.train.publish.finish`).
+        final: What is published beside the history once training has ended (see `pipeline.train.publish.finalize`).
         stop_reason: Why a callback ended the run; empty while it has not.
         complete: Whether training has ended.
     """
