@@ -12,11 +12,11 @@ from pipeline.core.errors import DataError, PipelineError
 
 T = TypeVar("T")
 
-Size = Annotated[int, Field(gt=0, lt=2**31)]
-Layers = Annotated[int, Field(gt=0, le=10_000)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Amount = Annotated[int, Field(gt=0, lt=2**63)]
-AtOnce = Annotated[int, Field(gt=0, le=2**20)]
+Dimension = Annotated[int, Field(gt=0, lt=2**31)]
+LayerCount = Annotated[int, Field(gt=0, le=10_000)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+InMemoryCount = Annotated[int, Field(gt=0, le=2**20)]
 """What is held in memory together: windows, or the tokens of a text that is drawn."""
 
 DEVICE = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"

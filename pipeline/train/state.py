@@ -13,7 +13,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from pipeline.core.errors import CheckpointError
-from pipeline.core.values import STRICT, Count, check_fields, explain
+from pipeline.core.values import STRICT, NonNegativeInt, check_fields, explain
 from pipeline.model.checkpoint import check_weights
 from pipeline.model.run_record import RunRecord
 from pipeline.train.runtime_config import RuntimeConfig
@@ -48,9 +48,9 @@ class TrainState:
 
     __pydantic_config__: ClassVar[ConfigDict] = {**STRICT, "arbitrary_types_allowed": True}
 
-    step: Count = 0
+    step: NonNegativeInt = 0
     objective_nats: float = 0.0
-    objective_tokens: Count = 0
+    objective_tokens: NonNegativeInt = 0
     grad_norm: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     steps: list[dict[str, float]] = field(default_factory=list)
@@ -123,7 +123,7 @@ class _Final:
 
     last: dict[str, float]
     best: dict[str, float]
-    peak_memory_bytes: Count
+    peak_memory_bytes: NonNegativeInt
     record: dict[str, Any]
 
 
