@@ -67,7 +67,7 @@ class TrainingData:
         ids = {name: splits.ids(name) for name in ("train", "val")}
         check_length(ids["train"], params.model.context_length)
         data_params, documents = splits.meta.get("params", {}), splits.documents("train")
-        return cls.of(
+        return cls.build(
             params, splits.tokenizer, ids, sampler, documents, digest=splits.digest, data_params=data_params
         )
 
