@@ -282,6 +282,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             subprocess.run(["ip", "netns", "del", host.name], check=False, capture_output=True)
 
 
+@pytest.mark.long
 def test_two_hosts_train_together_and_survive_the_loss_of_one(
     original: tuple[Clone, Outcome], project: Clone, tell: Tell
 ) -> None:

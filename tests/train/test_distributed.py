@@ -87,7 +87,19 @@ SHARDED: dict[str, dict[str, Any]] = {
 
 
 ALL = [*(("ddp", name) for name in CASES), *(("fsdp", name) for name in SHARDED)]
-FEW = [("ddp", "float64, dropout"), ("ddp", "float32, 1e-3, uneven targets"), ("fsdp", "float64, uneven targets")]
+ON_FOUR = [
+    ("ddp", "float64, dropout"),
+    ("ddp", "float32, 1e-3, uneven targets"),
+    ("fsdp", "float64, uneven targets"),
+]
+ON_TWO = [
+    *ON_FOUR,
+    ("ddp", "float64, a batch that does not divide"),
+    ("ddp", "float64, weighted"),
+    ("fsdp", "float64, a batch that does not divide"),
+    ("fsdp", "lion"),
+]
+"""The cases of `make test`; `--long` runs all of them."""
 
 
 def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]]) -> None:
@@ -110,16 +122,17 @@ def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]]) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[int, Any]:
     """The curves by number of ranks, and by strategy and case."""
     folder = tmp_path_factory.mktemp("curves")
-    curves(Ranks(), folder, ALL)
-    together(2, curves, folder, ALL)
-    together(4, curves, folder, ALL if request.config.getoption("long") else FEW)
+    long = request.config.getoption("long")
+    curves(Ranks(), folder, ALL if long else ON_TWO)
+    together(2, curves, folder, ALL if long else ON_TWO)
+    together(4, curves, folder, ALL if long else ON_FOUR)
     return {count: torch.load(folder / f"curves-{count}.pth") for count in (1, 2, 4)}
 
 
 ON_RANKS = [
-    pytest.param(*case, count, marks=pytest.mark.long if count == 4 and case not in FEW else ())
+    pytest.param(*case, count, marks=() if case in few else pytest.mark.long)
     for case in ALL
-    for count in (2, 4)
+    for count, few in ((2, ON_TWO), (4, ON_FOUR))
 ]
 
 
