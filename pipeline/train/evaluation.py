@@ -29,7 +29,7 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
             updated.best_step, updated.best_loss = updated.step, row["val.loss"]
             updated.best_weights = parallel.to_cpu(parallel.model.state_dict())
         say(
-            f"step {draft.step:>6,}  loss train {row['train.loss']:.4f}, val {row['val.loss']:.4f}  "
+            f"step {updated.step:>6,}  loss train {row['train.loss']:.4f}, val {row['val.loss']:.4f}  "
             f"perplexity {row.get('val.perplexity', float('inf')):.1f}  "
             f"bits/byte {row.get('val.bits_per_byte', float('nan')):.3f}"
         )

@@ -15,9 +15,9 @@ from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import IGNORED
 from pipeline.train.callbacks import call_step_callbacks
 from pipeline.train.evaluation import evaluate
-from pipeline.train.interrupt import Stopping
+from pipeline.train.interrupt import StopRequested
 from pipeline.train.progress import TrainingProgress
-from pipeline.train.publish import finish
+from pipeline.train.publish import finalize
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, random_state, restore_random_state, seed_generators
 
@@ -50,7 +50,7 @@ def _steps(run: TrainingRun, state: TrainState) -> None:
             if (last or state.step % run.params.evaluation.every == 0) and not _evaluated(state):
                 with progress.evaluating(state):
                     evaluate(run, state)
-            if last or state.stopped:
+            if last or state.stop_reason:
                 return
             started, processor_started = time.perf_counter(), time.process_time()
             nats, tokens = train_step(run, state)
