@@ -10,8 +10,8 @@ from pipeline.core.errors import CheckpointError
 from pipeline.core.files import verify_manifest
 from pipeline.core.paths import RECORD
 from pipeline.model.checkpoint import load_tensors, weights_file
-from pipeline.model.made_by import read_record
-from pipeline.plugin.calls import calling, named, taken
+from pipeline.model.run_record import read_record
+from pipeline.plugin.calls import calling, label, supported_arguments
 from pipeline.plugin.registry import Registry
 
 
@@ -35,12 +35,12 @@ def load_trained_optimizer(folder: Path, model: torch.nn.Module, registry: Regis
     component = registry.build("optimizers", name, {name: chosen[name]}, f"{folder / RECORD}: train.optimizer")
     saved = load_tensors(weights_file(folder, "last"))
     with calling(component):
-        more = taken(component, "build", total_steps=saved["step"])
+        more = supported_arguments(component, "build", total_steps=saved["step"])
         optimizer: torch.optim.Optimizer = component.build(list(model.named_parameters()), **more)
     try:
         optimizer.load_state_dict(saved["optimizer_state_dict"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{folder}: the state of {named(component)} does not fit the model: {error}"
+            f"{folder}: the state of {label(component)} does not fit the model: {error}"
         ) from None
     return optimizer
