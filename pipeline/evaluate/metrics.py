@@ -115,7 +115,7 @@ def group_numbers(documents: Sequence[UnitScore], sums: MetricSums) -> dict[str,
             tokens, nats, size, text_nats, correct = (
                 sum(column) for column in list(zip(*members, strict=True))[1:]
             )
-            plain = plain_numbers(tokens, nats, size, text_nats, correct)
+            plain = loss_metrics(tokens, nats, size, text_nats, correct)
             found[pattern] = {**plain, **sums.results(pattern), "tokens": tokens, "documents": len(members)}
     return found
 
