@@ -16,7 +16,7 @@ from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
 from pipeline.train.callbacks import evaluation_weights
 from pipeline.train.evaluation import summarize
-from pipeline.train.interrupt import Stopping
+from pipeline.train.interrupt import StopRequested
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 from pipeline.train.steps import STEPS, columns_of, table
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
 
-def finish(run: TrainingRun, state: TrainState) -> None:
+def finalize(run: TrainingRun, state: TrainState) -> None:
     """Completes the state of a run that reached its end with all else that is published: the losses of the last and
     of the best weights over all of val, the peak memory, and the record of what made the run.
 
     Publishing it then is a function of the state alone.
 
     Raises:
-        Stopping: the run was asked to stop; the state is as it was before.
+        StopRequested: the run was asked to stop; the state is as it was before.
     """
     identity, length = run.phase.identity, run.data.windows.context_length
     windows = evaluation_windows(len(run.data.ids["val"]), length, length)
@@ -44,7 +44,7 @@ def finish(run: TrainingRun, state: TrainState) -> None:
             run.parallel.load_weights(state.best_weights)
             try:
                 best = summarize(run, "val", windows).metrics()
-            except Stopping:  # on all ranks at once, unlike any other error
+            except StopRequested:  # on all ranks at once, unlike any other error
                 run.parallel.load_weights(trained)
                 raise
             run.parallel.load_weights(trained)
@@ -104,8 +104,8 @@ _MEASURED = ("step", "tokens", "epoch", "learning_rate", "grad_norm")
 
 def _of_callbacks(row: dict[str, float]) -> dict[str, float]:
     """The numbers of an evaluation that callbacks returned, but for what they call like a side's."""
-    own = {name: value for name, value in row.items() if name not in _MEASURED}
-    return {name: value for name, value in own.items() if not name.startswith(("train.", "val."))}
+    numbers = {name: value for name, value in row.items() if name not in _MEASURED}
+    return {name: value for name, value in numbers.items() if not name.startswith(("train.", "val."))}
 
 
 def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
