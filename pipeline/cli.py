@@ -62,11 +62,11 @@ def _read(params_file: Path, overrides: tuple[str, ...]) -> tuple[Params, Paths]
     return load_params(params_file, overrides), Paths(Path.cwd())
 
 
-def _print_lines(lines: Iterable[object]) -> None:
+def _print_lines(lines: Iterable[object], indent: int = 2, wrap: bool = True) -> None:
     from pipeline.core.console import say
 
     for line in lines:
-        say(str(line))
+        say(str(line), indent, wrap)
 
 
 def _stage(name: str, does: str, writes: str) -> None:
@@ -87,7 +87,7 @@ def _note_overrides_unknown_to_dvc(paths: Paths, params_file: Path, overrides: t
         values = read_sections(params_file)
         settings = " ".join(f"-S {shlex.quote('+' * (not _has_key(values, each)) + each)}" for each in unseen)
         command = f"dvc exp run {settings}"
-        _print_lines([f"note: --set is not in params.yaml, so DVC does not record it; recorded: `{command}`"])
+        _print_lines([f"note: --set is not in params.yaml, so DVC does not record it; `{command}` does"])
 
 
 def _has_key(values: Any, override: str) -> bool:
@@ -263,11 +263,11 @@ def compare(
     pipeline compare
         the last commit and the working tree
     pipeline compare main wide
-        two checkpoints; the interval covers the choice of the text
+        two checkpoints: would other text say the same?
     pipeline compare a1 a2 a3 --against b1 b2 b3
-        two recipes; the interval covers the choice of the seeds as well
+        two recipes: would other seeds say the same, too?
     pipeline compare --by train.optimizer.muon.lr
-        a sweep: the DVC experiments based on the last commit, ranked
+        a sweep: which of the last commit's experiments are better?
 
     With --by, A and B may be any number of runs, or a commit, which stands for the experiments based on it. Runs
     that differ only in train.seed are repetitions of one recipe.
@@ -279,7 +279,7 @@ def compare(
     if by:
         from pipeline.commands.compare import run_sweep
 
-        _print_lines(run_sweep(Paths(Path.cwd()), names, by, form, html))
+        _print_lines(run_sweep(Paths(Path.cwd()), names, by, form, html), wrap=form == "text")
         return
     if len(names) > 2 and not against:
         raise click.UsageError(f"{len(names)} runs: give two, or put --against between the runs of two recipes")
@@ -287,7 +287,7 @@ def compare(
         raise click.UsageError("give the runs of the first recipe before --against")
     from pipeline.commands.compare import run
 
-    _print_lines(run(Paths(Path.cwd()), names, against, form))
+    _print_lines(run(Paths(Path.cwd()), names, against, form), wrap=form == "text")
 
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")
@@ -301,7 +301,7 @@ def preset(name: str | None, params_file: Path) -> None:
     from pipeline.params.presets import PRESETS, write_preset
 
     if name is None:
-        _print_lines(f"{each:<18}{description}" for each, description in PRESETS.items())
+        _print_lines((f"{each:<18}{description}" for each, description in PRESETS.items()), indent=18)
         return
     changes = write_preset(name, params_file)
     _print_lines([*changes, f"{params_file} {'now' if changes else 'already'} has the values of the preset {name}"])
