@@ -176,18 +176,18 @@ def test_what_may_not_be_compared_is_refused_in_one_line(folders: Project, case:
     ("arguments", "code", "says"),
     [
         (("a", "nowhere"), 1, ("'nowhere' is no folder",)),
-        (("a", "b", "one1"), 2, ("two runs", "--against")),
+        (("a", "b", "one1"), 2, ("3 runs", "--against")),
         (("--against", "b"), 2, ("before --against",)),
         (("a", "--against"), 2, ("--against", "requires an argument")),
-        (("a", "--against", "two1", "two2"), 1, ("A is one run", "seed")),
-        (("one1", "one2", "--against", "b"), 1, ("B is one run",)),
-        (("one1", "two2", "--against", "one1", "one2"), 1, ("two recipes", "train.lr is 0.02 and 0.03")),
+        (("a", "--against", "two1", "two2"), 1, ("recipe A", "seed")),
+        (("one1", "one2", "--against", "b"), 1, ("recipe B",)),
+        (("one1", "two2", "--against", "one1", "one2"), 1, ("one recipe", "train.lr is 0.02 and 0.03")),
         (("one1", "one1", "--against", "two1", "two2"), 1, ("the same model", "train.seed")),
         (("one1", "again", "--against", "two1", "two2"), 1, ("the same model", "train.seed")),
         (
             ("one1", "last", "--against", "two1", "two2"),
             1,
-            ("two recipes", "evaluate.weights is 'best' and 'last'"),
+            ("one recipe", "evaluate.weights is 'best' and 'last'"),
         ),
     ],
 )
