@@ -69,7 +69,7 @@ def test_a_killed_rank_ends_the_job_at_once_and_the_next_run_goes_on(
         started = time.monotonic()
         os.kill(workers[victim], signal.SIGKILL)
         code = life.end()
-        line = f"\nerror: rank {victim} was ended by SIGKILL: run it again to go on\n"
+        line = f"\nerror: rank {victim} was ended by SIGKILL: run it again to resume\n"
         ended += code == 1 and life.said.endswith(line) and time.monotonic() - started < 10
         assert life.said.count("error:") == 1, life.said
         wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
@@ -142,7 +142,7 @@ def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clo
     life.process.kill()  # dvc alone: the launcher notices, and ends its ranks
     life.end()
     wait_until(lambda: gone(launcher), 20)
-    assert "training stopped; run it again to go on" in life.said
+    assert "training stopped; run it again to resume" in life.said
     assert "resuming from step" in project.run("dvc", "repro", "train").stdout
     assert Outcome.of(project.root) == original[1]
 
@@ -159,7 +159,7 @@ def test_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path
             os.kill(each, signal.SIGKILL)
         life.end()
         if victims == "one":
-            assert life.said.endswith("\nerror: rank 1 was ended by SIGKILL: run it again to go on\n"), life.said
+            assert life.said.endswith("\nerror: rank 1 was ended by SIGKILL: run it again to resume\n"), life.said
             assert life.said.count("error:") == 1, life.said
         wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
         assert checkpoints(project.root)

@@ -341,7 +341,7 @@ def test_a_signal_at_a_random_moment(
         started = time.monotonic()
         os.kill(life.process.pid, number)
         left += life.end() == code and time.monotonic() - started < 10
-        assert re.search(r"\ntraining stopped at step \d+ of \d+; run it again to go on\n$", life.said), life.said
+        assert re.search(r"\ntraining stopped at step \d+ of \d+; run it again to resume\n$", life.said), life.said
     project.run(*TRAIN)
     tell(f"{number.name} at a random moment", tries, left, tries * (Outcome.of(project.root) == original[1]))
 

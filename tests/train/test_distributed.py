@@ -482,7 +482,7 @@ def test_a_damaged_share_is_named_and_the_state_before_is_taken(
     before = sorted(stopped.glob("run/[0-9]*"))[-2]
     assert state.step == json.loads((before / "about.json").read_text())["step"]
     said = capfd.readouterr().out
-    assert f"the saved state {newest(stopped)} is corrupt" in said
+    assert f"the training checkpoint {newest(stopped)} is corrupt" in said
     assert f"({damaged} is damaged" in said
 
 

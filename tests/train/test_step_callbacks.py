@@ -174,7 +174,7 @@ def test_events_offer_data_losses_and_the_model_and_disturb_nothing(tmp_path: Pa
         ({"before_update": lambda self, event: {"tokens": 1.0}}, "'tokens', which is already recorded"),
         ({"after_step": lambda self, event: 3}, "must return a dict"),
         ({"after_step": lambda self, event: event.memory.update(it=Path())}, "memory holds a PosixPath"),
-        ({"after_step": lambda self, event: {"a": 1.0}, "records_only": True}, "only records"),
+        ({"after_step": lambda self, event: {"a": 1.0}, "records_only": True}, "records_only"),
         ({"eval_weights": lambda self, event: 3}, "must return a dict of tensors"),
         ({"eval_weights": lambda self, event: {"no": torch.zeros(1)}}, "'no', which is no weight"),
         ({"eval_weights": lambda self, event: {"norm.weight": 1.0}}, "a float for 'norm.weight'"),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun sets it, too, and shows the message that it finds there
-_STOPPED = "training stopped; run it again to go on"
+_STOPPED = "training stopped; run it again to resume"
 _SECONDS_TO_LEAVE = 300
 _SECONDS_BETWEEN_LOOKS = 0.1
 _CRASHES = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
@@ -59,7 +59,7 @@ def run_on_ranks(train: Callable[[Ranks], None], params: Params, processes: int)
             return
         except _CrashError as crash:
             if attempt == restarts:
-                raise PipelineError(f"{crash}: run it again to go on") from None
+                raise PipelineError(f"{crash}: run it again to resume") from None
             say(f"{crash}: starting again from the last state ({attempt + 1} of {restarts})")
 
 
