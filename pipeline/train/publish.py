@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact
@@ -84,9 +85,12 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
             best={"model_state_dict": best_weights, "step": state.best_step},
         )
     best = state.final["best"]
-    bits = f", {best['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in best else ""
-    fact("best", f"step {state.best_step:,}: all of val at {best['loss']:.4f} nats a token{bits}")
+    names = {"loss": "val loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}  # of all of val
+    numbers = (f"{named} {best[name]:.5g}" for name, named in names.items() if name in best)
+    fact("best", f"step {state.best_step:,}: {', '.join(numbers)}")
     fact("wrote", f"{paths.shown(paths.checkpoint)}, {paths.shown(paths.metrics)}/train.json, history.tsv, {STEPS}")
+    if "DVC_STAGE" not in os.environ:
+        fact("next", "pipeline evaluate")
 
 
 def _line(value: dict[str, Any]) -> str:
