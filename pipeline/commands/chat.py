@@ -28,16 +28,17 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 _HELP = """\
-What you type is added to the text, and the model continues the text. Your line starts a new line of the text, or
-continues the current line if it starts with a space. Enter alone lets the model continue. Ctrl-C stops the
-continuation, Ctrl-D ends the session.
+What you type is added to the text, and the model continues the text. Your line
+starts a new line of the text, or continues the current line if it starts with
+a space. Enter alone lets the model continue. Ctrl-C stops the continuation,
+Ctrl-D ends the session.
 /undo              remove the last turn: your line and its continuation
 /retry             generate another continuation of the last turn
 /reset             start with an empty text
 /text              show the text so far
 /tokens N          set the number of tokens per turn
 /set               show the settings
-/set NAME VALUE    set a sampler's option, such as /set temperature 0.5 or /set top_p 0.9; adds the sampler
+/set NAME VALUE    set a sampler's option: /set temperature 0.5; adds the sampler
 /samplers NAME…    use these samplers, in this order
 /quit              end the session
 //…                add a line of text that starts with /"""
@@ -116,7 +117,8 @@ def run(
         with suppress(ImportError):  # arrow keys and history; not every Python has readline
             import_module("readline")
         _note(f"{paths.shown(paths.checkpoint)}: the {checkpoint.weights} weights, of step {checkpoint.step:,}")
-        _note(f"{settings}; /help explains, Ctrl-D ends")
+        _note(f"{settings}")
+        _note("/help explains, Ctrl-D ends")
     for line in _lines(at_terminal):
         try:
             if not session.obey(line):
