@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from pipeline.comparison.sources import RunSource
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.paths import EVALUATION
-from pipeline.core.values import OPEN, Count, parse_values
+from pipeline.core.values import OPEN, NonNegativeInt, parse_values
 from pipeline.evaluate.bootstrap import FEWEST_DOCUMENTS
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, read_units
@@ -122,7 +122,7 @@ class _About:
     __pydantic_config__ = OPEN
 
     sides: dict[str, _Side]
-    step: Count
+    step: NonNegativeInt
     weights: str
     stride_share: Annotated[float, Field(gt=0, le=1)]
     tokenizer: _Tokenizer
