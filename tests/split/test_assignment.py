@@ -224,7 +224,7 @@ def test_predefined_keeps_the_sides_that_the_corpus_gave(tmp_path: Path) -> None
     [
         (
             {"a": "train", "b": None, "c": "val", "d": None},
-            r"b, d lie in no .*found: train 1, val 1, test 0 documents",
+            r"b, d are not in .*found: train 1, val 1, test 0 documents",
         ),
         ({"a": "train", "d": "test"}, r"no document is in the split val \(found: train 1, val 0, test 1"),
         ({"a": "val"}, "no document is on the split train"),
