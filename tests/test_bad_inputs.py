@@ -681,7 +681,7 @@ CHECKPOINT_CASES = [
     Case("unknown format", "export --set 'export.formats.use=[gptq]'", ("'gptq'", "huggingface")),
     Case("an empty stop string", "generate a --stop ''", ("--stop", "empty")),
     Case("an empty stop string in a chat", "chat --stop ''", ("--stop", "empty")),
-    Case("no prompts in the file", "generate --prompts p.txt", ("p.txt holds no prompt",), write("p.txt", " \n\n")),
+    Case("no prompts in the file", "generate --prompts p.txt", ("p.txt", "prompt"), write("p.txt", " \n\n")),
     Case(
         "prompts not UTF-8",
         "generate --prompts p.txt",
@@ -702,7 +702,7 @@ CHECKPOINT_CASES = [
     Case(
         "a single token to score",
         "score t.txt --set tokenize.end_of_text=false",
-        ("t.txt is a single token",),
+        ("t.txt", "single token"),
         write("t.txt", "a"),
     ),
     Case("export is a file", "export", ("artifacts/export", "move it away"), file_at("artifacts/export")),
