@@ -129,7 +129,7 @@ def test_a_split_that_would_be_empty_and_another_tokenizer_are_seen_after_a_run(
     told = trained_project.run("check", "--set", "split.val=0.000001").out
     assert "PROBLEM  split: val gets 0 of 12 documents" in told
     vocabulary = ["--set", "tokenize.tokenizer.bpe.vocab_size=4096"]
-    assert "note: the text holds only" in trained_project.succeed("check", *vocabulary).out
+    assert "note: the vocabulary has only" in trained_project.succeed("check", *vocabulary).out
 
 
 @pytest.mark.usefixtures("untried")
