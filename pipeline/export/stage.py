@@ -81,7 +81,7 @@ def run(params: Params, paths: Paths) -> None:
         for number, exporter in enumerate(exporters):
             target = folder / exporter.name if number else folder
             target.mkdir(exist_ok=True)
-            proof = _proven(exporter, source, target)
+            proof = _export_and_verify(exporter, source, target)
             proofs[exporter.name] = {
                 "format": exporter.name,
                 "weights": export_params.weights,
@@ -99,7 +99,7 @@ def run(params: Params, paths: Paths) -> None:
     fact("wrote", f"{paths.shown(paths.export)}; its README.md says how to load it")
 
 
-def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]:
+def _export_and_verify(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]:
     """Exports into `folder`; returns the proof."""
     with refusals(exporter, "; nothing was published"):
         exporter.export(source, folder)
@@ -178,8 +178,8 @@ def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
     merged: dict[str, Any] = {"stride": evaluated.get("stride")}
     for side, numbers in metrics.items():
         if isinstance(numbers, dict):
-            said = described.get(side)
-            merged[side] = {**(said if isinstance(said, dict) else {}), **numbers}
+            described_side = described.get(side)
+            merged[side] = {**(described_side if isinstance(described_side, dict) else {}), **numbers}
     return merged
 
 
@@ -187,7 +187,7 @@ def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:
     """The beginning of held-out text, and what the model draws after it."""
     tokenizer = checkpoint.tokenizer
     prompt = [int(token) for token in splits.ids("val")[:_PROMPT_TOKENS]]
-    ends = [place for place, token in enumerate(prompt) if token == tokenizer.end_of_text and place]
+    ends = [position for position, token in enumerate(prompt) if token == tokenizer.end_of_text and position]
     prompt = prompt[: ends[0]] if ends else prompt
     drawn = generate(
         checkpoint.model, torch.tensor([prompt]), _SAMPLE_TOKENS, [lambda logits, tokens: logits / 0.8],
@@ -217,11 +217,11 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         if name in weights:
             weights[name] = weights[name][:vocab_size].clone()
 
-    whole = _Logits(model).eval()
+    module = _Logits(model).eval()
 
     @torch.inference_mode()
     def logits(tokens: torch.Tensor) -> torch.Tensor:
-        return whole(tokens)  # type: ignore[no-any-return]
+        return module(tokens)  # type: ignore[no-any-return]
 
     def greedy(ids: Sequence[int], count: int) -> list[int]:
         return [int(token) for token in generate(model, torch.tensor([list(ids)]), count)]
@@ -229,7 +229,7 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
     return ExportSource(
         config=model.architecture.config.flatten(),
         weights=weights,
-        model=whole,
+        model=module,
         pattern=tokenizer.pattern,
         ranks=tokenizer.ranks,
         special_tokens=tokenizer.special_tokens,

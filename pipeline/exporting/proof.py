@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.exporting.tokenizer_json import reads_any_text
+from pipeline.exporting.tokenizer_json import is_byte_level
 from pipeline.plugin.bytelevel import awkward_texts
 from pipeline.plugin.components import ExportSource
 
@@ -31,13 +31,13 @@ Logits = Callable[["torch.Tensor"], "torch.Tensor"]
 """ids [B, T] → logits [B, T, V]."""
 
 
-def needed(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
+def missing_package(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
     """The same error, which also says how to install what is missing."""
     return ModuleNotFoundError(f"{error}: install it with pip install -c constraints.txt -e '.[{extra}]'")
 
 
 @contextmanager
-def understood(file: Path, reader: str) -> Iterator[None]:
+def reader_errors(file: Path, reader: str) -> Iterator[None]:
     """Whatever a reader raises over a damaged file refuses the export."""
     try:
         yield
@@ -71,7 +71,7 @@ def check_tokenizer_json(source: ExportSource, path: Path) -> int:
     """`check_ids` of a tokenizer.json, as its own library reads it."""
     from tokenizers import Tokenizer
 
-    with understood(path, "tokenizers"):
+    with reader_errors(path, "tokenizers"):
         tokenizer = Tokenizer.from_file(str(path))
     tokenizer.encode_special_tokens = True
     return check_ids(source, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, path.name)
@@ -79,7 +79,7 @@ def check_tokenizer_json(source: ExportSource, path: Path) -> int:
 
 def _texts(source: ExportSource) -> list[str]:
     """A real text and thousands of awkward ones; where only some characters are known, random strings of those."""
-    if not reads_any_text(source):
+    if not is_byte_level(source):
         known, generator = [sequence.decode() for sequence in source.ranks], random.Random(0)
         strings = ["".join(generator.choices(known, k=generator.randint(1, 40))) for _ in range(_RANDOM_STRINGS)]
         return [source.text, "".join(known), *strings]
@@ -101,8 +101,8 @@ def real_rows(source: ExportSource, rows: int = 4) -> torch.Tensor:
 
     length = source.config["context_length"]
     ids = torch.from_numpy(source.encode(source.text)[: rows * length].astype("int64"))
-    whole = len(ids) // length
-    return ids[: whole * length].view(whole, length) if whole else ids[None]
+    full_rows = len(ids) // length
+    return ids[: full_rows * length].view(full_rows, length) if full_rows else ids[None]
 
 
 def real_batches(source: ExportSource) -> list[torch.Tensor]:
@@ -180,7 +180,7 @@ def check_greedy(source: ExportSource, continued: Callable[[list[int], int], lis
     return shared
 
 
-def greedily(logits: Logits) -> Callable[[list[int], int], list[int]]:
+def greedy_from_logits(logits: Logits) -> Callable[[list[int], int], list[int]]:
     """Greedy text of a reader that knows logits only: what `check_greedy` needs."""
     import torch
 
@@ -197,15 +197,15 @@ def greedily(logits: Logits) -> Callable[[list[int], int], list[int]]:
 # ── all of it ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_graph(source: ExportSource, logits: Logits, reader: str, words: Path) -> dict[str, Any]:
+def check_graph(source: ExportSource, logits: Logits, reader: str, tokenizer_file: Path) -> dict[str, Any]:
     """The whole proof of the model as a graph, with the tokenizer.json beside it: batches of several shapes, greedy
     text, and ids. Returns what verification.json says of it."""
     batches = real_batches(source)
     return {
         "largest_logit_difference": check_logits(source, logits, reader, batches),
         "batches": ", ".join(f"{len(each)} x {each.shape[1]}" for each in batches),
-        "equal_greedy_tokens": check_greedy(source, greedily(logits), reader),
-        "texts_with_equal_ids": check_tokenizer_json(source, words),
+        "equal_greedy_tokens": check_greedy(source, greedy_from_logits(logits), reader),
+        "texts_with_equal_ids": check_tokenizer_json(source, tokenizer_file),
     }
 
 

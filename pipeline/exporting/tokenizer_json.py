@@ -17,7 +17,7 @@ def tokenizer_json(source: ExportSource) -> dict[str, Any]:
     Raises:
         ValueError: a token is not made by merging two others.
     """
-    parts = _byte_level_bpe(source) if reads_any_text(source) else _characters(source)
+    parts = _byte_level_bpe(source) if is_byte_level(source) else _characters(source)
     return {
         "version": "1.0",
         "truncation": None,
@@ -29,12 +29,12 @@ def tokenizer_json(source: ExportSource) -> dict[str, Any]:
     }
 
 
-def reads_any_text(source: ExportSource) -> bool:
+def is_byte_level(source: ExportSource) -> bool:
     """Whether the tokenizer has a token for every byte; else it knows some characters only."""
     return all(bytes([byte]) in source.ranks for byte in range(256))
 
 
-def written(sequence: bytes) -> str:
+def byte_level_text(sequence: bytes) -> str:
     """A token's bytes as printable characters, gpt2's convention."""
     return "".join([_CHARACTERS[byte] for byte in sequence])
 
@@ -47,7 +47,7 @@ def merges(source: ExportSource) -> list[tuple[str, str]]:
     """
     longer = sorted((rank, sequence) for sequence, rank in source.ranks.items() if len(sequence) > 1)
     parts = [_parts(sequence, source.ranks) for _, sequence in longer]
-    return [(written(first), written(second)) for first, second in parts]
+    return [(byte_level_text(first), byte_level_text(second)) for first, second in parts]
 
 
 def _characters(source: ExportSource) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _byte_level_bpe(source: ExportSource) -> dict[str, Any]:
             "ignore_merges": False,
             # Special tokens, too: one that is not in it gets the first free id, whatever its own.
             "vocab": {
-                **{written(sequence): rank for sequence, rank in source.ranks.items()},
+                **{byte_level_text(sequence): rank for sequence, rank in source.ranks.items()},
                 **source.special_tokens,
             },
             "merges": [list(pair) for pair in merges(source)],
@@ -107,11 +107,11 @@ def _added_token(text: str, token: int) -> dict[str, Any]:
 
 def _parts(sequence: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
     """The two parts whose merge makes a token: what merging by rank leaves just before the token itself."""
-    parts = [sequence[place : place + 1] for place in range(len(sequence))]
+    parts = [sequence[index : index + 1] for index in range(len(sequence))]
     while len(parts) > 2:
         candidates = [(ranks.get(parts[i] + parts[i + 1], len(ranks) + 1), i) for i in range(len(parts) - 1)]
-        rank, place = min(candidates)
+        rank, index = min(candidates)
         if rank >= ranks[sequence]:
             raise ValueError(f"the token {sequence!r} is not made by merging two others")
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
     return parts[0], parts[1]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipeline.exporting import check_graph, graph, tokenizer_json, understood
+from pipeline.exporting import check_graph, graph, reader_errors, tokenizer_json
 from pipeline.plugin import Exporter, ExportSource, hookimpl
 
 _FILE = "model.pt2"
@@ -20,13 +20,13 @@ class TorchExport(Exporter):
     name: ClassVar[str] = "torch_export"
 
     def export(self, source: ExportSource, folder: Path) -> None:
-        words = tokenizer_json(source)
+        tokenizer = tokenizer_json(source)
         with warnings.catch_warnings(action="ignore"):
             torch.export.save(graph(source), folder / _FILE)
-        (folder / "tokenizer.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
     def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:
-        with understood(folder / _FILE, "torch.export"), warnings.catch_warnings(action="ignore"):
+        with reader_errors(folder / _FILE, "torch.export"), warnings.catch_warnings(action="ignore"):
             program = torch.export.load(folder / _FILE)
         # An operation of anybody else's would have to be installed where the file is loaded.
         foreign = {str(node.target) for node in program.graph_module.graph.nodes if _is_foreign(node)}

@@ -10,9 +10,9 @@ from pipeline.exporting import (
     check_ids,
     check_logits,
     check_loss,
-    greedily,
-    needed,
-    understood,
+    greedy_from_logits,
+    missing_package,
+    reader_errors,
 )
 from pipeline.plugin import Exporter, ExportSource, hookimpl
 
@@ -34,11 +34,11 @@ class Gguf(Exporter):
 
     def export(self, source: ExportSource, folder: Path) -> None:
         arch, numbers, tensors = form(source)
-        words = vocabulary(source)
+        tokenizer = vocabulary(source)
         try:
             import gguf
         except ModuleNotFoundError as error:
-            raise needed(error, "gguf") from None
+            raise missing_package(error, "gguf") from None
 
         writer = gguf.GGUFWriter(folder / _FILE, arch)
         writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if self.type == 'f32' else 'MOSTLY'}_{self.type.upper()}"])
@@ -48,11 +48,11 @@ class Gguf(Exporter):
             add(f"{arch}.{key}", value)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list(words.tokens)
-        writer.add_token_types(words.types)
-        writer.add_token_merges(words.merges)
-        writer.add_bos_token_id(words.end)
-        writer.add_eos_token_id(words.end)
+        writer.add_token_list(tokenizer.tokens)
+        writer.add_token_types(tokenizer.types)
+        writer.add_token_merges(tokenizer.merges)
+        writer.add_bos_token_id(tokenizer.end)
+        writer.add_eos_token_id(tokenizer.end)
         writer.add_add_bos_token(False)
         for name, tensor in tensors.items():
             kind = gguf.GGMLQuantizationType[self._type(name, tensor).upper()]
@@ -69,9 +69,9 @@ class Gguf(Exporter):
         try:
             from .reader import GgufModel
         except ModuleNotFoundError as error:
-            raise needed(error, "gguf") from None
+            raise missing_package(error, "gguf") from None
 
-        with understood(folder / _FILE, "gguf"):
+        with reader_errors(folder / _FILE, "gguf"):
             model = GgufModel(folder / _FILE)
             tokenizer = model.tokenizer(source.end_of_text)
         if model.special_tokens != source.special_tokens:
@@ -86,7 +86,7 @@ class Gguf(Exporter):
         }
         if self.type == "f32":
             proof["largest_logit_difference"] = check_logits(source, model.logits, _FILE)
-            proof["equal_greedy_tokens"] = check_greedy(source, greedily(model.logits), _FILE)
+            proof["equal_greedy_tokens"] = check_greedy(source, greedy_from_logits(model.logits), _FILE)
             return proof
         expected, rounded = check_loss(source, model.logits, _FILE, _LOST[self.type])
         difference = check_logits(source, model.logits, _FILE, tolerance=float("inf"))

@@ -47,14 +47,16 @@ def _sizes(source: ExportSource) -> dict[str, int | float]:
     }
 
 
-def _named(weights: Mapping[str, torch.Tensor], layers: int, parts: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def _rename_tensors(
+    weights: Mapping[str, torch.Tensor], layers: int, parts: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
     """The embedding, the head where it is not the embedding, and each block's `parts`: their name, our name."""
-    named = {"token_embd.weight": weights["token_embedding.weight"]}
+    tensors = {"token_embd.weight": weights["token_embedding.weight"]}
     if "head.weight" in weights:
-        named["output.weight"] = weights["head.weight"]
+        tensors["output.weight"] = weights["head.weight"]
     for layer in range(layers):
-        named |= {f"blk.{layer}.{theirs}": weights[f"blocks.{layer}.{ours}"] for theirs, ours in parts.items()}
-    return named
+        tensors |= {f"blk.{layer}.{theirs}": weights[f"blocks.{layer}.{ours}"] for theirs, ours in parts.items()}
+    return tensors
 
 
 def _gpt2(source: ExportSource) -> Form:
@@ -77,7 +79,7 @@ def _gpt2(source: ExportSource) -> Form:
         "gpt2",
         {**_sizes(source), "attention.layer_norm_epsilon": 1e-5},
         {
-            **_named(zeros | dict(weights), source.config["n_layers"], parts),
+            **_rename_tensors(zeros | dict(weights), source.config["n_layers"], parts),
             "position_embd.weight": weights["position_embedding.weight"],
             "output_norm.weight": weights["norm.weight"],
             "output_norm.bias": weights["norm.bias"],
@@ -98,13 +100,13 @@ def _llama(source: ExportSource) -> Form:
         "ffn_up.weight": "mlp.up.weight",
         "ffn_down.weight": "mlp.down.weight",
     }
-    tensors = _named(weights, config["n_layers"], parts) | {"output_norm.weight": weights["norm.weight"]}
+    tensors = _rename_tensors(weights, config["n_layers"], parts) | {"output_norm.weight": weights["norm.weight"]}
     for layer in range(config["n_layers"]):
         q, k, v = weights[f"blocks.{layer}.attention.qkv.weight"].split(
             [heads * size, shared * size, shared * size]
         )
-        tensors[f"blk.{layer}.attn_q.weight"] = _interleaved(q, heads)
-        tensors[f"blk.{layer}.attn_k.weight"] = _interleaved(k, shared)
+        tensors[f"blk.{layer}.attn_q.weight"] = _interleave_rows(q, heads)
+        tensors[f"blk.{layer}.attn_k.weight"] = _interleave_rows(k, shared)
         tensors[f"blk.{layer}.attn_v.weight"] = v
     numbers = {
         "attention.head_count_kv": shared,
@@ -115,7 +117,7 @@ def _llama(source: ExportSource) -> Form:
     return Form("llama", _sizes(source) | numbers, tensors)
 
 
-def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+def _interleave_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of queries or keys: here a head's first half is turned with its second, there neighbours are."""
     rows, columns = weight.shape
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pipeline.exporting import merges, reads_any_text, written
+from pipeline.exporting import byte_level_text, is_byte_level, merges
 from pipeline.plugin import ExportSource
 
 _GPT2 = {
@@ -30,7 +30,7 @@ def vocabulary(source: ExportSource) -> Vocabulary:
         ValueError: llama.cpp has none for it.
     """
     fix = "train with tokenize.tokenizer.name: bpe (or tiktoken's gpt2), or leave gguf out of export.formats.use"
-    if not reads_any_text(source):
+    if not is_byte_level(source):
         raise ValueError(f"llama.cpp reads no tokenizer of characters, only a byte-level BPE: {fix}")
     if len(source.ranks) == 256:
         raise ValueError(f"llama.cpp reads no tokenizer of single bytes, only a BPE with merges: {fix}")
@@ -41,7 +41,7 @@ def vocabulary(source: ExportSource) -> Vocabulary:
     size = source.config["vocab_size"]
     tokens, types = [f"[UNUSED{token}]" for token in range(size)], [_UNUSED] * size
     for sequence, token in source.ranks.items():
-        tokens[token], types[token] = written(sequence), _NORMAL
+        tokens[token], types[token] = byte_level_text(sequence), _NORMAL
     for text, token in source.special_tokens.items():
         tokens[token], types[token] = text, _CONTROL
     if len(set(tokens)) != size:
