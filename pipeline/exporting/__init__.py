@@ -1,6 +1,6 @@
-"""What exporters share: the tokenizer's file, the model as a graph, and the parts of a proof.
+"""Helpers for exporters: tokenizer.json, the model as a graph, and checks for `verify`.
 
-It is apart from `pipeline.plugin`, which every stage reads, so that a change to a proof does not train again.
+They are separate from `pipeline.plugin`, on which every stage depends, so that changes here do not retrain models.
 """
 
 from pipeline.exporting.graph import graph

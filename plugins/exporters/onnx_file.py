@@ -1,4 +1,4 @@
-"""ONNX, which onnxruntime and many other programs load: on servers, phones and in browsers, without Python."""
+"""ONNX: a format for onnxruntime and many other programs, on servers, phones and in browsers, without Python."""
 
 import contextlib
 import importlib.util
@@ -29,7 +29,7 @@ from pipeline.plugin import Exporter, ExportSource, hookimpl
 
 _FILE, _INT8 = "model.onnx", "model.int8.onnx"
 _ONE_FILE = 1 << 30
-"""Bytes of weights up to which one file holds them: protobuf's limit is two gigabytes."""
+"""The maximum bytes of weights in a single file: protobuf is limited to 2 GB."""
 
 
 class Onnx(Exporter):
@@ -39,9 +39,9 @@ class Onnx(Exporter):
     name: ClassVar[str] = "onnx"
 
     int8: bool = False
-    """Whether model.int8.onnx is written beside it, with matrices in eight bits: less than half the size."""
+    """Whether to also write model.int8.onnx, with matrices in 8 bits: less than half the size."""
     int8_loss: Annotated[float, Field(ge=0)] = 0.05
-    """Nats a token that held-out text may cost more with eight bits; else the export is refused."""
+    """The allowed increase of the loss on held-out text with 8 bits, in nats per token; more rejects the export."""
 
     def export(self, source: ExportSource, folder: Path) -> None:
         tokenizer = tokenizer_json(source)
@@ -83,7 +83,7 @@ class Onnx(Exporter):
 
 
 def _session(path: Path) -> Logits:
-    """The logits of a file, by onnxruntime."""
+    """The logits of a file, computed by onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -101,7 +101,7 @@ def _session(path: Path) -> Logits:
 
 
 def _reference(source: ExportSource, path: Path) -> dict[str, Any]:
-    """Without onnxruntime: onnx's own slow reference computes a few logits."""
+    """Verification without onnxruntime: the slow reference implementation of onnx computes a few logits."""
     import onnx.reference
 
     with reader_errors(path, "onnx"):
@@ -118,7 +118,7 @@ def _reference(source: ExportSource, path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _in_silence() -> Iterator[None]:
-    """Without the many remarks of torch, onnxscript and onnxruntime, which are about themselves."""
+    """Context manager: silences the log messages and warnings of torch, onnxscript and onnxruntime."""
     with (
         warnings.catch_warnings(action="ignore"),
         contextlib.redirect_stdout(io.StringIO()),
