@@ -17,6 +17,8 @@ from pipeline.evaluate.report.plots import Plot, Point
 _TICKS = 5
 _READOUTS = 60
 _DOTS = 30
+_LINE, _LABEL = 42, 28
+"""Characters of a read-out's line and of a label in it that fit beside the axis of a phone."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ReadOut:
     at: float
     left: float
     width: float
-    text: str
+    rows: list[str]
     dots: list[tuple[str, float]]
 
 
@@ -214,17 +216,23 @@ def _readouts(plot: Plot, series: list[list[Point]], place: Callable[[Point], Po
             if point[0] == value
         ]
         many = len(plot.series) > 1
-        texts = [f"{label} {number(point[1], 4)}" if many else number(point[1], 4) for _, label, point in own]
+        texts = [f"{_cut(label)} {number(point[1], 4)}" if many else number(point[1], 4) for _, label, point in own]
+        rows = [f"{number(value)} {plot.x_unit}", *texts]
+        line = " · ".join(rows)
         readouts.append(
             ReadOut(
                 at=left,
                 left=round(borders[index], 2),
                 width=round(borders[index + 1] - borders[index], 2),
-                text=" · ".join([f"{number(value)} {plot.x_unit}", *texts]),
+                rows=[line] if len(line) <= _LINE else rows,
                 dots=[(plot.series[line].colour, place(point)[1]) for line, _, point in own],
             )
         )
     return readouts
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
 
 
 def _summary(plot: Plot, series: list[list[Point]]) -> str:
