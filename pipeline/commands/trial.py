@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.core.errors import PipelineError, in_words, out_of_memory
-from pipeline.core.files import readable
+from pipeline.core.errors import PipelineError, describe_exception, out_of_memory
+from pipeline.core.files import format_bytes
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.device import peak_memory
 from pipeline.plugin.registry import Registry
 from pipeline.train.components import KINDS, Components
-from pipeline.train.conditions import choose, process_count
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluation import summarize
 from pipeline.train.loop import train_step
@@ -28,6 +27,7 @@ from pipeline.train.memory_check import available, state_bytes
 from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
+from pipeline.train.runtime_config import process_count, resolve_runtime_config
 from pipeline.train.state import TrainState
 from pipeline.train.teacher import Teacher
 
@@ -71,9 +71,9 @@ class Memory:
         """The total and its parts."""
         parts = {"weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer}
         parts |= {"activations": self.activations, "saving": self.saving * self.shared, "Python": self.python}
-        text = ", ".join(f"{name} {readable(size)}" for name, size in parts.items() if size)
-        beside = "" if self.shared else f"; and {readable(self.saving)} of the machine's memory for saving"
-        return f"{readable(self.total)} ({text}){beside}"
+        text = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+        beside = "" if self.shared else f"; and {format_bytes(self.saving)} of the machine's memory for saving"
+        return f"{format_bytes(self.total)} ({text}){beside}"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,9 @@ def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) 
         sender.send(_try_steps(params, paths, splits))
     except BaseException as error:
         told = isinstance(error, PipelineError | OSError) or out_of_memory(error)
-        sender.send(error if told else PipelineError(f"a trial step of training raised {in_words(error)}"))
+        sender.send(
+            error if told else PipelineError(f"a trial step of training raised {describe_exception(error)}")
+        )
 
 
 def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
@@ -168,9 +170,11 @@ def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
     components = Components.load(params, paths.plugins, registry)
     data = TrainingData.read(params, splits, components.batch_sampler)
     phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
-    conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
+    runtime_config = replace(
+        resolve_runtime_config(params, Ranks(), {}, 0.0), compile=False
+    )  # a few steps: not worth compiling
     teacher = Teacher.of(components.loss, paths.root)
-    return TrainingRun.build(params, components, data, phase, conditions, teacher=teacher)
+    return TrainingRun.build(params, components, data, phase, runtime_config, teacher=teacher)
 
 
 class _NoUpdates(torch.optim.SGD):

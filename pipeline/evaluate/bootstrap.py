@@ -97,7 +97,7 @@ def interval(values: Draws, count: float) -> dict[str, float]:
     """The 95% interval of a number whose draws are `values`, from units that are worth `count` equal ones.
 
     It is the expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap",
-    section 5.3): plain percentiles are too narrow for few units, by what Student's t and the divisor n − 1 mend.
+    section 5.3): plain percentiles are too narrow for few units, by what Student's t and the divisor n − 1 fix.
     """
     quantile = student_quantile(1 - (1 - LEVEL) / 2, count - 1)
     tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * quantile)

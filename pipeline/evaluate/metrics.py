@@ -13,7 +13,7 @@ import torch
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.evaluate.breakdown import UnitScore, positions
 from pipeline.model.scoring import plain_numbers
-from pipeline.plugin.calls import calling, check_numbers, named
+from pipeline.plugin.calls import calling, check_numbers, label
 from pipeline.plugin.components import IGNORED, Metric, TaskMetric, TextModel, TokenScores
 
 _PLAIN = ("loss", "perplexity", "bits_per_byte", "tokens")
@@ -143,7 +143,7 @@ def run_tasks(metrics: Sequence[Metric], model: TextModel) -> dict[str, float]:
 
 def _own(numbers: Any, metric: Metric, taken: dict[str, str]) -> dict[str, float]:
     """What a metric returned, checked; its names are added to those that are taken."""
-    where = named(metric)
+    where = label(metric)
     check_numbers(numbers, where)
     for name in numbers:
         if name in taken:

@@ -10,11 +10,11 @@ from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError
 from pipeline.core.files import MANIFEST, recorded_sha256, sha256, write_json
 from pipeline.core.fingerprint import output_fingerprint
-from pipeline.core.links import check_recorded
+from pipeline.core.params_diff import effective
 from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.publication import published_folder
-from pipeline.core.record import effective
 from pipeline.core.republish import republished
+from pipeline.core.symlinks import check_symlinks
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.baselines import unigram_bits_per_byte
@@ -28,7 +28,7 @@ from pipeline.evaluate.text_model import text_model
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, weights_file
 from pipeline.model.device import choose_device, keep_memory, use_threads
 from pipeline.model.held_out import check_same_tokenizer
-from pipeline.model.made_by import RunRecord, note_changes, read_record
+from pipeline.model.run_record import RunRecord, note_changes, read_record
 from pipeline.model.scoring import Summary, score
 from pipeline.plugin.components import Metric, TaskMetric
 from pipeline.plugin.options import plain_options
@@ -115,7 +115,7 @@ def run(params: Params, paths: Paths) -> None:
 
 def _task_files(folder: Path) -> dict[str, str]:
     """The digests of the files that tasks read, by name."""
-    check_recorded(folder)
+    check_symlinks(folder)
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 

@@ -52,7 +52,7 @@ def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) 
     ranks, size = run.parallel.ranks, run.params.micro_batch_size
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
     summary = Summary(run.data.tokenizer.byte_lengths)
-    for first in range(0, len(batches), ranks.count):
+    for first in range(0, len(batches), ranks.world_size):
         run.stop_if_asked()
         number = first + ranks.rank
         # Ranks without a batch compute the last one: collectives must match where weights are sharded.

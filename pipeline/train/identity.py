@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.fingerprint import code_identity
-from pipeline.core.record import changed, differences
+from pipeline.core.params_diff import changed, differences
+from pipeline.train.checkpoint_store import FORMAT
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
-from pipeline.train.store import FORMAT
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
@@ -19,7 +19,7 @@ def identity(
     params: Params, components: Components, data: TrainingData, weights: str, teacher: str = ""
 ) -> dict[str, Any]:
     """Everything that decides the result of training: the params that are used, the data, the pretrained weights,
-    code and versions, and the format of saved states.
+    code and versions, and the format of training checkpoints.
 
     What is not chosen is not in it, nor are `runtime` and callbacks that only record.
 
@@ -50,7 +50,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         "data": "the data",
         "weights": "the pretrained weights",
         "teacher": "the loss's teacher",
-        "format": "the format of saved states",
+        "format": "the format of training checkpoints",
     }
     found += [what for part, what in whole.items() if old.get(part) != new.get(part)]
     return found + [

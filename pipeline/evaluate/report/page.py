@@ -6,12 +6,13 @@ import base64
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import printable
 from pipeline.core.files import write_atomically
-from pipeline.core.record import flat
+from pipeline.core.params_diff import flatten
 from pipeline.evaluate.bootstrap import units
 from pipeline.evaluate.breakdown import Breakdown
 from pipeline.evaluate.report.chart import Chart, lay_out, number
@@ -75,7 +76,7 @@ def render(report: Report) -> str:
         frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
         head_columns=columns(len(report.attention.heads)) if report.attention else 0,
         heads=head_pictures(report.attention) if report.attention else [],
-        params={name: flat(section).items() for name, section in report.params.items()},
+        params={name: flatten(section).items() for name, section in report.params.items()},
     )
 
 
@@ -96,6 +97,7 @@ def render_page(template: Path, *styles: Path, **values: Any) -> str:
     return page.render(style=style, style_hash=digest, **values)
 
 
+@cache
 def _templates(*folders: Path) -> Environment:
     """Renders the templates in some folders: escaped, strict about names, with the report's filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
