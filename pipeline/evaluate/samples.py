@@ -60,7 +60,7 @@ def draw_samples(
             for prompt, text in zip(params.prompts, texts, strict=True)
         ]
 
-    ways = [drawn("without samplers", []), drawn("greedy: the most likely token each time", [], random=False)]
+    ways = [drawn("without samplers", []), drawn("greedy (the most likely token)", [], random=False)]
     if samplers:
         ways.insert(0, drawn(", ".join(sampler.name for sampler in samplers), samplers))
     return [list(group) for group in zip(*ways, strict=True)]

@@ -273,7 +273,7 @@ def test_curves_of_single_steps_are_theirs_and_of_very_many_steps_some() -> None
     assert mine[0].points == [(step, step / 2) for step in range(1, 2001, 4)]
     norms = {plot.name: plot for plot in training_plots(report, STEPS)}["grad_norm"]
     assert len(norms.series[0].points) == 500
-    assert "Objective of single steps" in render(report)
+    assert "of single steps" in render(report)
     time = training_axes(report.training.history)[-1]  # of which single steps know nothing
     assert objective_plots(training, time) == []
     assert [plot.name for plot in callback_plots(training, time)] == ["weights"]
@@ -310,8 +310,8 @@ def test_line_breaks_are_kept_and_marked_and_so_is_the_end_of_a_text() -> None:
 
 
 def test_names_break_after_separators_and_never_in_a_word() -> None:
-    assert breakable("library/a_b.py") == "library/<wbr>a_<wbr>b.<wbr>py"
-    assert breakable("--x//y") == "--<wbr>x//<wbr>y"
+    assert breakable("library/model_files.py") == "library/<wbr>model_<wbr>files.py"
+    assert breakable("a/__init__.py") == "a/<wbr>__init__.py"
     assert breakable("<Donaudampfschifffahrt>") == "&lt;Donaudampfschifffahrt&gt;"
     digest = hashlib.sha256().hexdigest()
     assert breakable(digest).replace("<wbr>", "") == digest

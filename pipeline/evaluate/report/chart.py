@@ -30,6 +30,13 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Reference(Tick):
+    """A level line. Its label stands on the side of it on which the curves do not end: above or `below`."""
+
+    below: bool
+
+
+@dataclass(frozen=True)
 class Line:
     """A line: its label, colour and last value, its corners in a square of 1000 and its dots in percent."""
 
@@ -59,7 +66,7 @@ class Chart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     lines: list[Line]
-    references: list[Tick]
+    references: list[Reference]
     interval: tuple[float, float] | None
     readouts: list[ReadOut]
     summary: str
@@ -93,6 +100,8 @@ def lay_out(plot: Plot) -> Chart:
     x = _scale([place for place, _ in points], plot.log_x, padded=False)
     y = _scale([value for _, value in points] + levels, plot.log_y, padded=True)
 
+    ends = min((each[-1][1] for each in series if each), default=0.0)
+
     def place(point: Point) -> Point:
         return x(point[0]), round(100 - y(point[1]), 2)
 
@@ -112,7 +121,10 @@ def lay_out(plot: Plot) -> Chart:
         x_ticks=[Tick(x(value), label) for value, label in labelled(x.ticks)],
         y_ticks=[Tick(round(100 - y(value), 2), label) for value, label in labelled(y.ticks)],
         lines=lines,
-        references=[Tick(round(100 - y(value), 2), f"{name} {number(value)}") for name, value in plot.references],
+        references=[
+            Reference(round(100 - y(value), 2), f"{name} {number(value)}", below=ends > value)
+            for name, value in plot.references
+        ],
         interval=(round(100 - y(plot.interval[1]), 2), round(100 - y(plot.interval[0]), 2))
         if plot.interval
         else None,

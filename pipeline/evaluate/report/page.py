@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -43,7 +44,7 @@ CARDS = (
     ("bits_per_byte", "bits per byte"),
     ("perplexity", "perplexity"),
     ("loss", "loss, nats per token"),
-    ("accuracy", "accuracy of the top token"),
+    ("accuracy", "top-1 accuracy"),
 )
 
 
@@ -109,7 +110,7 @@ def _templates(*folders: Path) -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    filters = (printable, number, duration, level, piece, breakable, written)
+    filters = (printable, number, duration, level, piece, breakable, setting, written)
     environment.filters.update({each.__name__: each for each in filters})
     return environment
 
@@ -135,18 +136,23 @@ def piece(text: str) -> str:
     return printable(seen) or "∅"
 
 
-_BREAKS = re.compile(r"(?<=[/_.:,=-])(?=[^/_.:,=\s-])")
+_BREAKS = re.compile(r"(?:(?<=[/:,=])|(?<=[^\W_][_.-]))(?=[^/_.:,=\s-])(?!\w{1,4}$)")
 _LONGEST = 28
 """Characters of a part without separators, such as a digest, that stay on one line."""
 
 
 def breakable(text: str) -> Markup:
-    """A name that a line may break after its separators (/, _, ., -, …), and not in the middle of a word."""
+    """A name that may break after its separators (/, _, ., -, …), but not in a word, nor before a suffix."""
     from markupsafe import Markup, escape
 
     parts = _BREAKS.split(printable(text))
     pieces = [part[at : at + _LONGEST] for part in parts for at in range(0, len(part), _LONGEST)]
     return Markup("<wbr>").join(map(escape, pieces))
+
+
+def setting(value: object) -> str:
+    """A param as params.yaml can hold it."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def written(text: str) -> Markup:

@@ -113,7 +113,7 @@ def training_plots(report: Report, axis: Axis) -> list[Plot]:
 def objective_plots(training: Training, axis: Axis) -> list[Plot]:
     """What the loss optimised at single steps, if that is known."""
     points = _points(training.steps, axis, "train.objective")
-    plot = Plot("objective", "Objective of single steps", "nats per token", axis.label, axis.unit,
+    plot = Plot("objective", "Objective", "of single steps, nats per token", axis.label, axis.unit,
                 [Series("objective", points, "train")])  # fmt: skip
     return [plot] if points else []
 
