@@ -232,7 +232,7 @@ class _Compare(click.Command):
 @click.option("--text", "form", flag_value="text", default="text", hidden=True)
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="With --by: write a page with curves, too.",
+    help="Write the answer as a page with the runs' curves, too.",
 )  # fmt: skip
 def compare(
     names: tuple[str, ...], against: tuple[str, ...], by: tuple[str, ...], form: str, html: Path | None
@@ -254,8 +254,6 @@ def compare(
     """
     if by and against:
         raise click.UsageError("--by compares all recipes with each other: give their runs before it, no --against")
-    if html and not by:
-        raise click.UsageError("--html is the page of a sweep: name its params with --by")
     if by:
         from pipeline.commands.compare import run_sweep
 
@@ -269,7 +267,7 @@ def compare(
         raise click.UsageError("give the runs of the first recipe before --against")
     from pipeline.commands.compare import run
 
-    _say_all(run(Paths(Path.cwd()), names, against, form))
+    _say_all(run(Paths(Path.cwd()), names, against, form, html))
 
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
 
-def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -> Iterator[str]:
+def run(
+    paths: Paths, names: Sequence[str], against: Sequence[str], form: str, page: Path | None = None
+) -> Iterator[str]:
     """The lines of a comparison.
 
     Args:
@@ -33,16 +35,22 @@ def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -
             runs of A.
         against: The runs of B, each with another seed.
         form: "text", "markdown" or "json".
+        page: Where an HTML page with the runs' curves is written, too.
 
     Raises:
         PipelineError: a run cannot be found or read, or the runs may not be compared.
     """
     groups = (names, against) if against else [[name] for name in [*names, *("HEAD", ".")[len(names) :]]]
-    first, second = ([read_run(find_source(paths.root, name)) for name in group] for group in groups)
+    sources = [[find_source(paths.root, name) for name in group] for group in groups]
+    first, second = ([read_run(source) for source in group] for group in sources)
     if against:
         _check_recipe("A", first)
         _check_recipe("B", second)
     comparison = _compare(RECIPES if against else CHECKPOINTS, first, second)
+    if page is not None:
+        from pipeline.comparison.comparison_page import read_curves, render
+
+        write_atomically(page, render(comparison, *([read_curves(each) for each in group] for group in sources)))
     if form == "json":
         return iter([as_json(comparison)])
     return as_markdown(comparison) if form == "markdown" else as_text(comparison)

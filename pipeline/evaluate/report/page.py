@@ -136,7 +136,7 @@ def piece(text: str) -> str:
     return printable(seen) or "∅"
 
 
-_BREAKS = re.compile(r"(?:(?<=[/:,=])|(?<=[^\W_][_.-]))(?=[^/_.:,=\s-])(?!\w{1,4}$)")
+_BREAKS = re.compile(r"(?<=[/:,=])(?=[^/:,=\s])|(?<=[^\W_][_.-])(?=[^/_.:,=\s-])(?!\w{1,4}$)")
 _LONGEST = 28
 """Characters of a part without separators, such as a digest, that stay on one line."""
 
