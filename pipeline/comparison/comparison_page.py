@@ -81,7 +81,7 @@ def render(comparison: Comparison, first: Sequence[Training], second: Sequence[T
         question=QUESTION[comparison.question],
         unit=comparison.unit,
         answers=[f"{side}: {verdict(found, comparison.unit)}" for side, found in sides.items()],
-        losses=[(side, *_numbers(found)) for side, found in sides.items()],
+        losses={side: _numbers(found) for side, found in sides.items()},
         meaning=meaning(comparison),
         tables=list(tables(comparison)),
         curves=[
