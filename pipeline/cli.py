@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,8 +218,12 @@ class _Compare(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--against" in args:
             start = args.index("--against")
-            names = [each if each.startswith("-") else f"--against={each}" for each in args[start + 1 :]]
-            args = args[:start] + (names or ["--against"])
+            valued = {name for each in self.params for name in each.opts if not getattr(each, "is_flag", False)}
+            rest = [
+                each if each.startswith("-") or before in valued - {"--against"} else f"--against={each}"
+                for before, each in pairwise(args[start:])
+            ]
+            args = args[:start] + (rest or ["--against"])
         return super().parse_args(ctx, args)
 
 

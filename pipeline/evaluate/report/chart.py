@@ -17,6 +17,8 @@ from pipeline.evaluate.report.plots import Plot, Point
 _TICKS = 5
 _READOUTS = 60
 _DOTS = 30
+_MARGIN, _WITH_LABELS = 0.06, 0.12
+"""Room above and below the curves, and where labels of level lines stand there."""
 _LINE, _LABEL = 42, 28
 """Characters of a read-out's line and of a label in it that fit beside the axis of a phone."""
 
@@ -97,8 +99,9 @@ def lay_out(plot: Plot) -> Chart:
     series = [[point for point in each.points if _fits(point, plot)] for each in plot.series]
     points = [point for each in series for point in each]
     levels = [value for _, value in plot.references] + list(plot.interval or ())
-    x = _scale([place for place, _ in points], plot.log_x, padded=False)
-    y = _scale([value for _, value in points] + levels, plot.log_y, padded=True)
+    x = _scale([place for place, _ in points], plot.log_x, margin=0.0)
+    margin = _WITH_LABELS if plot.references else _MARGIN
+    y = _scale([value for _, value in points] + levels, plot.log_y, margin)
 
     ends = min((each[-1][1] for each in series if each), default=0.0)
 
@@ -140,18 +143,19 @@ def _fits(point: Point, plot: Plot) -> bool:
     return not (plot.log_x and place <= 0) and not (plot.log_y and value <= 0)
 
 
-def _scale(values: Sequence[float], log: bool, padded: bool) -> _Scale:
+def _scale(values: Sequence[float], log: bool, margin: float) -> _Scale:
+    """A scale that holds the values, and a margin on both sides, as a share of what they span."""
     low, high = min(values, default=1.0), max(values, default=1.0)
     if log:
-        margin = math.exp(0.06 * (math.log(high) - math.log(low))) if high > low else 2.0
-        below = max(low / margin, min(low, sys.float_info.min))  # not 0, which has no logarithm
-        return _Scale(below, high * margin, log) if padded or high == low else _Scale(low, high, log)
+        factor = math.exp(margin * (math.log(high) - math.log(low))) if high > low else 2.0
+        below = max(low / factor, min(low, sys.float_info.min))  # not 0, which has no logarithm
+        return _Scale(below, high * factor, log)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # as good as one value
         half = abs(high) * 0.5 or 1.0
         return _Scale(low - half, high + half, log)
-    margin = (high - low) * 0.06 if padded else 0.0
-    below = 0.0 if low >= 0 and low - margin < 0 else low - margin
-    return _Scale(below, high + margin, log)
+    room = (high - low) * margin
+    below = 0.0 if low >= 0 and low - room < 0 else low - room
+    return _Scale(below, high + room, log)
 
 
 def nice_ticks(low: float, high: float, count: int = _TICKS) -> list[float]:

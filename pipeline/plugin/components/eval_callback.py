@@ -49,7 +49,7 @@ class EvaluationEvent(TrainingEvent):
     Attributes:
         history: The numbers of the earlier evaluations, oldest first.
         generate: `generate(prompt, max_new_tokens, temperature=0.0)` continues a text.
-        show: Prints a text and keeps it for the report.
+        show: Prints a text, its white space as single spaces, and keeps it as it is for the report.
     """
 
     history: Sequence[Mapping[str, float]]
