@@ -285,7 +285,9 @@ def compare(
         _print_lines(run_sweep(Paths(Path.cwd()), names, by, form, html), wrap=form == "text")
         return
     if len(names) > 2 and not against:
-        raise click.UsageError(f"{len(names)} runs: give two, or put --against between the runs of two recipes")
+        raise click.UsageError(
+            f"{len(names)} runs: give two, or put --against between the runs of two recipes, or rank them with --by"
+        )
     if against and not names:
         raise click.UsageError("give the runs of the first recipe before --against")
     from pipeline.commands.compare import run
