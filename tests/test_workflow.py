@@ -6,12 +6,14 @@ import copy
 import re
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 from test_docs import blocks
 from test_dvc import STAGES, Clone
+from test_notebook import execute, notebook, outputs
 
 PAGE = REPOSITORY / "docs" / "workflow.md"
 README = REPOSITORY / "README.md"
@@ -140,6 +142,23 @@ def test_the_commands_of_the_workflow_page_run_in_order(shell: Shell) -> None:
         if line.startswith("dvc repro"):
             assert NOTHING_TO_DO in output, output
     assert NOTHING_TO_DO in shell.type("dvc repro")
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a run that is done: its second one trains."""
+    shell.clone.commit("first run")
+    run = notebook(CHANGE="train.optimizer.muon.lr=0.01", PROMPT="the river")
+    execute(run, shell.clone, monkeypatch, tmp_path)
+    assert "bits_per_byte" in outputs(run, "metrics")
+    assert "Training report" in outputs(run, "report")
+    assert "the river" in outputs(run, "generate")
+    compared = outputs(run, "change")
+    assert "Running stage 'train'" in compared
+    assert "train.optimizer.muon.lr" in compared
+    with zipfile.ZipFile(shell.clone.root / "artifacts" / "export.zip") as archive:
+        assert {"model.safetensors", "config.json"} <= set(archive.namelist())
 
 
 @pytest.mark.long
