@@ -86,8 +86,8 @@ def _note_what_dvc_does_not_see(paths: Paths, params_file: Path, overrides: tupl
 
         values = read_sections(params_file)
         settings = " ".join(f"-S {shlex.quote('+' * (not _there(values, each)) + each)}" for each in unseen)
-        note = f"--set {', '.join(unseen)}: params.yaml does not say so, and DVC does not see it"
-        _say_all([f"note: {note}: write it there, or use `dvc exp run {settings}`"])
+        command = f"dvc exp run {settings}"
+        _say_all([f"note: --set is not in params.yaml, so DVC does not record it; recorded: `{command}`"])
 
 
 def _there(values: Any, override: str) -> bool:
@@ -118,6 +118,9 @@ def _drawing(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order."
         ),
+        click.option("--temperature", type=float, metavar="T", help="Divides the logits; 0: the likeliest token."),
+        click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens."),
+        click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that reach P."),
         click.option(
             "--seed", type=click.IntRange(0, 2**63 - 1), help="Decides the draws; the same one, the same text."
         ),
@@ -154,8 +157,10 @@ def generate(
     """Continue PROMPT with the trained model, token by token; several at once, each shown when it is done.
 
     Samplers and their options come from params.yaml (evaluate.samplers), the seed and the length from
-    evaluate.generation; the options here override them, as does --set. A text may outgrow the model's context:
-    whenever that is full, the model continues from the later half of it.
+    evaluate.generation; --set changes these values. --sampler chooses the samplers instead. Then --temperature,
+    --top-k and --top-p set the option of that sampler, and add it if it is not among the chosen ones.
+
+    A text may outgrow the model's context: whenever that is full, the model continues from the later half of it.
     """
     if not prompts and file is None:
         raise click.UsageError("Missing argument 'PROMPT...', or --prompts FILE.", click.get_current_context())

@@ -17,6 +17,7 @@ from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
+from pipeline.evaluate import result_lines
 from pipeline.evaluate.baselines import unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
 from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
@@ -98,19 +99,19 @@ def run(params: Params, paths: Paths) -> None:
         record=record,
         params=effective(own.model_dump(mode="json")),
     )
+    before = result_lines.read_before(paths)
     with published_folder(paths.reports, paths) as folder:
         report = _write_report(evaluation, paths, folder)
         write_tables(breakdowns, evaluation.about, folder)
         write_json(folder / RECORD, {"identity": identity})
         write_json(folder / METRICS / "evaluate.json", numbers)
 
-    for side, breakdown in breakdowns.items():
-        _say_numbers(side, numbers[side], about[side], breakdown)
-    if tasks:
-        say(f"tasks    {_listed(tasks)}")
-    for first, *_ in evaluation.samples:
-        say(f"\n{first.prompt}{first.continuation}\n")
+    _say_all(evaluation, tasks)
+    for first, *_ in evaluation.samples[:1]:  # the report has all of them
+        say(f"\n{first.prompt}{first.continuation}\n", indent=0)
+    fact(*result_lines.result(numbers, about, before))
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
+    fact("next", result_lines.next_commands(own.generation.prompts, bool(before)))
 
 
 def _task_files(folder: Path) -> dict[str, str]:
@@ -200,20 +201,19 @@ def _evaluate(
     return {**plain, **sums.results(), "tokens": summary.tokens}, about, breakdown
 
 
-def _say_numbers(side: str, numbers: dict[str, float], about: dict[str, Any], breakdown: Breakdown) -> None:
-    """Prints a text's numbers, its intervals, its baselines and its groups, a line each."""
-    what, drawn = units(breakdown)
-    ranges = {name: f"{ends['low']:,.4f} to {ends['high']:,.4f}" for name, ends in about["interval"].items()}
-    shown = {**numbers, "accuracy": about["accuracy"]}
-    say(f"{side:<9}{_listed({name: value for name, value in shown.items() if isinstance(value, float)})}")
-    if ranges:
-        say(f"         95% over {len(drawn):,} {what}: {_listed(ranges)}")
-    say(f"         baselines in bits per byte: {_listed(about['baselines'])}")
-    for pattern, own in about["groups"].items():
-        say(f"         {pattern}: {_listed({name: value for name, value in own.items() if name != 'documents'})}")
+def _say_all(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
+    """Prints the numbers of all texts as a table, then those of groups and of tasks."""
+    sides = evaluation.about["sides"]
+    drawn = {side: units(breakdown) for side, breakdown in evaluation.breakdowns.items()}
+    over = {side: f"{len(own):,} {what}" for side, (what, own) in drawn.items()}
+    for line in result_lines.table(evaluation.metrics, sides, over):
+        say(line)
+    for side, about in sides.items():
+        for pattern, own in about["groups"].items():
+            fact(side, f"{pattern}: {_listed({name: value for name, value in own.items() if name != 'documents'})}")
+    if tasks:
+        fact("tasks", _listed(tasks))
 
 
-def _listed(values: Mapping[str, Any]) -> str:
-    return "  ".join(
-        f"{key} {value if isinstance(value, str) else f'{value:,.4f}'}" for key, value in values.items()
-    )
+def _listed(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{key.replace('_', ' ')} {value:,.4f}" for key, value in values.items())

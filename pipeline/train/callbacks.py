@@ -174,7 +174,7 @@ def _call(
         if not isinstance(text, str):
             raise PluginError(f"{label(callback)} called event.show with {type(text).__name__}: it takes text")
         text.encode()  # raises where it holds lone surrogates
-        say(f"        {callback.name}: {text}")
+        say(f"{callback.name}: {text}".replace("\n", "\n  "))
         state.samples.append({"step": state.step, "callback": callback.name, "text": text})
 
     event = EvaluationEvent(

@@ -29,7 +29,7 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
             draft.best_step, draft.best_loss = draft.step, row["val.loss"]
             draft.best_weights = parallel.to_cpu(parallel.model.state_dict())
         say(
-            f"step {draft.step:>6,}  train {row['train.loss']:.4f}  val {row['val.loss']:.4f}  "
+            f"step {draft.step:>6,}  loss train {row['train.loss']:.4f}, val {row['val.loss']:.4f}  "
             f"perplexity {row.get('val.perplexity', float('inf')):.1f}  "
             f"bits/byte {row.get('val.bits_per_byte', float('nan')):.3f}"
         )

@@ -53,9 +53,14 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         "format": "the format of training checkpoints",
     }
     found += [what for part, what in whole.items() if old.get(part) != new.get(part)]
-    return found + [
-        f"{part} {name}" for part in ("code", "plugins") for name in changed(_part(old, part), _part(new, part))
-    ]
+    files = {
+        f"{part} {name}": sides
+        for part in ("code", "plugins")
+        for name, sides in changed(_part(old, part), _part(new, part)).items()
+    }
+    edited = [name for name, sides in files.items() if None not in sides]
+    # Files of one side only follow from what else differs, such as the files of another model.
+    return found + edited or list(files)
 
 
 def _part(identity: Mapping[str, Any], name: str) -> Mapping[str, Any]:

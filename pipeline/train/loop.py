@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from pipeline.core.console import Progress, say
+from pipeline.core.console import say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
 from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import IGNORED
 from pipeline.train.callbacks import at_step
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import Stopping
+from pipeline.train.progress import TrainingProgress
 from pipeline.train.publish import finish
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, random_state, restore_random_state, seed_generators
@@ -43,18 +44,19 @@ def train(run: TrainingRun, state: TrainState) -> None:
 
 
 def _steps(run: TrainingRun, state: TrainState) -> None:
-    with Progress("training", "step", run.total_steps, state.step) as progress:
+    with TrainingProgress(run, state) as progress:
         while True:
             last = state.step == run.total_steps
             if (last or state.step % run.params.evaluation.every == 0) and not _evaluated(state):
-                evaluate(run, state)
+                with progress.evaluating(state):
+                    evaluate(run, state)
             if last or state.stopped:
                 return
             started, processor_started = time.perf_counter(), time.process_time()
             nats, tokens = train_step(run, state)
             state.seconds += time.perf_counter() - started
             state.processor_seconds += time.process_time() - processor_started
-            progress.update(1, **_shown(run, state, nats / max(tokens, 1)))
+            progress.stepped(state, nats / max(tokens, 1))
             _save_if_due(run, state)
 
 
@@ -210,11 +212,6 @@ def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float)
 def _listed(values: list[int]) -> str:
     shown = ", ".join(str(value) for value in values[:8])
     return shown + (f" and {len(values) - 8} more" if len(values) > 8 else "")
-
-
-def _shown(run: TrainingRun, state: TrainState, loss: float) -> dict[str, Any]:
-    tokens = run.length.windows_before(state.step) * run.data.windows.context_length
-    return {"loss": f"{loss:.3f}", "lr": f"{_rate(run):.2e}", "tokens/s": f"{tokens / state.seconds:,.0f}"}
 
 
 def _rate(run: TrainingRun) -> float:

@@ -87,7 +87,11 @@ SHARDED: dict[str, dict[str, Any]] = {
 
 
 ALL = [*(("ddp", name) for name in CASES), *(("fsdp", name) for name in SHARDED)]
-ON_FOUR = [("ddp", "float64, dropout"), ("ddp", "float32, 1e-3, uneven targets"), ("fsdp", "float64, uneven targets")]
+ON_FOUR = [
+    ("ddp", "float64, dropout"),
+    ("ddp", "float32, 1e-3, uneven targets"),
+    ("fsdp", "float64, uneven targets"),
+]
 ON_TWO = [
     *ON_FOUR,
     ("ddp", "float64, a batch that does not divide"),

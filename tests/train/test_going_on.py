@@ -39,6 +39,13 @@ def test_a_changed_param_is_named_and_changed_back_the_run_goes_on(interrupted: 
     assert "resuming from step 4" in interrupted.succeed("train").out
 
 
+def test_another_model_is_named_without_its_files(interrupted: Project) -> None:
+    out = interrupted.succeed("train", *sets("model.name=llama")).out
+    (line,) = [each for each in out.splitlines() if "starts over" in each]
+    assert "model.name gpt2 → llama" in line
+    assert ".py" not in line
+
+
 def test_changed_data_is_named(interrupted: Project) -> None:
     interrupted.succeed("split", *sets("split.seed=5"))
     assert "starts over, since this is not the same run as before: the data\n" in interrupted.succeed("train").out
