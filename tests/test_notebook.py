@@ -7,6 +7,7 @@ import shutil
 import sys
 import tomllib
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def notebook(**settings: str) -> Any:
     return found
 
 
-def outputs(run: Any, cell: str) -> str:
+def shown_by(run: Any, cell: str) -> str:
     """All that a cell of a notebook showed, as JSON."""
     (found,) = [each for each in run.cells if each.id == cell]
     return json.dumps(found.outputs)
@@ -92,4 +93,6 @@ def test_it_trains_on_an_own_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     params = YAML(typ="safe").load(clone.root / "params.yaml")
     assert params["tokenize"]["corpus"]["name"] == "files"
     assert params["train"]["budget"]["amount"] == 12
-    assert "train.optimizer.adamw.lr" in outputs(run, "change")
+    assert "train.optimizer.adamw.lr" in shown_by(run, "change")
+    with zipfile.ZipFile(clone.root / "artifacts" / "export.zip") as archive:
+        assert {"model.safetensors", "config.json"} <= set(archive.namelist())

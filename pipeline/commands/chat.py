@@ -53,10 +53,14 @@ class _Settings:
         tokens: int | None,
         flags: Mapping[str, float | None],
     ) -> None:
-        own = params.evaluate
-        self.tokens = tokens or own.generation.max_new_tokens
+        evaluate_params = params.evaluate
+        self.tokens = tokens or evaluate_params.generation.max_new_tokens
         self.registry = Registry.load(paths.plugins, ["models", "samplers"], _note)
-        self.use(*with_flags(self.registry, samplers or own.samplers.use, own.samplers.options, flags))
+        self.use(
+            *with_flags(
+                self.registry, samplers or evaluate_params.samplers.use, evaluate_params.samplers.options, flags
+            )
+        )
 
     def use(self, names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> None:
         """Takes these samplers, in this order.

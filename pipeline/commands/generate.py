@@ -72,21 +72,23 @@ def run(
     Arguments that are None come from params.evaluate; `flags` are temperature, top_k and top_p. Each continuation
     has its own seed, one up from the last; generated alone with that seed, it is the same text.
     """
-    own = params.evaluate
+    evaluate_params = params.evaluate
     check_stops(stops)
     registry = Registry.load(
         paths.plugins, ["models", "samplers"], lambda note: print(printable(note), file=sys.stderr)
     )
-    names, options = with_flags(registry, samplers or own.samplers.use, own.samplers.options, flags)
+    names, options = with_flags(
+        registry, samplers or evaluate_params.samplers.use, evaluate_params.samplers.options, flags
+    )
     chosen = registry.build_all("samplers", names, options, "evaluate.samplers")
     checkpoint = load_model(params, paths, registry, weights, precision)
-    first = own.generation.seed if seed is None else seed
+    first = evaluate_params.generation.seed if seed is None else seed
     wanted = [
         Continuation(prompt, sample + 1, first + number * num_samples + sample)
         for number, prompt in enumerate(prompts)
         for sample in range(num_samples)
     ]
-    length = tokens or own.generation.max_new_tokens
+    length = tokens or evaluate_params.generation.max_new_tokens
     live = len(wanted) == 1 and not as_json
     for each in _continued(checkpoint, wanted, length, chosen, stops, live):
         if as_json:

@@ -196,7 +196,7 @@ def pair(runs: Sequence[RunResult], side: str, unit: str) -> Paired:
     """The runs' scores of a side by document, or by block where there are fewer than 30 documents."""
     documents = [run.documents[side] for run in runs]
     names = [each.name for each in documents[0]]
-    if len(names) >= FEWEST_DOCUMENTS and all([each.name for each in own] == names for own in documents):
+    if len(names) >= FEWEST_DOCUMENTS and all([each.name for each in units] == names for units in documents):
         return _paired("documents", documents, unit)
     fewest = min(len(run.blocks[side]) for run in runs)
     return _paired("blocks", [_merged(run.blocks[side], fewest) for run in runs], unit)
@@ -213,7 +213,7 @@ def _merged(blocks: list[UnitScore], count: int) -> list[UnitScore]:
 
 
 def _paired(what: str, units: Sequence[Sequence[UnitScore]], unit: str) -> Paired:
-    values = np.array([[each[1:] for each in own] for own in units], dtype=np.float64)
+    values = np.array([[each[1:] for each in run_units] for run_units in units], dtype=np.float64)
     tokens, nats, size, text_nats = (values[:, :, column] for column in range(4))
     names = [each.name for each in units[0]]
     if unit == NATS:

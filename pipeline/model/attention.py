@@ -14,7 +14,7 @@ from pipeline.plugin.components import ModelShape
 
 PLAIN_UP_TO = 512
 """Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16, except for a single query
-(docs/performance.md)."""
+(benchmarks/RESULTS.md)."""
 
 
 @dataclass

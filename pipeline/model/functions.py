@@ -16,7 +16,7 @@ RMS_EPS = 1e-6
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`; for bfloat16 weights on a CPU, as in generation, with the weights as the first factor: as the
-    second they would be copied to another layout each time (docs/performance.md).
+    second they would be copied to another layout each time (benchmarks/RESULTS.md).
 
     Args:
         x: [..., inputs].
