@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from itertools import accumulate, pairwise
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.data.batches import token_index
 from pipeline.data.tokens import IndexEntry
 from pipeline.plugin.components import BatchSampler
@@ -31,6 +31,7 @@ def text_index(component: BatchSampler, windows: int, shift: bool = True) -> Tok
     return token_index(tokens, context_length, shift, component, documents)
 
 
+@keeps_no_state
 def check_batch_sampler(component: type[BatchSampler] | BatchSampler) -> None:
     """Offsets of windows, the same for the same sample however often and in whatever order they are asked for, in
     little memory however long the text is; with `once_an_epoch` each window of an epoch exactly once.

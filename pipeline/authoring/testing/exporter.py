@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.components import Exporter, ExportSource
 
 
@@ -16,6 +16,7 @@ class Refused(AssertionError):  # noqa: N818 - an answer, not an error
     """An exporter says that it has no form for a model, as it may of one that it does not know."""
 
 
+@keeps_no_state
 def check_exporter(component: type[Exporter] | Exporter, source: ExportSource, folder: Path) -> None:
     """Writes files that its own proof accepts, and refuses the same files for another model.
 

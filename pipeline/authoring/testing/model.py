@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.authoring.testing.toy import instance_of, saved_and_loaded
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state, saved_and_loaded
 from pipeline.core.errors import ParamsError
 from pipeline.model.architecture import Architecture, LanguageModel, checked_forward
 from pipeline.plugin.components import Model, ModelShape
@@ -16,6 +16,7 @@ from pipeline.plugin.components import Model, ModelShape
 _VOCAB_SIZE, _CONTEXT = 11, 8
 
 
+@keeps_no_state
 def check_model(component: type[Model] | Model) -> None:
     """No token changes what is computed before it, and no row another one; the same with the cache, if it has one,
     and after saving and loading; a gradient reaches every parameter; documents are apart where they must be."""
