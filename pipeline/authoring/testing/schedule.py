@@ -10,7 +10,8 @@ from pipeline.train.schedule import multiplier
 
 @keeps_no_state
 def check_schedule(component: type[Schedule] | Schedule) -> None:
-    """What training accepts, at each step of runs of several lengths: finite numbers from 0 on, always the same."""
+    """Checks a schedule: factors that training accepts (finite, ≥ 0) at all steps of runs of several lengths,
+    reproducible."""
     schedule = instance_of(component)
     for steps, warmup in ((1, 0), (2, 1), (10, 0), (10, 3), (10, 9), (1000, 100)):
         at = multiplier(schedule, steps, warmup)
