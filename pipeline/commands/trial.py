@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.commands.timing import Speed, measure, others_at_work, since_start
 from pipeline.core.errors import PipelineError, in_words, out_of_memory
 from pipeline.core.files import readable
 from pipeline.data.tokens import TokenFolder
@@ -22,7 +23,6 @@ from pipeline.plugin.registry import Registry
 from pipeline.train.components import KINDS, Components
 from pipeline.train.conditions import choose, process_count
 from pipeline.train.data import TrainingData
-from pipeline.train.evaluation import summarize
 from pipeline.train.loop import train_step
 from pipeline.train.memory_check import available, state_bytes
 from pipeline.train.phases import phases
@@ -84,21 +84,19 @@ class Trial:
         memory: Of a process that computes `micro_batch_size` windows at once.
         micro_batch_size: Windows that each process of the run computes at once.
         tried: The largest micro-batch that was tried; `memory` is extrapolated where it is smaller.
-        window: Seconds to compute the gradients of one window.
-        update: Seconds that the optimizer takes for a step.
-        evaluation: Seconds to evaluate one window.
+        speed: What the run's parts take.
     """
 
     memory: Memory
     micro_batch_size: int
     tried: int
-    window: float
-    update: float
-    evaluation: float
+    speed: Speed
 
 
 def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
-    """Computes a few steps of the run in a child process, not compiled, with the tokens in the folder `splits`.
+    """Computes a few steps of the run in a child process, with the tokens in the folder `splits`.
+
+    Memory is measured without compiling; time as the run will be computed, compiled or not.
 
     Raises:
         PipelineError: a step ran out of memory or failed otherwise, or the system killed the process.
@@ -139,12 +137,15 @@ def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) 
 
 def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
     splits = TokenFolder(folder, "")
-    plan, count = _plan(params, paths, splits), process_count(params.runtime)
+    plan, compiled = _plan(params, paths, splits)
+    start, others = since_start(), others_at_work(plan)
+    if others:  # threads that wait for each other would make the trial long
+        torch.set_num_threads(1)
+    count = process_count(params.runtime)
     size = min(params.train.micro_batch_size, -(-plan.length.batch_size // count))
     at_start = peak_memory(plan.device)
-    peaks, window = _micro_batches(plan, size, accumulates=size * count < plan.length.batch_size)
+    peaks = _micro_batches(plan, size, accumulates=size * count < plan.length.batch_size)
     plan.optimizer.step()  # makes its state
-    update = _seconds(plan.optimizer.step)
     weights, optimizer = sum(each.nbytes for each in plan.model.parameters()), state_bytes(plan.optimizer)
     # Temporary tensors of the optimizer may need more than activations, which are free by then.
     temporary = peak_memory(plan.device) - optimizer
@@ -157,20 +158,23 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
         python=at_start - weights,
         shared=plan.device.type != "cuda",
     )
-    tried = max(peaks)
-    windows = plan.data.evaluated["val"][:tried]
-    evaluation = _seconds(lambda: summarize(plan, "val", windows)) / len(windows)
-    return Trial(memory, size, tried, window, update, evaluation)
+    if compiled:
+        plan, _ = _plan(params, paths, splits, compiled)
+    return Trial(memory, size, max(peaks), measure(plan, start, max(peaks), others))
 
 
-def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
+def _plan(params: Params, paths: Paths, splits: TokenFolder, compiled: bool = False) -> tuple[TrainingRun, bool]:
+    """The run, compiled or not, and whether training will compile it."""
     registry = Registry.load(paths.plugins, KINDS, lambda note: None)
     components = Components.load(params, paths.plugins, registry)
     data = TrainingData.read(params, splits, components.batch_sampler)
+    architecture = components.architecture(params.model, data.tokenizer)
     phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
-    conditions = replace(choose(params, Ranks(), {}, 0.0), compile=False)  # a few steps: not worth compiling
+    flops = phase.length.total_windows * params.model.context_length * architecture.flops_per_token
+    conditions = choose(params, Ranks(), {}, flops)
     teacher = Teacher.of(components.loss, paths.root)
-    return TrainingRun.build(params, components, data, phase, conditions, teacher=teacher)
+    run = TrainingRun.build(params, components, data, phase, replace(conditions, compile=compiled), teacher=teacher)
+    return run, conditions.compile
 
 
 class _NoUpdates(torch.optim.SGD):
@@ -189,9 +193,9 @@ class _NoUpdates(torch.optim.SGD):
         """Leaves the weights as they are."""
 
 
-def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dict[int, int], float]:
+def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> dict[int, int]:
     """Computes micro-batches of 1, 2, 4, … windows, at least of 1 and 2, and up to `size` as far as time and memory
-    reach. Returns the peak memory in bytes by their size, and the last one's seconds for each window."""
+    reach. Returns the peak memory in bytes by their size."""
     plan, started = replace(plan, optimizer=_NoUpdates(plan, accumulates)), time.perf_counter()
     peaks: dict[int, int] = {}
     tried = 1
@@ -203,7 +207,7 @@ def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dic
         late = time.perf_counter() - started + 2 * seconds * following / tried > _SECONDS_FOR_STEPS
         too_large = _extrapolated(peaks, following) > available(plan.device)
         if tried == size or (tried > 1 and (late or too_large)):
-            return peaks, seconds / tried
+            return peaks
         tried = following
 
 
