@@ -64,23 +64,25 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     """What the train stage hands to its loop, for a shape and random text."""
     import numpy as np
 
+    from pipeline.train.checkpoint_store import CheckpointStore
     from pipeline.train.components import Components
-    from pipeline.train.conditions import choose
     from pipeline.train.data import TrainingData
     from pipeline.train.length import Length
     from pipeline.train.phases import Phase
     from pipeline.train.ranks import Ranks
     from pipeline.train.run import TrainingRun
-    from pipeline.train.store import StateStore
+    from pipeline.train.runtime_config import resolve_runtime_config
 
-    own = params(shape, overrides)
+    resolved = params(shape, overrides)
     text = np.random.default_rng(1).integers(0, shape["vocab_size"] - 1, 2_000_000).astype("<u2")
     phase = Phase(
-        Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, StateStore(Path("unused"), "unused")
+        Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, CheckpointStore(Path("unused"), "unused")
     )
-    components, ids = Components.load(own, ROOT / "plugins"), {"train": text, "val": text[:1000]}
-    data = TrainingData.of(own, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)
-    run = TrainingRun.build(own, components, data, phase, choose(own, Ranks(), {}, float("inf")))
+    components, ids = Components.load(resolved, ROOT / "plugins"), {"train": text, "val": text[:1000]}
+    data = TrainingData.of(resolved, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)
+    run = TrainingRun.build(
+        resolved, components, data, phase, resolve_runtime_config(resolved, Ranks(), {}, float("inf"))
+    )
     run.model.train()
     return run
 

@@ -49,13 +49,13 @@ def ours(count: int, folder: str) -> tuple[Work, dict[str, Any]]:
     import time
 
     from pipeline.model.checkpoint import tensor_bytes
+    from pipeline.train.checkpoint_store import CheckpointStore
     from pipeline.train.parallel import map_tensors
     from pipeline.train.ranks import Ranks
-    from pipeline.train.store import StateStore
 
     state = _state(count)
     captured = {**state, "run": {"step": 1, "complete": False}, "random": {}}
-    store = StateStore(Path(folder) / "states", "benchmark")
+    store = CheckpointStore(Path(folder) / "states", "benchmark")
 
     def copied(value: Any) -> Any:
         return map_tensors(lambda tensor: tensor.to("cpu", copy=True), value)

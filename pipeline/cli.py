@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.core import ending
+from pipeline.core import command_exit
 from pipeline.core.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
 from pipeline.core.paths import Paths
 
@@ -86,8 +86,8 @@ def _note_what_dvc_does_not_see(paths: Paths, params_file: Path, overrides: tupl
 
         values = read_sections(params_file)
         settings = " ".join(f"-S {shlex.quote('+' * (not _there(values, each)) + each)}" for each in unseen)
-        note = f"--set {', '.join(unseen)}: params.yaml does not say so, and DVC does not see it"
-        _say_all([f"note: {note}: write it there, or use `dvc exp run {settings}`"])
+        command = f"dvc exp run {settings}"
+        _say_all([f"note: --set is not in params.yaml, so DVC does not record it; recorded: `{command}`"])
 
 
 def _there(values: Any, override: str) -> bool:
@@ -118,6 +118,9 @@ def _drawing(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order."
         ),
+        click.option("--temperature", type=float, metavar="T", help="Divides the logits; 0: the likeliest token."),
+        click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens."),
+        click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that reach P."),
         click.option(
             "--seed", type=click.IntRange(0, 2**63 - 1), help="Decides the draws; the same one, the same text."
         ),
@@ -154,8 +157,10 @@ def generate(
     """Continue PROMPT with the trained model, token by token; several at once, each shown when it is done.
 
     Samplers and their options come from params.yaml (evaluate.samplers), the seed and the length from
-    evaluate.generation; the options here override them, as does --set. A text may outgrow the model's context:
-    whenever that is full, the model continues from the later half of it.
+    evaluate.generation; --set changes these values. --sampler chooses the samplers instead. Then --temperature,
+    --top-k and --top-p set the option of that sampler, and add it if it is not among the chosen ones.
+
+    A text may outgrow the model's context: whenever that is full, the model continues from the later half of it.
     """
     if not prompts and file is None:
         raise click.UsageError("Missing argument 'PROMPT...', or --prompts FILE.", click.get_current_context())
@@ -410,7 +415,7 @@ def lock() -> None:
     """
     from pipeline.core.environment import environment_changes, environment_yaml
     from pipeline.core.files import write_atomically
-    from pipeline.core.links import record
+    from pipeline.core.symlinks import record_symlinks
     from pipeline.plugin.registry import Registry
 
     installed, path = Registry.load(None), Paths(Path.cwd()).environment
@@ -420,13 +425,13 @@ def lock() -> None:
     if changes:
         write_atomically(path, environment_yaml(packages))
     click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
-    _say_all(record(Path.cwd() / "data"))
+    _say_all(record_symlinks(Path.cwd() / "data"))
 
 
-@cli.command(short_help="List the runs whose states are kept.")
+@cli.command(short_help="List the training runs with checkpoints.")
 @click.option("--watch", is_flag=True, help="Show the last steps of the run that is training; Ctrl-C leaves.")
 def runs(watch: bool) -> None:
-    """List the runs whose states are kept in .resume/: what `pipeline train` would go on with.
+    """List the training runs with checkpoints in .resume/, which `pipeline train` resumes.
 
     A run is named by the fingerprint of all that decides its result. `pipeline clean` forgets runs.
     """
@@ -440,11 +445,11 @@ def runs(watch: bool) -> None:
     _say_all(table(Paths(Path.cwd()).resume))
 
 
-@cli.command(short_help="Forget saved states of training runs.")
+@cli.command(short_help="Delete the checkpoints of training runs.")
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option("--keep", type=click.IntRange(min=0), default=0, metavar="N", help="Keep the N that were saved last.")
 def clean(names: tuple[str, ...], keep: int) -> None:
-    """Forget the saved states of each RUN, or of all runs (.resume/), those of running ones excepted.
+    """Delete the checkpoints of each RUN, or of all runs in .resume/, except those that are running.
 
     RUN is the beginning of a name that `pipeline runs` lists.
     """
@@ -454,14 +459,14 @@ def clean(names: tuple[str, ...], keep: int) -> None:
 
 
 def main() -> None:
-    """Runs a command; any error a person can mend is one line on stderr and exit code 1."""
+    """Runs a command; any error a person can fix is one line on stderr and exit code 1."""
     if sys.stdout is None:  # closed by whoever started this
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
     if sys.stdin is None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    ending.stop_on_sigterm()
+    command_exit.stop_on_sigterm()
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -474,16 +479,16 @@ def _run(arguments: list[str]) -> int:
         return 2
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "pipeline"
-        return ending.fail(f"{error.format_message()} (see `{command} --help`)", 2)
+        return command_exit.fail(f"{error.format_message()} (see `{command} --help`)", 2)
     except click.ClickException as error:
-        return ending.fail(error.format_message(), 1)
+        return command_exit.fail(error.format_message(), 1)
     except (click.Abort, KeyboardInterrupt):
-        return ending.stopped("stopped by Ctrl-C", signal.SIGINT)
+        return command_exit.stopped("stopped by Ctrl-C", signal.SIGINT)
     except Interrupted as error:
-        return ending.stopped(str(error), error.signal_number)
+        return command_exit.stopped(str(error), error.signal_number)
     except PipelineError as error:
-        ending.show_traceback(error)
-        return ending.fail(str(error), 1)
+        command_exit.show_traceback(error)
+        return command_exit.fail(str(error), 1)
     except SystemExit:
         if type(sys.stdout) is not click.utils.PacifyFlushWrapper:
             raise
@@ -492,10 +497,10 @@ def _run(arguments: list[str]) -> int:
         ignore_output()  # click found that nobody reads on: leave in silence
         return 0
     except OSError as error:
-        return ending.fail(explain_os_error(error), 1)
+        return command_exit.fail(explain_os_error(error), 1)
     except BaseException as error:
         if out_of_memory(error):
-            return ending.fail(
+            return command_exit.fail(
                 "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
                 "model.emb_dim",
                 1,
@@ -505,5 +510,5 @@ def _run(arguments: list[str]) -> int:
         found = plugin_error(error)
         if found is None:
             raise
-        ending.show_traceback(error)
-        return ending.fail(str(found), 1)
+        command_exit.show_traceback(error)
+        return command_exit.fail(str(found), 1)

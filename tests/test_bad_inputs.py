@@ -190,7 +190,7 @@ TOKENIZE_CASES = [
     Case(
         "a dangling link",
         "tokenize",
-        (RAW, "leads nowhere", "mend or remove"),
+        (RAW, "leads nowhere", "fix or remove"),
         lambda root: (root / RAW).symlink_to("nowhere"),
     ),
     Case("a link to itself", "tokenize", (RAW, "nowhere"), lambda root: (root / RAW).symlink_to("x.txt")),
@@ -613,7 +613,7 @@ TRAIN_CASES = [
     ),
     Case("metrics is a file", "train", ("metrics", "move it away"), file_at("metrics")),
     Case("checkpoint is a file", "train", (CHECKPOINT, "no folder", "move it away"), file_at(CHECKPOINT)),
-    Case("the states' folder is a file", "train", (".resume", "move it away"), file_at(".resume")),
+    Case("the checkpoints' folder is a file", "train", (".resume", "move it away"), file_at(".resume")),
 ]
 
 CODE = {"model_state_dict": Malicious(), "step": 1}
@@ -747,7 +747,7 @@ def earlier_outputs(root: Path) -> None:
 
 
 def contents(root: Path) -> dict[str, object]:
-    """Every path of the project but those of training states, with a file's bytes."""
+    """Every path of the project but those of training checkpoints, with a file's bytes."""
     found: dict[str, object] = {}
     for folder in UNCHANGED:
         place = root / folder
@@ -933,12 +933,12 @@ def test_a_corpus_of_scripts_and_escape_sequences_is_inert_in_the_report(project
 # ── training that is interrupted, damaged or run twice ────────────────────────────────────────────
 
 
-def states(root: Path) -> list[Path]:
+def checkpoints(root: Path) -> list[Path]:
     return sorted((root / ".resume").glob("*/[0-9]*/state.pth"))
 
 
 def saved_steps(root: Path) -> set[int]:
-    return {json.loads(path.with_name("about.json").read_text())["step"] for path in states(root)}
+    return {json.loads(path.with_name("about.json").read_text())["step"] for path in checkpoints(root)}
 
 
 OF_THE_CLOCK = {"performance.json", "timing.tsv", "manifest.json"}
@@ -976,7 +976,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(damage: str, trained_
     rmtree(root / ".resume")
     trained_project.succeed("train", *SAVING)
     published = forget_outputs(root)
-    _, newest = (path.relative_to(root).as_posix() for path in states(root))
+    _, newest = (path.relative_to(root).as_posix() for path in checkpoints(root))
     manifest = newest.replace("state.pth", "manifest.json")
     {
         "flip": flip_a_bit(newest), "truncate": truncate(newest), "empty": write(newest, ""),
@@ -989,7 +989,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(damage: str, trained_
 
 
 def test_without_any_whole_state_training_starts_over_and_says_so(trained_project: Project) -> None:
-    for path in states(trained_project.root):
+    for path in checkpoints(trained_project.root):
         path.write_bytes(b"")
     published = forget_outputs(trained_project.root)
     result = trained_project.succeed("train")
@@ -998,7 +998,7 @@ def test_without_any_whole_state_training_starts_over_and_says_so(trained_projec
 
 
 def test_a_malicious_state_is_refused(trained_project: Project) -> None:
-    (path,) = states(trained_project.root)
+    (path,) = checkpoints(trained_project.root)
     torch.save({"run": Malicious()}, path)
     write_manifest(path.parent)
     result = trained_project.succeed("train")
@@ -1010,7 +1010,7 @@ def test_another_shape_or_tokenizer_is_another_run(trained_project: Project) -> 
     result = trained_project.succeed("train", "--set", "model.n_layers=1")
     assert "going on" not in result.out
     assert "already complete" not in result.out
-    assert len(states(trained_project.root)) == 2
+    assert len(checkpoints(trained_project.root)) == 2
 
 
 def test_nan_keeps_the_last_good_state(trained_project: Project) -> None:
@@ -1022,7 +1022,7 @@ def test_nan_keeps_the_last_good_state(trained_project: Project) -> None:
 @pytest.mark.parametrize("place", ["this run", "this folder"])
 def test_two_runs_in_one_place(place: str, trained_project: Project) -> None:
     root = trained_project.root
-    (state,) = states(root)
+    (state,) = checkpoints(root)
     before = contents(root)
     lock = state.parents[1] / "lock" if place == "this run" else root / ".resume" / "lock"
     with lock.open("w") as file:
@@ -1098,7 +1098,7 @@ def test_a_killed_process_leaves_whole_states(longer: tuple[Project, dict[str, b
     project, published = longer
     process = start(project.root, "train", *LONGER, *SAVING)
     deadline = time.monotonic() + 60
-    while len(states(project.root)) < 2 and time.monotonic() < deadline:
+    while len(checkpoints(project.root)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     process.communicate(timeout=60)

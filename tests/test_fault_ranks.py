@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import Tell
 from test_dvc import Clone
-from test_faults import TRAIN, Life, Outcome, copied, gone, prepared, states, until_it_trains, wait_until
+from test_faults import TRAIN, Life, Outcome, checkpoints, copied, gone, prepared, until_it_trains, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -162,8 +162,8 @@ def test_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path
             assert life.said.endswith("\nerror: rank 1 was ended by SIGKILL: run it again to go on\n"), life.said
             assert life.said.count("error:") == 1, life.said
         wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
-        assert states(project.root)
-        assert all((state / "shards" / "00001.pth").is_file() for state in states(project.root))
+        assert checkpoints(project.root)
+        assert all((state / "shards" / "00001.pth").is_file() for state in checkpoints(project.root))
     assert "resuming from step" in project.run(*TRAIN, *FSDP).stdout
     equal = Outcome.of(project.root) == Outcome.of(straight.root)
     tell("SIGKILL of both, then of one of two fsdp ranks", 2, 2, 2 * equal)
@@ -282,6 +282,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             subprocess.run(["ip", "netns", "del", host.name], check=False, capture_output=True)
 
 
+@pytest.mark.long
 def test_two_hosts_train_together_and_survive_the_loss_of_one(
     original: tuple[Clone, Outcome], project: Clone, tell: Tell
 ) -> None:

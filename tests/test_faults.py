@@ -123,7 +123,7 @@ class Life:
         self.process.wait()
 
 
-def states(root: Path) -> list[Path]:
+def checkpoints(root: Path) -> list[Path]:
     return sorted((root / ".resume").glob("*/[0-9]*"))
 
 
@@ -153,8 +153,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def written(root: Path) -> int:
-    """How many states were written so far: as many as steps were taken."""
-    return max((int(path.name) for path in states(root)), default=0)
+    """How many checkpoints were written so far: as many as steps were taken."""
+    return max((int(path.name) for path in checkpoints(root)), default=0)
 
 
 def until_it_trains(life: Life, steps: int = 1) -> None:
@@ -169,7 +169,7 @@ def kill_again_and_again(clone: Clone, command: tuple[str, ...], tries: int, see
     moments = random.Random(seed)
     went_on = torn = 0
     for number in range(tries):
-        there = bool(states(clone.root))
+        there = bool(checkpoints(clone.root))
         life = Life(clone, *command)
         if number % 4:
             until_it_trains(life, moments.randrange(1, 40))
@@ -441,7 +441,7 @@ def test_a_second_run_fails_fast_and_names_the_first(project: Clone, tell: Tell)
     assert f"running as process {life.process.pid}" in listed
     kept = project.run(sys.executable, "-m", "pipeline", "clean").stdout
     assert "kept" in kept
-    assert "removed the states of 0 runs" in kept
+    assert "removed the checkpoints of 0 runs" in kept
     life.kill()  # its lock is stale now, and is taken over
     took_over = "resuming from step" in project.run(*TRAIN).stdout
     tell("a second run beside the first; a stale lock", 1, refused, took_over)
@@ -497,11 +497,11 @@ def test_a_full_disk_keeps_the_last_state_and_says_how_much_is_missing(
             (clone.root / ".resume").symlink_to(disk)
             failed = clone.run(*TRAIN, check=False)
             tries += 1
-            kept = states(clone.root)
+            kept = checkpoints(clone.root)
             assert failed.returncode == 1, failed.stdout
             assert re.search(
-                r"\nerror: \S+: the disk is full: [\d.]+ kB are to be written and [\d.]+ \w+ are free, so at least "
-                r"[\d.]+ \w+ are missing: make room and run it again\n$",
+                r"\nerror: \S+: the disk is full: [\d.]+ kB to write, [\d.]+ \w+ free: "
+                r"make room for at least [\d.]+ \w+ and run it again\n$",
                 failed.stdout,
             ), failed.stdout
             assert bool(kept) == (room >= 0.4)
@@ -511,7 +511,7 @@ def test_a_full_disk_keeps_the_last_state_and_says_how_much_is_missing(
             recovered += ("resuming from step" in again) == bool(kept)
         assert Outcome.of(clone.root) == original[1]
         shutil.rmtree(clone.root)
-    tell("a full disk under the states", tries, recovered, tries)
+    tell("a full disk under the checkpoints", tries, recovered, tries)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")

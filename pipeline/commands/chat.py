@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,8 @@ import torch
 
 from pipeline.commands.decode import TextStream
 from pipeline.commands.generate import check_stops, encoded, load_model, show
-from pipeline.core.console import printable
+from pipeline.commands.samplers import with_flags, with_option
+from pipeline.core.console import colourless, printable, wrapped
 from pipeline.core.errors import ParamsError, PipelineError
 from pipeline.model.device import device_of
 from pipeline.model.generate import Drawing, GrowingText, draw
@@ -45,11 +45,22 @@ space, continues the same one. Enter alone lets the model go on. Ctrl-C ends a c
 class _Settings:
     """How tokens are drawn: the samplers with their options, and how many tokens a turn adds."""
 
-    def __init__(self, params: Params, paths: Paths, samplers: Sequence[str], tokens: int | None) -> None:
-        own = params.evaluate
-        self.tokens = tokens or own.generation.max_new_tokens
+    def __init__(
+        self,
+        params: Params,
+        paths: Paths,
+        samplers: Sequence[str],
+        tokens: int | None,
+        flags: Mapping[str, float | None],
+    ) -> None:
+        evaluate_params = params.evaluate
+        self.tokens = tokens or evaluate_params.generation.max_new_tokens
         self.registry = Registry.load(paths.plugins, ["models", "samplers"], _note)
-        self.use(samplers or own.samplers.use, own.samplers.options)
+        self.use(
+            *with_flags(
+                self.registry, samplers or evaluate_params.samplers.use, evaluate_params.samplers.options, flags
+            )
+        )
 
     def use(self, names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> None:
         """Takes these samplers, in this order.
@@ -62,18 +73,10 @@ class _Settings:
 
     def change(self, place: str, value: str) -> None:
         """Sets `sampler.option`, or the only option of `sampler`, and adds that sampler if it is not in use."""
-        name, _, option = place.partition(".")
-        known = list(type(self.registry.build("samplers", name, {}, "samplers")).model_fields)
-        if not option:
-            if len(known) != 1:
-                choice = f": /set {name}.{known[0]} …" if known else f", only /samplers {name}"
-                raise ParamsError(f"{name} has {len(known) or 'no'} options{choice}")
-            option = known[0]
         given: Any = value
         with suppress(ValueError):  # text that is no JSON is meant as text
             given = json.loads(value)
-        options = {**self.options, name: {**self.options.get(name, {}), option: given}}
-        self.use(self.names if name in self.names else [*self.names, name], options)
+        self.use(*with_option(self.registry, self.names, self.options, place, given))
 
     def __str__(self) -> str:
         return "; ".join(filter(None, [", ".join(map(_shown, self.samplers)), f"{self.tokens} tokens a turn"]))
@@ -94,10 +97,14 @@ def run(
     stops: Sequence[str] = (),
     weights: str | None = None,
     precision: str = "auto",
+    **flags: float | None,
 ) -> None:
-    """Reads lines until they end and continues the text after each; what is None comes from params.evaluate."""
+    """Reads lines until they end and continues the text after each.
+
+    What is None comes from params.evaluate; `flags` are temperature, top_k and top_p.
+    """
     check_stops(stops)
-    settings = _Settings(params, paths, samplers, tokens)
+    settings = _Settings(params, paths, samplers, tokens, flags)
     checkpoint = load_model(params, paths, settings.registry, weights, precision)
     generator = torch.Generator(device_of(checkpoint.model))
     generator.manual_seed(params.evaluate.generation.seed if seed is None else seed)
@@ -308,6 +315,5 @@ def _lines(at_terminal: bool) -> Iterator[str]:
 
 def _note(text: str) -> None:
     """Prints a message that is not part of the text: on stderr, dimmed at a terminal."""
-    dim = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    before, after = ("\x1b[2m", "\x1b[0m") if dim else ("", "")
-    print(f"{before}{printable(text)}{after}", file=sys.stderr, flush=True)
+    before, after = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() and not colourless() else ("", "")
+    print(f"{before}{wrapped(printable(text), sys.stderr)}{after}", file=sys.stderr, flush=True)

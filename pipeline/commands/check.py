@@ -19,10 +19,10 @@ from pipeline.commands.trial import Trial, try_steps
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
-from pipeline.core.files import readable
-from pipeline.core.links import check_recorded
+from pipeline.core.files import format_bytes
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
+from pipeline.core.symlinks import check_symlinks
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source, refusals
 from pipeline.model.architecture import Architecture
@@ -33,11 +33,11 @@ from pipeline.plugin.registry import Registry
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 from pipeline.train.components import Components
-from pipeline.train.conditions import process_count
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.memory_check import available, check_fits
 from pipeline.train.phases import phases
 from pipeline.train.run import windows_at_once
+from pipeline.train.runtime_config import process_count
 from pipeline.train.stage import pretrained
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def run(params: Params, paths: Paths) -> None:
         device = choose_device(params.runtime.device)
         threads = params.runtime.threads or cores()
         plural = "s" if threads > 1 else ""
-        fact("device", f"{device}, {threads} processor thread{plural}, {readable(memory_of(device))} of memory")
+        fact("device", f"{device}, {threads} processor thread{plural}, {format_bytes(memory_of(device))} of memory")
     _check_environment(paths)
     _check_git(paths)
     if not str(paths.root).isascii():
@@ -161,7 +161,7 @@ def _check_git(paths: Paths) -> None:
 
 def _check_texts(params: Params, paths: Paths) -> None:
     """Checks that DVC sees a change of the texts in data/raw; notes where it does not track them."""
-    check_recorded(paths.root / "data")
+    check_symlinks(paths.root / "data")
     texts = paths.raw.is_dir() and not paths.raw.is_symlink() and any(paths.raw.iterdir())
     if texts and params.tokenize.corpus.name == "files" and not paths.raw.with_suffix(".dvc").is_file():
         say("note: DVC does not track data/raw: `dvc add data/raw`, else a queued run or a clone lacks it")
@@ -287,6 +287,6 @@ def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
             "computes activations again, and gathers the embeddings and some blocks for a moment"
         )
     elif needed.total > available(device, count):
-        there = readable(available(device, count))
+        there = format_bytes(available(device, count))
         lower = f"train.micro_batch_size, now {size}" if size > 1 else "model.context_length or model.emb_dim"
         say(f"note: {device} has {there} for {each}: lower {lower}")

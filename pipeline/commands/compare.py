@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from pipeline.comparison import sweep_words
+from pipeline.comparison import sweep_rendering
 from pipeline.comparison.checkpoints import compare_checkpoints, most_changed
-from pipeline.comparison.places import Place, find_experiments, find_place
 from pipeline.comparison.recipes import compare_recipes
+from pipeline.comparison.rendering import CHECKPOINTS, RECIPES, Comparison, as_json, as_markdown, as_text
 from pipeline.comparison.runs import SEED, RunResult, comparable, pair, read_run, shared_sides
+from pipeline.comparison.sources import RunSource, find_experiments, find_source
 from pipeline.comparison.sweep import read_sweep
-from pipeline.comparison.words import CHECKPOINTS, RECIPES, Comparison, as_json, as_markdown, as_text
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import write_atomically
-from pipeline.core.record import changed
+from pipeline.core.params_diff import changed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -
         PipelineError: a run cannot be found or read, or the runs may not be compared.
     """
     groups = (names, against) if against else [[name] for name in [*names, *("HEAD", ".")[len(names) :]]]
-    first, second = ([read_run(find_place(paths.root, name)) for name in group] for group in groups)
+    first, second = ([read_run(find_source(paths.root, name)) for name in group] for group in groups)
     if against:
         _check_recipe("A", first)
         _check_recipe("B", second)
@@ -63,7 +63,7 @@ def run_sweep(
     Raises:
         PipelineError: a run cannot be found, none can be read, or the runs may not be compared.
     """
-    places: list[Place] = []
+    sources: list[RunSource] = []
     left_out: dict[str, str] = {}
     for name in names or ["HEAD"]:
         found = find_experiments(paths.root, name)
@@ -72,22 +72,22 @@ def run_sweep(
                 f"no DVC experiment stands on the last commit: run some (`dvc exp run --queue -S {keys[0]}=…`), or "
                 "name runs, or the commit that they stand on"
             )
-        places += found.done if found else [find_place(paths.root, name)]
+        sources += found.done if found else [find_source(paths.root, name)]
         if found:
             left_out |= {each: f"failed: `dvc queue logs {each}` shows why" for each in found.failed}
             left_out |= dict.fromkeys(found.waiting, "waits in DVC's queue: `dvc queue start`")
-    if not places:
+    if not sources:
         raise PipelineError(
             f"no experiment is done: {'; '.join(f'{name} {why}' for name, why in left_out.items())}"
         )
-    sweep = read_sweep(places, keys, left_out)
+    sweep = read_sweep(sources, keys, left_out)
     if page is not None:
         from pipeline.comparison.sweep_page import render
 
         write_atomically(page, render(sweep))
     if form == "json":
-        return iter([sweep_words.as_json(sweep)])
-    return sweep_words.as_markdown(sweep) if form == "markdown" else sweep_words.as_text(sweep)
+        return iter([sweep_rendering.as_json(sweep)])
+    return sweep_rendering.as_markdown(sweep) if form == "markdown" else sweep_rendering.as_text(sweep)
 
 
 def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResult]) -> Comparison:

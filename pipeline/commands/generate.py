@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.commands.decode import TextStream
+from pipeline.commands.samplers import with_flags
 from pipeline.core.console import json_line, printable
 from pipeline.core.errors import DataError, ParamsError
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
@@ -64,27 +65,30 @@ def run(
     num_samples: int = 1,
     stops: Sequence[str] = (),
     as_json: bool = False,
+    **flags: float | None,
 ) -> None:
     """Prints a prompt with its continuation token by token, or several, each when it is done.
 
-    Arguments that are None come from params.evaluate. Each continuation has its own seed, one up from the last;
-    generated alone with that seed, it is the same text.
+    Arguments that are None come from params.evaluate; `flags` are temperature, top_k and top_p. Each continuation
+    has its own seed, one up from the last; generated alone with that seed, it is the same text.
     """
-    own = params.evaluate
+    evaluate_params = params.evaluate
     check_stops(stops)
     registry = Registry.load(
         paths.plugins, ["models", "samplers"], lambda note: print(printable(note), file=sys.stderr)
     )
-    names = samplers or own.samplers.use
-    chosen = registry.build_all("samplers", names, own.samplers.options, "evaluate.samplers")
+    names, options = with_flags(
+        registry, samplers or evaluate_params.samplers.use, evaluate_params.samplers.options, flags
+    )
+    chosen = registry.build_all("samplers", names, options, "evaluate.samplers")
     checkpoint = load_model(params, paths, registry, weights, precision)
-    first = own.generation.seed if seed is None else seed
+    first = evaluate_params.generation.seed if seed is None else seed
     wanted = [
         Continuation(prompt, sample + 1, first + number * num_samples + sample)
         for number, prompt in enumerate(prompts)
         for sample in range(num_samples)
     ]
-    length = tokens or own.generation.max_new_tokens
+    length = tokens or evaluate_params.generation.max_new_tokens
     live = len(wanted) == 1 and not as_json
     for each in _continued(checkpoint, wanted, length, chosen, stops, live):
         if as_json:

@@ -1,4 +1,4 @@
-"""runs and clean: lists the training runs that have saved states, and deletes them."""
+"""runs and clean: lists the training runs that have checkpoints, and deletes them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import readable
-from pipeline.train.store import SavedRun, saved_runs
+from pipeline.core.files import format_bytes
+from pipeline.train.checkpoint_store import SavedRun, saved_runs
 
 
 def table(root: Path) -> Iterator[str]:
     """A line for each run below `root`, the most recently saved first."""
     runs = saved_runs(root)
     if not runs:
-        yield "no states are kept"
+        yield "there are no training checkpoints"
         return
-    yield f"{'run':<18}{'step':>15}  {'states':>6}  {'size':>10}  {'saved':<16}status"
+    yield f"{'run':<18}{'step':>15}  {'checkpoints':>11}  {'size':>10}  {'saved':<16}status"
     for run in runs:
-        step = f"{run.step:,} of {run.total_steps:,}" if run.states else "none"
-        size = readable(run.size)
-        yield f"{run.folder.name:<18}{step:>15}  {run.states:>6}  {size:>10}  {_age(run.saved):<16}{_status(run)}"
+        step = f"{run.step:,} of {run.total_steps:,}" if run.checkpoints else "none"
+        size = format_bytes(run.size)
+        saved = f"{run.checkpoints:>11}  {size:>10}  {_age(run.saved):<16}"
+        yield f"{run.folder.name:<18}{step:>15}  {saved}{_status(run)}"
 
 
 def _status(run: SavedRun) -> str:
@@ -57,7 +58,7 @@ def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
             yield f"kept {run.folder.name}, which is running as process {process}"
             continue
         removed, freed = removed + 1, freed + run.size
-    yield f"removed the states of {removed} run{'' if removed == 1 else 's'}, {readable(freed)}"
+    yield f"removed the checkpoints of {removed} run{'' if removed == 1 else 's'}, {format_bytes(freed)}"
 
 
 def _named(name: str, runs: Sequence[SavedRun]) -> SavedRun:

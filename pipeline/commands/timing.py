@@ -100,7 +100,7 @@ def measure(run: TrainingRun, start: Seconds, size: int, others: float) -> Speed
     phase = replace(run.phase, length=replace(run.length, batch_size=size))
     run = replace(run, phase=phase, params=run.params.model_copy(update=params))
     run.model.train()
-    threads, busy = run.conditions.threads, others > 0
+    threads, busy = run.runtime_config.threads, others > 0
     torch.set_num_threads(1 if busy else threads)
     first = _timed(lambda: train_step(run, TrainState()))
     step = _warm(lambda: train_step(run, TrainState()))
@@ -118,7 +118,7 @@ def measure(run: TrainingRun, start: Seconds, size: int, others: float) -> Speed
 
     return Speed(
         start=start.processor if busy else start.wall,
-        compile=alone(first - step) if run.conditions.compile else 0.0,
+        compile=alone(first - step) if run.runtime_config.compile else 0.0,
         window=alone(step - update) / size,
         update=alone(update),
         evaluation=alone(evaluation) / len(windows),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from abc import ABC, abstractmethod
 
 from pipeline.commands.decode import TextStream
-from pipeline.core.console import json_line, printable
+from pipeline.core.console import colourless, json_line, printable
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.model.scoring import Scores
 
@@ -101,5 +100,4 @@ def token_view(file: str, tokenizer: Tokenizer, as_json: bool) -> TokenView:
     """Lines of JSON where they are asked for; else colours on a terminal that has them, and a table elsewhere."""
     if as_json:
         return JsonLines(file, tokenizer)
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return Coloured(file, tokenizer) if coloured else Table(file, tokenizer)
+    return Coloured(file, tokenizer) if sys.stdout.isatty() and not colourless() else Table(file, tokenizer)

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.commands.timing import Speed, measure, others_at_work, since_start
-from pipeline.core.errors import PipelineError, in_words, out_of_memory
-from pipeline.core.files import readable
+from pipeline.core.errors import PipelineError, describe_exception, out_of_memory
+from pipeline.core.files import format_bytes
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.device import peak_memory
 from pipeline.plugin.registry import Registry
 from pipeline.train.components import KINDS, Components
-from pipeline.train.conditions import choose, process_count
 from pipeline.train.data import TrainingData
 from pipeline.train.loop import train_step
 from pipeline.train.memory_check import available, state_bytes
 from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
+from pipeline.train.runtime_config import process_count, resolve_runtime_config
 from pipeline.train.state import TrainState
 from pipeline.train.teacher import Teacher
 
@@ -71,9 +71,9 @@ class Memory:
         """The total and its parts."""
         parts = {"weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer}
         parts |= {"activations": self.activations, "saving": self.saving * self.shared, "Python": self.python}
-        text = ", ".join(f"{name} {readable(size)}" for name, size in parts.items() if size)
-        beside = "" if self.shared else f"; and {readable(self.saving)} of the machine's memory for saving"
-        return f"{readable(self.total)} ({text}){beside}"
+        text = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+        beside = "" if self.shared else f"; and {format_bytes(self.saving)} of the machine's memory for saving"
+        return f"{format_bytes(self.total)} ({text}){beside}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) 
         sender.send(_try_steps(params, paths, splits))
     except BaseException as error:
         told = isinstance(error, PipelineError | OSError) or out_of_memory(error)
-        sender.send(error if told else PipelineError(f"a trial step of training raised {in_words(error)}"))
+        sender.send(
+            error if told else PipelineError(f"a trial step of training raised {describe_exception(error)}")
+        )
 
 
 def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
@@ -171,10 +173,10 @@ def _plan(params: Params, paths: Paths, splits: TokenFolder, compiled: bool = Fa
     architecture = components.architecture(params.model, data.tokenizer)
     phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
     flops = phase.length.total_windows * params.model.context_length * architecture.flops_per_token
-    conditions = choose(params, Ranks(), {}, flops)
+    config = resolve_runtime_config(params, Ranks(), {}, flops)
     teacher = Teacher.of(components.loss, paths.root)
-    run = TrainingRun.build(params, components, data, phase, replace(conditions, compile=compiled), teacher=teacher)
-    return run, conditions.compile
+    run = TrainingRun.build(params, components, data, phase, replace(config, compile=compiled), teacher=teacher)
+    return run, config.compile
 
 
 class _NoUpdates(torch.optim.SGD):

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.core.console import printable, say
+from pipeline.train.checkpoint_store import running_process
 from pipeline.train.steps import STEPS
-from pipeline.train.store import process_of
 
 _SECONDS = 1.0
 _SHOWN = 20
@@ -43,7 +43,7 @@ def _as_lines(root: Path, seconds: float) -> None:
     watched: Path | None = Path()  # none of them
     while True:
         folder = _newest(root)
-        running = folder and process_of(folder)  # before the lines, of which it may write a last one
+        running = folder and running_process(folder)  # before the lines, of which it may write a last one
         lines = _lines(folder) if folder else []
         if folder != watched:
             watched, said = folder, []
@@ -70,7 +70,7 @@ def _newest(root: Path) -> Path | None:
 def _status(folder: Path | None) -> str:
     if folder is None:
         return "no run has written a step (train.log_every)"
-    process = process_of(folder)
+    process = running_process(folder)
     return f"run {folder.name}, {f'running as process {process}' if process else 'not running'}"
 
 

@@ -69,12 +69,12 @@ def compare_checkpoints(paired: Paired) -> Difference:
 def most_changed(paired: Paired, count: int = 5) -> list[Change]:
     """The units from which most of the difference comes, in either direction."""
     contributions = _contributions(paired)
-    places = np.argsort(-np.abs(contributions), kind="stable")[:count].tolist()
+    largest = np.argsort(-np.abs(contributions), kind="stable")[:count].tolist()
     means = paired.nats / np.maximum(paired.sizes, 1)
     return [
-        Change(paired.names[place], float(means[0, place]), float(means[1, place]), float(contributions[place]))
-        for place in places
-        if contributions[place]
+        Change(paired.names[index], float(means[0, index]), float(means[1, index]), float(contributions[index]))
+        for index in largest
+        if contributions[index]
     ]
 
 

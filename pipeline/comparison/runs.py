@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from pipeline.comparison.places import Place
+from pipeline.comparison.sources import RunSource
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.paths import EVALUATION
 from pipeline.core.values import OPEN, Count, parse_values
@@ -54,7 +54,7 @@ class RunResult:
         return self.params["train"].get("seed")
 
 
-def read_run(place: Place) -> RunResult:
+def read_run(source: RunSource) -> RunResult:
     """Reads a run's results.
 
     Raises:
@@ -62,20 +62,20 @@ def read_run(place: Place) -> RunResult:
     """
 
     def values(path: str, kind: Any) -> Any:
-        return parse_values(place.read(path), kind, f"{place.name}: {path}", _AGAIN)
+        return parse_values(source.read(path), kind, f"{source.name}: {path}", _AGAIN)
 
     def units(path: str) -> dict[str, list[UnitScore]]:
-        text = place.read(path)
+        text = source.read(path)
         try:
             return read_units(text)
         except (ValueError, csv.Error) as error:
-            raise DataError(f"{place.name}: {path} is damaged ({error}): {_AGAIN}") from None
+            raise DataError(f"{source.name}: {path} is damaged ({error}): {_AGAIN}") from None
 
     metrics = values("metrics/evaluate.json", dict[str, Any])
     about = asdict(values(f"reports/{EVALUATION}", _About))
     evaluated = {"weights": about["weights"], "stride": about["stride_share"]}
     run = RunResult(
-        place.name,
+        source.name,
         {**about["params"], "evaluate": evaluated},
         about,
         units(f"reports/{DOCUMENTS}"),
@@ -88,7 +88,7 @@ def read_run(place: Place) -> RunResult:
         known = isinstance(loss, int | float) and totals[0] > 0 and side in run.blocks
         if not known or not math.isclose(totals[1] / totals[0], float(loss or 0), rel_tol=1e-9):
             raise DataError(
-                f"{place.name}: metrics/evaluate.json and reports/{DOCUMENTS} are of different evaluations "
+                f"{source.name}: metrics/evaluate.json and reports/{DOCUMENTS} are of different evaluations "
                 f"({side}): {_AGAIN}"
             )
     return run
@@ -196,7 +196,7 @@ def pair(runs: Sequence[RunResult], side: str, unit: str) -> Paired:
     """The runs' scores of a side by document, or by block where there are fewer than 30 documents."""
     documents = [run.documents[side] for run in runs]
     names = [each.name for each in documents[0]]
-    if len(names) >= FEWEST_DOCUMENTS and all([each.name for each in own] == names for own in documents):
+    if len(names) >= FEWEST_DOCUMENTS and all([each.name for each in units] == names for units in documents):
         return _paired("documents", documents, unit)
     fewest = min(len(run.blocks[side]) for run in runs)
     return _paired("blocks", [_merged(run.blocks[side], fewest) for run in runs], unit)
@@ -213,7 +213,7 @@ def _merged(blocks: list[UnitScore], count: int) -> list[UnitScore]:
 
 
 def _paired(what: str, units: Sequence[Sequence[UnitScore]], unit: str) -> Paired:
-    values = np.array([[each[1:] for each in own] for own in units], dtype=np.float64)
+    values = np.array([[each[1:] for each in run_units] for run_units in units], dtype=np.float64)
     tokens, nats, size, text_nats = (values[:, :, column] for column in range(4))
     names = [each.name for each in units[0]]
     if unit == NATS:

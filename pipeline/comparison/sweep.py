@@ -14,11 +14,11 @@ from itertools import combinations
 from typing import Any
 
 from pipeline.comparison.checkpoints import Difference
-from pipeline.comparison.places import Place
 from pipeline.comparison.recipes import compare_recipes
 from pipeline.comparison.runs import SEED, Paired, RunResult, comparable, pair, read_run, shared_sides
+from pipeline.comparison.sources import RunSource
 from pipeline.core.errors import DataError, PipelineError
-from pipeline.core.record import changed, effective
+from pipeline.core.params_diff import changed, effective
 from pipeline.core.values import parse_values
 
 ALPHA = 0.05
@@ -103,7 +103,7 @@ class Sweep:
         unit: What the losses are in.
         sides: The texts that all runs were evaluated on; the first decides.
         recipes: From the lowest mean loss to the highest.
-        best: The place of the recipe that the others are compared with: the lowest mean of those with several
+        best: The index of the recipe that the others are compared with: the lowest mean of those with several
             seeds, or of all.
         pairs: How many pairs of recipes p is corrected for.
         confounded: Other params that differ between recipes, with the value of each recipe.
@@ -122,11 +122,11 @@ class Sweep:
     @property
     def winner(self) -> bool:
         """Whether the best recipe is better than each of the others."""
-        others = [each for place, each in enumerate(self.recipes) if place != self.best]
+        others = [each for index, each in enumerate(self.recipes) if index != self.best]
         return bool(others) and all(each.contrast is not None and each.contrast.found for each in others)
 
 
-def read_sweep(places: Sequence[Place], keys: Sequence[str], left_out: Mapping[str, str]) -> Sweep:
+def read_sweep(sources: Sequence[RunSource], keys: Sequence[str], left_out: Mapping[str, str]) -> Sweep:
     """Reads the runs of a sweep and ranks its recipes. Runs that cannot be read are left out, by name.
 
     Raises:
@@ -134,13 +134,14 @@ def read_sweep(places: Sequence[Place], keys: Sequence[str], left_out: Mapping[s
             recipe differ in more than their seed.
     """
     runs, left_out = [], dict(left_out)
-    for place in places:
+    for source in sources:
         try:
-            runs.append(_read(place))
+            runs.append(_read(source))
         except PipelineError as error:
-            left_out[place.name] = str(error).removeprefix(f"{place.name}: ")
+            left_out[source.name] = str(error).removeprefix(f"{source.name}: ")
     if not runs:
-        name, why = next((name, why) for name, why in left_out.items() if name in {place.name for place in places})
+        given = {source.name for source in sources}
+        name, why = next((name, why) for name, why in left_out.items() if name in given)
         raise PipelineError(f"none of the runs can be read: {name}: {why}")
     groups = _grouped(runs, keys, left_out)
     kept = [run for group in groups for run in group]
@@ -151,19 +152,19 @@ def read_sweep(places: Sequence[Place], keys: Sequence[str], left_out: Mapping[s
     return _ranked(groups, keys, unit, paired, left_out)
 
 
-def _read(place: Place) -> SweepRun:
+def _read(source: RunSource) -> SweepRun:
     path = "metrics/performance.json"
-    spent = parse_values(place.read(path), dict[str, float], f"{place.name}: {path}", _AGAIN)
+    spent = parse_values(source.read(path), dict[str, float], f"{source.name}: {path}", _AGAIN)
     path = "metrics/history.tsv"
-    rows = list(csv.DictReader(place.read(path).splitlines(), delimiter="\t"))
+    rows = list(csv.DictReader(source.read(path).splitlines(), delimiter="\t"))
     try:
         curve = [(float(row["step"]), float(row["val.loss"])) for row in rows if row["val.loss"]]
         cost = Cost(
             float(rows[-1]["step"]), spent["processor_seconds"], spent["model_flops_per_sec"] * spent["seconds"]
         )
     except (KeyError, IndexError, TypeError, ValueError):
-        raise DataError(f"{place.name}: {path} or performance.json is damaged: {_AGAIN} there") from None
-    return SweepRun(read_run(place), curve, cost)
+        raise DataError(f"{source.name}: {path} or performance.json is damaged: {_AGAIN} there") from None
+    return SweepRun(read_run(source), curve, cost)
 
 
 def _grouped(runs: Sequence[SweepRun], keys: Sequence[str], left_out: dict[str, str]) -> list[list[SweepRun]]:
@@ -227,9 +228,9 @@ def _ranked(
         rows.append(list(range(start, start + len(group))))
         start += len(group)
     losses = paired[sides[0]].losses
-    order = sorted(range(len(groups)), key=lambda place: float(losses[rows[place]].mean()))
-    groups, rows = [groups[place] for place in order], [rows[place] for place in order]
-    several = [place for place, group in enumerate(groups) if len(group) > 1]
+    order = sorted(range(len(groups)), key=lambda index: float(losses[rows[index]].mean()))
+    groups, rows = [groups[index] for index in order], [rows[index] for index in order]
+    several = [index for index, group in enumerate(groups) if len(group) > 1]
     best = several[0] if several else 0
     contrasts, pairs = _contrasts(paired[sides[0]], rows, best)
     curves = [_mean_curve([run.curve for run in group]) for group in groups]
@@ -237,14 +238,14 @@ def _ranked(
         Recipe(
             values=_values(group[0].result, keys),
             runs=group,
-            losses={side: paired[side].losses[own].tolist() for side in sides},
+            losses={side: paired[side].losses[run_rows].tolist() for side in sides},
             curve=curve,
             cost=Cost(*(math.fsum(each) / len(group) for each in zip(*map(_spent, group), strict=True))),
             steps_to_best=_reached(curve, curves[best]),
             best_steps=_reached(curves[best], curve),
-            contrast=contrasts.get(place),
+            contrast=contrasts.get(index),
         )
-        for place, (group, own, curve) in enumerate(zip(groups, rows, curves, strict=True))
+        for index, (group, run_rows, curve) in enumerate(zip(groups, rows, curves, strict=True))
     ]
     return Sweep(list(keys), unit, sides, recipes, best, pairs, _confounded(groups, keys), left_out)
 
@@ -277,14 +278,14 @@ def _confounded(groups: Sequence[Sequence[SweepRun]], keys: Sequence[str]) -> di
 
 
 def _contrasts(paired: Paired, rows: Sequence[Sequence[int]], best: int) -> tuple[dict[int, Contrast], int]:
-    """How each recipe with several seeds differs from the best one, by place, and how many pairs were tested.
+    """How each recipe with several seeds differs from the best one, by index, and how many pairs were tested.
 
     Every pair is tested as `compare_recipes` does it, and p corrected for all of them by Holm's step-down procedure
     (Holm 1979, "A simple sequentially rejective multiple test procedure"): which recipe is the best was read off
     the same losses, so that any pair could have become the one that is reported. Of the sorted p-values
     p_1 ≤ … ≤ p_m the corrected ones are max_{j ≤ i} (m − j + 1) p_j, at most 1.
     """
-    several = [place for place, own in enumerate(rows) if len(own) > 1]
+    several = [index for index, recipe_rows in enumerate(rows) if len(recipe_rows) > 1]
 
     def differ(first: int, second: int, factor: float = 1.0) -> Difference:
         return compare_recipes(paired.only([*rows[first], *rows[second]]), len(rows[first]), ALPHA / factor)
@@ -296,8 +297,8 @@ def _contrasts(paired: Paired, rows: Sequence[Sequence[int]], best: int) -> tupl
         if best in names:
             other = names[names[0] == best]
             factor = p / p_value if p_value else len(tested)
-            own = differ(best, other, factor)
-            found[other] = Contrast(own.difference, own.low, own.high, p_value, min(p, 1.0))
+            contrast = differ(best, other, factor)
+            found[other] = Contrast(contrast.difference, contrast.low, contrast.high, p_value, min(p, 1.0))
     return found, len(tested)
 
 
@@ -305,9 +306,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values, corrected for their number by Holm's procedure; not yet limited to 1."""
     corrected = [0.0] * len(p_values)
     largest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        largest = max(largest, (len(p_values) - rank) * p_values[place])
-        corrected[place] = largest
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, (len(p_values) - rank) * p_values[index])
+        corrected[index] = largest
     return corrected
 
 

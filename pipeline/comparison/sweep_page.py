@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.comparison.sweep import Curve, Sweep, labels
-from pipeline.comparison.sweep_words import answer, notes, table
+from pipeline.comparison.sweep_rendering import answer, notes, table
 from pipeline.evaluate.report.chart import lay_out, number
 from pipeline.evaluate.report.page import REPORT, style_hash, templates
 from pipeline.evaluate.report.plots import Plot, Series
@@ -49,20 +49,23 @@ def render(sweep: Sweep) -> str:
 
 def _colours(sweep: Sweep) -> list[str]:
     """The class of each recipe's lines; beyond eight recipes the colours begin again, dashed."""
-    return [f"r{place % _COLOURS}" + " dashed" * (place >= _COLOURS) for place in range(len(sweep.recipes))]
+    return [f"r{index % _COLOURS}" + " dashed" * (index >= _COLOURS) for index in range(len(sweep.recipes))]
 
 
 def _strips(sweep: Sweep) -> tuple[float, float, list[Strip]]:
-    """The ends of the axis on which all losses are, and each recipe's place on it."""
+    """The ends of the axis on which all losses are, and each recipe's position on it."""
     losses = [recipe.losses[sweep.sides[0]] for recipe in sweep.recipes]
-    every = [loss for own in losses for loss in own]
-    low, high = min(every), max(every)
+    everything = [loss for values in losses for loss in values]
+    low, high = min(everything), max(everything)
     width = high - low or 1.0
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return round(100 * (value - low) / width, 2)
 
-    return low, high, [Strip([place(loss) for loss in own], place(math.fsum(own) / len(own))) for own in losses]
+    strips = [
+        Strip([position(loss) for loss in values], position(math.fsum(values) / len(values))) for values in losses
+    ]
+    return low, high, strips
 
 
 def _plots(sweep: Sweep) -> list[Plot]:

@@ -6,15 +6,24 @@ import json
 import os
 import re
 import sys
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TextIO
 
 from tqdm import tqdm
+from tqdm.std import Bar
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_BAR = "{desc} {n_fmt}/{total_fmt} {bar} {remaining} left{postfix}"
+_LABEL = 9
+"""Columns of the label before a fact."""
+_SHORTEST_BAR, _LONGEST_BAR = 6, 40
+"""Columns of the bar; where there is no room for the shortest one, there is none."""
+_SECONDS_OF_RATE = 10.0
+"""The speed that is shown is that of so many seconds."""
+_SECONDS_BETWEEN_SAMPLES = 0.5
 _SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
 
@@ -35,13 +44,45 @@ def json_line(value: Mapping[str, Any]) -> str:
     return _CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", line) + "\n"
 
 
-def say(text: str) -> None:
+def wrapped(text: str, file: TextIO, indent: int = 2) -> str:
+    """`text` with the lines that are wider than the terminal broken at spaces; the same text if `file` is none.
+
+    Continuation lines begin below the line's own beginning, and `indent` columns to the right of it.
+    """
+    width = columns(file)
+    if width is None:
+        return text
+    return "\n".join(_wrapped(line, width, indent) for line in text.split("\n"))
+
+
+def _wrapped(line: str, width: int, indent: int) -> str:
+    if len(line) <= width:
+        return line
+    margin = len(line) - len(line.lstrip(" ")) + indent
+    lines = textwrap.wrap(
+        line, max(width, margin + 20), subsequent_indent=" " * margin, expand_tabs=False, replace_whitespace=False,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return "\n".join(lines)
+
+
+def columns(file: TextIO) -> int | None:
+    """The width of the terminal that `file` writes to; None if it is not a terminal."""
+    try:
+        return (os.get_terminal_size(file.fileno()).columns or 80) if file.isatty() else None
+    except (OSError, ValueError):  # closed, or it has no file descriptor
+        return None
+
+
+def say(text: str, indent: int = 2, wrap: bool = True) -> None:
     """Prints a message on its own line, above a live progress line if there is one.
 
-    If the reader of a pipe is gone (`| head`, or Ctrl-C also ended `| tee`), the work continues without output.
+    On a terminal a long line is broken at spaces, unless `wrap` is False; see `wrapped`. If the reader of a pipe is
+    gone (`| head`, or Ctrl-C also ended `| tee`), the work continues without output.
     """
+    text = printable(text)
     try:
-        tqdm.write(printable(text), file=sys.stdout)
+        tqdm.write(wrapped(text, sys.stdout, indent) if wrap else text, file=sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
         ignore_output()
@@ -54,41 +95,167 @@ def ignore_output() -> None:
 
 def fact(label: str, text: str) -> None:
     """Prints a label and what a stage read, found or wrote."""
-    say(f"{label:<9}{text}")
+    say(f"{label:<{_LABEL}}{text}", indent=_LABEL)
+
+
+def plain_terminal() -> bool:
+    """Whether the terminal, by its own account, can neither redraw a line nor show colours."""
+    return os.environ.get("TERM") == "dumb"
+
+
+def colourless() -> bool:
+    """Whether colours are not wanted (https://no-color.org) or not possible."""
+    return bool(os.environ.get("NO_COLOR")) or plain_terminal()
+
+
+class _Line(tqdm):  # type: ignore[misc]
+    """The live line, with a text of our own for its width."""
+
+    def __init__(self, text: Callable[[_Line, int], str], **options: Any) -> None:
+        self._text = text
+        super().__init__(**options)
+
+    def __str__(self) -> str:
+        return self._text(self, (self.format_dict["ncols"] or 80) - 1)
+
+    def drawn_bar(self, share: float, width: int) -> str:
+        """A bar of which `share` is filled, from characters that the terminal's encoding has."""
+        return format(Bar(min(share, 1.0), default_len=width, charset=Bar.ASCII if self.ascii else Bar.UTF), "")
 
 
 class Progress(AbstractContextManager["Progress"]):
     """One live line on a terminal; on a pipe, a plain line now and then.
 
-    The live line shows a bar, the speed in `unit`s and the time left; both show the values given to `update`.
+    It shows how much is done, the time left and the speed of the last seconds, and the values given to `update`.
+    What does not fit the terminal is left out: first the bar, then parts from the end.
     """
 
-    def __init__(self, what: str, unit: str, total: int | None = None, initial: int = 0) -> None:
-        self._what, self._unit, self._total = what, unit, total
-        self._initial = self._done = initial
-        self._start = self._printed = time.monotonic()
-        self._bar = tqdm(
-            desc=what, unit=unit, total=total, initial=initial, disable=None,  # None: without a terminal
-            unit_scale=total is None or total > 100_000, dynamic_ncols=True, leave=False,
-            bar_format=_BAR if total else None,
+    def __init__(
+        self,
+        what: str,
+        unit: str,
+        total: int | None = None,
+        initial: int = 0,
+        work_unit: str = "",
+        work_total: int | None = None,
+    ) -> None:
+        """
+        Args:
+            what: What is done, such as "training".
+            unit: What is counted, such as "step".
+            total: How many units there are, if that is known.
+            initial: How many of them were done before.
+            work_unit: What the speed is told in, such as "token"; the unit that is counted, unless given.
+            work_total: How many of those are to be done from now on; needed with `work_unit`.
+        """
+        self._what, self._unit, self._total, self._done = what, unit, total, initial
+        self._work_unit, self._work = work_unit or unit, 0
+        self._work_total = work_total if work_unit else total and total - initial
+        self._shown: dict[str, str] = {}
+        self._waits: list[str] = []
+        self._waiting_since = self._waited = 0.0
+        self._printed = time.monotonic()
+        self._samples = deque([(self._printed, 0)])  # the clock, which stands still in `wait`, and the work done
+        self._bar = _Line(
+            self._text, total=total, initial=initial, disable=True if plain_terminal() else None,
+            dynamic_ncols=True, leave=False, miniters=1,
         )  # fmt: skip
 
-    def update(self, amount: int, **shown: str) -> None:
-        """Counts `amount` units done and shows the named values."""
+    def update(self, amount: int, work: int | None = None, **shown: str) -> None:
+        """Counts `amount` units, or `work` of another unit, as done, and shows the named values."""
         self._done += amount
-        self._bar.update(amount)
-        if shown:
-            self._bar.set_postfix(shown, refresh=False)
+        self._work += amount if work is None else work
+        self._shown |= shown
         now = time.monotonic()
+        clock = now - self._waited
+        if clock - self._samples[-1][0] >= _SECONDS_BETWEEN_SAMPLES:
+            self._samples.append((clock, self._work))
+            while len(self._samples) > 2 and clock - self._samples[1][0] >= _SECONDS_OF_RATE:
+                self._samples.popleft()
+        self._bar.update(amount)
         if self._bar.disable and now - self._printed >= _SECONDS_BETWEEN_PLAIN_LINES:
             self._printed = now
             total = f" of {self._total:,}" if self._total else ""
-            parts = [f"{self._what}: {self._done:,}{total} {self._unit}s"]
-            parts += [f"{name} {value}" for name, value in shown.items()]
-            rate = (self._done - self._initial) / (now - self._start)
-            if self._total and rate:
-                parts.append(f"{(self._total - self._done) / rate:.0f} s left")
-            say("  ".join(parts))
+            say(
+                "  ".join(
+                    [f"{self._what}: {self._done:,}{total} {self._unit}s", *self._values(), *self._time_left()]
+                )
+            )
+
+    def show(self, **shown: str) -> None:
+        """Shows the named values from now on; those named first, first."""
+        self._shown |= shown
+
+    @contextmanager
+    def waiting(self, why: str) -> Iterator[None]:
+        """Inside, `why` is shown in place of the time left, and the time does not count for the speed."""
+        self.wait(why)
+        try:
+            yield
+        finally:
+            self.go_on()
+
+    def wait(self, why: str) -> None:
+        """Begins what `waiting` describes; until `go_on`."""
+        if not self._waits:
+            self._waiting_since = time.monotonic()
+        self._waits.append(why)
+        self._bar.refresh()
+
+    def go_on(self) -> None:
+        """Ends what `wait` began."""
+        self._waits.pop()
+        if not self._waits:
+            self._waited += time.monotonic() - self._waiting_since
+        self._bar.refresh()
+
+    def seconds_left(self) -> float | None:
+        """The time to the end at the speed of the last seconds; None while nothing is known of it."""
+        rate = self._rate()
+        return (self._work_total - self._work) / rate if rate and self._work_total else None
+
+    def _rate(self) -> float:
+        (since, before), (until, work) = self._samples[0], self._samples[-1]
+        return (work - before) / (until - since) if until > since else 0.0
+
+    def _time_left(self) -> list[str]:
+        seconds = self.seconds_left()
+        return [] if seconds is None else [f"{_duration(seconds)} left"]
+
+    def _values(self) -> list[str]:
+        rate = self._rate()
+        speed = [f"{_short(rate)} {self._work_unit}s/s"] if rate else []
+        return [*(f"{name} {value}" for name, value in self._shown.items()), *speed]
+
+    def _text(self, line: _Line, width: int) -> str:
+        """The live line: the parts that fit, and a bar where there is room."""
+        mark = "..." if line.ascii else "…"
+        text = f"{self._what} {_short(self._done)}" + (
+            f"/{_short(self._total)}" if self._total else f" {self._unit}s"
+        )
+        place, rest = len(text), ""
+        for part in [*([f"{self._waits[-1]} {mark}"] if self._waits else self._time_left()), *self._values()]:
+            if len(text) + len(rest) + 2 + len(part) > width:
+                break
+            rest += f"  {part}"
+        room = min(width - place - len(rest) - 1, _LONGEST_BAR)
+        if not self._total or room < _SHORTEST_BAR:
+            return (text + rest)[:width]
+        return f"{text} {line.drawn_bar(self._done / self._total, room)}{rest}"
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+
+
+def _short(number: float) -> str:
+    """A number in few characters: 9,999, 41.2k, 1.23M."""
+    return f"{number:,.0f}" if number < 100_000 else str(tqdm.format_sizeof(number))
+
+
+def _duration(seconds: float) -> str:
+    """0:07, 2:41, 1:02:03 or 12 days."""
+    whole = round(seconds)
+    if whole >= 100 * 3600:
+        return f"{whole / 86400:.0f} days"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

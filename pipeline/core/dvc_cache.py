@@ -65,10 +65,10 @@ def cached_folder(root: Path, digest: str) -> dict[str, Path]:
     listing = cached_file(root, digest)
     if listing is None:
         return {}
-    mend = "it is of DVC's cache: remove it, and `dvc fetch` or `dvc repro`"
-    entries = read_values(listing, list[_Listed], mend)
+    fix = "it is of DVC's cache: remove it, and `dvc fetch` or `dvc repro`"
+    entries = read_values(listing, list[_Listed], fix)
     if any(PurePath(each.relpath).is_absolute() or ".." in PurePath(each.relpath).parts for each in entries):
-        raise DataError(f"{listing} is damaged (it lists a file outside of its folder): {mend}")
+        raise DataError(f"{listing} is damaged (it lists a file outside of its folder): {fix}")
     found = {each.relpath: cached_file(root, each.md5) for each in entries}
     return {name: path for name, path in found.items() if path} if all(found.values()) else {}
 

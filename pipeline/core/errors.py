@@ -29,7 +29,7 @@ class CheckpointError(PipelineError):
     """A checkpoint or an export is missing, damaged or does not fit."""
 
 
-def in_words(error: BaseException) -> str:
+def describe_exception(error: BaseException) -> str:
     """An exception's type and text as one line of bounded length."""
     try:
         text = str(error)
@@ -72,7 +72,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 _FILE_IN_THE_WAY = "a file lies where a folder is needed: move it away"
-_MEND = {
+_FIX = {
     errno.EACCES: "change its permissions",
     errno.EPERM: "change its permissions",
     errno.EROFS: "it lies on a read-only disk: work in another folder",
@@ -88,5 +88,5 @@ _MEND = {
 
 def explain_os_error(error: OSError) -> str:
     """What the operating system refused, on which file, and how to fix it."""
-    parts = [error.filename2 or error.filename, error.strerror or str(error), _MEND.get(error.errno or 0)]
+    parts = [error.filename2 or error.filename, error.strerror or str(error), _FIX.get(error.errno or 0)]
     return ": ".join(str(part) for part in parts if part)

@@ -26,7 +26,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode() if isinstance(content, str) else content
     partial = beside(path, "partial")
-    with room_for(len(content), path):
+    with report_full_disk(len(content), path):
         try:
             with partial.open("wb") as file:
                 file.write(content)
@@ -43,7 +43,7 @@ def beside(target: Path, kind: str, pid: int | None = None) -> Path:
 
 
 @contextmanager
-def room_for(size: int, path: Path) -> Iterator[None]:
+def report_full_disk(size: int, path: Path) -> Iterator[None]:
     """If the disk is full inside the block, says how much space is missing for `size` bytes at `path`.
 
     The block must remove partial files before it ends: their space counts as free.
@@ -55,12 +55,12 @@ def room_for(size: int, path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(path.parent).free
         raise PipelineError(
-            f"{path}: the disk is full: {readable(size)} are to be written and {readable(free)} are free, so at "
-            f"least {readable(max(size - free, 1))} are missing: make room and run it again"
+            f"{path}: the disk is full: {format_bytes(size)} to write, {format_bytes(free)} free: make room for at "
+            f"least {format_bytes(max(size - free, 1))} and run it again"
         ) from None
 
 
-def readable(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes with its unit: "1.5 GB"."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:
@@ -73,9 +73,9 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, mend: str) -> Any:
-    """Reads JSON that an earlier stage wrote; `mend` says what to run when it is missing or damaged."""
-    return read_values(path, object, mend)
+def read_json(path: Path, fix: str) -> Any:
+    """Reads JSON that an earlier stage wrote; `fix` says what to run when it is missing or damaged."""
+    return read_values(path, object, fix)
 
 
 def sha256(path: Path) -> str:
@@ -109,25 +109,25 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {"files": entries})
 
 
-def verify_manifest(folder: Path, mend: str) -> None:
+def verify_manifest(folder: Path, fix: str) -> None:
     """Checks every file in `folder` against its manifest.
 
     Raises:
         DataError: a file is missing or differs from what was written.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is missing: {mend}")
-    entries = read_values(folder / MANIFEST, _Manifest, mend).files
+        raise DataError(f"{folder} is missing: {fix}")
+    entries = read_values(folder / MANIFEST, _Manifest, fix).files
     if not entries:
-        raise DataError(f"{folder / MANIFEST} is damaged (it lists no files): {mend}")
+        raise DataError(f"{folder / MANIFEST} is damaged (it lists no files): {fix}")
     for name, entry in entries.items():
         path = folder / name
         if not path.is_file():
-            raise DataError(f"{path} is missing: {mend}")
+            raise DataError(f"{path} is missing: {fix}")
         if path.stat().st_size != entry.bytes:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes where {entry.bytes:,} were written: {mend}")
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes where {entry.bytes:,} were written: {fix}")
         if sha256(path) != entry.sha256:
-            raise DataError(f"{path} is damaged (its sha256 is not the one that was written): {mend}")
+            raise DataError(f"{path} is damaged (its sha256 is not the one that was written): {fix}")
 
 
 def recorded_sha256(path: Path) -> str:

@@ -108,16 +108,14 @@ def _complete(paths: Paths) -> bool:
     journal = _journal(paths)
     if not journal.exists():
         return False
-    mend = (
-        f"remove it, and run the stages again whose outputs changed last (`ls -lt {paths.shown(journal.parent)}`)"
-    )
+    fix = f"remove it, and run the stages again whose outputs changed last (`ls -lt {paths.shown(journal.parent)}`)"
     try:
-        value = read_json(journal, mend)
+        value = read_json(journal, fix)
         pid, targets = int(value["pid"]), [Path(name) for name in value["targets"]]
         if any(target.is_absolute() or ".." in target.parts or not target.name for target in targets):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{journal} is damaged: {mend}") from None
+        raise DataError(f"{journal} is damaged: {fix}") from None
     targets = [paths.root / target for target in targets]
     for target in targets:
         _forward(target, pid)

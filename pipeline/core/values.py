@@ -76,8 +76,8 @@ def check_fields(kind: type[T], fields: Mapping[str, Any]) -> T:
     return made
 
 
-def read_values(path: Path, kind: type[T], mend: str, raised: type[PipelineError] = DataError) -> T:
-    """Reads JSON as what it must hold; `mend` says what to run when it is missing, damaged or holds something else.
+def read_values(path: Path, kind: type[T], fix: str, raised: type[PipelineError] = DataError) -> T:
+    """Reads JSON as what it must hold; `fix` says what to run when it is missing, damaged or holds something else.
 
     Raises:
         DataError (or what is to be `raised`): it cannot be used; names the file and the first places.
@@ -85,15 +85,15 @@ def read_values(path: Path, kind: type[T], mend: str, raised: type[PipelineError
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise raised(f"{path} is missing: {mend}") from None
-    return parse_values(content, kind, str(path), mend, raised)
+        raise raised(f"{path} is missing: {fix}") from None
+    return parse_values(content, kind, str(path), fix, raised)
 
 
 def parse_values(
-    content: str | bytes, kind: type[T], what: str, mend: str, raised: type[PipelineError] = DataError
+    content: str | bytes, kind: type[T], what: str, fix: str, raised: type[PipelineError] = DataError
 ) -> T:
     """JSON as what it must hold; `what` names it. See `read_values`."""
     try:
         return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
-        raise raised(f"{what} is damaged ({explain(error)}): {mend}") from None
+        raise raised(f"{what} is damaged ({explain(error)}): {fix}") from None

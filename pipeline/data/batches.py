@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.core.errors import DataError, PluginError
 from pipeline.data.tokens import Ids, IndexEntry
-from pipeline.plugin.calls import calling, guarded_items, named
+from pipeline.plugin.calls import calling, guarded_items, label
 from pipeline.plugin.components import BatchSampler
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex
 
@@ -54,7 +54,7 @@ class TrainingWindows:
         for sample, offset in enumerate(found, first):
             if not isinstance(offset, int | np.integer) or not 0 <= offset < end:
                 raise PluginError(
-                    f"{named(self.sampler)} returned {offset!r} for sample {sample}: it must be a whole number "
+                    f"{label(self.sampler)} returned {offset!r} for sample {sample}: it must be a whole number "
                     f"from 0 to {end - 1}, where the last window of {self.context_length + 1} tokens begins"
                 )
         return found
@@ -90,7 +90,7 @@ def token_index(
     try:
         for entry, name in zip_longest(entries, names):
             if entry is None or not isinstance(name, str):
-                raise PluginError(f"{named(sampler)}: sources must give a text for each document, not {name!r}")
+                raise PluginError(f"{label(sampler)}: sources must give a text for each document, not {name!r}")
             found.setdefault(name, _Runs()).add(entry.start, min(entry.end, begins))
     except ValueError as error:
         raise DataError(f"train.batch_sampler.{sampler.name}: {error}") from None

@@ -164,18 +164,18 @@ class Tokenizer:
         write_json(path, {"name": self.name, "fingerprint": self.fingerprint, **self._contents()})
 
     @classmethod
-    def load(cls, path: Path, mend: str) -> Tokenizer:
-        """Reads what `save` wrote; `mend` says what to run when it cannot be read."""
-        contents = read_values(path, _Saved, mend)
+    def load(cls, path: Path, fix: str) -> Tokenizer:
+        """Reads what `save` wrote; `fix` says what to run when it cannot be read."""
+        contents = read_values(path, _Saved, fix)
         tokenizer = cls(
             contents.name, contents.pattern, dict(contents.ranks), contents.special_tokens, contents.end
         )
         try:
             tokenizer.check()
         except ValueError as error:
-            raise DataError(f"{path} is damaged ({error}): {mend}") from None
+            raise DataError(f"{path} is damaged ({error}): {fix}") from None
         if tokenizer.fingerprint != contents.fingerprint:
-            raise DataError(f"{path} is damaged (its fingerprint does not match): {mend}")
+            raise DataError(f"{path} is damaged (its fingerprint does not match): {fix}")
         return tokenizer
 
     def check(self) -> None:

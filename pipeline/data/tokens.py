@@ -123,7 +123,7 @@ class _File:
 
 
 @dataclass(frozen=True)
-class _MadeBy:
+class _TokenizerInfo:
     """The tokenizer that made the ids."""
 
     fingerprint: str
@@ -137,7 +137,7 @@ class _Meta:
 
     dtype: Literal["uint16", "uint32"]
     vocab_size: Annotated[int, Field(gt=0)]
-    tokenizer: _MadeBy
+    tokenizer: _TokenizerInfo
     files: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], _File], Field(min_length=1)]
     params: dict[str, dict[str, Any]]
     xz_bits_per_byte: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = field(default_factory=dict)
@@ -154,19 +154,19 @@ class TokenFolder:
             another tokenizer made the tokens, or the files are not what meta.json says.
     """
 
-    def __init__(self, folder: Path, mend: str) -> None:
-        verify_manifest(folder, mend)
+    def __init__(self, folder: Path, fix: str) -> None:
+        verify_manifest(folder, fix)
         self.folder = folder
-        self._mend = mend
-        meta = read_values(folder / META, _Meta, mend)
+        self._fix = fix
+        meta = read_values(folder / META, _Meta, fix)
         self._xz = meta.xz_bits_per_byte
-        self.meta: dict[str, Any] = read_json(folder / META, mend)
-        self.tokenizer = Tokenizer.load(folder / TOKENIZER, mend)
-        made_by = meta.tokenizer.fingerprint
-        if made_by != self.tokenizer.fingerprint:
+        self.meta: dict[str, Any] = read_json(folder / META, fix)
+        self.tokenizer = Tokenizer.load(folder / TOKENIZER, fix)
+        tokenizer_fingerprint = meta.tokenizer.fingerprint
+        if tokenizer_fingerprint != self.tokenizer.fingerprint:
             raise DataError(
-                f"{folder}: the tokens were made by another tokenizer ({made_by[:12]}) than the one beside "
-                f"them ({self.tokenizer.fingerprint[:12]}): {mend}"
+                f"{folder}: another tokenizer ({tokenizer_fingerprint[:12]}) made the tokens than the one "
+                f"beside them ({self.tokenizer.fingerprint[:12]}): {fix}"
             )
         self._dtype = smallest_dtype(self.tokenizer.vocab_size)
         for name, file in meta.files.items():
@@ -178,13 +178,13 @@ class TokenFolder:
         if size != tokens * self._dtype.itemsize or self.meta["dtype"] != self._dtype.name:
             raise DataError(
                 f"{path} has {size:,} bytes, and {META} has {tokens:,} tokens of {self.meta['dtype']} for a "
-                f"vocabulary of {self.tokenizer.vocab_size:,}: {self._mend}"
+                f"vocabulary of {self.tokenizer.vocab_size:,}: {self._fix}"
             )
         for ids in self.blocks(path.stem, 0, tokens):
             if (largest := int(ids.max())) >= self.tokenizer.vocab_size:
                 raise DataError(
                     f"{path} holds token id {largest}, but the vocabulary has {self.tokenizer.vocab_size}: "
-                    f"{self._mend}"
+                    f"{self._fix}"
                 )
 
     @property
@@ -197,7 +197,7 @@ class TokenFolder:
     def xz_bits_per_byte(self, name: str) -> float:
         """What `split` measured of a held-out text."""
         if name not in self._xz:
-            raise DataError(f"{self.folder / META} has no xz_bits_per_byte of {name}: {self._mend}")
+            raise DataError(f"{self.folder / META} has no xz_bits_per_byte of {name}: {self._fix}")
         return self._xz[name]
 
     @property
@@ -207,7 +207,7 @@ class TokenFolder:
 
     def _summary(self, name: str) -> dict[str, int]:
         if name not in self.names:
-            raise DataError(f"{self.folder / META} names no {name}: {self._mend}")
+            raise DataError(f"{self.folder / META} names no {name}: {self._fix}")
         summary: dict[str, int] = self.meta["files"][name]
         return summary
 
@@ -234,18 +234,18 @@ class TokenFolder:
                 try:
                     entry = _ENTRY.validate_json(line)
                 except ValidationError as error:
-                    raise DataError(f"{path} line {number} is damaged ({explain(error)}): {self._mend}") from None
+                    raise DataError(f"{path} line {number} is damaged ({explain(error)}): {self._fix}") from None
                 if entry.start != end:
                     raise DataError(
                         f"{path} line {number} begins at token {entry.start:,}, and the document before it ends at "
-                        f"{end:,}: {self._mend}"
+                        f"{end:,}: {self._fix}"
                     )
                 end = entry.end
                 yield entry
         if (end, number) != (total["tokens"], total["documents"]):
             raise DataError(
                 f"{path} has {number:,} documents of {end:,} tokens, and {META} says {total['documents']:,} of "
-                f"{total['tokens']:,}: {self._mend}"
+                f"{total['tokens']:,}: {self._fix}"
             )
 
 

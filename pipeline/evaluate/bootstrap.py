@@ -44,10 +44,10 @@ def intervals(breakdown: Breakdown) -> dict[str, dict[str, float]]:
 
     A number that the text does not have, or that overflows, has none; with a single unit there is none at all.
     """
-    _, own = units(breakdown)
-    if len(own) < 2:
+    _, scores = units(breakdown)
+    if len(scores) < 2:
         return {}
-    values = sums(own)
+    values = sums(scores)
     count = effective(values[:, 0])
     tokens, nats, size, text_nats, correct = resampled(grouped(values)).T
     found = {"loss": interval(nats / tokens, count)}
@@ -97,7 +97,7 @@ def interval(values: Draws, count: float) -> dict[str, float]:
     """The 95% interval of a number whose draws are `values`, from units that are worth `count` equal ones.
 
     It is the expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap",
-    section 5.3): plain percentiles are too narrow for few units, by what Student's t and the divisor n − 1 mend.
+    section 5.3): plain percentiles are too narrow for few units, by what Student's t and the divisor n − 1 fix.
     """
     quantile = student_quantile(1 - (1 - LEVEL) / 2, count - 1)
     tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * quantile)

@@ -9,7 +9,7 @@ from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.breakdown import Breakdown
 from pipeline.evaluate.samples import Sample
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.made_by import RunRecord
+from pipeline.model.run_record import RunRecord
 
 
 @dataclass(frozen=True)

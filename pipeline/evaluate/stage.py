@@ -10,13 +10,14 @@ from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError
 from pipeline.core.files import MANIFEST, recorded_sha256, sha256, write_json
 from pipeline.core.fingerprint import output_fingerprint
-from pipeline.core.links import check_recorded
+from pipeline.core.params_diff import effective
 from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.publication import published_folder
-from pipeline.core.record import effective
 from pipeline.core.republish import republished
+from pipeline.core.symlinks import check_symlinks
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
+from pipeline.evaluate import result_lines
 from pipeline.evaluate.baselines import unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
 from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
@@ -28,7 +29,7 @@ from pipeline.evaluate.text_model import text_model
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, weights_file
 from pipeline.model.device import choose_device, keep_memory, use_threads
 from pipeline.model.held_out import check_same_tokenizer
-from pipeline.model.made_by import RunRecord, note_changes, read_record
+from pipeline.model.run_record import RunRecord, note_changes, read_record
 from pipeline.model.scoring import Summary, score
 from pipeline.plugin.components import Metric, TaskMetric
 from pipeline.plugin.options import plain_options
@@ -45,15 +46,19 @@ KINDS = ["models", "samplers", "metrics"]
 
 def run(params: Params, paths: Paths) -> None:
     """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and its tables."""
-    own = params.evaluate
+    evaluate_params = params.evaluate
     registry = Registry.load(paths.plugins, KINDS)
-    samplers = registry.build_all("samplers", own.samplers.use, own.samplers.options, "evaluate.samplers")
-    metrics = registry.build_all("metrics", own.metrics.use, own.metrics.options, "evaluate.metrics")
+    samplers = registry.build_all(
+        "samplers", evaluate_params.samplers.use, evaluate_params.samplers.options, "evaluate.samplers"
+    )
+    metrics = registry.build_all(
+        "metrics", evaluate_params.metrics.use, evaluate_params.metrics.options, "evaluate.metrics"
+    )
     chosen = [("samplers", each) for each in samplers] + [("metrics", each) for each in metrics]
     identity = output_fingerprint(
         "pipeline.evaluate.stage",
         {
-            **effective(own.model_dump(mode="json")),
+            **effective(evaluate_params.model_dump(mode="json")),
             "chosen": [(kind, each.name, plain_options(each)) for kind, each in chosen],
             "tasks": _task_files(paths.tasks) if any(isinstance(each, TaskMetric) for each in metrics) else {},
         },
@@ -66,13 +71,18 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     if params.runtime.keep_memory:
         keep_memory()
-    checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device), registry)
+    checkpoint = load_checkpoint(
+        paths.checkpoint, evaluate_params.weights, choose_device(params.runtime.device), registry
+    )
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
     check_same_tokenizer(checkpoint, splits)
     _check_same_run(paths)
     note_changes(record, params, splits, paths)
-    fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
+    fact(
+        "read",
+        f"{paths.shown(paths.checkpoint)}: the {evaluate_params.weights} weights, of step {checkpoint.step:,}",
+    )
 
     train_counts = token_counts(splits.ids("train"), checkpoint.tokenizer.vocab_size)
     numbers: dict[str, Any] = {}
@@ -81,41 +91,41 @@ def run(params: Params, paths: Paths) -> None:
     for side in splits.names:
         if side != "train":
             numbers[side], about[side], breakdowns[side] = _evaluate(
-                checkpoint, splits, side, own, metrics, train_counts
+                checkpoint, splits, side, evaluate_params, metrics, train_counts
             )
-    check_groups(own.groups, (each["groups"] for each in about.values()))
+    check_groups(evaluate_params.groups, (each["groups"] for each in about.values()))
     ends = record.params["tokenize"].get("end_of_text") is not False
-    if tasks := run_tasks(metrics, text_model(checkpoint, ends, own.batch_size, paths.tasks)):
+    if tasks := run_tasks(metrics, text_model(checkpoint, ends, evaluate_params.batch_size, paths.tasks)):
         numbers["tasks"] = tasks
 
     evaluation = Evaluation(
         checkpoint=checkpoint,
         splits=splits,
         metrics=numbers,
-        about=_about(own, checkpoint, record, about, paths),
+        about=_about(evaluate_params, checkpoint, record, about, paths),
         breakdowns=breakdowns,
-        samples=draw_samples(checkpoint, own.generation, samplers),
+        samples=draw_samples(checkpoint, evaluate_params.generation, samplers),
         record=record,
-        params=effective(own.model_dump(mode="json")),
+        params=effective(evaluate_params.model_dump(mode="json")),
     )
+    before = result_lines.read_before(paths)
     with published_folder(paths.reports, paths) as folder:
         report = _write_report(evaluation, paths, folder)
         write_tables(breakdowns, evaluation.about, folder)
         write_json(folder / RECORD, {"identity": identity})
         write_json(folder / METRICS / "evaluate.json", numbers)
 
-    for side, breakdown in breakdowns.items():
-        _say_numbers(side, numbers[side], about[side], breakdown)
-    if tasks:
-        say(f"tasks    {_listed(tasks)}")
-    for first, *_ in evaluation.samples:
-        say(f"\n{first.prompt}{first.continuation}\n")
+    _say_all(evaluation, tasks)
+    for first, *_ in evaluation.samples[:1]:  # the report has all of them
+        say(f"\n{first.prompt}{first.continuation}\n", indent=0)
+    fact(*result_lines.result(numbers, about, before))
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
+    fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before)))
 
 
 def _task_files(folder: Path) -> dict[str, str]:
     """The digests of the files that tasks read, by name."""
-    check_recorded(folder)
+    check_symlinks(folder)
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
@@ -200,20 +210,19 @@ def _evaluate(
     return {**plain, **sums.results(), "tokens": summary.tokens}, about, breakdown
 
 
-def _say_numbers(side: str, numbers: dict[str, float], about: dict[str, Any], breakdown: Breakdown) -> None:
-    """Prints a text's numbers, its intervals, its baselines and its groups, a line each."""
-    what, drawn = units(breakdown)
-    ranges = {name: f"{ends['low']:,.4f} to {ends['high']:,.4f}" for name, ends in about["interval"].items()}
-    shown = {**numbers, "accuracy": about["accuracy"]}
-    say(f"{side:<9}{_listed({name: value for name, value in shown.items() if isinstance(value, float)})}")
-    if ranges:
-        say(f"         95% over {len(drawn):,} {what}: {_listed(ranges)}")
-    say(f"         baselines in bits per byte: {_listed(about['baselines'])}")
-    for pattern, own in about["groups"].items():
-        say(f"         {pattern}: {_listed({name: value for name, value in own.items() if name != 'documents'})}")
+def _say_all(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
+    """Prints the numbers of all texts as a table, then those of groups and of tasks."""
+    sides = evaluation.about["sides"]
+    drawn = {side: units(breakdown) for side, breakdown in evaluation.breakdowns.items()}
+    over = {side: f"{len(own):,} {what}" for side, (what, own) in drawn.items()}
+    for line in result_lines.table(evaluation.metrics, sides, over):
+        say(line)
+    for side, about in sides.items():
+        for pattern, own in about["groups"].items():
+            fact(side, f"{pattern}: {_listed({name: value for name, value in own.items() if name != 'documents'})}")
+    if tasks:
+        fact("tasks", _listed(tasks))
 
 
-def _listed(values: Mapping[str, Any]) -> str:
-    return "  ".join(
-        f"{key} {value if isinstance(value, str) else f'{value:,.4f}'}" for key, value in values.items()
-    )
+def _listed(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{key.replace('_', ' ')} {value:,.4f}" for key, value in values.items())

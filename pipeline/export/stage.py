@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.core.console import fact, say
-from pipeline.core.errors import CheckpointError, PluginError, in_words
+from pipeline.core.errors import CheckpointError, PluginError, describe_exception
 from pipeline.core.files import MANIFEST, read_json, recorded_sha256, write_atomically, write_json
 from pipeline.core.fingerprint import output_fingerprint
+from pipeline.core.params_diff import flatten
 from pipeline.core.paths import EVALUATION, RECORD
 from pipeline.core.publication import published_folder
-from pipeline.core.record import flat
 from pipeline.core.republish import republished
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.model_card import ModelCard
@@ -25,8 +25,8 @@ from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, w
 from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
 from pipeline.model.held_out import held_out_text
-from pipeline.model.made_by import RunRecord, note_changes, read_record
-from pipeline.plugin.calls import calling, named
+from pipeline.model.run_record import RunRecord, note_changes, read_record
+from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import ExportSource
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -45,12 +45,14 @@ _SAMPLE_TOKENS = 80
 def run(params: Params, paths: Paths) -> None:
     """Reads the checkpoint and held-out text; writes artifacts/export: the first format at the top, each
     further one in a folder of its name, and a verification.json beside each."""
-    own = params.export
+    export_params = params.export
     registry = Registry.load(paths.plugins, KINDS)
-    exporters = registry.build_all("exporters", own.formats.use, own.formats.options, "export.formats")
+    exporters = registry.build_all(
+        "exporters", export_params.formats.use, export_params.formats.options, "export.formats"
+    )
     identity = output_fingerprint(
         "pipeline.export.stage",
-        {"weights": own.weights, "formats": [(each.name, plain_options(each)) for each in exporters]},
+        {"weights": export_params.weights, "formats": [(each.name, plain_options(each)) for each in exporters]},
         [
             paths.checkpoint / MANIFEST,
             paths.splits / MANIFEST,
@@ -65,12 +67,14 @@ def run(params: Params, paths: Paths) -> None:
     if republished("export", paths.export, identity, paths):
         return
     use_threads(params.runtime.threads)
-    checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"), registry)
+    checkpoint = load_checkpoint(paths.checkpoint, export_params.weights, torch.device("cpu"), registry)
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
     note_changes(record, params, splits, paths)
     source = export_source(checkpoint, held_out_text(checkpoint, splits, PROOF_TOKENS))
-    fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
+    fact(
+        "read", f"{paths.shown(paths.checkpoint)}: the {export_params.weights} weights, of step {checkpoint.step:,}"
+    )
 
     proofs: dict[str, dict[str, Any]] = {}
     with published_folder(paths.export, paths) as folder:
@@ -80,7 +84,7 @@ def run(params: Params, paths: Paths) -> None:
             proof = _proven(exporter, source, target)
             proofs[exporter.name] = {
                 "format": exporter.name,
-                "weights": own.weights,
+                "weights": export_params.weights,
                 "step": checkpoint.step,
                 **proof,
             }
@@ -100,17 +104,18 @@ def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]
     with refusals(exporter, "; nothing was published"):
         exporter.export(source, folder)
         if not any(folder.iterdir()):
-            raise PluginError(f"{named(exporter)} wrote nothing")
+            raise PluginError(f"{label(exporter)} wrote nothing")
         proof: dict[str, Any] = exporter.verify(source, folder)
         if not isinstance(proof, dict) or not proof.get("reader"):
             raise PluginError(
-                f"{named(exporter)}: verify must return what it compared, with the name of its `reader`"
+                f"{label(exporter)}: verify must return what it compared, with the name of its `reader`"
             )
         try:
             json.dumps(proof, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise PluginError(
-                f"{named(exporter)}: verification.json cannot hold what verify returned: {in_words(error)}"
+                f"{label(exporter)}: verification.json cannot hold what verify returned: "
+                f"{describe_exception(error)}"
             ) from None
     return proof
 
@@ -142,8 +147,8 @@ def _card(
     prompt, continuation = _sample(checkpoint, splits)
     architecture = checkpoint.model.architecture
     return ModelCard(
-        config=architecture.config.flat() | {"parameters": architecture.parameter_count},
-        corpus=str(flat(record.params).get("tokenize.corpus.name", "")),
+        config=architecture.config.flatten() | {"parameters": architecture.parameter_count},
+        corpus=str(flatten(record.params).get("tokenize.corpus.name", "")),
         sides=splits.meta["files"],
         tokenizer=checkpoint.tokenizer.name,
         weights=checkpoint.weights,
@@ -222,7 +227,7 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         return [int(token) for token in generate(model, torch.tensor([list(ids)]), count)]
 
     return ExportSource(
-        config=model.architecture.config.flat(),
+        config=model.architecture.config.flatten(),
         weights=weights,
         model=whole,
         pattern=tokenizer.pattern,

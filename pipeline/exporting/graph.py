@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from pipeline.core.errors import in_words, out_of_memory
+from pipeline.core.errors import describe_exception, out_of_memory
 from pipeline.plugin.components import ExportSource
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def graph(source: ExportSource) -> torch.export.ExportedProgram:
             if out_of_memory(error):
                 raise
             raise ValueError(
-                f"torch.export cannot trace the model {source.config['name']!r}: {in_words(error)[:300]}"
+                f"torch.export cannot trace the model {source.config['name']!r}: {describe_exception(error)[:300]}"
             ) from error
     for node in program.graph.nodes:  # each would carry the lines it came from, with this machine's paths
         node.meta.pop("stack_trace", None)

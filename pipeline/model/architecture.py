@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.core.errors import CheckpointError, ParamsError, PluginError
 from pipeline.core.values import STRICT, read_values
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import Model, ModelOutput, ModelShape
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -37,16 +37,16 @@ class ModelConfig:
     shape: ModelShape
 
     @classmethod
-    def from_file(cls, path: Path, mend: str) -> ModelConfig:
+    def from_file(cls, path: Path, fix: str) -> ModelConfig:
         """The config whose values are in a config.json.
 
         Raises:
-            CheckpointError: the file is missing, or holds something else; `mend` ends the message.
+            CheckpointError: the file is missing, or holds something else; `fix` ends the message.
         """
-        values = read_values(path, dict[str, Any], mend, CheckpointError)
+        values = read_values(path, dict[str, Any], fix, CheckpointError)
         if "shape" not in values and "context_length" in values:
-            raise CheckpointError(f"{path} has no shape: an earlier version wrote this checkpoint: {mend}")
-        return read_values(path, cls, mend, CheckpointError)
+            raise CheckpointError(f"{path} has no shape: an earlier version wrote this checkpoint: {fix}")
+        return read_values(path, cls, fix, CheckpointError)
 
     def architecture(self, registry: Registry, where: Path) -> Architecture:
         """The architecture, from the plugins of `registry`; `where` names the file in messages.
@@ -63,7 +63,7 @@ class ModelConfig:
             raise CheckpointError(f"{where}: {error}") from None
         return found
 
-    def flat(self) -> dict[str, Any]:
+    def flatten(self) -> dict[str, Any]:
         """Name, sizes and options in one mapping."""
         return {**self.options, **asdict(self.shape), "name": self.name}
 
@@ -101,7 +101,7 @@ class Architecture:
                 raise ParamsError(f"model: {self.component.name}: {' '.join(str(error).split())}") from error
             if not isinstance(model, nn.Module):
                 raise PluginError(
-                    f"{named(self.component)}: build must return a torch.nn.Module, not {type(model).__name__}"
+                    f"{label(self.component)}: build must return a torch.nn.Module, not {type(model).__name__}"
                 )
         made = cast(LanguageModel, model)
         made.architecture = self
@@ -182,12 +182,12 @@ def checked_output(output: Any, model: LanguageModel, ids: torch.Tensor) -> Mode
     """`output`, if it is what a model of this shape gives for `ids`; else raises PluginError."""
     shape, where = model.architecture.shape, model.architecture.component
     if not isinstance(output, ModelOutput):
-        raise PluginError(f"{named(where)}: forward must return a ModelOutput, not {type(output).__name__}")
+        raise PluginError(f"{label(where)}: forward must return a ModelOutput, not {type(output).__name__}")
     given = (output.hidden.shape, output.head_weight.shape[1:], output.vocab_size)
     wanted = ((*ids.shape, output.hidden.shape[-1]), output.hidden.shape[-1:], shape.vocab_size)
     if given != wanted or len(output.head_weight) < shape.vocab_size:
         raise PluginError(
-            f"{named(where)}: for {list(ids.shape)} ids of a vocabulary of {shape.vocab_size:,}, forward returned "
+            f"{label(where)}: for {list(ids.shape)} ids of a vocabulary of {shape.vocab_size:,}, forward returned "
             f"hidden {list(output.hidden.shape)}, head_weight {list(output.head_weight.shape)} and vocab_size "
             f"{output.vocab_size:,}: they must be [B, T, D], [V or more, D] and V"
         )

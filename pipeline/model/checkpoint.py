@@ -26,7 +26,7 @@ LAST = "model_and_optimizer.pth"
 BEST = "best.pth"
 CONFIG = "config.json"
 SAMPLES = "samples.jsonl"
-_MEND = "run `python -m pipeline train`, or `dvc repro`"
+_FIX = "run `python -m pipeline train`, or `dvc repro`"
 
 
 def write_checkpoint(
@@ -121,9 +121,9 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
         CheckpointError: a file is missing, truncated, altered or no checkpoint, or no plugin brings its model.
     """
     try:
-        verify_manifest(folder, _MEND)
-        config = ModelConfig.from_file(folder / CONFIG, _MEND)
-        tokenizer = Tokenizer.load(folder / TOKENIZER, _MEND)
+        verify_manifest(folder, _FIX)
+        config = ModelConfig.from_file(folder / CONFIG, _FIX)
+        tokenizer = Tokenizer.load(folder / TOKENIZER, _FIX)
     except DataError as error:
         raise CheckpointError(str(error)) from None
     architecture = config.architecture(registry, folder / CONFIG)
@@ -132,11 +132,11 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
     own, step = saved.get("model_state_dict", {}), saved.get("step")
     check_weights(own, architecture, str(path))
     if type(step) is not int or step < 0:
-        raise CheckpointError(f"{path}: step is {step!r}, and a count of steps is expected: {_MEND}")
+        raise CheckpointError(f"{path}: step is {step!r}, and a count of steps is expected: {_FIX}")
     if tokenizer.vocab_size != config.shape.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, and {CONFIG} "
-            f"{config.shape.vocab_size:,}: {_MEND}"
+            f"{config.shape.vocab_size:,}: {_FIX}"
         )
     model = architecture.make()
     model.load_state_dict(own)
@@ -146,7 +146,7 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
 def used_model(folder: Path, registry: Registry) -> list[tuple[str, str]]:
     """The kind and name of the plugin that brings a checkpoint's model; none where `load_checkpoint` fails."""
     with suppress(PipelineError):
-        name = ModelConfig.from_file(folder / CONFIG, _MEND).name
+        name = ModelConfig.from_file(folder / CONFIG, _FIX).name
         registry.check_there("models", name, "")
         return [("models", name)]
     return []
@@ -169,7 +169,7 @@ def check_weights(weights: Any, architecture: Architecture, what: str, finite: b
         name = first_not_finite({name: weights[name] for name in architecture.parameters})
         problem = f"{name} is not finite, so the model would predict nothing" if name else ""
     if problem:
-        raise CheckpointError(f"{what}: {problem}: {_MEND}")
+        raise CheckpointError(f"{what}: {problem}: {_FIX}")
 
 
 def _weights_problem(weights: Any, architecture: Architecture) -> str:
@@ -206,12 +206,12 @@ def load_tensors(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: {_MEND}") from None
+        raise CheckpointError(f"{path} is missing: {_FIX}") from None
     except Exception as error:  # there is no end to what torch raises on bytes that are no checkpoint
         text, refused, _ = str(error).partition("Check the documentation of torch.load")
         lines = text.strip().splitlines() or ["it is empty"]
         reason = (lines[-1] if refused else lines[0])[:160]
-        raise CheckpointError(f"{path} is not a checkpoint of plain tensors ({reason}): {_MEND}") from None
+        raise CheckpointError(f"{path} is not a checkpoint of plain tensors ({reason}): {_FIX}") from None
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path} holds a {type(loaded).__name__} where a dict is expected: {_MEND}")
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__} where a dict is expected: {_FIX}")
     return loaded

@@ -55,11 +55,34 @@ def keep_memory() -> None:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the processor has instructions for bfloat16; without, it is far slower than float32."""
+    """Whether `auto` chooses bfloat16: a CPU or CUDA GPU has instructions for it (without, it is far slower than
+    float32), an Apple GPU passes `autocasts_bf16`."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "mps":
+        return autocasts_bf16(device)
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
+def autocasts_bf16(device: torch.device) -> bool:
+    """Whether a product under bfloat16 autocast and its gradient work on a device: computed, not only accepted.
+
+    The probe draws no random numbers.
+    """
+    try:
+        weight = torch.ones(8, 8, device=device, requires_grad=True)
+        with torch.autocast(device.type, torch.bfloat16):
+            product = torch.ones(8, 8, device=device) @ weight
+        (gradient,) = torch.autograd.grad(product.float().sum(), weight)
+    except (RuntimeError, TypeError):
+        return False
+    return product.dtype == torch.bfloat16 and all(bool((each == 8).all()) for each in (product, gradient))
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where sums in float64 are computed: on the device itself, or on the CPU, since Apple GPUs have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def memory_of(device: torch.device) -> int:

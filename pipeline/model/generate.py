@@ -12,7 +12,7 @@ from pipeline.core.errors import PluginError
 from pipeline.model.architecture import LanguageModel, run
 from pipeline.model.device import computes_bf16, device_of
 from pipeline.model.functions import linear
-from pipeline.plugin.calls import calling, named, taken
+from pipeline.plugin.calls import calling, label, supported_arguments
 from pipeline.plugin.components import Sampler
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -228,12 +228,12 @@ def _sampled(
     sampler: Sampler, number: int, logits: torch.Tensor, tokens: torch.Tensor, drawings: Sequence[Drawing]
 ) -> torch.Tensor:
     """What the sampler of this number makes of the logits; one that asks for more gets one row at a time."""
-    if not taken(sampler, "__call__", prompt_length=0, memory={}):
+    if not supported_arguments(sampler, "__call__", prompt_length=0, memory={}):
         return sampler(logits, tokens)
     rows = []
     for row, drawing in enumerate(drawings):
         own, memory = slice(row, row + 1), drawing.memories.setdefault(number, {})
-        more = taken(sampler, "__call__", prompt_length=drawing.prompt_length, memory=memory)
+        more = supported_arguments(sampler, "__call__", prompt_length=drawing.prompt_length, memory=memory)
         rows.append(sampler(logits[own], tokens[own], **more))
     return torch.cat(rows)
 
@@ -241,12 +241,12 @@ def _sampled(
 def _checked(sampler: Sampler, result: Any, logits: torch.Tensor) -> torch.Tensor:
     """What a sampler made of `logits`, if one id a row can be drawn from it."""
     if not isinstance(result, torch.Tensor):
-        raise PluginError(f"{named(sampler)} must return logits, not {type(result).__name__}")
+        raise PluginError(f"{label(sampler)} must return logits, not {type(result).__name__}")
     if result.shape != logits.shape or not result.is_floating_point() or result.device != logits.device:
         raise PluginError(
-            f"{named(sampler)} returned {list(result.shape)} {result.dtype} on {result.device}, where it was given "
+            f"{label(sampler)} returned {list(result.shape)} {result.dtype} on {result.device}, where it was given "
             f"logits {list(logits.shape)} {logits.dtype} on {logits.device}"
         )
     if not bool(result.amax(dim=-1).isfinite().all()):  # NaN among them makes it NaN
-        raise PluginError(f"{named(sampler)} left no token to draw, or NaN or +inf among the logits")
+        raise PluginError(f"{label(sampler)} left no token to draw, or NaN or +inf among the logits")
     return result

@@ -16,7 +16,7 @@ from pipeline.plugin.components import ModelShape
 
 CONFIG = "config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_MEND = "bring the whole folder, as `save_pretrained` or a download of the model writes it"
+_FIX = "bring the whole folder, as `save_pretrained` or a download of the model writes it"
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def read_config(folder: Path) -> ModelConfig:
         DataError: config.json is missing or no JSON.
     """
     path = folder / CONFIG
-    values = read_values(path, dict[str, Any], _MEND, CheckpointError)
+    values = read_values(path, dict[str, Any], _FIX, CheckpointError)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in _FORMATS:
         raise CheckpointError(f"{path}: model_type is {kind!r}; supported model types: {', '.join(_FORMATS)}")
@@ -167,7 +167,7 @@ def read_config(folder: Path) -> ModelConfig:
         return _config(form, fields, values, path)
     except (TypeError, ValueError, ArithmeticError) as error:
         reason = explain(error) if isinstance(error, ValueError) else str(error)
-        raise CheckpointError(f"{path} holds sizes that are no model's ({reason}): {_MEND}") from None
+        raise CheckpointError(f"{path} holds sizes that are no model's ({reason}): {_FIX}") from None
 
 
 def _check(path: Path, key: str, value: Any, supported: tuple[Any, ...]) -> None:
@@ -182,7 +182,7 @@ def _size(values: Mapping[str, Any], key: str, default: Any, path: Path) -> Any:
     value = values.get(key)
     value = default if value is None else value
     if isinstance(value, str | list | dict):
-        raise CheckpointError(f"{path}: {key} is {value!r} where a number is expected: {_MEND}")
+        raise CheckpointError(f"{path}: {key} is {value!r} where a number is expected: {_FIX}")
     return value
 
 
@@ -227,14 +227,14 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / _WEIGHTS]
     if not (folder / _INDEX).is_file():
         pickled = next((path.name for path in folder.glob("*.bin")), None)
-        found = f"; {pickled} may run code when it is read: convert it to safetensors" if pickled else f": {_MEND}"
+        found = f"; {pickled} may run code when it is read: convert it to safetensors" if pickled else f": {_FIX}"
         raise CheckpointError(f"{folder} holds no {_WEIGHTS}{found}")
-    names = sorted(set(read_values(folder / _INDEX, _Index, _MEND, CheckpointError).weight_map.values()))
+    names = sorted(set(read_values(folder / _INDEX, _Index, _FIX, CheckpointError).weight_map.values()))
     if not names:
-        raise CheckpointError(f"{folder / _INDEX} names no files: {_MEND}")
+        raise CheckpointError(f"{folder / _INDEX} names no files: {_FIX}")
     for name in names:
         if PurePath(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing, and {_INDEX} names it: {_MEND}")
+            raise CheckpointError(f"{folder / name} is missing, and {_INDEX} names it: {_FIX}")
     return [folder / name for name in names]
 
 
@@ -256,15 +256,13 @@ def read_weights(folder: Path, model: Architecture) -> dict[str, torch.Tensor]:
         names = _names(name, form)
         parts = [found.pop(each) for each in names if each in found]
         if len(parts) < len(names):
-            raise CheckpointError(f"{folder}: the weights lack {' or '.join(names)}: {_MEND}")
+            raise CheckpointError(f"{folder}: the weights lack {' or '.join(names)}: {_FIX}")
         if form.transposed and name.startswith("blocks.") and len(shape) == 2:
             parts = [part.T for part in parts]
         rows = sum(part.shape[:1].numel() for part in parts)
         if rows != shape[0] or any(part.shape[1:] != shape[1:] for part in parts):
             shown = [list(part.shape) for part in parts]
-            raise CheckpointError(
-                f"{folder}: {', '.join(names)} is {shown}, and by {CONFIG} {list(shape)}: {_MEND}"
-            )
+            raise CheckpointError(f"{folder}: {', '.join(names)} is {shown}, and by {CONFIG} {list(shape)}: {_FIX}")
         weights[name] = torch.cat([part.float() for part in parts]).contiguous()
     if "head.weight" not in weights:
         found.pop("lm_head.weight", None)  # the embedding once more
@@ -295,9 +293,7 @@ def _tensors(folder: Path, form: _Format) -> Iterator[tuple[str, torch.Tensor]]:
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({' '.join(str(error).split())[:160]}): {_MEND}"
-            ) from None
+            raise CheckpointError(f"{path} cannot be read ({' '.join(str(error).split())[:160]}): {_FIX}") from None
         for name, tensor in tensors.items():
             if name.endswith(_NOT_WEIGHTS):
                 continue

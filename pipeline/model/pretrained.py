@@ -23,7 +23,7 @@ from pipeline.plugin.components import ModelShape
 from pipeline.plugin.options import plain_options, with_options
 
 _STRINGS = 1000
-_MEND = "copy a whole checkpoint or Hugging Face folder there, or set train.init_from"
+_FIX = "copy a whole checkpoint or Hugging Face folder there, or set train.init_from"
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Pretrained:
         path = root / name
         if path.is_file():
             if path.suffix != ".pth":
-                raise CheckpointError(f"{name} is no file of a checkpoint's weights (.pth): {_MEND}")
+                raise CheckpointError(f"{name} is no file of a checkpoint's weights (.pth): {_FIX}")
             return cls(name, path.parent, path)
         if not path.is_dir():
-            raise CheckpointError(f"{name} is missing: {_MEND}")
+            raise CheckpointError(f"{name} is missing: {_FIX}")
         is_checkpoint = (path / MANIFEST).is_file() and (path / BEST).is_file()
         return cls(name, path, path / BEST if is_checkpoint else None)
 
@@ -68,8 +68,8 @@ class Pretrained:
         """
         if self.file is None:
             return read_config(self.folder)
-        verify_manifest(self.folder, _MEND)
-        return ModelConfig.from_file(self.folder / CONFIG, _MEND)
+        verify_manifest(self.folder, _FIX)
+        return ModelConfig.from_file(self.folder / CONFIG, _FIX)
 
     @cached_property
     def digest(self) -> str:
@@ -105,7 +105,7 @@ class Pretrained:
     def _check_tokenizer(self, own: Tokenizer) -> None:
         path = self.folder / TOKENIZER
         if self.file is not None:
-            same = Tokenizer.load(path, _MEND).fingerprint == own.fingerprint
+            same = Tokenizer.load(path, _FIX).fingerprint == own.fingerprint
         elif path.is_file():
             same = _gives_the_same_ids(from_file(path, "gpt2", own.end, proven=False), own)
         else:
@@ -148,7 +148,7 @@ class Pretrained:
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         wanted = {name: shape for name, (shape, _) in own.tensors.items()}
         if different := {name for name, _ in shapes.items() ^ wanted.items()}:
-            raise CheckpointError(f"{self.name}: {min(different)} is not that of the model of {CONFIG}: {_MEND}")
+            raise CheckpointError(f"{self.name}: {min(different)} is not that of the model of {CONFIG}: {_FIX}")
         return weights
 
 

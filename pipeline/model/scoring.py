@@ -20,7 +20,7 @@ from torch import nn
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokens import Ids
 from pipeline.model.architecture import LanguageModel, run
-from pipeline.model.device import device_of
+from pipeline.model.device import device_of, float64_device
 from pipeline.plugin.components import IGNORED, ModelOutput
 
 _LOGITS_AT_ONCE = 1 << 23
@@ -52,11 +52,12 @@ must not change them, nor keep them."""
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts the model in eval mode and, afterwards, its mode and every random generator as they were."""
     training = model.training
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    devices = range(torch.accelerator.device_count()) if kind else []
     python, numpy = random.getstate(), np.random.get_state()
     model.eval()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices, device_type=kind.type if kind else "cuda"):
             yield
     finally:
         random.setstate(python)
@@ -106,11 +107,13 @@ def score_tokens(
 
     Of equally likely tokens the first one is the likeliest. Ignored targets get 0 nats. The logits are computed
     some rows at a time, so that a large vocabulary never fills the memory; `observe` sees each of these parts.
+    The results, and what `observe` sees, are on `float64_device`: of an Apple GPU, on the CPU.
     """
     hidden = output.hidden.flatten(0, 1)
     flat = targets.flatten()
-    nats = torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)
-    correct = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
+    exact = float64_device(flat.device)
+    nats = torch.zeros(flat.shape, dtype=torch.float64, device=exact)
+    correct = torch.zeros(flat.shape, dtype=torch.bool, device=exact)
     rows = max(1, _LOGITS_AT_ONCE // output.vocab_size)
     for start in range(0, len(flat), rows):
         own = flat[start : start + rows]
@@ -120,14 +123,16 @@ def score_tokens(
         largest = logits.amax(dim=-1)
         hits = (counted & (picked == largest)).nonzero()[:, 0]
         # argmax is slow: it only decides between equals.
-        correct[start + hits] = logits[hits].argmax(dim=-1) == own[hits]
+        correct[start + hits.to(exact)] = (logits[hits].argmax(dim=-1) == own[hits]).to(exact)
         # What logsumexp does, to the bit; in the memory of the logits, where nobody looks at them afterwards.
         below = logits.sub_(largest[:, None]) if observe is None else logits - largest[:, None]
         total = below.exp_().sum(dim=-1)
-        nll = (total.log() + largest - picked).double()
-        nats[start : start + rows] = torch.where(counted, nll, 0.0)
+        nll = (total.log() + largest - picked).to(exact).double()
+        nats[start : start + rows] = torch.where(counted.to(exact), nll, 0.0)
         if observe is not None:
-            observe(own, nats[start : start + rows], correct[start : start + rows], 1 / total.double(), logits)
+            part = slice(start, start + rows)
+            confidence = 1 / total.to(exact).double()
+            observe(own.to(exact), nats[part], correct[part], confidence, logits.to(exact))
     return nats.view(targets.shape), correct.view(targets.shape)
 
 

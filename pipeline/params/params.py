@@ -223,7 +223,8 @@ class TrainParams(Section):
     micro_batch_size: AtOnce
     """Windows computed at once; smaller ones accumulate gradients and need less memory."""
     precision: Literal["auto", "fp32", "bf16"]
-    """`bf16` computes in bfloat16 with float32 weights; `auto` does where the processor has instructions for it."""
+    """`bf16` computes in bfloat16 with float32 weights; `auto` does where the processor has instructions for
+    it, and on an Apple GPU that passes a test."""
     shift_windows: bool
     """Whether each epoch cuts the training text at other places."""
     batch_sampler: Choice
@@ -296,7 +297,7 @@ class RuntimeParams(Section):
     """How often the processes are started again, from the last state, when one of them was killed or crashed."""
     compile: bool | Literal["auto"]
     """Whether blocks and loss are compiled: slow to begin, then faster; needs a C++ compiler. `auto` does for long
-    runs, where there is one."""
+    runs, where there is one, but not on an Apple GPU."""
     keep_memory: bool
     """Whether the C library keeps freed memory for the next step instead of giving it back (glibc only): faster."""
     save_seconds: Annotated[float, Field(ge=0)]

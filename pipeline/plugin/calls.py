@@ -12,7 +12,14 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from pipeline.core.errors import Interrupted, PipelineError, PluginError, Stopping, in_words, out_of_memory
+from pipeline.core.errors import (
+    Interrupted,
+    PipelineError,
+    PluginError,
+    Stopping,
+    describe_exception,
+    out_of_memory,
+)
 from pipeline.plugin.components import KINDS, Component, Corpus, Exporter
 
 P = ParamSpec("P")
@@ -42,8 +49,10 @@ class calling(AbstractContextManager[None]):  # noqa: N801 - reads as a statemen
             return
         if out_of_memory(error) and not isinstance(self._component, type | Corpus | Exporter):
             return
-        what = title(self._component) + (f", {self._when}," if self._when else "")
-        raise PluginError(f"{what} raised {in_words(error)} ({place(self._component, error)})") from error
+        what = short_label(self._component) + (f", {self._when}," if self._when else "")
+        raise PluginError(
+            f"{what} raised {describe_exception(error)} ({location(self._component, error)})"
+        ) from error
 
 
 def guarded(call: Callable[P, T], component: Component) -> Callable[P, T]:
@@ -57,10 +66,10 @@ def guarded(call: Callable[P, T], component: Component) -> Callable[P, T]:
     return inside
 
 
-def taken(component: Component, method: str, **offered: Any) -> dict[str, Any]:
-    """Those of the offered arguments that a component's method has parameters for, by name (`Kind.offers`)."""
+def supported_arguments(component: Component, method: str, **available: Any) -> dict[str, Any]:
+    """The `available` keyword arguments that the method has parameters for (see `Kind.optional_arguments`)."""
     names = _parameters(type(component), method)
-    return {name: value for name, value in offered.items() if name in names}
+    return {name: value for name, value in available.items() if name in names}
 
 
 @lru_cache
@@ -99,23 +108,23 @@ def check_numbers(numbers: Any, where: str) -> None:
             raise PluginError(f"{where} returned {name!r}, not a finite number that a float can hold: leave it out")
 
 
-def title(component: Component | type[Component]) -> str:
+def short_label(component: Component | type[Component]) -> str:
     """A component as messages name it, such as: the loss 'focal'."""
     cls = component if isinstance(component, type) else type(component)
     kind = next((kind.singular for kind in KINDS.values() if issubclass(cls, kind.base)), "component")
     return f"the {kind} {getattr(cls, 'name', cls.__name__)!r}"
 
 
-def named(component: Component | type[Component]) -> str:
+def label(component: Component | type[Component]) -> str:
     """A component as messages name it, with its file."""
-    return f"{title(component)} ({place(component)})"
+    return f"{short_label(component)} ({location(component)})"
 
 
-def place(component: Component | type[Component], error: BaseException | None = None) -> str:
+def location(component: Component | type[Component], error: BaseException | None = None) -> str:
     """A component's file, and the line in its plugin's code that `error` came through, if it did."""
     module = (component if isinstance(component, type) else type(component)).__module__
-    line = line_in(error, _code(module)) if error else ""
-    return line or shown(getattr(sys.modules.get(module), "__file__", None) or module)
+    line = error_location(error, _code(module)) if error else ""
+    return line or display_path(getattr(sys.modules.get(module), "__file__", None) or module)
 
 
 def plugin_error(error: BaseException) -> PluginError | None:
@@ -126,16 +135,16 @@ def plugin_error(error: BaseException) -> PluginError | None:
         classes += cls.__subclasses__()
         modules.add(cls.__module__)
     for module in sorted(modules):
-        if not module.startswith("pipeline.") and (line := line_in(error, _code(module))):
-            return PluginError(f"the plugin {line} raised {in_words(error)}")
+        if not module.startswith("pipeline.") and (line := error_location(error, _code(module))):
+            return PluginError(f"the plugin {line} raised {describe_exception(error)}")
     return None
 
 
-def line_in(error: BaseException, code: Path | None) -> str:
+def error_location(error: BaseException, code: Path | None) -> str:
     """The file and the line below `code` (a file, or a package's folder) that an exception came through last, as
     "FILE line N"; empty where it came through none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code and _is_below(frame, code)]
-    return f"{shown(frames[-1].filename)} line {frames[-1].lineno}" if frames else ""
+    return f"{display_path(frames[-1].filename)} line {frames[-1].lineno}" if frames else ""
 
 
 def _code(module: str) -> Path | None:
@@ -155,7 +164,7 @@ def _is_below(frame: traceback.FrameSummary, code: Path) -> bool:
     return Path(frame.filename).is_relative_to(code)
 
 
-def shown(file: str) -> str:
+def display_path(file: str) -> str:
     """A file below the current folder by its relative path, any other as it is."""
     path, here = Path(file), Path.cwd()
     return path.relative_to(here).as_posix() if path.is_relative_to(here) else file

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 
-from pipeline.core.errors import ParamsError, PluginError, in_words
+from pipeline.core.errors import ParamsError, PluginError, describe_exception
 from pipeline.core.values import explain
 from pipeline.plugin.calls import calling
 from pipeline.plugin.components import Component
@@ -51,7 +51,7 @@ def with_options(component: type[C], options: Mapping[str, Any], where: str) -> 
     try:
         text = json.dumps(options, default=_dated, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ParamsError(f"{where}: no option can hold such a value: {in_words(error)}") from None
+        raise ParamsError(f"{where}: no option can hold such a value: {describe_exception(error)}") from None
     with calling(component, when=f"with the options under {where}"):
         try:
             return component.model_validate_json(text)

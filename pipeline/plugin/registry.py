@@ -19,9 +19,9 @@ from pydantic import PydanticUserError
 from pydantic_core import PydanticUndefined
 
 from pipeline.core.console import say
-from pipeline.core.errors import ParamsError, PluginError, in_words
+from pipeline.core.errors import ParamsError, PluginError, describe_exception
 from pipeline.plugin import hookspecs
-from pipeline.plugin.calls import line_in, package_of, shown
+from pipeline.plugin.calls import display_path, error_location, package_of
 from pipeline.plugin.components import CALLBACK_METHODS, KINDS, Component, EvalCallback, Kind
 from pipeline.plugin.options import options_schema, with_options
 
@@ -279,8 +279,12 @@ def _cause(error: BaseException, path: Path | None) -> str:
         return str(error)
     if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
         return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
-    line = line_in(error, package_of(path) if path else Path("/"))
-    return f"{line.removeprefix(f'{shown(str(path))} ')}: {in_words(error)}" if line else in_words(error)
+    line = error_location(error, package_of(path) if path else Path("/"))
+    return (
+        f"{line.removeprefix(f'{display_path(str(path))} ')}: {describe_exception(error)}"
+        if line
+        else describe_exception(error)
+    )
 
 
 # ── the contract ──────────────────────────────────────────────────────────────────────────────────
@@ -301,7 +305,7 @@ def _registered(
     try:
         manager.register(module)
     except pluggy.PluginValidationError as error:
-        raise PluginError(in_words(error)) from None
+        raise PluginError(describe_exception(error)) from None
     registered = {name: kind for name, kind in hooks.items() if getattr(manager.hook, name).get_hookimpls()}
     if folder and set(registered) - {folder.hook}:
         other = registered[min(set(registered) - {folder.hook})]
@@ -341,49 +345,55 @@ def _check_marks(module: ModuleType, hooks: Mapping[str, Kind], manager: pluggy.
 def _check_component(component: Any, kind: Kind) -> None:
     base = kind.base
     if not (isinstance(component, type) and issubclass(component, base)):
-        shown = component.__name__ if isinstance(component, type) else repr(component)
+        class_name = component.__name__ if isinstance(component, type) else repr(component)
         raise PluginError(
-            f"{kind.hook} returned {shown}, which is no subclass of {base.__name__}"
+            f"{kind.hook} returned {class_name}, which is no subclass of {base.__name__}"
             + ("" if isinstance(component, type) else ": return the class itself")
         )
-    shown = component.__name__
+    class_name = component.__name__
     missing = sorted(component.__abstractmethods__)
     if missing:
-        raise PluginError(f"{shown} has no method {missing[0]}: {base.__name__} needs it")
+        raise PluginError(f"{class_name} has no method {missing[0]}: {base.__name__} needs it")
     name = getattr(component, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {"name", "use"}:
         raise PluginError(
-            f'{shown} needs a name: write `name: ClassVar[str] = "my_{kind.singular.replace(" ", "_")}"` '
+            f'{class_name} needs a name: write `name: ClassVar[str] = "my_{kind.singular.replace(" ", "_")}"` '
             "(lower-case letters, digits and _)"
         )
     if not component.__dict__.get("__doc__"):
-        raise PluginError(f"{shown} has no docstring: its first line describes it in `pipeline plugins`")
+        raise PluginError(f"{class_name} has no docstring: its first line describes it in `pipeline plugins`")
     if not component.model_config.get("frozen") or component.model_config.get("extra") != "forbid":
-        raise PluginError(f"{shown} must stay frozen and must forbid unknown options: leave model_config as it is")
+        raise PluginError(
+            f"{class_name} must stay frozen and must forbid unknown options: leave model_config as it is"
+        )
     if is_dataclass(component):
-        raise PluginError(f"{shown} is a pydantic model already, and no dataclass: remove @dataclass")
+        raise PluginError(f"{class_name} is a pydantic model already, and no dataclass: remove @dataclass")
     try:
         component.model_rebuild()
     except (NameError, PydanticUserError) as error:
-        raise PluginError(f"{shown} has an option whose type is not known: {in_words(error)}") from None
+        raise PluginError(
+            f"{class_name} has an option whose type is not known: {describe_exception(error)}"
+        ) from None
     for option, field in component.model_fields.items():
         if field.default is PydanticUndefined and field.default_factory is None:
-            raise PluginError(f"{shown}.{option} has no default: naming the component must be enough to use it")
+            raise PluginError(
+                f"{class_name}.{option} has no default: naming the component must be enough to use it"
+            )
     options_schema(component)
     for flag in ("records_only", "works_on_shards"):
         if not isinstance(getattr(component, flag, False), bool):
-            raise PluginError(f"{shown}.{flag} must be True or False")
+            raise PluginError(f"{class_name}.{flag} must be True or False")
     _check_callback(component)
     optional = {name for name, value in vars(base).items() if inspect.isfunction(value) and name[0] != "_"}
     for method in sorted(base.__abstractmethods__ | optional):
         expected = list(inspect.signature(getattr(base, method)).parameters)
         signature = inspect.signature(getattr(component, method))
-        offered = kind.offers if method in base.__abstractmethods__ else ()
+        allowed = kind.optional_arguments if method in base.__abstractmethods__ else ()
         try:
-            signature.bind(*expected, **{name: None for name in offered if name in signature.parameters})
+            signature.bind(*expected, **{name: None for name in allowed if name in signature.parameters})
         except TypeError:
-            more = f", and may take {', '.join(offered)}" if offered else ""
-            raise PluginError(f"{shown}.{method} must take ({', '.join(expected)}){more}") from None
+            more = f", and may take {', '.join(allowed)}" if allowed else ""
+            raise PluginError(f"{class_name}.{method} must take ({', '.join(expected)}){more}") from None
 
 
 def _check_callback(component: type[Component]) -> None:

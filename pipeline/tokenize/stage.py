@@ -11,16 +11,16 @@ import numpy as np
 
 from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError, PluginError, explain_os_error
-from pipeline.core.links import check_recorded
+from pipeline.core.params_diff import effective
 from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
-from pipeline.core.record import effective
+from pipeline.core.symlinks import check_symlinks
 from pipeline.data.encode import TextDigest, encode, pieces
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TokenWriter, finish_folder
-from pipeline.plugin.calls import calling, guarded_items, named
+from pipeline.plugin.calls import calling, guarded_items, label
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -38,7 +38,7 @@ Documents = Callable[[], Iterator[Document]]
 
 def run(params: Params, paths: Paths) -> None:
     """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json."""
-    check_recorded(paths.root / "data")
+    check_symlinks(paths.root / "data")
     corpus = build_corpus(params, paths)
     write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths))
 
@@ -131,16 +131,16 @@ def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
     names: set[str] = set()
     for document in _items(corpus, lambda: corpus.documents(paths.raw)):
         if not isinstance(document, Document) or not isinstance(document.name, str):
-            raise PluginError(f"{named(corpus)} must yield Document(name, text), not {type(document).__name__}")
+            raise PluginError(f"{label(corpus)} must yield Document(name, text), not {type(document).__name__}")
         if document.split not in (None, "train", "val", "test"):
             raise PluginError(
-                f"{named(corpus)}: {document.name!r} is for {document.split!r}, not train, val or test"
+                f"{label(corpus)}: {document.name!r} is for {document.split!r}, not train, val or test"
             )
         if not document.name or document.name in names:
             raise DataError(
                 f"the corpus {corpus.name} has two documents named {document.name!r}: names must differ"
                 if document.name
-                else f"{named(corpus)} has a document without a name"
+                else f"{label(corpus)} has a document without a name"
             )
         names.add(document.name)
         if document.name != document.name.encode(errors="ignore").decode():
@@ -154,14 +154,14 @@ def _text(corpus: Corpus, document: Document) -> str | Iterator[str]:
     def checked(text: Any) -> str:
         if not isinstance(text, str):
             raise PluginError(
-                f"{named(corpus)}: the text of {document.name!r} must be text, or blocks of it, not "
+                f"{label(corpus)}: the text of {document.name!r} must be text, or blocks of it, not "
                 f"{type(text).__name__}"
             )
         try:
             text.isascii() or text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{named(corpus)}: the text of {document.name!r} holds a lone surrogate, "
+                f"{label(corpus)}: the text of {document.name!r} holds a lone surrogate, "
                 f'{text[error.start]!r}: decode it with errors="replace"'
             ) from None
         return text

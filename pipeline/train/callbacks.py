@@ -18,7 +18,7 @@ from pipeline.model.architecture import run as compute
 from pipeline.model.device import device_of
 from pipeline.model.generate import generate
 from pipeline.model.scoring import evaluating, score_tokens
-from pipeline.plugin.calls import calling, check_numbers, named
+from pipeline.plugin.calls import calling, check_numbers, label
 from pipeline.plugin.components import (
     CALLBACK_METHODS,
     EvalCallback,
@@ -45,7 +45,7 @@ def at_step(method: str, run: TrainingRun, state: TrainState, row: dict[str, flo
             if numbers is not None:
                 _check_numbers(numbers, callback, row)
                 row |= {name: float(value) for name, value in numbers.items()}
-            check_plain(state.memory[callback.name], f"{named(callback)}: its memory")
+            check_plain(state.memory[callback.name], f"{label(callback)}: its memory")
 
 
 @contextmanager
@@ -96,18 +96,18 @@ def _checked_weights(
 ) -> Mapping[str, torch.Tensor]:
     """What `eval_weights` returned, if it fits the model's `own` weights."""
     if not isinstance(given, Mapping):
-        raise PluginError(f"{named(callback)}: eval_weights must return a dict of tensors, not {given!r}")
+        raise PluginError(f"{label(callback)}: eval_weights must return a dict of tensors, not {given!r}")
     for name, tensor in given.items():
         if name not in own:
-            raise PluginError(f"{named(callback)}: eval_weights returned {name!r}, which is no weight of the model")
+            raise PluginError(f"{label(callback)}: eval_weights returned {name!r}, which is no weight of the model")
         if not isinstance(tensor, torch.Tensor) or type(tensor.data) is not type(own[name]):
             raise PluginError(
-                f"{named(callback)}: eval_weights returned a {type(tensor).__name__} for {name!r}, where the model "
+                f"{label(callback)}: eval_weights returned a {type(tensor).__name__} for {name!r}, where the model "
                 f"has a {type(own[name]).__name__}: a shard where it has a shard"
             )
         if tensor.shape != own[name].shape:
             raise PluginError(
-                f"{named(callback)}: eval_weights returned {list(tensor.shape)} for {name!r}, which is "
+                f"{label(callback)}: eval_weights returned {list(tensor.shape)} for {name!r}, which is "
                 f"{list(own[name].shape)}"
             )
     return given
@@ -123,7 +123,7 @@ def after_evaluation(run: TrainingRun, state: TrainState, row: dict[str, float])
     if run.components.callbacks_with("on_evaluation"):
         model = run.parallel.full_model()
         row, state.stopped = ranks.on_rank0(lambda: _call_all(run, model, row, state))
-        for callback in run.components.callbacks_with("on_evaluation") if ranks.count > 1 else ():
+        for callback in run.components.callbacks_with("on_evaluation") if ranks.world_size > 1 else ():
             if any(map(callback.has, CALLBACK_METHODS[1:])):  # which every rank calls
                 _share_memory(run, state, callback)
     return row
@@ -132,18 +132,18 @@ def after_evaluation(run: TrainingRun, state: TrainState, row: dict[str, float])
 def _share_memory(run: TrainingRun, state: TrainState, callback: EvalCallback) -> None:
     """Gives every rank the plain values that rank 0's memory of a callback holds; tensors stay each rank's own."""
     ranks, own = run.parallel.ranks, state.memory.get(callback.name, {})
-    told = ranks.on_rank0(
-        lambda: own, told=lambda memory: {"memory": map_tensors(lambda tensor: torch.empty(0), memory)}
+    received = ranks.on_rank0(
+        lambda: own, to_others=lambda memory: {"memory": map_tensors(lambda tensor: torch.empty(0), memory)}
     )
-    if ranks.first:
+    if ranks.is_rank0:
         return
     tensors: dict[str, torch.Tensor] = {}
     map_named(tensors.setdefault, own)
     try:
-        state.memory[callback.name] = map_named(lambda name, _: tensors[name], told["memory"])
+        state.memory[callback.name] = map_named(lambda name, _: tensors[name], received["memory"])
     except KeyError as error:
         raise PluginError(
-            f"{named(callback)}: on_evaluation put a tensor into memory ({error.args[0]}), which only rank 0 has: "
+            f"{label(callback)}: on_evaluation put a tensor into memory ({error.args[0]}), which only rank 0 has: "
             "do that in after_step"
         ) from None
 
@@ -158,7 +158,7 @@ def _call_all(
         with calling(callback, when=f"at step {state.step}"):
             numbers = _call(run, callback, model, row, state)
             _check_numbers(numbers, callback, row)
-            check_plain(state.memory[callback.name], f"{named(callback)}: its memory")
+            check_plain(state.memory[callback.name], f"{label(callback)}: its memory")
             row |= {name: float(value) for name, value in numbers.items()}
     return row, state.stopped
 
@@ -170,11 +170,11 @@ def _call(
 
     def show(text: str) -> None:
         if callback.records_only:
-            raise PluginError(f"{named(callback)} only records, so it has nothing to show")
+            raise PluginError(f"{label(callback)} only records, so it has nothing to show")
         if not isinstance(text, str):
-            raise PluginError(f"{named(callback)} called event.show with {type(text).__name__}: it takes text")
+            raise PluginError(f"{label(callback)} called event.show with {type(text).__name__}: it takes text")
         text.encode()  # raises where it holds lone surrogates
-        say(f"        {callback.name}: {text}")
+        say(f"{callback.name}: {text}".replace("\n", "\n  "))
         state.samples.append({"step": state.step, "callback": callback.name, "text": text})
 
     event = EvaluationEvent(
@@ -195,7 +195,7 @@ def _call(
             return callback.on_evaluation(event)
         except StopTraining as reason:
             if callback.records_only:
-                raise PluginError(f"{named(callback)} only records, so it cannot stop") from reason
+                raise PluginError(f"{label(callback)} only records, so it cannot stop") from reason
             state.stopped = " ".join(str(reason).split()) or f"{callback.name} stopped the run"
             say(f"stopping at step {state.step}: {state.stopped}")
             return {}
@@ -245,7 +245,7 @@ _RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
 
 
 def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) -> None:
-    where = named(callback)
+    where = label(callback)
     check_numbers(numbers, where)
     for name in numbers:
         if callback.records_only:

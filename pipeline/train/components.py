@@ -14,7 +14,7 @@ import torch
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.core.values import explain
 from pipeline.model.architecture import Architecture
-from pipeline.plugin.calls import calling, guarded, named, taken
+from pipeline.plugin.calls import calling, guarded, label, supported_arguments
 from pipeline.plugin.components import (
     CALLBACK_METHODS,
     BatchSampler,
@@ -131,20 +131,20 @@ class Components:
         """
         loss = self.loss
         with calling(loss):
-            nats = loss(output, targets, **taken(loss, "__call__", **offered))
+            nats = loss(output, targets, **supported_arguments(loss, "__call__", **offered))
             if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
                 got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
                 raise PluginError(
-                    f"{named(loss)} returned {got}, not one number a target, [B, T] = "
+                    f"{label(loss)} returned {got}, not one number a target, [B, T] = "
                     f'{list(targets.shape)}: use reduction="none" and .view(targets.shape)'
                 )
             if not nats.is_floating_point() or nats.device != targets.device:
                 raise PluginError(
-                    f"{named(loss)} returned {nats.dtype} on {nats.device}, not real numbers on {targets.device}"
+                    f"{label(loss)} returned {nats.dtype} on {nats.device}, not real numbers on {targets.device}"
                 )
             if not nats.requires_grad:
                 raise PluginError(
-                    f"{named(loss)} returned nats without a gradient: compute them from output.logits, "
+                    f"{label(loss)} returned nats without a gradient: compute them from output.logits, "
                     "without detach() or no_grad()"
                 )
         return nats
@@ -162,7 +162,7 @@ class Components:
                 "runtime.strategy: ddp"
             )
         with calling(self.optimizer):
-            more = taken(self.optimizer, "build", total_steps=total_steps)
+            more = supported_arguments(self.optimizer, "build", total_steps=total_steps)
             optimizer = self.optimizer.build(list(model.named_parameters()), **more)
             _check_optimizer(optimizer, self.optimizer, model)
         _guard(optimizer, self.optimizer)
@@ -184,7 +184,7 @@ def has_modes(optimizer: torch.optim.Optimizer) -> bool:
 
 def _check_optimizer(built: Any, component: Optimizer, model: torch.nn.Module) -> None:
     """Raises PluginError where `build` returned no optimizer that can train `model`."""
-    where = named(component)
+    where = label(component)
     if not isinstance(built, torch.optim.Optimizer):
         raise PluginError(f"{where}: build must return a torch.optim.Optimizer, not {type(built).__name__}")
     held = [id(parameter) for group in built.param_groups for parameter in group["params"]]
@@ -204,7 +204,7 @@ def _check_rates(optimizer: torch.optim.Optimizer, component: Optimizer) -> None
         rate = group.get("lr")
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not math.isfinite(rate):
             raise PluginError(
-                f"{named(component)}: each group needs a finite number as lr, which a schedule multiplies, not "
+                f"{label(component)}: each group needs a finite number as lr, which a schedule multiplies, not "
                 f"{rate!r}"
             )
 
@@ -220,8 +220,8 @@ def _guard(optimizer: torch.optim.Optimizer, component: Optimizer) -> None:
     def checked_state_dict() -> dict[str, Any]:
         state = state_dict()
         if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
-            raise PluginError(f"{named(component)}: state_dict must return a dict with `state` and `param_groups`")
-        check_plain(state, f"{named(component)}: its state_dict")
+            raise PluginError(f"{label(component)}: state_dict must return a dict with `state` and `param_groups`")
+        check_plain(state, f"{label(component)}: its state_dict")
         return state
 
     methods: dict[str, Callable[..., Any]] = {"step": checked_step, "state_dict": checked_state_dict}

@@ -27,7 +27,7 @@ class TrainingData:
         windows: The training windows, in the order in which they are read.
         evaluated: The windows of "train" and "val" that each evaluation during training reads: always the same.
         digest: A hash of the splits.
-        made_by: The params of tokenize and split that made them.
+        data_params: The params of tokenize and split that made them.
     """
 
     tokenizer: Tokenizer
@@ -35,7 +35,7 @@ class TrainingData:
     windows: TrainingWindows
     evaluated: Mapping[str, Sequence[EvaluationWindow]]
     digest: str = ""
-    made_by: Mapping[str, Any] = field(default_factory=dict)
+    data_params: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -66,8 +66,10 @@ class TrainingData:
         """
         ids = {name: splits.ids(name) for name in ("train", "val")}
         check_length(ids["train"], params.model.context_length)
-        made_by, documents = splits.meta.get("params", {}), splits.documents("train")
-        return cls.of(params, splits.tokenizer, ids, sampler, documents, digest=splits.digest, made_by=made_by)
+        data_params, documents = splits.meta.get("params", {}), splits.documents("train")
+        return cls.of(
+            params, splits.tokenizer, ids, sampler, documents, digest=splits.digest, data_params=data_params
+        )
 
 
 def check_length(train: Ids, context_length: int) -> None:

@@ -29,7 +29,7 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
             draft.best_step, draft.best_loss = draft.step, row["val.loss"]
             draft.best_weights = parallel.to_cpu(parallel.model.state_dict())
         say(
-            f"step {draft.step:>6,}  train {row['train.loss']:.4f}  val {row['val.loss']:.4f}  "
+            f"step {draft.step:>6,}  loss train {row['train.loss']:.4f}, val {row['val.loss']:.4f}  "
             f"perplexity {row.get('val.perplexity', float('inf')):.1f}  "
             f"bits/byte {row.get('val.bits_per_byte', float('nan')):.3f}"
         )
@@ -52,7 +52,7 @@ def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) 
     ranks, size = run.parallel.ranks, run.params.micro_batch_size
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
     summary = Summary(run.data.tokenizer.byte_lengths)
-    for first in range(0, len(batches), ranks.count):
+    for first in range(0, len(batches), ranks.world_size):
         run.stop_if_asked()
         number = first + ranks.rank
         # Ranks without a batch compute the last one: collectives must match where weights are sharded.

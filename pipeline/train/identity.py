@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.fingerprint import code_identity
-from pipeline.core.record import changed, differences
+from pipeline.core.params_diff import changed, differences
+from pipeline.train.checkpoint_store import FORMAT
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
-from pipeline.train.store import FORMAT
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
@@ -19,7 +19,7 @@ def identity(
     params: Params, components: Components, data: TrainingData, weights: str, teacher: str = ""
 ) -> dict[str, Any]:
     """Everything that decides the result of training: the params that are used, the data, the pretrained weights,
-    code and versions, and the format of saved states.
+    code and versions, and the format of training checkpoints.
 
     What is not chosen is not in it, nor are `runtime` and callbacks that only record.
 
@@ -50,12 +50,17 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         "data": "the data",
         "weights": "the pretrained weights",
         "teacher": "the loss's teacher",
-        "format": "the format of saved states",
+        "format": "the format of training checkpoints",
     }
     found += [what for part, what in whole.items() if old.get(part) != new.get(part)]
-    return found + [
-        f"{part} {name}" for part in ("code", "plugins") for name in changed(_part(old, part), _part(new, part))
-    ]
+    files = {
+        f"{part} {name}": sides
+        for part in ("code", "plugins")
+        for name, sides in changed(_part(old, part), _part(new, part)).items()
+    }
+    edited = [name for name, sides in files.items() if None not in sides]
+    # Files of one side only follow from what else differs, such as the files of another model.
+    return found + edited or list(files)
 
 
 def _part(identity: Mapping[str, Any], name: str) -> Mapping[str, Any]:

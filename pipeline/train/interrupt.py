@@ -117,7 +117,7 @@ class StopSignal:
 
         With several ranks it does not, since the others would wait in a collective.
         """
-        self._at_once = ranks.count == 1
+        self._at_once = ranks.world_size == 1
         try:
             yield
         finally:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from pipeline.core.console import Progress, say
+from pipeline.core.console import say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import IGNORED
 from pipeline.train.callbacks import at_step
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import Stopping
+from pipeline.train.progress import TrainingProgress
 from pipeline.train.publish import finish
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, random_state, restore_random_state, seed_generators
@@ -39,22 +40,23 @@ def train(run: TrainingRun, state: TrainState) -> None:
             stopping.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to go on"
         ) from None
     finally:
-        run.saver.finish()
+        run.saver.wait()
 
 
 def _steps(run: TrainingRun, state: TrainState) -> None:
-    with Progress("training", "step", run.total_steps, state.step) as progress:
+    with TrainingProgress(run, state) as progress:
         while True:
             last = state.step == run.total_steps
             if (last or state.step % run.params.evaluation.every == 0) and not _evaluated(state):
-                evaluate(run, state)
+                with progress.evaluating(state):
+                    evaluate(run, state)
             if last or state.stopped:
                 return
             started, processor_started = time.perf_counter(), time.process_time()
             nats, tokens = train_step(run, state)
             state.seconds += time.perf_counter() - started
             state.processor_seconds += time.process_time() - processor_started
-            progress.update(1, **_shown(run, state, nats / max(tokens, 1)))
+            progress.stepped(state, nats / max(tokens, 1))
             _save_if_due(run, state)
 
 
@@ -91,7 +93,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
     if norm == 0 and tokens and all(parameter.grad is None for parameter in run.model.parameters()):
-        raise PluginError(f"{named(run.components.loss)} gives no parameter of the model a gradient")
+        raise PluginError(f"{label(run.components.loss)} gives no parameter of the model a gradient")
     (nats,) = run.parallel.ranks.all_reduce_sum(sum(loss.item() for loss in losses))
 
     if not math.isfinite(nats) or not math.isfinite(norm):
@@ -134,8 +136,8 @@ def _micro_batches(
     """
     ranks, size = run.parallel.ranks, run.at_once
     starts = range(0, len(inputs), size)
-    for round in range(0, len(starts), ranks.count):
-        number, last = round + ranks.rank, round + ranks.count >= len(starts)
+    for round in range(0, len(starts), ranks.world_size):
+        number, last = round + ranks.rank, round + ranks.world_size >= len(starts)
         if number < len(starts):
             part = slice(starts[number], starts[number] + size)
             yield MicroBatch(inputs[part], targets[part], first + starts[number], last)
@@ -147,7 +149,7 @@ def _scalar(run: TrainingRun, auxiliary: torch.Tensor) -> torch.Tensor:
     """What the model adds to the loss of a target, if that is one number."""
     if auxiliary.shape or not auxiliary.is_floating_point():
         raise PluginError(
-            f"{named(run.components.model)}: ModelOutput.auxiliary must be a scalar, not {list(auxiliary.shape)} "
+            f"{label(run.components.model)}: ModelOutput.auxiliary must be a scalar, not {list(auxiliary.shape)} "
             f"{auxiliary.dtype}"
         )
     return auxiliary
@@ -166,7 +168,7 @@ def _log(run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
         tokens = run.length.windows_before(step) * run.data.windows.context_length
         measured = {name: row[name] for name in ("train.objective", "learning_rate", "grad_norm")}
         state.steps.append({"step": step, "tokens": tokens, **measured, **row})  # callbacks' numbers come last
-        if run.parallel.ranks.first:
+        if run.parallel.ranks.is_rank0:
             run.live.update(state.steps)
 
 
@@ -179,16 +181,16 @@ def _save_if_due(run: TrainingRun, state: TrainState) -> None:
     if ranks.on_rank0(run.saver.due):
         started = time.monotonic()
         captured = state.capture(run)
-        if ranks.first or run.parallel.sharded:
-            run.saver.begin(captured, time.monotonic() - started)
+        if ranks.is_rank0 or run.parallel.sharded:
+            run.saver.save_async(captured, time.monotonic() - started)
 
 
 def _save_now(run: TrainingRun, state: TrainState) -> None:
     captured = state.capture(run)
     if run.parallel.sharded:
-        run.saver.now(captured)  # each rank its shares
+        run.saver.save_now(captured)  # each rank its shares
     else:
-        run.parallel.ranks.on_rank0(lambda: run.saver.now(captured))
+        run.parallel.ranks.on_rank0(lambda: run.saver.save_now(captured))
 
 
 def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float) -> None:
@@ -199,7 +201,7 @@ def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float)
     if len(state.skipped) >= run.params.skip_bad_steps:
         so_far = f", after {len(state.skipped)} skipped steps" if state.skipped else ""
         raise PipelineError(
-            f"training stopped at step {state.step}{so_far}: {what} ({where}; {named(run.components.loss)}): "
+            f"training stopped at step {state.step}{so_far}: {what} ({where}; {label(run.components.loss)}): "
             "lower the optimizer's lr, set train.grad_clip, or let train.skip_bad_steps leave such steps out"
         )
     state.skipped.append({"step": state.step, "why": what, "where": where})
@@ -210,11 +212,6 @@ def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float)
 def _listed(values: list[int]) -> str:
     shown = ", ".join(str(value) for value in values[:8])
     return shown + (f" and {len(values) - 8} more" if len(values) > 8 else "")
-
-
-def _shown(run: TrainingRun, state: TrainState, loss: float) -> dict[str, Any]:
-    tokens = run.length.windows_before(state.step) * run.data.windows.context_length
-    return {"loss": f"{loss:.3f}", "lr": f"{_rate(run):.2e}", "tokens/s": f"{tokens / state.seconds:,.0f}"}
 
 
 def _rate(run: TrainingRun) -> float:

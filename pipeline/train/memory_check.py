@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.core.errors import ParamsError
-from pipeline.core.files import readable
+from pipeline.core.files import format_bytes
 from pipeline.model.architecture import Architecture
 from pipeline.model.checkpoint import tensor_bytes
 from pipeline.model.device import memory_of
@@ -40,15 +40,15 @@ def check_fits(
     needed = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1)
     if needed > available(device, processes):
         raise ParamsError(
-            f"a model of {architecture.parameter_count:,} parameters needs {readable(needed)} with its gradients, "
-            f"and {_has(device, processes)}: lower model.n_layers or model.emb_dim"
+            f"a model of {architecture.parameter_count:,} parameters needs {format_bytes(needed)} with its "
+            f"gradients, and {_has(device, processes)}: lower model.n_layers or model.emb_dim"
         )
     # Each block keeps at least its input, in 16 bits; what else it keeps is measured by `pipeline check`.
     shape = architecture.shape
     kept = 2 * at_once * shape.context_length * shape.emb_dim * shape.n_layers
     if kept > available(device, processes):
         raise ParamsError(
-            f"train.micro_batch_size: {at_once:,} windows at once need at least {readable(kept)}, and "
+            f"train.micro_batch_size: {at_once:,} windows at once need at least {format_bytes(kept)}, and "
             f"{_has(device, processes)}: lower it"
         )
 
@@ -74,7 +74,7 @@ def what_to_lower(
     lasting = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1) + state
     text = (
         f"out of memory with {micro_batch_size} windows at once: {_has(device, processes)}, and weights, gradients "
-        f"and optimizer need {readable(lasting)}: lower "
+        f"and optimizer need {format_bytes(lasting)}: lower "
     )
     if lasting <= available(device, processes) and micro_batch_size > 1:
         return text + f"train.micro_batch_size to {micro_batch_size // 2}, or model.context_length or model.emb_dim"
@@ -86,4 +86,4 @@ def what_to_lower(
 
 def _has(device: torch.device, processes: int) -> str:
     each = f" for each of {processes} processes" if device.type == "cpu" and processes > 1 else ""
-    return f"{device} has {readable(available(device, processes))}{each}"
+    return f"{device} has {format_bytes(available(device, processes))}{each}"

@@ -13,12 +13,12 @@ from pipeline.core.files import lock
 from pipeline.core.fingerprint import fingerprint
 from pipeline.data.batches import TrainingWindows
 from pipeline.plugin.components import Schedule
+from pipeline.train.checkpoint_store import CheckpointStore, to_meta
 from pipeline.train.identity import changes
 from pipeline.train.length import Length
 from pipeline.train.ranks import Ranks
 from pipeline.train.schedule import Multiplier, extended, multiplier
-from pipeline.train.state import check_state
-from pipeline.train.store import StateStore, skeleton
+from pipeline.train.state import check_training_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,11 +42,11 @@ class Phase:
     length: Length
     schedule: Multiplier
     identity: dict[str, Any]
-    store: StateStore
+    store: CheckpointStore
 
 
 def phases(
-    params: TrainParams, schedule: Schedule, windows: TrainingWindows, identity: dict[str, Any], states: Path
+    params: TrainParams, schedule: Schedule, windows: TrainingWindows, identity: dict[str, Any], root: Path
 ) -> list[Phase]:
     """The phases of the run that `params` describe.
 
@@ -55,7 +55,7 @@ def phases(
         schedule: The schedule that it chooses.
         windows: The training windows.
         identity: What decides the whole run's result; the first phase's is that of the run without extension.
-        states: The folder of all runs' states.
+        root: The folder of all runs' states.
     """
     amount = _windows(params.budget, params.budget.amount, params.batch_size, windows)
     first = Length(params.batch_size, (amount,))
@@ -64,13 +64,13 @@ def phases(
     train = identity["params"]["train"]
     kept = {name: value for name, value in train.items() if name != "extension"}
     unextended = {**identity, "params": {**identity["params"], "train": kept}}
-    found = [Phase(first, rates, unextended, StateStore(states, fingerprint(unextended)))]
+    found = [Phase(first, rates, unextended, CheckpointStore(root, fingerprint(unextended)))]
     if params.extension.amount:
         further = _windows(params.budget, params.extension.amount, params.batch_size, windows)
         whole = replace(first, parts=(*first.parts, further))
         steps = whole.total_steps - first.total_steps
         again = extended(schedule, first.total_steps, steps, warmup, params.extension.peak)
-        found.append(Phase(whole, again, identity, StateStore(states, fingerprint(identity))))
+        found.append(Phase(whole, again, identity, CheckpointStore(root, fingerprint(identity))))
     return found
 
 
@@ -99,18 +99,20 @@ def locked(run: list[Phase], paths: Paths, ranks: Ranks) -> Iterator[None]:
 
 def newest(run: list[Phase], ranks: Ranks, architecture: Architecture) -> tuple[int, dict[str, Any] | None]:
     """The phase to continue, and its newest state (None: there is none) that fits the architecture; other ranks
-    get the state's skeleton."""
+    get the state's to_meta."""
     return ranks.on_rank0(
-        lambda: _load(run, architecture), told=lambda found: (found[0], found[1] and skeleton(found[1]))
+        lambda: _load(run, architecture), to_others=lambda found: (found[0], found[1] and to_meta(found[1]))
     )
 
 
 def _load(run: list[Phase], architecture: Architecture) -> tuple[int, dict[str, Any] | None]:
     """The phase to continue, and its newest state; where there is none, says what changed since the run before."""
-    before = run[-1].store.identify(run[-1].identity)
+    before = run[-1].store.record_identity(run[-1].identity)
     for number in reversed(range(len(run))):
         steps = run[number].length.total_steps
-        saved = run[number].store.load(partial(check_state, architecture=architecture, total_steps=steps))
+        saved = run[number].store.load(
+            partial(check_training_checkpoint, architecture=architecture, total_steps=steps)
+        )
         if saved:
             return number, saved
     changed = changes(before, run[-1].identity) if before else []

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact
-from pipeline.core.files import room_for, write_atomically, write_json
+from pipeline.core.files import report_full_disk, write_atomically, write_json
 from pipeline.core.fingerprint import fingerprint
 from pipeline.core.paths import METRICS
 from pipeline.core.publication import published_folder
@@ -52,7 +52,7 @@ def finish(run: TrainingRun, state: TrainState) -> None:
         "best": best,
         "peak_memory_bytes": peak_memory(run.device),
         "record": {
-            "params": {**run.data.made_by, **identity["params"]},
+            "params": {**run.data.data_params, **identity["params"]},
             "data": identity["data"],
             "versions": identity["versions"],
             "identity": fingerprint(identity),
@@ -67,10 +67,10 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
     with evaluation_weights(run, state):
         weights, moments = parallel.full(run.model.state_dict()), parallel.full(run.optimizer.state_dict())
     best_weights = parallel.full(state.best_weights) if parallel.sharded else state.best_weights
-    if not parallel.ranks.first:
+    if not parallel.ranks.is_rank0:
         return
     with (
-        room_for(tensor_bytes([weights, moments, best_weights]), paths.checkpoint),
+        report_full_disk(tensor_bytes([weights, moments, best_weights]), paths.checkpoint),
         published_folder(paths.checkpoint, paths) as folder,
     ):
         write_atomically(folder / SAMPLES, "".join(_line(sample) for sample in state.samples))

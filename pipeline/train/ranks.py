@@ -18,23 +18,23 @@ class Ranks:
 
     Attributes:
         rank: This process's number, from 0.
-        count: The number of processes.
-        local: This process's number on its machine.
+        world_size: The number of processes.
+        local_rank: This process's number on its machine.
     """
 
     rank: int = 0
-    count: int = 1
-    local: int = 0
+    world_size: int = 1
+    local_rank: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is the one that writes files, prints and calls the callbacks."""
         return self.rank == 0
 
     def gpu(self, visible: int, environment: Mapping[str, str] = os.environ) -> int:
         """This process's GPU among the `visible` ones. torchrun shows each process all of the machine's; Slurm may
         show it its own only (`--gpus-per-task`)."""
-        return self.local if "LOCAL_RANK" in environment else self.local % max(visible, 1)
+        return self.local_rank if "LOCAL_RANK" in environment else self.local_rank % max(visible, 1)
 
     def all_reduce_sum(self, *values: float) -> list[float]:
         """The sum of each value over all ranks, in float64."""
@@ -44,9 +44,9 @@ class Ranks:
         """The largest of the ranks' values."""
         return value
 
-    def on_rank0(self, work: Callable[[], T], told: Callable[[T], T] | None = None) -> T:
+    def on_rank0(self, work: Callable[[], T], to_others: Callable[[T], T] | None = None) -> T:
         """Calls `work` on rank 0 only; every rank gets its result, or raises its error. Where not all of the result
-        is to be sent, the others get what `told` makes of it."""
+        is to be sent, the others get what `to_others` makes of it."""
         return work()
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:

@@ -13,16 +13,16 @@ from pipeline.model.architecture import run as compute
 from pipeline.model.device import keep_memory, use_threads
 from pipeline.plugin.components import ModelOutput
 from pipeline.train import memory_check
+from pipeline.train.checkpoint_store import CheckpointSaver
 from pipeline.train.components import Components
-from pipeline.train.conditions import Conditions
 from pipeline.train.data import TrainingData
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.length import Length
 from pipeline.train.parallel import Parallel, alone
 from pipeline.train.phases import Phase
 from pipeline.train.ranks import Ranks
+from pipeline.train.runtime_config import RuntimeConfig
 from pipeline.train.steps import STEPS, LiveTable
-from pipeline.train.store import Saver
 from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TrainingRun:
         components: The loss, the optimizer's options and the callbacks.
         data: What is read.
         phase: How long the run is, its learning rates, and where its states lie.
-        conditions: What it is computed with.
+        runtime_config: What it is computed with.
         parallel: The model as the ranks train it together.
         optimizer: The optimizer of its parameters.
         saver: Writes states.
@@ -51,10 +51,10 @@ class TrainingRun:
     components: Components
     data: TrainingData
     phase: Phase
-    conditions: Conditions
+    runtime_config: RuntimeConfig
     parallel: Parallel
     optimizer: torch.optim.Optimizer
-    saver: Saver
+    saver: CheckpointSaver
     stop: StopSignal
     live: LiveTable
     teacher: LanguageModel | None = None
@@ -66,7 +66,7 @@ class TrainingRun:
         components: Components,
         data: TrainingData,
         phase: Phase,
-        conditions: Conditions,
+        runtime_config: RuntimeConfig,
         ranks: Ranks | None = None,
         stop: StopSignal | None = None,
         make: Callable[[], LanguageModel] | None = None,
@@ -80,29 +80,31 @@ class TrainingRun:
             PluginError: the optimizer cannot be built for this model.
         """
         ranks = ranks or Ranks()
-        use_threads(conditions.threads)
+        use_threads(runtime_config.threads)
         if params.runtime.keep_memory:
             keep_memory()
         torch.manual_seed(params.train.seed)
         architecture, device = (
             components.architecture(params.model, data.tokenizer),
-            torch.device(conditions.device),
+            torch.device(runtime_config.device),
         )
-        at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.count)
+        at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.world_size)
         at_once = min(at_once, max(phase.length.parts))
-        memory_check.check_fits(architecture, device, conditions.strategy, ranks.count, at_once)
-        parallel = parallelize(make or architecture.make, device, ranks, conditions.strategy, conditions.compile)
+        memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.world_size, at_once)
+        parallel = parallelize(
+            make or architecture.make, device, ranks, runtime_config.strategy, runtime_config.compile
+        )
         return cls(
             params=params.train,
             components=components,
             data=data,
             phase=phase,
-            conditions=conditions,
+            runtime_config=runtime_config,
             parallel=parallel,
             optimizer=components.build_optimizer(
                 parallel.model, parallel.sharded, replace(phase.length, parts=phase.length.parts[:1]).total_steps
             ),
-            saver=Saver(phase.store, params.runtime.save_seconds, parallel.writers),
+            saver=CheckpointSaver(phase.store, params.runtime.save_seconds, parallel.writers),
             stop=stop or StopSignal(),
             live=LiveTable(phase.store.folder / STEPS),
             teacher=teacher.load(data.tokenizer, architecture, device, components.plugins) if teacher else None,
@@ -133,7 +135,7 @@ class TrainingRun:
     @property
     def at_once(self) -> int:
         """Windows in a micro-batch: no more than a rank's share of a batch."""
-        return windows_at_once(self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.count)
+        return windows_at_once(self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.world_size)
 
     def offsets(self, step: int) -> list[int]:
         """Where in the text the windows of a step begin."""
@@ -142,7 +144,7 @@ class TrainingRun:
     def autocast(self) -> torch.autocast:
         """Matrix products in bfloat16 where the precision asks for it; under FSDP2 without keeping the cast
         weights, which would be a copy of all of them on every rank."""
-        enabled = self.conditions.precision == "bf16"
+        enabled = self.runtime_config.precision == "bf16"
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not self.parallel.sharded
         )
@@ -182,7 +184,7 @@ def parallelize(
         strategy: "ddp" or "fsdp", for several ranks; one needs neither.
         compiled: Whether the model is compiled: block by block where it has blocks.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return alone(make, device, compiled)
     from pipeline.train.distributed.parallel import ddp, fsdp2
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from pipeline.core.errors import PluginError
-from pipeline.plugin.calls import calling, named
+from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import Schedule
 
 Multiplier = Callable[[int], float]
@@ -25,7 +25,7 @@ def _at(schedule: Schedule, steps: int, warmup: int, step: int) -> float:
         value = schedule(step, steps, warmup)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise PluginError(
-            f"{named(schedule)} returned {value!r} for step {step} of {steps}, not a number from 0 on"
+            f"{label(schedule)} returned {value!r} for step {step} of {steps}, not a number from 0 on"
         )
     return float(value)
 

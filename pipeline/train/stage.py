@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, say
 from pipeline.core.errors import CheckpointError, PipelineError, out_of_memory
-from pipeline.core.links import check_recorded
 from pipeline.core.republish import republished
+from pipeline.core.symlinks import check_symlinks
 from pipeline.data.tokens import TokenFolder
 from pipeline.model.pretrained import Pretrained
 from pipeline.train import memory_check
 from pipeline.train.components import KINDS as KINDS
 from pipeline.train.components import Components
-from pipeline.train.conditions import choose, process_count
 from pipeline.train.data import TrainingData
 from pipeline.train.identity import identity
 from pipeline.train.interrupt import StopSignal
@@ -22,6 +21,7 @@ from pipeline.train.phases import locked, newest, phases
 from pipeline.train.publish import publish
 from pipeline.train.ranks import Ranks, started_as_rank
 from pipeline.train.run import TrainingRun
+from pipeline.train.runtime_config import process_count, resolve_runtime_config
 from pipeline.train.state import TrainState
 from pipeline.train.teacher import Teacher
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 
-class UnusableStateError(CheckpointError):
+class UnusableCheckpointError(CheckpointError):
     """The newest saved state does not fit the run, and is out of use: beginning anew takes the one before it."""
 
 
@@ -45,7 +45,7 @@ def run(params: Params, paths: Paths) -> None:
             try:
                 _train(params, paths, Ranks())
                 return
-            except UnusableStateError as error:
+            except UnusableCheckpointError as error:
                 say(f"{error}; training begins with the one before it")
     from pipeline.train.distributed.launch import run_on_ranks
 
@@ -69,23 +69,23 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         if ranks.on_rank0(lambda: republished("train", paths.checkpoint, parts[-1].store.folder.name, paths)):
             return
         number, saved = newest(parts, ranks, architecture)
-        earlier = saved["run"]["conditions"] if saved else {}
+        earlier = saved["run"]["runtime_config"] if saved else {}
         flops = parts[-1].length.total_windows * params.model.context_length * architecture.flops_per_token
-        conditions = choose(params, ranks, earlier, flops)
-        whole = TrainingRun.build(params, components, data, parts[-1], conditions, ranks, stop, teacher=teacher)
+        runtime_config = resolve_runtime_config(params, ranks, earlier, flops)
+        whole = TrainingRun.build(params, components, data, parts[-1], runtime_config, ranks, stop, teacher=teacher)
         try:
             state = TrainState.restore(saved, whole) if saved else TrainState()
         except CheckpointError as error:
             aside = ranks.on_rank0(parts[number].store.set_aside)
-            raise UnusableStateError(f"{error}: the saved state is set aside as {aside}") from None
+            raise UnusableCheckpointError(f"{error}: the saved state is set aside as {aside}") from None
         if start is not None:
             fact("begins", f"with the weights of {start.name}")
             if not saved:
-                weights = ranks.on_rank0(lambda: start.weights(architecture), told=lambda weights: {})
+                weights = ranks.on_rank0(lambda: start.weights(architecture), to_others=lambda weights: {})
                 whole.parallel.load_weights(weights)
         _say_plan(whole, params)
-        _say_resumed(whole.for_phase(parts[number]), state, conditions.differences(earlier))
-        state.conditions = conditions.to_dict()
+        _say_resumed(whole.for_phase(parts[number]), state, runtime_config.differences(earlier))
+        state.runtime_config = runtime_config.to_dict()
         try:
             for phase in parts[number:]:
                 _train_phase(whole.for_phase(phase), state, extends=phase is not parts[number])
@@ -98,11 +98,11 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
                 whole.at_once,
                 whole.optimizer,
                 whole.device,
-                conditions.strategy,
-                ranks.count,
+                runtime_config.strategy,
+                ranks.world_size,
             )
             raise PipelineError(advice) from None
-        if ranks.first:
+        if ranks.is_rank0:
             whole.phase.store.prune()
 
 
@@ -110,7 +110,7 @@ def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer,
     """The weights that training starts from, which fit params and tokenizer; None for random ones."""
     if not params.train.init_from:
         return None
-    check_recorded(paths.root / "data")
+    check_symlinks(paths.root / "data")
     start = Pretrained.at(paths.root, params.train.init_from)
     start.check(architecture, tokenizer)
     return start
@@ -131,12 +131,16 @@ def _train_phase(run: TrainingRun, state: TrainState, extends: bool) -> None:
 
 
 def _say_plan(run: TrainingRun, params: Params) -> None:
-    train, conditions, ids = params.train, run.conditions, run.data.ids
+    train, runtime_config, ids = params.train, run.runtime_config, run.data.ids
     fact("read", f"{len(ids['train']):,} tokens to train on, {len(ids['val']):,} to validate on")
     size = f"{run.model.architecture.parameter_count:,} parameters, context {params.model.context_length}"
-    together = f", {conditions.processes} processes ({conditions.strategy})" if conditions.processes > 1 else ""
-    compiled = ", compiled" if conditions.compile else ""
-    fact("model", f"{size}, on {run.device}{together}, {conditions.precision}{compiled}")
+    together = (
+        f", {runtime_config.processes} processes ({runtime_config.strategy})"
+        if runtime_config.processes > 1
+        else ""
+    )
+    compiled = ", compiled" if runtime_config.compile else ""
+    fact("model", f"{size}, on {run.device}{together}, {runtime_config.precision}{compiled}")
     epochs = run.length.total_windows / run.data.windows.per_epoch
     tokens = min(train.batch_size, max(run.length.parts)) * params.model.context_length
     fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")

@@ -15,8 +15,8 @@ from pydantic import ConfigDict, Field
 from pipeline.core.errors import CheckpointError
 from pipeline.core.values import STRICT, Count, check_fields, explain
 from pipeline.model.checkpoint import check_weights
-from pipeline.model.made_by import RunRecord
-from pipeline.train.conditions import Conditions
+from pipeline.model.run_record import RunRecord
+from pipeline.train.runtime_config import RuntimeConfig
 
 if TYPE_CHECKING:
     from pipeline.model.architecture import Architecture
@@ -40,7 +40,7 @@ class TrainState:
         best_step, best_loss, best_weights: The evaluation with the lowest validation loss; the weights are on the
             CPU: whole, with content on the first rank only, or under FSDP2 as each rank's shares.
         skipped: The steps that were skipped because their loss or gradient was not finite.
-        conditions: What the run is computed with (see `Conditions`).
+        runtime_config: What the run is computed with (see `RuntimeConfig`).
         final: What is published beside the history once training has ended (see `pipeline.train.publish.finish`).
         stopped: Why a callback ended the run; empty while it has not.
         complete: Whether training has ended.
@@ -63,7 +63,7 @@ class TrainState:
     best_loss: Annotated[float, Field(allow_inf_nan=True)] = float("inf")
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     skipped: list[dict[str, Any]] = field(default_factory=list)
-    conditions: dict[str, Any] = field(default_factory=dict)
+    runtime_config: dict[str, Any] = field(default_factory=dict)
     final: dict[str, Any] = field(default_factory=dict)
     stopped: str = ""
     complete: bool = False
@@ -93,7 +93,7 @@ class TrainState:
     @classmethod
     def restore(cls, saved: dict[str, Any], run: TrainingRun) -> TrainState:
         """Puts model, optimizer and random generators back as they were; returns the rest. All ranks must call it,
-        the others with the `skeleton` of the first one's state.
+        the others with the `to_meta` of the first one's state.
 
         Raises:
             CheckpointError: the shares that a state was written as cannot be read, or the state does not fit.
@@ -127,7 +127,7 @@ class _Final:
     record: dict[str, Any]
 
 
-def check_state(saved: dict[str, Any], architecture: Architecture, total_steps: int) -> None:
+def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture, total_steps: int) -> None:
     """Whether a saved state is one of a run of `total_steps` steps with a model of this architecture.
 
     Raises:
@@ -135,8 +135,8 @@ def check_state(saved: dict[str, Any], architecture: Architecture, total_steps: 
     """
     try:
         state = check_fields(TrainState, saved["run"])
-        if state.conditions:
-            check_fields(Conditions, state.conditions)
+        if state.runtime_config:
+            check_fields(RuntimeConfig, state.runtime_config)
         if saved["total_steps"] != total_steps or state.step > total_steps:
             raise ValueError(f"it is of step {state.step} of {saved['total_steps']}, and the run has {total_steps}")
         if state.complete:

@@ -12,7 +12,7 @@ from pipeline.core.files import MANIFEST, sha256
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.model.checkpoint import load_checkpoint
-from pipeline.plugin.calls import named, taken
+from pipeline.plugin.calls import label, supported_arguments
 from pipeline.plugin.components import Loss
 from pipeline.plugin.registry import Registry
 
@@ -40,12 +40,12 @@ class Teacher:
             ParamsError: the option names no folder below data/weights.
             CheckpointError: there is no checkpoint.
         """
-        if not taken(loss, "__call__", teacher=None):
+        if not supported_arguments(loss, "__call__", teacher=None):
             return None
         name, key = getattr(loss, "teacher", None), f"train.loss.{loss.name}.teacher"
         if not isinstance(name, str):
             raise PluginError(
-                f"{named(loss)} takes a teacher, so it needs an option that names its folder: "
+                f"{label(loss)} takes a teacher, so it needs an option that names its folder: "
                 'teacher: str = "data/weights/teacher"'
             )
         path = PurePosixPath(name)

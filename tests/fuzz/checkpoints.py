@@ -35,7 +35,7 @@ from tests.fuzz.case import (
     with_set,
     write,
 )  # fmt: skip
-from tests.fuzz.states import change_tensors, filled
+from tests.fuzz.training_checkpoints import change_tensors, filled
 
 WEIGHT = 3
 _USERS = ("evaluate", "generate the", "score data/raw/text-00.txt")

@@ -21,16 +21,16 @@ from pipeline.params.params import Params
 from pipeline.params.reader import load_params
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss
 from pipeline.plugin.registry import Registry
+from pipeline.train.checkpoint_store import CheckpointStore
 from pipeline.train.components import Components
-from pipeline.train.conditions import Conditions
 from pipeline.train.data import TrainingData
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
 from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
+from pipeline.train.runtime_config import RuntimeConfig
 from pipeline.train.state import TrainState
-from pipeline.train.store import StateStore
 
 REGISTRY = Registry.load(
     REPOSITORY / "plugins", ["models", "losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks"]
@@ -163,10 +163,12 @@ def make_run(
     data = TrainingData.of(params, TOKENIZER, ids, components.batch_sampler, documents(train_tokens))
     data = replace(data, windows=windows or data.windows)
     phase = phases(params.train, components.schedule, data.windows, small_identity(), folder)[-1]
-    phase = replace(phase, schedule=schedule or phase.schedule, store=StateStore(folder, "run"))
-    conditions = Conditions("cpu", "", torch.get_num_threads(), ranks.count, strategy, precision, compile)
+    phase = replace(phase, schedule=schedule or phase.schedule, store=CheckpointStore(folder, "run"))
+    runtime_config = RuntimeConfig(
+        "cpu", "", torch.get_num_threads(), ranks.world_size, strategy, precision, compile
+    )
     made = make or (lambda: model or make_model())
-    return TrainingRun.build(params, components, data, phase, conditions, ranks, stop, make=made)
+    return TrainingRun.build(params, components, data, phase, runtime_config, ranks, stop, make=made)
 
 
 def changed(
@@ -218,7 +220,7 @@ def went_on(folder: Path, seed: int, dropout: float = 0.3, **changes: Any) -> tu
     return run, state
 
 
-OF_THE_CLOCK = {"timing", "seconds", "processor_seconds", "conditions"}
+OF_THE_CLOCK = {"timing", "seconds", "processor_seconds", "runtime_config"}
 """Fields of a state that may differ between equal runs; of `final` the peak memory may."""
 
 

@@ -22,7 +22,7 @@ from small_run import BATCH_SAMPLERS, assert_same_bits, make_model, make_run, ma
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
-from pipeline.train.conditions import cores_here
+from pipeline.train.checkpoint_store import to_meta
 from pipeline.train.distributed.ranks import DistributedRanks, connected, ranks_here, slurm_address
 from pipeline.train.distributed.shards import write_shards
 from pipeline.train.evaluation import evaluate
@@ -30,8 +30,8 @@ from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train, train_step
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
+from pipeline.train.runtime_config import cores_per_process
 from pipeline.train.state import TrainState
-from pipeline.train.store import skeleton
 
 STEPS, BATCH = 50, 8
 
@@ -87,7 +87,19 @@ SHARDED: dict[str, dict[str, Any]] = {
 
 
 ALL = [*(("ddp", name) for name in CASES), *(("fsdp", name) for name in SHARDED)]
-FEW = [("ddp", "float64, dropout"), ("ddp", "float32, 1e-3, uneven targets"), ("fsdp", "float64, uneven targets")]
+ON_FOUR = [
+    ("ddp", "float64, dropout"),
+    ("ddp", "float32, 1e-3, uneven targets"),
+    ("fsdp", "float64, uneven targets"),
+]
+ON_TWO = [
+    *ON_FOUR,
+    ("ddp", "float64, a batch that does not divide"),
+    ("ddp", "float64, weighted"),
+    ("fsdp", "float64, a batch that does not divide"),
+    ("fsdp", "lion"),
+]
+"""The cases of `make test`; `--long` runs all of them."""
 
 
 def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]]) -> None:
@@ -95,31 +107,32 @@ def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]]) -> None:
     found: dict[str, Any] = {}
     for strategy, name in cases:
         case = (SHARDED if strategy == "fsdp" else CASES)[name]
-        run, state = curve(folder / str(ranks.count), ranks, strategy=strategy, **case), TrainState()
+        run, state = curve(folder / str(ranks.world_size), ranks, strategy=strategy, **case), TrainState()
         losses = []
         while state.step < run.total_steps:
             nats, tokens = train_step(run, state)
             losses.append(nats / max(tokens, 1))
         evaluate(run, state)
         found[f"{strategy} {name}"] = (losses, state.history[-1], run.parallel.full(run.model.state_dict()))
-    if ranks.first:
-        torch.save(found, folder / f"curves-{ranks.count}.pth")
+    if ranks.is_rank0:
+        torch.save(found, folder / f"curves-{ranks.world_size}.pth")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[int, Any]:
     """The curves by number of ranks, and by strategy and case."""
     folder = tmp_path_factory.mktemp("curves")
-    curves(Ranks(), folder, ALL)
-    together(2, curves, folder, ALL)
-    together(4, curves, folder, ALL if request.config.getoption("long") else FEW)
+    long = request.config.getoption("long")
+    curves(Ranks(), folder, ALL if long else ON_TWO)
+    together(2, curves, folder, ALL if long else ON_TWO)
+    together(4, curves, folder, ALL if long else ON_FOUR)
     return {count: torch.load(folder / f"curves-{count}.pth") for count in (1, 2, 4)}
 
 
 ON_RANKS = [
-    pytest.param(*case, count, marks=pytest.mark.long if count == 4 and case not in FEW else ())
+    pytest.param(*case, count, marks=() if case in few else pytest.mark.long)
     for case in ALL
-    for count in (2, 4)
+    for count, few in ((2, ON_TWO), (4, ON_FOUR))
 ]
 
 
@@ -146,8 +159,8 @@ def orthogonal_steps(ranks: Ranks, folder: Path) -> None:
     )
     losses = [train_step(run, state)[0] for _ in range(10)]
     whole = run.parallel.full(run.model.state_dict())
-    if ranks.first:
-        torch.save((losses, whole), folder / f"muon-{ranks.count}.pth")
+    if ranks.is_rank0:
+        torch.save((losses, whole), folder / f"muon-{ranks.world_size}.pth")
 
 
 def test_muon_orthogonalises_whole_matrices_when_they_are_shared_out(tmp_path: Path) -> None:
@@ -212,11 +225,11 @@ def decisions(ranks: Ranks, folder: Path) -> None:
         train(run, state)
         assert (state.step, state.stopped, state.complete) == (4, "enough", True)
         assert [row["looks.seen"] for row in state.history[:-1]] == [1.0, 2.0]
-        assert bool(state.memory) == ranks.first
+        assert bool(state.memory) == ranks.is_rank0
         if strategy == "fsdp":  # each its shares
             assert all(tensor.device_mesh.size() == 2 for tensor in state.best_weights.values())
         else:
-            assert all(tensor.is_meta != ranks.first for tensor in state.best_weights.values())
+            assert all(tensor.is_meta != ranks.is_rank0 for tensor in state.best_weights.values())
 
         run, state = (
             curve(folder / f"{strategy}-fail", ranks, callbacks=(Looks(fail_at=2),), **common),
@@ -255,9 +268,9 @@ def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[Tr
     run = curve(
         folder, ranks, strategy=strategy, total_windows=10 * BATCH, every=3, callbacks=(Looks(),), **changes
     )
-    saved = run.saver.store.load() if ranks.first else None
-    told = ranks.on_rank0(lambda: skeleton(saved) if saved else None)
-    saved = saved if ranks.first else told
+    saved = run.saver.store.load() if ranks.is_rank0 else None
+    told = ranks.on_rank0(lambda: to_meta(saved) if saved else None)
+    saved = saved if ranks.is_rank0 else told
     return run, TrainState.restore(saved, run) if saved else TrainState()
 
 
@@ -278,14 +291,14 @@ def pass_on(ranks: Ranks, folder: Path) -> None:
     for strategy in ("ddp", "fsdp"):
         run, state = went_on(ranks, folder / f"{strategy}-one-to-two", strategy)
         whole = run.parallel.full(run.model.state_dict()), run.parallel.full(run.optimizer.state_dict())
-        if ranks.first:
+        if ranks.is_rank0:
             torch.save((state.history, *whole), folder / f"{strategy}-one-to-two.pth")
         went_on(ranks, folder / f"{strategy}-two-to-one", strategy, StopSignalAfter(25))
         went_on(ranks, folder / f"{strategy}-two-to-two", strategy, StopSignalAfter(25))
         again, _ = went_on(ranks, folder / f"{strategy}-two-to-two", strategy)
         straight, _ = went_on(ranks, folder / f"{strategy}-straight", strategy)
         ends = [each.parallel.full(each.model.state_dict()) for each in (again, straight)]
-        if ranks.first:
+        if ranks.is_rank0:
             assert_same_bits(*ends)
 
 
@@ -297,7 +310,7 @@ class StopSignalAfter(StopOnOne):
 def test_a_run_stopped_on_two_ranks_goes_on_on_one_and_the_other_way_round(strategy: str, passed_on: Path) -> None:
     straight, state = went_on(Ranks(), passed_on / "straight", "one")
     back, back_state = went_on(Ranks(), passed_on / f"{strategy}-two-to-one", "one")
-    assert back.saver.store.states()[-1].name > "000001"  # the first one is of the two ranks
+    assert back.saver.store.checkpoints()[-1].name > "000001"  # the first one is of the two ranks
     history, model, optimizer = torch.load(passed_on / f"{strategy}-one-to-two.pth")
     for other in (back_state.history, history):
         assert len(other) == len(state.history)
@@ -348,21 +361,21 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
     """Two states of a run that was stopped; and one rank of two that must not, or cannot, write its share."""
     run, state = went_on(ranks, folder / "stopped", "fsdp", StopSignalAfter(25), save_seconds=0.0)
     ended = whole(run, state)
-    if ranks.first:
+    if ranks.is_rank0:
         torch.save(ended, folder / "stopped.pth")
 
     run, state = begun(ranks, folder / "faults", "fsdp", save_seconds=0.0)
     (folder / "of-rank-0").mkdir(exist_ok=True)
     with pytest.raises(PipelineError, match=r"rank 1 does not see \S+of-rank-1, in which all ranks write"):
         write_shards({}, folder / f"of-rank-{ranks.rank}" / "shards", run.parallel.writers)
-    run.saver.now(state.capture(run))
+    run.saver.save_now(state.capture(run))
     if ranks.rank == 1:
         local = run.model.blocks[0].mlp.up.weight.to_local()  # type: ignore[operator]
         with torch.no_grad():
             before = local[0, 0].clone()
             local[0, 0] = float("nan")
     with pytest.raises(PipelineError, match=r"the weights of blocks\.0\.mlp\.up\.weight are not finite"):
-        run.saver.now(state.capture(run))
+        run.saver.save_now(state.capture(run))
     if ranks.rank == 1:
         with torch.no_grad():
             local[0, 0] = before
@@ -371,15 +384,15 @@ def leave_shares(ranks: Ranks, folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if case == "share" and ranks.rank == 1:
                 patch.setattr("pipeline.train.distributed.shards.save_tensors", fail_on_a_full_disk)
-            if case == "rest" and ranks.first:
-                patch.setattr("pipeline.train.store.save_tensors", fail_on_a_full_disk)
-            with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* are to be written"):
+            if case == "rest" and ranks.is_rank0:
+                patch.setattr("pipeline.train.checkpoint_store.save_tensors", fail_on_a_full_disk)
+            with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* to write"):
                 train(run, state)  # the error comes from the background
-        assert [path.name for path in run.saver.store.states()] == ["000001"]
+        assert [path.name for path in run.saver.store.checkpoints()] == ["000001"]
         assert not list(run.saver.store.folder.glob(".*"))
     train(run, state)
     assert state.complete
-    assert [path.name for path in run.saver.store.states()][-1] > "000002"
+    assert [path.name for path in run.saver.store.checkpoints()][-1] > "000002"
 
 
 def fail_on_a_full_disk(value: Any, path: Path, crc: bool = True) -> None:
@@ -389,7 +402,7 @@ def fail_on_a_full_disk(value: Any, path: Path, crc: bool = True) -> None:
 def reshare(ranks: Ranks, folder: Path) -> None:
     """Reads on four ranks what two wrote, and goes on for a while."""
     found = whole(*begun(ranks, folder / "stopped", "fsdp"))
-    if ranks.first:
+    if ranks.is_rank0:
         torch.save(found, folder / "four.pth")
     went_on(ranks, folder / "around", "fsdp", StopSignalAfter(12))
 
@@ -397,11 +410,11 @@ def reshare(ranks: Ranks, folder: Path) -> None:
 def end_on_two(ranks: Ranks, folder: Path) -> None:
     """Reads on two ranks what one wrote, and goes on to the end."""
     found = whole(*begun(ranks, folder / "around", "fsdp"))
-    if ranks.first:
+    if ranks.is_rank0:
         torch.save(found, folder / "two.pth")
     run, state = went_on(ranks, folder / "around", "fsdp")
     ended = run.parallel.full(run.model.state_dict())
-    if ranks.first:
+    if ranks.is_rank0:
         torch.save((state.history, ended), folder / "around.pth")
 
 
@@ -564,9 +577,9 @@ def test_sruns_variables_say_which_rank_this_is_and_where_the_first_one_is() -> 
 def test_a_rank_uses_its_own_cores(
     free: int, variables: dict[str, str], share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.train.conditions.cores", lambda: free)
-    assert cores_here(DistributedRanks(3, 8, 1), {"SLURM_PROCID": "3"} | variables) == share
-    assert cores_here(Ranks(), {"SLURM_PROCID": "0"} | variables) == free
+    monkeypatch.setattr("pipeline.train.runtime_config.cores", lambda: free)
+    assert cores_per_process(DistributedRanks(3, 8, 1), {"SLURM_PROCID": "3"} | variables) == share
+    assert cores_per_process(Ranks(), {"SLURM_PROCID": "0"} | variables) == free
 
 
 def test_a_rank_takes_a_gpu_that_it_sees() -> None:

@@ -11,7 +11,7 @@ import torch
 from conftest import Project
 
 import pipeline.train.loop as loop
-from pipeline.train.store import saved_runs
+from pipeline.train.checkpoint_store import saved_runs
 
 CHECKPOINT = "artifacts/checkpoint/model_and_optimizer.pth"
 
@@ -37,6 +37,13 @@ def test_a_changed_param_is_named_and_changed_back_the_run_goes_on(interrupted: 
         "train.optimizer.adamw.lr 0.002 → 0.01\n" in changed
     )
     assert "resuming from step 4" in interrupted.succeed("train").out
+
+
+def test_another_model_is_named_without_its_files(interrupted: Project) -> None:
+    out = interrupted.succeed("train", *sets("model.name=llama")).out
+    (line,) = [each for each in out.splitlines() if "starts over" in each]
+    assert "model.name gpt2 → llama" in line
+    assert ".py" not in line
 
 
 def test_changed_data_is_named(interrupted: Project) -> None:
@@ -98,7 +105,7 @@ def test_runs_are_listed_and_forgotten(interrupted: Project) -> None:
     interrupted.succeed("train", *sets("train.seed=7"))
     finished, unfinished = saved_runs(interrupted.root / ".resume")
     lines = interrupted.succeed("runs").out.splitlines()
-    assert re.fullmatch(r"run +step +states +size +saved +status", lines[0])
+    assert re.fullmatch(r"run +step +checkpoints +size +saved +status", lines[0])
     row = r"{} +{} of 6 +{} +[\d.]+ kB +\d+ \w+ ago +{}"
     assert re.fullmatch(row.format(finished.folder.name, 6, 1, "complete"), lines[1])
     assert re.fullmatch(row.format(unfinished.folder.name, 4, 2, "unfinished"), lines[2])
@@ -107,10 +114,10 @@ def test_runs_are_listed_and_forgotten(interrupted: Project) -> None:
     assert bad.code == 1
     assert f"'nothing' is no run (there are: {finished.folder.name}, {unfinished.folder.name})" in bad.err
 
-    assert re.match(r"removed the states of 1 run, [\d.]+ kB", interrupted.succeed("clean", "--keep", "1").out)
+    assert re.match(r"removed the checkpoints of 1 run, [\d.]+ kB", interrupted.succeed("clean", "--keep", "1").out)
     assert [run.folder for run in saved_runs(interrupted.root / ".resume")] == [finished.folder]
-    assert "removed the states of 1 run," in interrupted.succeed("clean", finished.folder.name[:6]).out
-    assert interrupted.succeed("runs").out == "no states are kept\n"
+    assert "removed the checkpoints of 1 run," in interrupted.succeed("clean", finished.folder.name[:6]).out
+    assert interrupted.succeed("runs").out == "there are no training checkpoints\n"
 
 
 def test_a_few_finished_and_a_few_unfinished_runs_are_kept(interrupted: Project) -> None:

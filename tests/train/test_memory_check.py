@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 from small_config import small_config
 
 from pipeline.core.errors import ParamsError
-from pipeline.core.files import readable
+from pipeline.core.files import format_bytes
 from pipeline.model.architecture import LanguageModel
 from pipeline.plugin.registry import Registry
 from pipeline.train import memory_check
@@ -44,7 +44,7 @@ def test_what_is_refused_is_weights_and_gradients_as_they_are_made(monkeypatch: 
     with_memory(monkeypatch, size)
     check_fits(model.architecture, CPU)
     with_memory(monkeypatch, size - 1)
-    with pytest.raises(ParamsError, match=rf"{readable(size)} .*lower model\.n_layers or model\.emb_dim"):
+    with pytest.raises(ParamsError, match=rf"{format_bytes(size)} .*lower model\.n_layers or model\.emb_dim"):
         check_fits(model.architecture, CPU)
 
 
@@ -64,7 +64,7 @@ def test_the_out_of_memory_line_names_half_of_the_micro_batch(monkeypatch: pytes
     config = small_config()
     with_memory(monkeypatch, 1e9)
     told = what_to_lower(config, 24, stepped(config.make()), CPU, processes=4)
-    lasting = readable(16 * config.parameter_count)
+    lasting = format_bytes(16 * config.parameter_count)
     for token in ("out of memory", "24", "cpu", "250.0 MB for each of 4 processes", lasting):
         assert token in told
     assert "lower train.micro_batch_size to 12" in told

@@ -26,11 +26,11 @@ from small_run import (
 
 from pipeline.core.errors import Interrupted, PipelineError
 from pipeline.plugin.components import ModelOutput
+from pipeline.train.checkpoint_store import CheckpointStore, saved_runs
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
 from pipeline.train.ranks import Ranks
 from pipeline.train.state import TrainState
-from pipeline.train.store import StateStore, saved_runs
 
 SMALL_EPOCHS = {"train_tokens": 100}
 """11 windows in an epoch and 4 in a step: steps reach over the ends of epochs."""
@@ -64,7 +64,7 @@ def stopped_everywhere(folder: Path, every: int, **changes: Any) -> int:
         with pytest.raises(Interrupted) as error:
             went_on(place, 0, stop=StopAt(time=time), **changes)
         assert error.value.signal_number == 2
-        steps.add(StateStore(place, "run").load()["run"]["step"])
+        steps.add(CheckpointStore(place, "run").load()["run"]["step"])
         assert_same_run(went_on(place, 7, **changes), whole)
         shutil.rmtree(place)
     assert every > 2 or steps == set(range(7))
@@ -117,7 +117,7 @@ def test_a_saved_state_brings_every_random_generator_back(tmp_path: Path) -> Non
 
     run = make_run(tmp_path)
     draws()  # leaves half a pair of normal numbers behind
-    run.saver.now(TrainState().capture(run))
+    run.saver.save_now(TrainState().capture(run))
     expected = draws()
     draws()
     TrainState.restore(run.saver.store.load() or {}, run)
@@ -138,7 +138,7 @@ def test_a_field_that_is_added_to_the_state_is_copied_saved_restored_and_compare
     draft.more.append(2)
     draft.deeper["a"].append(1.5)
     assert (state.more, state.deeper) == ([1], {"a": [0.5]})
-    run.saver.now(draft.capture(run))
+    run.saver.save_now(draft.capture(run))
     restored = LaterState.restore(run.saver.store.load() or {}, run)
     assert (restored.more, restored.deeper) == ([1, 2], {"a": [0.5, 1.5]})
     assert_same_run((run, restored), (run, draft))
@@ -171,11 +171,11 @@ class Dies:
         return nats
 
 
-def died(folder: Path, steps: int) -> StateStore:
+def died(folder: Path, steps: int) -> CheckpointStore:
     """A run that died in its step number `steps`, having saved after each step."""
     with pytest.raises(MemoryError):
         went_on(folder, 0, loss=Dies(steps), save_seconds=0.0, **SMALL_EPOCHS)
-    return StateStore(folder, "run")
+    return CheckpointStore(folder, "run")
 
 
 @pytest.mark.parametrize("steps", range(1, 6))
@@ -220,7 +220,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
 ) -> None:
     whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
     store = died(tmp_path / "died", 4)
-    newest = store.states()[-1]
+    newest = store.checkpoints()[-1]
     DAMAGES[damage](newest)
     capsys.readouterr()
     saved = store.load()
@@ -238,7 +238,7 @@ def test_where_all_states_are_damaged_training_starts_over_and_says_so(
 ) -> None:
     whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
     store = died(tmp_path / "died", 4)
-    for state in store.states():
+    for state in store.checkpoints():
         flip_a_bit(state / "state.pth")
     capsys.readouterr()
     assert_same_run(went_on(tmp_path / "died", 0, **SMALL_EPOCHS), whole)
@@ -248,7 +248,7 @@ def test_where_all_states_are_damaged_training_starts_over_and_says_so(
 # ── saving beside the training ────────────────────────────────────────────────────────────────────
 
 
-class Slow(StateStore):
+class Slow(CheckpointStore):
     """A store whose disk takes as long as the test says."""
 
     def __init__(self, root: Path) -> None:
@@ -280,7 +280,7 @@ def test_training_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_
     train(changed(run, loss=watched), state)
     assert store.written[0] == 1
     assert store.written[-1] == 6
-    kept = StateStore(tmp_path / "slow", "run")
+    kept = CheckpointStore(tmp_path / "slow", "run")
     assert [run.complete for run in saved_runs(tmp_path / "slow")] == [True]
     other = make_run(tmp_path / "b", model=make_model(5))
     TrainState.restore(kept.load() or {}, other)
@@ -290,7 +290,7 @@ def test_training_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_
 def test_a_state_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Path) -> None:
     run = make_run(tmp_path, save_seconds=0.0)
 
-    class Full(StateStore):
+    class Full(CheckpointStore):
         def save(self, captured: dict[str, Any], writers: Ranks) -> None:
             raise PipelineError("the disk is full")
 
@@ -304,7 +304,7 @@ def test_a_state_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Pa
 def test_saving_takes_at_most_three_percent_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saver = make_run(tmp_path, save_seconds=10.0).saver
     now = 1000.0
-    monkeypatch.setattr("pipeline.train.store.time.monotonic", lambda: now)
+    monkeypatch.setattr("pipeline.train.checkpoint_store.time.monotonic", lambda: now)
     saver._ended, saver.cost = now, 0.1
     assert not saver.due()
     now = 1009.0
@@ -321,12 +321,12 @@ def test_saving_takes_at_most_three_percent_of_the_time(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_weights_that_are_not_finite_are_no_state_to_keep(tmp_path: Path, value: float) -> None:
     run, state = make_run(tmp_path), TrainState()
-    run.saver.now(state.capture(run))
+    run.saver.save_now(state.capture(run))
     with torch.no_grad():
         run.model.blocks[0].mlp.up.weight[0, 0] = value
     with pytest.raises(PipelineError, match=r"the weights of blocks\.0\.mlp\.up\.weight are not finite"):
-        run.saver.now(state.capture(run))
-    assert len(run.saver.store.states()) == 1
+        run.saver.save_now(state.capture(run))
+    assert len(run.saver.store.checkpoints()) == 1
     assert not list(run.saver.store.folder.glob(".*"))
 
 
@@ -334,11 +334,11 @@ def test_weights_that_are_finite_are_kept_even_where_their_sum_is_not(tmp_path: 
     run, state = make_run(tmp_path), TrainState()
     with torch.no_grad():
         run.model.blocks[0].mlp.up.weight[0, :2] = torch.finfo(torch.float32).max
-    run.saver.now(state.capture(run))
-    assert len(run.saver.store.states()) == 1
+    run.saver.save_now(state.capture(run))
+    assert len(run.saver.store.checkpoints()) == 1
 
 
 def test_saving_a_state_leaves_torchs_own_choice_of_checksums(tmp_path: Path) -> None:
     run, state = make_run(tmp_path), TrainState()
-    run.saver.now(state.capture(run))
+    run.saver.save_now(state.capture(run))
     assert torch.serialization.get_crc32_options()

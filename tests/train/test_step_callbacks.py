@@ -18,11 +18,11 @@ from pipeline.authoring.testing import check_eval_callback
 from pipeline.core.errors import Interrupted, PluginError
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StepEvent
 from pipeline.train import callbacks
+from pipeline.train.checkpoint_store import to_meta
 from pipeline.train.loop import train, train_step
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
-from pipeline.train.store import skeleton
 
 MEASURED = ["step", "tokens", "train.objective", "learning_rate", "grad_norm"]
 
@@ -243,9 +243,9 @@ def averaged(ranks: Ranks, folder: Path) -> None:
                     place, ranks, strategy=strategy, total_windows=80, every=3, callbacks=(Average(),), dropout=0.3,
                     log_every=1, stop=StopSignalAfter(stop) if stop else None,
                 )  # fmt: skip
-                saved = run.saver.store.load() if ranks.first else None
-                told = ranks.on_rank0(lambda saved=saved: skeleton(saved) if saved else None)
-                saved = saved if ranks.first else told
+                saved = run.saver.store.load() if ranks.is_rank0 else None
+                told = ranks.on_rank0(lambda saved=saved: to_meta(saved) if saved else None)
+                saved = saved if ranks.is_rank0 else told
                 state = TrainState.restore(saved, run) if saved else TrainState()
                 if stop:
                     with pytest.raises(Interrupted):
@@ -255,11 +255,11 @@ def averaged(ranks: Ranks, folder: Path) -> None:
             memory = run.parallel.full(state.memory["average"]["weights"])
             ends.append((run.parallel.full(run.model.state_dict()), memory, state.steps, state.history))
             assert state.memory["average"]["evaluations"] == 5
-        if ranks.first:
+        if ranks.is_rank0:
             assert_same_bits(ends[0], ends[1])
         with callbacks.evaluation_weights(run, state):
             given = run.parallel.full(run.model.state_dict())
-        if ranks.first:
+        if ranks.is_rank0:
             assert_same_bits({name: given[name] for name in memory}, memory)
 
 

@@ -13,7 +13,7 @@ from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.report.records import Excerpt, Token
 from pipeline.model.architecture import LanguageModel, run
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.device import device_of
+from pipeline.model.device import device_of, float64_device
 from pipeline.model.scoring import evaluating
 
 EXPECTED = 5
@@ -56,9 +56,10 @@ def token_views(model: LanguageModel, tokenizer: Tokenizer, ids: np.ndarray) -> 
         return [first]
     text = torch.from_numpy(ids).to(device_of(model))
     with evaluating(model):
-        logits = run(model, text[None, :-1]).logits[0].double()
-    log_p = torch.log_softmax(logits, dim=-1)
-    own = log_p.gather(1, text[1:, None])
+        logits = run(model, text[None, :-1]).logits[0]
+    exact = float64_device(logits.device)
+    log_p = torch.log_softmax(logits.to(exact).double(), dim=-1)
+    own = log_p.gather(1, text[1:, None].to(exact))
     ranks = (log_p >= own).sum(dim=1).tolist()
     top = log_p.topk(min(EXPECTED, log_p.shape[1]), dim=1)
     views = [first]

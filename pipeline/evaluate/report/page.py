@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import printable
 from pipeline.core.files import write_atomically
-from pipeline.core.record import flat
+from pipeline.core.params_diff import flatten
 from pipeline.evaluate.bootstrap import units
 from pipeline.evaluate.breakdown import Breakdown
 from pipeline.evaluate.report.chart import Chart, lay_out, number
@@ -76,7 +76,7 @@ def render(report: Report) -> str:
             frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
             head_columns=columns(len(report.attention.heads)) if report.attention else 0,
             heads=head_pictures(report.attention) if report.attention else [],
-            params={name: flat(section).items() for name, section in report.params.items()},
+            params={name: flatten(section).items() for name, section in report.params.items()},
         )
     )
 

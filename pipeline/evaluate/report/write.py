@@ -33,7 +33,7 @@ def _report(evaluation: Evaluation, paths: Paths) -> Report:
         stride=about["stride"],
         metrics={side: _merged(evaluation.metrics[side], about["sides"][side]) for side in sides},
         weights=checkpoint.weights,
-        model=architecture.config.flat() | {"parameters": architecture.parameter_count},
+        model=architecture.config.flatten() | {"parameters": architecture.parameter_count},
         training=read_training(paths.checkpoint),
         samples=evaluation.samples,
         excerpts=[read_excerpt(checkpoint, splits, side, evaluation.breakdowns[side].documents) for side in sides],

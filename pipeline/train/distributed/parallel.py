@@ -34,7 +34,7 @@ class _Distributed(Parallel):
     def full(self, state: Any) -> Any:
         def copied(tensor: torch.Tensor) -> torch.Tensor:
             tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            return tensor.detach().to("cpu", copy=True) if self.ranks.first else tensor.to("meta")
+            return tensor.detach().to("cpu", copy=True) if self.ranks.is_rank0 else tensor.to("meta")
 
         return map_tensors(copied, state)
 
@@ -96,7 +96,7 @@ class DDP(_Distributed):
         return nullcontext() if last else self.wrapped.no_sync()  # gradients are exchanged in the last one only
 
     def full_model(self) -> LanguageModel | None:
-        return self.model if self.ranks.first else None
+        return self.model if self.ranks.is_rank0 else None
 
 
 def ddp(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, compiled: bool) -> DDP:
@@ -158,7 +158,7 @@ class FSDP2(_Distributed):
 
     def full_model(self) -> LanguageModel | None:
         weights = self.full(self.model.state_dict())
-        if not self.ranks.first:
+        if not self.ranks.is_rank0:
             return None
         with torch.device("meta"):
             model = self.model.architecture.make()
@@ -171,7 +171,7 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
     `parallelize`."""
     with torch.device("meta"):
         model = make()
-    mesh = init_device_mesh(device.type, (ranks.count,))
+    mesh = init_device_mesh(device.type, (ranks.world_size,))
     for part in parts(model):
         compute_apart(part, compiled, recompute=part is not model)
     for module in dict.fromkeys([*parts(model), model]):
@@ -179,7 +179,7 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
     model.to_empty(device=device)
-    cpus = init_device_mesh("cpu", (ranks.count,))
+    cpus = init_device_mesh("cpu", (ranks.world_size,))
     parallel = FSDP2(
         model=model,
         ranks=ranks,
@@ -188,7 +188,9 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
         softmax=compiled_softmax() if compiled else softmax_and_gradient,
         cpus=cpus,
     )
-    parallel.load_weights(make().state_dict() if ranks.first else {})  # made as one process does, then distributed
+    parallel.load_weights(
+        make().state_dict() if ranks.is_rank0 else {}
+    )  # made as one process does, then distributed
     return parallel
 
 

@@ -56,19 +56,19 @@ class DistributedRanks(Ranks):
         reduced: list[float] = tensor.tolist()
         return reduced
 
-    def on_rank0(self, work: Callable[[], T], told: Callable[[T], T] | None = None) -> T:
+    def on_rank0(self, work: Callable[[], T], to_others: Callable[[T], T] | None = None) -> T:
         result: T | None = None
         outcome: list[object] = [None, None]  # what the others get of the result, or the error
-        if self.first:
+        if self.is_rank0:
             try:
                 result = work()
-                outcome[0] = told(result) if told else result
+                outcome[0] = to_others(result) if to_others else result
             except BaseException as error:
                 outcome[1] = error
         dist.broadcast_object_list(outcome, group=self.group)
         if isinstance(outcome[1], BaseException):
             raise outcome[1]
-        return result if self.first else outcome[0]  # type: ignore[return-value]
+        return result if self.is_rank0 else outcome[0]  # type: ignore[return-value]
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:
         result, failed = None, None
@@ -76,7 +76,7 @@ class DistributedRanks(Ranks):
             result = work()
         except Exception as error:
             failed = error
-        errors: list[Exception | None] = [None] * self.count
+        errors: list[Exception | None] = [None] * self.world_size
         dist.all_gather_object(errors, failed, group=self.group)
         for each in errors:
             if each is not None:
@@ -94,16 +94,16 @@ def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks | None:
         return None
     try:
         if {"RANK", "WORLD_SIZE"} <= environment.keys():
-            rank, count = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-            local = int(environment.get("LOCAL_RANK", rank))
+            rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+            local_rank = int(environment.get("LOCAL_RANK", rank))
         else:
-            rank, count = int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"])
-            local = int(environment["SLURM_LOCALID"])
+            rank, world_size = int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"])
+            local_rank = int(environment["SLURM_LOCALID"])
     except (KeyError, ValueError) as error:
         raise ParamsError(
             f"the launcher's environment variables are incomplete ({error}): start with torchrun or srun"
         ) from None
-    return DistributedRanks(rank, count, local) if count > 1 else Ranks()
+    return DistributedRanks(rank, world_size, local_rank) if world_size > 1 else Ranks()
 
 
 @contextmanager
@@ -113,13 +113,13 @@ def connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
     Raises:
         PipelineError: another process died; its own error is the one to read.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         yield
         return
-    os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.count)}
+    os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.world_size)}
     for name, value in slurm_address(os.environ).items():  # torchrun and `pipeline train` set them themselves
         os.environ.setdefault(name, value)
-    if not ranks.first:
+    if not ranks.is_rank0:
         ignore_output()
     try:
         if on_gpus:
@@ -128,7 +128,7 @@ def connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # gradients where they are, decisions on the CPU
             store=_fresh_store(ranks) if "TORCHELASTIC_RUN_ID" in os.environ else None,
             rank=ranks.rank,
-            world_size=ranks.count,
+            world_size=ranks.world_size,
             timeout=_TIMEOUT,
         )
         yield
@@ -162,7 +162,7 @@ def _fresh_store(ranks: Ranks) -> Any:
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     lasting = TCPStore(host, port, timeout=_TIMEOUT)
-    if ranks.first:
+    if ranks.is_rank0:
         fresh = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
         lasting.set(_STORE, str(fresh.port))
         return fresh

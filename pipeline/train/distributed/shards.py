@@ -67,7 +67,7 @@ def read_shards(saved: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
     Raises:
         CheckpointError: a rank cannot read it.
     """
-    reads = parallel.sharded or parallel.ranks.first
+    reads = parallel.sharded or parallel.ranks.is_rank0
     return parallel.ranks.on_all_ranks(lambda: _read(saved, parallel) if reads else saved)
 
 
@@ -81,7 +81,9 @@ def _read(saved: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
             return torch.cat([part[name] for part in parts])
         sharded = empty(tensor.shape, dtype=tensor.dtype, device_mesh=parallel.cpus, placements=[Shard(0)])
         local: torch.Tensor = sharded.to_local()
-        first = parallel.ranks.rank * -(-len(tensor) // parallel.ranks.count)  # as torch.chunk divides the rows
+        first = parallel.ranks.rank * -(
+            -len(tensor) // parallel.ranks.world_size
+        )  # as torch.chunk divides the rows
         local.copy_(_rows([part[name] for part in parts], first, len(local)))
         return sharded
 

@@ -43,7 +43,7 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
         OSError: `root` is missing or no folder.
     """
     if root.is_symlink() and not root.exists():
-        raise FileNotFoundError(f"{root} is a link that leads nowhere: mend it, or mount the disk that it leads to")
+        raise FileNotFoundError(f"{root} is a link that leads nowhere: fix it, or mount the disk that it leads to")
     if not root.exists():
         raise FileNotFoundError(f"{root} is missing: make the folder and put your texts into it")
     if not root.is_dir():
@@ -55,7 +55,7 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
         try:
             status = path.stat()
         except OSError as error:
-            nowhere = ValueError(f"{path} is a link that leads nowhere: mend or remove it")
+            nowhere = ValueError(f"{path} is a link that leads nowhere: fix or remove it")
             found.faults.append(error if isinstance(error, PermissionError) else nowhere)
             continue
         if any(pattern.matches(relative.parts) for pattern in include):

@@ -11,7 +11,7 @@ from .text import LongLineError, TextReader, lines
 
 _ROWS = 64
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-_MEND = "set tokenize.corpus.files.text_field"
+_FIX = "set tokenize.corpus.files.text_field"
 
 
 _LONGEST_LINE = 1 << 26
@@ -52,7 +52,7 @@ def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int
         if not isinstance(text, str):
             raise ValueError(
                 f"{place}: the field {field!r} holds {_named(text)}, not a text (there are: "
-                f"{_listed(record)}): mend the line, or {_MEND}"
+                f"{_listed(record)}): fix the line, or {_FIX}"
             )
         yield number, reader.record(text, place)
 
@@ -64,7 +64,7 @@ def _field(record: Any, field: str, place: str) -> Any:
     outer, dot, inner = field.partition(".")
     if field in record or not dot or outer not in record:
         if field not in record:
-            raise ValueError(f"{place} has no field {field!r} (there are: {_listed(record)}): {_MEND}")
+            raise ValueError(f"{place} has no field {field!r} (there are: {_listed(record)}): {_FIX}")
         return record[field]
     return None if record[outer] is None else _field(record[outer], inner, place)
 
@@ -109,7 +109,7 @@ def _check_column(path: Path, schema: Any, column: str) -> list[str]:
         names.append(name)
         fields = {field.name: field.type for field in inner}
     if rest not in fields:
-        raise ValueError(f"{path} has no column {column!r} (there are: {_listed(fields)}): {_MEND}")
+        raise ValueError(f"{path} has no column {column!r} (there are: {_listed(fields)}): {_FIX}")
     kind = fields[rest]
     value = kind.value_type if types.is_dictionary(kind) else kind
     if not (
@@ -120,7 +120,7 @@ def _check_column(path: Path, schema: Any, column: str) -> list[str]:
     ):
         there = _listed(fields)
         raise ValueError(
-            f"{path}: the column {column!r} holds {str(kind)[:80]}, not text (there are: {there}): {_MEND}"
+            f"{path}: the column {column!r} holds {str(kind)[:80]}, not text (there are: {there}): {_FIX}"
         )
     return [*names, rest]
 

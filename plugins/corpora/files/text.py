@@ -87,9 +87,7 @@ class TextReader:
             ValueError: such a record is an error; it says `what`.
         """
         if not self._skip_null:
-            raise ValueError(
-                f"{what}: mend it, or set tokenize.corpus.files.null_text: skip, or another text_field"
-            )
+            raise ValueError(f"{what}: fix it, or set tokenize.corpus.files.null_text: skip, or another text_field")
         self._counts.skipped += 1
 
     def decoded(self, data: Iterable[bytes], path: Path | str) -> Iterator[str]:
@@ -136,7 +134,7 @@ class TextReader:
             text = data.decode("utf-8", self._errors)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{place} is not UTF-8 at byte {error.start:,} ({data[error.start]:#04x}): mend it, or set "
+                f"{place} is not UTF-8 at byte {error.start:,} ({data[error.start]:#04x}): fix it, or set "
                 "tokenize.corpus.files.errors: replace"
             ) from None
         if self._errors == "replace":
@@ -152,7 +150,7 @@ class TextReader:
         if _HALF_A_PAIR.search(text):
             if self._errors == "strict":
                 raise ValueError(
-                    f"{place} holds half a surrogate pair, which is no character: mend it, or set "
+                    f"{place} holds half a surrogate pair, which is no character: fix it, or set "
                     "tokenize.corpus.files.errors: replace"
                 )
             text, count = _HALF_A_PAIR.subn("\ufffd", text)

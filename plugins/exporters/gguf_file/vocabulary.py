@@ -29,14 +29,14 @@ def vocabulary(source: ExportSource) -> Vocabulary:
     Raises:
         ValueError: llama.cpp has none for it.
     """
-    mend = "train with tokenize.tokenizer.name: bpe (or tiktoken's gpt2), or leave gguf out of export.formats.use"
+    fix = "train with tokenize.tokenizer.name: bpe (or tiktoken's gpt2), or leave gguf out of export.formats.use"
     if not reads_any_text(source):
-        raise ValueError(f"llama.cpp reads no tokenizer of characters, only a byte-level BPE: {mend}")
+        raise ValueError(f"llama.cpp reads no tokenizer of characters, only a byte-level BPE: {fix}")
     if len(source.ranks) == 256:
-        raise ValueError(f"llama.cpp reads no tokenizer of single bytes, only a BPE with merges: {mend}")
+        raise ValueError(f"llama.cpp reads no tokenizer of single bytes, only a BPE with merges: {fix}")
     if source.pattern not in _GPT2:
         raise ValueError(
-            f"llama.cpp does not know the tokenizer's split pattern ({source.pattern[:40]}…), only gpt2's: {mend}"
+            f"llama.cpp does not know the tokenizer's split pattern ({source.pattern[:40]}…), only gpt2's: {fix}"
         )
     size = source.config["vocab_size"]
     tokens, types = [f"[UNUSED{token}]" for token in range(size)], [_UNUSED] * size
@@ -46,6 +46,6 @@ def vocabulary(source: ExportSource) -> Vocabulary:
         tokens[token], types[token] = text, _CONTROL
     if len(set(tokens)) != size:
         twice = next(token for token in tokens if tokens.count(token) > 1)
-        raise ValueError(f"two tokens are written {twice!r}, which llama.cpp cannot tell apart: {mend}")
+        raise ValueError(f"two tokens are written {twice!r}, which llama.cpp cannot tell apart: {fix}")
     pairs = [f"{first} {second}" for first, second in merges(source)]
     return Vocabulary(tokens, types, pairs, source.special_tokens[source.end_of_text])

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pipeline.core.ending import stopped
+from pipeline.core.command_exit import stopped
 
 SLEEP = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
 

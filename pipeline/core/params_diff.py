@@ -40,7 +40,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> dic
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What `changed` finds, each as a person reads it: `model.dropout 0.0 → 0.2`."""
-    return _in_words(changed(old, new))
+    return _rendered(changed(old, new))
 
 
 def contradictions(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -49,19 +49,19 @@ def contradictions(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> lis
     What only one side has is no contradiction: a record has no params that decided nothing, and has the defaults of
     options that were not given.
     """
-    old, new = flat(effective(recorded)), flat(effective(given))
-    return _in_words({name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]})
+    old, new = flatten(effective(recorded)), flatten(effective(given))
+    return _rendered({name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]})
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted name."""
     rows: dict[str, Any] = {}
     for key, value in values.items():
-        rows |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        rows |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return rows
 
 
-def _in_words(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+def _rendered(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [f"{name} {_shown(before)} → {_shown(after)}" for name, (before, after) in changes.items()]
 
 

@@ -16,7 +16,7 @@ _REPRO = "run `dvc repro`"
 _CHECKPOINT = (("evaluate", "deps", "artifacts/checkpoint"), ("train", "outs", "artifacts/checkpoint"))
 
 
-class Place(Protocol):
+class RunSource(Protocol):
     """Where the files of one run are read from."""
 
     @property
@@ -106,7 +106,7 @@ class Revision:
         return files
 
 
-def find_place(root: Path, name: str) -> Place:
+def find_source(root: Path, name: str) -> RunSource:
     """The folder, git revision or DVC experiment that `name` stands for, in this order.
 
     Raises:
@@ -135,7 +135,7 @@ def find_place(root: Path, name: str) -> Place:
 class Experiments:
     """The DVC experiments that stand on a commit: those that are done, and the names of those that are not."""
 
-    done: list[Place]
+    done: list[RunSource]
     failed: list[str]
     waiting: list[str]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.record import changed, contradictions, differences, effective, flat
+from pipeline.core.params_diff import changed, contradictions, differences, effective, flatten
 from pipeline.core.source import import_closure
 
 TRAIN = {
@@ -72,9 +72,9 @@ def test_what_only_one_side_has_is_no_contradiction() -> None:
 
 
 def test_nested_values_by_dotted_name() -> None:
-    assert flat({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "d": [2]}
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "d": [2]}
 
 
 def test_it_imports_nothing_of_the_project() -> None:
     root = Path(__file__).resolve().parents[2]
-    assert import_closure("pipeline.core.record", root) == {Path("pipeline/core/record.py")}
+    assert import_closure("pipeline.core.params_diff", root) == {Path("pipeline/core/params_diff.py")}

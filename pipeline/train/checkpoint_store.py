@@ -16,20 +16,20 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
-from pipeline.core.files import lock, room_for, verify_manifest, write_json, write_manifest
+from pipeline.core.files import lock, report_full_disk, verify_manifest, write_json, write_manifest
 from pipeline.core.values import STRICT, Count, read_values
 from pipeline.model.checkpoint import first_not_finite, load_tensors, save_tensors, tensor_bytes
 from pipeline.train.parallel import map_tensors
 from pipeline.train.ranks import Ranks
 
-FORMAT = 4
+FORMAT = 5
 _STATE, _SHARDS, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
-_STATES_KEPT = 2
+_CHECKPOINTS_KEPT = 2
 _RUNS_KEPT = 3
-_SHARE_OF_TIME = 0.03
+_MAX_SHARE_OF_TIME = 0.03
 
 
-class StateStore:
+class CheckpointStore:
     """The states of one run, numbered as they were written; the newest ones are kept."""
 
     def __init__(self, root: Path, fingerprint: str) -> None:
@@ -51,11 +51,11 @@ class StateStore:
         Raises:
             PipelineError: a weight is not finite, so the state would be of no use; or the disk is full.
         """
-        run, apart = captured["run"], writers.count > 1
+        run, apart = captured["run"], writers.world_size > 1
         writers.on_all_ranks(lambda: _check_finite(captured["model_state_dict"], run["step"]))
         path, partial = writers.on_rank0(self._next)
         about = {"step": run["step"], "total_steps": captured["total_steps"], "complete": run["complete"]}
-        with room_for(tensor_bytes(captured), path):
+        with report_full_disk(tensor_bytes(captured), path):
             try:
                 writers.on_rank0(partial.mkdir)
                 if apart:
@@ -69,8 +69,8 @@ class StateStore:
     def _next(self) -> tuple[Path, Path]:
         """The folder of the state that is to be written, and the one that it is written in."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        states = self.states()
-        path = self.folder / f"{int(states[-1].name) + 1 if states else 1:06d}"
+        checkpoints = self.checkpoints()
+        path = self.folder / f"{int(checkpoints[-1].name) + 1 if checkpoints else 1:06d}"
         return path, self.folder / f".{path.name}.partial-{os.getpid()}"
 
     def _complete(self, captured: dict[str, Any], about: dict[str, Any], partial: Path, path: Path) -> None:
@@ -80,7 +80,7 @@ class StateStore:
         write_manifest(partial)
         partial.rename(path)
         _sync(self.folder)
-        for old in self.states()[:-_STATES_KEPT]:
+        for old in self.checkpoints()[:-_CHECKPOINTS_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     def load(self, check: Callable[[dict[str, Any]], None] = lambda saved: None) -> dict[str, Any] | None:
@@ -91,8 +91,8 @@ class StateStore:
         """
         for leftover in self.folder.glob(".*.partial-*"):  # of a process that was killed while it saved
             shutil.rmtree(leftover, ignore_errors=True)
-        states = self.states()
-        for path in reversed(states):
+        checkpoints = self.checkpoints()
+        for path in reversed(checkpoints):
             try:
                 verify_manifest(path, "the one before it is taken")
                 saved = load_tensors(path / _STATE)
@@ -102,21 +102,21 @@ class StateStore:
                 return saved
             except (DataError, CheckpointError) as error:
                 say(f"the saved state {path} is corrupt; using the one before it ({error})")
-        if states:
+        if checkpoints:
             say("every saved state of this run is corrupt: training starts over")
         return None
 
-    def states(self) -> list[Path]:
+    def checkpoints(self) -> list[Path]:
         """The folders of the states, oldest first; a copy, such as 000001.bak, is none."""
         found = [path for path in self.folder.glob("[0-9]*") if path.name.isascii() and path.name.isdigit()]
         return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name))
 
     def set_aside(self) -> Path:
         """Takes the newest state out of use: the folder that it is now."""
-        newest = self.states()[-1]
+        newest = self.checkpoints()[-1]
         return newest.rename(newest.with_name(f"{newest.name}.unusable-{time.time_ns()}"))
 
-    def identify(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+    def record_identity(self, identity: dict[str, Any]) -> dict[str, Any] | None:
         """Writes down what decides this run's result; returns the same of the run that was used last, if any."""
         others = [path / _IDENTITY for path in self.root.glob("*") if path != self.folder]
         newest = max((path for path in others if path.is_file()), key=_modified, default=None)
@@ -129,15 +129,15 @@ class StateStore:
     def prune(self) -> None:
         """Removes the runs that were not used for longest, keeping a few finished and a few unfinished ones."""
         runs = saved_runs(self.root)
-        extra = [run for run in runs if not run.states]
+        extra = [run for run in runs if not run.checkpoints]
         for complete in (True, False):
-            extra += [run for run in runs if run.states and run.complete == complete][_RUNS_KEPT:]
+            extra += [run for run in runs if run.checkpoints and run.complete == complete][_RUNS_KEPT:]
         for run in extra:
             if run.folder != self.folder:
                 run.remove()
 
 
-def skeleton(saved: dict[str, Any]) -> dict[str, Any]:
+def to_meta(saved: dict[str, Any]) -> dict[str, Any]:
     """A state without the content of weights and moments, which rank 0 sends to the others as it restores them."""
     emptied: dict[str, Any] = map_tensors(lambda tensor: tensor.to("meta"), saved)
     return {**emptied, "random": saved["random"]}
@@ -178,7 +178,7 @@ def _check_finite(weights: dict[str, torch.Tensor], step: int) -> None:
 
 
 @dataclass
-class Saver:
+class CheckpointSaver:
     """Writes states beside the training, one at a time, often enough but never for more than a few percent of it.
 
     Attributes:
@@ -188,7 +188,7 @@ class Saver:
         cost: Seconds that the last state took, copy and write.
     """
 
-    store: StateStore
+    store: CheckpointStore
     seconds: float
     writers: Ranks = field(default_factory=Ranks)
     cost: float = field(default=0.0, init=False)
@@ -205,22 +205,22 @@ class Saver:
         if self._pending is not None:
             if self.seconds and not self._pending.done():
                 return False
-            self.finish()
+            self.wait()
         if not self.seconds:
             return True
-        return time.monotonic() - self._ended >= max(self.seconds, self.cost / _SHARE_OF_TIME)
+        return time.monotonic() - self._ended >= max(self.seconds, self.cost / _MAX_SHARE_OF_TIME)
 
-    def begin(self, captured: dict[str, Any], copying: float) -> None:
+    def save_async(self, captured: dict[str, Any], copying: float) -> None:
         """Hands a copy of the state over, which took `copying` seconds to make; it is written in the background."""
-        self.finish()  # the first rank, which asks whether it is `due`, may be done sooner than this one
+        self.wait()  # the first rank, which asks whether it is `due`, may be done sooner than this one
         self._pending = self._worker.submit(self._write, captured, copying)
 
-    def now(self, captured: dict[str, Any]) -> None:
+    def save_now(self, captured: dict[str, Any]) -> None:
         """Writes a state before anything else is done."""
-        self.finish()
+        self.wait()
         self._write(captured, 0.0)
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """Waits for the state that is being written, if any."""
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -242,7 +242,7 @@ class SavedRun:
 
     Attributes:
         folder: Where they lie; its name is the run's fingerprint.
-        states: How many.
+        checkpoints: How many.
         step, total_steps: How far it got, and was to go.
         complete: Whether it ended.
         size: Bytes.
@@ -250,7 +250,7 @@ class SavedRun:
     """
 
     folder: Path
-    states: int
+    checkpoints: int
     step: int
     total_steps: int
     complete: bool
@@ -269,10 +269,10 @@ class SavedRun:
     @property
     def running(self) -> str:
         """The process that works on the run; empty for none."""
-        return process_of(self.folder)
+        return running_process(self.folder)
 
 
-def process_of(folder: Path) -> str:
+def running_process(folder: Path) -> str:
     """The process that works on the run in `folder`; empty for none."""
     try:
         with lock(folder / "lock", "training"):
@@ -288,16 +288,16 @@ def saved_runs(root: Path) -> list[SavedRun]:
 
 
 def _saved_run(folder: Path) -> SavedRun:
-    states = StateStore(folder.parent, folder.name).states()
-    about = next(_abouts(states), _About(step=0, total_steps=0, complete=False))
+    checkpoints = CheckpointStore(folder.parent, folder.name).checkpoints()
+    about = next(_abouts(checkpoints), _About(step=0, total_steps=0, complete=False))
     return SavedRun(
         folder=folder,
-        states=len(states),
+        checkpoints=len(checkpoints),
         step=about.step,
         total_steps=about.total_steps,
         complete=about.complete,
         size=sum(_bytes(path) for path in folder.rglob("*")),
-        saved=_modified(states[-1] if states else folder),
+        saved=_modified(checkpoints[-1] if checkpoints else folder),
     )
 
 
@@ -312,8 +312,8 @@ class _About:
     complete: bool
 
 
-def _abouts(states: list[Path]) -> Iterator[_About]:
+def _abouts(checkpoints: list[Path]) -> Iterator[_About]:
     """What the newest readable state says of itself."""
-    for path in reversed(states):
+    for path in reversed(checkpoints):
         with suppress(OSError, DataError):
             yield read_values(path / _ABOUT, _About, "")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import DataError
-from pipeline.core.links import check_recorded, record
+from pipeline.core.symlinks import check_symlinks, record_symlinks
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def data(tmp_path: Path) -> Path:
 def test_folders_without_links_need_nothing(data: Path) -> None:
     (data / "raw" / "c.txt").write_text("to a sea")
     (data / "raw" / "file.txt").symlink_to("c.txt")  # DVC follows links to files
-    check_recorded(data)
-    assert not list(record(data))
-    check_recorded(data.parent / "nothing")
+    check_symlinks(data)
+    assert not list(record_symlinks(data))
+    check_symlinks(data.parent / "nothing")
 
 
 @pytest.mark.parametrize("place", ["raw", "raw/linked", "raw/two/linked", "weights"])
@@ -42,7 +42,7 @@ def test_a_change_behind_a_link_changes_the_manifest_beside_it(place: str, disk:
         link.rmdir()
     link.symlink_to(disk)
     with pytest.raises(DataError, match=f"data/{place} .* not recorded: run `pipeline lock`"):
-        check_recorded(data)
+        check_symlinks(data)
     manifest = link.with_name(f".{link.name}.manifest.json")
     for change in (
         lambda: None,
@@ -54,23 +54,23 @@ def test_a_change_behind_a_link_changes_the_manifest_beside_it(place: str, disk:
     ):
         change()
         before = manifest.read_text() if manifest.exists() else ""
-        said = list(record(data))
-        check_recorded(data)
-        assert not list(record(data))
+        said = list(record_symlinks(data))
+        check_symlinks(data)
+        assert not list(record_symlinks(data))
         assert bool(said) == (manifest.read_text() != before)
     files = json.loads(manifest.read_text())
     assert files["deep/b.txt"][0] == 5
     assert sorted(files) == ["deep/a.txt", "deep/b.txt", "gone"]
     (disk / "deep" / "b.txt").unlink()
     with pytest.raises(DataError, match=f"data/{place} .* were changed: run `pipeline lock`"):
-        check_recorded(data)
+        check_symlinks(data)
 
 
 def test_a_link_that_is_gone_is_refused_until_it_is_forgotten(disk: Path, data: Path) -> None:
     (data / "raw" / "linked").symlink_to(disk)
-    list(record(data))
+    list(record_symlinks(data))
     (data / "raw" / "linked").unlink()
     with pytest.raises(DataError, match="data/raw/linked was a link"):
-        check_recorded(data)
-    assert "removed" in "".join(record(data))
-    check_recorded(data)
+        check_symlinks(data)
+    assert "removed" in "".join(record_symlinks(data))
+    check_symlinks(data)

@@ -51,11 +51,11 @@ def stopped(message: str, number: int) -> int:
 
 def fail(message: str, code: int, kind: str = "error: ") -> int:
     """Prints an error in one line on stderr; returns the exit code."""
-    from pipeline.core.console import printable
+    from pipeline.core.console import printable, wrapped
 
     line = " ".join(message.split())
     if len(line) > _LONGEST_MESSAGE:  # a value of a megabyte, say
         line = f"{line[: _LONGEST_MESSAGE // 2]} … {line[-_LONGEST_MESSAGE // 2 :]}"
     with suppress(BrokenPipeError):  # the exit code still says it
-        print(f"{kind}{printable(line)}", file=sys.stderr, flush=True)
+        print(wrapped(f"{kind}{printable(line)}", sys.stderr), file=sys.stderr, flush=True)
     return code

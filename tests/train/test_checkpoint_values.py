@@ -16,27 +16,27 @@ from pipeline.core.errors import CheckpointError, DataError
 from pipeline.core.files import write_json, write_manifest
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
 from pipeline.model.checkpoint import load_checkpoint, load_tensors, save_tensors, write_checkpoint
-from pipeline.train.state import check_state
-from pipeline.train.store import StateStore, saved_runs
+from pipeline.train.checkpoint_store import CheckpointStore, saved_runs
+from pipeline.train.state import check_training_checkpoint
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> StateStore:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> CheckpointStore:
     folder = tmp_path_factory.mktemp("finished")
     run, _ = went_on(folder, 0, save_seconds=0.0)
-    store: StateStore = run.saver.store
+    store: CheckpointStore = run.saver.store
     return store
 
 
-def test_a_state_as_it_was_saved_is_used(finished: StateStore, capsys: pytest.CaptureFixture[str]) -> None:
-    saved = finished.load(partial(check_state, architecture=make_model().architecture, total_steps=6))
+def test_a_state_as_it_was_saved_is_used(finished: CheckpointStore, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = finished.load(partial(check_training_checkpoint, architecture=make_model().architecture, total_steps=6))
     assert saved is not None
     assert saved["run"]["step"] == 6
     assert not capsys.readouterr().out
 
 
 HUGE = 2**70
-STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
+BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a step that is NaN": lambda s: s["run"].update(step=float("nan")),
     "a negative step": lambda s: s["run"].update(step=-1),
     "a step beyond the end": lambda s: s["run"].update(step=7),
@@ -48,7 +48,7 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "history of text": lambda s: s["run"].update(history=[{"step": "x"}]),
     "history with NaN": lambda s: s["run"]["history"][0].update(step=float("nan")),
     "no history": lambda s: s["run"].update(history=[]),
-    "other conditions": lambda s: s["run"].update(conditions={"threads": 10**9}),
+    "other conditions": lambda s: s["run"].update(runtime_config={"threads": 10**9}),
     "no final": lambda s: s["run"].update(final={}),
     "a final record that is a list": lambda s: s["run"]["final"].update(record=[]),
     "samples that are no JSON": lambda s: s["run"].update(samples=[{"text": torch.ones(1)}]),
@@ -70,19 +70,19 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("change", STATES)
+@pytest.mark.parametrize("change", BROKEN)
 def test_a_state_with_other_values_is_passed_over(
-    change: str, finished: StateStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: str, finished: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved = load_tensors(finished.states()[-1] / "state.pth")
-    STATES[change](saved)
+    saved = load_tensors(finished.checkpoints()[-1] / "state.pth")
+    BROKEN[change](saved)
     folder = tmp_path / "run" / "000009"
     folder.mkdir(parents=True)
     save_tensors(saved, folder / "state.pth")
     write_manifest(folder)
     before = torch.get_rng_state()
-    check = partial(check_state, architecture=make_model().architecture, total_steps=6)
-    assert StateStore(tmp_path, "run").load(check) is None
+    check = partial(check_training_checkpoint, architecture=make_model().architecture, total_steps=6)
+    assert CheckpointStore(tmp_path, "run").load(check) is None
     out = capsys.readouterr().out
     assert out.count("\n") == 2
     assert str(folder) in out
@@ -105,8 +105,8 @@ def test_runs_lists_what_can_be_read(about: str, tmp_path: Path) -> None:
     (tmp_path / "run" / "000002" / "about.json").write_text(about, encoding="latin-1")
     (tmp_path / "run" / "run.json").write_text(about, encoding="latin-1")
     (run,) = saved_runs(tmp_path)
-    assert (run.step, run.total_steps, run.states) == (3, 4, 2)
-    found = StateStore(tmp_path, "other").identify({})
+    assert (run.step, run.total_steps, run.checkpoints) == (3, 4, 2)
+    found = CheckpointStore(tmp_path, "other").record_identity({})
     assert found is None or about.startswith("{")
 
 
@@ -192,16 +192,16 @@ def test_a_token_folder_with_other_values_is_one_line(tmp_path: Path) -> None:
             writer.write(TEXT[start : start + 40].astype("uint32"))
             writer.end_document(name, 40)
     finish_folder(tmp_path, TOKENIZER, {"val": writer.summary()}, params={})
-    assert [entry.name for entry in TokenFolder(tmp_path, "mend").documents("val")] == ["a", "b"]
+    assert [entry.name for entry in TokenFolder(tmp_path, "fix").documents("val")] == ["a", "b"]
     meta = json.loads((tmp_path / "meta.json").read_text())
     index = [json.loads(line) for line in (tmp_path / "val.documents.jsonl").read_text().splitlines()]
 
     def refused() -> None:
         write_manifest(tmp_path)
         with pytest.raises(DataError) as error:
-            list(TokenFolder(tmp_path, "mend").documents("val"))
+            list(TokenFolder(tmp_path, "fix").documents("val"))
         assert "\n" not in str(error.value)
-        assert "mend" in str(error.value)
+        assert "fix" in str(error.value)
 
     for key, value in (
         ("dtype", "float32"), ("dtype", "uint32"), ("dtype", 3), ("files", {}), ("files", []), ("files", None),

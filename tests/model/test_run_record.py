@@ -10,7 +10,7 @@ import pytest
 from conftest import Project
 
 from pipeline.core.errors import CheckpointError
-from pipeline.model.made_by import SECTIONS, RunRecord, read_record
+from pipeline.model.run_record import SECTIONS, RunRecord, read_record
 
 RECORD: dict[str, Any] = {
     "params": {

@@ -18,7 +18,7 @@ from pipeline.core.files import write_atomically
 _ENDING = ".manifest.json"
 
 
-def record(data: Path) -> Iterator[str]:
+def record_symlinks(data: Path) -> Iterator[str]:
     """Writes the manifest of each link to a folder below `data` and removes those without a link; says which."""
     for link, manifest, text in _links(data):
         name = manifest.relative_to(data.parent)
@@ -30,7 +30,7 @@ def record(data: Path) -> Iterator[str]:
             yield f"{name} written: the files behind the link {link.name}"
 
 
-def check_recorded(data: Path) -> None:
+def check_symlinks(data: Path) -> None:
     """Checks that the manifests of the links to folders below `data` are up to date.
 
     Raises:
@@ -39,7 +39,7 @@ def check_recorded(data: Path) -> None:
     for link, manifest, text in _links(data):
         name = link.relative_to(data.parent)
         if text is None:
-            raise DataError(f"{name} was a link to a folder and is none now: mend it, or run `pipeline lock`")
+            raise DataError(f"{name} was a link to a folder and is none now: fix it, or run `pipeline lock`")
         if _read(manifest) != text:
             what = "were changed" if manifest.is_file() else "are not recorded"
             raise DataError(f"{name} is a link to a folder, which DVC does not look into, and its files {what}: "

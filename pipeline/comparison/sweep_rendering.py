@@ -8,8 +8,8 @@ from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
+from pipeline.comparison.rendering import aligned, decimals, finite, grid
 from pipeline.comparison.sweep import Recipe, Sweep, labels
-from pipeline.comparison.words import aligned, decimals, finite, grid
 from pipeline.evaluate.bootstrap import LEVEL
 
 
@@ -18,10 +18,10 @@ def answer(sweep: Sweep) -> list[str]:
     names = list(labels(sweep))
     best = names[sweep.best]
     told: dict[str, list[str]] = {"worse": [], "equal": [], "once": []}
-    for place, recipe in enumerate(sweep.recipes):
-        if place != sweep.best:
+    for index, recipe in enumerate(sweep.recipes):
+        if index != sweep.best:
             verdict = "once" if recipe.contrast is None else "worse" if recipe.contrast.found else "equal"
-            told[verdict].append(names[place])
+            told[verdict].append(names[index])
     lines = []
     if len(sweep.recipes) == 1:
         lines.append(f"There is one recipe, {best}: nothing to compare it with.")
@@ -77,14 +77,14 @@ def table(sweep: Sweep) -> list[list[str]]:
     others = sweep.sides[1:]
     steps = ["steps", "to best", "best to it"]
     head = ["", "seeds", sweep.sides[0], "from best", "p", *others, *steps, "processor s", "FLOPs"]
-    return [head, *(_row(sweep, place, name) for place, name in enumerate(labels(sweep)))]
+    return [head, *(_row(sweep, index, name) for index, name in enumerate(labels(sweep)))]
 
 
-def _row(sweep: Sweep, place: int, name: str) -> list[str]:
-    recipe = sweep.recipes[place]
+def _row(sweep: Sweep, index: int, name: str) -> list[str]:
+    recipe = sweep.recipes[index]
     found = recipe.contrast
     if found is None:
-        difference, p = ("best" if place == sweep.best else "one seed"), ""
+        difference, p = ("best" if index == sweep.best else "one seed"), ""
     else:
         half = (found.high - found.low) / 2
         digits = decimals(half)
@@ -144,21 +144,21 @@ def as_json(sweep: Sweep) -> str:
         "answer": answer(sweep),
         "winner": sweep.recipes[sweep.best].values if sweep.winner else None,
         "pairs": sweep.pairs,
-        "recipes": [_plain(sweep, place, recipe) for place, recipe in enumerate(sweep.recipes)],
+        "recipes": [_plain(sweep, index, recipe) for index, recipe in enumerate(sweep.recipes)],
         "confounded": sweep.confounded,
         "left_out": sweep.left_out,
     }
     return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
 
-def _plain(sweep: Sweep, place: int, recipe: Recipe) -> dict[str, Any]:
+def _plain(sweep: Sweep, index: int, recipe: Recipe) -> dict[str, Any]:
     found = recipe.contrast
     return {
         "values": recipe.values,
-        "best": place == sweep.best,
+        "best": index == sweep.best,
         **{
-            side: {"mean": fmean(own), "sd": stdev(own) if len(own) > 1 else None, "losses": own}
-            for side, own in recipe.losses.items()
+            side: {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None, "losses": values}
+            for side, values in recipe.losses.items()
         },
         "from_best": None if found is None else {**finite(asdict(found)), "differ": found.found},
         "steps_to_best": recipe.steps_to_best,

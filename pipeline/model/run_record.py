@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, PipelineError
+from pipeline.core.params_diff import contradictions
 from pipeline.core.paths import RECORD
-from pipeline.core.record import contradictions
 from pipeline.core.values import OPEN, read_values
 from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.options import plain_options
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("tokenize", "split", "model", "train")
 """The sections of params.yaml that decide a model."""
-_MEND = "run `python -m pipeline train`, or `dvc repro`"
+_FIX = "run `python -m pipeline train`, or `dvc repro`"
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def read_record(folder: Path) -> RunRecord:
         CheckpointError: run.json is missing, as in a checkpoint of an earlier version, or damaged.
     """
     path = folder / RECORD
-    record = read_values(path, RunRecord, _MEND, CheckpointError)
+    record = read_values(path, RunRecord, _FIX, CheckpointError)
     missing = [name for name in SECTIONS if name not in record.params]
     if missing:
-        raise CheckpointError(f"{path} is damaged (its params lack {', '.join(missing)}): {_MEND}")
+        raise CheckpointError(f"{path} is damaged (its params lack {', '.join(missing)}): {_FIX}")
     return record
 
 

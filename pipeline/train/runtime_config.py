@@ -26,7 +26,7 @@ _FLOPS_WORTH_COMPILING = 5e12
 
 
 @dataclass(frozen=True)
-class Conditions:
+class RuntimeConfig:
     """What decides the last bits beside everything that the fingerprint holds.
 
     Chosen from params and facts of the machine, never from a timing, which would choose differently each time.
@@ -59,16 +59,16 @@ class Conditions:
         return [
             f"{name} {earlier[name]} → {now[name]}"
             for name in now
-            if name in earlier and _kind(earlier[name]) != _kind(now[name])
+            if name in earlier and _device_type(earlier[name]) != _device_type(now[name])
         ]
 
 
-def _kind(value: Any) -> Any:
+def _device_type(value: Any) -> Any:
     """One GPU is like another: "cuda" for "cuda:1"."""
     return value.partition(":")[0] if isinstance(value, str) else value
 
 
-def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: float) -> Conditions:
+def resolve_runtime_config(params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: float) -> RuntimeConfig:
     """The conditions of a run: what the params set; where they leave the choice, what they were (`earlier`, empty
     for a new run); else this machine's best.
 
@@ -83,9 +83,10 @@ def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: floa
     """
     runtime = params.runtime
     device = _device(runtime.device, ranks, earlier)
-    threads = runtime.threads or earlier.get("threads") or cores_here(ranks)
+    threads = runtime.threads or earlier.get("threads") or cores_per_process(ranks)
     if runtime.compile == "auto":
-        compile = bool(earlier.get("compile", flops >= _FLOPS_WORTH_COMPILING and _compiler_found()))
+        worth = flops >= _FLOPS_WORTH_COMPILING and device.type != "mps"  # where torch's compiler is a prototype
+        compile = bool(earlier.get("compile", worth and _compiler_found()))
     else:
         compile = runtime.compile
         if compile and not _compiler_found():
@@ -96,12 +97,12 @@ def choose(params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: floa
     precision = params.train.precision
     if precision == "auto":
         precision = earlier.get("precision") or ("bf16" if computes_bf16(device) else "fp32")
-    return Conditions(
+    return RuntimeConfig(
         device=str(device),
         processor=_processor(device),
         threads=threads,
-        processes=ranks.count,
-        strategy=runtime.strategy if ranks.count > 1 else "one",
+        processes=ranks.world_size,
+        strategy=runtime.strategy if ranks.world_size > 1 else "one",
         precision=precision,
         compile=compile,
     )
@@ -114,12 +115,12 @@ def process_count(runtime: RuntimeParams) -> int:
     return runtime.processes
 
 
-def cores_here(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> int:
+def cores_per_process(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> int:
     """This process's share of the cores: all that it may use where it trains alone or srun bound it to its own."""
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return cores()
     if "LOCAL_WORLD_SIZE" in environment or "SLURM_PROCID" not in environment:
-        return max(1, cores() // int(environment.get("LOCAL_WORLD_SIZE", ranks.count)))
+        return max(1, cores() // int(environment.get("LOCAL_WORLD_SIZE", ranks.world_size)))
     asked = environment.get("SRUN_CPUS_PER_TASK") or environment.get("SLURM_CPUS_PER_TASK")
     if asked:
         return min(cores(), int(asked))
@@ -130,14 +131,14 @@ def cores_here(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> int
         int(number) for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks) for _ in range(int(times or 1))
     ]  # "2(x3),1": two on each of three machines, one on the fourth
     node = int(environment.get("SLURM_NODEID") or 0)
-    return max(1, cores() // (each[min(node, len(each) - 1)] if each else ranks.count))
+    return max(1, cores() // (each[min(node, len(each) - 1)] if each else ranks.world_size))
 
 
 def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device:
     if name == "auto" and earlier.get("device") == "cpu":
         name = "cpu"
     device = choose_device(name)
-    if device.type != "cuda" or ranks.count == 1:
+    if device.type != "cuda" or ranks.world_size == 1:
         return device
     if device.index is not None:
         raise ParamsError(f"runtime.device: {name} is one GPU, but several processes train: set it to cuda or auto")

@@ -1,0 +1,64 @@
+"""The contract of a batch sampler, and a text to test one on."""
+
+from __future__ import annotations
+
+import tracemalloc
+from itertools import accumulate, pairwise
+
+from pipeline.authoring.testing.toy import instance_of
+from pipeline.data.batches import token_index
+from pipeline.data.tokens import IndexEntry
+from pipeline.plugin.components import BatchSampler
+from pipeline.plugin.order import TokenIndex
+
+_SIZES = (40, 100, 700, 60, 900, 30, 400, 50, 80, 600)
+
+_BYTES_AT_MOST = 1 << 20
+
+
+def text_index(component: BatchSampler, windows: int, shift: bool = True) -> TokenIndex:
+    """A text of `windows` windows of 16 tokens (300 or more) for tests of batch samplers.
+
+    It has 11 documents, `a/0.txt` to `a/4.txt` and `b/5.txt` to `b/10.txt`: ten of 30 to 900 tokens, and the rest.
+    """
+    context_length = 16
+    tokens = windows * context_length + 1
+    starts = [0, *accumulate(_SIZES)]
+    documents = [
+        IndexEntry(f"{'ab'[number >= 5]}/{number}.txt", start, end - start, end - start)
+        for number, (start, end) in enumerate(zip(starts, [*starts[1:], tokens], strict=True))
+    ]
+    return token_index(tokens, context_length, shift, component, documents)
+
+
+def check_batch_sampler(component: type[BatchSampler] | BatchSampler) -> None:
+    """Offsets of windows, the same for the same sample however often and in whatever order they are asked for, in
+    little memory however long the text is; with `once_an_epoch` each window of an epoch exactly once.
+
+    The text is that of `text_index`.
+    """
+    sampler = instance_of(component)
+    far = [10**6, 10**9, 10**12]
+    for shift in (False, True):
+        index = text_index(sampler, 300, shift)
+        samples = [*range(3 * index.text.windows), *far]
+        offsets = [sampler.offset(sample, 1, index) for sample in samples]
+        for sample, offset in zip(samples, offsets, strict=True):
+            assert isinstance(offset, int), f"sample {sample}: {offset!r} is no whole number"
+            last = index.tokens - index.context_length - 1
+            assert 0 <= offset <= last, f"sample {sample}: no window begins at {offset}, only at 0 to {last}"
+        again = type(sampler)(**sampler.model_dump())
+        for sample, offset in reversed(list(zip(samples, offsets, strict=True))):
+            assert again.offset(sample, 1, index) == offset, f"sample {sample}: asked again, its offset differs"
+        if sampler.once_an_epoch:
+            for epoch in range(3):
+                read = sorted(offsets[epoch * index.text.windows : (epoch + 1) * index.text.windows])
+                steps = {after - before for before, after in pairwise(read)}
+                assert steps == {index.context_length}, f"epoch {epoch} must read each of its windows once"
+    index = text_index(sampler, 1_000_000)
+    tracemalloc.start()
+    for sample in (0, *far):
+        sampler.offset(sample, 1, index)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < _BYTES_AT_MOST, f"for a text of 1,000,000 windows it needs {peak:,} bytes: it must not list them"

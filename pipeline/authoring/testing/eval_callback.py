@@ -1,0 +1,168 @@
+"""The contract of an eval callback, and events to test one with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeline.authoring.testing.toy import TOY_CONTEXT, ToyNet, instance_of, saved_and_loaded, weights_of
+from pipeline.plugin.components import EvalCallback, EvaluationEvent, StepEvent, StopTraining
+
+
+def event(**changes: Any) -> EvaluationEvent:
+    """An evaluation for tests of callbacks, at step 10 of 40; `changes` are attributes of EvaluationEvent."""
+    values: dict[str, Any] = {
+        "metrics": {"step": 10, "epoch": 0.1, "tokens": 1000, "train.loss": 3.0, "val.loss": 3.1},
+        "history": (),
+        "generate": lambda prompt, max_new_tokens=50, temperature=0.0: prompt + " and on",
+        "show": lambda text: None,
+    }
+    return EvaluationEvent(**_with_defaults(values | changes))
+
+
+def step_event(**changes: Any) -> StepEvent:
+    """A step for tests of callbacks, number 10 of 40; `changes` are attributes of StepEvent. Its small model has
+    gradients."""
+    values: dict[str, Any] = {
+        "metrics": {"step": 10, "train.objective": 3.0, "learning_rate": 1e-3, "grad_norm": 1.0},
+        "full": lambda tensor: tensor,
+    }
+    given = _with_defaults(values | changes)
+    if "model" not in changes:
+        given["model"].differentiate()
+    return StepEvent(**given)
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an event with those that every event has."""
+    model = values.get("model", ToyNet())
+
+    def batches(side: str) -> Iterator[torch.Tensor]:
+        if side not in ("train", "val"):
+            raise ValueError(f"there is no side {side!r}")
+        generator = torch.Generator().manual_seed(len(side))
+        return (torch.randint(11, (rows, TOY_CONTEXT + 1), generator=generator) for rows in (4, 4, 1))
+
+    loss = getattr(model, "loss", lambda ids: torch.full((len(ids), ids.shape[1] - 1), 3.0, dtype=torch.float64))
+    shared = {"step": 10, "total_steps": 40, "model": model, "batches": batches, "loss": loss, "memory": {}}
+    return shared | values
+
+
+def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
+    """Returns finite numbers, keeps only plain values and tensors in its memory, from which alone its work follows,
+    and leaves the model as it was, but for weights and gradients at a step.
+
+    One that only records (`records_only`) returns no numbers, shows nothing, does not stop the run, and changes
+    nothing at a step.
+    """
+    callback = instance_of(component)
+    if callback.has("on_evaluation"):
+        _check_on_evaluation(callback)
+    if any(map(callback.has, ("before_update", "after_step", "eval_weights"))):
+        trained, memory = _train_with(callback, resumes=False)
+        again, restored = _train_with(callback, resumes=True)
+        for (name, one), other in zip(trained.items(), again.values(), strict=True):
+            assert torch.equal(one, other), f"{name}: going on from its saved memory must give the same bits"
+        assert str(memory) == str(restored), "its memory must be the same after going on"
+
+
+def _check_on_evaluation(callback: EvalCallback) -> None:
+    torch.manual_seed(0)
+    net, memory, shown = ToyNet(), {}, []  # type: ignore[var-annotated]
+    before = weights_of(net)
+    history: list[dict[str, float]] = []
+    for number, loss in enumerate((3.0, 2.5, 2.4, 2.6, 2.3)):
+        metrics = {
+            "step": 10 * number, "tokens": 1000 * number, "epoch": 0.1 * number,
+            "learning_rate": 1e-3, "grad_norm": 1.0,
+            "train.loss": loss, "train.objective": loss, "val.loss": loss + 0.1,
+            "val.perplexity": math.exp(loss + 0.1), "val.bits_per_byte": 0.5 * loss,
+        }  # fmt: skip
+        given = event(
+            step=10 * number,
+            metrics=dict(metrics),
+            history=tuple(history),
+            show=shown.append,
+            model=net,
+            memory=memory,
+        )
+        try:
+            numbers = callback.on_evaluation(given)
+        except StopTraining:
+            assert not callback.records_only, "what only records (records_only) must not stop the run"
+            break
+        assert isinstance(numbers, dict), "on_evaluation must return a dict (an empty one for no numbers)"
+        _check_numbers(numbers, metrics, callback)
+        history.append({**metrics, **numbers})
+        memory = saved_and_loaded(memory)  # it is saved and restored between two evaluations
+    assert all(isinstance(text, str) for text in shown), "show takes text"
+    assert not (callback.records_only and shown), "what only records (records_only) must not call event.show"
+    _assert_unchanged(net, before, "a callback must not change the model")
+
+
+def _check_numbers(numbers: dict[str, float], known: dict[str, float], callback: EvalCallback) -> None:
+    assert not (callback.records_only and numbers), "what only records (records_only) must return no numbers"
+    for name, value in numbers.items():
+        assert isinstance(name, str), f"{name!r} must be a name"
+        assert isinstance(value, int | float), f"{name} must be a number"
+        assert math.isfinite(value), f"{name} must be finite"
+        assert name not in known, f"{name} is already recorded: choose another name"
+
+
+def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Six steps of SGD with a callback's step methods: the weights that are evaluated then, and its memory, which
+    is saved and restored after each step if it `resumes`."""
+    torch.manual_seed(0)
+    net, memory = ToyNet(), {}  # type: ignore[var-annotated]
+    known: dict[str, float] = {}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def call(method: str) -> Any:
+        if not callback.has(method):
+            return None
+        weights, gradients = (
+            weights_of(net),
+            [each.grad.clone() for each in net.parameters() if each.grad is not None],
+        )
+        with torch.no_grad():
+            given = step_event(step=step, total_steps=6, metrics=dict(known), model=net, memory=memory)
+            result = getattr(callback, method)(given)
+        if callback.records_only or method == "eval_weights":
+            _assert_unchanged(net, weights, f"{method} must not change the model here")
+        if callback.records_only:
+            after = [each.grad for each in net.parameters() if each.grad is not None]
+            assert all(map(torch.equal, after, gradients)), "what only records (records_only) changes no gradient"
+        if method != "eval_weights":
+            assert result is None or isinstance(result, dict), f"{method} must return a dict of numbers, or None"
+            _check_numbers(result or {}, known, callback)
+            known.update(result or {})
+        return result
+
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        loss = net.differentiate()
+        known = {"step": step}
+        torch.manual_seed(step)
+        call("before_update")
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), f"{name}: its gradient must be finite"
+        optimizer.step()
+        known |= {"train.objective": loss, "learning_rate": 0.1, "grad_norm": 1.0}
+        torch.manual_seed(step)
+        call("after_step")
+        if resumes:
+            memory = saved_and_loaded(memory)
+    weights = weights_of(net)
+    for name, tensor in (call("eval_weights") or {}).items():
+        assert name in weights, f"eval_weights returned {name!r}, which is no parameter of the model"
+        assert tensor.shape == weights[name].shape, f"eval_weights: {name} must be {tuple(weights[name].shape)}"
+        weights[name] = tensor.clone()
+    return weights, saved_and_loaded(memory)
+
+
+def _assert_unchanged(net: ToyNet, before: dict[str, torch.Tensor], rule: str) -> None:
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, before[name]), f"{name}: {rule}"

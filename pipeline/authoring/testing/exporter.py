@@ -1,0 +1,47 @@
+"""The contract of an exporter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.authoring.testing.toy import instance_of
+from pipeline.plugin.components import Exporter, ExportSource
+
+
+class Refused(AssertionError):  # noqa: N818 - an answer, not an error
+    """An exporter says that it has no form for a model, as it may of one that it does not know."""
+
+
+def check_exporter(component: type[Exporter] | Exporter, source: ExportSource, folder: Path) -> None:
+    """Writes files that its own proof accepts, and refuses the same files for another model.
+
+    Args:
+        component: The exporter.
+        source: A trained model; `pipeline.export.stage.export_source` makes one from a checkpoint.
+        folder: An empty folder.
+
+    Raises:
+        Refused: `export` raises ValueError, which is how an exporter says what it cannot write.
+    """
+    exporter = instance_of(component)
+    try:
+        exporter.export(source, folder)
+    except ValueError as refusal:
+        if not str(refusal):
+            raise AssertionError("an exporter that refuses a model must say why") from refusal
+        raise Refused(f"it refuses the model {source.config['name']}: {refusal}") from refusal
+    assert any(folder.iterdir()), "an export must write something"
+    proof = exporter.verify(source, folder)
+    assert proof.get("reader"), "the proof must name its reader"
+    json.dumps(proof, allow_nan=False)
+    changed = {name: tensor + 0.5 * torch.randn_like(tensor) for name, tensor in source.weights.items()}
+    other = replace(source, weights=changed, logits=lambda tokens: source.logits(tokens) + tokens.shape[1])
+    try:
+        exporter.verify(other, folder)
+    except ValueError:
+        return
+    raise AssertionError("verify accepted an export that does not reproduce the checkpoint")

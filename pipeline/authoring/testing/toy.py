@@ -1,0 +1,79 @@
+"""What the checks share: an instance to check, a toy model to train, and a way through a file."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from pipeline.authoring.options import check_options
+from pipeline.plugin.components import Component, ModelOutput
+
+C = TypeVar("C", bound=Component)
+
+
+def instance_of(component: type[C] | C) -> C:
+    built = component() if isinstance(component, type) else component
+    assert built == type(built)(**built.model_dump()), "the options must be all that decides a component"
+    check_options(built)
+    return built
+
+
+def saved_and_loaded(values: dict[str, Any]) -> dict[str, Any]:
+    """Through a file and back, as plain tensors and plain values only."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    buffer.seek(0)
+    loaded: dict[str, Any] = torch.load(buffer, weights_only=True)
+    return loaded
+
+
+TOY_CONTEXT = 5
+
+
+class ToyNet(nn.Module):
+    """The smallest model with every kind of parameter, under the names that the GPT gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(11, 8)
+        self.up = nn.Linear(8, 16)
+        self.down = nn.Linear(16, 8)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 11, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> ModelOutput:
+        assert tokens.ndim == 1 or tokens.shape[1] <= TOY_CONTEXT, (
+            "a batch's last id is a target only: model(ids[:, :-1])"
+        )
+        x = self.token_embedding(tokens)
+        hidden = self.norm(x + self.down(torch.relu(self.up(x))))
+        return ModelOutput(hidden, self.head.weight, self.head.out_features)
+
+    def loss(self, ids: torch.Tensor) -> torch.Tensor:
+        """The plain loss of each id [B, T + 1] after the first."""
+        with torch.no_grad():
+            output: ModelOutput = self(ids[:, :-1])
+        return output.cross_entropy(ids[:, 1:]).double()
+
+    def differentiate(self) -> float:
+        """Leaves the gradients of a small batch's loss, and returns it."""
+        tokens = torch.arange(11)
+        loss = nn.functional.cross_entropy(self(tokens).logits, (tokens + 1) % 11)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+
+def train_steps(net: ToyNet, optimizer: torch.optim.Optimizer, count: int) -> float:
+    loss = 0.0
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss = net.differentiate()
+        optimizer.step()
+    return loss
+
+
+def weights_of(net: ToyNet) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}

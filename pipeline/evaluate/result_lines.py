@@ -1,0 +1,113 @@
+"""The last lines of evaluate: a table of the numbers, and the result beside its baselines and the run before."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.dvc_cache import cached_folder, recorded_digest
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import EVALUATION, METRICS
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+
+Numbers = Mapping[str, Any]
+_BITS = "bits_per_byte"
+
+
+def read_before(paths: Paths) -> dict[str, tuple[str, float]]:
+    """The evaluation that a new one replaces: each text's digest, and its bits per byte; empty if there is none.
+
+    It is what reports/ holds, or, since DVC deletes outputs first, what DVC's cache has of it.
+    """
+    names = (EVALUATION, f"{METRICS}/evaluate.json")
+    files = {name: paths.reports / name for name in names}
+    found: dict[str, tuple[str, float]] = {}
+    with suppress(PipelineError, OSError, ValueError, TypeError, KeyError, AttributeError):  # of another version
+        if "DVC_STAGE" in os.environ and not paths.reports.exists():
+            files = cached_folder(paths.root, _digest(paths))
+        about, numbers = (json.loads(files[name].read_bytes()) for name in names)
+        for side, each in about["sides"].items():
+            if _BITS in numbers[side]:
+                found[side] = (str(each["text"]), float(numbers[side][_BITS]))
+    return found
+
+
+def _digest(paths: Paths) -> str:
+    lock = (paths.root / "dvc.lock").read_text(encoding="utf-8")
+    return recorded_digest(lock, "evaluate", "outs", paths.shown(paths.reports)) or ""
+
+
+def table(numbers: Numbers, about: Numbers, units: Mapping[str, str]) -> Iterator[str]:
+    """Lines with the numbers of each text in a column, their intervals, and their baselines.
+
+    Args:
+        numbers: Each text's numbers by name.
+        about: What is known of each text beside them: its accuracy, its intervals and its baselines.
+        units: What each text's intervals are over, such as "31 documents".
+    """
+    shown = {side: {**numbers[side], "accuracy": about[side]["accuracy"]} for side in about}
+    names = dict.fromkeys(name for values in shown.values() for name, value in values.items() if name != "tokens")
+    rows = [["", *(text for side in shown for text in (side, ""))]]
+    for name in names:
+        cells = [name.replace("_", " ")]
+        for side, values in shown.items():
+            ends = about[side]["interval"].get(name)
+            cells += [
+                _number(values[name]) if name in values else "",
+                f"{_number(ends['low'])} to {_number(ends['high'])}" if ends else "",
+            ]
+        rows.append(cells)
+        if name == _BITS:
+            for baseline in dict.fromkeys(each for side in about for each in about[side]["baselines"]):
+                beside = [_number(about[side]["baselines"].get(baseline)) for side in about]
+                rows.append([f"  of {baseline}", *(text for each in beside for text in (each, ""))])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *cells in rows:
+        columns = [first.ljust(widths[0])]
+        for number, (cell, width) in enumerate(zip(cells, widths[1:], strict=True)):
+            columns.append(cell.ljust(width) if number % 2 else f" {cell:>{width}}")
+        yield "  ".join(columns).rstrip()
+    over = ", ".join(f"{units[side]} of {side}" for side in about if about[side]["interval"])
+    if over:
+        yield f"ranges: 95% over {over}"
+
+
+def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, float]]) -> tuple[str, str]:
+    """The text that counts, which is test where there is one, and its result beside its baselines and the run
+    before."""
+    side = "test" if "test" in numbers else next(iter(numbers))
+    if _BITS not in numbers[side]:
+        return side, f"loss {_number(numbers[side]['loss'])} nats a token"
+    bits = numbers[side][_BITS]
+    beside = [f"{name} {about[side]['baselines'][name]:.2f}" for name in reversed(about[side]["baselines"])]
+    text = f"{bits:.3f} bits per byte ({', '.join(beside)})"
+    if side in before:
+        digest, earlier = before[side]
+        text += f", {_change(bits, earlier)}" if digest == about[side]["text"] else ", on other text than before"
+    return side, text
+
+
+def _change(now: float, before: float) -> str:
+    difference = round(before, 3) - round(now, 3)
+    if abs(difference) < 0.0005:
+        return "as before"
+    return f"{abs(difference):.3f} {'better' if difference > 0 else 'worse'} than before"
+
+
+def next_commands(prompts: Sequence[str], comparable: bool) -> str:
+    """What to run next: a continuation of the first prompt, and, where there was a run before, the comparison."""
+    prompt = prompts[0] if prompts and len(prompts[0]) < 24 else "The"
+    quoted = f'"{prompt}"' if prompt.replace(" ", "").isalnum() else shlex.quote(prompt)
+    return f"pipeline generate {quoted}" + (" · pipeline compare" if comparable else "")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.2f}" if abs(value) < 100_000 else f"{value:.4g}"

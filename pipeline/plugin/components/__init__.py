@@ -1,0 +1,54 @@
+"""The kinds of component a plugin can bring, and the frozen records that they receive.
+
+A component is a frozen, stateless pydantic model: `name` is what params.yaml calls it, its fields are its
+typed, bounded options (each with a default), its docstring is its description, and one method does the work.
+"""
+
+from pipeline.plugin.components.base import Component
+from pipeline.plugin.components.batch_sampler import BatchSampler
+from pipeline.plugin.components.corpus import Corpus, Document
+from pipeline.plugin.components.eval_callback import (
+    CALLBACK_METHODS,
+    EvalCallback,
+    EvaluationEvent,
+    StepEvent,
+    StopTraining,
+    TrainingEvent,
+)
+from pipeline.plugin.components.exporter import Exporter, ExportSource
+from pipeline.plugin.components.kinds import KINDS, Kind
+from pipeline.plugin.components.loss import Loss
+from pipeline.plugin.components.metric import Metric, TaskMetric, TextModel, TokenScores
+from pipeline.plugin.components.model import IGNORED, Model, ModelOutput, ModelShape
+from pipeline.plugin.components.optimizer import Optimizer
+from pipeline.plugin.components.sampler import Sampler
+from pipeline.plugin.components.schedule import Schedule
+
+__all__ = [
+    "CALLBACK_METHODS",
+    "IGNORED",
+    "KINDS",
+    "BatchSampler",
+    "Component",
+    "Corpus",
+    "Document",
+    "EvalCallback",
+    "EvaluationEvent",
+    "ExportSource",
+    "Exporter",
+    "Kind",
+    "Loss",
+    "Metric",
+    "Model",
+    "ModelOutput",
+    "ModelShape",
+    "Optimizer",
+    "Sampler",
+    "Schedule",
+    "StepEvent",
+    "StopTraining",
+    "TaskMetric",
+    "TextModel",
+    "TokenScores",
+    "TrainingEvent",
+]
