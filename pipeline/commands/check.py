@@ -271,7 +271,15 @@ def _measure(
     trial = try_steps(params, paths, splits.folder)
     _say_memory(params, trial, device)
     data = TrainingData.read(params, splits, components.batch_sampler)
-    run = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
+    architecture = components.architecture(params.model, splits.tokenizer)
+    run = phases(
+        params.train,
+        components.schedule,
+        data.windows,
+        architecture.flops_per_token,
+        {"params": {"train": {}}},
+        splits.folder,
+    )[-1]
     say_time(params, run.length, data, trial.speed)
 
 

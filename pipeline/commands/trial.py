@@ -171,7 +171,14 @@ def _plan(params: Params, paths: Paths, splits: TokenFolder, compiled: bool = Fa
     components = Components.load(params, paths.plugins, registry)
     data = TrainingData.read(params, splits, components.batch_sampler)
     architecture = components.architecture(params.model, data.tokenizer)
-    phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
+    phase = phases(
+        params.train,
+        components.schedule,
+        data.windows,
+        architecture.flops_per_token,
+        {"params": {"train": {}}},
+        splits.folder,
+    )[-1]
     flops = phase.length.total_windows * params.model.context_length * architecture.flops_per_token
     config = resolve_runtime_config(params, Ranks(), {}, flops)
     teacher = Teacher.of(components.loss, paths.root)

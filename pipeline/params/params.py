@@ -179,11 +179,20 @@ _MOVED = (
 """Keys that the section `model` once had, and where they are now."""
 
 
+def _whole(amount: float) -> float:
+    """A whole number as an int, so that 1e15 and 1000000000000000 are the same run."""
+    return int(amount) if amount == int(amount) else amount
+
+
+BudgetAmount = Annotated[float, Field(lt=1e30), AfterValidator(_whole)]
+
+
 class BudgetParams(Section):
-    unit: Literal["steps", "epochs", "tokens"]
-    """What `amount` counts."""
-    amount: Amount
-    """How long to train."""
+    unit: Literal["steps", "epochs", "tokens", "flops"]
+    """What `amount` counts. `flops`: floating-point operations of training, 6N + 12·L·T·D a token, so that models of
+    different sizes get the same computation (docs/sweeps.md)."""
+    amount: Annotated[BudgetAmount, Field(gt=0)]
+    """How long to train; for flops it may be written as 1e15."""
 
 
 class ScheduleParams(Choice):
@@ -192,7 +201,7 @@ class ScheduleParams(Choice):
 
 
 class ExtensionParams(Section):
-    amount: Count
+    amount: Annotated[BudgetAmount, Field(ge=0)]
     """How much longer a finished run is trained, in the budget's unit; 0 for not at all."""
     peak: Annotated[float, Field(gt=0, le=1)]
     """What the learning rate climbs to once more, as a share of its first peak (one that is still there stays)."""
@@ -320,4 +329,15 @@ class Params(Section):
     def _documents_have_ends(self) -> Params:
         if self.model.document_mask and not self.tokenize.end_of_text:
             raise ValueError("model.document_mask needs tokenize.end_of_text: true: it is what ends a document")
+        return self
+
+    @model_validator(mode="after")
+    def _amounts_are_whole(self) -> Params:
+        train = self.train
+        for key, amount in (("budget", train.budget.amount), ("extension", train.extension.amount)):
+            if train.budget.unit != "flops" and not (isinstance(amount, int) and amount < 2**63):
+                raise ValueError(
+                    f"train.{key}.amount: {amount} is no whole number of {train.budget.unit} below 2^63: change it, or "
+                    "set train.budget.unit: flops"
+                )
         return self

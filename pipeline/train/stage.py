@@ -61,7 +61,9 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     start = pretrained(params, architecture, data.tokenizer, paths)
     teacher = Teacher.of(components.loss, paths.root)
     what = identity(params, components, data, start.digest if start else "", teacher.digest if teacher else "")
-    parts = phases(params.train, components.schedule, data.windows, what, paths.resume)
+    parts = phases(
+        params.train, components.schedule, data.windows, architecture.flops_per_token, what, paths.resume
+    )
     ranks.check_same(parts[-1].store.folder.name, "other params, data, code, plugins or versions")
 
     stop = StopSignal()
