@@ -6,11 +6,12 @@ result. Sections of components (losses, optimizers, …) are checked by the stag
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.core.values import DEVICE, Amount, AtOnce, Count, Layers, Size
 
@@ -179,20 +180,21 @@ _MOVED = (
 """Keys that the section `model` once had, and where they are now."""
 
 
-def _whole(amount: float) -> float:
+def _number(amount: Any) -> Any:
     """A whole number as an int, so that 1e15 and 1000000000000000 are the same run."""
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
+        raise ValueError(f"input should be a number such as 1600 or 1e15, not {amount!r}")
     return int(amount) if amount == int(amount) else amount
 
 
-BudgetAmount = Annotated[float, Field(lt=1e30), AfterValidator(_whole)]
+BudgetAmount = Annotated[int | float, Field(lt=1e30), BeforeValidator(_number)]
 
 
 class BudgetParams(Section):
     unit: Literal["steps", "epochs", "tokens", "flops"]
-    """What `amount` counts. `flops`: floating-point operations of training, 6N + 12·L·T·D a token, so that models of
-    different sizes get the same computation (docs/sweeps.md)."""
+    """What `amount` counts; `flops`: floating-point operations of training, as docs/sweeps.md counts them."""
     amount: Annotated[BudgetAmount, Field(gt=0)]
-    """How long to train; for flops it may be written as 1e15."""
+    """How long to train; above 0; for flops it may be written as 1e15."""
 
 
 class ScheduleParams(Choice):
@@ -336,8 +338,8 @@ class Params(Section):
         train = self.train
         for key, amount in (("budget", train.budget.amount), ("extension", train.extension.amount)):
             if train.budget.unit != "flops" and not (isinstance(amount, int) and amount < 2**63):
+                what = f"no whole number of {train.budget.unit} below 2^63"
                 raise ValueError(
-                    f"train.{key}.amount: {amount} is no whole number of {train.budget.unit} below 2^63: change it, or "
-                    "set train.budget.unit: flops"
+                    f"train.{key}.amount: {amount} is {what}: change it, or set train.budget.unit: flops"
                 )
         return self
