@@ -79,7 +79,7 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
         Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, CheckpointStore(Path("unused"), "unused")
     )
     components, ids = Components.load(resolved, ROOT / "plugins"), {"train": text, "val": text[:1000]}
-    data = TrainingData.of(resolved, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)
+    data = TrainingData.build(resolved, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)
     run = TrainingRun.build(
         resolved, components, data, phase, resolve_runtime_config(resolved, Ranks(), {}, float("inf"))
     )

@@ -19,7 +19,7 @@ from pipeline.commands.samplers import with_flags, with_option
 from pipeline.core.console import colourless, printable, wrapped
 from pipeline.core.errors import ParamsError, PipelineError
 from pipeline.model.device import device_of
-from pipeline.model.generate import Drawing, GrowingText, draw
+from pipeline.model.generate import Decoder, SequenceState, draw
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 _HELP = """\
-A line is added to the text and the model continues it. It begins a new line of the text, or, if it begins with a
-space, continues the same one. Enter alone lets the model go on. Ctrl-C ends a continuation, Ctrl-D the session.
+A line is added to the text and the model continues it. It begins a new line
+of the text, or, if it begins with a space, continues the same one. Enter
+alone lets the model go on. Ctrl-C ends a continuation, Ctrl-D the session.
 /undo              take the last turn back, what you typed and what followed
 /retry             another continuation of the last turn
 /reset             begin an empty text
 /text              show the text so far
 /tokens N          how many tokens a turn adds
 /set               show the settings
-/set NAME VALUE    a sampler's option, such as /set temperature 0.5 or /set top_p 0.9; adds the sampler
+/set NAME VALUE    a sampler's option: /set temperature 0.5; adds the sampler
 /samplers NAME…    the samplers, in this order
 /quit              end the session
 //…                a line of text that begins with /"""
@@ -114,7 +115,8 @@ def run(
         with suppress(ImportError):  # arrow keys and a history, which not every Python has
             import_module("readline")
         _note(f"{paths.shown(paths.checkpoint)}: the {checkpoint.weights} weights, of step {checkpoint.step:,}")
-        _note(f"{settings}; /help explains, Ctrl-D ends")
+        _note(f"{settings}")
+        _note("/help explains, Ctrl-D ends")
     for line in _lines(at_terminal):
         try:
             if not session.obey(line):
@@ -150,7 +152,7 @@ class _Session:
 
     def _begin(self) -> None:
         empty = torch.zeros(1, 0, dtype=torch.long, device=device_of(self._model))
-        self._read, self._text, self._turns = GrowingText(self._model, empty), "", list[_Turn]()
+        self._read, self._text, self._turns = Decoder(self._model, empty), "", list[_Turn]()
 
     def obey(self, line: str) -> bool:
         """Does what a line says; False where it ends the session."""
@@ -216,7 +218,7 @@ class _Session:
         if not self._turns:
             raise ParamsError("there is no turn to take back")
         turn = self._turns.pop()
-        self._read.back_to(turn.tokens)
+        self._read.truncate(turn.tokens)
         self._text = self._text[: turn.characters]
         return turn
 
@@ -240,23 +242,23 @@ class _Session:
         self._read.add(torch.tensor([ids], dtype=torch.long, device=self._read.tokens.device))
 
     @torch.inference_mode()
-    def _draw(self, start: int, drawing: Drawing) -> int:
+    def _draw(self, start: int, state: SequenceState) -> int:
         """Draws the next token and adds it. The samplers are given the tokens that the model sees, of which those
         before `start` are the prompt."""
         read = self._read
         logits = read.logits()
-        drawing.prompt_length = max(start - read.unseen, 0)
-        new = draw(logits, read.tokens[:, read.unseen :], self._settings.samplers, self._generator, [drawing])
+        state.prompt_length = max(start - read.first_visible, 0)
+        new = draw(logits, read.tokens[:, read.first_visible :], self._settings.samplers, self._generator, [state])
         read.add(new[:, None])
         return int(new)
 
     def _continue(self) -> None:
         read, stream = self._read, TextStream(self._tokenizer, self._stops)
-        unseen, start, text, drawn, ended = read.unseen, len(read), "", list[int](), False
-        drawing = Drawing(start)
+        unseen, start, text, drawn, ended = read.first_visible, len(read), "", list[int](), False
+        state = SequenceState(start)
         with _interrupts() as interrupts:
             while len(drawn) < self._settings.tokens and not (interrupts or ended or stream.stopped):
-                token = self._draw(start, drawing)
+                token = self._draw(start, state)
                 ended = token == self._tokenizer.end_of_text
                 if not ended:
                     drawn.append(token)
@@ -268,7 +270,7 @@ class _Session:
         text += rest
         if stream.stopped:  # the model is to remember what is shown
             kept = self._within(text, drawn)
-            read.back_to(start + len(kept))
+            read.truncate(start + len(kept))
             self._add(list(map(int, self._tokenizer.encode(text[len(self._tokenizer.decode(kept)) :]))))
         self._text += text
         if not self._text.endswith("\n") and (ended or not self._echo):
@@ -276,8 +278,8 @@ class _Session:
             self._text += "\n" * ended  # what follows is another document, whose first line begins here
         if ended:
             _note("(the text ended: what follows is another one)")
-        if read.unseen > unseen:
-            _note(f"(the context was full: {read.unseen:,} tokens at the beginning are no longer seen)")
+        if read.first_visible > unseen:
+            _note(f"(the context was full: {read.first_visible:,} tokens at the beginning are no longer seen)")
 
     def _within(self, text: str, ids: Sequence[int]) -> Sequence[int]:
         """The longest run of the first ids whose text `text` begins with."""

@@ -65,7 +65,7 @@ class Estimate:
         on_gpus = choose_device(params.runtime.device).type == "cuda"
         at_once = process_count(params.runtime) if on_gpus else 1  # processes on CPUs share the cores
         steps, context = length.total_steps, params.model.context_length
-        read = sum(len(windows) for windows in data.evaluated.values())
+        read = sum(len(windows) for windows in data.eval_windows.values())
         val = len(evaluation_windows(len(data.ids["val"]), context, context))
         evaluated = (steps // params.train.evaluation.every + 1) * read + 2 * val
         return cls(

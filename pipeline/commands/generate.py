@@ -17,7 +17,7 @@ from pipeline.core.console import json_line, printable
 from pipeline.core.errors import DataError, ParamsError
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.device import choose_device, device_of, use_threads
-from pipeline.model.generate import continuations, quickest_precision
+from pipeline.model.generate import fastest_dtype, generate_batch
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Continuation:
 
     Attributes:
         prompt: The prompt.
-        sample: Which of its continuations this is, from 1.
+        sample: Which of its generate_batch this is, from 1.
         seed: The seed of its draws; generated alone with this seed, it is the same text.
         continuation: The text that followed, without a stop string.
         tokens: How many were drawn, those of a stop string included.
@@ -104,7 +104,7 @@ def load_model(params: Params, paths: Paths, registry: Registry, weights: str | 
     use_threads(params.runtime.threads)
     device = choose_device(params.runtime.device)
     checkpoint = load_checkpoint(paths.checkpoint, weights or params.evaluate.weights, device, registry)
-    checkpoint.model.to(_PRECISIONS.get(precision) or quickest_precision(checkpoint.model))
+    checkpoint.model.to(_PRECISIONS.get(precision) or fastest_dtype(checkpoint.model))
     return checkpoint
 
 
@@ -175,7 +175,7 @@ def _continued(
         if live:
             show(new)
 
-    def enough(first: int, row: int, token: int) -> bool:
+    def should_stop(first: int, row: int, token: int) -> bool:
         stream = streams[first + row]
         add(first + row, stream.add(token))
         return stream.stopped
@@ -184,14 +184,14 @@ def _continued(
         show(wanted[0].prompt)
     rows = _rows_at_once(model)
     for first in range(0, len(wanted), rows):
-        drawn = continuations(
+        drawn = generate_batch(
             model,
             starts[first : first + rows],
             length,
             samplers,
             [torch.Generator(device).manual_seed(each.seed) for each in wanted[first : first + rows]],
             tokenizer.end_of_text,
-            partial(enough, first),
+            partial(should_stop, first),
         )
         for number, ids in enumerate(drawn, first):
             stream = streams[number]

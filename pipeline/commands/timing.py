@@ -105,7 +105,7 @@ def measure(run: TrainingRun, start: Seconds, size: int, others: float) -> Speed
     first = _timed(lambda: train_step(run, TrainState()))
     step = _warm(lambda: train_step(run, TrainState()))
     update = _warm(run.optimizer.step, 0.3)
-    windows = run.data.evaluated["val"][:size]
+    windows = run.data.eval_windows["val"][:size]
     with run.parallel.eager():
         evaluation = _warm(lambda: summarize(run, "val", windows), 1.0)
     slowdown = 1.0

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.evaluate.breakdown import UnitScore, positions
-from pipeline.model.scoring import plain_numbers
+from pipeline.model.scoring import loss_metrics
 from pipeline.plugin.calls import calling, check_numbers, label
 from pipeline.plugin.components import IGNORED, Metric, TaskMetric, TextModel, TokenScores
 
@@ -115,7 +115,7 @@ def group_numbers(documents: Sequence[UnitScore], sums: MetricSums) -> dict[str,
             tokens, nats, size, text_nats, correct = (
                 sum(column) for column in list(zip(*members, strict=True))[1:]
             )
-            plain = plain_numbers(tokens, nats, size, text_nats, correct)
+            plain = loss_metrics(tokens, nats, size, text_nats, correct)
             found[pattern] = {**plain, **sums.results(pattern), "tokens": tokens, "documents": len(members)}
     return found
 

@@ -96,7 +96,7 @@ def run(params: Params, paths: Paths) -> None:
                 say(f"         {exporter.name}'s reader is not installed: the files were only read back")
         write_json(folder / RECORD, {"identity": identity})
         write_atomically(folder / "README.md", _card(paths, checkpoint, record, splits, proofs).text())
-    fact("wrote", f"{paths.shown(paths.export)}")
+    fact("wrote", f"{paths.shown(paths.export)}; its README.md says how to load it")
 
 
 def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]:

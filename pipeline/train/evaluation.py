@@ -1,4 +1,4 @@
-"""An evaluation during training: losses on fixed windows, and the best weights."""
+"""An evaluation during training: losses on fixed windows, best weights, callbacks."""
 
 from __future__ import annotations
 
@@ -9,57 +9,58 @@ from pipeline.core.console import say
 from pipeline.core.errors import PipelineError
 from pipeline.data.batches import EvaluationWindow
 from pipeline.model.scoring import Summary, score
-from pipeline.train.callbacks import after_evaluation, evaluation_weights
+from pipeline.train.callbacks import call_evaluation_callbacks, evaluation_weights
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
 
 def evaluate(run: TrainingRun, state: TrainState) -> None:
-    """Adds this step's numbers to the history and the timing, keeps the best weights, calls the callbacks.
+    """Evaluates the model: adds a row to the history and the timing, keeps the best weights, calls the callbacks.
 
-    Training continues as if nothing had been evaluated: random state and train mode are restored.
+    It does not influence training: random states and train mode are restored.
 
     Raises:
-        Stopping: the run was asked to stop; `state` is as it was before.
+        StopRequested: the run was asked to stop; `state` is unchanged.
     """
-    draft, parallel = state.draft(), run.parallel
-    with parallel.eager(), evaluation_weights(run, draft):
-        row = _measure(run, draft)
-        if row["val.loss"] < draft.best_loss:
-            draft.best_step, draft.best_loss = draft.step, row["val.loss"]
-            draft.best_weights = parallel.to_cpu(parallel.model.state_dict())
+    updated, parallel = state.copy(), run.parallel
+    with parallel.eager(), evaluation_weights(run, updated):
+        row = _measure(run, updated)
+        if row["val.loss"] < updated.best_loss:
+            updated.best_step, updated.best_loss = updated.step, row["val.loss"]
+            updated.best_weights = parallel.to_cpu(parallel.model.state_dict())
         say(
-            f"step {draft.step:>6,}  loss train {row['train.loss']:.4f}, val {row['val.loss']:.4f}  "
+            f"step {updated.step:>6,}  loss train {row['train.loss']:.4f}, val {row['val.loss']:.4f}  "
             f"perplexity {row.get('val.perplexity', float('inf')):.1f}  "
             f"bits/byte {row.get('val.bits_per_byte', float('nan')):.3f}"
         )
-        row = after_evaluation(run, draft, row)
-    draft.history.append(row)
-    draft.timing.append(
+        row = call_evaluation_callbacks(run, updated, row)
+    updated.history.append(row)
+    updated.timing.append(
         {
-            "step": draft.step,
-            "seconds": draft.seconds,
-            "processor_seconds": draft.processor_seconds,
-            "tokens_per_sec": row["tokens"] / draft.seconds if draft.seconds else 0.0,
+            "step": updated.step,
+            "seconds": updated.seconds,
+            "processor_seconds": updated.processor_seconds,
+            "tokens_per_sec": row["tokens"] / updated.seconds if updated.seconds else 0.0,
         }
     )
-    draft.objective_nats, draft.objective_tokens = 0.0, 0
-    state.adopt(draft)
+    updated.objective_nats, updated.objective_tokens = 0.0, 0
+    state.update_from(updated)
 
 
 def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) -> Summary:
-    """Scores windows of "train" or "val"; each rank takes every so-many-th batch of them."""
+    """Scores windows of "train" or "val" on all ranks; rank r takes batches r, r + world_size, …. All ranks must
+    call it."""
     ranks, size = run.parallel.ranks, run.params.micro_batch_size
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
     summary = Summary(run.data.tokenizer.byte_lengths)
     for first in range(0, len(batches), ranks.world_size):
         run.stop_if_asked()
         number = first + ranks.rank
-        # Ranks without a batch compute the last one: collectives must match where weights are sharded.
+        # Ranks without a batch compute the last one again: FSDP's collectives must match.
         for scores in score(run.model, run.data.ids[name], batches[min(number, len(batches) - 1)], size):
             if number < len(batches):
                 summary.add(scores)
-    return summary.over(ranks.all_reduce_sum)
+    return summary.all_reduce(ranks.all_reduce_sum)
 
 
 def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:
@@ -69,12 +70,12 @@ def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:
         "tokens": windows * data.windows.context_length,
         "epoch": windows / data.windows.per_epoch,
     }
-    if state.objective_tokens:  # steps were taken since the last evaluation
+    if state.objective_tokens:  # since the last evaluation
         row["train.objective"] = state.objective_nats / state.objective_tokens
         row["learning_rate"] = run.optimizer.param_groups[0]["lr"]
         row["grad_norm"] = state.grad_norm
     for name in ("train", "val"):
-        summary = summarize(run, name, data.evaluated[name])
+        summary = summarize(run, name, data.eval_windows[name])
         if not math.isfinite(summary.loss):
             raise PipelineError(
                 f"training stopped at step {state.step}: {name}.loss is {summary.loss}: lower the optimizer's "

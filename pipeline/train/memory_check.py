@@ -1,4 +1,4 @@
-"""Whether a model has room on its device, and what to lower when a training step had none."""
+"""The memory check: whether a model fits its device, and what to lower if a training step ran out of memory."""
 
 from __future__ import annotations
 
@@ -11,49 +11,53 @@ from pipeline.model.checkpoint import tensor_bytes
 from pipeline.model.device import memory_of
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of state that an optimizer keeps, of shards this process's; 0 before its first step."""
+def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of an optimizer's state, under FSDP of this rank's shards; 0 before its first step."""
     return tensor_bytes(list(optimizer.state.values()))
 
 
-def available(device: torch.device, processes: int = 1) -> int:
-    """Bytes of memory that each process has on its device; on a CPU the processes share the machine's."""
+def memory_per_process(device: torch.device, processes: int = 1) -> int:
+    """Bytes of memory for each process on its device; on a CPU, processes share the machine's memory."""
     return memory_of(device) // (processes if device.type == "cpu" else 1)
 
 
 def check_fits(
-    architecture: Architecture, device: torch.device, strategy: str = "ddp", processes: int = 1, at_once: int = 1
+    architecture: Architecture,
+    device: torch.device,
+    strategy: str = "ddp",
+    processes: int = 1,
+    micro_batch_size: int = 1,
 ) -> None:
-    """Refuses a model, or a micro-batch, before any of it is made, which would fill the memory first.
+    """Checks, before anything is allocated, that a model and a micro-batch can fit into memory.
 
     Args:
-        architecture: The model's.
-        device: Where each process computes.
+        architecture: The model's architecture.
+        device: The device of each process.
         strategy: "ddp", or "fsdp", which divides weights and gradients by the number of processes.
-        processes: How many train together.
-        at_once: The windows of a micro-batch.
+        processes: The number of processes.
+        micro_batch_size: Windows per micro-batch.
 
     Raises:
-        ParamsError: the float32 weights and their gradients, or what the blocks are given, need more memory than
-            there is.
+        ParamsError: the float32 weights and gradients, or the inputs of the blocks, need more memory than the
+            device has.
     """
     needed = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1)
-    if needed > available(device, processes):
+    if needed > memory_per_process(device, processes):
         raise ParamsError(
             f"a model of {architecture.parameter_count:,} parameters needs {format_bytes(needed)} with its "
-            f"gradients, and {_has(device, processes)}: lower model.n_layers or model.emb_dim"
+            f"gradients, but {_has(device, processes)}: lower model.n_layers or model.emb_dim"
         )
-    # Each block keeps at least its input, in 16 bits; what else it keeps is measured by `pipeline check`.
+    # A lower bound: each block keeps its input, in 16 bits. `pipeline check` measures the rest.
     shape = architecture.shape
-    kept = 2 * at_once * shape.context_length * shape.emb_dim * shape.n_layers
-    if kept > available(device, processes):
+    kept = 2 * micro_batch_size * shape.context_length * shape.emb_dim * shape.n_layers
+    if kept > memory_per_process(device, processes):
         raise ParamsError(
-            f"train.micro_batch_size: {at_once:,} windows at once need at least {format_bytes(kept)}, and "
+            f"train.micro_batch_size: {micro_batch_size:,} windows at once need at least {format_bytes(kept)}, but "
             f"{_has(device, processes)}: lower it"
         )
 
 
-def what_to_lower(
+def out_of_memory_advice(
     architecture: Architecture,
     micro_batch_size: int,
     optimizer: torch.optim.Optimizer,
@@ -61,29 +65,28 @@ def what_to_lower(
     strategy: str = "ddp",
     processes: int = 1,
 ) -> str:
-    """One line for a person whose training step ran out of memory: what takes it, and what to lower.
-
-    It allocates nothing; `pipeline check` measures what another micro-batch size needs.
+    """The message for a training step that ran out of memory: what needs it, and which param to lower.
 
     Args:
         architecture, device, strategy, processes: As for `check_fits`.
-        micro_batch_size: Windows that were computed at once.
-        optimizer: Under FSDP, it holds this process's shards.
+        micro_batch_size: Windows in the micro-batch that failed.
+        optimizer: The optimizer; under FSDP, of this rank's shards.
     """
-    state = state_bytes(optimizer)
+    state = optimizer_state_bytes(optimizer)
     lasting = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1) + state
     text = (
-        f"out of memory with {micro_batch_size} windows at once: {_has(device, processes)}, and weights, gradients "
+        f"out of memory with {micro_batch_size} windows at once: {_has(device, processes)}; weights, gradients "
         f"and optimizer need {format_bytes(lasting)}: lower "
     )
-    if lasting <= available(device, processes) and micro_batch_size > 1:
+    if lasting <= memory_per_process(device, processes) and micro_batch_size > 1:
         return text + f"train.micro_batch_size to {micro_batch_size // 2}, or model.context_length or model.emb_dim"
-    text += f"model.{'n_layers' if lasting > available(device, processes) else 'context_length'} or model.emb_dim"
+    key = "n_layers" if lasting > memory_per_process(device, processes) else "context_length"
+    text += f"model.{key} or model.emb_dim"
     if device.type == "cuda" and strategy != "fsdp":
-        text += ", or divide it over several GPUs with runtime.strategy: fsdp"
+        text += ", or shard it over several GPUs with runtime.strategy: fsdp"
     return text
 
 
 def _has(device: torch.device, processes: int) -> str:
     each = f" for each of {processes} processes" if device.type == "cpu" and processes > 1 else ""
-    return f"{device} has {format_bytes(available(device, processes))}{each}"
+    return f"{device} has {format_bytes(memory_per_process(device, processes))}{each}"

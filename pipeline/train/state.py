@@ -1,10 +1,10 @@
-"""The state of a run between two steps: all that the next step needs to go on as if nothing had happened."""
+"""The state of a run between two steps: everything that an exact resume needs."""
 
 from __future__ import annotations
 
-import copy
 import json
 import random
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -13,7 +13,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from pipeline.core.errors import CheckpointError
-from pipeline.core.values import STRICT, Count, check_fields, explain
+from pipeline.core.values import STRICT, NonNegativeInt, check_fields, explain
 from pipeline.model.checkpoint import check_weights
 from pipeline.model.run_record import RunRecord
 from pipeline.train.runtime_config import RuntimeConfig
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainState:
-    """What changes during a run, beside the model, the optimizer and the random generators.
+    """The mutable part of a run, except model, optimizer and random states.
 
     Attributes:
-        step: Optimizer steps done; the data's position and the learning rate follow from it.
-        objective_nats, objective_tokens: Sums of what the loss optimised since the last evaluation.
+        step: Optimizer steps done; it decides the data position and the learning rate.
+        objective_nats, objective_tokens: The sum of the training loss and its targets since the last evaluation.
         grad_norm: The last step's gradient norm, before clipping.
-        history: The numbers of each evaluation.
-        steps: The numbers of every so-many-th step (`train.log_every`).
-        timing: For each evaluation, seconds and processor seconds of training up to it.
+        history: The rows of history.tsv, one for each evaluation.
+        steps: The rows of steps.tsv, one for every `train.log_every`-th step.
+        timing: The rows of timing.tsv, one for each evaluation.
         seconds, processor_seconds: Time spent in training steps.
         samples: Texts that callbacks showed, with their steps.
-        memory: Each callback's own dict, by name: of those with step methods on every rank, else on the first one.
-        best_step, best_loss, best_weights: The evaluation with the lowest validation loss; the weights are on the
-            CPU: whole, with content on the first rank only, or under FSDP2 as each rank's shares.
+        memory: Each callback's `memory`, by name: on every rank for callbacks with step methods, else on rank 0.
+        best_step, best_loss, best_weights: The evaluation with the lowest validation loss. The weights are on the
+            CPU: full on rank 0 and meta tensors on the others, or under FSDP2 each rank's shards.
         skipped: The steps that were skipped because their loss or gradient was not finite.
-        runtime_config: What the run is computed with (see `RuntimeConfig`).
-        final: What is published beside the history once training has ended (see `pipeline.train.publish.finish`).
-        stopped: Why a callback ended the run; empty while it has not.
-        complete: Whether training has ended.
+        runtime_config: The fields of `RuntimeConfig`.
+        final: What a finished run publishes beside the history (see `pipeline.train.publish.finalize`).
+        stop_reason: Why a callback ended the run; empty if none did.
+        complete: Whether training is finished.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {**STRICT, "arbitrary_types_allowed": True}
 
-    step: Count = 0
+    step: NonNegativeInt = 0
     objective_nats: float = 0.0
-    objective_tokens: Count = 0
+    objective_tokens: NonNegativeInt = 0
     grad_norm: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     steps: list[dict[str, float]] = field(default_factory=list)
@@ -65,25 +65,25 @@ class TrainState:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     runtime_config: dict[str, Any] = field(default_factory=dict)
     final: dict[str, Any] = field(default_factory=dict)
-    stopped: str = ""
+    stop_reason: str = ""
     complete: bool = False
 
-    def draft(self) -> TrainState:
-        """A copy that can be changed, and dropped, without changing this one. The best weights and the rows of
-        `steps`, which nothing changes, are shared."""
+    def copy(self) -> TrainState:
+        """A copy that can be changed independently. It shares the best weights and the rows of `steps`, which are
+        never modified."""
         shared = {id(self.best_weights): self.best_weights, id(self.steps): list(self.steps)}
-        return copy.deepcopy(self, shared)
+        return deepcopy(self, shared)
 
-    def adopt(self, draft: TrainState) -> None:
-        """Becomes what `draft` is."""
-        vars(self).update(vars(draft))
+    def update_from(self, other: TrainState) -> None:
+        """Takes over all fields of `other`."""
+        vars(self).update(vars(other))
 
     def capture(self, run: TrainingRun) -> dict[str, Any]:
-        """A copy of the state as tensors on the CPU and plain values: whole on the first rank, or under FSDP2 each
-        rank's shares; all must call it."""
+        """The whole state as CPU tensors and plain values, for a training checkpoint: full on rank 0, or under
+        FSDP2 each rank's shards. All ranks must call it."""
         parallel = run.parallel
         return {
-            "run": {**vars(self.draft()), "memory": parallel.to_cpu(self.memory)},
+            "run": {**vars(self.copy()), "memory": parallel.to_cpu(self.memory)},
             "total_steps": run.total_steps,
             "model_state_dict": parallel.to_cpu(parallel.model.state_dict()),
             "optimizer_state_dict": parallel.to_cpu(run.optimizer.state_dict()),
@@ -92,11 +92,11 @@ class TrainState:
 
     @classmethod
     def restore(cls, saved: dict[str, Any], run: TrainingRun) -> TrainState:
-        """Puts model, optimizer and random generators back as they were; returns the rest. All ranks must call it,
-        the others with the `to_meta` of the first one's state.
+        """Restores model, optimizer and random states from a checkpoint; returns the rest of the state. All ranks
+        must call it, ranks other than 0 with `to_meta` of rank 0's checkpoint.
 
         Raises:
-            CheckpointError: the shares that a state was written as cannot be read, or the state does not fit.
+            CheckpointError: its shards cannot be read, or it does not fit the run.
         """
         parallel = run.parallel
         if "shards" in saved:
@@ -111,24 +111,24 @@ class TrainState:
             raise CheckpointError(f"the optimizer's state is not that of {run.optimizer} ({reason})") from None
         restore_random_state(saved["random"])
         fields = saved["run"]
-        best, memory = parallel.distribute(fields["best_weights"]), parallel.place(fields["memory"])
+        best, memory = parallel.distribute(fields["best_weights"]), parallel.place_nested(fields["memory"])
         return cls(**{**fields, "best_weights": best, "memory": memory})
 
 
 @dataclass(frozen=True)
 class _Final:
-    """What `TrainState.final` of a complete run holds."""
+    """The content of `TrainState.final` of a finished run."""
 
     __pydantic_config__ = STRICT
 
     last: dict[str, float]
     best: dict[str, float]
-    peak_memory_bytes: Count
+    peak_memory_bytes: NonNegativeInt
     record: dict[str, Any]
 
 
 def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture, total_steps: int) -> None:
-    """Whether a saved state is one of a run of `total_steps` steps with a model of this architecture.
+    """Checks a training checkpoint against the run: `total_steps` steps, a model of this architecture.
 
     Raises:
         CheckpointError: a value is missing, unknown, of another type or out of bounds, or a tensor does not fit.
@@ -138,13 +138,13 @@ def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture,
         if state.runtime_config:
             check_fields(RuntimeConfig, state.runtime_config)
         if saved["total_steps"] != total_steps or state.step > total_steps:
-            raise ValueError(f"it is of step {state.step} of {saved['total_steps']}, and the run has {total_steps}")
+            raise ValueError(f"step {state.step} of {saved['total_steps']}, but the run has {total_steps} steps")
         if state.complete:
             final = check_fields(_Final, state.final)
             check_fields(RunRecord, final.record)
             _ = final.best["loss"], final.last["loss"], state.history[-1]["tokens"]
         if any("step" not in row for row in (*state.history, *state.steps)):
-            raise ValueError("a row of its history or its steps has no step")
+            raise ValueError("a row of history or steps lacks the key step")
         json.dumps([state.samples, state.skipped, state.history, state.steps, state.final], allow_nan=False)
         optimizer = saved["optimizer_state_dict"]
         _ = optimizer["state"].items(), [group["params"] for group in optimizer["param_groups"]]
@@ -155,15 +155,15 @@ def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture,
             restore_random_state(now)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
         reason = explain(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"it holds values that are no state's: {' '.join(reason.split())[:300]}") from None
-    if "shards" not in saved:  # whose content each rank reads
+        raise CheckpointError(f"it holds invalid values: {' '.join(reason.split())[:300]}") from None
+    if "shards" not in saved:  # each rank checks its shards when it reads them
         check_weights(saved["model_state_dict"], architecture, "its weights")
         if state.best_step >= 0:
             check_weights(state.best_weights, architecture, "its best weights")
 
 
 def random_state() -> dict[str, Any]:
-    """Every random generator's state as plain tensors and plain values."""
+    """The state of all random generators, as tensors and plain values."""
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -180,7 +180,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(saved: dict[str, Any]) -> None:
-    """Puts every random generator back to what `random_state` returned."""
+    """Restores all random generators to what `random_state` returned."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
@@ -190,13 +190,13 @@ def restore_random_state(saved: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
 
 
-def seed_generators(seed: int, *place: int) -> None:
-    """Seeds every random generator as a function of a run's seed and a place in the run.
+def seed_generators(seed: int, *position: int) -> None:
+    """Seeds all random generators from a run's seed and a position in the run.
 
-    Each micro-batch begins with this and its place in the data: its dropout is the same whichever rank computes it,
-    and after any resume.
+    Each micro-batch starts with this and the index of its first window, so that its dropout depends neither on the
+    rank that computes it nor on a resume.
     """
-    first, second = np.random.SeedSequence([seed, *place]).generate_state(2, np.uint32).tolist()
+    first, second = np.random.SeedSequence([seed, *position]).generate_state(2, np.uint32).tolist()
     torch.manual_seed(first << 31 | second >> 1)
     random.seed(first)
     np.random.seed(second)

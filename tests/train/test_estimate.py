@@ -35,7 +35,7 @@ def test_an_estimate_adds_up_all_steps_and_all_that_is_evaluated(tmp_path: Path)
     run, params = make_run(tmp_path), small_params()
     found = Estimate.of(params, run.length, run.data, SPEED)
     assert found.training.idle == found.training.now == 24 * 0.5 + 6 * 0.25
-    windows = sum(len(each) for each in run.data.evaluated.values())
+    windows = sum(len(each) for each in run.data.eval_windows.values())
     evaluations = 6 // params.train.evaluation.every + 1
     val = -(-(len(run.data.ids["val"]) - 1) // 8)
     assert found.rest.idle == pytest.approx(3.0 + 0.1 * (evaluations * windows + 2 * val))

