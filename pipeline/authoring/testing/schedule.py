@@ -9,14 +9,17 @@ from pipeline.plugin.components import Schedule
 
 
 def check_schedule(component: type[Schedule] | Schedule) -> None:
-    """Finite rates from 0 on at each step of runs of several lengths, always the same; near 1 at first."""
+    """Checks a schedule: finite factors ≥ 0 at all steps of runs of several lengths, reproducible; about 1 at the
+    start."""
     schedule = instance_of(component)
     for steps, warmup in ((1, 0), (2, 1), (10, 0), (10, 3), (10, 9), (1000, 100)):
         rates = [schedule(step, steps, warmup) for step in range(warmup, steps)]
         case = f"of {steps} steps, {warmup} of them warm-up"
         for step, rate in enumerate(rates, warmup):
-            assert isinstance(rate, (int, float)), f"step {step} {case}: {rate!r} is no number"
-            assert 0 <= rate < math.inf, f"step {step} {case}: {rate!r} is no finite number from 0 on"
+            assert isinstance(rate, (int, float)), f"step {step} {case}: {rate!r} is not a number"
+            assert 0 <= rate < math.inf, f"step {step} {case}: {rate!r} is not a finite number ≥ 0"
         again = [schedule(step, steps, warmup) for step in range(warmup, steps)]
-        assert rates == again, f"{case}: asked again, it differs"
-    assert 0.5 <= schedule(0, 1000, 0) <= 1.5, "the first step without warm-up must have about the peak, 1"
+        assert rates == again, f"{case}: a second call gives other values"
+    assert 0.5 <= schedule(0, 1000, 0) <= 1.5, (
+        "without warm-up, the factor of the first step must be about 1, the peak"
+    )
