@@ -109,7 +109,7 @@ class _AboveTheLine(io.TextIOBase):
 
     def begin(self) -> None:
         """Takes the stream's place."""
-        sys.stdout = self  # type: ignore[assignment]
+        sys.stdout = self
 
     def end(self) -> None:
         """Prints what is left of a line, and gives the place back, unless another has taken it: a live line in an
