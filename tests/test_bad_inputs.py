@@ -273,17 +273,17 @@ TOKENIZE_CASES = [
         for name, content, settings, says in [
             ("an HTML page", "<html>404</html>", "", ("data/tokenizer.json line 1", "tokenizer.json")),
             ("nothing", "", "", ("data/tokenizer.json", "no token for the byte 0x00")),
-            ("half of it", '{"model": {"vocab"', "", ("data/tokenizer.json is no tokenizer.json",)),
-            ("an empty object", "{}", "", ("data/tokenizer.json is no tokenizer.json",)),
+            ("half of it", '{"model": {"vocab"', "", ("data/tokenizer.json is not a tokenizer.json",)),
+            ("an empty object", "{}", "", ("data/tokenizer.json is not a tokenizer.json",)),
             ("a WordPiece", '{"model": {"type": "WordPiece", "vocab": {}}}', "", ("WordPiece", "byte-level BPE")),
             ("a broken line", "AA== 0\nAQ==\n", "", ("data/tokenizer.json line 2",)),
             ("no number", "AA== zero\n", "", ("data/tokenizer.json line 1",)),
-            ("one id twice", EVERY_BYTE + "AAA= 7\n", "", ("two tokens one id",)),
+            ("one id twice", EVERY_BYTE + "AAA= 7\n", "", ("two tokens have the same id",)),
             (
                 "a pattern that loses text",
                 EVERY_BYTE,
                 r" --set tokenize.tokenizer.file.pattern=\\w+",
-                ("loses a part",),
+                ("does not match all characters",),
             ),
             ("a broken pattern", EVERY_BYTE, " --set 'tokenize.tokenizer.file.pattern=\"(\"'", ("expression",)),
             ("elsewhere", EVERY_BYTE, " --set tokenize.tokenizer.file.path=/etc/passwd", ("must lie below data/",)),
@@ -681,7 +681,7 @@ CHECKPOINT_CASES = [
     Case("unknown format", "export --set 'export.formats.use=[gptq]'", ("'gptq'", "huggingface")),
     Case("an empty stop string", "generate a --stop ''", ("--stop", "empty")),
     Case("an empty stop string in a chat", "chat --stop ''", ("--stop", "empty")),
-    Case("no prompts in the file", "generate --prompts p.txt", ("p.txt holds no prompt",), write("p.txt", " \n\n")),
+    Case("no prompts in the file", "generate --prompts p.txt", ("p.txt", "prompt"), write("p.txt", " \n\n")),
     Case(
         "prompts not UTF-8",
         "generate --prompts p.txt",
@@ -702,7 +702,7 @@ CHECKPOINT_CASES = [
     Case(
         "a single token to score",
         "score t.txt --set tokenize.end_of_text=false",
-        ("t.txt is a single token",),
+        ("t.txt", "single token"),
         write("t.txt", "a"),
     ),
     Case("export is a file", "export", ("artifacts/export", "move it away"), file_at("artifacts/export")),
@@ -993,7 +993,7 @@ def test_without_any_whole_state_training_starts_over_and_says_so(trained_projec
         path.write_bytes(b"")
     published = forget_outputs(trained_project.root)
     result = trained_project.succeed("train")
-    assert "every saved state of this run is corrupt: training starts over" in result.out
+    assert "every training checkpoint of this run is corrupt: training starts over" in result.out
     assert forget_outputs(trained_project.root) == published
 
 
@@ -1088,7 +1088,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert re.fullmatch(r"training stopped at step \d+ of \d+; run it again to go on\n", err), err
+    assert re.fullmatch(r"training stopped at step \d+ of \d+; run it again to resume\n", err), err
     assert contents(project.root) == before
     assert "resuming from step" in project.succeed("train", *LONGER).out
     assert forget_outputs(project.root) == published

@@ -1,6 +1,6 @@
-"""Trial steps of training in a child process: how much memory they need, and how long they take.
+"""Trial steps of training in a child process, to measure their memory and time.
 
-Beyond what was tried, memory is extrapolated linearly: each further window needs as much as the last ones did.
+For larger micro-batches than were tried, memory is extrapolated linearly in the number of windows.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ _SECONDS_FOR_STEPS = 20.0
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one process needs to train.
+    """The bytes that one process needs for training.
 
     Attributes:
-        weights, gradients, optimizer: What stays from step to step, counted.
-        activations: What a micro-batch adds at its peak, measured.
-        saving: Copies of weights, best weights and optimizer, which a state is written from in the background.
-        python: Python, torch and the data, measured; 0 on a GPU, whose memory holds none of them.
-        shared: Whether the device's memory is the machine's own. A GPU's does not hold `saving`.
+        weights, gradients, optimizer: The tensors that stay from step to step, counted.
+        activations: The peak memory that a micro-batch adds, measured.
+        saving: Copies of weights, best weights and optimizer state, from which checkpoints are saved in the
+            background.
+        python: Python, torch and the data, measured; 0 on a GPU.
+        shared: Whether the device uses the main memory. If not (a GPU), `saving` is not in its memory.
     """
 
     weights: int
@@ -63,12 +64,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Bytes on the device."""
+        """The total bytes on the device."""
         lasting = self.weights + self.gradients + self.optimizer
         return lasting + self.activations + self.python + (self.saving if self.shared else 0)
 
     def __str__(self) -> str:
-        """The total and its parts."""
+        """The total and its parts, for people."""
         parts = {"weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer}
         parts |= {"activations": self.activations, "saving": self.saving * self.shared, "Python": self.python}
         text = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
@@ -78,14 +79,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the steps needed.
+    """The measurements of the trial steps.
 
     Attributes:
-        memory: Of a process that computes `micro_batch_size` windows at once.
-        micro_batch_size: Windows that each process of the run computes at once.
-        tried: The largest micro-batch that was tried; `memory` is extrapolated where it is smaller.
+        memory: The memory of a process that computes `micro_batch_size` windows at once.
+        micro_batch_size: The number of windows that each process of the run computes at once.
+        tried: The largest micro-batch that was tried; if it is smaller, `memory` is extrapolated.
         window: Seconds to compute the gradients of one window.
-        update: Seconds that the optimizer takes for a step.
+        update: Seconds per optimizer step.
         evaluation: Seconds to evaluate one window.
     """
 
@@ -98,15 +99,15 @@ class Trial:
 
 
 def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
-    """Computes a few steps of the run in a child process, not compiled, with the tokens in the folder `splits`.
+    """Runs a few training steps in a child process, without compilation, on the tokens in the folder `splits`.
 
     Raises:
-        PipelineError: a step ran out of memory or failed otherwise, or the system killed the process.
+        PipelineError: a step ran out of memory or failed, or the system killed the process.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_send_trial, args=(sender, params, paths, splits), daemon=True)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # in the child: Ctrl-C ends this process, which ends it
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child ignores Ctrl-C: this process ends it
     child.start()
     signal.signal(signal.SIGINT, handler)
     sender.close()
@@ -114,7 +115,7 @@ def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
         found: Trial | BaseException = receiver.recv()
     except EOFError:
         child.join()
-        killed = child.exitcode == -signal.SIGKILL  # by the system, whose memory ran out
+        killed = child.exitcode == -signal.SIGKILL  # by the system, because it ran out of memory
         found = MemoryError() if killed else PipelineError(f"the trial steps ended with code {child.exitcode}")
     finally:
         child.kill()
@@ -145,10 +146,10 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
     size = min(params.train.micro_batch_size, -(-plan.length.batch_size // count))
     at_start = peak_memory(plan.device)
     peaks, window = _micro_batches(plan, size, accumulates=size * count < plan.length.batch_size)
-    plan.optimizer.step()  # makes its state
+    plan.optimizer.step()  # creates its state
     update = _seconds(plan.optimizer.step)
     weights, optimizer = sum(each.nbytes for each in plan.model.parameters()), optimizer_state_bytes(plan.optimizer)
-    # Temporary tensors of the optimizer may need more than activations, which are free by then.
+    # Temporary tensors of the optimizer step may need more memory than activations, which are freed by then.
     temporary = peak_memory(plan.device) - optimizer
     memory = Memory(
         weights=weights,
@@ -178,8 +179,10 @@ def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
 
 
 class _NoUpdates(torch.optim.SGD):
-    """Keeps no state and needs no memory for a step, so that the peak grows by activations alone. Where a run
-    accumulates gradients, they stay for the next step, as from one micro-batch to the next."""
+    """An optimizer without state and updates, so that only activations increase the peak memory.
+
+    If the run accumulates gradients, they are kept for the next step, as between micro-batches.
+    """
 
     def __init__(self, plan: TrainingRun, accumulates: bool) -> None:
         super().__init__(plan.model.parameters())
@@ -190,17 +193,20 @@ class _NoUpdates(torch.optim.SGD):
             super().zero_grad(set_to_none)
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
-        """Leaves the weights as they are."""
+        """Does nothing."""
 
 
 def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dict[int, int], float]:
-    """Computes micro-batches of 1, 2, 4, … windows, at least of 1 and 2, and up to `size` as far as time and memory
-    reach. Returns the peak memory in bytes by their size, and the last one's seconds for each window."""
+    """Runs micro-batches of 1, 2, 4, … windows up to `size`, at least 1 and 2, as far as time and memory allow.
+
+    Returns:
+        The peak memory in bytes by micro-batch size, and the seconds per window of the last one.
+    """
     plan, started = replace(plan, optimizer=_NoUpdates(plan, accumulates)), time.perf_counter()
     peaks: dict[int, int] = {}
     tried = 1
     while True:
-        # The second step is quicker, and may need more: the first left free memory in parts of other sizes.
+        # The second step is faster, and may need more memory because of fragmentation after the first.
         seconds = min(_compute(plan, tried) for _ in range(2))
         peaks[tried] = peak_memory(plan.device)
         following = min(2 * tried, size)
@@ -212,14 +218,14 @@ def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dic
 
 
 def _compute(plan: TrainingRun, size: int) -> float:
-    """Takes a step of one micro-batch; returns its seconds."""
+    """Runs a step of one micro-batch; returns its seconds."""
     length, params = replace(plan.length, batch_size=size), {"micro_batch_size": size, "log_every": 0}
     one = replace(plan, phase=replace(plan.phase, length=length), params=plan.params.model_copy(update=params))
     return _seconds(lambda: train_step(one, TrainState()))
 
 
 def _extrapolated(peaks: dict[int, int], size: int) -> int:
-    """The peak with `size` windows, on the line through the two largest sizes that were tried."""
+    """The peak memory with `size` windows, extrapolated from the two largest sizes that were tried."""
     sizes = sorted(peaks)[-2:]
     fewer, tried = sizes[0], sizes[-1]
     slope = (peaks[tried] - peaks[fewer]) / max(1, tried - fewer)

@@ -48,12 +48,12 @@ def render(sweep: Sweep) -> str:
 
 
 def _colours(sweep: Sweep) -> list[str]:
-    """The class of each recipe's lines; beyond eight recipes the colours begin again, dashed."""
+    """The CSS class of each recipe's lines. After eight recipes, the colours repeat with dashed lines."""
     return [f"r{index % _COLOURS}" + " dashed" * (index >= _COLOURS) for index in range(len(sweep.recipes))]
 
 
 def _strips(sweep: Sweep) -> tuple[float, float, list[Strip]]:
-    """The ends of the axis on which all losses are, and each recipe's position on it."""
+    """The limits of the axis of losses, and the positions of each recipe's losses on it, in percent."""
     losses = [recipe.losses[sweep.sides[0]] for recipe in sweep.recipes]
     everything = [loss for values in losses for loss in values]
     low, high = min(everything), max(everything)
@@ -69,7 +69,7 @@ def _strips(sweep: Sweep) -> tuple[float, float, list[Strip]]:
 
 
 def _plots(sweep: Sweep) -> list[Plot]:
-    """The mean val.loss by step, of all of the training and of its later half."""
+    """Plots of the mean val.loss by step, for the whole training and for its second half."""
     curves = [recipe.curve for recipe in sweep.recipes]
     last = max((curve[-1][0] for curve in curves if curve), default=0.0)
     later = [[point for point in curve if point[0] >= last / 2] for curve in curves]
