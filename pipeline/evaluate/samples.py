@@ -25,11 +25,13 @@ class Sample:
         prompt: The prompt.
         continuation: The generated text.
         drawn: The sampling method, for people.
+        end: The text of the end-of-text token if the model ended with one (it is not in `continuation`), else "".
     """
 
     prompt: str
     continuation: str
     drawn: str
+    end: str = ""
 
 
 def draw_samples(
@@ -42,6 +44,7 @@ def draw_samples(
     if not params.prompts:
         return []
     device, tokenizer = device_of(checkpoint.model), checkpoint.tokenizer
+    end = tokenizer.decode([tokenizer.end_of_text])
     starts = [
         [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text] for prompt in params.prompts
     ]
@@ -53,10 +56,11 @@ def draw_samples(
             checkpoint.model, starts, params.max_new_tokens, samplers, generators, tokenizer.end_of_text
         )
         return [
-            Sample(prompt, tokenizer.decode(text), how) for prompt, text in zip(params.prompts, texts, strict=True)
+            Sample(prompt, tokenizer.decode(text), how, end if len(text) < params.max_new_tokens else "")
+            for prompt, text in zip(params.prompts, texts, strict=True)
         ]
 
-    ways = [drawn("the plain distribution", []), drawn("the likeliest token each time", [], random=False)]
+    ways = [drawn("without samplers", []), drawn("greedy (the most likely token)", [], random=False)]
     if samplers:
         ways.insert(0, drawn(", ".join(sampler.name for sampler in samplers), samplers))
     return [list(group) for group in zip(*ways, strict=True)]

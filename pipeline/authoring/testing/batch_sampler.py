@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from itertools import accumulate, pairwise
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.data.batches import token_index
 from pipeline.data.tokens import IndexEntry
 from pipeline.plugin.components import BatchSampler
@@ -31,6 +31,7 @@ def text_index(component: BatchSampler, windows: int, shift: bool = True) -> Tok
     return token_index(tokens, context_length, shift, component, documents)
 
 
+@keeps_no_state
 def check_batch_sampler(component: type[BatchSampler] | BatchSampler) -> None:
     """Checks a batch sampler: valid offsets that depend only on the sample's number, in little memory for long
     texts; with `once_an_epoch`, each window exactly once per epoch.
