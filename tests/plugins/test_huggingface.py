@@ -172,7 +172,7 @@ def test_llamas_positions_are_turned_alike_to_the_bit(theta: float) -> None:
 def test_a_model_that_transformers_does_not_have_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
     given = source(bpe)
     other = replace(given, config={**given.config, "name": "perceptron"})
-    with pytest.raises(ValueError, match="model 'perceptron'.*gpt2, modern, llama"):
+    with pytest.raises(ValueError, match=r"model 'perceptron'.*gpt2, modern, llama"):
         exporter().export(other, tmp_path)
     assert not list(tmp_path.iterdir())
 
