@@ -93,9 +93,7 @@ def say_time(params: Params, length: Length, data: TrainingData, speed: Speed) -
         busy = f"other programs use {speed.others:.1f} of {cores()} cores"
         say(f"note: {busy}: the shorter times are without them")
         if found.total.now > 2 * found.total.idle and torch.get_num_threads() > 1:
-            say(
-                "note: the environment variable OMP_WAIT_POLICY=passive makes waiting threads cheaper on a busy machine"
-            )
+            say("note: OMP_WAIT_POLICY=passive in the environment makes waiting threads cheaper on a busy machine")
 
 
 def duration(seconds: float) -> str:
