@@ -219,7 +219,7 @@ class Changes(Worse):
 
 
 @pytest.mark.parametrize(
-    ("metric", "rule"), [(Worse, "those of the whole"), (Changes, "logits must not be changed")]
+    ("metric", "rule"), [(Worse, "as the whole"), (Changes, "logits must not be changed")]
 )
 def test_the_contract_refuses(metric: type[Metric], rule: str) -> None:
     with pytest.raises(AssertionError, match=rule):
