@@ -188,7 +188,7 @@ def test_what_may_not_be_compared_is_refused_in_one_line(folders: Project, case:
     ("arguments", "code", "says"),
     [
         (("a", "nowhere"), 1, ("'nowhere'",)),
-        (("a", "b", "one1"), 2, ("3 runs", "--against")),
+        (("a", "b", "one1"), 2, ("3 runs", "--against", "--by")),
         (("--against", "b"), 2, ("before --against",)),
         (("a", "--against"), 2, ("--against", "requires an argument")),
         (("a", "--against", "two1", "two2"), 1, ("recipe A", "seed")),
@@ -224,17 +224,19 @@ def git(root: Path, *arguments: str) -> str:
 def commit(root: Path, cache: Path) -> str:
     """Commits the project in `root` as DVC would: its reports into the cache, their md5 into dvc.lock."""
 
-    def kept(content: bytes, suffix: str = "") -> str:
+    def store_in_cache(content: bytes, suffix: str = "") -> str:
         digest = hashlib.md5(content).hexdigest() + suffix
         path = cache / "files" / "md5" / digest[:2] / digest[2:]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return digest
 
-    listing = [{"md5": kept(path.read_bytes()), "relpath": path.name} for path in (root / "reports").iterdir()]
+    listing = [
+        {"md5": store_in_cache(path.read_bytes()), "relpath": path.name} for path in (root / "reports").iterdir()
+    ]
     outs = [
         {"path": "metrics/evaluate.json"},
-        {"path": "reports", "md5": kept(json.dumps(listing).encode(), ".dir")},
+        {"path": "reports", "md5": store_in_cache(json.dumps(listing).encode(), ".dir")},
     ]
     (root / "dvc.lock").write_text(json.dumps({"stages": {"evaluate": {"outs": outs}}}))
     (root / ".gitignore").write_text("/reports/\n.dvc/\n")
