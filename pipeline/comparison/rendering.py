@@ -13,7 +13,7 @@ from pipeline.comparison.checkpoints import Difference, DocumentChange
 CHECKPOINTS = "checkpoints"
 RECIPES = "recipes"
 
-_QUESTION = {
+QUESTION = {
     CHECKPOINTS: "Do these two checkpoints differ on this text?",
     RECIPES: "Do these two recipes differ?",
 }
@@ -96,14 +96,14 @@ def as_text(comparison: Comparison) -> Iterator[str]:
     """Yields lines for a terminal."""
     for label, runs in (("A", comparison.first), ("B", comparison.second)):
         for run in runs:
-            yield f"{label}  {_described(run)}"
+            yield f"{label}  {described(run)}"
     yield ""
-    yield _QUESTION[comparison.question]
+    yield QUESTION[comparison.question]
     for side, found in comparison.sides.items():
         yield f"  {side:<5} {verdict(found, comparison.unit)}"
         yield f"        {_numbers(found)}"
-    yield f"  {_meaning(comparison)}"
-    for title, header, rows in _tables(comparison):
+    yield f"  {meaning(comparison)}"
+    for title, header, rows in tables(comparison):
         yield ""
         yield title
         yield from aligned([header, *rows])
@@ -111,26 +111,27 @@ def as_text(comparison: Comparison) -> Iterator[str]:
 
 def as_markdown(comparison: Comparison) -> Iterator[str]:
     """Yields Markdown lines."""
-    yield f"**{_QUESTION[comparison.question]}**"
+    yield f"**{QUESTION[comparison.question]}**"
     yield ""
     for label, runs in (("A", comparison.first), ("B", comparison.second)):
-        yield f"- {label}: " + "; ".join(_cell(_described(run)) for run in runs)
+        yield f"- {label}: " + "; ".join(_cell(described(run)) for run in runs)
     yield ""
     rows = [
-        [side, f"{found.first:.4f}", f"{found.second:.4f}", verdict(found, comparison.unit), _p(found)]
+        [side, f"{found.first:.4f}", f"{found.second:.4f}", verdict(found, comparison.unit), p_value(found)]
         for side, found in comparison.sides.items()
     ]
     yield from grid([["", "A", "B", "", "p"], *rows])
     yield ""
-    yield _meaning(comparison).replace("--against", "`--against`")
-    for title, header, cells in _tables(comparison):
+    yield meaning(comparison).replace("--against", "`--against`")
+    for title, header, cells in tables(comparison):
         yield ""
         yield f"{title}:"
         yield ""
         yield from grid([header, *cells])
 
 
-def _meaning(comparison: Comparison) -> str:
+def meaning(comparison: Comparison) -> str:
+    """What the interval covers, and what it does not."""
     if comparison.params and not any(found.difference for found in comparison.sides.values()):
         return (
             "The params differ, but the scores are equal: the params have no effect here, or `dvc repro` was "
@@ -139,20 +140,22 @@ def _meaning(comparison: Comparison) -> str:
     return _MEANING[comparison.question]
 
 
-def _described(run: dict[str, Any]) -> str:
+def described(run: dict[str, Any]) -> str:
+    """A run in words: its name, weights, step and seed."""
     seed = "" if run["seed"] is None else f", seed {run['seed']}"
     return f"{run['name']}: the {run['weights']} weights of step {run['step']:,}{seed}"
 
 
 def _numbers(found: Difference) -> str:
-    return f"A {found.first:.4f}  B {found.second:.4f}  p {_p(found)}  over {found.units:,} {found.what}"
+    return f"A {found.first:.4f}  B {found.second:.4f}  p {p_value(found)}  over {found.units:,} {found.what}"
 
 
-def _p(found: Difference) -> str:
+def p_value(found: Difference) -> str:
+    """p as people write it."""
     return f"{found.p_value:.2g}" if found.p_value >= 0.0002 else "< 0.0002"
 
 
-def _tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+def tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Yields tables as title, header and rows."""
     params = list(comparison.params.items())
     if not params:

@@ -45,7 +45,7 @@ def test_after_a_split_the_numbers_are_those_of_the_run(trained_project: Project
     meta = json.loads((trained_project.root / "artifacts" / "splits" / "meta.json").read_text())
     assert f"model    {trained['parameters']:,} parameters" in told
     assert f"tokens: {meta['files']['train']['tokens']:,} of train, " in told
-    assert f"({trained['steps']} steps" in told
+    assert f"for {trained['steps']} steps" in told
 
 
 def test_memory_is_told_in_its_parts(project: Project) -> None:

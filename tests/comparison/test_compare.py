@@ -176,7 +176,7 @@ def test_what_may_not_be_compared_is_refused_in_one_line(folders: Project, case:
     ("arguments", "code", "says"),
     [
         (("a", "nowhere"), 1, ("'nowhere'",)),
-        (("a", "b", "one1"), 2, ("3 runs", "--against")),
+        (("a", "b", "one1"), 2, ("3 runs", "--against", "--by")),
         (("--against", "b"), 2, ("before --against",)),
         (("a", "--against"), 2, ("--against", "requires an argument")),
         (("a", "--against", "two1", "two2"), 1, ("recipe A", "seed")),

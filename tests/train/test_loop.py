@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import REPOSITORY
 from small_run import (
+    ARCHITECTURE,
     CONTEXT,
     REGISTRY,
     TOKENIZER,
@@ -125,6 +126,14 @@ def test_a_batch_sampler_may_ask_for_the_samples_of_the_run_before_its_extension
     run = replace(run, phase=replace(run.phase, length=replace(run.length, phase_windows=(6, 4))))
     read = [offset for step in range(run.total_steps) for offset in run.offsets(step)]
     assert read == [5, 4, 3, 2, 1, 0, 0, 0, 0, 0]
+
+
+def test_a_budget_in_flops_ends_with_the_window_that_reaches_it(tmp_path: Path) -> None:
+    window = ARCHITECTURE.flops_per_token * CONTEXT
+    extended = {"budget.unit": "flops", "extension.amount": 3.5 * window}
+    run = make_run(tmp_path, total_windows=10 * ARCHITECTURE.flops_per_token, **extended)
+    assert run.length.phase_windows == (10, 4)
+    assert run.total_steps == 3 + 1
 
 
 # ── clipping, masks, what is not finite ───────────────────────────────────────────────────────────
