@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.commands.estimate import say_time
 from pipeline.commands.trial import Trial, try_steps
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
@@ -23,7 +23,6 @@ from pipeline.core.files import format_bytes
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
 from pipeline.core.symlinks import check_symlinks
-from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source, refusals
 from pipeline.model.architecture import Architecture
@@ -273,23 +272,17 @@ def _measure(
     """Says how much memory and time the whole run will need, after a few real steps in a child process."""
     trial = try_steps(params, paths, splits.folder)
     _say_memory(params, trial, device)
-    data, length = TrainingData.read(params, splits, components.batch_sampler), params.model.context_length
-    run = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[
-        -1
-    ].length
-    steps, trained = run.total_steps, run.total_windows
-    seconds = trained * trial.window + steps * trial.update
-    read = sum(len(windows) for windows in data.eval_windows.values())
-    val = len(evaluation_windows(len(data.ids["val"]), length, length))
-    evaluated = (steps // params.train.evaluation.every + 1) * read + 2 * val
-    fact(
-        "time",
-        f"some {_duration(seconds)} to train ({steps:,} steps at {trained * length / seconds:,.0f} tokens/s, as "
-        f"just measured), {_duration(evaluated * trial.evaluation)} to evaluate on the way",
-    )
-    load = os.getloadavg()[0]
-    if device.type == "cpu" and load > cores() + 0.5:  # this process is part of it
-        say(f"note: other processes are at work (load {load:.1f} on {cores()} cores): alone it is quicker")
+    data = TrainingData.read(params, splits, components.batch_sampler)
+    architecture = components.architecture(params.model, splits.tokenizer)
+    run = phases(
+        params.train,
+        components.schedule,
+        data.windows,
+        architecture.flops_per_token,
+        {"params": {"train": {}}},
+        splits.folder,
+    )[-1]
+    say_time(params, run.length, data, trial.speed)
 
 
 def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
@@ -307,9 +300,3 @@ def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
         there = format_bytes(memory_per_process(device, count))
         lower = f"train.micro_batch_size, now {size}" if size > 1 else "model.context_length or model.emb_dim"
         say(f"note: {device} has {there} for {each}: lower {lower}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.commands.timing import Speed, measure, others_at_work, since_start
 from pipeline.core.errors import PipelineError, describe_exception, out_of_memory
 from pipeline.core.files import format_bytes
 from pipeline.data.tokens import TokenFolder
@@ -21,7 +22,6 @@ from pipeline.model.device import peak_memory
 from pipeline.plugin.registry import Registry
 from pipeline.train.components import KINDS, Components
 from pipeline.train.data import TrainingData
-from pipeline.train.evaluation import summarize
 from pipeline.train.loop import train_step
 from pipeline.train.memory_check import memory_per_process, optimizer_state_bytes
 from pipeline.train.phases import phases
@@ -85,21 +85,19 @@ class Trial:
         memory: The memory of a process that computes `micro_batch_size` windows at once.
         micro_batch_size: The number of windows that each process of the run computes at once.
         tried: The largest micro-batch that was tried; if it is smaller, `memory` is extrapolated.
-        window: Seconds to compute the gradients of one window.
-        update: Seconds per optimizer step.
-        evaluation: Seconds to evaluate one window.
+        speed: The times of the run's parts.
     """
 
     memory: Memory
     micro_batch_size: int
     tried: int
-    window: float
-    update: float
-    evaluation: float
+    speed: Speed
 
 
 def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
-    """Runs a few training steps in a child process, without compilation, on the tokens in the folder `splits`.
+    """Runs a few training steps in a child process, on the tokens in the folder `splits`.
+
+    Memory is measured without compilation, time as the run will be computed.
 
     Raises:
         PipelineError: a step ran out of memory or failed, or the system killed the process.
@@ -142,12 +140,15 @@ def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) 
 
 def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
     splits = TokenFolder(folder, "")
-    plan, count = _plan(params, paths, splits), process_count(params.runtime)
+    plan, compiled = _plan(params, paths, splits)
+    start, others = since_start(), others_at_work(plan)
+    if others:  # threads that wait for each other would make the trial long
+        torch.set_num_threads(1)
+    count = process_count(params.runtime)
     size = min(params.train.micro_batch_size, -(-plan.length.batch_size // count))
     at_start = peak_memory(plan.device)
-    peaks, window = _micro_batches(plan, size, accumulates=size * count < plan.length.batch_size)
+    peaks = _micro_batches(plan, size, accumulates=size * count < plan.length.batch_size)
     plan.optimizer.step()  # creates its state
-    update = _seconds(plan.optimizer.step)
     weights, optimizer = sum(each.nbytes for each in plan.model.parameters()), optimizer_state_bytes(plan.optimizer)
     # Temporary tensors of the optimizer step may need more memory than activations, which are freed by then.
     temporary = peak_memory(plan.device) - optimizer
@@ -160,22 +161,30 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
         python=at_start - weights,
         shared=plan.device.type != "cuda",
     )
-    tried = max(peaks)
-    windows = plan.data.eval_windows["val"][:tried]
-    evaluation = _seconds(lambda: summarize(plan, "val", windows)) / len(windows)
-    return Trial(memory, size, tried, window, update, evaluation)
+    if compiled:
+        plan, _ = _plan(params, paths, splits, compiled)
+    return Trial(memory, size, max(peaks), measure(plan, start, max(peaks), others))
 
 
-def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
+def _plan(params: Params, paths: Paths, splits: TokenFolder, compiled: bool = False) -> tuple[TrainingRun, bool]:
+    """The run, compiled or not, and whether training will compile it."""
     registry = Registry.load(paths.plugins, KINDS, lambda note: None)
     components = Components.load(params, paths.plugins, registry)
     data = TrainingData.read(params, splits, components.batch_sampler)
-    phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
-    runtime_config = replace(
-        resolve_runtime_config(params, Ranks(), {}, 0.0), compile=False
-    )  # a few steps: not worth compiling
+    architecture = components.architecture(params.model, data.tokenizer)
+    phase = phases(
+        params.train,
+        components.schedule,
+        data.windows,
+        architecture.flops_per_token,
+        {"params": {"train": {}}},
+        splits.folder,
+    )[-1]
+    flops = phase.length.total_windows * params.model.context_length * architecture.flops_per_token
+    config = resolve_runtime_config(params, Ranks(), {}, flops)
     teacher = Teacher.of(components.loss, paths.root)
-    return TrainingRun.build(params, components, data, phase, runtime_config, teacher=teacher)
+    run = TrainingRun.build(params, components, data, phase, replace(config, compile=compiled), teacher=teacher)
+    return run, config.compile
 
 
 class _NoUpdates(torch.optim.SGD):
@@ -196,11 +205,11 @@ class _NoUpdates(torch.optim.SGD):
         """Does nothing."""
 
 
-def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dict[int, int], float]:
+def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> dict[int, int]:
     """Runs micro-batches of 1, 2, 4, … windows up to `size`, at least 1 and 2, as far as time and memory allow.
 
     Returns:
-        The peak memory in bytes by micro-batch size, and the seconds per window of the last one.
+        The peak memory in bytes by micro-batch size.
     """
     plan, started = replace(plan, optimizer=_NoUpdates(plan, accumulates)), time.perf_counter()
     peaks: dict[int, int] = {}
@@ -213,7 +222,7 @@ def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dic
         late = time.perf_counter() - started + 2 * seconds * following / tried > _SECONDS_FOR_STEPS
         too_large = _extrapolated(peaks, following) > memory_per_process(plan.device)
         if tried == size or (tried > 1 and (late or too_large)):
-            return peaks, seconds / tried
+            return peaks
         tried = following
 
 

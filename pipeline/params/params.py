@@ -6,11 +6,12 @@ that loads the components (losses, optimizers, …) validates their options.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.core.values import DEVICE, Dimension, InMemoryCount, LayerCount, NonNegativeInt, PositiveInt
 
@@ -180,11 +181,21 @@ _MOVED = (
 """Old keys of the section `model`, and the new ones."""
 
 
+def _number(amount: Any) -> Any:
+    """A whole number as an int, so that 1e15 and 1000000000000000 are the same run."""
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
+        raise ValueError(f"input should be a number such as 1600 or 1e15, not {amount!r}")
+    return int(amount) if amount == int(amount) else amount
+
+
+BudgetAmount = Annotated[int | float, Field(lt=1e30), BeforeValidator(_number)]
+
+
 class BudgetParams(Section):
-    unit: Literal["steps", "epochs", "tokens"]
-    """The unit of `amount`."""
-    amount: PositiveInt
-    """The length of training."""
+    unit: Literal["steps", "epochs", "tokens", "flops"]
+    """The unit of `amount`. `flops` are the floating-point operations of training (see docs/comparing.md)."""
+    amount: Annotated[BudgetAmount, Field(gt=0)]
+    """The length of training, above 0. For flops it may be written as 1e15."""
 
 
 class ScheduleParams(Choice):
@@ -193,7 +204,7 @@ class ScheduleParams(Choice):
 
 
 class ExtensionParams(Section):
-    amount: NonNegativeInt
+    amount: Annotated[BudgetAmount, Field(ge=0)]
     """How much longer to train a finished run, in the budget's unit; 0 for no extension."""
     peak: Annotated[float, Field(gt=0, le=1)]
     """The second peak of the learning rate, as a share of the first one. A rate that is still at its peak stays
@@ -323,4 +334,15 @@ class Params(Section):
     def _documents_have_ends(self) -> Params:
         if self.model.document_mask and not self.tokenize.end_of_text:
             raise ValueError("model.document_mask needs tokenize.end_of_text: true, to mark the ends of documents")
+        return self
+
+    @model_validator(mode="after")
+    def _amounts_are_whole(self) -> Params:
+        train = self.train
+        for key, amount in (("budget", train.budget.amount), ("extension", train.extension.amount)):
+            if train.budget.unit != "flops" and not (isinstance(amount, int) and amount < 2**63):
+                what = f"no whole number of {train.budget.unit} below 2^63"
+                raise ValueError(
+                    f"train.{key}.amount: {amount} is {what}: change it, or set train.budget.unit: flops"
+                )
         return self
