@@ -311,8 +311,8 @@ def test_onnxruntime_gives_the_logits_at_any_batch_and_length_and_nearly_so_in_e
 
 def test_rounding_that_costs_more_than_is_said_is_refused(letters: Tokenizer) -> None:
     given = source(letters)
-    own, same = check_loss(given, given.logits, "a reader", 0.0)
-    assert own == same > 0
+    expected, actual = check_loss(given, given.logits, "a reader", 0.0)
+    assert expected == actual > 0
     with pytest.raises(ValueError, match=r"a reader .* 0\.05"):
         check_loss(
             given, lambda tokens: given.logits(tokens).index_fill(2, torch.tensor([0]), 50.0), "a reader", 0.05
