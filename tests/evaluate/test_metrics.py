@@ -218,9 +218,7 @@ class Changes(Worse):
         sums["total"] += float(scores.logits.exp_().sum())
 
 
-@pytest.mark.parametrize(
-    ("metric", "rule"), [(Worse, "those of the whole"), (Changes, "logits must not be changed")]
-)
+@pytest.mark.parametrize(("metric", "rule"), [(Worse, "as the whole"), (Changes, "logits must not be changed")])
 def test_the_contract_refuses(metric: type[Metric], rule: str) -> None:
     with pytest.raises(AssertionError, match=rule):
         check_metric(metric)

@@ -221,7 +221,7 @@ def test_torch_export_gives_the_very_logits_at_any_batch_and_length(
 
 
 def test_a_context_without_a_choice_of_lengths_is_refused(letters: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="3 tokens or more, and the model's is 2"):
+    with pytest.raises(ValueError, match="context_length of 3 or more, not 2"):
         graph(source(letters, context_length=2))
 
 
