@@ -1,4 +1,4 @@
-"""What a model writes after each prompt, drawn in several ways side by side."""
+"""Sample texts: continuations of each prompt, sampled in several ways."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """A text that the model wrote.
+    """A generated text.
 
     Attributes:
-        prompt: What it was given.
-        continuation: What it added.
-        drawn: How its tokens were drawn, in words.
-        end: The end-of-text token's text where the model ended its text with one; it is not in `continuation`.
+        prompt: The prompt.
+        continuation: The generated text.
+        drawn: The sampling method, for people.
+        end: The text of the end-of-text token if the model ended with one (it is not in `continuation`), else "".
     """
 
     prompt: str
@@ -37,9 +37,9 @@ class Sample:
 def draw_samples(
     checkpoint: Checkpoint, params: GenerationParams, samplers: Sequence[Sampler]
 ) -> list[list[Sample]]:
-    """For each prompt what the samplers give, what the model itself does without any, and its likeliest text.
+    """For each prompt, a sample with the samplers, one without any sampler, and the greedy continuation.
 
-    The prompt number n is drawn with the seed `params.seed` + n, whatever the others are.
+    Prompt number n is sampled with the seed `params.seed` + n, independently of the other prompts.
     """
     if not params.prompts:
         return []
