@@ -111,8 +111,8 @@ def _apart(setting: str) -> dict[str, Any]:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         return {"error": lines[-1][:300]}
-    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return told
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
 
 
 def _add(found: Results, setting: Setting, measured: dict[str, Any], gemm: float) -> None:

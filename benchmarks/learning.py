@@ -208,11 +208,11 @@ def score_ours(folder: str) -> tuple[None, dict[str, Any]]:
     paths = Paths(Path(folder))
     checkpoint = load(paths.checkpoint, "last", plugins=paths.plugins)
     ids = TokenFolder(paths.splits, "").ids("val")
-    told = json.loads((paths.metrics / "train.json").read_text(encoding="utf-8"))
+    metrics_json = json.loads((paths.metrics / "train.json").read_text(encoding="utf-8"))
     return None, {
         "loss": mean_loss(lambda x: checkpoint.model(x).logits, ids),
         "parameters": checkpoint.model.architecture.parameter_count,
-        "told": told["val"]["loss"],
+        "told": metrics_json["val"]["loss"],
     }
 
 

@@ -1,6 +1,6 @@
 """Others that train the same model: transformers as installed; nanoGPT, litgpt and the book's code from clones.
 
-Their code is imported where it lies. Each takes steps on tokens that are at hand: no loader, no clipping, nothing
+Their code is imported from the clone. Each takes steps on tokens that are at hand: no loader, no clipping, nothing
 that would slow it down. Each precision that a project has is tried eager and compiled, and the fastest is kept.
 """
 

@@ -1,7 +1,7 @@
 """A preset trained under named variants with several seeds, through the project's own stages.
 
 `python -m benchmarks.variants ablation` changes one thing at a time, and shows what each is worth;
-`python -m benchmarks.variants precision` holds the fast path against fp32, evaluation by evaluation.
+`python -m benchmarks.variants precision` compares the fast path with fp32 at each evaluation.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class Trainer:
         side = project.side(variant.name, ["train"], settings, 1.0, 0, compiling(project.folder))
         stage = take_turns([side], 1)[variant.name].rounds[0]
         metrics = project.folder / "metrics"
-        told, clock = (json.loads((metrics / f"{name}.json").read_text()) for name in ("train", "performance"))
+        metrics_json, clock = (
+            json.loads((metrics / f"{name}.json").read_text()) for name in ("train", "performance")
+        )
         header, *rows = [line.split("\t") for line in (metrics / "history.tsv").read_text().splitlines()]
         history = [dict(zip(header, row, strict=True)) for row in rows]
         shutil.rmtree(project.folder)
@@ -107,10 +109,10 @@ class Trainer:
             variant=variant.name,
             seed=seed,
             settings=list(variant.settings),
-            loss=told["val"]["loss"],
+            loss=metrics_json["val"]["loss"],
             steps=[int(row["step"]) for row in history],
             losses=[float(row["val.loss"]) for row in history],
-            parameters=told["parameters"],
+            parameters=metrics_json["parameters"],
             step_seconds=clock["processor_seconds"],
             stage_seconds=stage.processor,
         )
@@ -202,7 +204,7 @@ def _text() -> Path | None:
 def main(subject: str, seeds: int, default_run: bool, jobs: int, fresh: bool) -> None:
     """Train a preset under variants, and write benchmarks/results/ and benchmarks/RESULTS.md.
 
-    A study that was interrupted goes on with the runs that it lacks. PIPELINE_TEST_DATA names the folder that holds
+    An interrupted study continues with the missing runs. PIPELINE_TEST_DATA is the folder that has
     tinyshakespeare.txt.
     """
     if default_run and subject != "precision":

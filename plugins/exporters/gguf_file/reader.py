@@ -1,4 +1,4 @@
-"""A model from a GGUF file alone, as llama.cpp computes it: what proves that the file says what it should.
+"""Computes a model from a GGUF file alone, as llama.cpp does, to verify the file.
 
 It shares nothing with what wrote the file: names, shapes and numbers come from the file, and the graph is that of
 llama.cpp's `llm_build_gpt2` and `llm_build_llama`.
@@ -98,7 +98,7 @@ class GgufModel:
         """The tokenizer from the tokens and merges in the file, with the split pattern of its name.
 
         Raises:
-            ValueError: it is no gpt2 tokenizer, adds a token by itself, or ends a text with another one.
+            ValueError: the file does not have a gpt2 tokenizer, adds tokens, or has another end-of-text token.
         """
         metadata = {name.removeprefix("tokenizer.ggml."): value for name, value in self.values.items()}
         if (metadata["model"], metadata["pre"], metadata["add_bos_token"]) != ("gpt2", "gpt-2", False):
