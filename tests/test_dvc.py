@@ -335,7 +335,7 @@ def test_a_comment_in_what_all_stages_share_changes_no_output_and_computes_nothi
         file.write("\n# A comment.\n")
     output = clone.run("dvc", "repro").stdout
     for stage in ("train", "evaluate", "export"):
-        assert f"nothing that decides the result of {stage} has changed" in output
+        assert f"the result of {stage} is unchanged" in output
     assert clone.git("status", "--porcelain", "metrics") == ""
     outputs = [outs_of(text) for text in (before, (clone.root / "dvc.lock").read_text())]
     assert outputs[0] == outputs[1]
