@@ -202,7 +202,7 @@ def test_what_git_and_dvc_do_not_track_is_told(project: Project) -> None:
     told = project.succeed("check").out
     assert "git does not track plugins/losses/_draft.py:" in told
     assert "DVC does not track data/raw" in told
-    assert "environment.yaml is not up to date (there was none)" in told
+    assert "environment.yaml is not up to date (new file)" in told
     project.succeed("lock")
     path = project.root / "environment.yaml"
     path.write_text(re.sub("torch: .*", 'torch: "1.0"', path.read_text()))

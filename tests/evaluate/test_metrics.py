@@ -181,7 +181,7 @@ class Returns(Metric):
         (lambda sums: None, ["dict of numbers"]),
         (lambda sums: {"mine": float("nan")}, ["'mine'", "finite"]),
         (lambda sums: {"mine": "1"}, ["'mine'", "number"]),
-        (lambda sums: {"loss": 1.0}, ["'loss'", "plain loss"]),
+        (lambda sums: {"loss": 1.0}, ["'loss'", "returned"]),
         (lambda sums: {"accuracy_top5": 1.0}, ["'accuracy_top5'", "'top5'"]),
         (lambda sums: {"mine": sums["nats"]}, ["'mine'", "number"]),
         (lambda sums: 1 / 0, ["ZeroDivisionError"]),
@@ -218,7 +218,7 @@ class Changes(Worse):
         sums["total"] += float(scores.logits.exp_().sum())
 
 
-@pytest.mark.parametrize(("metric", "rule"), [(Worse, "as the whole"), (Changes, "logits must not be changed")])
+@pytest.mark.parametrize(("metric", "rule"), [(Worse, "as the whole"), (Changes, "logits")])
 def test_the_contract_refuses(metric: type[Metric], rule: str) -> None:
     with pytest.raises(AssertionError, match=rule):
         check_metric(metric)
@@ -279,7 +279,7 @@ def test_choices_are_read_from_a_file_below_data_tasks(checkpoint: Checkpoint, t
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0], lines[0]]))
     assert run_tasks([shipped("choices", file="mine.jsonl"), shipped("top5")], model) == {"choice_accuracy": 0.75}
     for wrong, tokens in {
-        '{"prompt": "a", "options": ["b"], "answer": 1}': ("mine.jsonl line 1", "answer 1"),
+        '{"prompt": "a", "options": ["b"], "answer": 1}': ("mine.jsonl line 1", "answer", "1"),
         '{"prompt": "a", "options": ["b"]}': ("mine.jsonl line 1", "answer"),
         "the river": ("mine.jsonl line 1", "JSON"),
         "": ("mine.jsonl", "empty"),

@@ -4,6 +4,7 @@ attention uses, the times those that training wrote."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.report.attention import attention_weights, read_attention
 from pipeline.evaluate.report.excerpt import read_excerpt, token_views
 from pipeline.evaluate.report.training import read_training
+from pipeline.evaluate.samples import draw_samples
 from pipeline.model import attention
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.scoring import score
+from pipeline.params.params import GenerationParams
+from pipeline.plugin import Sampler
 
 TOKENIZER = Tokenizer("bytes", r"[\s\S]", {bytes([byte]): byte for byte in range(256)}, {"<|endoftext|>": 256})
 SIZES = {
@@ -123,6 +127,26 @@ def test_of_short_documents_the_longest_is_read(tmp_path: Path) -> None:
     assert excerpt.document == "document 0"
     assert [token.text for token in excerpt.tokens] == ["a", "b", "<|endoftext|>"]
     assert excerpt.tokens[0].nats is None  # nothing stands before it
+
+
+class Only(Sampler):
+    """Allows one token."""
+
+    name: ClassVar[str] = "only"
+    token: int
+
+    def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(logits, -torch.inf).index_fill(1, torch.tensor([self.token]), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("token", "written", "end"), [(TOKENIZER.end_of_text, "", "<|endoftext|>"), (ord("a"), "aaa", "")]
+)
+def test_a_sample_says_where_the_model_ended_it(token: int, written: str, end: str) -> None:
+    checkpoint = Checkpoint(model("gpt2"), TOKENIZER, 1, "best")
+    params = GenerationParams(prompts=("b",), max_new_tokens=3, seed=1)
+    ((sample, *_),) = draw_samples(checkpoint, params, [Only(token=token)])
+    assert (sample.continuation, sample.end) == (written, end)
 
 
 def test_a_text_of_one_token_has_no_maps() -> None:
