@@ -20,6 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 repro: $(INSTALLED)
 	python -m pipeline lock
 	dvc repro
+	@test -n "$$VIRTUAL_ENV" || echo 'before `pipeline` commands: source $(VENV)/bin/activate'
 
 test: $(DEVELOPED)
 	python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures, prints the table with its verdicts, writes results and docs/performance.md."""
+"""`python -m benchmarks`: measures, prints the table with its verdicts, writes the results and RESULTS.md."""
 
 from __future__ import annotations
 

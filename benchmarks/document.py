@@ -1,4 +1,4 @@
-"""docs/performance.md: where the tables of results stand in it, between two comments each."""
+"""benchmarks/RESULTS.md: where the tables of results stand in it, between two comments each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from benchmarks.measure import ROOT
 from benchmarks.results import Results
 
-DOCUMENT = ROOT / "docs" / "performance.md"
+DOCUMENT = ROOT / "benchmarks" / "RESULTS.md"
 
 
 def where(results: Iterable[Results]) -> str:

@@ -57,8 +57,8 @@ def _compare(context: Context, batch: int, threads: int, new: int) -> None:
 
 def _fastest(done: dict[str, Measured], name: str) -> str:
     """The side of a name that was the fastest; empty where there is none."""
-    own = [each for each in done if each.startswith(f"{name}, ")]
-    return max(own, key=lambda each: done[each].rate, default="")
+    candidates = [each for each in done if each.startswith(f"{name}, ")]
+    return max(candidates, key=lambda each: done[each].rate, default="")
 
 
 def _side(name: str, dtype: str, settings: dict[str, Any], threads: int) -> Side:

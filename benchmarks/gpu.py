@@ -89,9 +89,9 @@ def main(
     for side in sides:
         for batch_size in batch_sizes:
             for compiled in (True, False):
-                own = Setting(side, shape, batch_size, compiled, device, steps, code)
-                one = _apart(json.dumps(asdict(own)))
-                _add(found, own, one, gemm["flops"])
+                one_setting = Setting(side, shape, batch_size, compiled, device, steps, code)
+                measured = _apart(json.dumps(asdict(one_setting)))
+                _add(found, one_setting, measured, gemm["flops"])
                 found.seconds = time.monotonic() - started
                 found.write(results)  # after each: what was measured is kept, whatever comes
     click.echo(f"wrote gpu-{_slug(gemm['device'])}.json")
@@ -115,52 +115,52 @@ def _apart(setting: str) -> dict[str, Any]:
     return told
 
 
-def _add(found: Results, own: Setting, one: dict[str, Any], gemm: float) -> None:
-    if "error" in one:
-        found.skipped[f"{own.side}, {own.name}"] = one["error"]
-        click.echo(f"{own.side}, {own.name}: {one['error']}")
+def _add(found: Results, setting: Setting, measured: dict[str, Any], gemm: float) -> None:
+    if "error" in measured:
+        found.skipped[f"{setting.side}, {setting.name}"] = measured["error"]
+        click.echo(f"{setting.side}, {setting.name}: {measured['error']}")
         return
-    share = one["rate"] * one["flops_per_token"] / gemm
-    memory = f"{one['peak_memory'] / 1e9:.1f} GB"
-    best = own.side == "ours" and share >= max((row.value for row in found.rows if row.goal), default=0.0)
+    share = measured["rate"] * measured["flops_per_token"] / gemm
+    memory = f"{measured['peak_memory'] / 1e9:.1f} GB"
+    best = setting.side == "ours" and share >= max((row.value for row in found.rows if row.goal), default=0.0)
     row = Row(
-        f"{own.side}, {own.name}", "bf16 GEMM", share, "share", "TFLOP/s",
-        one["rate"] * one["flops_per_token"] / 1e12, gemm / 1e12, goal="MFU on a GPU" if best else "",
-        rounds=one["rates"],
-        note=f"{one['rate']:,.0f} tokens/s, {memory}, first step {one['first_step']:.1f} s",
+        f"{setting.side}, {setting.name}", "bf16 GEMM", share, "share", "TFLOP/s",
+        measured["rate"] * measured["flops_per_token"] / 1e12, gemm / 1e12, goal="MFU on a GPU" if best else "",
+        rounds=measured["rates"],
+        note=f"{measured['rate']:,.0f} tokens/s, {memory}, first step {measured['first_step']:.1f} s",
     )  # fmt: skip
     if best:  # the goal is for the best setting
         found.rows[:] = [Row(**{**asdict(each), "goal": ""}) for each in found.rows]
     found.rows.append(row)
-    click.echo(f"{own.side}, {own.name}: {row.note}, {share:.1%} of GEMM")
+    click.echo(f"{setting.side}, {setting.name}: {row.note}, {share:.1%} of GEMM")
 
 
 # ── in the process of one setting ─────────────────────────────────────────────────────────────────
 
 
-def _measure(own: Setting) -> dict[str, Any]:
+def _measure(setting: Setting) -> dict[str, Any]:
     import torch
 
-    if own.side == "gemm":
-        return _gemm(own.device)
-    step, tokens, flops = _ours(own) if own.side == "ours" else _nanogpt(own)
+    if setting.side == "gemm":
+        return _gemm(setting.device)
+    step, tokens, flops = _ours(setting) if setting.side == "ours" else _nanogpt(setting)
     started = time.perf_counter()
     step()
-    _wait(own.device)
+    _wait(setting.device)
     first = time.perf_counter() - started
     for _ in range(5):
         step()
     rates = []
     for _ in range(_TIMES):
-        _wait(own.device)
+        _wait(setting.device)
         started = time.perf_counter()
-        for _ in range(own.steps):
+        for _ in range(setting.steps):
             step()
-        _wait(own.device)
-        rates.append(own.steps * tokens / (time.perf_counter() - started))
+        _wait(setting.device)
+        rates.append(setting.steps * tokens / (time.perf_counter() - started))
     from benchmarks.measure import peak_memory
 
-    peak = torch.cuda.max_memory_allocated() if own.device != "cpu" else peak_memory()
+    peak = torch.cuda.max_memory_allocated() if setting.device != "cpu" else peak_memory()
     return {
         "rate": median(rates), "rates": rates, "flops_per_token": flops, "peak_memory": peak, "first_step": first,
     }  # fmt: skip
@@ -197,43 +197,45 @@ def _gemm(device: str) -> dict[str, Any]:
 Prepared = tuple[Callable[[], object], int, int]
 
 
-def _ours(own: Setting) -> Prepared:
+def _ours(setting: Setting) -> Prepared:
     """The training loop's step, with the preset's params but for the sizes."""
     from pipeline.train.loop import train_step
     from pipeline.train.state import TrainState
 
-    shape = {**SHAPES[own.shape], "batch_size": own.batch_size}
+    shape = {**SHAPES[setting.shape], "batch_size": setting.batch_size}
     overrides = (
-        f"runtime.device={own.device}", f"runtime.compile={str(own.compiled).lower()}", "train.precision=bf16",
-        "train.grad_clip=1.0",
+        f"runtime.device={setting.device}", f"runtime.compile={str(setting.compiled).lower()}",
+        "train.precision=bf16", "train.grad_clip=1.0",
     )  # fmt: skip
     run, state = prepared(shape, overrides), TrainState()
     return (
         lambda: train_step(run, state),
-        own.batch_size * shape["context_length"],
+        setting.batch_size * shape["context_length"],
         run.model.architecture.flops_per_token,
     )
 
 
-def _nanogpt(own: Setting) -> Prepared:
+def _nanogpt(setting: Setting) -> Prepared:
     """Its model and optimizer as its train.py uses them on a GPU: bf16 autocast, clipping, fused AdamW."""
     import torch
 
-    sys.path.insert(0, own.code)
+    sys.path.insert(0, setting.code)
     from model import GPT, GPTConfig
 
-    shape = SHAPES[own.shape]
+    shape = SHAPES[setting.shape]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     model = GPT(
         GPTConfig(
             block_size=shape["context_length"], vocab_size=shape["vocab_size"], n_layer=shape["n_layers"],
             n_head=shape["n_heads"], n_embd=shape["emb_dim"], dropout=0.0, bias=True,
         )
-    ).to(own.device)  # fmt: skip
-    kind = torch.device(own.device).type
+    ).to(setting.device)  # fmt: skip
+    kind = torch.device(setting.device).type
     optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), kind)
-    called = torch.compile(model) if own.compiled else model
-    tokens = torch.randint(0, shape["vocab_size"], (own.batch_size, shape["context_length"] + 1), device=own.device)
+    called = torch.compile(model) if setting.compiled else model
+    tokens = torch.randint(
+        0, shape["vocab_size"], (setting.batch_size, shape["context_length"] + 1), device=setting.device
+    )
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     count = (
         sum(each.numel() for each in model.parameters()) - model.transformer.wpe.weight.numel()
@@ -248,7 +250,7 @@ def _nanogpt(own: Setting) -> Prepared:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step, own.batch_size * shape["context_length"], flops
+    return step, setting.batch_size * shape["context_length"], flops
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All GPU measurements in one go, into benchmarks/results/gpu-NAME.json and docs/performance.md; takes the options of
+# All GPU measurements in one go, into benchmarks/results/gpu-NAME.json and benchmarks/RESULTS.md; takes the options of
 # `python -m benchmarks.gpu`. NANOGPT=/path/to/a/clone adds nanoGPT; PYTHON is the Python to use, .venv's unless given.
 # To try it without a GPU: benchmarks/gpu.sh --device cpu --shape tiny --steps 2 --results /some/folder
 set -euo pipefail

@@ -73,14 +73,16 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     from pipeline.train.run import TrainingRun
     from pipeline.train.runtime_config import resolve_runtime_config
 
-    own = params(shape, overrides)
+    resolved = params(shape, overrides)
     text = np.random.default_rng(1).integers(0, shape["vocab_size"] - 1, 2_000_000).astype("<u2")
     phase = Phase(
         Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, CheckpointStore(Path("unused"), "unused")
     )
-    components, ids = Components.load(own, ROOT / "plugins"), {"train": text, "val": text[:1000]}
-    data = TrainingData.of(own, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)
-    run = TrainingRun.build(own, components, data, phase, resolve_runtime_config(own, Ranks(), {}, float("inf")))
+    components, ids = Components.load(resolved, ROOT / "plugins"), {"train": text, "val": text[:1000]}
+    data = TrainingData.build(resolved, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)
+    run = TrainingRun.build(
+        resolved, components, data, phase, resolve_runtime_config(resolved, Ranks(), {}, float("inf"))
+    )
     run.model.train()
     return run
 

@@ -67,7 +67,7 @@ def ours(count: int, folder: str) -> tuple[Work, dict[str, Any]]:
     size = tensor_bytes(state) / 1e6
 
     def work() -> float:
-        store.save(captured, 10, Ranks())
+        store.save(captured, Ranks())
         return size
 
     work()

@@ -1,4 +1,4 @@
-"""What a study of variants and seeds found: its runs, what they come to, and its part of docs/performance.md."""
+"""What a study of variants and seeds found: its runs, what they come to, and its part of benchmarks/RESULTS.md."""
 
 from __future__ import annotations
 

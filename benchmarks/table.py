@@ -1,4 +1,4 @@
-"""The table of results: for the terminal and, between two comments, in docs/performance.md.
+"""The table of results: for the terminal and, between two comments, in benchmarks/RESULTS.md.
 
 `python -m benchmarks.table` writes it, and the tables of studies, anew from benchmarks/results/.
 """

@@ -198,7 +198,7 @@ def _text() -> Path | None:
 @click.option("--jobs", type=click.IntRange(1, 2), default=1, show_default=True, help="Runs at once.")
 @click.option("--fresh", is_flag=True, help="Forget the runs that are done.")
 def main(subject: str, seeds: int, default_run: bool, jobs: int, fresh: bool) -> None:
-    """Train a preset under variants, and write benchmarks/results/ and docs/performance.md.
+    """Train a preset under variants, and write benchmarks/results/ and benchmarks/RESULTS.md.
 
     A study that was interrupted goes on with the runs that it lacks. PIPELINE_TEST_DATA names the folder that holds
     tinyshakespeare.txt.

@@ -62,11 +62,11 @@ def _read(params_file: Path, overrides: tuple[str, ...]) -> tuple[Params, Paths]
     return load_params(params_file, overrides), Paths(Path.cwd())
 
 
-def _say_all(lines: Iterable[object]) -> None:
+def _say_all(lines: Iterable[object], indent: int = 2, wrap: bool = True) -> None:
     from pipeline.core.console import say
 
     for line in lines:
-        say(str(line))
+        say(str(line), indent, wrap)
 
 
 def _stage(name: str, does: str, writes: str) -> None:
@@ -87,7 +87,7 @@ def _note_what_dvc_does_not_see(paths: Paths, params_file: Path, overrides: tupl
         values = read_sections(params_file)
         settings = " ".join(f"-S {shlex.quote('+' * (not _there(values, each)) + each)}" for each in unseen)
         command = f"dvc exp run {settings}"
-        _say_all([f"note: --set is not in params.yaml, so DVC does not record it; recorded: `{command}`"])
+        _say_all([f"note: --set is not in params.yaml, so DVC does not record it; `{command}` does"])
 
 
 def _there(values: Any, override: str) -> bool:
@@ -247,12 +247,14 @@ def compare(
     A and B are git revisions, DVC experiments or folders: unless given, the last commit and the working tree.
 
     \b
-    pipeline compare                            the last commit and the working tree
-    pipeline compare main wide                  two checkpoints: would other text say the same?
+    pipeline compare
+        the last commit and the working tree
+    pipeline compare main wide
+        two checkpoints: would other text say the same?
     pipeline compare a1 a2 a3 --against b1 b2 b3
-                                                two recipes: would other seeds say the same, too?
+        two recipes: would other seeds say the same, too?
     pipeline compare --by train.optimizer.muon.lr
-                                                a sweep: which of the last commit's experiments are better?
+        a sweep: which of the last commit's experiments are better?
 
     With --by, give names for other runs than the last commit's experiments: runs, or a commit for the experiments
     that stand on it. Runs that differ in train.seed alone are repetitions.
@@ -264,7 +266,7 @@ def compare(
     if by:
         from pipeline.commands.compare import run_sweep
 
-        _say_all(run_sweep(Paths(Path.cwd()), names, by, form, html))
+        _say_all(run_sweep(Paths(Path.cwd()), names, by, form, html), wrap=form == "text")
         return
     if len(names) > 2 and not against:
         raise click.UsageError(
@@ -274,7 +276,7 @@ def compare(
         raise click.UsageError("give the runs of the first recipe before --against")
     from pipeline.commands.compare import run
 
-    _say_all(run(Paths(Path.cwd()), names, against, form))
+    _say_all(run(Paths(Path.cwd()), names, against, form), wrap=form == "text")
 
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")
@@ -288,7 +290,7 @@ def preset(name: str | None, params_file: Path) -> None:
     from pipeline.params.presets import PRESETS, write_preset
 
     if name is None:
-        _say_all(f"{each:<18}{description}" for each, description in PRESETS.items())
+        _say_all((f"{each:<18}{description}" for each, description in PRESETS.items()), indent=18)
         return
     changes = write_preset(name, params_file)
     _say_all([*changes, f"{params_file} holds the preset {name}" + ("" if changes else " already")])

@@ -19,10 +19,19 @@ from safetensors import torch as safetensors_torch
 import pipeline.plugin
 from pipeline.authoring import testing
 from pipeline.cli import cli
+from pipeline.core.errors import CheckpointError
 from pipeline.export.stage import export_source
-from pipeline.model import load
+from pipeline.model import load, load_optimizer
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
+
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    *sorted((REPOSITORY / "data").rglob("README.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+"""What people read."""
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -96,33 +105,32 @@ def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) ->
 
 def test_the_readmes_loss_trains_and_keeps_the_contract(trained_project: Project) -> None:
     (source,) = [code for code in blocks(REPOSITORY / "README.md", "python") if "register_losses" in code]
-    (trained_project.root / "plugins" / "losses" / "confident.py").write_text(source)
-    settings = ["--set", "train.loss.name=confident", "--set", "train.loss.confident.share=0.2"]
+    (trained_project.root / "plugins" / "losses" / "steep.py").write_text(source)
+    settings = ["--set", "train.loss.name=steep", "--set", "train.loss.steep.power=2.0"]
     trained_project.succeed("train", *settings)
     names: dict[str, Any] = {"__name__": "readme"}
     run(source, names)
-    testing.check_loss(names["Confident"])
+    testing.check_loss(names["Steep"])
 
 
-def test_the_readmes_loading_lines_work(trained_project: Project) -> None:
-    """Those of the plain AdamW's checkpoint, those of another optimizer in their place, and those of the export."""
-    python = blocks(REPOSITORY / "README.md", "python")
-    plain, other = (code for code in python if "optimizer_state_dict" in code)
-    (exported,) = (code for code in python if "transformers" in code)
-    of_model = plain[: plain.index("optimizer = ")]
-    for setting, code in (("adamw.plain=true", plain), ("name=muon", of_model + other)):
-        trained_project.succeed("train", "--set", f"train.optimizer.{setting}")
-        names: dict[str, Any] = {}
-        run(code, names)
-        checkpoint, model, optimizer = (names[each] for each in ("checkpoint", "model", "optimizer"))
-        assert all(
-            torch.equal(value, checkpoint["model_state_dict"][name]) for name, value in model.named_parameters()
-        )
-        assert len(optimizer.state) == len(list(model.parameters()))
-        saved = checkpoint["optimizer_state_dict"]["param_groups"]
-        assert [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in saved]
-    trained_project.succeed("export")
-    run(exported, {})
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "lion", "adafactor", "sgd", "torch"])
+def test_the_readmes_lines_load_model_and_optimizer(trained_project: Project, optimizer: str) -> None:
+    trained_project.succeed("train", "--set", f"train.optimizer.name={optimizer}")
+    (code,) = [each for each in blocks(REPOSITORY / "README.md", "python") if "optimizer_state_dict" in each]
+    names: dict[str, Any] = {}
+    run(code, names)
+    checkpoint, model, loaded = (names[each] for each in ("checkpoint", "model", "optimizer"))
+    for name, value in model.named_parameters():
+        assert torch.equal(value, checkpoint["model_state_dict"][name])
+    saved = checkpoint["optimizer_state_dict"]["param_groups"]
+    assert [group["lr"] for group in loaded.param_groups] == [group["lr"] for group in saved]
+    model(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+    loaded.step()
+
+
+def test_the_optimizer_of_another_model_is_refused(trained: Path) -> None:
+    with pytest.raises(CheckpointError, match="adamw"):
+        load_optimizer(trained / "artifacts" / "checkpoint", torch.nn.Linear(2, 2), REPOSITORY / "plugins")
 
 
 def test_every_command_is_described() -> None:
@@ -131,10 +139,33 @@ def test_every_command_is_described() -> None:
         assert len(command.get_short_help_str(200)) < 60, f"{name}: the list of commands cuts it off"
 
 
-def test_the_documents_name_files_that_exist() -> None:
-    for path in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
-            assert (path.parent / link).exists(), f"{path.name} links to {link}"
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_in_the_list_of_contents() -> None:
+    contents = (REPOSITORY / "docs" / "README.md").read_text()
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in contents
+
+
+def test_the_documents_name_commands_that_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(r"`pipeline ([a-z]+)", page.read_text()):
+            assert name in cli.commands, f"{page.name}: pipeline {name}"
 
 
 def test_each_promise_of_reliability_names_a_test_that_is_there() -> None:

@@ -28,7 +28,7 @@ def main(root: Path) -> int:
         return 1
     first = write_documents(root / "artifacts" / "splits", root / "artifacts" / "lm_eval", context_length(root))
     tasks = [f"held_out_{side}" for side in first]
-    own = read_json(root / "metrics" / "evaluate.json", "run `dvc repro`")
+    evaluation = read_json(root / "metrics" / "evaluate.json", "run `dvc repro`")
     apart = []
     for side, task in zip(first, tasks, strict=True):
         results = lm_eval.simple_evaluate(
@@ -41,7 +41,7 @@ def main(root: Path) -> int:
             bootstrap_iters=0,
         )
         theirs: float = results["results"][task]["bits_per_byte,none"]
-        ours = own[side]["bits_per_byte"]
+        ours = evaluation[side]["bits_per_byte"]
         apart.append(abs(theirs - ours))
         print(f"{side:<5} bits per byte: {theirs:.5f} by lm-evaluation-harness, {ours:.5f} by the pipeline")
     return int(max(apart) >= 1e-3)

@@ -6,11 +6,13 @@ import difflib
 import inspect
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.console import columns
 from pipeline.core.errors import PipelineError, PluginError
 from pipeline.plugin.components import KINDS, Kind
 from pipeline.plugin.options import options_schema, plain_options, type_in_words, with_options
@@ -49,16 +51,23 @@ def lines(plugins: Path, kind: str | None = None) -> Iterator[str]:
 def _entry(entry: Entry) -> Iterator[str]:
     yield f"  {entry.component.name}  ·  {entry.source}"
     description = " ".join((entry.component.__doc__ or "").split("\n\n")[0].split())
-    yield textwrap.fill(description, 100, initial_indent="      ", subsequent_indent="      ")
+    yield _filled(description)
     try:
         options = [f"{name}={value!r}" for name, value in _defaults(entry).items()]
     except PipelineError as error:
         yield f"      not usable without options: {error}"
         return
     if options:
-        yield textwrap.fill(
-            f"options: {', '.join(options)}", 100, initial_indent="      ", subsequent_indent="        "
-        )
+        yield _filled(f"options: {', '.join(options)}", hang=2)
+
+
+def _filled(text: str, hang: int = 0) -> str:
+    """A paragraph in lines of at most 100 columns, or of the terminal's."""
+    width, margin = min(columns(sys.stdout) or 100, 100), " " * 6
+    return textwrap.fill(
+        text, width, initial_indent=margin, subsequent_indent=margin + " " * hang, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _defaults(entry: Entry) -> dict[str, Any]:
@@ -114,4 +123,4 @@ def _component(kind: Kind, entry: Entry) -> Iterator[str]:
         yield f"  {option}: {takes}; default {default}"
         if field.description:
             text = " ".join(field.description.split())
-            yield textwrap.fill(text, 100, initial_indent="      ", subsequent_indent="      ")
+            yield _filled(text)

@@ -19,7 +19,7 @@ from pipeline.commands.samplers import with_flags, with_option
 from pipeline.core.console import colourless, printable, wrapped
 from pipeline.core.errors import ParamsError, PipelineError
 from pipeline.model.device import device_of
-from pipeline.model.generate import Drawing, GrowingText, draw
+from pipeline.model.generate import Decoder, SequenceState, draw
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -53,10 +53,14 @@ class _Settings:
         tokens: int | None,
         flags: Mapping[str, float | None],
     ) -> None:
-        own = params.evaluate
-        self.tokens = tokens or own.generation.max_new_tokens
+        evaluate_params = params.evaluate
+        self.tokens = tokens or evaluate_params.generation.max_new_tokens
         self.registry = Registry.load(paths.plugins, ["models", "samplers"], _note)
-        self.use(*with_flags(self.registry, samplers or own.samplers.use, own.samplers.options, flags))
+        self.use(
+            *with_flags(
+                self.registry, samplers or evaluate_params.samplers.use, evaluate_params.samplers.options, flags
+            )
+        )
 
     def use(self, names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> None:
         """Takes these samplers, in this order.
@@ -146,7 +150,7 @@ class _Session:
 
     def _begin(self) -> None:
         empty = torch.zeros(1, 0, dtype=torch.long, device=device_of(self._model))
-        self._read, self._text, self._turns = GrowingText(self._model, empty), "", list[_Turn]()
+        self._read, self._text, self._turns = Decoder(self._model, empty), "", list[_Turn]()
 
     def obey(self, line: str) -> bool:
         """Does what a line says; False where it ends the session."""
@@ -212,7 +216,7 @@ class _Session:
         if not self._turns:
             raise ParamsError("there is no turn to take back")
         turn = self._turns.pop()
-        self._read.back_to(turn.tokens)
+        self._read.truncate(turn.tokens)
         self._text = self._text[: turn.characters]
         return turn
 
@@ -236,23 +240,23 @@ class _Session:
         self._read.add(torch.tensor([ids], dtype=torch.long, device=self._read.tokens.device))
 
     @torch.inference_mode()
-    def _draw(self, start: int, drawing: Drawing) -> int:
+    def _draw(self, start: int, state: SequenceState) -> int:
         """Draws the next token and adds it. The samplers are given the tokens that the model sees, of which those
         before `start` are the prompt."""
         read = self._read
         logits = read.logits()
-        drawing.prompt_length = max(start - read.unseen, 0)
-        new = draw(logits, read.tokens[:, read.unseen :], self._settings.samplers, self._generator, [drawing])
+        state.prompt_length = max(start - read.first_visible, 0)
+        new = draw(logits, read.tokens[:, read.first_visible :], self._settings.samplers, self._generator, [state])
         read.add(new[:, None])
         return int(new)
 
     def _continue(self) -> None:
         read, stream = self._read, TextStream(self._tokenizer, self._stops)
-        unseen, start, text, drawn, ended = read.unseen, len(read), "", list[int](), False
-        drawing = Drawing(start)
+        unseen, start, text, drawn, ended = read.first_visible, len(read), "", list[int](), False
+        state = SequenceState(start)
         with _interrupts() as interrupts:
             while len(drawn) < self._settings.tokens and not (interrupts or ended or stream.stopped):
-                token = self._draw(start, drawing)
+                token = self._draw(start, state)
                 ended = token == self._tokenizer.end_of_text
                 if not ended:
                     drawn.append(token)
@@ -264,7 +268,7 @@ class _Session:
         text += rest
         if stream.stopped:  # the model is to remember what is shown
             kept = self._within(text, drawn)
-            read.back_to(start + len(kept))
+            read.truncate(start + len(kept))
             self._add(list(map(int, self._tokenizer.encode(text[len(self._tokenizer.decode(kept)) :]))))
         self._text += text
         if not self._text.endswith("\n") and (ended or not self._echo):
@@ -272,8 +276,8 @@ class _Session:
             self._text += "\n" * ended  # what follows is another document, whose first line begins here
         if ended:
             _note("(the text ended: what follows is another one)")
-        if read.unseen > unseen:
-            _note(f"(the context was full: {read.unseen:,} tokens at the beginning are no longer seen)")
+        if read.first_visible > unseen:
+            _note(f"(the context was full: {read.first_visible:,} tokens at the beginning are no longer seen)")
 
     def _within(self, text: str, ids: Sequence[int]) -> Sequence[int]:
         """The longest run of the first ids whose text `text` begins with."""

@@ -35,9 +35,9 @@ from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData, check_length
-from pipeline.train.memory_check import available, check_fits
+from pipeline.train.memory_check import check_fits, memory_per_process
 from pipeline.train.phases import phases
-from pipeline.train.run import windows_at_once
+from pipeline.train.run import rank_micro_batch_size
 from pipeline.train.runtime_config import process_count
 from pipeline.train.stage import pretrained
 
@@ -261,8 +261,8 @@ def _check_size(params: Params, architecture: Architecture, splits: TokenFolder,
     fact("model", f"{parameters:,} parameters, {share:.2g} tokens to train on for each of them")
     check_length(train, params.model.context_length)
     count, train_params = process_count(params.runtime), params.train
-    at_once = windows_at_once(train_params.micro_batch_size, train_params.batch_size, count)
-    check_fits(architecture, device, params.runtime.strategy, count, at_once)
+    micro_batch_size = rank_micro_batch_size(train_params.micro_batch_size, train_params.batch_size, count)
+    check_fits(architecture, device, params.runtime.strategy, count, micro_batch_size)
 
 
 def _measure(
@@ -277,7 +277,7 @@ def _measure(
     ].length
     steps, trained = run.total_steps, run.total_windows
     seconds = trained * trial.window + steps * trial.update
-    read = sum(len(windows) for windows in data.evaluated.values())
+    read = sum(len(windows) for windows in data.eval_windows.values())
     val = len(evaluation_windows(len(data.ids["val"]), length, length))
     evaluated = (steps // params.train.evaluation.every + 1) * read + 2 * val
     fact(
@@ -301,8 +301,8 @@ def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
             f"note: measured in one process: under fsdp each keeps 1/{count} of weights, gradients and optimizer, "
             "computes activations again, and gathers the embeddings and some blocks for a moment"
         )
-    elif needed.total > available(device, count):
-        there = format_bytes(available(device, count))
+    elif needed.total > memory_per_process(device, count):
+        there = format_bytes(memory_per_process(device, count))
         lower = f"train.micro_batch_size, now {size}" if size > 1 else "model.context_length or model.emb_dim"
         say(f"note: {device} has {there} for {each}: lower {lower}")
 

@@ -17,7 +17,7 @@ from pipeline.core.console import json_line, printable
 from pipeline.core.errors import DataError, ParamsError
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.device import choose_device, device_of, use_threads
-from pipeline.model.generate import continuations, quickest_precision
+from pipeline.model.generate import fastest_dtype, generate_batch
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Continuation:
 
     Attributes:
         prompt: The prompt.
-        sample: Which of its continuations this is, from 1.
+        sample: Which of its generate_batch this is, from 1.
         seed: The seed of its draws; generated alone with this seed, it is the same text.
         continuation: The text that followed, without a stop string.
         tokens: How many were drawn, those of a stop string included.
@@ -72,21 +72,23 @@ def run(
     Arguments that are None come from params.evaluate; `flags` are temperature, top_k and top_p. Each continuation
     has its own seed, one up from the last; generated alone with that seed, it is the same text.
     """
-    own = params.evaluate
+    evaluate_params = params.evaluate
     check_stops(stops)
     registry = Registry.load(
         paths.plugins, ["models", "samplers"], lambda note: print(printable(note), file=sys.stderr)
     )
-    names, options = with_flags(registry, samplers or own.samplers.use, own.samplers.options, flags)
+    names, options = with_flags(
+        registry, samplers or evaluate_params.samplers.use, evaluate_params.samplers.options, flags
+    )
     chosen = registry.build_all("samplers", names, options, "evaluate.samplers")
     checkpoint = load_model(params, paths, registry, weights, precision)
-    first = own.generation.seed if seed is None else seed
+    first = evaluate_params.generation.seed if seed is None else seed
     wanted = [
         Continuation(prompt, sample + 1, first + number * num_samples + sample)
         for number, prompt in enumerate(prompts)
         for sample in range(num_samples)
     ]
-    length = tokens or own.generation.max_new_tokens
+    length = tokens or evaluate_params.generation.max_new_tokens
     live = len(wanted) == 1 and not as_json
     for each in _continued(checkpoint, wanted, length, chosen, stops, live):
         if as_json:
@@ -102,7 +104,7 @@ def load_model(params: Params, paths: Paths, registry: Registry, weights: str | 
     use_threads(params.runtime.threads)
     device = choose_device(params.runtime.device)
     checkpoint = load_checkpoint(paths.checkpoint, weights or params.evaluate.weights, device, registry)
-    checkpoint.model.to(_PRECISIONS.get(precision) or quickest_precision(checkpoint.model))
+    checkpoint.model.to(_PRECISIONS.get(precision) or fastest_dtype(checkpoint.model))
     return checkpoint
 
 
@@ -173,7 +175,7 @@ def _continued(
         if live:
             show(new)
 
-    def enough(first: int, row: int, token: int) -> bool:
+    def should_stop(first: int, row: int, token: int) -> bool:
         stream = streams[first + row]
         add(first + row, stream.add(token))
         return stream.stopped
@@ -182,14 +184,14 @@ def _continued(
         show(wanted[0].prompt)
     rows = _rows_at_once(model)
     for first in range(0, len(wanted), rows):
-        drawn = continuations(
+        drawn = generate_batch(
             model,
             starts[first : first + rows],
             length,
             samplers,
             [torch.Generator(device).manual_seed(each.seed) for each in wanted[first : first + rows]],
             tokenizer.end_of_text,
-            partial(enough, first),
+            partial(should_stop, first),
         )
         for number, ids in enumerate(drawn, first):
             stream = streams[number]

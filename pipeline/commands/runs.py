@@ -17,17 +17,20 @@ def table(root: Path) -> Iterator[str]:
     if not runs:
         yield "there are no training checkpoints"
         return
-    yield f"{'run':<18}{'step':>15}  {'checkpoints':>11}  {'size':>10}  {'saved':<16}status"
+    rows = [["run", "step", "size", "saved", "status"]]
     for run in runs:
         step = f"{run.step:,} of {run.total_steps:,}" if run.checkpoints else "none"
-        size = format_bytes(run.size)
-        saved = f"{run.checkpoints:>11}  {size:>10}  {_age(run.saved):<16}"
-        yield f"{run.folder.name:<18}{step:>15}  {saved}{_status(run)}"
+        rows.append([run.folder.name, step, format_bytes(run.size), _age(run.saved), _status(run)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, step, size, *others in rows:
+        cells = [name.ljust(widths[0]), step.rjust(widths[1]), size.rjust(widths[2])]
+        cells += [cell.ljust(width) for cell, width in zip(others, widths[3:], strict=True)]
+        yield "  ".join(cells).rstrip()
 
 
 def _status(run: SavedRun) -> str:
     if run.running:
-        return f"running as process {run.running}"
+        return f"process {run.running}"
     return "complete" if run.complete else "unfinished"
 
 

@@ -54,10 +54,10 @@ def run(
     Raises:
         DataError: a file is empty, is a single token, or is not in the encoding.
     """
-    own, corpus = params.evaluate, build_corpus(params, paths)
+    evaluate_params, corpus = params.evaluate, build_corpus(params, paths)
     checkpoint = load_model(params, paths, Registry.load(paths.plugins, ["models"]), weights, "fp32")
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    stride = max(1, round(own.stride * model.architecture.shape.context_length))
+    stride = max(1, round(evaluate_params.stride * model.architecture.shape.context_length))
     start = np.array([tokenizer.end_of_text] if params.tokenize.end_of_text else [], dtype=np.uint32)
     if not as_json:
         what = f"the {checkpoint.weights} weights, of step {checkpoint.step:,}"
@@ -81,7 +81,7 @@ def run(
             view.unscored(int(first[0]))
         quiet = by_token or as_json  # what is printed is for a program, or long
         with nullcontext() if quiet else Progress(f"scoring {file}", "token") as progress:
-            for scores in score_stream(model, chain([start, first], blocks), stride, own.batch_size):
+            for scores in score_stream(model, chain([start, first], blocks), stride, evaluate_params.batch_size):
                 summary.add(scores)
                 total.add(scores)
                 if view is not None:

@@ -23,7 +23,7 @@ from pipeline.train.components import KINDS, Components
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluation import summarize
 from pipeline.train.loop import train_step
-from pipeline.train.memory_check import available, state_bytes
+from pipeline.train.memory_check import memory_per_process, optimizer_state_bytes
 from pipeline.train.phases import phases
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
@@ -147,7 +147,7 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
     peaks, window = _micro_batches(plan, size, accumulates=size * count < plan.length.batch_size)
     plan.optimizer.step()  # makes its state
     update = _seconds(plan.optimizer.step)
-    weights, optimizer = sum(each.nbytes for each in plan.model.parameters()), state_bytes(plan.optimizer)
+    weights, optimizer = sum(each.nbytes for each in plan.model.parameters()), optimizer_state_bytes(plan.optimizer)
     # Temporary tensors of the optimizer may need more than activations, which are free by then.
     temporary = peak_memory(plan.device) - optimizer
     memory = Memory(
@@ -160,7 +160,7 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
         shared=plan.device.type != "cuda",
     )
     tried = max(peaks)
-    windows = plan.data.evaluated["val"][:tried]
+    windows = plan.data.eval_windows["val"][:tried]
     evaluation = _seconds(lambda: summarize(plan, "val", windows)) / len(windows)
     return Trial(memory, size, tried, window, update, evaluation)
 
@@ -205,7 +205,7 @@ def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dic
         peaks[tried] = peak_memory(plan.device)
         following = min(2 * tried, size)
         late = time.perf_counter() - started + 2 * seconds * following / tried > _SECONDS_FOR_STEPS
-        too_large = _extrapolated(peaks, following) > available(plan.device)
+        too_large = _extrapolated(peaks, following) > memory_per_process(plan.device)
         if tried == size or (tried > 1 and (late or too_large)):
             return peaks, seconds / tried
         tried = following

@@ -54,11 +54,13 @@ def compare_recipes(paired: Paired, first_seeds: int, alpha: float = 1 - LEVEL) 
 
 def _variance_from_text(paired: Paired, groups: tuple[slice, slice]) -> float:
     """D: what the choice of the text adds to the variance of the difference, the seeds' part of it left out."""
-    own = _influences(paired)
-    whole = float(((own[groups[1]].mean(axis=0) - own[groups[0]].mean(axis=0)) ** 2).sum())
-    of_seeds = sum(float((own[group].var(axis=0, ddof=1) / len(own[group])).sum()) for group in groups)
+    influences = _influences(paired)
+    total = float(((influences[groups[1]].mean(axis=0) - influences[groups[0]].mean(axis=0)) ** 2).sum())
+    of_seeds = sum(
+        float((influences[group].var(axis=0, ddof=1) / len(influences[group])).sum()) for group in groups
+    )
     units = effective(paired.sizes[0])
-    return max(whole - of_seeds, 0.0) * units / (units - 1)
+    return max(total - of_seeds, 0.0) * units / (units - 1)
 
 
 def _influences(paired: Paired) -> Totals:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from pipeline.comparison.sources import RunSource
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.paths import EVALUATION
-from pipeline.core.values import OPEN, Count, parse_values
+from pipeline.core.values import OPEN, NonNegativeInt, parse_values
 from pipeline.evaluate.bootstrap import FEWEST_DOCUMENTS
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, read_units
@@ -122,7 +122,7 @@ class _About:
     __pydantic_config__ = OPEN
 
     sides: dict[str, _Side]
-    step: Count
+    step: NonNegativeInt
     weights: str
     stride_share: Annotated[float, Field(gt=0, le=1)]
     tokenizer: _Tokenizer
@@ -196,7 +196,7 @@ def pair(runs: Sequence[RunResult], side: str, unit: str) -> Paired:
     """The runs' scores of a side by document, or by block where there are fewer than 30 documents."""
     documents = [run.documents[side] for run in runs]
     names = [each.name for each in documents[0]]
-    if len(names) >= FEWEST_DOCUMENTS and all([each.name for each in own] == names for own in documents):
+    if len(names) >= FEWEST_DOCUMENTS and all([each.name for each in units] == names for units in documents):
         return _paired("documents", documents, unit)
     fewest = min(len(run.blocks[side]) for run in runs)
     return _paired("blocks", [_merged(run.blocks[side], fewest) for run in runs], unit)
@@ -213,7 +213,7 @@ def _merged(blocks: list[UnitScore], count: int) -> list[UnitScore]:
 
 
 def _paired(what: str, units: Sequence[Sequence[UnitScore]], unit: str) -> Paired:
-    values = np.array([[each[1:] for each in own] for own in units], dtype=np.float64)
+    values = np.array([[each[1:] for each in run_units] for run_units in units], dtype=np.float64)
     tokens, nats, size, text_nats = (values[:, :, column] for column in range(4))
     names = [each.name for each in units[0]]
     if unit == NATS:

@@ -238,14 +238,14 @@ def _ranked(
         Recipe(
             values=_values(group[0].result, keys),
             runs=group,
-            losses={side: paired[side].losses[own].tolist() for side in sides},
+            losses={side: paired[side].losses[run_rows].tolist() for side in sides},
             curve=curve,
             cost=Cost(*(math.fsum(each) / len(group) for each in zip(*map(_spent, group), strict=True))),
             steps_to_best=_reached(curve, curves[best]),
             best_steps=_reached(curves[best], curve),
             contrast=contrasts.get(index),
         )
-        for index, (group, own, curve) in enumerate(zip(groups, rows, curves, strict=True))
+        for index, (group, run_rows, curve) in enumerate(zip(groups, rows, curves, strict=True))
     ]
     return Sweep(list(keys), unit, sides, recipes, best, pairs, _confounded(groups, keys), left_out)
 
@@ -285,7 +285,7 @@ def _contrasts(paired: Paired, rows: Sequence[Sequence[int]], best: int) -> tupl
     the same losses, so that any pair could have become the one that is reported. Of the sorted p-values
     p_1 ≤ … ≤ p_m the corrected ones are max_{j ≤ i} (m − j + 1) p_j, at most 1.
     """
-    several = [index for index, own in enumerate(rows) if len(own) > 1]
+    several = [index for index, recipe_rows in enumerate(rows) if len(recipe_rows) > 1]
 
     def differ(first: int, second: int, factor: float = 1.0) -> Difference:
         return compare_recipes(paired.only([*rows[first], *rows[second]]), len(rows[first]), ALPHA / factor)
@@ -297,8 +297,8 @@ def _contrasts(paired: Paired, rows: Sequence[Sequence[int]], best: int) -> tupl
         if best in names:
             other = names[names[0] == best]
             factor = p / p_value if p_value else len(tested)
-            own = differ(best, other, factor)
-            found[other] = Contrast(own.difference, own.low, own.high, p_value, min(p, 1.0))
+            contrast = differ(best, other, factor)
+            found[other] = Contrast(contrast.difference, contrast.low, contrast.high, p_value, min(p, 1.0))
     return found, len(tested)
 
 

@@ -157,8 +157,8 @@ def _plain(sweep: Sweep, index: int, recipe: Recipe) -> dict[str, Any]:
         "values": recipe.values,
         "best": index == sweep.best,
         **{
-            side: {"mean": fmean(own), "sd": stdev(own) if len(own) > 1 else None, "losses": own}
-            for side, own in recipe.losses.items()
+            side: {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None, "losses": values}
+            for side, values in recipe.losses.items()
         },
         "from_best": None if found is None else {**finite(asdict(found)), "differ": found.found},
         "steps_to_best": recipe.steps_to_best,

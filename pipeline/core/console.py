@@ -47,7 +47,7 @@ def json_line(value: Mapping[str, Any]) -> str:
 def wrapped(text: str, file: TextIO, indent: int = 2) -> str:
     """`text` with the lines that are wider than the terminal broken at spaces; the same text if `file` is none.
 
-    Continuation lines begin below the line's own beginning, and `indent` columns to the right of it.
+    Continuation lines begin where the line itself does, if that is not at the margin, else at `indent`.
     """
     width = columns(file)
     if width is None:
@@ -58,7 +58,7 @@ def wrapped(text: str, file: TextIO, indent: int = 2) -> str:
 def _wrapped(line: str, width: int, indent: int) -> str:
     if len(line) <= width:
         return line
-    margin = len(line) - len(line.lstrip(" ")) + indent
+    margin = len(line) - len(line.lstrip(" ")) or indent
     lines = textwrap.wrap(
         line, max(width, margin + 20), subsequent_indent=" " * margin, expand_tabs=False, replace_whitespace=False,
         break_long_words=False, break_on_hyphens=False,
@@ -248,7 +248,9 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def _short(number: float) -> str:
-    """A number in few characters: 9,999, 41.2k, 1.23M."""
+    """A number in few characters: 0.25, 9,999, 412k, 1.23M."""
+    if number < 10:
+        return f"{number:.2g}"
     return f"{number:,.0f}" if number < 100_000 else str(tqdm.format_sizeof(number))
 
 

@@ -39,7 +39,7 @@ def describe_exception(error: BaseException) -> str:
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
 
 
-class Stopping(BaseException):
+class StopRequested(BaseException):
     """The run stops here, between two micro-batches or evaluation batches; what is half done is done again later.
 
     No Exception, so that no plugin catches it by accident.

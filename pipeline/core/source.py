@@ -92,12 +92,12 @@ def _closure(files: Iterable[Path], root: Path, follow: Callable[[str], bool]) -
 
 def _files(folder: Path, name: str) -> Iterator[Path]:
     """The files that importing the module `name` from `folder` runs: packages' `__init__.py` and the module."""
-    place = folder
-    if (place / "__init__.py").is_file():
-        yield place / "__init__.py"
+    path = folder
+    if (path / "__init__.py").is_file():
+        yield path / "__init__.py"
     for part in filter(None, name.split(".")):
-        place /= part
-        yield from [path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()][:1]
+        path /= part
+        yield from [each for each in (path / "__init__.py", path.with_suffix(".py")) if each.is_file()][:1]
 
 
 def _imports(path: Path) -> Iterator[tuple[int, str]]:

@@ -48,11 +48,11 @@ def check_symlinks(data: Path) -> None:
 
 def _links(data: Path) -> Iterator[tuple[Path, Path, str | None]]:
     """Each link to a folder, its manifest, and what that should hold; None for a manifest without its link."""
-    for place, folders, files in os.walk(data):
-        links = {name for name in folders if os.path.islink(os.path.join(place, name))}
+    for folder, folders, files in os.walk(data):
+        links = {name for name in folders if os.path.islink(os.path.join(folder, name))}
         recorded = {name[1 : -len(_ENDING)] for name in files if name[:1] == "." and name.endswith(_ENDING)}
         for name in sorted(links | recorded):
-            link = Path(place, name)
+            link = Path(folder, name)
             yield link, link.with_name(f".{name}{_ENDING}"), _files_behind(link) if name in links else None
 
 
@@ -63,14 +63,14 @@ def _read(manifest: Path) -> str | None:
 def _files_behind(link: Path) -> str:
     """The names, sizes and times (in ns) of all files behind a link, as JSON; each folder only once."""
     files, seen = dict[str, tuple[int, int]](), set[tuple[int, int]]()
-    for place, names, found in os.walk(link, followlinks=True):
-        status = os.stat(place)
+    for folder, names, found in os.walk(link, followlinks=True):
+        status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             names.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         names.sort()
-        for path in (Path(place, name) for name in found if os.path.lexists(os.path.join(place, name))):
+        for path in (Path(folder, name) for name in found if os.path.lexists(os.path.join(folder, name))):
             status = path.stat() if os.path.exists(path) else path.lstat()
             files[path.relative_to(link).as_posix()] = status.st_size, status.st_mtime_ns
     lines = (f"{json.dumps(name)}: [{size}, {time}]" for name, (size, time) in sorted(files.items()))

@@ -12,11 +12,11 @@ from pipeline.core.errors import DataError, PipelineError
 
 T = TypeVar("T")
 
-Size = Annotated[int, Field(gt=0, lt=2**31)]
-Layers = Annotated[int, Field(gt=0, le=10_000)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Amount = Annotated[int, Field(gt=0, lt=2**63)]
-AtOnce = Annotated[int, Field(gt=0, le=2**20)]
+Dimension = Annotated[int, Field(gt=0, lt=2**31)]
+LayerCount = Annotated[int, Field(gt=0, le=10_000)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+InMemoryCount = Annotated[int, Field(gt=0, le=2**20)]
 """What is held in memory together: windows, or the tokens of a text that is drawn."""
 
 DEVICE = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
@@ -42,7 +42,7 @@ def explain(error: ValueError, where: str = "", known: Sequence[str] = ()) -> st
         return " ".join(str(error).split())
     parts = []
     for item in error.errors():
-        place = ".".join([where, *(str(part) for part in item["loc"])]).strip(".")
+        key = ".".join([where, *(str(part) for part in item["loc"])]).strip(".")
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "there is no such key" + (f" (there are: {', '.join(known)})" if known else "")
@@ -52,7 +52,7 @@ def explain(error: ValueError, where: str = "", known: Sequence[str] = ()) -> st
             message = f"input should be {_EXPECTED[item['type']]}, not {_shown(item['input'])}"
         elif item["type"] != "value_error":
             message = f"{message[:1].lower()}{message[1:]}, not {_shown(item['input'])}"
-        parts.append(f"{place}: {message}" if place else message)
+        parts.append(f"{key}: {message}" if key else message)
     return "; ".join(parts[:6] + [f"and {len(parts) - 6} more"] * (len(parts) > 6))
 
 

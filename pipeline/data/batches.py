@@ -83,7 +83,7 @@ def token_index(
     text = Source("", context_length, shift, (0,), (0,), begins)
     if type(sampler).sources is BatchSampler.sources:
         return TokenIndex(tokens, context_length, text, {})
-    found: dict[str, _Runs] = {}
+    found: dict[str, _Spans] = {}
     entries, copies = tee(documents)
     told = (IndexedDocument(entry.name, entry.tokens) for entry in copies)
     names = guarded_items(sampler, lambda: sampler.sources(told), passes=(ValueError,))
@@ -91,7 +91,7 @@ def token_index(
         for entry, name in zip_longest(entries, names):
             if entry is None or not isinstance(name, str):
                 raise PluginError(f"{label(sampler)}: sources must give a text for each document, not {name!r}")
-            found.setdefault(name, _Runs()).add(entry.start, min(entry.end, begins))
+            found.setdefault(name, _Spans()).add(entry.start, min(entry.end, begins))
     except ValueError as error:
         raise DataError(f"train.batch_sampler.{sampler.name}: {error}") from None
     for name, runs in found.items():
@@ -107,7 +107,7 @@ def token_index(
     return TokenIndex(tokens, context_length, text, sources)
 
 
-class _Runs:
+class _Spans:
     """The runs of a source's tokens: where each begins, and how many tokens are before it."""
 
     def __init__(self) -> None:
@@ -153,11 +153,11 @@ class _EvaluationWindows(Sequence[EvaluationWindow]):
         return len(self.starts)
 
     @overload
-    def __getitem__(self, place: int) -> EvaluationWindow: ...
+    def __getitem__(self, index: int) -> EvaluationWindow: ...
     @overload
-    def __getitem__(self, place: slice) -> Sequence[EvaluationWindow]: ...
-    def __getitem__(self, place: int | slice) -> EvaluationWindow | Sequence[EvaluationWindow]:
-        chosen = self.starts[place]
+    def __getitem__(self, index: slice) -> Sequence[EvaluationWindow]: ...
+    def __getitem__(self, index: int | slice) -> EvaluationWindow | Sequence[EvaluationWindow]:
+        chosen = self.starts[index]
         if isinstance(chosen, range):
             return [self._at(start) for start in chosen]
         return self._at(chosen)

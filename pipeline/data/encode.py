@@ -56,31 +56,31 @@ def cut(text: str | Iterable[str], pattern: str, size: int = PIECE) -> Iterator[
     Raises:
         ValueError: a word has more than `LONGEST_WORD` characters.
     """
-    place = word_end(pattern)
+    find_word_end = word_end(pattern)
     pending: list[str] = []
-    length, enough, before = 0, 2 * size, 0
+    length, min_length, before = 0, 2 * size, 0
     for block in [text] if isinstance(text, str) else text:
         pending.append(block)
         length += len(block)
-        if length < enough:
+        if length < min_length:
             continue
         joined = "".join(pending)
         start = 0
-        while len(joined) - start >= enough:
-            end = place(joined[start : start + enough], size)
-            if end is None and enough >= 2 * max(LONGEST_WORD, size):
+        while len(joined) - start >= min_length:
+            end = find_word_end(joined[start : start + min_length], size)
+            if end is None and min_length >= 2 * max(LONGEST_WORD, size):
                 raise ValueError(
                     f"{joined[start : start + 20]!r}…, byte {before:,} of its UTF-8, is before a word of over "
                     f"{LONGEST_WORD:,} characters, too long to encode: put line breaks into it, leave it out, or "
                     "set tokenize.tokenizer.name: bytes"
                 )
             if end is None:
-                enough *= 2  # so that a long word is not read again for each block
+                min_length *= 2  # so that a long word is not read again for each block
             else:
                 piece = joined[start : start + end]
                 yield piece
                 before += len(piece) if piece.isascii() else len(piece.encode(errors="surrogatepass"))
-                start, enough = start + end, 2 * size
+                start, min_length = start + end, 2 * size
         pending, length = [joined[start:]], len(joined) - start
     yield "".join(pending)
 
@@ -106,13 +106,13 @@ def _cannot(document: Document, error: Exception) -> DataError:
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Piece, TokenIds]]:
     """Each piece with its ids, in order; only a few pieces per thread are in memory at a time."""
     waiting: deque[Future[list[tuple[Piece, TokenIds]]]] = deque()
-    own = local()
+    per_thread = local()
 
     def begin() -> None:
-        own.tokenizer = replace(tokenizer)  # tiktoken's regular expressions are slower when threads share them
+        per_thread.tokenizer = replace(tokenizer)  # tiktoken is slower when threads share one
 
     def ids_of(batch: list[Piece]) -> list[tuple[Piece, TokenIds]]:
-        return [(piece, _ids(piece, own.tokenizer)) for piece in batch]
+        return [(piece, _ids(piece, per_thread.tokenizer)) for piece in batch]
 
     with ThreadPoolExecutor(threads, initializer=begin) as pool:
         for batch in _batches(pieces(documents, tokenizer.pattern)):

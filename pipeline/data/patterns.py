@@ -102,12 +102,12 @@ def _is_settled(words: regex.Pattern[str], text: str, ends: list[int]) -> bool:
 
     A character that this Python's Unicode lacks may be a letter to one package and a symbol to another.
     """
-    first, second, place, *_, last = ends
-    behind = place + _CONTEXT
+    first, second, cut, *_, last = ends
+    behind = cut + _CONTEXT
     return (
         not any(category(character) == "Cn" for character in text[first:last])
-        and all(_ends(words, text, first, end)[:2] == [second, place] for end in {*range(place, place + 4), last})
-        and [place + end for end in _ends(words, text[place:behind])] == _ends(words, text, place, behind)
+        and all(_ends(words, text, first, end)[:2] == [second, cut] for end in {*range(cut, cut + 4), last})
+        and [cut + end for end in _ends(words, text[cut:behind])] == _ends(words, text, cut, behind)
     )
 
 

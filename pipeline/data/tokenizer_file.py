@@ -54,8 +54,8 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
             f"{path} is missing: put the tokenizer's file there, or set tokenize.tokenizer.file.path"
         ) from None
     is_json = content.lstrip().startswith(b"{")
-    own = is_json and b'"fingerprint":' in content[:_BEGINNING]
-    if own:
+    is_checkpoint = is_json and b'"fingerprint":' in content[:_BEGINNING]
+    if is_checkpoint:
         tokenizer = Tokenizer.load(path, "bring a whole copy")
     elif is_json:
         tokenizer = _from_tokenizer_json(path, content, end_of_text)

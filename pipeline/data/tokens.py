@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.core.errors import DataError
 from pipeline.core.files import MANIFEST, read_json, verify_manifest, write_json, write_manifest
-from pipeline.core.values import OPEN, STRICT, Amount, Count, explain, read_values
+from pipeline.core.values import OPEN, STRICT, NonNegativeInt, PositiveInt, explain, read_values
 from pipeline.data.tokenizer import Tokenizer
 
 Ids = np.ndarray[tuple[int], np.dtype[Any]]
@@ -42,9 +42,9 @@ class IndexEntry:
     __pydantic_config__ = STRICT
 
     name: str
-    start: Count
-    tokens: Amount
-    bytes: Count
+    start: NonNegativeInt
+    tokens: PositiveInt
+    bytes: NonNegativeInt
     split: str | None = None
     digest: str | None = None
 
@@ -117,9 +117,9 @@ def finish_folder(
 class _File:
     """The numbers of a token file (`TokenWriter.summary`)."""
 
-    tokens: Amount
-    documents: Amount
-    bytes: Count
+    tokens: PositiveInt
+    documents: PositiveInt
+    bytes: NonNegativeInt
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,10 @@ def intervals(breakdown: Breakdown) -> dict[str, dict[str, float]]:
 
     A number that the text does not have, or that overflows, has none; with a single unit there is none at all.
     """
-    _, own = units(breakdown)
-    if len(own) < 2:
+    _, scores = units(breakdown)
+    if len(scores) < 2:
         return {}
-    values = sums(own)
+    values = sums(scores)
     count = effective(values[:, 0])
     tokens, nats, size, text_nats, correct = resampled(grouped(values)).T
     found = {"loss": interval(nats / tokens, count)}

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.evaluate.breakdown import UnitScore, positions
-from pipeline.model.scoring import plain_numbers
+from pipeline.model.scoring import loss_metrics
 from pipeline.plugin.calls import calling, check_numbers, label
 from pipeline.plugin.components import IGNORED, Metric, TaskMetric, TextModel, TokenScores
 
@@ -77,14 +77,14 @@ class MetricSums:
             return
         if self._byte_lengths.device != targets.device:
             self._byte_lengths = self._byte_lengths.to(targets.device)
-        places = torch.from_numpy(positions(numbers, self._context, self._stride)).to(targets.device)
-        scores = TokenScores(targets, nats, correct, confidence, places, self._byte_lengths[targets], logits)
+        in_window = torch.from_numpy(positions(numbers, self._context, self._stride)).to(targets.device)
+        scores = TokenScores(targets, nats, correct, confidence, in_window, self._byte_lengths[targets], logits)
         self._update("", scores)
         document = np.searchsorted(self._starts, numbers + 1, side="right") - 1
-        for pattern, members in self._members.items():
-            own = torch.from_numpy(members[document]).to(targets.device)
-            if own.any():
-                self._update(pattern, TokenScores(**{name: value[own] for name, value in vars(scores).items()}))
+        for pattern, is_member in self._members.items():
+            members = torch.from_numpy(is_member[document]).to(targets.device)
+            if members.any():
+                self._update(pattern, TokenScores(**{name: value[members] for name, value in vars(scores).items()}))
 
     def _update(self, group: str, scores: TokenScores) -> None:
         for metric in self._metrics:
@@ -110,11 +110,13 @@ def group_numbers(documents: Sequence[UnitScore], sums: MetricSums) -> dict[str,
     """By pattern, the numbers of a text's documents whose names match it: the plain ones and the metrics'."""
     found = {}
     for pattern in sums.groups:
-        own = [unit for unit in documents if fnmatchcase(unit.name, pattern)]
-        if own:
-            tokens, nats, size, text_nats, correct = (sum(column) for column in list(zip(*own, strict=True))[1:])
-            plain = plain_numbers(tokens, nats, size, text_nats, correct)
-            found[pattern] = {**plain, **sums.results(pattern), "tokens": tokens, "documents": len(own)}
+        members = [unit for unit in documents if fnmatchcase(unit.name, pattern)]
+        if members:
+            tokens, nats, size, text_nats, correct = (
+                sum(column) for column in list(zip(*members, strict=True))[1:]
+            )
+            plain = loss_metrics(tokens, nats, size, text_nats, correct)
+            found[pattern] = {**plain, **sums.results(pattern), "tokens": tokens, "documents": len(members)}
     return found
 
 

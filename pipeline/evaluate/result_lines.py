@@ -52,9 +52,12 @@ def table(numbers: Numbers, about: Numbers, units: Mapping[str, str]) -> Iterato
         units: What each text's intervals are over, such as "31 documents".
     """
     shown = {side: {**numbers[side], "accuracy": about[side]["accuracy"]} for side in about}
-    names = dict.fromkeys(name for values in shown.values() for name, value in values.items() if name != "tokens")
+    found = (name for values in shown.values() for name in values if name != "tokens")
+    names = dict.fromkeys(["loss", "perplexity", _BITS, "accuracy", *found])
     rows = [["", *(text for side in shown for text in (side, ""))]]
     for name in names:
+        if not any(name in values for values in shown.values()):
+            continue  # such as a perplexity that overflows
         cells = [name.replace("_", " ")]
         for side, values in shown.items():
             ends = about[side]["interval"].get(name)
@@ -110,4 +113,4 @@ def next_commands(prompts: Sequence[str], comparable: bool) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.2f}" if abs(value) < 100_000 else f"{value:.4g}"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}" if abs(value) < 100_000 else f"{value:.4g}"

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import device_of
-from pipeline.model.generate import continuations
+from pipeline.model.generate import generate_batch
 from pipeline.plugin.components import Sampler
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def draw_samples(
     def drawn(how: str, samplers: Sequence[Sampler], random: bool = True) -> list[Sample]:
         seeds = range(params.seed, params.seed + len(starts))
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if random else None
-        texts = continuations(
+        texts = generate_batch(
             checkpoint.model, starts, params.max_new_tokens, samplers, generators, tokenizer.end_of_text
         )
         return [

@@ -46,15 +46,19 @@ KINDS = ["models", "samplers", "metrics"]
 
 def run(params: Params, paths: Paths) -> None:
     """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and its tables."""
-    own = params.evaluate
+    evaluate_params = params.evaluate
     registry = Registry.load(paths.plugins, KINDS)
-    samplers = registry.build_all("samplers", own.samplers.use, own.samplers.options, "evaluate.samplers")
-    metrics = registry.build_all("metrics", own.metrics.use, own.metrics.options, "evaluate.metrics")
+    samplers = registry.build_all(
+        "samplers", evaluate_params.samplers.use, evaluate_params.samplers.options, "evaluate.samplers"
+    )
+    metrics = registry.build_all(
+        "metrics", evaluate_params.metrics.use, evaluate_params.metrics.options, "evaluate.metrics"
+    )
     chosen = [("samplers", each) for each in samplers] + [("metrics", each) for each in metrics]
     identity = output_fingerprint(
         "pipeline.evaluate.stage",
         {
-            **effective(own.model_dump(mode="json")),
+            **effective(evaluate_params.model_dump(mode="json")),
             "chosen": [(kind, each.name, plain_options(each)) for kind, each in chosen],
             "tasks": _task_files(paths.tasks) if any(isinstance(each, TaskMetric) for each in metrics) else {},
         },
@@ -67,13 +71,18 @@ def run(params: Params, paths: Paths) -> None:
     use_threads(params.runtime.threads)
     if params.runtime.keep_memory:
         keep_memory()
-    checkpoint = load_checkpoint(paths.checkpoint, own.weights, choose_device(params.runtime.device), registry)
+    checkpoint = load_checkpoint(
+        paths.checkpoint, evaluate_params.weights, choose_device(params.runtime.device), registry
+    )
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
     check_same_tokenizer(checkpoint, splits)
     _check_same_run(paths)
     note_changes(record, params, splits, paths)
-    fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
+    fact(
+        "read",
+        f"{paths.shown(paths.checkpoint)}: the {evaluate_params.weights} weights, of step {checkpoint.step:,}",
+    )
 
     train_counts = token_counts(splits.ids("train"), checkpoint.tokenizer.vocab_size)
     numbers: dict[str, Any] = {}
@@ -82,22 +91,22 @@ def run(params: Params, paths: Paths) -> None:
     for side in splits.names:
         if side != "train":
             numbers[side], about[side], breakdowns[side] = _evaluate(
-                checkpoint, splits, side, own, metrics, train_counts
+                checkpoint, splits, side, evaluate_params, metrics, train_counts
             )
-    check_groups(own.groups, (each["groups"] for each in about.values()))
+    check_groups(evaluate_params.groups, (each["groups"] for each in about.values()))
     ends = record.params["tokenize"].get("end_of_text") is not False
-    if tasks := run_tasks(metrics, text_model(checkpoint, ends, own.batch_size, paths.tasks)):
+    if tasks := run_tasks(metrics, text_model(checkpoint, ends, evaluate_params.batch_size, paths.tasks)):
         numbers["tasks"] = tasks
 
     evaluation = Evaluation(
         checkpoint=checkpoint,
         splits=splits,
         metrics=numbers,
-        about=_about(own, checkpoint, record, about, paths),
+        about=_about(evaluate_params, checkpoint, record, about, paths),
         breakdowns=breakdowns,
-        samples=draw_samples(checkpoint, own.generation, samplers),
+        samples=draw_samples(checkpoint, evaluate_params.generation, samplers),
         record=record,
-        params=effective(own.model_dump(mode="json")),
+        params=effective(evaluate_params.model_dump(mode="json")),
     )
     before = result_lines.read_before(paths)
     with published_folder(paths.reports, paths) as folder:
@@ -111,7 +120,7 @@ def run(params: Params, paths: Paths) -> None:
         say(f"\n{first.prompt}{first.continuation}\n", indent=0)
     fact(*result_lines.result(numbers, about, before))
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
-    fact("next", result_lines.next_commands(own.generation.prompts, bool(before)))
+    fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before)))
 
 
 def _task_files(folder: Path) -> dict[str, str]:

@@ -36,13 +36,13 @@ def text_model(checkpoint: Checkpoint, ends: bool, batch_size: int, folder: Path
         windows: list[EvaluationWindow] = []
         owners: list[int] = []
         for number, text in enumerate(texts):
-            own = [*before, *(int(token) for token in tokenizer.encode(text))]
-            for window in evaluation_windows(len(own), context, max(1, context // 2)):
+            continuation = [*before, *(int(token) for token in tokenizer.encode(text))]
+            for window in evaluation_windows(len(continuation), context, max(1, context // 2)):
                 counted = min(window.counted, window.end - len(before))
                 if counted > 0:
                     windows.append(EvaluationWindow(len(ids) + window.start, len(ids) + window.end, counted))
                     owners += [number] * counted
-            ids += own
+            ids += continuation
         scores = score(model, np.array(ids, dtype=np.uint32), windows, batch_size)
         found = np.concatenate([np.zeros(0), *(each.nats for each in scores)])
         return [float(total) for total in np.bincount(owners, found, len(texts))] if owners else [0.0] * len(texts)

@@ -45,12 +45,14 @@ _SAMPLE_TOKENS = 80
 def run(params: Params, paths: Paths) -> None:
     """Reads the checkpoint and held-out text; writes artifacts/export: the first format at the top, each
     further one in a folder of its name, and a verification.json beside each."""
-    own = params.export
+    export_params = params.export
     registry = Registry.load(paths.plugins, KINDS)
-    exporters = registry.build_all("exporters", own.formats.use, own.formats.options, "export.formats")
+    exporters = registry.build_all(
+        "exporters", export_params.formats.use, export_params.formats.options, "export.formats"
+    )
     identity = output_fingerprint(
         "pipeline.export.stage",
-        {"weights": own.weights, "formats": [(each.name, plain_options(each)) for each in exporters]},
+        {"weights": export_params.weights, "formats": [(each.name, plain_options(each)) for each in exporters]},
         [
             paths.checkpoint / MANIFEST,
             paths.splits / MANIFEST,
@@ -65,12 +67,14 @@ def run(params: Params, paths: Paths) -> None:
     if republished("export", paths.export, identity, paths):
         return
     use_threads(params.runtime.threads)
-    checkpoint = load_checkpoint(paths.checkpoint, own.weights, torch.device("cpu"), registry)
+    checkpoint = load_checkpoint(paths.checkpoint, export_params.weights, torch.device("cpu"), registry)
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
     note_changes(record, params, splits, paths)
     source = export_source(checkpoint, held_out_text(checkpoint, splits, PROOF_TOKENS))
-    fact("read", f"{paths.shown(paths.checkpoint)}: the {own.weights} weights, of step {checkpoint.step:,}")
+    fact(
+        "read", f"{paths.shown(paths.checkpoint)}: the {export_params.weights} weights, of step {checkpoint.step:,}"
+    )
 
     proofs: dict[str, dict[str, Any]] = {}
     with published_folder(paths.export, paths) as folder:
@@ -80,7 +84,7 @@ def run(params: Params, paths: Paths) -> None:
             proof = _proven(exporter, source, target)
             proofs[exporter.name] = {
                 "format": exporter.name,
-                "weights": own.weights,
+                "weights": export_params.weights,
                 "step": checkpoint.step,
                 **proof,
             }
@@ -92,7 +96,7 @@ def run(params: Params, paths: Paths) -> None:
                 say(f"         {exporter.name}'s reader is not installed: the files were only read back")
         write_json(folder / RECORD, {"identity": identity})
         write_atomically(folder / "README.md", _card(paths, checkpoint, record, splits, proofs).text())
-    fact("wrote", f"{paths.shown(paths.export)}")
+    fact("wrote", f"{paths.shown(paths.export)}; its README.md says how to load it")
 
 
 def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]:

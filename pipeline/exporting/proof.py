@@ -150,17 +150,17 @@ def check_loss(source: ExportSource, logits: Logits, reader: str, most: float) -
     rows = real_rows(source, max(4, _TOKENS_OF_LOSS // source.config["context_length"]))
     targets = rows[:, 1:].flatten()
     with torch.inference_mode():
-        own, theirs = (
+        expected, actual = (
             float(cross_entropy(each(rows)[:, :-1].float().flatten(0, 1), targets, reduction="sum"))
             / max(len(targets), 1)
             for each in (source.logits, logits)
         )
-    if not theirs - own <= most:
+    if not actual - expected <= most:
         raise ValueError(
-            f"by {reader} the held-out text costs {theirs:.4f} nats a token, and by the checkpoint {own:.4f}: more "
-            f"than {most:g} are lost"
+            f"by {reader} the held-out text costs {actual:.4f} nats a token, and by the checkpoint {expected:.4f}: "
+            f"more than {most:g} are lost"
         )
-    return own, theirs
+    return expected, actual
 
 
 # ── greedy text ───────────────────────────────────────────────────────────────────────────────────

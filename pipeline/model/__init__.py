@@ -1,6 +1,6 @@
 """Models: what they are built from, checkpoints, token scoring, generation.
 
-`load` is the way to use a trained model from Python.
+`load` and `load_optimizer` are the way to use a checkpoint from Python.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.model.checkpoint import Checkpoint
 
 
@@ -32,3 +34,26 @@ def load(
 
     registry = Registry.load(Path(plugins).absolute(), ["models"])
     return load_checkpoint(Path(folder), weights, choose_device(device), registry)
+
+
+def load_optimizer(
+    folder: str | Path, model: torch.nn.Module, plugins: str | Path = "plugins"
+) -> torch.optim.Optimizer:
+    """The optimizer that trained a checkpoint, with its saved state, over the parameters of `model`.
+
+    Args:
+        folder: The checkpoint, such as artifacts/checkpoint.
+        model: Its model: `load(folder, weights="last").model`, whose step the optimizer's state belongs to.
+        plugins: The project's folder of plugins, which provides the optimizer unless an installed package does.
+
+    Raises:
+        DataError: a file is missing or damaged.
+        CheckpointError: the saved state does not fit `model`.
+        ParamsError: no plugin provides the optimizer.
+        PluginError: the optimizer cannot be built.
+    """
+    from pipeline.model.trained_optimizer import load_trained_optimizer
+    from pipeline.plugin.registry import Registry
+
+    registry = Registry.load(Path(plugins).absolute(), ["optimizers"])
+    return load_trained_optimizer(Path(folder), model, registry)

@@ -58,7 +58,7 @@ class ModelConfig:
             found = Architecture(
                 registry.build("models", self.name, {self.name: self.options}, "model"), self.shape
             )
-            _ = found.outline
+            _ = found.meta_model
         except ParamsError as error:
             raise CheckpointError(f"{where}: {error}") from None
         return found
@@ -113,14 +113,14 @@ class Architecture:
         return ModelConfig(self.component.name, plain_options(self.component), self.shape)
 
     @cached_property
-    def outline(self) -> LanguageModel:
+    def meta_model(self) -> LanguageModel:
         """The model without content, on the device "meta": its parameters' names, shapes and dtypes.
 
         Raises:
             ParamsError: there is no such model, or it is larger than any memory.
         """
         try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"), _WithoutDraws():
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), _SkipInit():
                 return self.make()
         except (RuntimeError, PluginError) as error:
             if "calculation overflowed" in str(error.__cause__ or error):
@@ -130,14 +130,14 @@ class Architecture:
             raise
 
     @cached_property
-    def tensors(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    def tensor_specs(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and dtype of each tensor in the state dict."""
-        return {name: (tensor.shape, tensor.dtype) for name, tensor in self.outline.state_dict().items()}
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in self.meta_model.state_dict().items()}
 
     @cached_property
     def parameters(self) -> dict[str, int]:
         """The size of each parameter; a tied head is counted once."""
-        return {name: parameter.numel() for name, parameter in self.outline.named_parameters()}
+        return {name: parameter.numel() for name, parameter in self.meta_model.named_parameters()}
 
     @property
     def parameter_count(self) -> int:
@@ -149,7 +149,7 @@ class Architecture:
         """Floating-point operations a trained token costs, forward and backward: 6N + 12·L·T·D, N without the
         embeddings but with the head (Chowdhery et al., 2022, appendix B). Of what does not look like GPT-2, such as
         a mixture of experts, an estimate."""
-        embeddings = [module for module in self.outline.modules() if isinstance(module, nn.Embedding)]
+        embeddings = [module for module in self.meta_model.modules() if isinstance(module, nn.Embedding)]
         n = self.parameter_count - sum(each.weight.numel() for each in embeddings)
         shape = self.shape
         if "head.weight" not in self.parameters:
@@ -157,7 +157,7 @@ class Architecture:
         return 6 * n + 12 * shape.n_layers * shape.context_length * shape.emb_dim
 
 
-class _WithoutDraws(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """Skips what draws or fills a tensor: one without content has nothing to draw, and torch takes over a second to
     load what would pretend to."""
 
@@ -169,7 +169,7 @@ class _WithoutDraws(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def run(model: LanguageModel, ids: torch.Tensor, *cache: object) -> ModelOutput:
+def checked_forward(model: LanguageModel, ids: torch.Tensor, *cache: object) -> ModelOutput:
     """What a model computes for ids [B, T].
 
     Raises:

@@ -14,7 +14,7 @@ from pipeline.plugin.components import ModelShape
 
 PLAIN_UP_TO = 512
 """Tokens up to which plain matrix products beat the fused kernel on a CPU in bfloat16, except for a single query
-(docs/performance.md)."""
+(benchmarks/RESULTS.md)."""
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Attention(nn.Module):
         x: torch.Tensor,
         rotation: Rotation | None,
         mask: torch.Tensor | None,
-        kept: torch.Tensor | None,
+        keep_mask: torch.Tensor | None,
         cache: KVCache | None,
     ) -> torch.Tensor:
         """x [B, T, D] → what each token gathers [B, T, D].
@@ -119,7 +119,8 @@ class Attention(nn.Module):
             x: The normalised residual stream.
             rotation: The tokens' positions; None where they are in `x` already.
             mask: What each token sees; None for everything up to itself.
-            kept: Which of attention's weights dropout keeps; None for all, or, on a GPU, for a mask of its own.
+            keep_mask: The attention weights [B, n_heads, T, all] that dropout keeps; None keeps all, or, on a GPU,
+                lets the fused kernel draw its own mask.
             cache: Keys and values of the tokens before; it gets those of these.
         """
         batch, length, emb_dim = x.shape
@@ -128,7 +129,7 @@ class Attention(nn.Module):
             k, v = cache.extend(self.layer, k, v)
         if self.kv_heads < self.n_heads:
             k, v = (each.repeat_interleave(self.n_heads // self.kv_heads, dim=1) for each in (k, v))
-        attended = attend(q, k, v, mask, kept, self.dropout if self.training else 0.0)
+        attended = attend(q, k, v, mask, keep_mask, self.dropout if self.training else 0.0)
         return self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))  # type: ignore[no-any-return]
 
     def project(
@@ -152,7 +153,7 @@ def attend(
     k: torch.Tensor,
     v: torch.Tensor,
     mask: torch.Tensor | None,
-    kept: torch.Tensor | None = None,
+    keep_mask: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """softmax(q·k/√d)·v, [B, n_heads, T, head size].
@@ -161,19 +162,19 @@ def attend(
         q: Queries [B, n_heads, T, head size].
         k, v: Keys and values [B, n_heads, all tokens so far, head size].
         mask: What each query sees, broadcast to [B, n_heads, T, all]; None for everything up to itself.
-        kept: Which of the weights [B, n_heads, T, all] dropout keeps; None for all.
-        dropout: The share of weights to drop. Where `kept` is None, the fused kernel draws its own mask.
+        keep_mask: Which of the weights [B, n_heads, T, all] dropout keeps; None for all.
+        dropout: The share of weights to drop. Where `keep_mask` is None, the fused kernel draws its own mask.
     """
     new, total = q.shape[2], k.shape[2]
     quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < new <= total <= PLAIN_UP_TO
-    plain = quick or kept is not None
+    plain = quick or keep_mask is not None
     if mask is None and new > 1 and (plain or new < total):  # is_causal would align query 0 with key 0
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
     if plain:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
-        return dropped(scores.softmax(dim=-1), kept, dropout) @ v
+        return dropped(scores.softmax(dim=-1), keep_mask, dropout) @ v
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and bool(new > 1)
     )

@@ -50,16 +50,17 @@ class RMSNorm(nn.Module):
 
 
 class DropoutMasks(NamedTuple):
-    """What dropout keeps in a block; None keeps everything.
+    """The dropout masks of one block: True keeps a number. None keeps all of them.
 
     Attributes:
-        weights: Of attention's weights [B, n_heads, T, T]. None, too, on a GPU, whose kernel draws its own mask.
-        attended, inside: Of what attention and MLP add to the residual stream [B, T, D].
+        attention_weights: For attention's weights [B, n_heads, T, T]. Also None on a GPU, where the fused kernel
+            draws its own mask.
+        attention_output, mlp_output: For what attention and MLP add to the residual stream [B, T, D].
     """
 
-    weights: torch.Tensor | None = None
-    attended: torch.Tensor | None = None
-    inside: torch.Tensor | None = None
+    attention_weights: torch.Tensor | None = None
+    attention_output: torch.Tensor | None = None
+    mlp_output: torch.Tensor | None = None
 
     @classmethod
     def draw(cls, x: torch.Tensor, dropout: float, n_heads: int = 0) -> DropoutMasks:

@@ -76,7 +76,7 @@ def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
     with serialization.patch("save.compute_crc32", crc), path.open("wb") as file:  # type: ignore[attr-defined]
         try:
             torch.save(_with_shared_keys(value), file)
-        except RuntimeError as error:  # torch's own complaint hides the system's
+        except RuntimeError as error:  # torch's own message hides the system's
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -87,8 +87,8 @@ def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
 def tensor_bytes(value: Any) -> int:
     """Bytes of all tensors in nested dicts and lists; of one that is shared out, this rank's share."""
     if isinstance(value, torch.Tensor):
-        own: torch.Tensor = value.to_local() if hasattr(value, "to_local") else value
-        return own.numel() * own.element_size()
+        local: torch.Tensor = value.to_local() if hasattr(value, "to_local") else value
+        return local.numel() * local.element_size()
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return sum(tensor_bytes(each) for each in values)
 
@@ -129,8 +129,8 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
     architecture = config.architecture(registry, folder / CONFIG)
     path = weights_file(folder, weights)
     saved = load_tensors(path)
-    own, step = saved.get("model_state_dict", {}), saved.get("step")
-    check_weights(own, architecture, str(path))
+    weights_by_name, step = saved.get("model_state_dict", {}), saved.get("step")
+    check_weights(weights_by_name, architecture, str(path))
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{path}: step is {step!r}, and a count of steps is expected: {_FIX}")
     if tokenizer.vocab_size != config.shape.vocab_size:
@@ -139,7 +139,7 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
             f"{config.shape.vocab_size:,}: {_FIX}"
         )
     model = architecture.make()
-    model.load_state_dict(own)
+    model.load_state_dict(weights_by_name)
     return Checkpoint(model.to(device).eval(), tokenizer, step, weights)
 
 
@@ -176,7 +176,7 @@ def _weights_problem(weights: Any, architecture: Architecture) -> str:
     if not isinstance(weights, dict) or not all(_plain(each) for each in weights.values()):
         return "model_state_dict is no dict of tensors"
     tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
-    different = {str(name) for name, _ in tensors.items() ^ architecture.tensors.items()}
+    different = {str(name) for name, _ in tensors.items() ^ architecture.tensor_specs.items()}
     return f"{min(different)} does not fit {CONFIG}" if different else ""
 
 
@@ -189,9 +189,9 @@ def _plain(value: Any) -> bool:
 def first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
     """The first weight that holds NaN or infinity; of shards, this rank's."""
     for name, tensor in weights.items():
-        own: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         # A sum is ten times as fast, and finite only where every weight is; it may overflow where all are finite.
-        if not bool(own.sum().isfinite()) and not bool(own.isfinite().all()):
+        if not bool(local.sum().isfinite()) and not bool(local.isfinite().all()):
             return name
     return None
 

@@ -16,7 +16,7 @@ RMS_EPS = 1e-6
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`; for bfloat16 weights on a CPU, as in generation, with the weights as the first factor: as the
-    second they would be copied to another layout each time (docs/performance.md).
+    second they would be copied to another layout each time (benchmarks/RESULTS.md).
 
     Args:
         x: [..., inputs].
@@ -58,10 +58,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
         x, root = ctx.saved_tensors
-        shared = (x * upstream).mean(dim=-1, keepdim=True) * root**3
-        return torch.addcmul(upstream * root, x, shared, value=-1), None
+        mean = (x * grad_output).mean(dim=-1, keepdim=True) * root**3
+        return torch.addcmul(grad_output * root, x, mean, value=-1), None
 
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
@@ -78,9 +78,9 @@ class _ReluSquared(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
         (positive,) = ctx.saved_tensors
-        return (positive * upstream).mul_(2)  # type: ignore[no-any-return]
+        return (positive * grad_output).mul_(2)  # type: ignore[no-any-return]
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -98,10 +98,10 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
-        through = torch.ops.aten.silu_backward(upstream * up, gate)
-        return through, F.silu(gate).mul_(upstream)
+        grad_gate = torch.ops.aten.silu_backward(grad_output * up, gate)
+        return grad_gate, F.silu(gate).mul_(grad_output)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -120,15 +120,15 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
+        return _rotate_pairs(x, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotated(upstream, cos, -sin), None, None
+        return _rotate_pairs(grad_output, cos, -sin), None, None
 
 
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat([torch.addcmul(first * cos, second, sin), torch.addcmul(second * cos, first, -sin)], dim=-1)
 
@@ -139,10 +139,11 @@ def keep_mask(shape: tuple[int, ...], dropout: float, device: torch.device) -> t
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout)
     count = math.prod(shape)
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # four numbers in each
-    least = min(round(dropout * (1 << 16)), (1 << 16) - 1) - (1 << 15)
-    return (draws.view(torch.int16)[:count] >= least).view(shape)
+    threshold = min(round(dropout * (1 << 16)), (1 << 16) - 1) - (1 << 15)
+    return (draws.view(torch.int16)[:count] >= threshold).view(shape)
 
 
-def dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
-    """`x` with the numbers outside `kept` set to 0 and the others scaled to the same mean; `x` itself for None."""
-    return x if kept is None else x * (kept.to(x.dtype) * (1 / (1 - dropout)))
+def dropped(x: torch.Tensor, keep_mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    """Dropout with a given mask: `x` with the numbers outside `keep_mask` set to 0 and the others divided by
+    1 − dropout. `x` itself if the mask is None."""
+    return x if keep_mask is None else x * (keep_mask.to(x.dtype) * (1 / (1 - dropout)))

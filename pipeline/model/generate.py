@@ -9,23 +9,23 @@ from typing import Any
 import torch
 
 from pipeline.core.errors import PluginError
-from pipeline.model.architecture import LanguageModel, run
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import computes_bf16, device_of
 from pipeline.model.functions import linear
 from pipeline.plugin.calls import calling, label, supported_arguments
 from pipeline.plugin.components import Sampler
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-_WORTH_HALVING = 10_000_000
+_BF16_MIN_PARAMETERS = 10_000_000
 """Parameters beyond which the weights do not fit into a processor's caches, so that each token waits for memory."""
 
 
-def quickest_precision(model: LanguageModel) -> torch.dtype:
+def fastest_dtype(model: LanguageModel) -> torch.dtype:
     """The fastest dtype of the weights for generation: bfloat16 if they are many (half the bytes are read for each
     token) and the processor has instructions for it, else float32."""
-    many = model.architecture.parameter_count >= _WORTH_HALVING
-    halved = many and computes_bf16(device_of(model))
-    return torch.bfloat16 if halved else torch.float32
+    many = model.architecture.parameter_count >= _BF16_MIN_PARAMETERS
+    halve = many and computes_bf16(device_of(model))
+    return torch.bfloat16 if halve else torch.float32
 
 
 @torch.inference_mode()
@@ -53,10 +53,10 @@ def generate(
     Yields:
         The next ids [B].
     """
-    text = GrowingText(model, tokens[:, -model.architecture.shape.context_length :])
-    drawings = [Drawing(len(text)) for _ in tokens]
+    text = Decoder(model, tokens[:, -model.architecture.shape.context_length :])
+    states = [SequenceState(len(text)) for _ in tokens]
     for _ in range(max_new_tokens):
-        new = draw(text.logits(), text.tokens, samplers, generator, drawings)
+        new = draw(text.logits(), text.tokens, samplers, generator, states)
         if end is not None and bool((new == end).all()):
             return
         text.add(new[:, None])
@@ -64,14 +64,14 @@ def generate(
 
 
 @torch.inference_mode()
-def continuations(
+def generate_batch(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     samplers: Sequence[SamplerLike] = (),
     generators: Sequence[torch.Generator] | None = None,
     end: int | None = None,
-    enough: Callable[[int, int], bool] | None = None,
+    should_stop: Callable[[int, int], bool] | None = None,
 ) -> list[list[int]]:
     """Continues several prompts at once, each as `generate` would alone.
 
@@ -84,7 +84,7 @@ def continuations(
         samplers: Applied to the logits in order.
         generators: One for each prompt; None takes the most likely tokens.
         end: The end-of-text id, which ends a prompt's continuation and is left out.
-        enough: Called with (number of the prompt, id) for each drawn id; True ends that prompt's continuation.
+        should_stop: Called with (number of the prompt, id) for each drawn id; True ends that prompt's continuation.
 
     Returns:
         For each prompt the ids that follow.
@@ -97,44 +97,44 @@ def continuations(
         ids[row, : len(prompt)] = torch.tensor(prompt)
     drawn: list[list[int]] = [[] for _ in cut]
     ended = [False] * len(cut)
-    text, drawings = GrowingText(model, ids), [Drawing(length) for length in lengths]
+    text, states = Decoder(model, ids), [SequenceState(length) for length in lengths]
     for position in range(min(lengths), ids.shape[1]):
-        begun = [row for row, length in enumerate(lengths) if length <= position < length + max_new_tokens]
-        drawing = [row for row in begun if not ended[row]]
-        if not drawing:  # the rows that are left are still reading: later, in one step
+        active = [row for row, length in enumerate(lengths) if length <= position < length + max_new_tokens]
+        unfinished = [row for row in active if not ended[row]]
+        if not unfinished:  # the rows that are left are still reading: later, in one step
             continue
         text.tokens = ids[:, :position]
         logits = text.logits()
-        for row in drawing:
-            own = slice(row, row + 1)
+        for row in unfinished:
+            this_row = slice(row, row + 1)
             generator = generators[row] if generators is not None else None
-            token = int(draw(logits[own], text.tokens[own], samplers, generator, drawings[own]))
+            token = int(draw(logits[this_row], text.tokens[this_row], samplers, generator, states[this_row]))
             ended[row] = token == end
             if not ended[row]:
                 ids[row, position] = token
                 drawn[row].append(token)
-                ended[row] = enough is not None and enough(row, token)
+                ended[row] = should_stop is not None and should_stop(row, token)
     return drawn
 
 
-class GrowingText:
+class Decoder:
     """Texts that grow at their end, or are cut, and the logits of what follows.
 
     Each token is computed once where the model has a cache; without one, all that is seen is computed each time.
 
     Attributes:
         tokens: Ids [B, T], computed or not.
-        unseen: How many of the first tokens the model no longer sees: the cache begins after them.
+        first_visible: How many of the first tokens the model no longer sees: the cache begins after them.
     """
 
     def __init__(self, model: LanguageModel, tokens: torch.Tensor) -> None:
         self._model, self._context, self.tokens = model, model.architecture.shape.context_length, tokens
-        self._forget()
+        self._reset_cache()
 
-    def _forget(self) -> None:
+    def _reset_cache(self) -> None:
         """Empties the cache: the end of the texts is computed again, as much as fits into the context."""
         self._cache = self._new_cache()
-        self.unseen = self._computed = 0
+        self.first_visible = self._computed = 0
 
     def _new_cache(self) -> Any:
         """An empty cache; None where the model has none."""
@@ -151,24 +151,24 @@ class GrowingText:
         """Adds ids [B, n] at the end."""
         self.tokens = torch.cat([self.tokens, new], dim=1)
 
-    def back_to(self, length: int) -> None:
+    def truncate(self, length: int) -> None:
         """Cuts the texts to the first `length` tokens; the last of them is computed again for its logits.
 
         If that leaves less than half a context of an older text in the cache, the cache is emptied, so that more of
         the text is seen.
         """
         self.tokens = self.tokens[:, :length]
-        left = length - self.unseen - 1
-        if left < 0 or (self.unseen and left < self._context // 2):
-            self._forget()
+        cached = length - self.first_visible - 1
+        if cached < 0 or (self.first_visible and cached < self._context // 2):
+            self._reset_cache()
         elif length <= self._computed:
             if self._cache is not None and not hasattr(self._cache, "crop"):
-                self._forget()
+                self._reset_cache()
                 return
             self._computed = length - 1
             if self._cache is not None:
                 with calling(self._model.architecture.component):
-                    self._cache.crop(left)
+                    self._cache.crop(cached)
 
     def logits(self) -> torch.Tensor:
         """The logits of what follows [B, V], in float32 (or wider); in inference mode.
@@ -177,26 +177,26 @@ class GrowingText:
         half a context, or all new tokens if they are more, but at most a context.
         """
         new = self.tokens[:, self._computed :]
-        if len(self) - self.unseen > self._context:
+        if len(self) - self.first_visible > self._context:
             self._cache = self._new_cache()
             new = self.tokens[:, -min(max(self._context // 2, new.shape[1]), self._context) :]
-            self.unseen = len(self) - new.shape[1]
+            self.first_visible = len(self) - new.shape[1]
         if self._cache is None:
-            output = run(self._model, self.tokens[:, self.unseen :])
+            output = checked_forward(self._model, self.tokens[:, self.first_visible :])
         else:
-            output = run(self._model, new, self._cache)
+            output = checked_forward(self._model, new, self._cache)
         self._computed = len(self)
         logits = linear(output.hidden[:, -1], output.head_weight[: output.vocab_size])
         return logits if logits.element_size() >= 4 else logits.float()
 
 
 @dataclass
-class Drawing:
+class SequenceState:
     """What samplers may ask of a sequence beside its tokens.
 
     Attributes:
         prompt_length: How many of the tokens are the prompt.
-        memories: Each sampler's own dict, by its place among them.
+        memories: Each sampler's `memory` for this sequence, by the sampler's index.
     """
 
     prompt_length: int
@@ -208,15 +208,15 @@ def draw(
     tokens: torch.Tensor,
     samplers: Sequence[SamplerLike],
     generator: torch.Generator | None,
-    drawings: Sequence[Drawing] | None = None,
+    states: Sequence[SequenceState] | None = None,
 ) -> torch.Tensor:
-    """One id a row [B] from logits [B, V], after the samplers in their order; without `drawings`, as the first one
+    """One id a row [B] from logits [B, V], after the samplers in their order; without `states`, as the first one
     after a prompt."""
-    drawings = drawings or [Drawing(tokens.shape[1]) for _ in tokens]
+    states = states or [SequenceState(tokens.shape[1]) for _ in tokens]
     for number, sampler in enumerate(samplers):
         if isinstance(sampler, Sampler):
             with calling(sampler):
-                logits = _checked(sampler, _sampled(sampler, number, logits, tokens, drawings), logits)
+                logits = _check_logits(sampler, _call_sampler(sampler, number, logits, tokens, states), logits)
         else:
             logits = sampler(logits, tokens)
     if generator is None:
@@ -224,21 +224,21 @@ def draw(
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
-def _sampled(
-    sampler: Sampler, number: int, logits: torch.Tensor, tokens: torch.Tensor, drawings: Sequence[Drawing]
+def _call_sampler(
+    sampler: Sampler, number: int, logits: torch.Tensor, tokens: torch.Tensor, states: Sequence[SequenceState]
 ) -> torch.Tensor:
     """What the sampler of this number makes of the logits; one that asks for more gets one row at a time."""
     if not supported_arguments(sampler, "__call__", prompt_length=0, memory={}):
         return sampler(logits, tokens)
     rows = []
-    for row, drawing in enumerate(drawings):
-        own, memory = slice(row, row + 1), drawing.memories.setdefault(number, {})
-        more = supported_arguments(sampler, "__call__", prompt_length=drawing.prompt_length, memory=memory)
-        rows.append(sampler(logits[own], tokens[own], **more))
+    for row, state in enumerate(states):
+        this_row, memory = slice(row, row + 1), state.memories.setdefault(number, {})
+        more = supported_arguments(sampler, "__call__", prompt_length=state.prompt_length, memory=memory)
+        rows.append(sampler(logits[this_row], tokens[this_row], **more))
     return torch.cat(rows)
 
 
-def _checked(sampler: Sampler, result: Any, logits: torch.Tensor) -> torch.Tensor:
+def _check_logits(sampler: Sampler, result: Any, logits: torch.Tensor) -> torch.Tensor:
     """What a sampler made of `logits`, if one id a row can be drawn from it."""
     if not isinstance(result, torch.Tensor):
         raise PluginError(f"{label(sampler)} must return logits, not {type(result).__name__}")

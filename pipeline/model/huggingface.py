@@ -252,7 +252,7 @@ def read_weights(folder: Path, model: Architecture) -> dict[str, torch.Tensor]:
     form = next(form for form in _FORMATS.values() if form.name == model.component.name)
     found = dict(_tensors(folder, form))
     weights = {}
-    for name, (shape, _) in model.tensors.items():
+    for name, (shape, _) in model.tensor_specs.items():
         names = _names(name, form)
         parts = [found.pop(each) for each in names if each in found]
         if len(parts) < len(names):

@@ -19,7 +19,7 @@ from pipeline.plugin.components import IGNORED, ModelOutput
 _LOGITS_AT_ONCE = 1 << 25
 
 
-class Terms(NamedTuple):
+class LossTerms(NamedTuple):
     """The constants of a loss.
 
     Attributes:
@@ -33,11 +33,11 @@ class Terms(NamedTuple):
     z_loss: float = 0.0
 
 
-Softmax = Callable[[torch.Tensor, torch.Tensor, Terms], tuple[torch.Tensor, torch.Tensor]]
+Softmax = Callable[[torch.Tensor, torch.Tensor, LossTerms], tuple[torch.Tensor, torch.Tensor]]
 
 
 def softmax_and_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, terms: Terms
+    logits: torch.Tensor, targets: torch.Tensor, terms: LossTerms
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of each row in nats [N], and its gradient for the logits [N, padded V] in their dtype.
 
@@ -50,27 +50,27 @@ def softmax_and_gradient(
     if logits.shape[1] > size:
         logits[:, size:] = -torch.inf
     counted = targets != IGNORED
-    places = targets.masked_fill(~counted, 0)[:, None]
+    columns = targets.masked_fill(~counted, 0)[:, None]
     wide = torch.promote_types(logits.dtype, torch.float32)
     log_p = torch.log_softmax(logits, dim=1, dtype=wide)
-    own = log_p.gather(1, places)
-    nats = -(1 - smoothing) * own
+    target_log_p = log_p.gather(1, columns)
+    nats = -(1 - smoothing) * target_log_p
     if smoothing:
         nats = nats - smoothing * log_p[:, :size].mean(dim=1, keepdim=True)
     scale = p_scale = counted[:, None].to(wide)
     if z_loss:
-        normaliser = logits.gather(1, places).to(wide) - own
+        normaliser = logits.gather(1, columns).to(wide) - target_log_p
         nats = nats + z_loss * normaliser.square()
         p_scale = scale * (1 + 2 * z_loss * normaliser)
-    p_own = own.exp() * p_scale
+    p_target = target_log_p.exp() * p_scale
     gradient = log_p.exp_().mul_(p_scale)
     if smoothing:
         gradient[:, :size] -= scale * (smoothing / size)
     # Subtract in float32 before rounding: in bfloat16, p − 1 would be 0 where p is nearly 1.
-    at_target = p_own - scale * (1 - smoothing + smoothing / size)
+    at_target = p_target - scale * (1 - smoothing + smoothing / size)
     gradient = gradient.to(logits.dtype)
     rows = torch.arange(len(targets), device=targets.device)  # scatter_ would copy a bfloat16 gradient to float32
-    gradient[rows, places[:, 0]] = at_target[:, 0].to(logits.dtype)
+    gradient[rows, columns[:, 0]] = at_target[:, 0].to(logits.dtype)
     return (nats * scale)[:, 0], gradient
 
 
@@ -94,7 +94,7 @@ class FusedOutput(ModelOutput):
             hidden,
             self.head_weight,
             targets.flatten(),
-            Terms(self.vocab_size, label_smoothing, z_loss),
+            LossTerms(self.vocab_size, label_smoothing, z_loss),
             self.softmax,
             torch.is_grad_enabled(),
         )
@@ -110,56 +110,56 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: torch.Tensor,
         head: torch.Tensor,
         targets: torch.Tensor,
-        terms: Terms,
+        terms: LossTerms,
         softmax: Softmax,
         training: bool,
     ) -> torch.Tensor:
         needed = training and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
-        nats, *ctx.gradients = _computed(hidden, head, targets, terms, softmax, needed)
+        nats, *ctx.gradients = _compute(hidden, head, targets, terms, softmax, needed)
         ctx.save_for_backward(hidden, head, targets)
         ctx.terms, ctx.softmax = terms, softmax
         return nats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, head, targets = ctx.saved_tensors
-        if ctx.gradients and upstream.stride() == (0,):  # one expanded number: the gradient of a sum
-            by_hidden, by_head = (each.mul_(upstream[0].to(each.dtype)) for each in ctx.gradients)
+        if ctx.gradients and grad_output.stride() == (0,):  # one expanded number: the gradient of a sum
+            grad_hidden, grad_head = (each.mul_(grad_output[0].to(each.dtype)) for each in ctx.gradients)
         else:
-            _, by_hidden, by_head = _computed(hidden, head, targets, ctx.terms, ctx.softmax, True, upstream)
+            _, grad_hidden, grad_head = _compute(hidden, head, targets, ctx.terms, ctx.softmax, True, grad_output)
         ctx.gradients = []  # scaled in place: not to be used again
-        return by_hidden, by_head, None, None, None, None
+        return grad_hidden, grad_head, None, None, None, None
 
 
-def _computed(
+def _compute(
     hidden: torch.Tensor,
     head: torch.Tensor,
     targets: torch.Tensor,
-    terms: Terms,
+    terms: LossTerms,
     softmax: Softmax,
     with_gradients: bool,
-    upstream: torch.Tensor | None = None,
+    grad_output: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Nats [N] and, if asked for, the gradients for hidden states and head of their sum, weighted by `upstream`."""
-    matrix = head.to(hidden.dtype)
+    """Nats [N] and, `with_gradients`, those of their sum (weighted by `grad_output`) for hidden states and head."""
+    weight = head.to(hidden.dtype)
     nats: list[torch.Tensor] = []
-    by_hidden, by_head = torch.empty_like(hidden), None
+    grad_hidden, grad_head = torch.empty_like(hidden), None
     for rows in chunks(len(targets), len(head)):
-        own, gradient = softmax(hidden[rows] @ matrix.T, targets[rows], terms)  # the logits are gone with it
-        nats.append(own)
+        row_nats, gradient = softmax(hidden[rows] @ weight.T, targets[rows], terms)  # the logits are gone with it
+        nats.append(row_nats)
         if with_gradients:
-            if upstream is not None:
-                gradient *= upstream[rows, None].to(gradient.dtype)
-            torch.mm(gradient, matrix, out=by_hidden[rows])
+            if grad_output is not None:
+                gradient *= grad_output[rows, None].to(gradient.dtype)
+            torch.mm(gradient, weight, out=grad_hidden[rows])
             part = gradient.T @ hidden[rows]
-            by_head = part.to(head.dtype) if by_head is None else by_head.add_(part)
+            grad_head = part.to(head.dtype) if grad_head is None else grad_head.add_(part)
             del part
         del gradient  # before the next rows' logits are made
     joined = torch.cat(nats) if nats else hidden.new_zeros(0)
     if not with_gradients:
         return (joined,)
-    return joined, by_hidden, torch.zeros_like(head) if by_head is None else by_head
+    return joined, grad_hidden, torch.zeros_like(head) if grad_head is None else grad_head
 
 
 def chunks(rows: int, vocab_size: int) -> Iterator[slice]:

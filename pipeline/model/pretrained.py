@@ -78,46 +78,46 @@ class Pretrained:
         digests = [sha256(path) for path in (self.folder / CONFIG, *files)]
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
-    def check(self, own: Architecture, tokenizer: Tokenizer) -> None:
+    def check(self, target: Architecture, tokenizer: Tokenizer) -> None:
         """Whether a model of this architecture, with this tokenizer, can start from the weights.
 
         Raises:
             ParamsError: the model differs; each key that differs is named with the value to set.
             DataError: the tokenizer gives other ids than the weights were trained with.
         """
-        theirs, name = self.config, own.component.name
+        source, name = self.config, target.component.name
         wanted: dict[str, Any] = {}
-        if theirs.name != name:
-            wanted["name"] = theirs.name
+        if source.name != name:
+            wanted["name"] = source.name
         sizes = ("n_layers", "n_heads", "emb_dim")
-        pairs = {key: (getattr(theirs.shape, key), getattr(own.shape, key)) for key in sizes}
-        if theirs.name == name:
-            options = plain_options(own.component)
-            pairs |= {f"{name}.{key}": (value, options.get(key)) for key, value in theirs.options.items()}
-        wanted |= {key: value for key, (value, mine) in pairs.items() if value != mine}
-        if own.shape.context_length > theirs.shape.context_length:
-            wanted["context_length"] = f"{theirs.shape.context_length} or less"
+        pairs = {key: (getattr(source.shape, key), getattr(target.shape, key)) for key in sizes}
+        if source.name == name:
+            options = plain_options(target.component)
+            pairs |= {f"{name}.{key}": (value, options.get(key)) for key, value in source.options.items()}
+        wanted |= {key: value for key, (value, here) in pairs.items() if value != here}
+        if target.shape.context_length > source.shape.context_length:
+            wanted["context_length"] = f"{source.shape.context_length} or less"
         if wanted:
             settings = ", ".join(f"model.{key}: {str(value).lower()}" for key, value in wanted.items())
             raise ParamsError(f"train.init_from: {self.name} is another model than params.yaml's: set {settings}")
         self._check_tokenizer(tokenizer)
 
-    def _check_tokenizer(self, own: Tokenizer) -> None:
+    def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
         path = self.folder / TOKENIZER
         if self.file is not None:
-            same = Tokenizer.load(path, _FIX).fingerprint == own.fingerprint
+            same = Tokenizer.load(path, _FIX).fingerprint == tokenizer.fingerprint
         elif path.is_file():
-            same = _gives_the_same_ids(from_file(path, "gpt2", own.end, proven=False), own)
+            same = _same_ids(from_file(path, "gpt2", tokenizer.end, proven=False), tokenizer)
         else:
             raise DataError(f"{path} is missing: weights are of no use without the tokenizer that made their ids")
         if not same:
             raise DataError(
-                f"train.init_from: {own.name!r}, which tokenized the splits, is not {self.name}'s tokenizer: "
+                f"train.init_from: {tokenizer.name!r}, which tokenized the splits, is not {self.name}'s tokenizer: "
                 f"set tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: {self._beside(TOKENIZER)}"
             )
-        if own.vocab_size > self.config.shape.vocab_size:
+        if tokenizer.vocab_size > self.config.shape.vocab_size:
             raise DataError(
-                f"train.init_from: the tokenizer has {own.vocab_size:,} ids and {self.name} rows for "
+                f"train.init_from: the tokenizer has {tokenizer.vocab_size:,} ids and {self.name} rows for "
                 f"{self.config.shape.vocab_size:,}: set tokenize.tokenizer.file.end_of_text to a special token "
                 f"that {self._beside(TOKENIZER)} has"
             )
@@ -127,42 +127,42 @@ class Pretrained:
         name = PurePath(self.name)
         return ((name.parent if name.suffix == ".pth" else name) / file).as_posix()
 
-    def weights(self, own: Architecture) -> dict[str, torch.Tensor]:
-        """The weights for a model of the architecture `own`, which passed `check`: the first positions of a longer
-        context, and padding rows of zeros.
+    def weights(self, target: Architecture) -> dict[str, torch.Tensor]:
+        """The weights for a model of the architecture `target`, which passed `check`: the first positions of a
+        longer context; padding rows are zeros.
 
         Raises:
             CheckpointError: they cannot be read, or do not fit config.json.
-            ParamsError: they have weights that an option of `own` leaves out.
+            ParamsError: they have weights that an option of `target` leaves out.
         """
-        options = {**plain_options(own.component), **self.config.options}
-        theirs = Architecture(with_options(type(own.component), options, self.name), self.config.shape)
+        options = {**plain_options(target.component), **self.config.options}
+        source = Architecture(with_options(type(target.component), options, self.name), self.config.shape)
         if self.file is None:
-            weights = read_weights(self.folder, theirs)
+            weights = read_weights(self.folder, source)
         else:
             weights = load_tensors(self.file).get("model_state_dict", {})
-        check_weights(weights, theirs, self.name)
-        for name, (shape, _) in own.tensors.items():
+        check_weights(weights, source, self.name)
+        for name, (shape, _) in target.tensor_specs.items():
             if name in weights and weights[name].shape[1:] == shape[1:] and len(shape):
-                weights[name] = _rows(weights[name], shape[0], theirs.shape, own.shape)
+                weights[name] = _rows(weights[name], shape[0], source.shape, target.shape)
         shapes = {name: tensor.shape for name, tensor in weights.items()}
-        wanted = {name: shape for name, (shape, _) in own.tensors.items()}
+        wanted = {name: shape for name, (shape, _) in target.tensor_specs.items()}
         if different := {name for name, _ in shapes.items() ^ wanted.items()}:
             raise CheckpointError(f"{self.name}: {min(different)} is not that of the model of {CONFIG}: {_FIX}")
         return weights
 
 
-def _rows(weight: torch.Tensor, count: int, theirs: ModelShape, own: ModelShape) -> torch.Tensor:
+def _rows(weight: torch.Tensor, count: int, source: ModelShape, target: ModelShape) -> torch.Tensor:
     """A weight with `count` rows: of a vocabulary padded otherwise, or of the first positions of a context."""
     if len(weight) == count:
         return weight
-    if (len(weight), count) == (theirs.padded_vocab_size, own.padded_vocab_size):
-        known = weight[: own.vocab_size]
+    if (len(weight), count) == (source.padded_vocab_size, target.padded_vocab_size):
+        known = weight[: target.vocab_size]
         return torch.cat([known, known.new_zeros(count - len(known), *known.shape[1:])])
-    return weight[:count] if (len(weight), count) == (theirs.context_length, own.context_length) else weight
+    return weight[:count] if (len(weight), count) == (source.context_length, target.context_length) else weight
 
 
-def _gives_the_same_ids(one: Tokenizer, other: Tokenizer) -> bool:
+def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether they are the same tokenizer, even if their split patterns are written differently."""
     if one.fingerprint == other.fingerprint:
         return True

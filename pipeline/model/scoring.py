@@ -19,12 +19,12 @@ from torch import nn
 
 from pipeline.data.batches import EvaluationWindow
 from pipeline.data.tokens import Ids
-from pipeline.model.architecture import LanguageModel, run
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import device_of, float64_device
 from pipeline.plugin.components import IGNORED, ModelOutput
 
 _LOGITS_AT_ONCE = 1 << 23
-_LARGEST_EXPONENT = 709.0
+_MAX_EXPONENT = 709.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def score(
             batch = windows[first : first + batch_size]
             inputs, targets = _padded(ids, batch)
             counted = targets != IGNORED
-            output = run(model, torch.from_numpy(inputs).to(device))
+            output = checked_forward(model, torch.from_numpy(inputs).to(device))
             nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)
             yield Scores(targets[counted], nats.cpu().numpy()[counted], correct.cpu().numpy()[counted])
 
@@ -94,9 +94,9 @@ def _padded(ids: Ids, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, 
     inputs = np.zeros((len(windows), length), dtype=np.int64)
     targets = np.full((len(windows), length), IGNORED, dtype=np.int64)
     for row, window in enumerate(windows):
-        own = ids[window.start : window.end].astype(np.int64)
-        inputs[row, : len(own) - 1] = own[:-1]
-        targets[row, len(own) - 1 - window.counted : len(own) - 1] = own[-window.counted :]
+        tokens = ids[window.start : window.end].astype(np.int64)
+        inputs[row, : len(tokens) - 1] = tokens[:-1]
+        targets[row, len(tokens) - 1 - window.counted : len(tokens) - 1] = tokens[-window.counted :]
     return inputs, targets
 
 
@@ -116,14 +116,14 @@ def score_tokens(
     correct = torch.zeros(flat.shape, dtype=torch.bool, device=exact)
     rows = max(1, _LOGITS_AT_ONCE // output.vocab_size)
     for start in range(0, len(flat), rows):
-        own = flat[start : start + rows]
+        chunk = flat[start : start + rows]
         logits = ModelOutput(hidden[start : start + rows], output.head_weight, output.vocab_size).logits
-        counted = own != IGNORED
-        picked = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
+        counted = chunk != IGNORED
+        picked = logits.gather(1, chunk.clamp(min=0)[:, None])[:, 0]
         largest = logits.amax(dim=-1)
         hits = (counted & (picked == largest)).nonzero()[:, 0]
         # argmax is slow: it only decides between equals.
-        correct[start + hits.to(exact)] = (logits[hits].argmax(dim=-1) == own[hits]).to(exact)
+        correct[start + hits.to(exact)] = (logits[hits].argmax(dim=-1) == chunk[hits]).to(exact)
         # What logsumexp does, to the bit; in the memory of the logits, where nobody looks at them afterwards.
         below = logits.sub_(largest[:, None]) if observe is None else logits - largest[:, None]
         total = below.exp_().sum(dim=-1)
@@ -132,7 +132,7 @@ def score_tokens(
         if observe is not None:
             part = slice(start, start + rows)
             confidence = 1 / total.to(exact).double()
-            observe(own.to(exact), nats[part], correct[part], confidence, logits.to(exact))
+            observe(chunk.to(exact), nats[part], correct[part], confidence, logits.to(exact))
     return nats.view(targets.shape), correct.view(targets.shape)
 
 
@@ -159,9 +159,9 @@ class Summary:
         self._correct += int(scores.correct.sum())
         return self
 
-    def over(self, total: Callable[..., list[float]]) -> Summary:
-        """With the sums of several processes; `total` adds each value up over them. Returns itself."""
-        self._nats, self._text_nats, *counts = total(
+    def all_reduce(self, all_reduce_sum: Callable[..., list[float]]) -> Summary:
+        """With the sums of several processes; `all_reduce_sum` adds each value up over them. Returns itself."""
+        self._nats, self._text_nats, *counts = all_reduce_sum(
             self._nats, self._text_nats, self.tokens, self._correct, self.bytes
         )
         self.tokens, self._correct, self.bytes = (int(count) for count in counts)
@@ -177,14 +177,14 @@ class Summary:
 
         Bits per byte leaves special tokens out of its sum and of its bytes: they are no text.
         """
-        return plain_numbers(self.tokens, self._nats, self.bytes, self._text_nats, self._correct)
+        return loss_metrics(self.tokens, self._nats, self.bytes, self._text_nats, self._correct)
 
 
-def plain_numbers(tokens: int, nats: float, size: int, text_nats: float, correct: int) -> dict[str, float]:
+def loss_metrics(tokens: int, nats: float, size: int, text_nats: float, correct: int) -> dict[str, float]:
     """What `Summary.metrics` gives, from sums: `size` in bytes, `text_nats` without those of special tokens."""
     loss = nats / tokens
     numbers = {"loss": loss}
-    if loss <= _LARGEST_EXPONENT:
+    if loss <= _MAX_EXPONENT:
         numbers["perplexity"] = math.exp(loss)
     if size:
         numbers["bits_per_byte"] = text_nats / math.log(2) / size

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.core.values import DEVICE, Amount, AtOnce, Count, Layers, Size
+from pipeline.core.values import DEVICE, Dimension, InMemoryCount, LayerCount, NonNegativeInt, PositiveInt
 
 
 def _utf8(text: str) -> str:
@@ -136,17 +136,17 @@ class SplitParams(Section):
 
 
 class ModelParams(Choice):
-    context_length: Size
+    context_length: Dimension
     """Tokens that the model sees at once."""
-    n_layers: Layers
+    n_layers: LayerCount
     """Transformer blocks."""
-    n_heads: Size
+    n_heads: Dimension
     """Attention heads in each block."""
-    emb_dim: Size
+    emb_dim: Dimension
     """Width: numbers that describe a token; a multiple of n_heads."""
     dropout: Fraction
     """Share of activations dropped in training (embeddings and residual branches; in gpt2 attention, too)."""
-    pad_vocab_to: Size
+    pad_vocab_to: Dimension
     """The head's rows are padded to a multiple of this; padding is never sampled and never in the loss."""
     document_mask: bool
     """Whether a token sees only its own document where a window holds several (needs `tokenize.end_of_text`)."""
@@ -182,26 +182,26 @@ _MOVED = (
 class BudgetParams(Section):
     unit: Literal["steps", "epochs", "tokens"]
     """What `amount` counts."""
-    amount: Amount
+    amount: PositiveInt
     """How long to train."""
 
 
 class ScheduleParams(Choice):
-    warmup_steps: Count
+    warmup_steps: NonNegativeInt
     """Steps in which the rate climbs, linearly, to its peak."""
 
 
 class ExtensionParams(Section):
-    amount: Count
+    amount: NonNegativeInt
     """How much longer a finished run is trained, in the budget's unit; 0 for not at all."""
     peak: Annotated[float, Field(gt=0, le=1)]
     """What the learning rate climbs to once more, as a share of its first peak (one that is still there stays)."""
 
 
 class EvaluationParams(Section):
-    every: Amount
+    every: PositiveInt
     """Steps between evaluations; step 0 and the last step are always evaluated."""
-    windows: Amount
+    windows: PositiveInt
     """Context windows of train and of val that each evaluation reads (the final one reads all of val)."""
 
 
@@ -218,9 +218,9 @@ class TrainParams(Section):
     extension: ExtensionParams
     """Goes on with the run that the other params describe, from its finished state; that run is trained first where
     its state is not there."""
-    batch_size: AtOnce
+    batch_size: InMemoryCount
     """Context windows in an optimizer step."""
-    micro_batch_size: AtOnce
+    micro_batch_size: InMemoryCount
     """Windows computed at once; smaller ones accumulate gradients and need less memory."""
     precision: Literal["auto", "fp32", "bf16"]
     """`bf16` computes in bfloat16 with float32 weights; `auto` does where the processor has instructions for
@@ -231,7 +231,7 @@ class TrainParams(Section):
     """The order in which the windows of the training text are read."""
     grad_clip: Annotated[float, Field(ge=0)]
     """Largest norm of the gradient; 0 leaves it as it is."""
-    skip_bad_steps: Count
+    skip_bad_steps: NonNegativeInt
     """Steps whose loss or gradient is not finite that are skipped, each with a message; one more stops the run."""
     schedule: ScheduleParams
     """How the learning rate moves."""
@@ -239,7 +239,7 @@ class TrainParams(Section):
     """What training minimises."""
     optimizer: Choice
     """How the weights follow the gradients."""
-    log_every: Count
+    log_every: NonNegativeInt
     """Steps between rows of metrics/steps.tsv (loss, rate, gradient norm, callbacks' numbers); 0 for none. It
     changes nothing else."""
     evaluation: EvaluationParams
@@ -255,7 +255,7 @@ Weights = Literal["best", "last"]
 class GenerationParams(Section):
     prompts: Annotated[tuple[Text, ...], Field(strict=False)]
     """Texts that the samples continue."""
-    max_new_tokens: AtOnce
+    max_new_tokens: InMemoryCount
     """Length of a sample, in tokens."""
     seed: Seed
     """Decides the samples' draws."""
@@ -266,7 +266,7 @@ class EvaluateParams(Section):
     """`best` are those with the lowest validation loss, `last` those of the last step."""
     stride: Annotated[float, Field(gt=0, le=1)]
     """How far evaluation's windows move, as a share of the context; 1 means they do not overlap."""
-    batch_size: AtOnce
+    batch_size: InMemoryCount
     """Windows computed at once; it does not change the numbers."""
     generation: GenerationParams
     samplers: Choices

@@ -29,7 +29,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         wrong = [".".join(map(str, item["loc"])) for item in error.errors()]
-        all_set = all(any(f"{place}.".startswith(f"{key}.") for key in keys) for place in wrong)
+        all_set = all(any(f"{name}.".startswith(f"{key}.") for key in keys) for name in wrong)
         raise ParamsError(f"{'--set' if all_set else path.name}: {_with_suggestions(error, values)}") from None
 
 
@@ -74,12 +74,12 @@ def _set(values: dict[str, Any], override: str) -> str:
         value = yaml_values(text) if text.strip() else None
     except YAMLError as error:
         raise ParamsError(f"--set {shown!r}: the value is not usable YAML: {_first_line(error)}") from None
-    place: Any = values
+    section: Any = values
     for part in path[:-1]:
-        place = place.setdefault(part, {}) if isinstance(place, dict) else None
-    if not isinstance(place, dict):
+        section = section.setdefault(part, {}) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
         raise ParamsError(f"--set {shown!r}: {'.'.join(path[:-1])} is a value, not a section")
-    place[path[-1]] = value
+    section[path[-1]] = value
     return ".".join(path)
 
 
@@ -92,19 +92,19 @@ def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
             for parent in parents:
                 section = section.model_fields[parent].annotation
             close = difflib.get_close_matches(key, section.model_fields, n=1)
-            places = [place for place in _places(key, values) if place != ".".join([*parents, key])]
+            found = [name for name in _find_key(key, values) if name != ".".join([*parents, key])]
             if close:
                 parts.append(f"did you mean {close[0]!r} instead of {key!r}?")
             else:
-                parts.append(f"there is {', '.join(places)}" if places else f"remove {key!r}")
+                parts.append(f"there is {', '.join(found)}" if found else f"remove {key!r}")
     if any(item["type"] == "missing" for item in error.errors()):
         parts.append("docs/params.md lists every key with its shipped value")
     return "; ".join(parts)
 
 
-def _places(key: str, values: Any, where: str = "") -> Iterator[str]:
+def _find_key(key: str, values: Any, where: str = "") -> Iterator[str]:
     """The dotted names of the file's keys with this name."""
     for name, value in values.items() if isinstance(values, dict) else ():
         if name == key:
             yield f"{where}{name}"
-        yield from _places(key, value, f"{where}{name}.")
+        yield from _find_key(key, value, f"{where}{name}.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.params.presets import default_values
-from pipeline.params.schema import PLACES, schema
+from pipeline.params.schema import COMPONENT_SECTIONS, schema
 from pipeline.plugin.options import type_in_words
 
 Json = Mapping[str, Any]
@@ -26,37 +26,37 @@ def reference(plugins: Path) -> str:
     whole, values = schema(plugins), default_values()
     lines = [_HEADER]
     for name, field in whole["properties"].items():
-        part = _choice if name in PLACES else _section
+        part = _choice if name in COMPONENT_SECTIONS else _section
         lines += [f"## {name}\n", *part(name, field, values[name], whole["$defs"])]
     return "\n".join(lines)
 
 
 def _section(path: str, section: Json, values: Json, definitions: Json) -> Iterator[str]:
-    """A table of the section's own keys, then its subsections and its choices of components."""
+    """A table of the section's common keys, then its subsections and its choices of components."""
     fields: Json = _resolved(section, definitions)["properties"]
     sections = {name for name, field in fields.items() if _resolved(field, definitions).get("type") == "object"}
     plain = {name: field for name, field in fields.items() if name not in sections}
     if plain:
         yield from _table(path, plain, values, definitions)
     for name, field in fields.items():
-        place = f"{path}.{name}"
+        dotted = f"{path}.{name}"
         if name in sections:
-            part = _choice if place in PLACES else _section
-            yield f"### {place}\n"
-            yield from part(place, field, values.get(name, {}), definitions)
+            part = _choice if dotted in COMPONENT_SECTIONS else _section
+            yield f"### {dotted}\n"
+            yield from part(dotted, field, values.get(name, {}), definitions)
 
 
 def _choice(path: str, choice: Json, values: Json, definitions: Json) -> Iterator[str]:
-    """What there is to choose from, and each component's own options."""
+    """What there is to choose from, and each component's common options."""
     if choice.get("description"):
         yield f"{choice['description']}\n"
     key = "name" if "name" in choice["properties"] else "use"
-    own = [name for name in choice["required"] if name != key]
-    components = {name: each for name, each in choice["properties"].items() if name != key and name not in own}
+    common = [name for name in choice["required"] if name != key]
+    components = {name: each for name, each in choice["properties"].items() if name != key and name not in common}
     what = f"`{path}.name` is one of" if key == "name" else f"`{path}.use` lists, in order, any of"
     yield f"{what} {', '.join(f'`{name}`' for name in components)} (shipped: `{_shown(values.get(key))}`).\n"
-    if own:
-        yield from _table(path, {name: choice["properties"][name] for name in own}, values, definitions)
+    if common:
+        yield from _table(path, {name: choice["properties"][name] for name in common}, values, definitions)
     for name, each in components.items():
         yield f"#### {path}.{name}\n"
         yield f"{' '.join(each.get('description', '').split())}\n"

@@ -10,7 +10,7 @@ from pipeline.plugin.components import KINDS
 from pipeline.plugin.options import options_schema
 from pipeline.plugin.registry import Registry
 
-PLACES = {kind.chosen_by.rpartition(".")[0]: kind.plural for kind in KINDS.values()}
+COMPONENT_SECTIONS = {kind.chosen_by.rpartition(".")[0]: kind.plural for kind in KINDS.values()}
 """The sections of params.yaml that choose components, and of which kind."""
 
 
@@ -20,8 +20,8 @@ def schema(plugins: Path) -> dict[str, Any]:
     whole = Params.model_json_schema()
     definitions = whole["$defs"]
     choices: set[str] = set()
-    for place, kind in PLACES.items():
-        section, _, key = place.partition(".")
+    for dotted, kind in COMPONENT_SECTIONS.items():
+        section, _, key = dotted.partition(".")
         field = Params.model_fields[section]
         home = whole["properties"]
         if key:
@@ -36,13 +36,13 @@ def schema(plugins: Path) -> dict[str, Any]:
         choice: Any = field.annotation
         one = issubclass(choice, Choice)
         chosen = {"enum": names} if one else {"type": "array", "items": {"enum": names}, "uniqueItems": True}
-        own = definitions[choice.__name__]["properties"]
+        common = definitions[choice.__name__]["properties"]
         home[key or section] = {
             **({"description": field.description} if field.description else {}),
             "type": "object",
             "additionalProperties": False,
-            "required": list(own),
-            "properties": {**own, "name" if one else "use": chosen, **options},
+            "required": list(common),
+            "properties": {**common, "name" if one else "use": chosen, **options},
         }
         choices.add(choice.__name__)
     for unused in choices:

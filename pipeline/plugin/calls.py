@@ -16,7 +16,7 @@ from pipeline.core.errors import (
     Interrupted,
     PipelineError,
     PluginError,
-    Stopping,
+    StopRequested,
     describe_exception,
     out_of_memory,
 )
@@ -24,7 +24,7 @@ from pipeline.plugin.components import KINDS, Component, Corpus, Exporter
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_PASSED = (PipelineError, Interrupted, Stopping, KeyboardInterrupt)
+_PASSED = (PipelineError, Interrupted, StopRequested, KeyboardInterrupt)
 
 
 class calling(AbstractContextManager[None]):  # noqa: N801 - reads as a statement: `with calling(loss):`

@@ -1,4 +1,4 @@
-"""What is to be beaten, and depends on the split alone: xz's bits per byte on each held-out text."""
+"""What is to be beaten, and depends in the split alone: xz's bits per byte on each held-out text."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _XZ_BYTES = 4 << 20
 def xz_bits_per_byte(
     folder: Path, files: Mapping[str, Mapping[str, int]], tokenizer: Tokenizer
 ) -> dict[str, float]:
-    """By side, the bits per byte that `xz -9e` needs for the text when it has read the training text before.
+    """By split, the bits per byte that `xz -9e` needs for the text when it has read the training text before.
 
     Args:
         folder: Where train.bin, val.bin and test.bin lie.
-        files: The `tokens` of each side.
+        files: The `tokens` of each split.
         tokenizer: Of their ids.
     """
     dtype = smallest_dtype(tokenizer.vocab_size)
 
-    def ids(side: str) -> Ids:
-        return np.memmap(folder / f"{side}.bin", dtype=dtype, mode="r", shape=(files[side]["tokens"],))
+    def ids(split: str) -> Ids:
+        return np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r", shape=(files[split]["tokens"],))
 
     front = _text(ids("train")[-_XZ_BYTES:], tokenizer)[-_XZ_BYTES:]
     alone = _xz(front)
     found = {}
-    for side in files:
-        if side != "train":
-            text = _text(ids(side)[:_XZ_BYTES], tokenizer)[:_XZ_BYTES]
-            found[side] = 8 * (_xz(front + text) - alone) / max(len(text), 1)
+    for split in files:
+        if split != "train":
+            text = _text(ids(split)[:_XZ_BYTES], tokenizer)[:_XZ_BYTES]
+            found[split] = 8 * (_xz(front + text) - alone) / max(len(text), 1)
     return found
 
 

@@ -11,8 +11,8 @@ from pipeline.core.console import fact, listed, say
 from pipeline.core.errors import DataError
 from pipeline.core.publication import published_folder
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
+from pipeline.split.assignment import SPLITS, Part, by_document, by_position, duplicates, predefined
 from pipeline.split.baseline import xz_bits_per_byte
-from pipeline.split.sides import SIDES, Part, by_document, by_position, duplicates, predefined
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -21,45 +21,45 @@ if TYPE_CHECKING:
 
 def run(params: Params, paths: Paths) -> None:
     """Reads artifacts/tokens and writes artifacts/splits: train.bin, val.bin, test.bin, indexes, meta.json."""
-    own = params.split
+    split_params = params.split
     tokens = TokenFolder(paths.tokens, "run `python -m pipeline tokenize`")
-    twins = duplicates(_parts(tokens, own))
-    removed = {(twin.side, twin.name) for twin in twins if own.duplicates == "remove"}
+    found = duplicates(_parts(tokens, split_params))
+    removed = {(duplicate.split, duplicate.name) for duplicate in found if split_params.duplicates == "remove"}
 
     with published_folder(paths.splits, paths) as folder:
         with ExitStack() as stack:
             writers = {
-                side: stack.enter_context(TokenWriter(folder, side, tokens.tokenizer))
-                for side in _sides(tokens, own)
+                split: stack.enter_context(TokenWriter(folder, split, tokens.tokenizer))
+                for split in _splits(tokens, split_params)
             }
-            for part in _parts(tokens, own):
-                if (part.side, part.name) in removed:
+            for part in _parts(tokens, split_params):
+                if (part.split, part.name) in removed:
                     continue
                 text_bytes = 0
                 for ids in part.blocks:
-                    writers[part.side].write(ids)
+                    writers[part.split].write(ids)
                     text_bytes += int(tokens.tokenizer.byte_lengths[ids].sum())
-                writers[part.side].end_document(part.name, text_bytes)
-            files = {side: writer.summary() for side, writer in writers.items()}
-        _check(files, own)
-        recorded = {**tokens.meta["params"], "split": own.model_dump(mode="json")}
-        repeated = [asdict(twin) for twin in twins]
-        more: dict[str, Any] = {"by": own.by, "duplicates": repeated}
+                writers[part.split].end_document(part.name, text_bytes)
+            files = {split: writer.summary() for split, writer in writers.items()}
+        _check(files, split_params)
+        recorded = {**tokens.meta["params"], "split": split_params.model_dump(mode="json")}
+        repeated = [asdict(duplicate) for duplicate in found]
+        more: dict[str, Any] = {"by": split_params.by, "duplicates": repeated}
         more["xz_bits_per_byte"] = xz_bits_per_byte(folder, files, tokens.tokenizer)
         finish_folder(folder, tokens.tokenizer, files, params=recorded, **more)
 
     total = sum(file["tokens"] for file in files.values())
     fact("read", f"{paths.shown(paths.tokens)}: {total:,} tokens")
-    for side, file in files.items():
+    for split, file in files.items():
         size = f"{file['tokens']:,} tokens ({file['tokens'] / total:.1%})"
-        fact(side, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
-        _say_small(side, file["tokens"] / total, own)
-    names = listed([str(twin) for twin in twins])
+        fact(split, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
+        _say_small(split, file["tokens"] / total, split_params)
+    names = listed([str(duplicate) for duplicate in found])
     if removed:
-        fact("removed", f"{len(twins):,} on two sides: {names}")
-    elif twins:
-        say(f"note: {len(twins):,} on two sides, which flatters the result (split.duplicates: remove): {names}")
-    fact("wrote", f"{paths.shown(paths.splits)} (by {own.by})")
+        fact("removed", f"{len(found):,} in two splits: {names}")
+    elif found:
+        say(f"note: {len(found):,} in two splits, which flatters the result (split.duplicates: remove): {names}")
+    fact("wrote", f"{paths.shown(paths.splits)} (by {split_params.by})")
 
 
 def _parts(tokens: TokenFolder, params: SplitParams) -> Iterator[Part]:
@@ -70,32 +70,32 @@ def _parts(tokens: TokenFolder, params: SplitParams) -> Iterator[Part]:
     return by_position(tokens, params.unit, params.val, params.test)
 
 
-def _sides(tokens: TokenFolder, params: SplitParams) -> list[str]:
+def _splits(tokens: TokenFolder, params: SplitParams) -> list[str]:
     if params.by == "predefined":
         found = {entry.split for entry in tokens.documents("tokens")}
-        return [side for side in SIDES if side in found]
-    return [side for side in SIDES if side != "test" or params.test > 0]
+        return [split for split in SPLITS if split in found]
+    return [split for split in SPLITS if split != "test" or params.test > 0]
 
 
-def _say_small(side: str, share: float, params: SplitParams) -> None:
-    """If documents are few or their lengths differ much, a side may get far less than its share."""
-    wanted = {"val": params.val, "test": params.test}.get(side, 0.0)
+def _say_small(split: str, share: float, params: SplitParams) -> None:
+    """If documents are few or their lengths differ much, a split may get far less than its share."""
+    wanted = {"val": params.val, "test": params.test}.get(split, 0.0)
     if params.by == "document" and share < wanted / 3:
         say(
-            f"note: {side} gets {share:.2%} of the tokens where split.{side} asks for {wanted:.0%}: its numbers "
+            f"note: {split} gets {share:.2%} of the tokens where split.{split} asks for {wanted:.0%}: its numbers "
             "say little; set split.by: position, or another split.seed"
         )
 
 
 def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:
     documents = sum(file["documents"] for file in files.values())
-    for side, file in files.items():
+    for split, file in files.items():
         if file["tokens"] >= 2:  # an input and a target
             continue
-        what = f"split.{side}" if side != "train" else f"split.val {params.val} and split.test {params.test}"
+        what = f"split.{split}" if split != "train" else f"split.val {params.val} and split.test {params.test}"
         if params.by == "document":
             raise DataError(
-                f"split: {side} gets {file['documents']} of {documents} documents: set split.by: position (the way "
-                f"for few documents), or change {what} or split.seed"
+                f"split: {split} gets {file['documents']} of {documents} documents: set split.by: position, or "
+                f"change {what} or split.seed"
             )
-        raise DataError(f"split: {side} gets {file['tokens']} tokens: raise or lower {what}, or bring more text")
+        raise DataError(f"split: {split} gets {file['tokens']} tokens: raise or lower {what}, or bring more text")

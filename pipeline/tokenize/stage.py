@@ -56,11 +56,11 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
 
     The documents are read twice where the tokenizer is made from them.
     """
-    own = params.tokenize
+    tokenize_params = params.tokenize
     for note in _items(corpus, lambda: corpus.notes(paths.raw)):
         say(f"note: {note}")
-    tokenizer = _tokenizer(own.tokenizer, documents, paths)
-    end_of_text = np.array([tokenizer.end_of_text] if own.end_of_text else [], dtype=np.uint32)
+    tokenizer = _tokenizer(tokenize_params.tokenizer, documents, paths)
+    end_of_text = np.array([tokenizer.end_of_text] if tokenize_params.end_of_text else [], dtype=np.uint32)
 
     with published_folder(paths.tokens, paths) as folder:
         with (
@@ -81,7 +81,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
             if blank:
                 where = f"put texts into {paths.shown(paths.raw)}" if corpus.name == "files" else "see its options"
                 raise DataError(f"the corpus {corpus.name} holds no text ({where})")
-        recorded = {"tokenize": _recorded(own, corpus)}
+        recorded = {"tokenize": _recorded(tokenize_params, corpus)}
         finish_folder(folder, tokenizer, {"tokens": writer.summary()}, params=recorded, corpus=corpus.name)
 
     fact("read", f"{writer.documents:,} documents, {writer.text_bytes:,} bytes ({corpus.name})")

@@ -13,8 +13,7 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import PluginError
-from pipeline.model.architecture import LanguageModel
-from pipeline.model.architecture import run as compute
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import device_of
 from pipeline.model.generate import generate
 from pipeline.model.scoring import evaluating, score_tokens
@@ -34,12 +33,12 @@ from pipeline.train.state import TrainState, seed_generators
 # ── at a step ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def at_step(method: str, run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
+def call_step_callbacks(method: str, run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
     """Calls the callbacks that have `method` ("before_update" or "after_step"), on every rank; what they return is
     added to `row`, the step's number and what is known of it by now."""
     step = int(row["step"])
     for callback in run.components.callbacks_with(method):
-        with calling(callback, when=f"in {method} of step {step}"), _apart(run):
+        with calling(callback, when=f"in {method} of step {step}"), _isolated(run):
             seed_generators(run.params.seed, step, 1 + run.parallel.ranks.rank * run.parallel.sharded)
             numbers = getattr(callback, method)(_step_event(run, state, callback, step, row))
             if numbers is not None:
@@ -52,17 +51,17 @@ def at_step(method: str, run: TrainingRun, state: TrainState, row: dict[str, flo
 def evaluation_weights(run: TrainingRun, state: TrainState) -> Iterator[None]:
     """Inside, the model has the weights that are evaluated and published: those of the optimizer's `eval()`, if it
     has one, or that a callback gives; afterwards the trained ones, to the bit. All ranks must enter it."""
-    givers = run.components.callbacks_with("eval_weights")
-    if not givers and not has_modes(run.optimizer):
+    with_weights = run.components.callbacks_with("eval_weights")
+    if not with_weights and not has_modes(run.optimizer):
         yield
         return
     trained = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     set_mode(run.optimizer, "eval")
     try:
-        for callback in givers:
-            with calling(callback, when=f"in eval_weights of step {state.step}"), _apart(run):
-                given = callback.eval_weights(_step_event(run, state, callback, state.step, {}))
-                run.parallel.overwrite(_checked_weights(given or {}, callback, trained))
+        for callback in with_weights:
+            with calling(callback, when=f"in eval_weights of step {state.step}"), _isolated(run):
+                weights = callback.eval_weights(_step_event(run, state, callback, state.step, {}))
+                run.parallel.overwrite(_checked_weights(weights or {}, callback, trained))
         yield
     finally:
         set_mode(run.optimizer, "train")
@@ -70,7 +69,7 @@ def evaluation_weights(run: TrainingRun, state: TrainState) -> Iterator[None]:
 
 
 @contextmanager
-def _apart(run: TrainingRun) -> Iterator[None]:
+def _isolated(run: TrainingRun) -> Iterator[None]:
     """Eval mode and no gradients; afterwards the mode and every random generator are as they were."""
     with evaluating(run.model), torch.no_grad():
         yield
@@ -92,53 +91,53 @@ def _step_event(
 
 
 def _checked_weights(
-    given: Any, callback: EvalCallback, own: Mapping[str, torch.Tensor]
+    weights: Any, callback: EvalCallback, model_weights: Mapping[str, torch.Tensor]
 ) -> Mapping[str, torch.Tensor]:
-    """What `eval_weights` returned, if it fits the model's `own` weights."""
-    if not isinstance(given, Mapping):
-        raise PluginError(f"{label(callback)}: eval_weights must return a dict of tensors, not {given!r}")
-    for name, tensor in given.items():
-        if name not in own:
+    """What `eval_weights` returned, if it fits the model's `model_weights`."""
+    if not isinstance(weights, Mapping):
+        raise PluginError(f"{label(callback)}: eval_weights must return a dict of tensors, not {weights!r}")
+    for name, tensor in weights.items():
+        if name not in model_weights:
             raise PluginError(f"{label(callback)}: eval_weights returned {name!r}, which is no weight of the model")
-        if not isinstance(tensor, torch.Tensor) or type(tensor.data) is not type(own[name]):
+        if not isinstance(tensor, torch.Tensor) or type(tensor.data) is not type(model_weights[name]):
             raise PluginError(
                 f"{label(callback)}: eval_weights returned a {type(tensor).__name__} for {name!r}, where the model "
-                f"has a {type(own[name]).__name__}: a shard where it has a shard"
+                f"has a {type(model_weights[name]).__name__}: a shard where it has a shard"
             )
-        if tensor.shape != own[name].shape:
+        if tensor.shape != model_weights[name].shape:
             raise PluginError(
                 f"{label(callback)}: eval_weights returned {list(tensor.shape)} for {name!r}, which is "
-                f"{list(own[name].shape)}"
+                f"{list(model_weights[name].shape)}"
             )
-    return given
+    return weights
 
 
 # ── after an evaluation ───────────────────────────────────────────────────────────────────────────
 
 
-def after_evaluation(run: TrainingRun, state: TrainState, row: dict[str, float]) -> dict[str, float]:
+def call_evaluation_callbacks(run: TrainingRun, state: TrainState, row: dict[str, float]) -> dict[str, float]:
     """Calls the callbacks' `on_evaluation` on rank 0; returns the evaluation's numbers with theirs, on every rank.
-    Why one of them ends the run, if one does, is in `state.stopped`. All ranks must call it."""
+    Why one of them ends the run, if one does, is in `state.stop_reason`. All ranks must call it."""
     ranks = run.parallel.ranks
     if run.components.callbacks_with("on_evaluation"):
         model = run.parallel.full_model()
-        row, state.stopped = ranks.on_rank0(lambda: _call_all(run, model, row, state))
+        row, state.stop_reason = ranks.on_rank0(lambda: _call_on_rank0(run, model, row, state))
         for callback in run.components.callbacks_with("on_evaluation") if ranks.world_size > 1 else ():
             if any(map(callback.has, CALLBACK_METHODS[1:])):  # which every rank calls
-                _share_memory(run, state, callback)
+                _broadcast_memory(run, state, callback)
     return row
 
 
-def _share_memory(run: TrainingRun, state: TrainState, callback: EvalCallback) -> None:
+def _broadcast_memory(run: TrainingRun, state: TrainState, callback: EvalCallback) -> None:
     """Gives every rank the plain values that rank 0's memory of a callback holds; tensors stay each rank's own."""
-    ranks, own = run.parallel.ranks, state.memory.get(callback.name, {})
+    ranks, memory = run.parallel.ranks, state.memory.get(callback.name, {})
     received = ranks.on_rank0(
-        lambda: own, to_others=lambda memory: {"memory": map_tensors(lambda tensor: torch.empty(0), memory)}
+        lambda: memory, to_others=lambda memory: {"memory": map_tensors(lambda tensor: torch.empty(0), memory)}
     )
     if ranks.is_rank0:
         return
     tensors: dict[str, torch.Tensor] = {}
-    map_named(tensors.setdefault, own)
+    map_named(tensors.setdefault, memory)
     try:
         state.memory[callback.name] = map_named(lambda name, _: tensors[name], received["memory"])
     except KeyError as error:
@@ -148,7 +147,7 @@ def _share_memory(run: TrainingRun, state: TrainState, callback: EvalCallback) -
         ) from None
 
 
-def _call_all(
+def _call_on_rank0(
     run: TrainingRun, model: LanguageModel | None, row: dict[str, float], state: TrainState
 ) -> tuple[dict[str, float], str]:
     """The row with the callbacks' numbers, and why one of them ends the run, if one does."""
@@ -156,14 +155,14 @@ def _call_all(
     row = dict(row)
     for callback in run.components.callbacks_with("on_evaluation"):
         with calling(callback, when=f"at step {state.step}"):
-            numbers = _call(run, callback, model, row, state)
+            numbers = _call_one(run, callback, model, row, state)
             _check_numbers(numbers, callback, row)
             check_plain(state.memory[callback.name], f"{label(callback)}: its memory")
             row |= {name: float(value) for name, value in numbers.items()}
-    return row, state.stopped
+    return row, state.stop_reason
 
 
-def _call(
+def _call_one(
     run: TrainingRun, callback: EvalCallback, model: LanguageModel, row: dict[str, float], state: TrainState
 ) -> dict[str, float]:
     """What the callback returns; one that stops the run returns nothing."""
@@ -196,8 +195,8 @@ def _call(
         except StopTraining as reason:
             if callback.records_only:
                 raise PluginError(f"{label(callback)} only records, so it cannot stop") from reason
-            state.stopped = " ".join(str(reason).split()) or f"{callback.name} stopped the run"
-            say(f"stopping at step {state.step}: {state.stopped}")
+            state.stop_reason = " ".join(str(reason).split()) or f"{callback.name} stopped the run"
+            say(f"stopping at step {state.step}: {state.stop_reason}")
             return {}
 
 
@@ -206,10 +205,10 @@ def _call(
 
 def _batches(run: TrainingRun, device: torch.device, side: str) -> Iterator[torch.Tensor]:
     """The windows of "train" or "val" that evaluations read, as ids [B, T + 1]."""
-    if side not in run.data.evaluated:
-        raise ValueError(f"event.batches takes {' or '.join(map(repr, run.data.evaluated))}, not {side!r}")
+    if side not in run.data.eval_windows:
+        raise ValueError(f"event.batches takes {' or '.join(map(repr, run.data.eval_windows))}, not {side!r}")
     ids, size = run.data.ids[side], run.params.micro_batch_size
-    for _, same in groupby(run.data.evaluated[side], lambda window: window.end - window.start):
+    for _, same in groupby(run.data.eval_windows[side], lambda window: window.end - window.start):
         windows = [ids[window.start : window.end].astype(np.int64) for window in same]
         for first in range(0, len(windows), size):
             yield torch.from_numpy(np.stack(windows[first : first + size])).to(device)
@@ -220,7 +219,7 @@ def _token_losses(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
     """The plain loss of each id [B, T + 1] after the first: nats [B, T]."""
     ids = ids.to(device_of(model))
     with evaluating(model):
-        return score_tokens(compute(model, ids[:, :-1]), ids[:, 1:])[0]
+        return score_tokens(checked_forward(model, ids[:, :-1]), ids[:, 1:])[0]
 
 
 def _generate(

@@ -17,7 +17,7 @@ import torch
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
 from pipeline.core.files import lock, report_full_disk, verify_manifest, write_json, write_manifest
-from pipeline.core.values import STRICT, Count, read_values
+from pipeline.core.values import STRICT, NonNegativeInt, read_values
 from pipeline.model.checkpoint import first_not_finite, load_tensors, save_tensors, tensor_bytes
 from pipeline.train.parallel import map_tensors
 from pipeline.train.ranks import Ranks
@@ -307,8 +307,8 @@ class _About:
 
     __pydantic_config__ = STRICT
 
-    step: Count
-    total_steps: Count
+    step: NonNegativeInt
+    total_steps: NonNegativeInt
     complete: bool
 
 

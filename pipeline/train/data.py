@@ -25,7 +25,7 @@ class TrainingData:
         tokenizer: The tokenizer of the ids.
         ids: The tokens of "train" and "val".
         windows: The training windows, in the order in which they are read.
-        evaluated: The windows of "train" and "val" that each evaluation during training reads: always the same.
+        eval_windows: The windows of "train" and "val" that each evaluation during training reads: always the same.
         digest: A hash of the splits.
         data_params: The params of tokenize and split that made them.
     """
@@ -33,12 +33,12 @@ class TrainingData:
     tokenizer: Tokenizer
     ids: Mapping[str, Ids]
     windows: TrainingWindows
-    evaluated: Mapping[str, Sequence[EvaluationWindow]]
+    eval_windows: Mapping[str, Sequence[EvaluationWindow]]
     digest: str = ""
     data_params: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(
+    def build(
         cls,
         params: Params,
         tokenizer: Tokenizer,
@@ -51,11 +51,11 @@ class TrainingData:
         length, train = params.model.context_length, params.train
         index = token_index(len(ids["train"]), length, train.shift_windows, sampler, documents)
         windows = TrainingWindows(ids["train"], index, sampler, train.seed)
-        evaluated = {
+        eval_windows = {
             name: evenly_spaced(evaluation_windows(len(tokens), length, length), train.evaluation.windows)
             for name, tokens in ids.items()
         }
-        return cls(tokenizer, ids, windows, evaluated, **more)
+        return cls(tokenizer, ids, windows, eval_windows, **more)
 
     @classmethod
     def read(cls, params: Params, splits: TokenFolder, sampler: BatchSampler) -> TrainingData:
@@ -67,7 +67,7 @@ class TrainingData:
         ids = {name: splits.ids(name) for name in ("train", "val")}
         check_length(ids["train"], params.model.context_length)
         data_params, documents = splits.meta.get("params", {}), splits.documents("train")
-        return cls.of(
+        return cls.build(
             params, splits.tokenizer, ids, sampler, documents, digest=splits.digest, data_params=data_params
         )
 

@@ -9,7 +9,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import PipelineError
 from pipeline.data.batches import EvaluationWindow
 from pipeline.model.scoring import Summary, score
-from pipeline.train.callbacks import after_evaluation, evaluation_weights
+from pipeline.train.callbacks import call_evaluation_callbacks, evaluation_weights
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
@@ -20,31 +20,31 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
     Training continues as if nothing had been evaluated: random state and train mode are restored.
 
     Raises:
-        Stopping: the run was asked to stop; `state` is as it was before.
+        StopRequested: the run was asked to stop; `state` is as it was before.
     """
-    draft, parallel = state.draft(), run.parallel
-    with parallel.eager(), evaluation_weights(run, draft):
-        row = _measure(run, draft)
-        if row["val.loss"] < draft.best_loss:
-            draft.best_step, draft.best_loss = draft.step, row["val.loss"]
-            draft.best_weights = parallel.to_cpu(parallel.model.state_dict())
+    updated, parallel = state.copy(), run.parallel
+    with parallel.eager(), evaluation_weights(run, updated):
+        row = _measure(run, updated)
+        if row["val.loss"] < updated.best_loss:
+            updated.best_step, updated.best_loss = updated.step, row["val.loss"]
+            updated.best_weights = parallel.to_cpu(parallel.model.state_dict())
         say(
-            f"step {draft.step:>6,}  loss train {row['train.loss']:.4f}, val {row['val.loss']:.4f}  "
+            f"step {updated.step:>6,}  loss train {row['train.loss']:.4f}, val {row['val.loss']:.4f}  "
             f"perplexity {row.get('val.perplexity', float('inf')):.1f}  "
             f"bits/byte {row.get('val.bits_per_byte', float('nan')):.3f}"
         )
-        row = after_evaluation(run, draft, row)
-    draft.history.append(row)
-    draft.timing.append(
+        row = call_evaluation_callbacks(run, updated, row)
+    updated.history.append(row)
+    updated.timing.append(
         {
-            "step": draft.step,
-            "seconds": draft.seconds,
-            "processor_seconds": draft.processor_seconds,
-            "tokens_per_sec": row["tokens"] / draft.seconds if draft.seconds else 0.0,
+            "step": updated.step,
+            "seconds": updated.seconds,
+            "processor_seconds": updated.processor_seconds,
+            "tokens_per_sec": row["tokens"] / updated.seconds if updated.seconds else 0.0,
         }
     )
-    draft.objective_nats, draft.objective_tokens = 0.0, 0
-    state.adopt(draft)
+    updated.objective_nats, updated.objective_tokens = 0.0, 0
+    state.update_from(updated)
 
 
 def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) -> Summary:
@@ -59,7 +59,7 @@ def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) 
         for scores in score(run.model, run.data.ids[name], batches[min(number, len(batches) - 1)], size):
             if number < len(batches):
                 summary.add(scores)
-    return summary.over(ranks.all_reduce_sum)
+    return summary.all_reduce(ranks.all_reduce_sum)
 
 
 def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:
@@ -74,7 +74,7 @@ def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:
         row["learning_rate"] = run.optimizer.param_groups[0]["lr"]
         row["grad_norm"] = state.grad_norm
     for name in ("train", "val"):
-        summary = summarize(run, name, data.evaluated[name])
+        summary = summarize(run, name, data.eval_windows[name])
         if not math.isfinite(summary.loss):
             raise PipelineError(
                 f"training stopped at step {state.step}: {name}.loss is {summary.loss}: lower the optimizer's "

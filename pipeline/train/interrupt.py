@@ -12,7 +12,7 @@ from types import FrameType
 import psutil
 
 from pipeline.core.console import say
-from pipeline.core.errors import Stopping as Stopping
+from pipeline.core.errors import StopRequested as StopRequested
 from pipeline.train.ranks import Ranks
 
 LAUNCHER = "PIPELINE_LAUNCHER"
@@ -82,7 +82,7 @@ class StopSignal:
     """Remembers that SIGINT or SIGTERM came, and notices that the parent died."""
 
     received: int | None = field(default=None, init=False)
-    _at_once: bool = field(default=False, init=False)
+    _raise_at_once: bool = field(default=False, init=False)
     parent: Parent | None = field(default_factory=_parent)
 
     @property
@@ -94,13 +94,13 @@ class StopSignal:
         return self.received
 
     def check(self, ranks: Ranks | None = None) -> None:
-        """Raises Stopping once this process was asked to stop; with `ranks`, on all of them once any was."""
-        own = self.number or 0
-        number = own if ranks is None else int(ranks.all_reduce_max(own))
+        """Raises StopRequested once this process was asked to stop; with `ranks`, on all of them once any was."""
+        received = self.number or 0
+        number = received if ranks is None else int(ranks.all_reduce_max(received))
         if number:
-            if not own:  # each rank looks for itself, and only the first is heard
+            if not received:  # each rank looks for itself, and only the first is heard
                 say("another process was asked to stop: saving, then leaving")
-            raise Stopping(number)
+            raise StopRequested(number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -108,20 +108,20 @@ class StopSignal:
             signal.signal(each, signal.SIG_DFL)
         with suppress(RuntimeError):  # it arrived in the middle of another message
             say(f"\n{signal.Signals(number).name}: saving, then leaving (once more to leave at once)")
-        if self._at_once and _compiling(frame):
-            raise Stopping(number)
+        if self._raise_at_once and _compiling(frame):
+            raise StopRequested(number)
 
     @contextmanager
-    def not_awaiting_the_compiler(self, ranks: Ranks) -> Iterator[None]:
-        """Inside, a signal that comes while torch compiles raises Stopping at once: compiling may take minutes.
+    def interruptible_compile(self, ranks: Ranks) -> Iterator[None]:
+        """Inside the block, a signal raises StopRequested even while torch compiles, which can take minutes.
 
         With several ranks it does not, since the others would wait in a collective.
         """
-        self._at_once = ranks.world_size == 1
+        self._raise_at_once = ranks.world_size == 1
         try:
             yield
         finally:
-            self._at_once = False
+            self._raise_at_once = False
 
     @contextmanager
     def caught(self) -> Iterator[None]:

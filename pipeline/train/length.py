@@ -13,24 +13,24 @@ class Length:
 
     Attributes:
         batch_size: Windows in a step; only the last step of a part may have fewer.
-        parts: The windows of each part.
+        phase_windows: The windows of each phase.
     """
 
     batch_size: int
-    parts: tuple[int, ...]
+    phase_windows: tuple[int, ...]
 
     @property
     def total_windows(self) -> int:
-        return sum(self.parts)
+        return sum(self.phase_windows)
 
     @property
     def total_steps(self) -> int:
-        return sum(-(-windows // self.batch_size) for windows in self.parts)
+        return sum(-(-windows // self.batch_size) for windows in self.phase_windows)
 
     def windows(self, step: int) -> tuple[int, int]:
         """The windows that `step` reads: the first, and the one after the last; numbered over the whole run."""
         before = 0
-        for windows in self.parts:
+        for windows in self.phase_windows:
             steps = -(-windows // self.batch_size)
             if step < steps:
                 first = step * self.batch_size

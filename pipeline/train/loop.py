@@ -13,11 +13,11 @@ from pipeline.core.console import say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
 from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import IGNORED
-from pipeline.train.callbacks import at_step
+from pipeline.train.callbacks import call_step_callbacks
 from pipeline.train.evaluation import evaluate
-from pipeline.train.interrupt import Stopping
+from pipeline.train.interrupt import StopRequested
 from pipeline.train.progress import TrainingProgress
-from pipeline.train.publish import finish
+from pipeline.train.publish import finalize
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, random_state, restore_random_state, seed_generators
 
@@ -32,12 +32,12 @@ def train(run: TrainingRun, state: TrainState) -> None:
     run.model.train()
     try:
         _steps(run, state)
-        finish(run, state)
+        finalize(run, state)
         _save_now(run, state)
-    except Stopping as stopping:
+    except StopRequested as stop:
         _save_now(run, state)
         raise Interrupted(
-            stopping.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to go on"
+            stop.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to go on"
         ) from None
     finally:
         run.saver.wait()
@@ -50,7 +50,7 @@ def _steps(run: TrainingRun, state: TrainState) -> None:
             if (last or state.step % run.params.evaluation.every == 0) and not _evaluated(state):
                 with progress.evaluating(state):
                     evaluate(run, state)
-            if last or state.stopped:
+            if last or state.stop_reason:
                 return
             started, processor_started = time.perf_counter(), time.process_time()
             nats, tokens = train_step(run, state)
@@ -70,11 +70,11 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
 
     run.optimizer.zero_grad(set_to_none=True)
     losses, random = [], random_state()
-    for x, y, place, last in _micro_batches(run, inputs, targets, run.length.windows(step)[0]):
+    for x, y, first_window, last in _micro_batches(run, inputs, targets, run.length.windows(step)[0]):
         try:
             run.stop_if_asked()
-            seed_generators(run.params.seed, place)
-            with run.stop.not_awaiting_the_compiler(run.parallel.ranks), run.parallel.accumulating(last):
+            seed_generators(run.params.seed, first_window)
+            with run.stop.interruptible_compile(run.parallel.ranks), run.parallel.accumulating(last):
                 x, y = run.to_device(x), run.to_device(y)
                 with run.autocast():
                     output = run.parallel.forward(x)
@@ -85,11 +85,11 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
                 if tokens:
                     with calling(run.components.loss, when="in its backward pass"):
                         (loss / tokens).backward()  # type: ignore[no-untyped-call]
-        except Stopping:
+        except StopRequested:
             restore_random_state(random)  # the step at hand is dropped, and done again on resume
             raise
         losses.append(loss.detach())
-    at_step("before_update", run, state, row)
+    call_step_callbacks("before_update", run, state, row)
     # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
     if norm == 0 and tokens and all(parameter.grad is None for parameter in run.model.parameters()):
@@ -105,7 +105,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         state.objective_tokens += tokens
         state.grad_norm = norm
         row |= {"train.objective": nats / max(tokens, 1), "learning_rate": _rate(run), "grad_norm": norm}
-        at_step("after_step", run, state, row)
+        call_step_callbacks("after_step", run, state, row)
         _log(run, state, row)
     state.step += 1
     return nats, tokens
@@ -116,13 +116,13 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         inputs, targets: Ids [B, T].
-        place: Its first window's number in the run, from which its random draws follow.
+        first_window: Its first window's number in the run, from which its random draws follow.
         last: Whether it is the step's last.
     """
 
     inputs: torch.Tensor
     targets: torch.Tensor
-    place: int
+    first_window: int
     last: bool
 
 
@@ -134,7 +134,7 @@ def _micro_batches(
     All ranks get the same number, since they exchange gradients together: one that has none left computes along
     without a target.
     """
-    ranks, size = run.parallel.ranks, run.at_once
+    ranks, size = run.parallel.ranks, run.micro_batch_size
     starts = range(0, len(inputs), size)
     for round in range(0, len(starts), ranks.world_size):
         number, last = round + ranks.rank, round + ranks.world_size >= len(starts)

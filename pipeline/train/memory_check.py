@@ -11,18 +11,22 @@ from pipeline.model.checkpoint import tensor_bytes
 from pipeline.model.device import memory_of
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of state that an optimizer keeps, of shards this process's; 0 before its first step."""
     return tensor_bytes(list(optimizer.state.values()))
 
 
-def available(device: torch.device, processes: int = 1) -> int:
+def memory_per_process(device: torch.device, processes: int = 1) -> int:
     """Bytes of memory that each process has on its device; on a CPU the processes share the machine's."""
     return memory_of(device) // (processes if device.type == "cpu" else 1)
 
 
 def check_fits(
-    architecture: Architecture, device: torch.device, strategy: str = "ddp", processes: int = 1, at_once: int = 1
+    architecture: Architecture,
+    device: torch.device,
+    strategy: str = "ddp",
+    processes: int = 1,
+    micro_batch_size: int = 1,
 ) -> None:
     """Refuses a model, or a micro-batch, before any of it is made, which would fill the memory first.
 
@@ -31,29 +35,29 @@ def check_fits(
         device: Where each process computes.
         strategy: "ddp", or "fsdp", which divides weights and gradients by the number of processes.
         processes: How many train together.
-        at_once: The windows of a micro-batch.
+        micro_batch_size: The windows of a micro-batch.
 
     Raises:
         ParamsError: the float32 weights and their gradients, or what the blocks are given, need more memory than
             there is.
     """
     needed = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1)
-    if needed > available(device, processes):
+    if needed > memory_per_process(device, processes):
         raise ParamsError(
             f"a model of {architecture.parameter_count:,} parameters needs {format_bytes(needed)} with its "
             f"gradients, and {_has(device, processes)}: lower model.n_layers or model.emb_dim"
         )
     # Each block keeps at least its input, in 16 bits; what else it keeps is measured by `pipeline check`.
     shape = architecture.shape
-    kept = 2 * at_once * shape.context_length * shape.emb_dim * shape.n_layers
-    if kept > available(device, processes):
+    kept = 2 * micro_batch_size * shape.context_length * shape.emb_dim * shape.n_layers
+    if kept > memory_per_process(device, processes):
         raise ParamsError(
-            f"train.micro_batch_size: {at_once:,} windows at once need at least {format_bytes(kept)}, and "
+            f"train.micro_batch_size: {micro_batch_size:,} windows at once need at least {format_bytes(kept)}, and "
             f"{_has(device, processes)}: lower it"
         )
 
 
-def what_to_lower(
+def out_of_memory_advice(
     architecture: Architecture,
     micro_batch_size: int,
     optimizer: torch.optim.Optimizer,
@@ -70,15 +74,16 @@ def what_to_lower(
         micro_batch_size: Windows that were computed at once.
         optimizer: Under FSDP, it holds this process's shards.
     """
-    state = state_bytes(optimizer)
+    state = optimizer_state_bytes(optimizer)
     lasting = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1) + state
     text = (
         f"out of memory with {micro_batch_size} windows at once: {_has(device, processes)}, and weights, gradients "
         f"and optimizer need {format_bytes(lasting)}: lower "
     )
-    if lasting <= available(device, processes) and micro_batch_size > 1:
+    if lasting <= memory_per_process(device, processes) and micro_batch_size > 1:
         return text + f"train.micro_batch_size to {micro_batch_size // 2}, or model.context_length or model.emb_dim"
-    text += f"model.{'n_layers' if lasting > available(device, processes) else 'context_length'} or model.emb_dim"
+    key = "n_layers" if lasting > memory_per_process(device, processes) else "context_length"
+    text += f"model.{key} or model.emb_dim"
     if device.type == "cuda" and strategy != "fsdp":
         text += ", or divide it over several GPUs with runtime.strategy: fsdp"
     return text
@@ -86,4 +91,4 @@ def what_to_lower(
 
 def _has(device: torch.device, processes: int) -> str:
     each = f" for each of {processes} processes" if device.type == "cpu" and processes > 1 else ""
-    return f"{device} has {format_bytes(available(device, processes))}{each}"
+    return f"{device} has {format_bytes(memory_per_process(device, processes))}{each}"

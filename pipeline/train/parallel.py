@@ -51,10 +51,10 @@ class Parallel:
         Raises:
             PluginError: the model returned something else.
         """
-        output = checked_output(self.computed(ids), self.model, ids)
+        output = checked_output(self.call_model(ids), self.model, ids)
         return FusedOutput(output.hidden, output.head_weight, output.vocab_size, output.auxiliary, self.softmax)
 
-    def computed(self, ids: torch.Tensor) -> Any:
+    def call_model(self, ids: torch.Tensor) -> Any:
         """What the model itself returns."""
         return self.model(ids)
 
@@ -94,7 +94,7 @@ class Parallel:
         """Loaded weights, full on rank 0 or sharded, in the form that `to_cpu` returns. All ranks must call it."""
         return weights
 
-    def place(self, saved: Any) -> Any:
+    def place_nested(self, saved: Any) -> Any:
         """Saved tensors in nested dicts and lists, on the device; those under a parameter's name are sharded as it
         is. All ranks must call it, with what `distribute` takes."""
         return map_tensors(lambda tensor: tensor.to(self.device), saved)
@@ -120,24 +120,24 @@ class Parallel:
         return self.model
 
 
-def alone(make: Callable[[], LanguageModel], device: torch.device, compiled: bool) -> Parallel:
+def single_process(make: Callable[[], LanguageModel], device: torch.device, compiled: bool) -> Parallel:
     """Makes a model for one process on its device; `compiled` says whether it is compiled."""
     model = make().to(device)
     if not compiled:
         return Parallel(model=model)
-    compile_parts(model)
+    compile_units(model)
     return Parallel(model=model, compiled=True, softmax=compiled_softmax())
 
 
-def parts(model: LanguageModel) -> list[torch.nn.Module]:
+def units(model: LanguageModel) -> list[torch.nn.Module]:
     """What is compiled and sharded by itself: each of the model's blocks, or, where it has none, the whole."""
     return list(getattr(model, "blocks", None) or [model])
 
 
-def compile_parts(model: LanguageModel) -> None:
+def compile_units(model: LanguageModel) -> None:
     """Compiles the model's parts: blocks take seconds, a whole model minutes. Equal blocks share the code."""
-    for part in parts(model):
-        part.compile(dynamic=False)
+    for unit in units(model):
+        unit.compile(dynamic=False)
 
 
 def compiled_softmax() -> Softmax:

@@ -67,7 +67,7 @@ def phases(
     found = [Phase(first, rates, unextended, CheckpointStore(root, fingerprint(unextended)))]
     if params.extension.amount:
         further = _windows(params.budget, params.extension.amount, params.batch_size, windows)
-        whole = replace(first, parts=(*first.parts, further))
+        whole = replace(first, phase_windows=(*first.phase_windows, further))
         steps = whole.total_steps - first.total_steps
         again = extended(schedule, first.total_steps, steps, warmup, params.extension.peak)
         found.append(Phase(whole, again, identity, CheckpointStore(root, fingerprint(identity))))

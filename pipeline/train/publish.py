@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact
@@ -15,7 +16,7 @@ from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
 from pipeline.train.callbacks import evaluation_weights
 from pipeline.train.evaluation import summarize
-from pipeline.train.interrupt import Stopping
+from pipeline.train.interrupt import StopRequested
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 from pipeline.train.steps import STEPS, columns_of, table
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
 
-def finish(run: TrainingRun, state: TrainState) -> None:
+def finalize(run: TrainingRun, state: TrainState) -> None:
     """Completes the state of a run that reached its end with all else that is published: the losses of the last and
     of the best weights over all of val, the peak memory, and the record of what made the run.
 
     Publishing it then is a function of the state alone.
 
     Raises:
-        Stopping: the run was asked to stop; the state is as it was before.
+        StopRequested: the run was asked to stop; the state is as it was before.
     """
     identity, length = run.phase.identity, run.data.windows.context_length
     windows = evaluation_windows(len(run.data.ids["val"]), length, length)
@@ -43,7 +44,7 @@ def finish(run: TrainingRun, state: TrainState) -> None:
             run.parallel.load_weights(state.best_weights)
             try:
                 best = summarize(run, "val", windows).metrics()
-            except Stopping:  # on all ranks at once, unlike any other error
+            except StopRequested:  # on all ranks at once, unlike any other error
                 run.parallel.load_weights(trained)
                 raise
             run.parallel.load_weights(trained)
@@ -86,9 +87,12 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
             best={"model_state_dict": best_weights, "step": state.best_step},
         )
     best = state.final["best"]
-    bits = f", {best['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in best else ""
-    fact("best", f"step {state.best_step:,}: all of val at {best['loss']:.4f} nats a token{bits}")
+    names = {"loss": "val loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}  # of all of val
+    numbers = (f"{named} {best[name]:.5g}" for name, named in names.items() if name in best)
+    fact("best", f"step {state.best_step:,}: {', '.join(numbers)}")
     fact("wrote", f"{paths.shown(paths.checkpoint)}, {paths.shown(paths.metrics)}/train.json, history.tsv, {STEPS}")
+    if "DVC_STAGE" not in os.environ:
+        fact("next", "pipeline evaluate")
 
 
 def _line(value: dict[str, Any]) -> str:
@@ -100,8 +104,8 @@ _MEASURED = ("step", "tokens", "epoch", "learning_rate", "grad_norm")
 
 def _of_callbacks(row: dict[str, float]) -> dict[str, float]:
     """The numbers of an evaluation that callbacks returned, but for what they call like a side's."""
-    own = {name: value for name, value in row.items() if name not in _MEASURED}
-    return {name: value for name, value in own.items() if not name.startswith(("train.", "val."))}
+    numbers = {name: value for name, value in row.items() if name not in _MEASURED}
+    return {name: value for name, value in numbers.items() if not name.startswith(("train.", "val."))}
 
 
 def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.model.architecture import LanguageModel
-from pipeline.model.architecture import run as compute
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import keep_memory, use_threads
 from pipeline.plugin.components import ModelOutput
 from pipeline.train import memory_check
@@ -18,7 +17,7 @@ from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
 from pipeline.train.interrupt import StopSignal
 from pipeline.train.length import Length
-from pipeline.train.parallel import Parallel, alone
+from pipeline.train.parallel import Parallel, single_process
 from pipeline.train.phases import Phase
 from pipeline.train.ranks import Ranks
 from pipeline.train.runtime_config import RuntimeConfig
@@ -88,9 +87,11 @@ class TrainingRun:
             components.architecture(params.model, data.tokenizer),
             torch.device(runtime_config.device),
         )
-        at_once = windows_at_once(params.train.micro_batch_size, phase.length.batch_size, ranks.world_size)
-        at_once = min(at_once, max(phase.length.parts))
-        memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.world_size, at_once)
+        micro_batch_size = rank_micro_batch_size(
+            params.train.micro_batch_size, phase.length.batch_size, ranks.world_size
+        )
+        micro_batch_size = min(micro_batch_size, max(phase.length.phase_windows))
+        memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.world_size, micro_batch_size)
         parallel = parallelize(
             make or architecture.make, device, ranks, runtime_config.strategy, runtime_config.compile
         )
@@ -102,7 +103,9 @@ class TrainingRun:
             runtime_config=runtime_config,
             parallel=parallel,
             optimizer=components.build_optimizer(
-                parallel.model, parallel.sharded, replace(phase.length, parts=phase.length.parts[:1]).total_steps
+                parallel.model,
+                parallel.sharded,
+                replace(phase.length, phase_windows=phase.length.phase_windows[:1]).total_steps,
             ),
             saver=CheckpointSaver(phase.store, params.runtime.save_seconds, parallel.writers),
             stop=stop or StopSignal(),
@@ -133,9 +136,11 @@ class TrainingRun:
         return self.length.total_steps
 
     @property
-    def at_once(self) -> int:
+    def micro_batch_size(self) -> int:
         """Windows in a micro-batch: no more than a rank's share of a batch."""
-        return windows_at_once(self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.world_size)
+        return rank_micro_batch_size(
+            self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.world_size
+        )
 
     def offsets(self, step: int) -> list[int]:
         """Where in the text the windows of a step begin."""
@@ -154,7 +159,7 @@ class TrainingRun:
         """What the teacher computes for ids [B, T]."""
         assert self.teacher is not None  # the loss asks for one
         with self.autocast():
-            return compute(self.teacher, ids)
+            return checked_forward(self.teacher, ids)
 
     def to_device(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids on the device; a GPU fetches them from pinned memory while this process continues."""
@@ -163,11 +168,11 @@ class TrainingRun:
         return ids.to(self.device)
 
     def stop_if_asked(self) -> None:
-        """Raises Stopping on every rank once any of them was asked to stop."""
+        """Raises StopRequested on every rank once any of them was asked to stop."""
         self.stop.check(self.parallel.ranks)
 
 
-def windows_at_once(micro_batch_size: int, batch_size: int, ranks: int) -> int:
+def rank_micro_batch_size(micro_batch_size: int, batch_size: int, ranks: int) -> int:
     """Windows in a micro-batch: no more than a rank's share of a batch."""
     return min(micro_batch_size, -(-batch_size // ranks))
 
@@ -185,7 +190,7 @@ def parallelize(
         compiled: Whether the model is compiled: block by block where it has blocks.
     """
     if ranks.world_size == 1:
-        return alone(make, device, compiled)
+        return single_process(make, device, compiled)
     from pipeline.train.distributed.parallel import ddp, fsdp2
 
     layout = fsdp2 if strategy == "fsdp" else ddp

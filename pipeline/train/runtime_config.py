@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params, RuntimeParams
 
 _FLOPS_WORTH_COMPILING = 5e12
-"""Floating-point operations of a run from which compiling pays for itself (docs/performance.md)."""
+"""Floating-point operations of a run from which compiling pays for itself (benchmarks/RESULTS.md)."""
 
 
 @dataclass(frozen=True)

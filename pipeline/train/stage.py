@@ -93,9 +93,9 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            advice = memory_check.what_to_lower(
+            advice = memory_check.out_of_memory_advice(
                 architecture,
-                whole.at_once,
+                whole.micro_batch_size,
                 whole.optimizer,
                 whole.device,
                 runtime_config.strategy,
@@ -119,10 +119,10 @@ def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer,
 def _train_phase(run: TrainingRun, state: TrainState, extends: bool) -> None:
     """Trains to the end of a phase; `extends` says that `state` is the end of the phase before it."""
     if extends and state.complete and state.step < run.total_steps:
-        if state.stopped:
+        if state.stop_reason:
             raise PipelineError(
-                f"train.extension: the run to extend was ended at step {state.step:,} ({state.stopped}): take what "
-                "ended it out of train.eval_callbacks.use, or set train.extension.amount: 0"
+                f"train.extension: a callback ended the first phase at step {state.step:,} ({state.stop_reason}): "
+                "remove that callback from train.eval_callbacks.use, or set train.extension.amount: 0"
             )
         say(f"extending the finished run from step {state.step:,} to {run.total_steps:,}")
         state.complete = False
@@ -142,7 +142,7 @@ def _say_plan(run: TrainingRun, params: Params) -> None:
     compiled = ", compiled" if runtime_config.compile else ""
     fact("model", f"{size}, on {run.device}{together}, {runtime_config.precision}{compiled}")
     epochs = run.length.total_windows / run.data.windows.per_epoch
-    tokens = min(train.batch_size, max(run.length.parts)) * params.model.context_length
+    tokens = min(train.batch_size, max(run.length.phase_windows)) * params.model.context_length
     fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")
     fact("with", f"{train.loss.name} and {train.optimizer.name}")
     if train.schedule.warmup_steps >= run.total_steps:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -13,7 +13,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from pipeline.core.errors import CheckpointError
-from pipeline.core.values import STRICT, Count, check_fields, explain
+from pipeline.core.values import STRICT, NonNegativeInt, check_fields, explain
 from pipeline.model.checkpoint import check_weights
 from pipeline.model.run_record import RunRecord
 from pipeline.train.runtime_config import RuntimeConfig
@@ -41,16 +41,16 @@ class TrainState:
             CPU: whole, with content on the first rank only, or under FSDP2 as each rank's shares.
         skipped: The steps that were skipped because their loss or gradient was not finite.
         runtime_config: What the run is computed with (see `RuntimeConfig`).
-        final: What is published beside the history once training has ended (see `pipeline.train.publish.finish`).
-        stopped: Why a callback ended the run; empty while it has not.
+        final: What is published beside the history once training has ended (see `pipeline.train.publish.finalize`).
+        stop_reason: Why a callback ended the run; empty while it has not.
         complete: Whether training has ended.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {**STRICT, "arbitrary_types_allowed": True}
 
-    step: Count = 0
+    step: NonNegativeInt = 0
     objective_nats: float = 0.0
-    objective_tokens: Count = 0
+    objective_tokens: NonNegativeInt = 0
     grad_norm: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     steps: list[dict[str, float]] = field(default_factory=list)
@@ -65,25 +65,25 @@ class TrainState:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     runtime_config: dict[str, Any] = field(default_factory=dict)
     final: dict[str, Any] = field(default_factory=dict)
-    stopped: str = ""
+    stop_reason: str = ""
     complete: bool = False
 
-    def draft(self) -> TrainState:
+    def copy(self) -> TrainState:
         """A copy that can be changed, and dropped, without changing this one. The best weights and the rows of
         `steps`, which nothing changes, are shared."""
         shared = {id(self.best_weights): self.best_weights, id(self.steps): list(self.steps)}
-        return copy.deepcopy(self, shared)
+        return deepcopy(self, shared)
 
-    def adopt(self, draft: TrainState) -> None:
-        """Becomes what `draft` is."""
-        vars(self).update(vars(draft))
+    def update_from(self, other: TrainState) -> None:
+        """Becomes equal to `other`."""
+        vars(self).update(vars(other))
 
     def capture(self, run: TrainingRun) -> dict[str, Any]:
         """A copy of the state as tensors on the CPU and plain values: whole on the first rank, or under FSDP2 each
         rank's shares; all must call it."""
         parallel = run.parallel
         return {
-            "run": {**vars(self.draft()), "memory": parallel.to_cpu(self.memory)},
+            "run": {**vars(self.copy()), "memory": parallel.to_cpu(self.memory)},
             "total_steps": run.total_steps,
             "model_state_dict": parallel.to_cpu(parallel.model.state_dict()),
             "optimizer_state_dict": parallel.to_cpu(run.optimizer.state_dict()),
@@ -111,7 +111,7 @@ class TrainState:
             raise CheckpointError(f"the optimizer's state is not that of {run.optimizer} ({reason})") from None
         restore_random_state(saved["random"])
         fields = saved["run"]
-        best, memory = parallel.distribute(fields["best_weights"]), parallel.place(fields["memory"])
+        best, memory = parallel.distribute(fields["best_weights"]), parallel.place_nested(fields["memory"])
         return cls(**{**fields, "best_weights": best, "memory": memory})
 
 
@@ -123,7 +123,7 @@ class _Final:
 
     last: dict[str, float]
     best: dict[str, float]
-    peak_memory_bytes: Count
+    peak_memory_bytes: NonNegativeInt
     record: dict[str, Any]
 
 
@@ -190,13 +190,13 @@ def restore_random_state(saved: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
 
 
-def seed_generators(seed: int, *place: int) -> None:
+def seed_generators(seed: int, *position: int) -> None:
     """Seeds every random generator as a function of a run's seed and a place in the run.
 
     Each micro-batch begins with this and its place in the data: its dropout is the same whichever rank computes it,
     and after any resume.
     """
-    first, second = np.random.SeedSequence([seed, *place]).generate_state(2, np.uint32).tolist()
+    first, second = np.random.SeedSequence([seed, *position]).generate_state(2, np.uint32).tolist()
     torch.manual_seed(first << 31 | second >> 1)
     random.seed(first)
     np.random.seed(second)

@@ -59,9 +59,9 @@ def _docstrings(library: Path) -> Iterator[Document]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
             continue  # some distributions ship templates that are not Python yet
-        own = [text for text in _walk(tree) if not (text in seen or seen.add(text))]
-        if own:
-            yield Document(f"library/{module.as_posix()}", "\n\n".join(own) + "\n")
+        docstrings = [text for text in _walk(tree) if not (text in seen or seen.add(text))]
+        if docstrings:
+            yield Document(f"library/{module.as_posix()}", "\n\n".join(docstrings) + "\n")
 
 
 def _walk(node: ast.AST) -> Iterator[str]:

@@ -133,30 +133,30 @@ def _gpt2_config(source: ExportSource) -> dict[str, Any]:
 
 def _gpt2_weights(source: ExportSource) -> dict[str, torch.Tensor]:
     """Its Conv1D holds a linear layer's weight transposed, and always has a bias."""
-    own = source.weights
+    source_weights = source.weights
     named = {
-        "transformer.wte.weight": own["token_embedding.weight"],
-        "transformer.wpe.weight": own["position_embedding.weight"],
-        "transformer.ln_f.weight": own["norm.weight"],
-        "transformer.ln_f.bias": own["norm.bias"],
+        "transformer.wte.weight": source_weights["token_embedding.weight"],
+        "transformer.wpe.weight": source_weights["position_embedding.weight"],
+        "transformer.ln_f.weight": source_weights["norm.weight"],
+        "transformer.ln_f.bias": source_weights["norm.bias"],
     }
     for layer in range(source.config["n_layers"]):
         ours, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
         for norm, their_norm in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2")):
             for part in ("weight", "bias"):
-                named[f"{theirs}.{their_norm}.{part}"] = own[f"{ours}.{norm}.{part}"]
+                named[f"{theirs}.{their_norm}.{part}"] = source_weights[f"{ours}.{norm}.{part}"]
         for linear, conv in (
             ("attention.qkv", "attn.c_attn"),
             ("attention.out", "attn.c_proj"),
             ("mlp.up", "mlp.c_fc"),
             ("mlp.down", "mlp.c_proj"),
         ):
-            weight = own[f"{ours}.{linear}.weight"]
-            bias = own.get(f"{ours}.{linear}.bias", weight.new_zeros(weight.shape[0]))
+            weight = source_weights[f"{ours}.{linear}.weight"]
+            bias = source_weights.get(f"{ours}.{linear}.bias", weight.new_zeros(weight.shape[0]))
             named[f"{theirs}.{conv}.weight"] = weight.T.contiguous()
             named[f"{theirs}.{conv}.bias"] = bias
     if not source.config["tied_head"]:
-        named["lm_head.weight"] = own["head.weight"]
+        named["lm_head.weight"] = source_weights["head.weight"]
     return named
 
 
@@ -227,19 +227,21 @@ def _llama_weights(source: ExportSource) -> dict[str, torch.Tensor]:
 
 def _rotary_weights(source: ExportSource, named: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """Queries, keys and values have a projection each; `named` are the other parts of a block, ours and theirs."""
-    own, config = source.weights, source.config
+    source_weights, config = source.weights, source.config
     head_dim = config["emb_dim"] // config["n_heads"]
     shared = config.get("n_kv_heads") or config["n_heads"]
     rows = [heads * head_dim for heads in (config["n_heads"], shared, shared)]
-    weights = {"model.embed_tokens.weight": own["token_embedding.weight"]}
-    if "head.weight" in own:  # not where it is tied to the embedding
-        weights["lm_head.weight"] = own["head.weight"]
+    weights = {"model.embed_tokens.weight": source_weights["token_embedding.weight"]}
+    if "head.weight" in source_weights:  # not where it is tied to the embedding
+        weights["lm_head.weight"] = source_weights["head.weight"]
     for layer in range(config["n_layers"]):
         ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
-        parts = own[f"{ours}.attention.qkv.weight"].split(rows)
+        parts = source_weights[f"{ours}.attention.qkv.weight"].split(rows)
         weights |= {f"{theirs}.self_attn.{x}_proj.weight": part for x, part in zip("qkv", parts, strict=True)}
-        weights[f"{theirs}.self_attn.o_proj.weight"] = own[f"{ours}.attention.out.weight"]
-        weights |= {f"{theirs}.{there}.weight": own[f"{ours}.{here}.weight"] for here, there in named.items()}
+        weights[f"{theirs}.self_attn.o_proj.weight"] = source_weights[f"{ours}.attention.out.weight"]
+        weights |= {
+            f"{theirs}.{there}.weight": source_weights[f"{ours}.{here}.weight"] for here, there in named.items()
+        }
     return weights
 
 

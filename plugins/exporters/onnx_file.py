@@ -77,8 +77,8 @@ class Onnx(Exporter):
             **check_graph(source, _session(folder / _FILE), "onnxruntime", words),
         }
         if self.int8:
-            own, rounded = check_loss(source, _session(folder / _INT8), _INT8, self.int8_loss)
-            proof |= {"loss_in_int8": rounded, "loss_of_the_checkpoint": own}
+            expected, rounded = check_loss(source, _session(folder / _INT8), _INT8, self.int8_loss)
+            proof |= {"loss_in_int8": rounded, "loss_of_the_checkpoint": expected}
         return proof
 
 

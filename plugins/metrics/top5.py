@@ -23,15 +23,15 @@ class Top5(Metric):
 
 def in_top(count: int, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Whether fewer than `count` tokens come before each target [N]: likelier ones, and equal ones of lower id."""
-    own = logits.gather(1, targets[:, None])
+    target_logits = logits.gather(1, targets[:, None])
     last = logits.topk(min(count, logits.shape[1])).values[:, -1:]
-    found = (own > last)[:, 0]
-    tied = (own == last).nonzero()[:, 0]  # only here does it matter which of equal ones come first
+    found = (target_logits > last)[:, 0]
+    tied = (target_logits == last).nonzero()[:, 0]  # only here does it matter which of equal ones come first
     before, lower = (
-        logits[tied] > own[tied],
+        logits[tied] > target_logits[tied],
         torch.arange(logits.shape[1], device=logits.device) < targets[tied, None],
     )
-    found[tied] = (before | ((logits[tied] == own[tied]) & lower)).sum(dim=-1) < count
+    found[tied] = (before | ((logits[tied] == target_logits[tied]) & lower)).sum(dim=-1) < count
     return found
 
 

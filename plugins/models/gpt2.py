@@ -50,11 +50,11 @@ class Block(nn.Module):
         self.mlp = MLP(shape.emb_dim)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, kept: DropoutMasks, cache: KVCache | None
+        self, x: torch.Tensor, mask: torch.Tensor | None, dropout_masks: DropoutMasks, cache: KVCache | None
     ) -> torch.Tensor:
-        attended = self.attention(self.attention_norm(x), None, mask, kept.weights, cache)
-        x = x + dropped(attended, kept.attended, self.dropout)
-        return x + dropped(self.mlp(self.mlp_norm(x)), kept.inside, self.dropout)
+        attended = self.attention(self.attention_norm(x), None, mask, dropout_masks.attention_weights, cache)
+        x = x + dropped(attended, dropout_masks.attention_output, self.dropout)
+        return x + dropped(self.mlp(self.mlp_norm(x)), dropout_masks.mlp_output, self.dropout)
 
 
 class Decoder(nn.Module):

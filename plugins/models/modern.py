@@ -61,12 +61,12 @@ class Block(nn.Module):
         x: torch.Tensor,
         rotation: Rotation,
         mask: torch.Tensor | None,
-        kept: DropoutMasks,
+        dropout_masks: DropoutMasks,
         cache: KVCache | None,
     ) -> torch.Tensor:
         attended = self.attention(self.attention_norm(x), rotation, mask, None, cache)
-        x = x + dropped(attended, kept.attended, self.dropout)
-        return x + dropped(self.mlp(self.mlp_norm(x)), kept.inside, self.dropout)
+        x = x + dropped(attended, dropout_masks.attention_output, self.dropout)
+        return x + dropped(self.mlp(self.mlp_norm(x)), dropout_masks.mlp_output, self.dropout)
 
 
 class Decoder(nn.Module):

@@ -72,7 +72,7 @@ def test_several_processes_compute_their_share_of_a_batch_at_once(project: Proje
 
 
 def test_a_step_that_would_not_fit_is_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.commands.check.available", lambda device, processes: 10**8)
+    monkeypatch.setattr("pipeline.commands.check.memory_per_process", lambda device, processes: 10**8)
     assert re.search(r"note: cpu has 100\.0 MB .*train\.micro_batch_size, now 2", project.succeed("check").out)
 
 

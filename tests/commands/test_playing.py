@@ -21,10 +21,12 @@ import pytest
 from conftest import REPOSITORY, TINY, Project, Result, words
 
 from pipeline.commands import generate as stage
+from pipeline.commands.samplers import with_option
 from pipeline.core.console import printable
 from pipeline.data.batches import evaluation_windows
 from pipeline.model import load
 from pipeline.model.scoring import summarize
+from pipeline.plugin.registry import Registry
 
 
 def lines(out: str) -> list[dict[str, Any]]:
@@ -56,6 +58,38 @@ def test_every_sample_is_the_same_alone_with_its_seed(trained_project: Project) 
             "generate", each["prompt"], "--tokens", "40", "--seed", str(each["seed"])
         ).out
         assert shown == printable(f"{each['prompt']}{each['continuation']}\n")
+
+
+def test_flags_set_a_samplers_option_and_add_the_sampler(trained_project: Project) -> None:
+    def drawn(*options: str) -> str:
+        return trained_project.succeed("generate", "the river", "--tokens", "12", *options).out
+
+    likeliest = drawn("--sampler", "greedy")
+    assert drawn() != likeliest
+    for flags in (("--temperature", "0"), ("--top-k", "1"), ("--top-p", "1e-9", "--sampler", "min_p")):
+        assert drawn(*flags) == likeliest
+    settings = ("--set", "evaluate.samplers.top_k.k=3", "--set", "evaluate.samplers.use=[top_k]")
+    assert drawn(*settings, "--top-k", "5") == drawn("--sampler", "top_k", "--set", "evaluate.samplers.top_k.k=5")
+    chat = trained_project.run("generate", "a", "--top-p", "1.5")
+    assert (chat.code, chat.err.count("\n")) == (1, 1)
+    assert "--top-p:" in chat.err
+    assert "1.5" in chat.err
+
+
+@pytest.mark.parametrize(
+    ("in_use", "added", "then"),
+    [
+        (["top_p"], "temperature", ["temperature", "top_p"]),
+        (["temperature", "top_p"], "top_k", ["temperature", "top_k", "top_p"]),
+        (["repetition_penalty", "temperature"], "top_p", ["repetition_penalty", "temperature", "top_p"]),
+        (["top_p", "temperature"], "temperature", ["top_p", "temperature"]),
+    ],
+)
+def test_a_sampler_is_added_where_its_order_puts_it(in_use: list[str], added: str, then: list[str]) -> None:
+    registry = Registry.load(REPOSITORY / "plugins", ["samplers"])
+    names, options = with_option(registry, in_use, {}, added, 1)
+    assert names == then
+    assert len(options[added]) == 1
 
 
 def test_samples_are_told_apart(trained_project: Project) -> None:

@@ -70,7 +70,7 @@ class Steps:
         monkeypatch.setattr(trial, "replace", lambda plan, **changes: plan)
         monkeypatch.setattr(trial, "_compute", self.compute)
         monkeypatch.setattr(trial, "peak_memory", lambda device: self.peak)
-        monkeypatch.setattr(trial, "available", lambda device: memory)
+        monkeypatch.setattr(trial, "memory_per_process", lambda device: memory)
         monkeypatch.setattr(trial.time, "perf_counter", lambda: self.now)
 
     def compute(self, plan: Any, size: int) -> float:

@@ -124,7 +124,7 @@ FIXED: list[Case] = [
             ("runtime_config", {"compile": "x"}), ("runtime_config", {"device": 3}), ("runtime_config", []),
             ("memory", None), ("memory", []), ("samples", None),
             ("samples", [1]), ("skipped", 3), ("timing", [3]), ("seconds", "x"), ("seconds", float("nan")),
-            ("complete", "yes"), ("complete", True), ("stopped", 3), ("future", 1), ("final", None),
+            ("complete", "yes"), ("complete", True), ("stop_reason", 3), ("future", 1), ("final", None),
             ("objective_nats", float("nan")), ("objective_tokens", "x"), ("objective_tokens", -1), ("grad_norm",
                 None),
         ]
@@ -135,7 +135,7 @@ FIXED: list[Case] = [
             ("final", {}), ("final", None), ("final", {"last": 3, "best": {}, "record": []}), ("history", []),
             ("final", {"last": {"loss": float("nan")}, "best": {"loss": 1}, "peak_memory_bytes": 1, "record": {}}),
             ("samples", [object]), ("step", -5), ("step", float("inf")), ("best_step", None), ("history", [{}]),
-            ("timing", None), ("seconds", -1), ("seconds", float("nan")), ("stopped", "x"), ("future", 1),
+            ("timing", None), ("seconds", -1), ("seconds", float("nan")), ("stop_reason", "x"), ("future", 1),
             ("best_weights", {}),
         ] if value != [object]
     ),

@@ -12,7 +12,7 @@ import torch
 from small_config import ARCHITECTURES, REGISTRY, small_config
 
 from pipeline.core.errors import CheckpointError, ParamsError, PluginError
-from pipeline.model.architecture import Architecture, ModelConfig, run
+from pipeline.model.architecture import Architecture, ModelConfig, checked_forward
 from pipeline.plugin import Model, ModelOutput, ModelShape
 
 
@@ -101,4 +101,4 @@ def test_what_forward_wrongly_returns_names_the_model(
     model = small_config("llama").make()
     monkeypatch.setattr(model, "forward", lambda ids: given)
     with pytest.raises(PluginError, match=f"'llama'.*{message}"):
-        run(model, torch.zeros(2, 3, dtype=torch.long))
+        checked_forward(model, torch.zeros(2, 3, dtype=torch.long))

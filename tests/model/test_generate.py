@@ -13,7 +13,7 @@ from small_config import head_weight, small_config
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.attention import KVCache
 from pipeline.model.functions import Linear, linear
-from pipeline.model.generate import continuations, generate, quickest_precision
+from pipeline.model.generate import fastest_dtype, generate, generate_batch
 
 U = torch.finfo(torch.bfloat16).eps / 2
 CONTEXT, VOCAB, LAYERS = 12, 50, 2
@@ -67,7 +67,7 @@ def test_several_prompts_are_continued_as_each_is_alone(
 ) -> None:
     model = sharp(architecture, document_end=document_end)
     drawn = generators() if random else None
-    found = continuations(model, prompts(), new, [favour_the_new], drawn, end)
+    found = generate_batch(model, prompts(), new, [favour_the_new], drawn, end)
     assert found == list(alone(model, new, generators() if random else None, end))
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_read_while_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch)
         return forward(tokens, cache)
 
     monkeypatch.setattr(model, "forward", counted)
-    continuations(model, [[1], [1, 2, 3, 4, 5, 6, 7, 8]], 2)
+    generate_batch(model, [[1], [1, 2, 3, 4, 5, 6, 7, 8]], 2)
     assert calls == [1, 1, 6, 1]
 
 
@@ -155,7 +155,7 @@ def test_logits_in_bfloat16_are_off_by_their_roundings_only(
 
 def test_the_same_seed_draws_the_same_in_bfloat16() -> None:
     model = sharp("modern").bfloat16()
-    first, second = (continuations(model, prompts(), 20, generators=generators()) for _ in range(2))
+    first, second = (generate_batch(model, prompts(), 20, generators=generators()) for _ in range(2))
     assert first == second
 
 
@@ -171,7 +171,7 @@ def test_many_weights_are_halved_where_the_processor_computes_with_them(
     known: dict[str, bool], width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    assert quickest_precision(sharp("gpt2", emb_dim=width)) == dtype
+    assert fastest_dtype(sharp("gpt2", emb_dim=width)) == dtype
 
 
 # ── the command ───────────────────────────────────────────────────────────────────────────────────
@@ -197,7 +197,7 @@ def test_the_command_takes_the_precision_that_is_asked_for(
         used.append(head_weight(model).dtype)
         return [[]]
 
-    monkeypatch.setattr(stage, "continuations", seen)
+    monkeypatch.setattr(stage, "generate_batch", seen)
     for precision in ("fp32", "bf16", "auto"):
         trained_project.succeed("generate", "the", "--precision", precision)
     assert used == [torch.float32, torch.bfloat16, torch.float32]  # a tiny model gains nothing

@@ -15,7 +15,7 @@ from pipeline.model.architecture import LanguageModel
 from pipeline.model.attention import KVCache
 from pipeline.model.generate import draw, generate
 from pipeline.plugin.components import Sampler
-from pipeline.train.distributed.parallel import compute_apart
+from pipeline.train.distributed.parallel import wrap_forward
 
 CONTEXT, VOCAB = 8, 50
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -283,7 +283,7 @@ def test_recomputed_blocks_give_the_same_numbers_and_gradients_to_the_bit(archit
     for recompute in (False, True):
         model = sharp(dropout=0.5, architecture=architecture).train()
         for block in model.blocks:
-            compute_apart(block, compiled=False, recompute=recompute)
+            wrap_forward(block, compiled=False, recompute=recompute)
         torch.manual_seed(3)
         model(tokens(2, CONTEXT)).cross_entropy(tokens(2, CONTEXT)).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])

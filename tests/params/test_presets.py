@@ -64,8 +64,8 @@ def test_a_presets_values_fit(params: Path, name: str) -> None:
     write_preset(name, params)
     values = load_params(params)
     registry = Registry.load(REPOSITORY / "plugins")
-    for place, kind in schema.PLACES.items():
-        chosen = attrgetter(place)(values)
+    for name, kind in schema.COMPONENT_SECTIONS.items():
+        chosen = attrgetter(name)(values)
         if isinstance(chosen, Choice):
             registry.build(kind, chosen.name, chosen.options, kind)
         else:

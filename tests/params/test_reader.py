@@ -15,7 +15,9 @@ from pipeline.params.reader import load_params
 from pipeline.plugin.registry import Registry
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
-PLACES: dict[str, Choice | Choices] = {kind: attrgetter(place)(PARAMS) for place, kind in schema.PLACES.items()}
+SECTIONS: dict[str, Choice | Choices] = {
+    kind: attrgetter(name)(PARAMS) for name, kind in schema.COMPONENT_SECTIONS.items()
+}
 
 
 @pytest.mark.parametrize(
@@ -41,13 +43,13 @@ def test_a_key_that_has_moved_is_told_where_to(override: str, wanted: str) -> No
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", SECTIONS)
 def test_every_option_of_every_shipped_component_is_there_so_that_dvc_finds_it(kind: str) -> None:
     shipped: dict[str, Any] = {
         entry.component.name: set(entry.component.model_fields)
         for entry in Registry.load(REPOSITORY / "plugins", [kind]).entries(kind)
     }
-    assert {name: set(options) for name, options in PLACES[kind].options.items()} == shipped
+    assert {name: set(options) for name, options in SECTIONS[kind].options.items()} == shipped
 
 
 def test_every_line_of_a_choice_says_what_there_is() -> None:

@@ -9,7 +9,7 @@ from conftest import REPOSITORY, Project
 from ruamel.yaml import YAML
 
 from pipeline.params.reference import reference
-from pipeline.params.schema import PLACES, schema
+from pipeline.params.schema import COMPONENT_SECTIONS, schema
 from pipeline.plugin.components import KINDS
 
 SHIPPED = json.loads((REPOSITORY / "params.schema.json").read_text())
@@ -41,7 +41,7 @@ def leaves(values: Any, path: str = "") -> list[str]:
 
 
 def test_every_kind_of_component_has_its_place() -> None:
-    assert sorted(PLACES.values()) == sorted(KINDS)
+    assert sorted(COMPONENT_SECTIONS.values()) == sorted(KINDS)
 
 
 def undescribed(value: dict[str, Any], path: str = "") -> list[str]:

@@ -160,7 +160,7 @@ def make_run(
         callbacks,
     )
     ids = {**IDS, "train": IDS["train"][:train_tokens]}
-    data = TrainingData.of(params, TOKENIZER, ids, components.batch_sampler, documents(train_tokens))
+    data = TrainingData.build(params, TOKENIZER, ids, components.batch_sampler, documents(train_tokens))
     data = replace(data, windows=windows or data.windows)
     phase = phases(params.train, components.schedule, data.windows, small_identity(), folder)[-1]
     phase = replace(phase, schedule=schedule or phase.schedule, store=CheckpointStore(folder, "run"))

@@ -23,7 +23,7 @@ from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, Pipe
 from pipeline.core.files import write_manifest
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.train.checkpoint_store import to_meta
-from pipeline.train.distributed.ranks import DistributedRanks, connected, ranks_here, slurm_address
+from pipeline.train.distributed.ranks import DistributedRanks, process_group, ranks_from_environment, slurm_address
 from pipeline.train.distributed.shards import write_shards
 from pipeline.train.evaluation import evaluate
 from pipeline.train.interrupt import StopSignal
@@ -37,7 +37,7 @@ STEPS, BATCH = 50, 8
 
 
 def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Runs `work(ranks, *arguments)` in `count` processes that are connected with one another."""
+    """Runs `work(ranks, *arguments)` in `count` processes of one process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,7 +48,7 @@ def _rank(rank: int, count: int, port: int, work: Callable[..., None], arguments
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     ranks = DistributedRanks(rank, count, rank)
-    with connected(ranks, on_gpus=False):
+    with process_group(ranks, on_gpus=False):
         work(ranks, *arguments)
 
 
@@ -223,7 +223,7 @@ def decisions(ranks: Ranks, folder: Path) -> None:
             TrainState(),
         )
         train(run, state)
-        assert (state.step, state.stopped, state.complete) == (4, "enough", True)
+        assert (state.step, state.stop_reason, state.complete) == (4, "enough", True)
         assert [row["looks.seen"] for row in state.history[:-1]] == [1.0, 2.0]
         assert bool(state.memory) == ranks.is_rank0
         if strategy == "fsdp":  # each its shares
@@ -533,18 +533,18 @@ def test_one_process_trains_without_the_code_for_several(trained: Path, tmp_path
 
 
 def test_a_process_alone_is_no_rank() -> None:
-    assert ranks_here({}) is None
+    assert ranks_from_environment({}) is None
     # An sbatch script itself is no step: without srun it is one process.
-    assert ranks_here({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}) is None
+    assert ranks_from_environment({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}) is None
 
 
 def test_torchruns_variables_say_which_rank_this_is() -> None:
-    assert ranks_here({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == DistributedRanks(5, 8, 1)
+    assert ranks_from_environment({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == DistributedRanks(5, 8, 1)
 
 
 def test_sruns_variables_say_which_rank_this_is_and_where_the_first_one_is() -> None:
     step = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "1234567"}
-    assert ranks_here(step) == DistributedRanks(3, 4, 1)
+    assert ranks_from_environment(step) == DistributedRanks(3, 4, 1)
     for hosts, first in {
         "node[01-04,07],gpu3": "node01",
         "gpu3": "gpu3",
@@ -595,9 +595,9 @@ def test_the_steps_of_a_slurm_job_have_their_own_ports() -> None:
 
 def test_half_of_a_launchers_variables_are_an_error() -> None:
     with pytest.raises(ParamsError, match="start with torchrun or srun"):
-        ranks_here({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"})
+        ranks_from_environment({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"})
     with pytest.raises(ParamsError, match="start with torchrun or srun"):
-        ranks_here({"RANK": "two", "WORLD_SIZE": "4"})
+        ranks_from_environment({"RANK": "two", "WORLD_SIZE": "4"})
 
 
 def test_every_window_of_a_batch_is_computed_by_exactly_one_rank(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from conftest import Project
 
 import pipeline.train.loop as loop
+from pipeline.train.run import TrainingRun
+from pipeline.train.state import TrainState
 
 ARCHITECTURES = {
     "gpt2": ["model.name=gpt2"],
@@ -91,7 +93,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_other_weights_begin_ano
     trained_project.succeed("clean")
     step = loop.train_step
 
-    def dies(run: loop.Run, state: loop.TrainState) -> tuple[float, int]:
+    def dies(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         if state.step == 4:
             raise KeyboardInterrupt
         return step(run, state)

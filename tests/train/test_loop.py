@@ -260,7 +260,7 @@ class Stops(EvalCallback):
 def test_a_callback_ends_the_run_after_its_evaluation(tmp_path: Path) -> None:
     run, state = make_run(tmp_path, callbacks=(Stops(),)), TrainState()
     train(run, state)
-    assert (state.step, state.stopped, state.complete) == (4, "enough", True)
+    assert (state.step, state.stop_reason, state.complete) == (4, "enough", True)
     assert [row["step"] for row in state.history] == [0, 2, 4]
     assert state.memory == {"stops": {"seen": 3}}
 

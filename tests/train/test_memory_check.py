@@ -12,7 +12,7 @@ from pipeline.core.files import format_bytes
 from pipeline.model.architecture import LanguageModel
 from pipeline.plugin.registry import Registry
 from pipeline.train import memory_check
-from pipeline.train.memory_check import check_fits, state_bytes, what_to_lower
+from pipeline.train.memory_check import check_fits, optimizer_state_bytes, out_of_memory_advice
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -34,8 +34,10 @@ def stepped(model: LanguageModel, name: str = "adamw") -> torch.optim.Optimizer:
 @pytest.mark.parametrize(("name", "size"), [("adamw", 8), ("lion", 4)])
 def test_an_optimizers_state_is_counted_in_bytes(name: str, size: int) -> None:
     model = small_config().make()
-    assert state_bytes(torch.optim.AdamW(model.parameters())) == 0
-    assert state_bytes(stepped(model, name)) == pytest.approx(size * model.architecture.parameter_count, rel=0.01)
+    assert optimizer_state_bytes(torch.optim.AdamW(model.parameters())) == 0
+    assert optimizer_state_bytes(stepped(model, name)) == pytest.approx(
+        size * model.architecture.parameter_count, rel=0.01
+    )
 
 
 def test_what_is_refused_is_weights_and_gradients_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +65,7 @@ def test_a_model_fits_as_its_shard_where_the_whole_does_not(monkeypatch: pytest.
 def test_the_out_of_memory_line_names_half_of_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config()
     with_memory(monkeypatch, 1e9)
-    told = what_to_lower(config, 24, stepped(config.make()), CPU, processes=4)
+    told = out_of_memory_advice(config, 24, stepped(config.make()), CPU, processes=4)
     lasting = format_bytes(16 * config.parameter_count)
     for token in ("out of memory", "24", "cpu", "250.0 MB for each of 4 processes", lasting):
         assert token in told
@@ -75,8 +77,10 @@ def test_where_one_window_does_not_fit_the_model_is_to_be_smaller(monkeypatch: p
     config = small_config()
     optimizer = stepped(config.make())
     with_memory(monkeypatch, 17 * config.parameter_count)
-    assert what_to_lower(config, 1, optimizer, CPU).endswith(": lower model.context_length or model.emb_dim")
+    assert out_of_memory_advice(config, 1, optimizer, CPU).endswith(": lower model.context_length or model.emb_dim")
     with_memory(monkeypatch, 15 * config.parameter_count)
-    assert what_to_lower(config, 4, optimizer, CPU).endswith(": lower model.n_layers or model.emb_dim")
-    assert "runtime.strategy: fsdp" in what_to_lower(config, 4, optimizer, GPU)
-    assert "runtime.strategy: fsdp" not in what_to_lower(config, 1, optimizer, GPU, strategy="fsdp", processes=2)
+    assert out_of_memory_advice(config, 4, optimizer, CPU).endswith(": lower model.n_layers or model.emb_dim")
+    assert "runtime.strategy: fsdp" in out_of_memory_advice(config, 4, optimizer, GPU)
+    assert "runtime.strategy: fsdp" not in out_of_memory_advice(
+        config, 1, optimizer, GPU, strategy="fsdp", processes=2
+    )

@@ -134,14 +134,14 @@ class LaterState(TrainState):
 
 def test_a_field_that_is_added_to_the_state_is_copied_saved_restored_and_compared(tmp_path: Path) -> None:
     run, state = make_run(tmp_path), LaterState(more=[1], deeper={"a": [0.5]})
-    draft = state.draft()
-    draft.more.append(2)
-    draft.deeper["a"].append(1.5)
+    updated = state.copy()
+    updated.more.append(2)
+    updated.deeper["a"].append(1.5)
     assert (state.more, state.deeper) == ([1], {"a": [0.5]})
-    run.saver.save_now(draft.capture(run))
+    run.saver.save_now(updated.capture(run))
     restored = LaterState.restore(run.saver.store.load() or {}, run)
     assert (restored.more, restored.deeper) == ([1, 2], {"a": [0.5, 1.5]})
-    assert_same_run((run, restored), (run, draft))
+    assert_same_run((run, restored), (run, updated))
     with pytest.raises(AssertionError, match="more"):
         assert_same_run((run, restored), (run, state))
 

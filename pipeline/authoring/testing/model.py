@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.authoring.testing.toy import instance_of, saved_and_loaded
 from pipeline.core.errors import ParamsError
-from pipeline.model.architecture import Architecture, LanguageModel, run
+from pipeline.model.architecture import Architecture, LanguageModel, checked_forward
 from pipeline.plugin.components import Model, ModelShape
 
 _VOCAB_SIZE, _CONTEXT = 11, 8
@@ -29,9 +29,11 @@ def check_model(component: type[Model] | Model) -> None:
 
     _check_names(net)
     with torch.no_grad():
-        logits = run(net, ids).logits
+        logits = checked_forward(net, ids).logits
         assert logits.isfinite().all(), "every logit must be finite"
-        assert torch.equal(run(net, ids).logits, logits), "in eval mode the same ids must give the same logits"
+        assert torch.equal(checked_forward(net, ids).logits, logits), (
+            "in eval mode the same ids must give the same logits"
+        )
         _check_independence(net, ids, logits)
         _check_cache(net, ids, logits)
         _check_saving(architecture, net, ids, logits)
@@ -70,7 +72,7 @@ def _check_names(net: LanguageModel) -> None:
     for name, module in net.named_modules():
         if isinstance(module, nn.Embedding):
             assert "embedding" in name, f"{name}: optimizers know an embedding by `embedding` in its name"
-    same = net.architecture.tensors.keys() == tensors.keys()
+    same = net.architecture.tensor_specs.keys() == tensors.keys()
     assert same, 'under torch.device("meta") build must give the same parameters'
 
 
@@ -78,15 +80,15 @@ def _check_independence(net: LanguageModel, ids: torch.Tensor, logits: torch.Ten
     for position in range(_CONTEXT):
         changed = ids.clone()
         changed[:, position] = (ids[:, position] + 1) % _VOCAB_SIZE
-        other = run(net, changed).logits
+        other = checked_forward(net, changed).logits
         assert _close(other[:, :position], logits[:, :position]), (
             f"token {position} must not change what comes before it"
         )
         assert not _close(other[:, position:], logits[:, position:]), f"token {position} must change what follows"
-        assert _close(run(net, ids[:, : position + 1]).logits, logits[:, : position + 1]), (
+        assert _close(checked_forward(net, ids[:, : position + 1]).logits, logits[:, : position + 1]), (
             f"{position + 1} tokens must give what they give at the beginning of a longer text"
         )
-    assert _close(run(net, ids[:1]).logits, logits[:1]), "a row must not depend on the others"
+    assert _close(checked_forward(net, ids[:1]).logits, logits[:1]), "a row must not depend on the others"
 
 
 def _check_cache(net: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
@@ -96,11 +98,11 @@ def _check_cache(net: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) ->
     for pieces in ([1] * _CONTEXT, [3, 1, 4], [_CONTEXT]):
         cache = make(len(ids))
         split: tuple[torch.Tensor, ...] = torch.split(ids, pieces, dim=1)
-        parts = [run(net, piece, cache).logits for piece in split]
+        parts = [checked_forward(net, piece, cache).logits for piece in split]
         assert _close(torch.cat(parts, dim=1), logits), f"with the cache, pieces of {pieces} must give the same"
         if hasattr(cache, "crop"):
             cache.crop(2)
-            rest = run(net, ids[:, 2:], cache).logits
+            rest = checked_forward(net, ids[:, 2:], cache).logits
             assert _close(rest, logits[:, 2:]), "after crop(2) the cache must hold the first two tokens"
 
 
@@ -110,7 +112,7 @@ def _check_saving(architecture: Architecture, net: LanguageModel, ids: torch.Ten
     loaded = empty.to_empty(device="cpu").eval()
     loaded.load_state_dict(saved_and_loaded(net.state_dict()))
     try:
-        again = run(loaded, ids).logits
+        again = checked_forward(loaded, ids).logits
     except (RuntimeError, NotImplementedError) as error:
         raise AssertionError(f"after loading its state dict it must compute: {error}") from error
     assert torch.equal(again, logits), "after saving and loading the state dict the logits must be the same"
@@ -122,15 +124,15 @@ def _check_documents(masked: LanguageModel, ids: torch.Tensor) -> None:
     ids[:, 3] = _VOCAB_SIZE - 1
     changed = ids.clone()
     changed[:, :3] = (ids[:, :3] + 1) % (_VOCAB_SIZE - 1)
-    logits = run(masked, ids).logits
-    assert _close(run(masked, changed).logits[:, 4:], logits[:, 4:]), (
+    logits = checked_forward(masked, ids).logits
+    assert _close(checked_forward(masked, changed).logits[:, 4:], logits[:, 4:]), (
         "with shape.document_end, a token must see its own document only: raise ValueError in build where it cannot"
     )
     _check_cache(masked, ids, logits)
 
 
 def _check_gradients(net: LanguageModel, ids: torch.Tensor) -> None:
-    output = run(net.train(), ids)
+    output = checked_forward(net.train(), ids)
     auxiliary = output.auxiliary
     assert isinstance(auxiliary, float) or (not auxiliary.shape and bool(auxiliary.isfinite())), (
         "ModelOutput.auxiliary must be a finite scalar"
@@ -147,7 +149,7 @@ def _check_gradients(net: LanguageModel, ids: torch.Tensor) -> None:
         for number, block in enumerate(blocks)
     ]
     with torch.no_grad():
-        run(net, ids)
+        checked_forward(net, ids)
     for handle in handles:
         handle.remove()
     assert len(called) == len(blocks), (

@@ -11,7 +11,7 @@ from pipeline.data.tokens import Ids
 from pipeline.evaluate.report.excerpt import shown
 from pipeline.evaluate.report.heads import spread
 from pipeline.evaluate.report.records import AttentionMaps
-from pipeline.model.architecture import LanguageModel, run
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.attention import Attention
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import device_of
@@ -63,7 +63,7 @@ def attention_weights(model: LanguageModel, tokens: torch.Tensor) -> torch.Tenso
     ]
     try:
         with evaluating(model):
-            run(model, tokens[None])
+            checked_forward(model, tokens[None])
     finally:
         for handle in handles:
             handle.remove()

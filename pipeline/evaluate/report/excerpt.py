@@ -11,7 +11,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.report.records import Excerpt, Token
-from pipeline.model.architecture import LanguageModel, run
+from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import device_of, float64_device
 from pipeline.model.scoring import evaluating
@@ -56,7 +56,7 @@ def token_views(model: LanguageModel, tokenizer: Tokenizer, ids: np.ndarray) -> 
         return [first]
     text = torch.from_numpy(ids).to(device_of(model))
     with evaluating(model):
-        logits = run(model, text[None, :-1]).logits[0]
+        logits = checked_forward(model, text[None, :-1]).logits[0]
     exact = float64_device(logits.device)
     log_p = torch.log_softmax(logits.to(exact).double(), dim=-1)
     own = log_p.gather(1, text[1:, None].to(exact))

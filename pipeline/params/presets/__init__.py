@@ -79,10 +79,10 @@ def _text(name: str) -> str:
 def _merge(target: CommentedMap, source: CommentedMap, where: str) -> Iterator[str]:
     """Sets every value of `source` in `target`, section by section; yields what differed."""
     for key, new in source.items():
-        place = f"{where}{key}"
+        dotted = f"{where}{key}"
         old = target.get(key)
         if isinstance(new, CommentedMap) and isinstance(old, CommentedMap):
-            yield from _merge(old, new, f"{place}.")
+            yield from _merge(old, new, f"{dotted}.")
         elif key not in target or old != new or isinstance(old, bool) != isinstance(new, bool):
             target[key] = new
-            yield f"{place}: {old} → {new}"
+            yield f"{dotted}: {old} → {new}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from pipeline.core.values import STRICT, Layers, Size
+from pipeline.core.values import STRICT, Dimension, LayerCount
 from pipeline.plugin.components.base import Component
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class ModelShape:
         document_end: The id that ends a document, if a token is to see its own document only; else None.
     """
 
-    vocab_size: Size
-    context_length: Size
-    n_layers: Layers
-    n_heads: Size
-    emb_dim: Size
+    vocab_size: Dimension
+    context_length: Dimension
+    n_layers: LayerCount
+    n_heads: Dimension
+    emb_dim: Dimension
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    pad_vocab_to: Size
+    pad_vocab_to: Dimension
     document_end: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import Interrupted, PipelineError
 from pipeline.core.files import write_json
 from pipeline.model.device import choose_device
-from pipeline.train.distributed.ranks import TCPStore, connected, ranks_here
+from pipeline.train.distributed.ranks import TCPStore, process_group, ranks_from_environment
 from pipeline.train.interrupt import LAUNCHER, StopSignal
 from pipeline.train.ranks import Ranks
 
@@ -47,9 +47,9 @@ def run_on_ranks(train: Callable[[Ranks], None], params: Params, processes: int)
         Interrupted: SIGINT or SIGTERM came; the processes have saved and left.
         PipelineError: a process failed; the message is its own, with its rank.
     """
-    ranks = ranks_here()
+    ranks = ranks_from_environment()
     if ranks is not None:
-        with _errors_reported(), connected(ranks, choose_device(params.runtime.device).type == "cuda"):
+        with _errors_reported(), process_group(ranks, choose_device(params.runtime.device).type == "cuda"):
             train(ranks)
         return
     restarts = params.runtime.restarts
@@ -83,7 +83,7 @@ class _CrashError(PipelineError):
 def _run_once(params: Params, processes: int) -> None:
     """Runs the processes until all have ended; raises as `run_on_ranks` does, and _CrashError."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # where they find each other
-    stop = _Forwarded()
+    stop = _ForwardSignals()
     workers: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="pipeline-") as name:
         folder = Path(name)
@@ -149,7 +149,7 @@ def _raise_failure(rank: int, code: int, error_file: Path) -> None:
     raise PipelineError(f"rank {rank} failed: {json.loads(error_file.read_bytes())['message']}")
 
 
-class _Forwarded(StopSignal):
+class _ForwardSignals(StopSignal):
     """A signal to the launcher is one to its processes, which say what they do about it."""
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.linear_cross_entropy import softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
-from pipeline.train.parallel import Parallel, compile_parts, compiled_softmax, map_named, map_tensors, parts
+from pipeline.train.parallel import Parallel, compile_units, compiled_softmax, map_named, map_tensors, units
 from pipeline.train.ranks import Ranks
 
 
@@ -50,7 +50,7 @@ class _Distributed(Parallel):
         }
         optimizer.load_state_dict({**saved, "state": state})
 
-    def place(self, saved: Any) -> Any:
+    def place_nested(self, saved: Any) -> Any:
         mine = self.model.state_dict()
         first = next(iter(mine.values()))  # any shard knows the device of all
 
@@ -89,7 +89,7 @@ class DDP(_Distributed):
 
     wrapped: DistributedDataParallel
 
-    def computed(self, ids: torch.Tensor) -> Any:
+    def call_model(self, ids: torch.Tensor) -> Any:
         return self.wrapped(ids)
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
@@ -103,7 +103,7 @@ def ddp(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, c
     """The model on every rank; the arguments are those of `parallelize`."""
     model = make().to(device)
     if compiled:
-        compile_parts(model)
+        compile_units(model)
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     wrapped.register_comm_hook(None, _sum)
     softmax = compiled_softmax() if compiled else softmax_and_gradient
@@ -133,7 +133,7 @@ class FSDP2(_Distributed):
     cpus: DeviceMesh
     sharded: ClassVar[bool] = True
 
-    def computed(self, ids: torch.Tensor) -> Any:
+    def call_model(self, ids: torch.Tensor) -> Any:
         output = self.model(ids)
         # FSDP2 hooks itself to every tensor of an output, for the call's backward. The head's weight is one of
         # them and stays: it would collect a hook a call, and slow down. That of the hidden states does the same.
@@ -172,9 +172,9 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
     with torch.device("meta"):
         model = make()
     mesh = init_device_mesh(device.type, (ranks.world_size,))
-    for part in parts(model):
-        compute_apart(part, compiled, recompute=part is not model)
-    for module in dict.fromkeys([*parts(model), model]):
+    for unit in units(model):
+        wrap_forward(unit, compiled, recompute=unit is not model)
+    for module in dict.fromkeys([*units(model), model]):
         sharded = fully_shard(module, mesh=mesh)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
@@ -194,21 +194,21 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
     return parallel
 
 
-def compute_apart(part: torch.nn.Module, compiled: bool, recompute: bool) -> None:
+def wrap_forward(unit: torch.nn.Module, compiled: bool, recompute: bool) -> None:
     """Compiles a part's forward pass, inside of what FSDP2 does around it.
 
     With `recompute`, training stores its input only and computes it again for its gradients: what has no room for
     the weights has none for all activations. That is a third more work, but the activations of one block instead of
     all (Chen et al., 2016).
     """
-    forward = torch.compile(part.forward, dynamic=False) if compiled else part.forward
+    forward = torch.compile(unit.forward, dynamic=False) if compiled else unit.forward
 
     def again(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
-    part.forward = again if recompute else forward
+    unit.forward = again if recompute else forward
 
 
 def _shard_on(mesh: DeviceMesh, tensor: DTensor) -> DTensor:

@@ -84,7 +84,7 @@ class DistributedRanks(Ranks):
         return result  # type: ignore[return-value]
 
 
-def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks | None:
+def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks | None:
     """This process's place among those that torchrun, `srun` or `pipeline train` started; None if none of them did.
 
     Raises:
@@ -107,7 +107,7 @@ def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks | None:
 
 
 @contextmanager
-def connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
+def process_group(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
     """Connects the processes inside the block, where only rank 0 prints.
 
     Raises:
@@ -126,7 +126,7 @@ def connected(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
             torch.cuda.set_device(ranks.gpu(torch.cuda.device_count()))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # gradients where they are, decisions on the CPU
-            store=_fresh_store(ranks) if "TORCHELASTIC_RUN_ID" in os.environ else None,
+            store=_rendezvous_store(ranks) if "TORCHELASTIC_RUN_ID" in os.environ else None,
             rank=ranks.rank,
             world_size=ranks.world_size,
             timeout=_TIMEOUT,
@@ -153,7 +153,7 @@ def slurm_address(environment: Mapping[str, str]) -> dict[str, str]:
     return {"MASTER_ADDR": host, "MASTER_PORT": str(20000 + (job + 7919 * step) % 20000)}
 
 
-def _fresh_store(ranks: Ranks) -> Any:
+def _rendezvous_store(ranks: Ranks) -> Any:
     """Where the processes that torchrun started find each other: at a store that rank 0 opens.
 
     torchrun's own store outlives a restart, with the addresses of the processes before it, and who reads one of

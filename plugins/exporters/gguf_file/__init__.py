@@ -88,9 +88,14 @@ class Gguf(Exporter):
             proof["largest_logit_difference"] = check_logits(source, model.logits, _FILE)
             proof["equal_greedy_tokens"] = check_greedy(source, greedily(model.logits), _FILE)
             return proof
-        own, rounded = check_loss(source, model.logits, _FILE, _LOST[self.type])
+        expected, rounded = check_loss(source, model.logits, _FILE, _LOST[self.type])
         difference = check_logits(source, model.logits, _FILE, tolerance=float("inf"))
-        return {**proof, "largest_logit_difference": difference, "loss": rounded, "loss_of_the_checkpoint": own}
+        return {
+            **proof,
+            "largest_logit_difference": difference,
+            "loss": rounded,
+            "loss_of_the_checkpoint": expected,
+        }
 
     def _type(self, name: str, tensor: torch.Tensor) -> str:
         """Vectors and positions stay in f32, as in llama.cpp's own converter; q8_0 needs rows of whole blocks."""

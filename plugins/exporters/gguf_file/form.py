@@ -36,30 +36,30 @@ def form(source: ExportSource) -> Form:
 
 
 def _sizes(source: ExportSource) -> dict[str, int | float]:
-    config, own = source.config, source.weights
+    config, weights = source.config, source.weights
     return {
         "context_length": config["context_length"],
         "embedding_length": config["emb_dim"],
         "block_count": config["n_layers"],
-        "feed_forward_length": own["blocks.0.mlp.up.weight"].shape[0],
+        "feed_forward_length": weights["blocks.0.mlp.up.weight"].shape[0],
         "attention.head_count": config["n_heads"],
         "vocab_size": config["vocab_size"],
     }
 
 
-def _named(own: Mapping[str, torch.Tensor], layers: int, parts: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def _named(weights: Mapping[str, torch.Tensor], layers: int, parts: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """The embedding, the head where it is not the embedding, and each block's `parts`: their name, our name."""
-    named = {"token_embd.weight": own["token_embedding.weight"]}
-    if "head.weight" in own:
-        named["output.weight"] = own["head.weight"]
+    named = {"token_embd.weight": weights["token_embedding.weight"]}
+    if "head.weight" in weights:
+        named["output.weight"] = weights["head.weight"]
     for layer in range(layers):
-        named |= {f"blk.{layer}.{theirs}": own[f"blocks.{layer}.{ours}"] for theirs, ours in parts.items()}
+        named |= {f"blk.{layer}.{theirs}": weights[f"blocks.{layer}.{ours}"] for theirs, ours in parts.items()}
     return named
 
 
 def _gpt2(source: ExportSource) -> Form:
     """A missing bias is one of zeros: there it is always added."""
-    own, parts = source.weights, {}
+    weights, parts = source.weights, {}
     for theirs, ours in (
         ("attn_norm", "attention_norm"),
         ("attn_qkv", "attention.qkv"),
@@ -77,17 +77,17 @@ def _gpt2(source: ExportSource) -> Form:
         "gpt2",
         {**_sizes(source), "attention.layer_norm_epsilon": 1e-5},
         {
-            **_named(zeros | dict(own), source.config["n_layers"], parts),
-            "position_embd.weight": own["position_embedding.weight"],
-            "output_norm.weight": own["norm.weight"],
-            "output_norm.bias": own["norm.bias"],
+            **_named(zeros | dict(weights), source.config["n_layers"], parts),
+            "position_embd.weight": weights["position_embedding.weight"],
+            "output_norm.weight": weights["norm.weight"],
+            "output_norm.bias": weights["norm.bias"],
         },
     )
 
 
 def _llama(source: ExportSource) -> Form:
     """Queries, keys and values have a projection each, the first two with their rows as llama.cpp turns them."""
-    config, own = source.config, source.weights
+    config, weights = source.config, source.weights
     heads, shared = config["n_heads"], config["n_kv_heads"] or config["n_heads"]
     size = config["emb_dim"] // heads
     parts = {
@@ -98,9 +98,11 @@ def _llama(source: ExportSource) -> Form:
         "ffn_up.weight": "mlp.up.weight",
         "ffn_down.weight": "mlp.down.weight",
     }
-    tensors = _named(own, config["n_layers"], parts) | {"output_norm.weight": own["norm.weight"]}
+    tensors = _named(weights, config["n_layers"], parts) | {"output_norm.weight": weights["norm.weight"]}
     for layer in range(config["n_layers"]):
-        q, k, v = own[f"blocks.{layer}.attention.qkv.weight"].split([heads * size, shared * size, shared * size])
+        q, k, v = weights[f"blocks.{layer}.attention.qkv.weight"].split(
+            [heads * size, shared * size, shared * size]
+        )
         tensors[f"blk.{layer}.attn_q.weight"] = _interleaved(q, heads)
         tensors[f"blk.{layer}.attn_k.weight"] = _interleaved(k, shared)
         tensors[f"blk.{layer}.attn_v.weight"] = v

@@ -100,15 +100,15 @@ class GgufModel:
         Raises:
             ValueError: it is no gpt2 tokenizer, adds a token by itself, or ends a text with another one.
         """
-        own = {name.removeprefix("tokenizer.ggml."): value for name, value in self.values.items()}
-        if (own["model"], own["pre"], own["add_bos_token"]) != ("gpt2", "gpt-2", False):
+        metadata = {name.removeprefix("tokenizer.ggml."): value for name, value in self.values.items()}
+        if (metadata["model"], metadata["pre"], metadata["add_bos_token"]) != ("gpt2", "gpt-2", False):
             raise ValueError("it does not hold a gpt2 tokenizer that adds nothing")
-        tokens: list[str] = own["tokens"]
+        tokens: list[str] = metadata["tokens"]
         for key in ("bos_token_id", "eos_token_id"):
-            if tokens[own[key]] != end_of_text:
-                raise ValueError(f"its {key} is {tokens[own[key]]!r}, not {end_of_text!r}")
-        normal = {token: number for number, token in enumerate(tokens) if own["token_type"][number] == 1}
-        merges = [(first, second) for first, _, second in (pair.partition(" ") for pair in own["merges"])]
+            if tokens[metadata[key]] != end_of_text:
+                raise ValueError(f"its {key} is {tokens[metadata[key]]!r}, not {end_of_text!r}")
+        normal = {token: number for number, token in enumerate(tokens) if metadata["token_type"][number] == 1}
+        merges = [(first, second) for first, _, second in (pair.partition(" ") for pair in metadata["merges"])]
         tokenizer = Tokenizer(models.BPE(normal, merges))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         tokenizer.decoder = decoders.ByteLevel()

@@ -7,7 +7,7 @@ import torch
 from test_generate import CONTEXT, VOCAB, each_architecture, sharp
 
 from pipeline.model.architecture import LanguageModel
-from pipeline.model.generate import GrowingText
+from pipeline.model.generate import Decoder
 
 ends = pytest.mark.parametrize("document_end", [None, 3])
 
@@ -16,7 +16,7 @@ def ids(count: int, seed: int) -> list[int]:
     return torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-class Text(GrowingText):
+class Text(Decoder):
     """One text, empty at first, as a list of ids."""
 
     def __init__(self, model: LanguageModel) -> None:
@@ -43,14 +43,14 @@ class Checked:
         self.text.extend(new)
         self.ids += new
 
-    def back_to(self, length: int) -> None:
-        self.text.back_to(length)
+    def truncate(self, length: int) -> None:
+        self.text.truncate(length)
         self.ids = self.ids[:length]
 
     def draw(self, count: int) -> None:
         for _ in range(count):
             token = self.text.draw()
-            seen = torch.tensor([self.ids[self.text.unseen :]])
+            seen = torch.tensor([self.ids[self.text.first_visible :]])
             assert token == int(self.model(seen).logits[0, -1].argmax())
             self.ids.append(token)
         assert self.text.tokens.tolist() == [self.ids]
@@ -63,7 +63,7 @@ def test_each_token_follows_from_all_that_is_seen(architecture: str, document_en
     for turn in range(8):
         checked.add(ids(turn, turn) or [1])
         checked.draw(turn % 4)
-    assert checked.text.unseen >= len(checked.ids) - CONTEXT > 0
+    assert checked.text.first_visible >= len(checked.ids) - CONTEXT > 0
 
 
 @each_architecture
@@ -74,18 +74,18 @@ def test_what_is_taken_back_leaves_no_trace(architecture: str, document_end: int
     checked.draw(2)
     checked.add(ids(3, 0))
     checked.draw(3)
-    checked.back_to(5)
+    checked.truncate(5)
     checked.add(ids(4, 1))
     checked.draw(2)
     checked.add(ids(2 * CONTEXT, 2))  # far beyond the context
     checked.draw(3)
-    checked.back_to(len(checked.ids) - 2)
+    checked.truncate(len(checked.ids) - 2)
     checked.draw(2)
-    assert checked.text.unseen > 0
-    checked.back_to(8)
+    assert checked.text.first_visible > 0
+    checked.truncate(8)
     checked.draw(2)
-    assert checked.text.unseen == 0
-    checked.back_to(0)
+    assert checked.text.first_visible == 0
+    checked.truncate(0)
     checked.add([5])
     checked.draw(2 * CONTEXT)
 
@@ -111,7 +111,7 @@ def test_a_full_context_keeps_its_later_half_or_all_that_is_new(typed: int, kept
     text.draw()
     text.extend(ids(typed - 1, 1))  # with what was drawn, `typed` tokens are new
     text.draw()
-    assert len(text) - 1 - text.unseen == kept
+    assert len(text) - 1 - text.first_visible == kept
 
 
 @each_architecture
@@ -122,5 +122,5 @@ def test_a_text_goes_on_from_wherever_it_was_taken_back_to(architecture: str) ->
         checked.add(ids(count, 0))
         checked.draw(3)
         for taken in (1, 2, 3):
-            checked.back_to(len(checked.ids) - taken)
+            checked.truncate(len(checked.ids) - taken)
             checked.draw(taken)

@@ -1,4 +1,4 @@
-"""Train, validation and test: nothing lost, nothing twice, and no document on two sides."""
+"""Train, validation and test: nothing lost, nothing twice, and no document on two splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.data.encode import cut
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
-from pipeline.split.sides import SIDES, Part, by_document, by_position, duplicates, predefined, side_of
+from pipeline.split.assignment import SPLITS, Part, by_document, by_position, duplicates, predefined, split_of
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" r": 258, " é".encode()[:2]: 259}
 TOKENIZER = Tokenizer("small", GPT2_PATTERN, RANKS, {END_OF_TEXT: 260})
@@ -47,39 +47,39 @@ def kept(parts: Iterable[Part]) -> list[Part]:
     return [replace(part, blocks=list(part.blocks)) for part in parts]
 
 
-def ids_of(parts: list[Part], side: str | None = None) -> list[int]:
-    chosen = [part for part in parts if side in (None, part.side)]
+def ids_of(parts: list[Part], split: str | None = None) -> list[int]:
+    chosen = [part for part in parts if split in (None, part.split)]
     return [int(token) for part in chosen for ids in part.blocks for token in ids]
 
 
-def text_of(parts: list[Part], side: str | None = None) -> str:
-    return TOKENIZER.decode(token for token in ids_of(parts, side) if token != TOKENIZER.end_of_text)
+def text_of(parts: list[Part], split: str | None = None) -> str:
+    return TOKENIZER.decode(token for token in ids_of(parts, split) if token != TOKENIZER.end_of_text)
 
 
 def test_a_document_keeps_its_side_whatever_other_documents_there_are(tmp_path: Path) -> None:
     many = {f"text-{number}": f"the river {number}" for number in range(40)}
     few = dict(itertools.islice(many.items(), 0, None, 3))
-    sides = []
+    splits = []
     for name, texts in (("many", many), ("few", few)):
         (tmp_path / name).mkdir()
-        sides.append({part.name: part.side for part in by_document(write(tmp_path / name, texts), 2, 0.3, 0.2)})
-    assert sides[1] == {name: sides[0][name] for name in few}
-    assert set(sides[0].values()) == set(SIDES)
+        splits.append({part.name: part.split for part in by_document(write(tmp_path / name, texts), 2, 0.3, 0.2)})
+    assert splits[1] == {name: splits[0][name] for name in few}
+    assert set(splits[0].values()) == set(SPLITS)
 
 
 def test_the_share_of_documents_on_each_side_is_near_what_was_asked() -> None:
-    sides = [side_of(f"document {number}", 1, 0.1, 0.2) for number in range(5000)]
-    assert sides.count("val") / 5000 == pytest.approx(0.1, abs=0.02)
-    assert sides.count("test") / 5000 == pytest.approx(0.2, abs=0.02)
+    splits = [split_of(f"document {number}", 1, 0.1, 0.2) for number in range(5000)]
+    assert splits.count("val") / 5000 == pytest.approx(0.1, abs=0.02)
+    assert splits.count("test") / 5000 == pytest.approx(0.2, abs=0.02)
 
 
 def test_another_seed_holds_out_other_documents() -> None:
-    first, second = ([side_of(str(n), seed, 0.3, 0.3) for n in range(100)] for seed in (1, 2))
+    first, second = ([split_of(str(n), seed, 0.3, 0.3) for n in range(100)] for seed in (1, 2))
     assert first != second
 
 
 def test_a_test_share_of_0_puts_no_document_there() -> None:
-    assert "test" not in {side_of(str(number), 1, 0.5, 0.0) for number in range(1000)}
+    assert "test" not in {split_of(str(number), 1, 0.5, 0.0) for number in range(1000)}
 
 
 @settings(deadline=None)
@@ -98,8 +98,8 @@ def test_splitting_by_position_keeps_the_order_and_loses_nothing(
     tokens: TokenFolder, shares: tuple[float, float], unit: str
 ) -> None:
     parts = kept(by_position(tokens, unit, *shares))
-    places = [SIDES.index(part.side) for part in parts]
-    assert places == sorted(places)
+    order = [SPLITS.index(part.split) for part in parts]
+    assert order == sorted(order)
     assert text_of(parts) == "".join(TEXTS.values())
     assert ids_of(parts).count(TOKENIZER.end_of_text) == len(TEXTS)
     if unit == "tokens":
@@ -130,7 +130,7 @@ def test_a_thousand_are_cut_where_the_shares_say(
 ) -> None:
     length = 999 if unit == "tokens" else 1000  # end-of-text is a token and no character
     parts = kept(by_position(write(tmp_path, {"one": "x" * length}), unit, val, test))
-    found = {side: len(ids_of(parts, side) if unit == "tokens" else text_of(parts, side)) for side in SIDES}
+    found = {split: len(ids_of(parts, split) if unit == "tokens" else text_of(parts, split)) for split in SPLITS}
     assert tuple(found.values()) == sizes
 
 
@@ -147,7 +147,7 @@ def test_a_document_at_the_cut_may_be_larger_than_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
 ) -> None:
     monkeypatch.setattr("pipeline.data.tokens._BLOCK", 1 << 12)
-    monkeypatch.setattr("pipeline.split.sides.cut", lambda text, pattern: cut(text, pattern, 1 << 12))
+    monkeypatch.setattr("pipeline.split.assignment.cut", lambda text, pattern: cut(text, pattern, 1 << 12))
     peaks = []
     for repeats in (5, 25):
         folder = tmp_path / str(repeats)
@@ -165,7 +165,7 @@ def test_a_side_that_is_read_in_pieces_has_its_whole_texts_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.data.tokens._BLOCK", 7)
-    monkeypatch.setattr("pipeline.split.sides.cut", lambda text, pattern: cut(text, pattern, 5))
+    monkeypatch.setattr("pipeline.split.assignment.cut", lambda text, pattern: cut(text, pattern, 5))
     text = "the river é runs to the 語言 sea, and the stone listens\n\n  " * 5
     tokens = write(tmp_path, {"before": "the", "one": text})
     parts = kept(by_position(tokens, "characters", 0.3, 0.2))
@@ -184,18 +184,18 @@ def test_each_entrys_bytes_are_its_texts(project: Project, unit: str) -> None:
     project.succeed("split", "--set", "split.by=position", "--set", f"split.unit={unit}")
     splits = TokenFolder(project.root / "artifacts" / "splits", "")
     total = 0
-    for side in splits.names:
-        for entry in splits.documents(side):
-            ids = splits.ids(side)[entry.start : entry.start + entry.tokens]
+    for split in splits.names:
+        for entry in splits.documents(split):
+            ids = splits.ids(split)[entry.start : entry.start + entry.tokens]
             text = splits.tokenizer.decode_bytes(ids[ids != splits.tokenizer.end_of_text])
             assert entry.bytes == len(text)
             total += entry.bytes
     assert total == sum(path.stat().st_size for path in raw.iterdir())
 
 
-def test_the_split_stage_puts_no_document_on_two_sides(trained: Path) -> None:
+def test_the_split_stage_puts_no_document_on_two_splits(trained: Path) -> None:
     splits = TokenFolder(trained / "artifacts" / "splits", "")
-    names = {side: {entry.name for entry in splits.documents(side)} for side in splits.names}
+    names = {split: {entry.name for entry in splits.documents(split)} for split in splits.names}
     assert all(names.values())
     assert not any(names[one] & names[other] for one, other in itertools.combinations(names, 2))
     tokens = TokenFolder(trained / "artifacts" / "tokens", "")
@@ -205,18 +205,18 @@ def test_the_split_stage_puts_no_document_on_two_sides(trained: Path) -> None:
 # ── predefined ────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_sides(folder: Path, sides: dict[str, str | None]) -> TokenFolder:
+def write_splits(folder: Path, splits: dict[str, str | None]) -> TokenFolder:
     with TokenWriter(folder, "tokens", TOKENIZER) as writer:
-        for name, side in sides.items():
+        for name, split in splits.items():
             writer.write(TOKENIZER.encode(f"the text {name}"))
-            writer.end_document(name, len(f"the text {name}".encode()), side)
+            writer.end_document(name, len(f"the text {name}".encode()), split)
     finish_folder(folder, TOKENIZER, {"tokens": writer.summary()}, params={})
     return TokenFolder(folder, "")
 
 
 def test_predefined_keeps_the_sides_that_the_corpus_gave(tmp_path: Path) -> None:
     given: dict[str, str | None] = {"a": "train", "b": "val", "c": "train", "d": "test"}
-    assert {part.name: part.side for part in predefined(write_sides(tmp_path, given))} == given
+    assert {part.name: part.split for part in predefined(write_splits(tmp_path, given))} == given
 
 
 @pytest.mark.parametrize(
@@ -226,28 +226,28 @@ def test_predefined_keeps_the_sides_that_the_corpus_gave(tmp_path: Path) -> None
             {"a": "train", "b": None, "c": "val", "d": None},
             r"b, d lie in no .*found: train 1, val 1, test 0 documents",
         ),
-        ({"a": "train", "d": "test"}, r"no document is on the side val \(found: train 1, val 0, test 1"),
-        ({"a": "val"}, "no document is on the side train"),
+        ({"a": "train", "d": "test"}, r"no document is on the split val \(found: train 1, val 0, test 1"),
+        ({"a": "val"}, "no document is on the split train"),
     ],
 )
 def test_predefined_says_what_was_found_when_a_side_is_missing(
     tmp_path: Path, given: dict[str, str | None], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        list(predefined(write_sides(tmp_path, given)))
+        list(predefined(write_splits(tmp_path, given)))
 
 
 def test_folders_and_files_named_after_the_sides_are_split_so(project: Project) -> None:
     raw = project.root / "data" / "raw"
     for number, path in enumerate(sorted(raw.glob("*.txt"))):
-        side = ("train", "train", "train", "Validation")[number % 4]
-        (raw / side).mkdir(exist_ok=True)
-        path.rename(raw / side / path.name)
+        split = ("train", "train", "train", "Validation")[number % 4]
+        (raw / split).mkdir(exist_ok=True)
+        path.rename(raw / split / path.name)
     (raw / "test.md").write_text(words(99, 300))
     project.succeed("tokenize")
     project.succeed("split", "--set", "split.by=predefined")
     splits = TokenFolder(project.root / "artifacts" / "splits", "")
-    names = {side: {entry.name.split("/")[0] for entry in splits.documents(side)} for side in splits.names}
+    names = {split: {entry.name.split("/")[0] for entry in splits.documents(split)} for split in splits.names}
     assert names == {"train": {"train"}, "val": {"Validation"}, "test": {"test.md"}}
     (raw / "test.md").unlink()
     project.succeed("tokenize")
@@ -258,8 +258,8 @@ def test_folders_and_files_named_after_the_sides_are_split_so(project: Project) 
 # ── duplicates ────────────────────────────────────────────────────────────────────────────────────
 
 
-def part(side: str, name: str, digest: str | None) -> Part:
-    return Part(side, name, [np.array([1, 2], dtype=np.uint16)], digest)
+def part(split: str, name: str, digest: str | None) -> Part:
+    return Part(split, name, [np.array([1, 2], dtype=np.uint16)], digest)
 
 
 def test_of_two_sides_the_one_held_out_more_strictly_keeps_the_text() -> None:
@@ -276,14 +276,14 @@ def test_of_two_sides_the_one_held_out_more_strictly_keeps_the_text() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(SIDES), st.sampled_from("12345")), max_size=30))
-def test_without_its_duplicates_no_text_is_on_two_sides(placed: list[tuple[str, str]]) -> None:
-    parts = [part(side, str(number), digest) for number, (side, digest) in enumerate(placed)]
+@given(st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from("12345")), max_size=30))
+def test_without_its_duplicates_no_text_is_on_two_splits(placed: list[tuple[str, str]]) -> None:
+    parts = [part(split, str(number), digest) for number, (split, digest) in enumerate(placed)]
     dropped = {each.name for each in duplicates(parts)}
     left = [each for each in parts if each.name not in dropped]
     assert {each.digest for each in left} == {each.digest for each in parts}
-    for one, other in itertools.combinations(SIDES, 2):
-        texts = [{each.digest for each in left if each.side == side} for side in (one, other)]
+    for one, other in itertools.combinations(SPLITS, 2):
+        texts = [{each.digest for each in left if each.split == split} for split in (one, other)]
         assert not texts[0] & texts[1]
 
 
@@ -291,7 +291,7 @@ def test_a_side_that_gets_far_less_than_it_was_to_get_is_told(project: Project) 
     raw = project.root / "data" / "raw"
     settings = ("--set", "split.seed=1", "--set", "split.val=0.2", "--set", "split.test=0.2")
     for path in sorted(raw.glob("*.txt")):
-        held_out = side_of(path.name, 1, 0.2, 0.2)
+        held_out = split_of(path.name, 1, 0.2, 0.2)
         path.write_text("A short one." if held_out == "val" else "A much longer text, word by word by word. " * 20)
     project.succeed("tokenize")
     said = project.succeed("split", *settings).out
@@ -302,8 +302,8 @@ def test_a_side_that_gets_far_less_than_it_was_to_get_is_told(project: Project) 
 
 def test_a_planted_duplicate_is_reported_and_removed_when_asked(project: Project) -> None:
     raw = project.root / "data" / "raw"
-    for side in ("train", "val"):
-        (raw / side).mkdir()
+    for split in ("train", "val"):
+        (raw / split).mkdir()
     for path in sorted(raw.glob("*.txt")):
         path.rename(raw / ("val" if path.name < "text-03" else "train") / path.name)
     text = (raw / "val" / "text-01.txt").read_text()
@@ -331,13 +331,13 @@ def test_nanogpts_loader_reads_the_split_files(trained: Path) -> None:
     """A transcription of what it needs: np.memmap of raw uint16, and windows at any place."""
     folder = trained / "artifacts" / "splits"
     splits = TokenFolder(folder, "")
-    for side in ("train", "val"):
-        data = np.memmap(folder / f"{side}.bin", dtype=np.uint16, mode="r")
-        assert np.array_equal(data, splits.ids(side))
+    for split in ("train", "val"):
+        data = np.memmap(folder / f"{split}.bin", dtype=np.uint16, mode="r")
+        assert np.array_equal(data, splits.ids(split))
         block_size, generator = 16, np.random.default_rng(0)
-        places = generator.integers(len(data) - block_size, size=4)
-        x = np.stack([data[place : place + block_size].astype(np.int64) for place in places])
-        y = np.stack([data[place + 1 : place + 1 + block_size].astype(np.int64) for place in places])
+        order = generator.integers(len(data) - block_size, size=4)
+        x = np.stack([data[place : place + block_size].astype(np.int64) for place in order])
+        y = np.stack([data[place + 1 : place + 1 + block_size].astype(np.int64) for place in order])
         assert np.array_equal(x[:, 1:], y[:, :-1])
         assert x.max() < splits.tokenizer.vocab_size
     text = "".join(

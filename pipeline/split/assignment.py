@@ -17,61 +17,61 @@ from pipeline.data.encode import cut
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids, IndexEntry, TokenFolder
 
-SIDES = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A document, or its part on one side of a cut.
+    """A document, or its part in one split.
 
     Attributes:
-        side: Where it goes.
+        split: Where it goes.
         name: The document's name.
         blocks: Its ids, in blocks, to be read once.
         digest: The document's digest, if it is whole.
     """
 
-    side: str
+    split: str
     name: str
     blocks: Iterable[Ids]
     digest: str | None = None
 
 
-def side_of(name: str, seed: int, val: float, test: float) -> str:
-    """The side of a document; it depends on the document's name and the seed only."""
+def split_of(name: str, seed: int, val: float, test: float) -> str:
+    """The split of a document; it depends on the document's name and the seed only."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    if place < test:
+    fraction = int.from_bytes(digest[:8], "big") / 2**64
+    if fraction < test:
         return "test"
-    return "val" if place < test + val else "train"
+    return "val" if fraction < test + val else "train"
 
 
 def by_document(tokens: TokenFolder, seed: int, val: float, test: float) -> Iterator[Part]:
-    """Every document, whole, on its side."""
+    """Every document, in its split."""
     for entry in tokens.documents("tokens"):
-        yield _whole(side_of(entry.name, seed, val, test), entry, tokens)
+        yield _whole(split_of(entry.name, seed, val, test), entry, tokens)
 
 
 def predefined(tokens: TokenFolder) -> Iterator[Part]:
-    """Every document, whole, on the side that the corpus assigned.
+    """Every document, whole, in the split that the corpus assigned.
 
     Raises:
-        DataError: a document has no side, or train or val has no document; the message has the counts.
+        DataError: a document has no split, or train or val has no document; the message has the counts.
     """
     entries = list(tokens.documents("tokens"))
     documents = Counter(entry.split for entry in entries)
-    found = f"found: {', '.join(f'{side} {documents[side]:,}' for side in SIDES)} documents"
+    found = f"found: {', '.join(f'{split} {documents[split]:,}' for split in SPLITS)} documents"
     if documents[None]:
         lost = listed([entry.name for entry in entries if entry.split is None])
         raise DataError(
             f"split.by: predefined, but {lost} lie in no folder or file named train, val (valid, validation) or "
             f"test ({found}): move or rename them, or change split.by"
         )
-    for side in ("train", "val"):
-        if not documents[side]:
+    for split in ("train", "val"):
+        if not documents[split]:
             raise DataError(
-                f"split.by: predefined, but no document is on the side {side} ({found}): make a folder or file "
-                f"named {side}, or set split.by: document"
+                f"split.by: predefined, but no document is in the split {split} ({found}): make a folder or file "
+                f"named {split}, or set split.by: document"
             )
     for entry in entries:
         yield _whole(str(entry.split), entry, tokens)
@@ -81,7 +81,7 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
     """The corpus in its order, cut twice: train, then val, then test.
 
     `unit` "tokens" cuts between two tokens. "characters" cuts the text: the document at the cut is decoded, and
-    each of its sides is tokenized again, as if the text had been cut first.
+    each of its splits is tokenized again, as if the text had been cut first.
     """
     if unit == "tokens":
         lengths = [entry.tokens for entry in tokens.documents("tokens")]
@@ -96,20 +96,20 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
     cuts = [int(round(total * share, 6)) for share in (1 - val - test, 1 - test)]
     starts = accumulate(lengths, initial=0)
     for entry, length, begin in zip(tokens.documents("tokens"), lengths, starts, strict=False):
-        inside = [min(max(place - begin, 0), length) for place in cuts]
-        for side, start, end in zip(SIDES, [0, *inside], [*inside, length], strict=True):
+        inside = [min(max(cut - begin, 0), length) for cut in cuts]
+        for split, start, end in zip(SPLITS, [0, *inside], [*inside, length], strict=True):
             if start == end:
                 continue
             if end - start == length:
-                yield _whole(side, entry, tokens)
+                yield _whole(split, entry, tokens)
             elif unit == "tokens":
-                yield Part(side, entry.name, tokens.blocks("tokens", entry.start + start, entry.start + end))
+                yield Part(split, entry.name, tokens.blocks("tokens", entry.start + start, entry.start + end))
             else:
-                yield Part(side, entry.name, _tokenized_again(tokens, entry, start, end, end == length))
+                yield Part(split, entry.name, _tokenized_again(tokens, entry, start, end, end == length))
 
 
-def _whole(side: str, entry: IndexEntry, tokens: TokenFolder) -> Part:
-    return Part(side, entry.name, tokens.blocks("tokens", entry.start, entry.end), entry.digest)
+def _whole(split: str, entry: IndexEntry, tokens: TokenFolder) -> Part:
+    return Part(split, entry.name, tokens.blocks("tokens", entry.start, entry.end), entry.digest)
 
 
 def _characters(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -146,27 +146,27 @@ class Duplicate:
     """A document whose text, apart from white space, is also in val (it is in train) or in test.
 
     Attributes:
-        side, name: The document, in train or val.
-        kept_side, kept_name: The other one, in val or test, which is kept.
+        split, name: The document, in train or val.
+        kept_split, kept_name: The other one, in val or test, which is kept.
     """
 
-    side: str
+    split: str
     name: str
-    kept_side: str
+    kept_split: str
     kept_name: str
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.side}) = {self.kept_name} ({self.kept_side})"
+        return f"{self.name} ({self.split}) = {self.kept_name} ({self.kept_split})"
 
 
 def duplicates(parts: Iterable[Part]) -> list[Duplicate]:
     """The documents of train that are in val or test as well, and those of val that are in test."""
-    listed = [(part.side, part.name, part.digest) for part in parts if part.digest is not None]
+    listed = [(part.split, part.name, part.digest) for part in parts if part.digest is not None]
     cleanest: dict[str | None, tuple[str, str]] = {}
-    for kept_side in ("val", "test"):
-        cleanest |= {digest: (side, name) for side, name, digest in reversed(listed) if side == kept_side}
+    for kept_split in ("val", "test"):
+        cleanest |= {digest: (split, name) for split, name, digest in reversed(listed) if split == kept_split}
     return [
-        Duplicate(side, name, *cleanest[digest])
-        for side, name, digest in listed
-        if digest in cleanest and cleanest[digest][0] != side
+        Duplicate(split, name, *cleanest[digest])
+        for split, name, digest in listed
+        if digest in cleanest and cleanest[digest][0] != split
     ]
