@@ -415,19 +415,21 @@ def lock() -> None:
     """Write what DVC compares and cannot see itself: the installed versions that decide results (environment.yaml),
     and the files behind links to folders below data/ (.NAME.manifest.json beside the link).
     """
+    from pipeline.commands.versions import deciding_packages
     from pipeline.core.environment import environment_changes, environment_yaml
     from pipeline.core.files import write_atomically
     from pipeline.core.symlinks import record_symlinks
     from pipeline.plugin.registry import Registry
 
-    installed, path = Registry.load(None), Paths(Path.cwd()).environment
+    params, paths = _read(Path("params.yaml"), ())
+    installed = Registry.load(None)
     _say_all(f"note: {each.message} (not loaded, so recorded for every kind)" for each in installed.broken)
-    packages = installed.packages()
-    changes = environment_changes(path, packages)
+    packages = deciding_packages(params, paths, installed)
+    changes = environment_changes(paths.environment, packages)
     if changes:
-        write_atomically(path, environment_yaml(packages))
+        write_atomically(paths.environment, environment_yaml(packages))
     click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
-    _say_all(record_symlinks(Path.cwd() / "data"))
+    _say_all(record_symlinks(paths.root / "data"))
 
 
 @cli.command(short_help="List the training runs with checkpoints.")

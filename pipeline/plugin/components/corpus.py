@@ -38,6 +38,13 @@ class Corpus(Component):
         """What a person should know before the texts are read, a line each: which files are left out, say."""
         return ()
 
+    def packages(self) -> Iterable[str]:
+        """Names of packages whose versions decide the texts: `pipeline lock` records them for DVC.
+
+        The package that brings the corpus is recorded anyway.
+        """
+        return ()
+
     def decoded(self, data: Iterable[bytes], name: str) -> Iterator[str]:
         """A plain text in blocks, read as the corpus reads its own: what `pipeline score` uses. Here: UTF-8.
 

@@ -40,8 +40,8 @@ class Files(Corpus):
     name: ClassVar[str] = "files"
 
     include: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = tuple(f"**/*{end}" for end in INCLUDED)
-    """Which files below data/raw, as globs (`*.txt` also finds .txt.gz and .txt.zst), names or folders; `**` is
-    all that can be read: .txt, .md, .jsonl, .parquet, .csv, .tsv, .json, .html, .htm, .xhtml, .epub, .docx, .pdf."""
+    """Which files below data/raw, as globs (`*.txt` also finds .txt.gz and .txt.zst), names or folders; `**`
+    finds .txt, .md, .jsonl, .parquet, .csv, .tsv, .json, .html, .htm, .xhtml, .epub, .docx and .pdf."""
     text_field: Annotated[str, Field(min_length=1)] = "text"
     """The field of a .jsonl file's lines and a .json file's objects, and the column of a .csv, .tsv or .parquet
     file, that holds the text; `doc.text` is the field `text` in the field `doc`."""

@@ -19,6 +19,7 @@ SECONDS = 300
 """Processor time for one file."""
 
 _LARGEST_XML = 1 << 28
+_DOCTYPE_WITHIN = 1 << 12
 _OLE = b"\xd0\xcf\x11\xe0"
 """How an encrypted .docx and the .doc of old begin."""
 _BACK = re.compile(r' ?<a href="#[^"]*-ref-[^"]*">↑</a>')
@@ -72,7 +73,10 @@ def docx(path: Path) -> Iterator[dict[str, Any]]:
             raise RefusedError("is encrypted, or a .doc of old: save it as .docx without a password")
         try:
             with zipfile.ZipFile(file) as parts:
-                size = sum(part.file_size for part in parts.infolist() if part.filename.endswith((".xml", ".rels")))
+                xml = [part for part in parts.infolist() if part.filename.endswith((".xml", ".rels"))]
+                if any(b"<!DOCTYPE" in parts.open(part).read(_DOCTYPE_WITHIN) for part in xml):
+                    raise RefusedError("declares entities, as no DOCX needs: replace it")
+            size = sum(part.file_size for part in xml)
             if size > _LARGEST_XML:
                 raise RefusedError(f"holds {size >> 20:,} MiB of XML, over {_LARGEST_XML >> 20}: split it")
             file.seek(0)

@@ -21,6 +21,8 @@ _AS_ON_THE_WEB = {
     "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8",
 }  # fmt: skip
 """What browsers take some names for: the larger set that pages really use."""
+_KNOWN = ["ascii", "utf_8"]
+"""Which encodings a text is not in that is no UTF-8."""
 _SAMPLE = 1 << 16
 _CONTEXT = 1000
 
@@ -75,7 +77,7 @@ def _guess(sample: bytes, path: Path | str) -> str:
     from charset_normalizer import from_bytes
 
     # The sample may end within a character.
-    matches = [match for cut in range(4) for match in from_bytes(sample[: len(sample) - cut])]
+    matches = [match for cut in range(4) for match in from_bytes(sample[: len(sample) - cut], cp_exclusion=_KNOWN)]
     if not matches:
         raise ValueError(
             f"{path} looks like text in no encoding: say which in tokenize.corpus.files.encodings, or move it "
