@@ -1,4 +1,4 @@
-"""The commands: thin, and quick to answer `--help`: a stage, and torch, is imported when its command runs."""
+"""The commands. A command imports its stage, and torch, only when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Group(click.Group):
-    """Keeps commands in the order in which a person runs them."""
+    """Lists its commands in the order in which they are defined: the order in which people run them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -33,25 +33,25 @@ class _Group(click.Group):
 def cli() -> None:
     """Train a GPT on your own text, from raw text to an export that other programs load.
 
-    The five stages read params.yaml in the current folder; `dvc repro` runs those that are out of date.
-    Each can be run alone, and says what it read and what it wrote.
+    The five stages (tokenize, split, train, evaluate, export) read params.yaml in the current folder. `dvc repro`
+    runs the stages whose inputs changed. Each stage can also be run alone; it prints what it read and wrote.
     """
     from pipeline.core.publication import recover
 
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and recover(Paths(Path.cwd())):
-        click.echo("note: a process that was killed had begun to replace a stage's outputs: completed", err=True)
+        click.echo("note: a killed process had not finished replacing a stage's outputs: finished now", err=True)
 
 
 _params_option = click.option(
     "--params", "params_file", type=click.Path(path_type=Path), default=Path("params.yaml"),
-    show_default=True, metavar="FILE", help="The params file.",
+    show_default=True, metavar="FILE", help="Read params from this file.",
 )  # fmt: skip
 
 
 def _with_params(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option(
         "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-        help="Set one value for this run; may be repeated.",
+        help="Override one value of params.yaml for this run. Repeatable.",
     )(command)  # fmt: skip
     return _params_option(command)
 
@@ -62,7 +62,7 @@ def _read(params_file: Path, overrides: tuple[str, ...]) -> tuple[Params, Paths]
     return load_params(params_file, overrides), Paths(Path.cwd())
 
 
-def _say_all(lines: Iterable[object], indent: int = 2, wrap: bool = True) -> None:
+def _print_lines(lines: Iterable[object], indent: int = 2, wrap: bool = True) -> None:
     from pipeline.core.console import say
 
     for line in lines:
@@ -74,24 +74,24 @@ def _stage(name: str, does: str, writes: str) -> None:
     @_with_params
     def command(params_file: Path, overrides: tuple[str, ...]) -> None:
         params, paths = _read(params_file, overrides)
-        _note_what_dvc_does_not_see(paths, params_file, overrides)
+        _note_overrides_unknown_to_dvc(paths, params_file, overrides)
         import_module(f"pipeline.{name}.stage").run(params, paths)
 
 
-def _note_what_dvc_does_not_see(paths: Paths, params_file: Path, overrides: tuple[str, ...]) -> None:
-    """A result of `--set` is not that of params.yaml, which is what DVC would record beside it."""
+def _note_overrides_unknown_to_dvc(paths: Paths, params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Prints a note: `--set` changes the result, but DVC records the values of params.yaml."""
     unseen = [each for each in overrides if each.partition("=")[0].split(".")[0].strip() != "runtime"]
     if unseen and "DVC_STAGE" not in os.environ and (paths.root / ".dvc").exists():
         from pipeline.params.reader import read_sections
 
         values = read_sections(params_file)
-        settings = " ".join(f"-S {shlex.quote('+' * (not _there(values, each)) + each)}" for each in unseen)
+        settings = " ".join(f"-S {shlex.quote('+' * (not _has_key(values, each)) + each)}" for each in unseen)
         command = f"dvc exp run {settings}"
-        _say_all([f"note: --set is not in params.yaml, so DVC does not record it; `{command}` does"])
+        _print_lines([f"note: --set is not in params.yaml, so DVC does not record it; `{command}` does"])
 
 
-def _there(values: Any, override: str) -> bool:
-    """Whether a params file has the key that is set; DVC adds one that it lacks only where a + asks for it."""
+def _has_key(values: Any, override: str) -> bool:
+    """Whether the params file has the key. If not, `dvc exp run -S` needs a + to add it."""
     for part in override.partition("=")[0].strip().split("."):
         if not isinstance(values, dict) or part not in values:
             return False
@@ -100,37 +100,44 @@ def _there(values: Any, override: str) -> bool:
 
 
 _stage("tokenize", "Turn the corpus into token ids.", "artifacts/tokens")
-_stage("split", "Cut the tokens into train, val and test.", "artifacts/splits")
-_stage("train", "Train the GPT, or go on with an interrupted run.", "artifacts/checkpoint and metrics/")
-_stage("evaluate", "Measure the model on every held-out token.", "metrics/evaluate.json and reports/report.html")
-_stage("export", "Export the model and prove the export.", "artifacts/export")
+_stage("split", "Split the tokens into train, val and test.", "artifacts/splits")
+_stage("train", "Train the GPT, or resume an interrupted run.", "artifacts/checkpoint and metrics/")
+_stage("evaluate", "Evaluate the model on every held-out token.", "metrics/evaluate.json and reports/report.html")
+_stage("export", "Export the model and verify the export.", "artifacts/export")
 
 
 _weights_option = click.option(
-    "--weights", type=click.Choice(["best", "last"]), help="Which of the checkpoint's weights."
+    "--weights", type=click.Choice(["best", "last"]), help="Which weights of the checkpoint to use."
 )
 
 
-def _drawing(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options of what draws text from the trained model."""
+def _generation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of the commands that generate text."""
     options = [
-        click.option("--tokens", type=click.IntRange(1, 2**20), help="How many tokens to add."),
+        click.option("--tokens", type=click.IntRange(1, 2**20), help="Maximum number of new tokens."),
         click.option(
-            "--sampler", "samplers", multiple=True, metavar="NAME", help="A sampler; may be repeated, in order."
-        ),
-        click.option("--temperature", type=float, metavar="T", help="Divides the logits; 0: the likeliest token."),
-        click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens."),
-        click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that reach P."),
-        click.option(
-            "--seed", type=click.IntRange(0, 2**63 - 1), help="Decides the draws; the same one, the same text."
+            "--sampler", "samplers", multiple=True, metavar="NAME",
+            help="Use this sampler. Repeatable; applied in order.",
         ),
         click.option(
-            "--stop", "stops", multiple=True, metavar="TEXT", help="A text to end before; may be repeated."
+            "--temperature", type=float, metavar="T",
+            help="Divide the logits by T; 0: always the most likely token.",
+        ),
+        click.option("--top-k", type=int, metavar="K", help="Sample from the K most likely tokens."),
+        click.option(
+            "--top-p", type=float, metavar="P",
+            help="Sample from the most likely tokens that add up to probability P.",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**63 - 1), help="Random seed. The same seed gives the same text."
+        ),
+        click.option(
+            "--stop", "stops", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable."
         ),
         _weights_option,
         click.option(
             "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
-            help="Of the weights; auto is what is quickest here.",
+            help="Precision of the weights. auto: the fastest one on this machine.",
         ),
     ]  # fmt: skip
     for option in reversed(options):
@@ -138,29 +145,33 @@ def _drawing(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@cli.command(short_help="Continue a prompt, or several, with the trained model.")
+@cli.command(short_help="Continue one or more prompts with the trained model.")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1)
 @click.option(
     "--prompts", "file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), metavar="FILE",
-    help="Further prompts, one a line; - reads them from the standard input.",
+    help="Read more prompts from FILE, one per line (- is standard input).",
 )  # fmt: skip
 @click.option(
     "--num-samples", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N",
-    help="Continuations of each prompt.",
+    help="Number of continuations per prompt.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each continuation.")
-@_drawing
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per continuation.")
+@_generation_options
 @_with_params
 def generate(
     prompts: tuple[str, ...], file: str | None, params_file: Path, overrides: tuple[str, ...], **options: Any
 ) -> None:
-    """Continue PROMPT with the trained model, token by token; several at once, each shown when it is done.
+    """Continue each PROMPT with the trained model.
 
-    Samplers and their options come from params.yaml (evaluate.samplers), the seed and the length from
-    evaluate.generation; --set changes these values. --sampler chooses the samplers instead. Then --temperature,
-    --top-k and --top-p set the option of that sampler, and add it if it is not among the chosen ones.
+    A single continuation is printed token by token; several are computed together, and each is printed when it is
+    complete.
 
-    A text may outgrow the model's context: whenever that is full, the model continues from the later half of it.
+    The samplers and their options come from params.yaml (evaluate.samplers), the seed and the length from
+    evaluate.generation. --set changes these values; --sampler replaces the list of samplers. --temperature, --top-k
+    and --top-p set the option of that sampler, and add the sampler if it is not in the list.
+
+    The text may become longer than the model's context: when the context is full, the model continues from the
+    second half of it.
     """
     if not prompts and file is None:
         raise click.UsageError("Missing argument 'PROMPT...', or --prompts FILE.", click.get_current_context())
@@ -170,15 +181,16 @@ def generate(
     run(params, paths, [*prompts, *(read_prompts(file) if file else [])], **options)
 
 
-@cli.command(short_help="Write a text in turns with the trained model.")
-@_drawing
+@cli.command(short_help="Write a text together with the trained model.")
+@_generation_options
 @_with_params
 def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
-    """Write a text in turns with the trained model: it continues what you type, and remembers it.
+    """Write a text together with the trained model: you type a line, the model continues the text.
 
-    The model continues texts; it was not taught to answer. A line that you type begins a new line of the text, or,
-    if it begins with a space, continues the same one; Enter alone lets the model go on. Ctrl-C ends a
-    continuation, Ctrl-D the session, /help lists what else there is. On a pipe, the text itself is printed.
+    The model continues text; it was not trained to answer questions. What you type starts a new line of the text,
+    or continues the current line if it starts with a space. Enter alone lets the model continue. Ctrl-C stops the
+    continuation, Ctrl-D ends the session, /help lists the commands. If the input is not a terminal, the whole text
+    is printed, including what was read.
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.chat import run
@@ -186,7 +198,7 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     run(params, paths, **options)
 
 
-@cli.command(short_help="Measure how well the trained model predicts texts.")
+@cli.command(short_help="Measure how well the trained model predicts a text.")
 @click.argument(
     "files",
     metavar="FILE...",
@@ -194,16 +206,17 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     required=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
 )
-@click.option("--tokens", "by_token", is_flag=True, help="Show every token with its loss.")
-@click.option("--json", "as_json", is_flag=True, help="Print lines of JSON.")
+@click.option("--tokens", "by_token", is_flag=True, help="Print every token with its loss.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 @_weights_option
 @_with_params
 def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
-    """Measure how well the trained model predicts the text of each FILE (- is the standard input).
+    """Measure how well the trained model predicts the text of each FILE (- is standard input).
 
-    Prints loss, perplexity, bits per byte and accuracy of each file, and of all. Each is a document of its own:
-    end-of-text stands before it, so that its first token counts too. Windows are evaluation's (evaluate.stride),
-    encoding and line ends those of the corpus (tokenize.corpus).
+    Prints loss, perplexity, bits per byte and accuracy for each file and for all files together. Each file is
+    scored as one document with the end-of-text token before it, so that its first token is scored as well. The
+    windows are those of the evaluate stage (evaluate.stride); the encoding and line ends are those of the corpus
+    (tokenize.corpus).
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.score import run
@@ -212,7 +225,7 @@ def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None
 
 
 class _Compare(click.Command):
-    """`--against` takes all the names that follow it."""
+    """Gives `--against` all the names that follow it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--against" in args:
@@ -222,29 +235,29 @@ class _Compare(click.Command):
         return super().parse_args(ctx, args)
 
 
-@cli.command(cls=_Compare, short_help="Tell whether runs, or recipes, really differ.")
+@cli.command(cls=_Compare, short_help="Test whether runs or recipes differ significantly.")
 @click.argument("names", metavar="[A] [B]", nargs=-1)
 @click.option(
     "--against", multiple=True, metavar="B1 B2 ...",
-    help="Compare recipes: runs with other seeds of the one, A1 A2 ..., and of the other.",
+    help="Compare two recipes: A1 A2 ... are runs of the one, B1 B2 ... of the other, each with its own seed.",
 )  # fmt: skip
 @click.option(
     "--by", multiple=True, metavar="PARAM",
-    help="Rank the recipes of a sweep: the runs by the values of a param; may be repeated.",
+    help="Rank the recipes of a sweep, grouped by the values of PARAM. Repeatable.",
 )  # fmt: skip
-@click.option("--json", "form", flag_value="json", help="Print everything as JSON.")
-@click.option("--markdown", "form", flag_value="markdown", help="Print tables for a pull request.")
+@click.option("--json", "form", flag_value="json", help="Print all results as JSON.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown tables, for a pull request.")
 @click.option("--text", "form", flag_value="text", default="text", hidden=True)
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="With --by: write a page with curves, too.",
+    help="With --by: also write an HTML page with loss curves.",
 )  # fmt: skip
 def compare(
     names: tuple[str, ...], against: tuple[str, ...], by: tuple[str, ...], form: str, html: Path | None
 ) -> None:
-    """Tell whether two runs differ in their loss on val and test, and by how much for certain.
+    """Test whether two runs differ in their loss on val and test, with a 95% confidence interval.
 
-    A and B are git revisions, DVC experiments or folders: unless given, the last commit and the working tree.
+    A and B are git revisions, DVC experiments or folders. Default: the last commit and the working tree.
 
     \b
     pipeline compare
@@ -256,27 +269,25 @@ def compare(
     pipeline compare --by train.optimizer.muon.lr
         a sweep: which of the last commit's experiments are better?
 
-    With --by, give names for other runs than the last commit's experiments: runs, or a commit for the experiments
-    that stand on it. Runs that differ in train.seed alone are repetitions.
+    With --by, A and B may be any number of runs, or a commit, which stands for the experiments based on it. Runs
+    that differ only in train.seed are repetitions of one recipe.
     """
     if by and against:
-        raise click.UsageError("--by compares all recipes with each other: give their runs before it, no --against")
+        raise click.UsageError("--by and --against exclude each other: give all runs before --by")
     if html and not by:
-        raise click.UsageError("--html is the page of a sweep: name its params with --by")
+        raise click.UsageError("--html needs --by: name the params of the sweep")
     if by:
         from pipeline.commands.compare import run_sweep
 
-        _say_all(run_sweep(Paths(Path.cwd()), names, by, form, html), wrap=form == "text")
+        _print_lines(run_sweep(Paths(Path.cwd()), names, by, form, html), wrap=form == "text")
         return
     if len(names) > 2 and not against:
-        raise click.UsageError(
-            "two runs are compared at a time; for several seeds of two recipes, put --against between"
-        )
+        raise click.UsageError(f"{len(names)} runs: give two, or put --against between the runs of two recipes")
     if against and not names:
         raise click.UsageError("give the runs of the first recipe before --against")
     from pipeline.commands.compare import run
 
-    _say_all(run(Paths(Path.cwd()), names, against, form), wrap=form == "text")
+    _print_lines(run(Paths(Path.cwd()), names, against, form), wrap=form == "text")
 
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")
@@ -285,23 +296,23 @@ def compare(
 def preset(name: str | None, params_file: Path) -> None:
     """List the presets, or write the values of preset NAME into params.yaml.
 
-    Every value but those of `runtime` is set; comments and the options of your own components stay.
+    Sets every value except those in `runtime`. Comments and the options of your own components are kept.
     """
     from pipeline.params.presets import PRESETS, write_preset
 
     if name is None:
-        _say_all((f"{each:<18}{description}" for each, description in PRESETS.items()), indent=18)
+        _print_lines((f"{each:<18}{description}" for each, description in PRESETS.items()), indent=18)
         return
     changes = write_preset(name, params_file)
-    _say_all([*changes, f"{params_file} holds the preset {name}" + ("" if changes else " already")])
+    _print_lines([*changes, f"{params_file} {'now' if changes else 'already'} has the values of the preset {name}"])
 
 
-@cli.command("check", short_help="Tell what a run needs, and what would stop it.")
+@cli.command("check", short_help="Find problems before a run; estimate its memory and time.")
 @_with_params
 def preflight(params_file: Path, overrides: tuple[str, ...]) -> None:
-    """Tell what can be known before a run: what would stop it, the model's size, memory and time.
+    """Find problems before a run, and estimate its model size, memory and time.
 
-    Checks params, plugins, data, device and what git and DVC track, and takes a few real steps; writes nothing.
+    Checks params, plugins, data, device and what git and DVC track, and runs a few training steps. Writes nothing.
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.check import run
@@ -310,7 +321,7 @@ def preflight(params_file: Path, overrides: tuple[str, ...]) -> None:
 
 
 class _Plugins(_Group):
-    """`plugins losses` is short for `plugins list losses`."""
+    """Accepts `plugins losses` for `plugins list losses`."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -327,10 +338,10 @@ class _Plugins(_Group):
         return super().resolve_command(ctx, args)
 
 
-@cli.group(cls=_Plugins, invoke_without_command=True, short_help="List, explain, write and check components.")
+@cli.group(cls=_Plugins, invoke_without_command=True, short_help="List, explain, create and check plugins.")
 @click.pass_context
 def plugins(ctx: click.Context) -> None:
-    """List, explain, write and check components. Without a command, list them all.
+    """List, explain, create and check plugins. Without a command, list all components.
 
     `pipeline plugins losses` is short for `pipeline plugins list losses`.
     """
@@ -341,62 +352,62 @@ def plugins(ctx: click.Context) -> None:
 @plugins.command("list", short_help="List components and their options.")
 @click.argument("kind", required=False)
 def list_plugins(kind: str | None) -> None:
-    """List every component with its options, their defaults and where it comes from.
+    """List every component with its options, their defaults and its source.
 
-    KIND narrows the list: corpora, models, losses, optimizers, schedules, batch_samplers, eval_callbacks, samplers,
-    metrics or exporters.
+    KIND limits the list to one kind: corpora, models, losses, optimizers, schedules, batch_samplers,
+    eval_callbacks, samplers, metrics or exporters.
     """
     from pipeline.authoring.listing import lines
 
-    _say_all(lines(Paths(Path.cwd()).plugins, kind))
+    _print_lines(lines(Paths(Path.cwd()).plugins, kind))
 
 
-@plugins.command("show", short_help="Explain a component and each of its options.")
+@plugins.command("show", short_help="Explain a component and its options.")
 @click.argument("name")
 def show_plugin(name: str) -> None:
-    """Explain the component NAME: its source, how params.yaml chooses it, and each option with type, bounds and
-    default."""
+    """Explain the component NAME: its source, how params.yaml chooses it, and the type, bounds and default of each
+    option."""
     from pipeline.authoring.listing import details
 
-    _say_all(details(Paths(Path.cwd()).plugins, name))
+    _print_lines(details(Paths(Path.cwd()).plugins, name))
 
 
-@plugins.command("new", short_help="Write a component that works, and its test.")
+@plugins.command("new", short_help="Create a working component and its test.")
 @click.argument("kind")
 @click.argument("name")
 def new_plugin(kind: str, name: str) -> None:
-    """Write plugins/KIND/NAME.py, a component that works, and its test tests/plugins/test_NAME.py.
+    """Create a working component in plugins/KIND/NAME.py, and its test in tests/plugins/test_NAME.py.
 
-    KIND is a corpus, model, loss, optimizer, schedule, batch-sampler, eval-callback, sampler, metric or exporter.
-    Nothing is overwritten.
+    KIND is corpus, model, loss, optimizer, schedule, batch-sampler, eval-callback, sampler, metric or exporter.
+    Existing files are never overwritten.
     """
     from pipeline.authoring.skeleton import write_skeleton
 
-    _say_all(write_skeleton(Paths(Path.cwd()), kind, name))
+    _print_lines(write_skeleton(Paths(Path.cwd()), kind, name))
 
 
-@plugins.command("check", short_help="Hold a plugin file against its contract.")
+@plugins.command("check", short_help="Check a plugin file against its contract.")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
-    help="The texts that a corpus reads; data/raw unless given.",
+    help="Folder of texts that a corpus reads. Default: data/raw.",
 )  # fmt: skip
 def check_plugin(path: Path, root: Path | None) -> None:
-    """Hold the components that PATH registers against the contract of their kind.
+    """Check the components that PATH registers against the contract of their kind.
 
-    PATH is a plugin file, or a package's folder. Options keep their defaults. An exporter gets the trained model
-    where there is one, else a tiny random one.
+    PATH is a plugin file or the folder of a package. All options have their defaults. An exporter gets the trained
+    model if there is one, else a tiny random model.
     """
     from pipeline.commands.check_plugin import run
 
     run(Paths(Path.cwd()), path, root)
 
 
-@cli.command(short_help="Write what explains params.yaml to editors and people.")
+@cli.command(short_help="Write the JSON schema and the reference of params.yaml.")
 def schema() -> None:
-    """Write params.schema.json, with which editors complete and explain params.yaml, and docs/params.md for people.
+    """Write params.schema.json, which editors use to complete and explain params.yaml, and docs/params.md.
 
-    Both are made from the models that check params.yaml, your own components included.
+    Both are generated from the code that validates params.yaml, and include your own components.
     """
     from pipeline.core.files import write_atomically, write_json
     from pipeline.params import reference, schema
@@ -404,7 +415,7 @@ def schema() -> None:
 
     paths = Paths(Path.cwd())
     broken = Registry.load(paths.plugins).broken
-    _say_all(f"note: {each.message} (not loaded, so not described)" for each in broken)
+    _print_lines(f"note: {each.message} (not loaded, so its options are left out)" for each in broken)
     write_json(paths.schema, schema.schema(paths.plugins))
     write_atomically(paths.reference, reference.reference(paths.plugins))
     click.echo(f"wrote {paths.shown(paths.schema)} and {paths.shown(paths.reference)}")
@@ -412,8 +423,10 @@ def schema() -> None:
 
 @cli.command(short_help="Record the installed versions for DVC.")
 def lock() -> None:
-    """Write what DVC compares and cannot see itself: the installed versions that decide results (environment.yaml),
-    and the files behind links to folders below data/ (.NAME.manifest.json beside the link).
+    """Record inputs that DVC cannot see by itself.
+
+    Writes environment.yaml (the installed versions that affect results), and, beside each symbolic link to a folder
+    below data/, a list of the files that it leads to (.NAME.manifest.json).
     """
     from pipeline.commands.versions import deciding_packages
     from pipeline.core.environment import environment_changes, environment_yaml
@@ -423,21 +436,21 @@ def lock() -> None:
 
     params, paths = _read(Path("params.yaml"), ())
     installed = Registry.load(None)
-    _say_all(f"note: {each.message} (not loaded, so recorded for every kind)" for each in installed.broken)
+    _print_lines(f"note: {each.message} (not loaded, so recorded for every kind)" for each in installed.broken)
     packages = deciding_packages(params, paths, installed)
     changes = environment_changes(paths.environment, packages)
     if changes:
         write_atomically(paths.environment, environment_yaml(packages))
     click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
-    _say_all(record_symlinks(paths.root / "data"))
+    _print_lines(record_symlinks(paths.root / "data"))
 
 
 @cli.command(short_help="List the training runs with checkpoints.")
-@click.option("--watch", is_flag=True, help="Show the last steps of the run that is training; Ctrl-C leaves.")
+@click.option("--watch", is_flag=True, help="Show the latest steps of the current training run until Ctrl-C.")
 def runs(watch: bool) -> None:
-    """List the training runs with checkpoints in .resume/, which `pipeline train` resumes.
+    """List the training runs with checkpoints in .resume/, which `pipeline train` can resume.
 
-    A run is named by the fingerprint of all that decides its result. `pipeline clean` forgets runs.
+    The name of a run is the fingerprint of everything that affects its result. `pipeline clean` deletes runs.
     """
     if watch:
         from pipeline.commands.watch import watch as show_steps
@@ -446,25 +459,27 @@ def runs(watch: bool) -> None:
         return
     from pipeline.commands.runs import table
 
-    _say_all(table(Paths(Path.cwd()).resume))
+    _print_lines(table(Paths(Path.cwd()).resume))
 
 
 @cli.command(short_help="Delete the checkpoints of training runs.")
 @click.argument("names", nargs=-1, metavar="[RUN]...")
-@click.option("--keep", type=click.IntRange(min=0), default=0, metavar="N", help="Keep the N that were saved last.")
+@click.option(
+    "--keep", type=click.IntRange(min=0), default=0, metavar="N", help="Keep the N most recently saved runs."
+)
 def clean(names: tuple[str, ...], keep: int) -> None:
-    """Delete the checkpoints of each RUN, or of all runs in .resume/, except those that are running.
+    """Delete the checkpoints of each RUN, or of all runs in .resume/, except runs that are training now.
 
-    RUN is the beginning of a name that `pipeline runs` lists.
+    RUN is a name that `pipeline runs` lists, or the beginning of one.
     """
-    from pipeline.commands.runs import clean as forget
+    from pipeline.commands.runs import clean as delete_runs
 
-    _say_all(forget(Paths(Path.cwd()).resume, names, keep))
+    _print_lines(delete_runs(Paths(Path.cwd()).resume, names, keep))
 
 
 def main() -> None:
-    """Runs a command; any error a person can fix is one line on stderr and exit code 1."""
-    if sys.stdout is None:  # closed by whoever started this
+    """Runs a command. An error that a person can fix is one line on stderr, with exit code 1 (usage: 2)."""
+    if sys.stdout is None:  # closed by the parent process
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
     if sys.stdin is None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115
@@ -498,7 +513,7 @@ def _run(arguments: list[str]) -> int:
             raise
         from pipeline.core.console import ignore_output
 
-        ignore_output()  # click found that nobody reads on: leave in silence
+        ignore_output()  # the reader of stdout is gone (EPIPE): exit silently
         return 0
     except OSError as error:
         return command_exit.fail(explain_os_error(error), 1)

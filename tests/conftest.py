@@ -86,7 +86,7 @@ class Project:
         return result
 
 
-def words(seed: int, count: int) -> str:
+def made_up_text(seed: int, count: int) -> str:
     """Text of made-up words: enough structure to learn something from."""
     generator = random.Random(seed)
     vocabulary = ["the", "river", "runs", "to", "a", "sea", "of", "light", "and", "stone", "we", "listen"]
@@ -126,7 +126,7 @@ def make_project(root: Path) -> None:
     raw = root / "data" / "raw"
     raw.mkdir(parents=True)
     for number in range(12):
-        (raw / f"text-{number:02}.txt").write_text(words(number, 300), encoding="utf-8")
+        (raw / f"text-{number:02}.txt").write_text(made_up_text(number, 300), encoding="utf-8")
     tasks = root / "data" / "tasks"
     tasks.mkdir()
     question = '{"prompt": "the river", "options": [" runs", " listens"], "answer": 0}\n'

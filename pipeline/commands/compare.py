@@ -11,7 +11,7 @@ from pipeline.comparison import sweep_rendering
 from pipeline.comparison.checkpoints import compare_checkpoints, most_changed
 from pipeline.comparison.recipes import compare_recipes
 from pipeline.comparison.rendering import CHECKPOINTS, RECIPES, Comparison, as_json, as_markdown, as_text
-from pipeline.comparison.runs import SEED, RunResult, comparable, pair, read_run, shared_sides
+from pipeline.comparison.runs import SEED, RunResult, common_unit, pair_scores, read_run, shared_sides
 from pipeline.comparison.sources import RunSource, find_experiments, find_source
 from pipeline.comparison.sweep import read_sweep
 from pipeline.core.errors import PipelineError
@@ -97,8 +97,8 @@ def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResu
         PipelineError: the runs were evaluated on different texts.
     """
     runs = [*first, *second]
-    unit = comparable(runs)
-    paired = {side: pair(runs, side, unit) for side in shared_sides(runs)}
+    unit = common_unit(runs)
+    paired = {side: pair_scores(runs, side, unit) for side in shared_sides(runs)}
     params = changed(first[0].params, second[0].params)
     if question == RECIPES:
         params.pop(SEED, None)
@@ -108,8 +108,8 @@ def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResu
     return Comparison(
         question=question,
         unit=unit,
-        first=[_shown(run) for run in first],
-        second=[_shown(run) for run in second],
+        first=[_run_facts(run) for run in first],
+        second=[_run_facts(run) for run in second],
         sides=sides,
         params=params,
         changes={side: most_changed(each) for side, each in paired.items()} if question == CHECKPOINTS else {},
@@ -138,6 +138,6 @@ def _check_recipe(label: str, group: Sequence[RunResult]) -> None:
             )
 
 
-def _shown(run: RunResult) -> dict[str, object]:
+def _run_facts(run: RunResult) -> dict[str, object]:
     about = run.about
     return {"name": run.name, "step": about["step"], "weights": about["weights"], "seed": run.seed}

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.comparison.runs import Paired
+from pipeline.comparison.runs import PairedScores
 from pipeline.evaluate.bootstrap import RESAMPLES, Draws, effective, grouped, in_parts, interval, resampled
 
 
 @dataclass(frozen=True)
-class Change:
+class DocumentChange:
     """A document, what the runs' losses on it are, and what of the whole difference comes from it."""
 
     name: str
@@ -46,12 +46,12 @@ class Difference:
     units: int
 
     @property
-    def found(self) -> bool:
+    def significant(self) -> bool:
         """Whether the interval leaves 0 out, and the p-value is below 0.05."""
         return self.p_value < 0.05 and not self.low <= 0 <= self.high
 
 
-def compare_checkpoints(paired: Paired) -> Difference:
+def compare_checkpoints(paired: PairedScores) -> Difference:
     """The difference of the two runs in `paired`, by a paired bootstrap and a sign-flip test over its units.
 
     The p-value is the share of 10,000 random flips, in each of which A and B change places in every document with
@@ -66,19 +66,21 @@ def compare_checkpoints(paired: Paired) -> Difference:
     return Difference(first, second, second - first, ends["low"], ends["high"], p_value, paired.what, count)
 
 
-def most_changed(paired: Paired, count: int = 5) -> list[Change]:
+def most_changed(paired: PairedScores, count: int = 5) -> list[DocumentChange]:
     """The units from which most of the difference comes, in either direction."""
     contributions = _contributions(paired)
     largest = np.argsort(-np.abs(contributions), kind="stable")[:count].tolist()
     means = paired.nats / np.maximum(paired.sizes, 1)
     return [
-        Change(paired.names[index], float(means[0, index]), float(means[1, index]), float(contributions[index]))
+        DocumentChange(
+            paired.names[index], float(means[0, index]), float(means[1, index]), float(contributions[index])
+        )
         for index in largest
         if contributions[index]
     ]
 
 
-def _contributions(paired: Paired) -> Draws:
+def _contributions(paired: PairedScores) -> Draws:
     """Each unit's part of the difference [units]; they add up to it."""
     shares = paired.nats / paired.sizes.sum(axis=1, keepdims=True)
     found: Draws = shares[1] - shares[0]

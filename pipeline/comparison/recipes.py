@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 from pipeline.comparison.checkpoints import Difference
-from pipeline.comparison.runs import Paired, Totals
+from pipeline.comparison.runs import PairedScores, Totals
 from pipeline.evaluate.bootstrap import LEVEL, effective, student_cdf, student_quantile
 
 
-def compare_recipes(paired: Paired, first_seeds: int, alpha: float = 1 - LEVEL) -> Difference:
+def compare_recipes(paired: PairedScores, first_seeds: int, alpha: float = 1 - LEVEL) -> Difference:
     """The difference of two recipes' mean losses; the first `first_seeds` runs of `paired` are of the first. The
     interval misses the true one with a chance of `alpha`.
 
@@ -52,7 +52,7 @@ def compare_recipes(paired: Paired, first_seeds: int, alpha: float = 1 - LEVEL) 
     return Difference(first, second, difference, difference - half, difference + half, p_value, paired.what, count)
 
 
-def _variance_from_text(paired: Paired, groups: tuple[slice, slice]) -> float:
+def _variance_from_text(paired: PairedScores, groups: tuple[slice, slice]) -> float:
     """D: what the choice of the text adds to the variance of the difference, the seeds' part of it left out."""
     influences = _influences(paired)
     total = float(((influences[groups[1]].mean(axis=0) - influences[groups[0]].mean(axis=0)) ** 2).sum())
@@ -63,7 +63,7 @@ def _variance_from_text(paired: Paired, groups: tuple[slice, slice]) -> float:
     return max(total - of_seeds, 0.0) * units / (units - 1)
 
 
-def _influences(paired: Paired) -> Totals:
+def _influences(paired: PairedScores) -> Totals:
     """How far each unit pulls each run's loss its way, [runs, units]: (nats − loss · size) / sum of sizes, which is
     the ratio's derivative by the unit's weight. A row's sum is 0."""
     found: Totals = (paired.nats - paired.losses[:, None] * paired.sizes) / paired.sizes.sum(axis=1, keepdims=True)

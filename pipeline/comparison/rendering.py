@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.comparison.checkpoints import Change, Difference
+from pipeline.comparison.checkpoints import Difference, DocumentChange
 
 CHECKPOINTS = "checkpoints"
 RECIPES = "recipes"
@@ -44,7 +44,7 @@ class Comparison:
     second: list[dict[str, Any]]
     sides: dict[str, Difference]
     params: dict[str, tuple[Any, Any]]
-    changes: dict[str, list[Change]]
+    changes: dict[str, list[DocumentChange]]
 
 
 def verdict(found: Difference, unit: str) -> str:
@@ -55,7 +55,7 @@ def verdict(found: Difference, unit: str) -> str:
     digits = decimals(half)
     if not math.isfinite(half):
         return f"nothing can be told from one {found.what.removesuffix('s')}: {found.difference:+.4f} {unit}"
-    if found.found:
+    if found.significant:
         better = "B" if found.difference < 0 else "A"
         return f"{better} is better by {abs(found.difference):.{digits}f} ± {half:.{digits}f} {unit}"
     return f"no difference can be told: B − A is {found.difference:+.{digits}f} ± {half:.{digits}f} {unit}"
@@ -69,10 +69,10 @@ def decimals(half: float) -> int:
 def as_json(comparison: Comparison) -> str:
     """Everything, for programs; a number that is not finite becomes null."""
     sides = {
-        side: {"verdict": verdict(found, comparison.unit), **finite(asdict(found)), "differ": found.found}
+        side: {"verdict": verdict(found, comparison.unit), **finite(asdict(found)), "differ": found.significant}
         for side, found in comparison.sides.items()
     }
-    whole = {
+    document = {
         "question": comparison.question,
         "unit": comparison.unit,
         "A": comparison.first,
@@ -81,7 +81,7 @@ def as_json(comparison: Comparison) -> str:
         "params": {key: {"A": first, "B": second} for key, (first, second) in comparison.params.items()},
         "changed_most": {side: [asdict(each) for each in changes] for side, changes in comparison.changes.items()},
     }
-    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:

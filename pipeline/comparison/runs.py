@@ -25,7 +25,7 @@ Totals = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 SEED = "train.seed"
 NATS = "nats a token"
 BITS = "bits a byte"
-_AGAIN = "run `dvc repro`"
+_REMEDY = "run `dvc repro`"
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ def read_run(source: RunSource) -> RunResult:
     """
 
     def values(path: str, kind: Any) -> Any:
-        return parse_values(source.read(path), kind, f"{source.name}: {path}", _AGAIN)
+        return parse_values(source.read(path), kind, f"{source.name}: {path}", _REMEDY)
 
     def units(path: str) -> dict[str, list[UnitScore]]:
         text = source.read(path)
         try:
             return read_units(text)
         except (ValueError, csv.Error) as error:
-            raise DataError(f"{source.name}: {path} is damaged ({error}): {_AGAIN}") from None
+            raise DataError(f"{source.name}: {path} is damaged ({error}): {_REMEDY}") from None
 
     metrics = values("metrics/evaluate.json", dict[str, Any])
     about = asdict(values(f"reports/{EVALUATION}", _About))
@@ -89,12 +89,12 @@ def read_run(source: RunSource) -> RunResult:
         if not known or not math.isclose(totals[1] / totals[0], float(loss or 0), rel_tol=1e-9):
             raise DataError(
                 f"{source.name}: metrics/evaluate.json and reports/{DOCUMENTS} are of different evaluations "
-                f"({side}): {_AGAIN}"
+                f"({side}): {_REMEDY}"
             )
     return run
 
 
-def _trained(params: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _require_train_params(params: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if "train" not in params:
         raise ValueError("it does not say which params trained the model")
     return params
@@ -126,10 +126,10 @@ class _About:
     weights: str
     stride_share: Annotated[float, Field(gt=0, le=1)]
     tokenizer: _Tokenizer
-    params: Annotated[dict[str, dict[str, Any]], AfterValidator(_trained)]
+    params: Annotated[dict[str, dict[str, Any]], AfterValidator(_require_train_params)]
 
 
-def comparable(runs: Sequence[RunResult]) -> str:
+def common_unit(runs: Sequence[RunResult]) -> str:
     """The unit in which the runs may be compared: nats a token, or bits a byte where their tokens differ.
 
     Raises:
@@ -166,7 +166,7 @@ def shared_sides(runs: Sequence[RunResult]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedScores:
     """The same stretches of text as several runs scored them.
 
     Attributes:
@@ -187,19 +187,19 @@ class Paired:
         found: np.ndarray[tuple[int], np.dtype[np.float64]] = self.nats.sum(axis=1) / self.sizes.sum(axis=1)
         return found
 
-    def only(self, rows: Sequence[int]) -> Paired:
+    def only(self, rows: Sequence[int]) -> PairedScores:
         """Some of the runs, in the order of `rows`."""
         return replace(self, nats=self.nats[list(rows)], sizes=self.sizes[list(rows)])
 
 
-def pair(runs: Sequence[RunResult], side: str, unit: str) -> Paired:
+def pair_scores(runs: Sequence[RunResult], side: str, unit: str) -> PairedScores:
     """The runs' scores of a side by document, or by block where there are fewer than 30 documents."""
     documents = [run.documents[side] for run in runs]
     names = [each.name for each in documents[0]]
     if len(names) >= FEWEST_DOCUMENTS and all([each.name for each in units] == names for units in documents):
-        return _paired("documents", documents, unit)
+        return _score_matrix("documents", documents, unit)
     fewest = min(len(run.blocks[side]) for run in runs)
-    return _paired("blocks", [_merged(run.blocks[side], fewest) for run in runs], unit)
+    return _score_matrix("blocks", [_merged(run.blocks[side], fewest) for run in runs], unit)
 
 
 def _merged(blocks: list[UnitScore], count: int) -> list[UnitScore]:
@@ -212,10 +212,10 @@ def _merged(blocks: list[UnitScore], count: int) -> list[UnitScore]:
     ]
 
 
-def _paired(what: str, units: Sequence[Sequence[UnitScore]], unit: str) -> Paired:
+def _score_matrix(what: str, units: Sequence[Sequence[UnitScore]], unit: str) -> PairedScores:
     values = np.array([[each[1:] for each in run_units] for run_units in units], dtype=np.float64)
     tokens, nats, size, text_nats = (values[:, :, column] for column in range(4))
     names = [each.name for each in units[0]]
     if unit == NATS:
-        return Paired(what, names, nats, tokens)
-    return Paired(what, names, text_nats / math.log(2), size)
+        return PairedScores(what, names, nats, tokens)
+    return PairedScores(what, names, text_nats / math.log(2), size)

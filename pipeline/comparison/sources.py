@@ -12,7 +12,7 @@ from pipeline.core.dvc_cache import cached_folder, recorded_digest
 from pipeline.core.errors import DataError, PipelineError
 
 _REPORTS = "reports"
-_REPRO = "run `dvc repro`"
+_REMEDY = "run `dvc repro`"
 _CHECKPOINT = (("evaluate", "deps", "artifacts/checkpoint"), ("train", "outs", "artifacts/checkpoint"))
 
 
@@ -42,9 +42,9 @@ class Folder:
         try:
             return (self.root / path).read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise DataError(f"{self.name}: {path} is missing: {_REPRO} there") from None
+            raise DataError(f"{self.name}: {path} is missing: {_REMEDY} there") from None
         except UnicodeDecodeError:
-            raise DataError(f"{self.name}: {path} is damaged (no UTF-8 text): {_REPRO} there") from None
+            raise DataError(f"{self.name}: {path} is damaged (no UTF-8 text): {_REMEDY} there") from None
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class Revision:
             ) from None
         except KeyError:
             raise DataError(
-                f"{self.name}: its {_REPORTS} hold no {inside}: {_REPRO} there with this version, and commit"
+                f"{self.name}: its {_REPORTS} hold no {inside}: {_REMEDY} there with this version, and commit"
             ) from None
 
     def _committed(self, path: str) -> str:
         found = _git(self.root, "show", f"{self.commit}:./{path}")
         if found is None:
-            raise DataError(f"{self.name}: {path} is not in that commit: {_REPRO}, then `git add` it and commit")
+            raise DataError(f"{self.name}: {path} is not in that commit: {_REMEDY}, then `git add` it and commit")
         return found
 
     @cached_property
@@ -92,7 +92,7 @@ class Revision:
         if digest is None:
             raise DataError(
                 f"{self.name}: dvc.lock names no {_REPORTS} of evaluate, or is no YAML (conflict markers?): "
-                f"{_REPRO} and commit"
+                f"{_REMEDY} and commit"
             )
         files = cached_folder(self.root, digest)
         if not files:

@@ -15,14 +15,14 @@ from typing import Any
 
 from pipeline.comparison.checkpoints import Difference
 from pipeline.comparison.recipes import compare_recipes
-from pipeline.comparison.runs import SEED, Paired, RunResult, comparable, pair, read_run, shared_sides
+from pipeline.comparison.runs import SEED, PairedScores, RunResult, common_unit, pair_scores, read_run, shared_sides
 from pipeline.comparison.sources import RunSource
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.params_diff import changed, effective
 from pipeline.core.values import parse_values
 
 ALPHA = 0.05
-_AGAIN = "run `dvc repro`"
+_REMEDY = "run `dvc repro`"
 
 Curve = list[tuple[float, float]]
 """val.loss by step."""
@@ -65,7 +65,7 @@ class Contrast:
     p: float
 
     @property
-    def found(self) -> bool:
+    def significant(self) -> bool:
         return self.p < ALPHA
 
 
@@ -123,7 +123,7 @@ class Sweep:
     def winner(self) -> bool:
         """Whether the best recipe is better than each of the others."""
         others = [each for index, each in enumerate(self.recipes) if index != self.best]
-        return bool(others) and all(each.contrast is not None and each.contrast.found for each in others)
+        return bool(others) and all(each.contrast is not None and each.contrast.significant for each in others)
 
 
 def read_sweep(sources: Sequence[RunSource], keys: Sequence[str], left_out: Mapping[str, str]) -> Sweep:
@@ -143,18 +143,18 @@ def read_sweep(sources: Sequence[RunSource], keys: Sequence[str], left_out: Mapp
         given = {source.name for source in sources}
         name, why = next((name, why) for name, why in left_out.items() if name in given)
         raise PipelineError(f"none of the runs can be read: {name}: {why}")
-    groups = _grouped(runs, keys, left_out)
-    kept = [run for group in groups for run in group]
-    results = [run.result for run in kept]
-    unit = comparable(results)
+    groups = _group_by_recipe(runs, keys, left_out)
+    grouped = [run for group in groups for run in group]
+    results = [run.result for run in grouped]
+    unit = common_unit(results)
     sides = shared_sides(results)
-    paired = {side: pair(results, side, unit) for side in sides}
-    return _ranked(groups, keys, unit, paired, left_out)
+    paired = {side: pair_scores(results, side, unit) for side in sides}
+    return _rank(groups, keys, unit, paired, left_out)
 
 
 def _read(source: RunSource) -> SweepRun:
     path = "metrics/performance.json"
-    spent = parse_values(source.read(path), dict[str, float], f"{source.name}: {path}", _AGAIN)
+    spent = parse_values(source.read(path), dict[str, float], f"{source.name}: {path}", _REMEDY)
     path = "metrics/history.tsv"
     rows = list(csv.DictReader(source.read(path).splitlines(), delimiter="\t"))
     try:
@@ -163,15 +163,17 @@ def _read(source: RunSource) -> SweepRun:
             float(rows[-1]["step"]), spent["processor_seconds"], spent["model_flops_per_sec"] * spent["seconds"]
         )
     except (KeyError, IndexError, TypeError, ValueError):
-        raise DataError(f"{source.name}: {path} or performance.json is damaged: {_AGAIN} there") from None
+        raise DataError(f"{source.name}: {path} or performance.json is damaged: {_REMEDY} there") from None
     return SweepRun(read_run(source), curve, cost)
 
 
-def _grouped(runs: Sequence[SweepRun], keys: Sequence[str], left_out: dict[str, str]) -> list[list[SweepRun]]:
+def _group_by_recipe(
+    runs: Sequence[SweepRun], keys: Sequence[str], left_out: dict[str, str]
+) -> list[list[SweepRun]]:
     """The runs by recipe; what counts twice goes to `left_out`."""
     for key in keys:
         if all(_value(run.result, key) is None for run in runs):
-            raise PipelineError(f"no run was trained with a param {key}: {_that_differ(runs)}")
+            raise PipelineError(f"no run was trained with a param {key}: {_differing_params(runs)}")
     groups: dict[str, list[SweepRun]] = {}
     for run in runs:
         group = groups.setdefault(json.dumps(_values(run.result, keys), sort_keys=True, default=str), [])
@@ -196,7 +198,7 @@ def _grouped(runs: Sequence[SweepRun], keys: Sequence[str], left_out: dict[str, 
     return list(groups.values())
 
 
-def _that_differ(runs: Sequence[SweepRun]) -> str:
+def _differing_params(runs: Sequence[SweepRun]) -> str:
     found = dict.fromkeys(
         key for run in runs[1:] for key in changed(runs[0].result.params, run.result.params) if key != SEED
     )
@@ -215,11 +217,11 @@ def _value(run: RunResult, key: str) -> Any:
     return value
 
 
-def _ranked(
+def _rank(
     groups: list[list[SweepRun]],
     keys: Sequence[str],
     unit: str,
-    paired: Mapping[str, Paired],
+    paired: Mapping[str, PairedScores],
     left_out: dict[str, str],
 ) -> Sweep:
     sides = list(paired)
@@ -240,9 +242,9 @@ def _ranked(
             runs=group,
             losses={side: paired[side].losses[run_rows].tolist() for side in sides},
             curve=curve,
-            cost=Cost(*(math.fsum(each) / len(group) for each in zip(*map(_spent, group), strict=True))),
-            steps_to_best=_reached(curve, curves[best]),
-            best_steps=_reached(curves[best], curve),
+            cost=Cost(*(math.fsum(each) / len(group) for each in zip(*map(_costs, group), strict=True))),
+            steps_to_best=_first_step_as_low(curve, curves[best]),
+            best_steps=_first_step_as_low(curves[best], curve),
             contrast=contrasts.get(index),
         )
         for index, (group, run_rows, curve) in enumerate(zip(groups, rows, curves, strict=True))
@@ -250,7 +252,7 @@ def _ranked(
     return Sweep(list(keys), unit, sides, recipes, best, pairs, _confounded(groups, keys), left_out)
 
 
-def _spent(run: SweepRun) -> tuple[float, float, float]:
+def _costs(run: SweepRun) -> tuple[float, float, float]:
     return run.cost.steps, run.cost.processor_seconds, run.cost.flops
 
 
@@ -261,7 +263,7 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
     return [(step, math.fsum(table[step] for table in tables) / len(tables)) for step in steps]
 
 
-def _reached(curve: Curve, other: Curve) -> float | None:
+def _first_step_as_low(curve: Curve, other: Curve) -> float | None:
     """The first step at which `curve` is as low as `other` ever is; None where it never is."""
     target = min((loss for _, loss in other), default=-math.inf)
     return next((step for step, loss in curve if loss <= target), None)
@@ -277,7 +279,7 @@ def _confounded(groups: Sequence[Sequence[SweepRun]], keys: Sequence[str]) -> di
     }
 
 
-def _contrasts(paired: Paired, rows: Sequence[Sequence[int]], best: int) -> tuple[dict[int, Contrast], int]:
+def _contrasts(paired: PairedScores, rows: Sequence[Sequence[int]], best: int) -> tuple[dict[int, Contrast], int]:
     """How each recipe with several seeds differs from the best one, by index, and how many pairs were tested.
 
     Every pair is tested as `compare_recipes` does it, and p corrected for all of them by Holm's step-down procedure
@@ -318,11 +320,11 @@ def labels(sweep: Sweep) -> Iterator[str]:
     names = short if len(set(short)) == len(short) else sweep.keys
     for recipe in sweep.recipes:
         yield "  ".join(
-            f"{name}={_plain(value)}" for name, value in zip(names, recipe.values.values(), strict=True)
+            f"{name}={_format_value(value)}" for name, value in zip(names, recipe.values.values(), strict=True)
         )
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, str):
         return value
     return "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)

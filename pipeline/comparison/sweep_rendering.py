@@ -17,31 +17,31 @@ def answer(sweep: Sweep) -> list[str]:
     """What the sweep says and what it cannot say, in sentences; the first is the answer."""
     names = list(labels(sweep))
     best = names[sweep.best]
-    told: dict[str, list[str]] = {"worse": [], "equal": [], "once": []}
+    verdicts: dict[str, list[str]] = {"worse": [], "equal": [], "once": []}
     for index, recipe in enumerate(sweep.recipes):
         if index != sweep.best:
-            verdict = "once" if recipe.contrast is None else "worse" if recipe.contrast.found else "equal"
-            told[verdict].append(names[index])
+            verdict = "once" if recipe.contrast is None else "worse" if recipe.contrast.significant else "equal"
+            verdicts[verdict].append(names[index])
     lines = []
     if len(sweep.recipes) == 1:
         lines.append(f"There is one recipe, {best}: nothing to compare it with.")
     elif not sweep.pairs:
         lines.append(f"{best} has the lowest {sweep.sides[0]} loss, and may owe it to luck.")
     elif sweep.winner:
-        lines.append(f"{best} is the best: better than {_every(told['worse'])}.")
-    elif told["worse"]:
-        lines.append(f"{best} is better than {_every(told['worse'])}.")
+        lines.append(f"{best} is the best: better than {_each_of(verdicts['worse'])}.")
+    elif verdicts["worse"]:
+        lines.append(f"{best} is better than {_each_of(verdicts['worse'])}.")
     else:
         lines.append(f"No winner: {best} has the lowest mean, which chance alone may have given it.")
-    if told["equal"]:
-        lines.append(f"Not to be told from {best} with these seeds: {', '.join(told['equal'])}.")
-    if told["once"] and not sweep.pairs:
+    if verdicts["equal"]:
+        lines.append(f"Not to be told from {best} with these seeds: {', '.join(verdicts['equal'])}.")
+    if verdicts["once"] and not sweep.pairs:
         lines.append(
             "One seed of each recipe cannot tell a better recipe from a luckier seed: train two or more of each, "
             "better three (-S train.seed=1,2,3)."
         )
-    elif told["once"]:
-        lines.append(f"One seed tells nothing about {', '.join(told['once'])}: train more of them.")
+    elif verdicts["once"]:
+        lines.append(f"One seed tells nothing about {', '.join(verdicts['once'])}: train more of them.")
     for name, values in sweep.confounded.items():
         lines.append(
             f"The recipes also differ in {name} ({', '.join(_value(value) for value in values)}): a difference may "
@@ -50,7 +50,7 @@ def answer(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _every(names: list[str]) -> str:
+def _each_of(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"each of {', '.join(names)}" if len(names) > 1 else "nothing"
 
 
@@ -90,7 +90,7 @@ def _row(sweep: Sweep, index: int, name: str) -> list[str]:
         digits = decimals(half)
         difference = f"{found.difference:+.{digits}f} ± {half:.{digits}f}"
         p = f"{found.p:.2g}" if found.p >= 0.0001 else "< 0.0001"
-    main, *others = (_spread(recipe.losses[side]) for side in sweep.sides)
+    main, *others = (_mean_and_deviation(recipe.losses[side]) for side in sweep.sides)
     steps = ["–" if each is None else f"{each:,.0f}" for each in (recipe.steps_to_best, recipe.best_steps)]
     cost = recipe.cost
     return [
@@ -99,7 +99,7 @@ def _row(sweep: Sweep, index: int, name: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _spread(losses: list[float]) -> str:
+def _mean_and_deviation(losses: list[float]) -> str:
     return f"{fmean(losses):.4f}" + (f" ± {stdev(losses):.4f}" if len(losses) > 1 else "")
 
 
@@ -137,21 +137,21 @@ def as_markdown(sweep: Sweep) -> Iterator[str]:
 
 def as_json(sweep: Sweep) -> str:
     """Everything, for programs; a number that is not finite becomes null."""
-    whole = {
+    document = {
         "question": "sweep",
         "by": sweep.keys,
         "unit": sweep.unit,
         "answer": answer(sweep),
         "winner": sweep.recipes[sweep.best].values if sweep.winner else None,
         "pairs": sweep.pairs,
-        "recipes": [_plain(sweep, index, recipe) for index, recipe in enumerate(sweep.recipes)],
+        "recipes": [_as_dict(sweep, index, recipe) for index, recipe in enumerate(sweep.recipes)],
         "confounded": sweep.confounded,
         "left_out": sweep.left_out,
     }
-    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
 
-def _plain(sweep: Sweep, index: int, recipe: Recipe) -> dict[str, Any]:
+def _as_dict(sweep: Sweep, index: int, recipe: Recipe) -> dict[str, Any]:
     found = recipe.contrast
     return {
         "values": recipe.values,
@@ -160,7 +160,7 @@ def _plain(sweep: Sweep, index: int, recipe: Recipe) -> dict[str, Any]:
             side: {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None, "losses": values}
             for side, values in recipe.losses.items()
         },
-        "from_best": None if found is None else {**finite(asdict(found)), "differ": found.found},
+        "from_best": None if found is None else {**finite(asdict(found)), "differ": found.significant},
         "steps_to_best": recipe.steps_to_best,
         "best_steps": recipe.best_steps,
         **asdict(recipe.cost),

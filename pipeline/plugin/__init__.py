@@ -1,4 +1,4 @@
-"""All that a plugin author needs: `from pipeline.plugin import Loss, hookimpl`."""
+"""The public API for plugin authors: `from pipeline.plugin import Loss, hookimpl`."""
 
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 from pipeline.plugin.components import (

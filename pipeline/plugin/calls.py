@@ -1,4 +1,4 @@
-"""Calls into plugins: whatever their code raises is one line that names the plugin, its file and the line in it."""
+"""Calls into plugins: any exception becomes a one-line PluginError that names the plugin, its file and the line."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _PASSED = (PipelineError, Interrupted, StopRequested, KeyboardInterrupt)
 
 
 class calling(AbstractContextManager[None]):  # noqa: N801 - reads as a statement: `with calling(loss):`
-    """Around a call into a component: any exception of its code, SystemExit included, becomes a PluginError.
+    """Context manager for a call into a component: any exception, even SystemExit, becomes a PluginError.
 
-    The project's own errors and a request to stop pass; so does a lack of memory while a model computes, which has
-    an advice of its own.
+    Not converted: the project's own errors, requests to stop, and out-of-memory errors while a model computes, for
+    which the caller has a better message.
 
     Args:
         component: The component, or its class.
-        passes: Further exceptions that have a meaning for the caller.
-        when: At what, for the message, such as "at step 3".
+        passes: More exception types that are not converted, because the caller handles them.
+        when: When the call happens, for the message, such as "at step 3".
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class calling(AbstractContextManager[None]):  # noqa: N801 - reads as a statemen
 
 
 def guarded(call: Callable[P, T], component: Component) -> Callable[P, T]:
-    """`call`, each time inside `calling(component)`."""
+    """`call` wrapped so that each call runs inside `calling(component)`."""
 
     @wraps(call)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -80,7 +80,7 @@ def _parameters(cls: type, method: str) -> frozenset[str]:
 def guarded_items(
     component: Component, items: Callable[[], Iterable[T]], passes: tuple[type[BaseException], ...] = ()
 ) -> Iterator[T]:
-    """What `items` returns, one by one, each inside `calling(component)`."""
+    """Yields the items that `items` returns; each is computed inside `calling(component)`."""
     with calling(component, passes):
         iterator = iter(items())
     while True:
@@ -96,7 +96,7 @@ _NAME = re.compile(r"[\w%@+-]+([./ ][\w%@+-]+)*")
 
 
 def check_numbers(numbers: Any, where: str) -> None:
-    """Raises PluginError unless what a component returned is a dict of finite numbers; `where` names it."""
+    """Raises PluginError unless `numbers` is a dict of finite numbers. `where` names the component's method."""
     if not isinstance(numbers, dict):
         raise PluginError(f"{where} must return a dict of numbers (an empty one for none), not {numbers!r}")
     for name, value in numbers.items():
@@ -109,26 +109,26 @@ def check_numbers(numbers: Any, where: str) -> None:
 
 
 def short_label(component: Component | type[Component]) -> str:
-    """A component as messages name it, such as: the loss 'focal'."""
+    """The component's kind and name for messages, such as: the loss 'focal'."""
     cls = component if isinstance(component, type) else type(component)
     kind = next((kind.singular for kind in KINDS.values() if issubclass(cls, kind.base)), "component")
     return f"the {kind} {getattr(cls, 'name', cls.__name__)!r}"
 
 
 def label(component: Component | type[Component]) -> str:
-    """A component as messages name it, with its file."""
+    """The component's kind, name and file for messages."""
     return f"{short_label(component)} ({location(component)})"
 
 
 def location(component: Component | type[Component], error: BaseException | None = None) -> str:
-    """A component's file, and the line in its plugin's code that `error` came through, if it did."""
+    """The component's file, with the line in the plugin's code from which `error` came, if it came from there."""
     module = (component if isinstance(component, type) else type(component)).__module__
     line = error_location(error, _code(module)) if error else ""
     return line or display_path(getattr(sys.modules.get(module), "__file__", None) or module)
 
 
 def plugin_error(error: BaseException) -> PluginError | None:
-    """An exception that came through a plugin's code outside of `calling`, as one line; None for any other."""
+    """The PluginError for an exception from a plugin's code outside of `calling`; None for any other exception."""
     classes, modules = [Component], set()
     while classes:
         cls = classes.pop()
@@ -141,14 +141,14 @@ def plugin_error(error: BaseException) -> PluginError | None:
 
 
 def error_location(error: BaseException, code: Path | None) -> str:
-    """The file and the line below `code` (a file, or a package's folder) that an exception came through last, as
-    "FILE line N"; empty where it came through none."""
+    """The innermost frame of the exception that is in `code` (a file or a package's folder), as "FILE line N";
+    empty if no frame is."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code and _is_below(frame, code)]
     return f"{display_path(frames[-1].filename)} line {frames[-1].lineno}" if frames else ""
 
 
 def _code(module: str) -> Path | None:
-    """The file of a plugin's module; of a package its folder, which holds the rest of its code."""
+    """The file of a plugin's module, or the folder of its package."""
     parts = module.split(".")
     root = ".".join(parts[:3]) if parts[0] == "plugins" else parts[0]
     file = getattr(sys.modules.get(root), "__file__", None)
@@ -156,7 +156,7 @@ def _code(module: str) -> Path | None:
 
 
 def package_of(file: Path) -> Path:
-    """A module's file, or its folder where it is a package's `__init__.py`."""
+    """The module's file, or its folder if the file is a package's `__init__.py`."""
     return file.parent if file.name == "__init__.py" else file
 
 
@@ -165,6 +165,6 @@ def _is_below(frame: traceback.FrameSummary, code: Path) -> bool:
 
 
 def display_path(file: str) -> str:
-    """A file below the current folder by its relative path, any other as it is."""
+    """The path relative to the current folder if the file is below it, else the given path."""
     path, here = Path(file), Path.cwd()
     return path.relative_to(here).as_posix() if path.is_relative_to(here) else file

@@ -1,7 +1,7 @@
-"""The hooks: one for each kind of component, each returning a list of component classes.
+"""The hook specifications: one hook per kind of component. A hook returns a list of component classes.
 
-A hook collects named things and nothing more: registering is inert, and a component works only when
-params.yaml names it. So installing a plugin can change no run.
+Registering a component has no effect by itself: a component is used only if params.yaml names it. So installing a
+plugin cannot change a run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 
 @hookspec
 def register_corpora() -> list[type[Corpus]]:  # type: ignore[empty-body]
-    """Corpora: where text comes from. Chosen by `tokenize.corpus.name`."""
+    """Corpora: sources of text. Chosen by `tokenize.corpus.name`."""
 
 
 @hookspec
@@ -38,17 +38,17 @@ def register_models() -> list[type[Model]]:  # type: ignore[empty-body]
 
 @hookspec
 def register_losses() -> list[type[Loss]]:  # type: ignore[empty-body]
-    """Losses: what training minimises. Chosen by `train.loss.name`."""
+    """Losses: training objectives. Chosen by `train.loss.name`."""
 
 
 @hookspec
 def register_optimizers() -> list[type[Optimizer]]:  # type: ignore[empty-body]
-    """Optimizers: how weights follow gradients. Chosen by `train.optimizer.name`."""
+    """Optimizers: update rules of the weights. Chosen by `train.optimizer.name`."""
 
 
 @hookspec
 def register_schedules() -> list[type[Schedule]]:  # type: ignore[empty-body]
-    """Schedules: how the learning rate moves. Chosen by `train.schedule.name`."""
+    """Schedules: learning rates by step. Chosen by `train.schedule.name`."""
 
 
 @hookspec
@@ -58,19 +58,19 @@ def register_batch_samplers() -> list[type[BatchSampler]]:  # type: ignore[empty
 
 @hookspec
 def register_eval_callbacks() -> list[type[EvalCallback]]:  # type: ignore[empty-body]
-    """Eval callbacks: what happens after each evaluation. Chosen by `train.eval_callbacks.use`."""
+    """Eval callbacks: code to run after evaluations and steps. Chosen by `train.eval_callbacks.use`."""
 
 
 @hookspec
 def register_samplers() -> list[type[Sampler]]:  # type: ignore[empty-body]
-    """Samplers: changes to the next token's distribution. Chosen by `evaluate.samplers.use`."""
+    """Samplers: changes to the distribution of the next token. Chosen by `evaluate.samplers.use`."""
 
 
 @hookspec
 def register_metrics() -> list[type[Metric]]:  # type: ignore[empty-body]
-    """Metrics: numbers over held-out text, and tasks. Chosen by `evaluate.metrics.use`."""
+    """Metrics: numbers over the held-out text, and tasks. Chosen by `evaluate.metrics.use`."""
 
 
 @hookspec
 def register_exporters() -> list[type[Exporter]]:  # type: ignore[empty-body]
-    """Exporters: forms that other programs load. Chosen by `export.formats.use`."""
+    """Exporters: file formats that other programs load. Chosen by `export.formats.use`."""

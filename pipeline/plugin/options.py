@@ -1,4 +1,4 @@
-"""A component's options as a JSON schema, and the types of a schema in words."""
+"""The options of components: validation, plain values, JSON schema, and descriptions of types."""
 
 from __future__ import annotations
 
@@ -42,16 +42,20 @@ _BOUNDS = {
 
 
 def with_options(component: type[C], options: Mapping[str, Any], where: str) -> C:
-    """A component with options as params.yaml holds them: a list for a tuple or a set, text for a path or a date.
+    """Builds a component from options as YAML can express them: a list for a tuple or a set, text for a path or a
+    date.
 
     Raises:
-        ParamsError: an option is unknown, out of bounds or of another type; names its place below `where`.
-        PluginError: the component's own code raised something.
+        ParamsError: an option is unknown, out of bounds or has the wrong type; the message names its key below
+            `where`.
+        PluginError: the component's code raised an exception.
     """
     try:
         text = json.dumps(options, default=_dated, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ParamsError(f"{where}: no option can hold such a value: {describe_exception(error)}") from None
+        raise ParamsError(
+            f"{where}: an option has a value of an unsupported type: {describe_exception(error)}"
+        ) from None
     with calling(component, when=f"with the options under {where}"):
         try:
             return component.model_validate_json(text)
@@ -60,17 +64,18 @@ def with_options(component: type[C], options: Mapping[str, Any], where: str) -> 
 
 
 def _dated(value: Any) -> str:
-    """What YAML reads as a date, as text again."""
+    """Turns dates, which YAML parses, back into text."""
     if isinstance(value, date):  # or its subclass datetime
         return value.isoformat()
-    raise TypeError(f"{value!r} is no text, number, list or section")
+    raise TypeError(f"{value!r} is not text, a number, a list or a section")
 
 
 def plain_options(component: Component) -> dict[str, Any]:
-    """A component's options as params.yaml holds them; sets are sorted, so that equal options are equal text.
+    """The component's options as plain values for params.yaml. Sets are sorted, so that equal options give equal
+    text.
 
     Raises:
-        PluginError: the component's own code raised something, or a value has no such form.
+        PluginError: the component's code raised an exception, or YAML cannot express a value.
     """
     with calling(component):
         options: dict[str, Any] = _sorted(component.model_dump(mode="json"), component)
@@ -78,7 +83,7 @@ def plain_options(component: Component) -> dict[str, Any]:
 
 
 def _sorted(plain: Any, value: Any) -> Any:
-    """The plain form of a value, with the elements of each set in it sorted."""
+    """`plain`, with the elements of each set in `value` sorted."""
     if isinstance(plain, dict):
         get = value.get if isinstance(value, Mapping) else partial(getattr, value)
         return {key: _sorted(each, get(key, None)) for key, each in plain.items()}
@@ -89,16 +94,16 @@ def _sorted(plain: Any, value: Any) -> Any:
 
 
 def options_schema(component: type[Component], prefix: str = "") -> dict[str, Any]:
-    """The JSON schema of a component's options; the names of its definitions begin with `prefix`.
+    """The JSON schema of the component's options. `prefix` is put before the names of its definitions.
 
     Raises:
-        PluginError: an option has a type that params.yaml cannot hold.
+        PluginError: YAML cannot express the type of an option.
     """
     try:
         schema = component.model_json_schema(by_alias=False, ref_template=f"#/$defs/{prefix}{{model}}")
     except PydanticUserError as error:
         raise PluginError(
-            f"{component.__name__} has an option whose type params.yaml cannot hold: {error.message}"
+            f"{component.__name__} has an option with a type that params.yaml cannot express: {error.message}"
         ) from None
     if "$defs" in schema:
         schema["$defs"] = {f"{prefix}{name}": each for name, each in schema["$defs"].items()}
@@ -106,7 +111,7 @@ def options_schema(component: type[Component], prefix: str = "") -> dict[str, An
 
 
 def type_in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """A type of a JSON schema in words, with its bounds."""
+    """Describes the type and bounds in a JSON schema, such as "a whole number ≥ 1"."""
     if "$ref" in schema:
         return type_in_words(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     if branches := schema.get("anyOf") or schema.get("oneOf"):

@@ -1,4 +1,4 @@
-"""The training text as a batch sampler sees it, and a permutation of any size in constant memory."""
+"""The index of the training text that batch samplers use, and a random permutation in constant memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ODD = 0x9E3779B97F4A7C15
 
 
 class IndexedDocument(NamedTuple):
-    """A document of the training text, or its part on that side of the split.
+    """A document of the training text, or the part of it that is in the training split.
 
     Attributes:
-        name: The name that the corpus gave it: of a file its path below data/raw, of a record in it PATH#NUMBER.
-        tokens: Its tokens, end-of-text included.
+        name: Its name in the corpus: the path below data/raw for a file, PATH#NUMBER for a record of a file.
+        tokens: Its number of tokens, end-of-text included.
     """
 
     name: str
@@ -29,18 +29,20 @@ class IndexedDocument(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Some documents of the training text, or all of them, in windows.
+    """A subset of the documents of the training text (or all of them), cut into windows.
 
-    An epoch of a source is `windows` windows that begin T tokens apart. A window belongs to the source in which it
-    begins; where a document ends inside it, it goes on with the one that follows in the text.
+    An epoch of a source has `windows` windows whose starts are T tokens apart. A window belongs to the source in
+    which it starts. If a document ends inside a window, the window continues with the next document of the text,
+    whatever its source.
 
     Attributes:
-        name: What `BatchSampler.sources` calls it; "" for the whole text.
-        context_length: T. A window is T + 1 tokens: T inputs, and the target of the last one.
-        shift: Whether each epoch begins its first window at another token (`train.shift_windows`).
-        starts: Where in the text its runs of tokens begin: offsets, ascending.
-        before: For each run, how many of the source's tokens lie in the runs before it.
-        tokens: Its tokens in which a window can begin: the last T tokens of the text are not among them.
+        name: Its name from `BatchSampler.sources`; "" for the whole text.
+        context_length: T. A window has T + 1 tokens: T inputs and the target of the last input.
+        shift: Whether the first window starts at a different token in each epoch (`train.shift_windows`).
+        starts: The source consists of spans of adjacent documents; these are the spans' offsets in the text,
+            ascending.
+        before: For each span, the number of the source's tokens in the spans before it.
+        tokens: The number of its tokens at which a window can start: all but the last T tokens of the text.
     """
 
     name: str
@@ -52,30 +54,30 @@ class Source:
 
     @cached_property
     def windows(self) -> int:
-        """Windows in an epoch. Where their beginning shifts, the last one of several is left out to make room."""
+        """The number of windows in an epoch. With `shift`, one window less, to make room for the shift."""
         windows = -(-self.tokens // self.context_length)
         return windows - 1 if self.shift and windows > 1 else windows
 
     def in_order(self, number: int, seed: int) -> int:
-        """The offset of window `number`, counted over all epochs, in the order of the text."""
+        """The offset in the text of window `number`, counted across epochs, in the order of the text."""
         epoch, number = divmod(number, self.windows)
         return self._offset(number, epoch, seed)
 
     def shuffled(self, number: int, seed: int) -> int:
-        """The offset of window `number`, counted over all epochs, in an order that `seed` and the epoch decide.
+        """The offset in the text of window `number`, counted across epochs, in a random order.
 
-        Each window comes once in an epoch.
+        The order depends on `seed` and the epoch. Each epoch has each window exactly once.
         """
         epoch, number = divmod(number, self.windows)
         return self._offset(permuted(number, self.windows, seed, epoch, self.name), epoch, seed)
 
     def _offset(self, number: int, epoch: int, seed: int) -> int:
-        place = number * self.context_length
+        position = number * self.context_length
         if self.shift:
             slack = self.tokens - 1 - (self.windows - 1) * self.context_length
-            place += _random_words(1, (seed, epoch, self.name, "start"))[0] % (slack + 1)
-        run = bisect_right(self.before, place) - 1
-        return self.starts[run] + place - self.before[run]
+            position += _random_words(1, (seed, epoch, self.name, "start"))[0] % (slack + 1)
+        span = bisect_right(self.before, position) - 1
+        return self.starts[span] + position - self.before[span]
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ class TokenIndex:
     """The training text.
 
     Attributes:
-        tokens: How many tokens it has.
-        context_length: T: a window that begins at offset o holds the tokens o … o + T.
-        text: The whole text as one source; an epoch of a run is as many windows as an epoch of this.
-        sources: The sources that `BatchSampler.sources` makes of the documents, by name.
+        tokens: Its number of tokens.
+        context_length: T. The window at offset o has the tokens o … o + T.
+        text: The whole text as one source. An epoch of the run has as many windows as an epoch of this source.
+        sources: The sources from `BatchSampler.sources`, by name.
     """
 
     tokens: int
@@ -96,10 +98,14 @@ class TokenIndex:
 
 
 def permuted(number: int, size: int, *key: int | str) -> int:
-    """Where a random permutation of 0 … size−1 puts `number`; `key` decides which permutation.
+    """The image of `number` under a pseudo-random permutation of 0 … size − 1; `key` selects the permutation.
 
-    A generalised Feistel network over about √size × √size, walked until it ends below `size` (Black & Rogaway,
-    "Ciphers with arbitrary finite domains", 2002): some microseconds and constant memory, whatever the size.
+    A generalised Feistel network over about √size × √size values, with cycle walking: it is applied until the
+    result is below `size` (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002). It takes some
+    microseconds and constant memory for any size.
+
+    Raises:
+        IndexError: `number` is not in 0 … size − 1.
     """
     if not 0 <= number < size:
         raise IndexError(f"{number} is not one of 0 … {size - 1}")
@@ -118,14 +124,14 @@ def permuted(number: int, size: int, *key: int | str) -> int:
 
 @lru_cache(maxsize=1024)
 def _network(size: int, key: tuple[int | str, ...]) -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """Two factors whose product is `size` or a little more, and two random numbers for each pair of rounds."""
+    """Two factors whose product is at least `size`, and two random round keys for each pair of rounds."""
     across = math.isqrt(size - 1) + 1
-    # Four rounds are a pseudo-random permutation of a large set (Luby & Rackoff, 1988); a small one needs more.
+    # Four rounds suffice for a large set (Luby & Rackoff, 1988); a small set needs more rounds.
     words = _random_words(6 if size > 1000 else 12, key)
     return across, -(-size // across), tuple(zip(words[::2], words[1::2], strict=True))
 
 
 @lru_cache(maxsize=1024)
 def _random_words(count: int, key: tuple[int | str, ...]) -> tuple[int, ...]:
-    """Random numbers of 64 bits that follow from `key`."""
+    """`count` pseudo-random 64-bit numbers derived from `key`."""
     return struct.unpack(f"<{count}Q", hashlib.shake_128(repr(key).encode()).digest(8 * count))

@@ -1,4 +1,4 @@
-"""Finds, checks and names the components: from the project's plugins/ folders and from installed packages."""
+"""Finds and validates components in the project's plugins/ folders and in installed packages."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Entry:
-    """A component and where it came from.
+    """A component and its source.
 
     Attributes:
         component: The class.
-        source: The project's file or the installed package, as messages show it.
+        source: The project's file or the installed package, for messages.
         file: The absolute path of the module that registers it.
         distribution: Name and version of the installed package; None for a file of the project.
     """
@@ -51,10 +51,10 @@ class Broken:
     """A plugin that could not be loaded.
 
     Attributes:
-        source: The project's file or the installed package, as messages show it.
-        message: What is wrong, in one line that begins with the source.
-        kinds: The kinds for which it was loaded: it may bring components of each.
-        names: The (kind, name) of its components, as far as they are known.
+        source: The project's file or the installed package, for messages.
+        message: The error, in one line that begins with the source.
+        kinds: The kinds of which it may have components.
+        names: The (kind, name) of its components, as far as known.
         distribution: Name and version of the installed package; None for a file of the project.
     """
 
@@ -66,10 +66,9 @@ class Broken:
 
 
 class Registry:
-    """The components of the kinds that were asked for, and the plugins that could not be loaded.
+    """The components of the requested kinds, and the plugins that could not be loaded.
 
-    A plugin that could not be loaded is an error for whoever chooses it, and a note for everybody else: what is not
-    chosen decides nothing.
+    A broken plugin is an error only if params.yaml selects one of its components; otherwise it is a note.
     """
 
     def __init__(self, kinds: Iterable[str] = tuple(KINDS), note: Callable[[str], None] = say) -> None:
@@ -77,18 +76,18 @@ class Registry:
         self._entries: dict[str, dict[str, Entry]] = {plural: {} for plural in kinds}
         self._note = note
         self._built: set[str] = set()
-        self._told: set[str] = set()
+        self._noted: set[str] = set()
 
     @classmethod
     def load(
         cls, plugins: Path | None, kinds: Iterable[str] = tuple(KINDS), note: Callable[[str], None] = say
     ) -> Registry:
-        """Loads the given kinds' folders under `plugins` (None: no folders), and the installed packages.
+        """Loads the folders of the given kinds below `plugins` (None: no folders), and the installed packages.
 
         Args:
-            plugins: The project's folder of plugins.
+            plugins: The plugins folder of the project.
             kinds: Plurals, such as "losses".
-            note: Is called with each note about a plugin, or options, that nothing uses.
+            note: Called with each note about a plugin or options that are not used.
         """
         registry = cls(kinds, note)
         if plugins:
@@ -104,65 +103,67 @@ class Registry:
 
     @classmethod
     def of_file(cls, file: Path, source: str) -> Registry:
-        """The components of one plugin file, wherever it lies and whatever their kinds; `source` names it."""
+        """Loads a single plugin file from any folder, with components of any kind. `source` is its name in
+        messages."""
         registry = cls()
         registry._add_file(file, source, None)
         return registry
 
     def names(self, plural: str) -> list[str]:
-        """The names of a kind's components, sorted."""
+        """The names of the components of a kind, sorted."""
         return sorted(self._entries[plural])
 
     def entries(self, plural: str) -> Iterator[Entry]:
-        """A kind's components, sorted by name."""
+        """The components of a kind, sorted by name."""
         return (self._entries[plural][name] for name in self.names(plural))
 
     def source_file(self, plural: str, name: str) -> Path:
-        """The absolute path of the module that registers a component: a project's file, or an installed one."""
+        """The absolute path of the module that registers the component."""
         return self._entries[plural][name].file
 
     def distribution(self, plural: str, name: str) -> tuple[str, str] | None:
-        """Name and version of the installed package that brings a component; None for a file of the project."""
+        """Name and version of the installed package that has the component; None for a file of the project."""
         return self._entries[plural][name].distribution
 
     def packages(self) -> dict[str, dict[str, str]]:
-        """By kind, the installed packages that bring components, with their versions.
+        """The versions of the installed packages with components, by kind and package name.
 
-        A broken package stands under every kind for which it was loaded.
+        A broken package is listed under every kind of which it may have components.
         """
-        brought = {
+        distributions = {
             plural: [entry.distribution for entry in self.entries(plural)]
             + [broken.distribution for broken in self.broken if plural in broken.kinds]
             for plural in self._entries
         }
-        return {plural: dict(sorted(filter(None, found))) for plural, found in brought.items()}
+        return {plural: dict(sorted(filter(None, found))) for plural, found in distributions.items()}
 
     def origins(self, chosen: Iterable[tuple[str, str]]) -> tuple[tuple[Path, ...], dict[str, str]]:
-        """The files that register components, given by kind and name, and the installed packages among them."""
+        """The files that register the `chosen` components (kind, name), and the installed packages they come
+        from."""
         pairs = list(chosen)
         packages = (self.distribution(plural, name) for plural, name in pairs)
         return tuple(self.source_file(*pair) for pair in pairs), dict(each for each in packages if each)
 
     def build(self, plural: str, name: str, options: Mapping[str, Mapping[str, Any]], where: str) -> Any:
-        """The component `name` with its options; see `build_all`."""
+        """Builds the component `name` with its options; see `build_all`."""
         return self.build_all(plural, [name], options, where)[0]
 
     def build_all(
         self, plural: str, names: Iterable[str], options: Mapping[str, Mapping[str, Any]], where: str
     ) -> list[Any]:
-        """The components `names`, in that order; the options of those not chosen are checked as well.
+        """Builds the components `names`, in this order. The options of all other components are validated as well.
 
-        Options under a name that no component has are a note, and so is a plugin that could not be loaded.
+        Options of an unknown component, and broken plugins that are not selected, give a note.
 
         Args:
             plural: The kind, such as "losses".
-            names: What params.yaml chose.
-            options: Options by component name.
-            where: The place in params.yaml, such as "train.loss", for messages.
+            names: The names that params.yaml selects.
+            options: The options by component name.
+            where: The key in params.yaml, such as "train.loss", for messages.
 
         Raises:
-            ParamsError: there is no such component, or an option is unknown or out of bounds.
-            PluginError: the component is in a plugin that could not be loaded, or raised an error of its own.
+            ParamsError: a component does not exist, or an option is unknown or out of bounds.
+            PluginError: the component is in a plugin that could not be loaded, or its code raised an exception.
         """
         chosen = list(names)
         for name in chosen:
@@ -173,21 +174,22 @@ class Registry:
                 component = self._entries[plural][name].component
                 built[name] = with_options(component, options.get(name, {}), f"{where}.{name}")
             else:
-                self._tell(f"{where}.{name}: {self._unknown(plural, name)}: its options are not used")
+                self._note_once(f"{where}.{name}: {self._unknown(plural, name)}; its options are ignored")
         self._built.add(plural)
         for broken in self.broken:
-            if broken.kinds <= self._built:  # only now is it known that nothing chooses it
-                self._tell(f"{broken.message} (not loaded; no param names it)")
+            if broken.kinds <= self._built:  # all kinds are built, and none selected it
+                self._note_once(f"{broken.message} (not loaded; params.yaml does not use it)")
         return [built[name] for name in chosen]
 
     def check_there(self, plural: str, name: str, where: str) -> None:
-        """Raises ParamsError where no component, or PluginError where more than one, has this name."""
+        """Raises ParamsError if no component has this name, PluginError if its plugin is broken or the name is
+        ambiguous."""
         for broken in self.broken:
             if (plural, name) in broken.names:
                 raise PluginError(f"{where}: {broken.message}")
         if name not in self._entries[plural]:
             listed = ", ".join(self.names(plural)) or "none"
-            hint = f"a new one goes into plugins/{plural}/, and experiments in a copy see only what git tracks"
+            hint = f"new ones go into plugins/{plural}/; experiments in a copy see only files that git tracks"
             broken_ones = [broken.message for broken in self.broken if plural in broken.kinds]
             unloaded = f"; not loaded: {'; '.join(broken_ones)}" if broken_ones else ""
             raise ParamsError(f"{where}: {self._unknown(plural, name)} (there are: {listed}; {hint}){unloaded}")
@@ -197,9 +199,9 @@ class Registry:
         suggestion = f"; did you mean {close[0]!r}?" if close else ""
         return f"there is no {KINDS[plural].singular} named {name!r}{suggestion}"
 
-    def _tell(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _note_once(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
             self._note(f"note: {text}")
 
     def _add_file(self, path: Path, source: str, folder: Kind | None) -> None:
@@ -213,7 +215,7 @@ class Registry:
         folder: Kind | None = None,
         distribution: tuple[str, str] | None = None,
     ) -> None:
-        """Adds the components of a plugin: all of them, or none and a `Broken` that says why."""
+        """Adds the components of a plugin: all of them, or none and a `Broken` with the error."""
         kinds = [folder] if folder else [KINDS[plural] for plural in self._entries]
         found: dict[tuple[str, str], Entry] = {}
         try:
@@ -241,7 +243,8 @@ class Registry:
 
 
 def plugin_files(folder: Path) -> list[Path]:
-    """The plugin files of a kind's folder, sorted: `*.py` and packages, names starting with _ left out."""
+    """The plugin files in the folder of a kind, sorted: `*.py` and packages; names that start with _ are left
+    out."""
     if not folder.is_dir():
         return []
     files = [path for path in folder.glob("*.py") if not path.name.startswith("_")]
@@ -254,15 +257,15 @@ def plugin_files(folder: Path) -> list[Path]:
 
 def _import_file(path: Path, plural: str) -> ModuleType:
     if not path.is_file():
-        raise PluginError("this is no ordinary file: move it away")
+        raise PluginError("this is not a regular file: move it out of the folder")
     stem = path.parent.name if path.name == "__init__.py" else path.stem
     name = f"plugins.{plural}.{stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError("Python cannot load this file as a module")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic and dataclasses look annotations up here
-    arguments, sys.argv = sys.argv, [str(path)]  # the command line is the pipeline's, not the plugin's
+    sys.modules[name] = module  # pydantic and dataclasses look up annotations here
+    arguments, sys.argv = sys.argv, [str(path)]  # hide the pipeline's command line from the plugin
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -274,7 +277,7 @@ def _import_file(path: Path, plural: str) -> ModuleType:
 
 
 def _cause(error: BaseException, path: Path | None) -> str:
-    """What went wrong, in one line: a broken rule, or the plugin's own exception and its line."""
+    """The error in one line: the broken rule, or the plugin's exception and its line."""
     if isinstance(error, PluginError):
         return str(error)
     if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
@@ -293,10 +296,10 @@ def _cause(error: BaseException, path: Path | None) -> str:
 def _registered(
     module: ModuleType, kinds: Iterable[Kind], folder: Kind | None
 ) -> Iterator[tuple[Kind, type[Component]]]:
-    """The components of these kinds that `module` registers, after a check of every part of the contract.
+    """Yields the validated components of these kinds that `module` registers.
 
     Raises:
-        PluginError: a part is broken.
+        PluginError: the module or a component breaks a rule of the contract.
     """
     hooks = {kind.hook: kind for kind in KINDS.values()}
     manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -316,7 +319,7 @@ def _registered(
         expected = folder.hook if folder else "register_losses"
         raise PluginError(
             f"registers nothing: add `@hookimpl def {expected}()` that returns a list of component "
-            "classes (a file that is no plugin starts with _)"
+            "classes (the name of a file that is not a plugin must start with _)"
         )
     for kind in kinds:
         for implementation in getattr(manager.hook, kind.hook).get_hookimpls():
@@ -329,7 +332,7 @@ def _registered(
 
 
 def _check_marks(module: ModuleType, hooks: Mapping[str, Kind], manager: pluggy.PluginManager) -> None:
-    """A misspelt hook and a forgotten mark are silent in pluggy: here they are errors."""
+    """Raises PluginError for a misspelt hook and a missing @hookimpl, which pluggy ignores silently."""
     for name, value in vars(module).items():
         if not inspect.isroutine(value):
             continue
@@ -347,7 +350,7 @@ def _check_component(component: Any, kind: Kind) -> None:
     if not (isinstance(component, type) and issubclass(component, base)):
         class_name = component.__name__ if isinstance(component, type) else repr(component)
         raise PluginError(
-            f"{kind.hook} returned {class_name}, which is no subclass of {base.__name__}"
+            f"{kind.hook} returned {class_name}, which is not a subclass of {base.__name__}"
             + ("" if isinstance(component, type) else ": return the class itself")
         )
     class_name = component.__name__
@@ -361,23 +364,21 @@ def _check_component(component: Any, kind: Kind) -> None:
             "(lower-case letters, digits and _)"
         )
     if not component.__dict__.get("__doc__"):
-        raise PluginError(f"{class_name} has no docstring: its first line describes it in `pipeline plugins`")
+        raise PluginError(f"{class_name} has no docstring: add one, whose first line `pipeline plugins` shows")
     if not component.model_config.get("frozen") or component.model_config.get("extra") != "forbid":
         raise PluginError(
-            f"{class_name} must stay frozen and must forbid unknown options: leave model_config as it is"
+            f"{class_name} must be frozen and forbid unknown options: do not override these in model_config"
         )
     if is_dataclass(component):
-        raise PluginError(f"{class_name} is a pydantic model already, and no dataclass: remove @dataclass")
+        raise PluginError(f"{class_name} is a pydantic model, not a dataclass: remove @dataclass")
     try:
         component.model_rebuild()
     except (NameError, PydanticUserError) as error:
-        raise PluginError(
-            f"{class_name} has an option whose type is not known: {describe_exception(error)}"
-        ) from None
+        raise PluginError(f"{class_name} has an option with an unknown type: {describe_exception(error)}") from None
     for option, field in component.model_fields.items():
         if field.default is PydanticUndefined and field.default_factory is None:
             raise PluginError(
-                f"{class_name}.{option} has no default: naming the component must be enough to use it"
+                f"{class_name}.{option} has no default: give it one, so that the component works without options"
             )
     options_schema(component)
     for flag in ("records_only", "works_on_shards"):
@@ -400,8 +401,8 @@ def _check_callback(component: type[Component]) -> None:
     if not issubclass(component, EvalCallback):
         return
     if not any(map(component.has, CALLBACK_METHODS)):
-        raise PluginError(f"{component.__name__} has no method: it needs one of {', '.join(CALLBACK_METHODS)}")
-    if component.records_only and component.has("eval_weights"):
         raise PluginError(
-            f"{component.__name__} gives weights (eval_weights), so it does not only record: remove records_only"
+            f"{component.__name__} overrides no method: override one of {', '.join(CALLBACK_METHODS)}"
         )
+    if component.records_only and component.has("eval_weights"):
+        raise PluginError(f"{component.__name__} has eval_weights, so it does not only record: remove records_only")

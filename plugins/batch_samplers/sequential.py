@@ -1,4 +1,4 @@
-"""The order of the text."""
+"""Windows in the order of the text."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from pipeline.plugin import BatchSampler, TokenIndex, hookimpl
 
 
 class Sequential(BatchSampler):
-    """From the beginning of the text to its end, epoch after epoch."""
+    """Reads the windows in the order of the text, from beginning to end, in every epoch."""
 
     name: ClassVar[str] = "sequential"
     once_an_epoch: ClassVar[bool] = True

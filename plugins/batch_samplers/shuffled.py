@@ -1,4 +1,4 @@
-"""A shuffled order."""
+"""Windows in a shuffled order."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from pipeline.plugin import BatchSampler, TokenIndex, hookimpl
 
 
 class Shuffled(BatchSampler):
-    """Each window once an epoch, in an order that the seed and the epoch decide."""
+    """Reads each window once per epoch, in a random order that depends on the seed and the epoch."""
 
     name: ClassVar[str] = "shuffled"
     once_an_epoch: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""A mixture of sources, each with its share."""
+"""A mixture of sources in given proportions."""
 
 import math
 import re
@@ -15,16 +15,17 @@ from pipeline.plugin import BatchSampler, IndexedDocument, TokenIndex, hookimpl
 
 
 class Weighted(BatchSampler):
-    """Mixes sources by their shares; each is shuffled, and none of its windows repeats before all of it was read.
+    """Mixes sources in the proportions `shares`. Each source is shuffled and repeats only after all of it was read.
 
-    However many samples were drawn, each source has had its share of them, but for at most a few windows.
+    After any number of samples, the number from each source is its share of them, up to a few windows.
     """
 
     name: ClassVar[str] = "weighted"
 
     shares: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] = {"**": 1.0}
-    """Shares, as parts of their sum, by folder (`books`), file (`wiki.jsonl`) or pattern (`*/notes-*.txt`, where *
-    is any text) of the documents' names. Where several match, the longest decides; `**` stands for all the rest."""
+    """The weight of each source, relative to their sum. A source is a folder (`books`), a file (`wiki.jsonl`) or a
+    pattern of document names (`*/notes-*.txt`; * matches any text). If several match a document, the longest one is
+    used; `**` matches all other documents."""
 
     def sources(self, documents: Iterator[IndexedDocument]) -> Iterator[str]:
         patterns = sorted(self.shares, key=lambda pattern: (-len(pattern), pattern))
@@ -33,13 +34,15 @@ class Weighted(BatchSampler):
         for document in documents:
             source = next((pattern for pattern in patterns if expressions[pattern].match(document.name)), None)
             if source is None:
-                raise ValueError(f"shares has none for {document.name}: add its folder, or '**' for all the rest")
+                raise ValueError(
+                    f"shares: no entry matches {document.name}: add its folder, or '**' for all other documents"
+                )
             unused.discard(source)
             yield source
         if unused:
             raise ValueError(
-                f"shares: no document of the training split is left for {', '.join(map(repr, sorted(unused)))}: "
-                "correct or remove it (split.by: document puts parts of all folders into it)"
+                f"shares: no document of the training split matches {', '.join(map(repr, sorted(unused)))}: "
+                "correct or remove the entry (with split.by: document, the training split has parts of all folders)"
             )
 
     def offset(self, sample: int, seed: int, index: TokenIndex) -> int:
@@ -47,10 +50,10 @@ class Weighted(BatchSampler):
         return index.sources[name].shuffled(drawn, seed)
 
     def _source(self, sample: int) -> tuple[str, int]:
-        """The source of a sample, and how many of the samples before it are of that source.
+        """The source of a sample, and the number of earlier samples from that source.
 
-        The sources are halved again and again. Of the first k samples of a group, its left half has k times its
-        share, rounded: so neither half ever strays from its share by more than half a sample.
+        The sources are divided into halves recursively. Of the first k samples of a group, the left half gets k
+        times its share, rounded, so that neither half is ever more than half a sample away from its share.
         """
         names, sums = self._sums
         first, last = 0, len(names)
@@ -66,7 +69,7 @@ class Weighted(BatchSampler):
 
     @cached_property
     def _sums(self) -> tuple[list[str], list[int]]:
-        """The sources' names, and the sums of the shares before each and of all, as whole numbers."""
+        """The names of the sources, and the cumulative sums of their shares as integers, starting with 0."""
         names = sorted(self.shares)
         shares = [Fraction(str(self.shares[name])) for name in names]
         unit = math.lcm(*(share.denominator for share in shares))
@@ -74,7 +77,7 @@ class Weighted(BatchSampler):
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
-    """What the names of documents match: of the file itself, of those in the folder, or of a file's records."""
+    """A regular expression for a pattern: matches the file itself, files in the folder, or records of the file."""
     stem = pattern.rstrip("/")
     return re.compile("|".join(translate(each) for each in (stem, f"{stem}/*", f"{stem}#*")))
 

@@ -1,4 +1,4 @@
-"""The default corpus: the documentation that every Python carries."""
+"""The default corpus: the documentation that is part of every Python installation."""
 
 import ast
 import sysconfig
@@ -34,8 +34,8 @@ class PythonDocs(Corpus):
         topics = library / "pydoc_data" / "topics.py"
         if not topics.is_file():
             raise FileNotFoundError(
-                f"{topics} is missing: this Python came without its documentation topics; install "
-                "its full standard library, or use your own texts (tokenize.corpus.name: files)"
+                f"{topics} is missing: this Python has no documentation topics: install its "
+                "full standard library, or use your own texts (tokenize.corpus.name: files)"
             )
         yield from _topics(topics)
         yield from _docstrings(library)
@@ -49,7 +49,7 @@ def _topics(path: Path) -> Iterator[Document]:
 
 
 def _docstrings(library: Path) -> Iterator[Document]:
-    """One document a module: its docstrings in their order, each text only where it comes first."""
+    """One document per module with its docstrings in order. Repeated docstrings are left out."""
     seen: set[str] = set()
     for path in sorted(library.rglob("*.py")):
         module = path.relative_to(library)
@@ -58,7 +58,7 @@ def _docstrings(library: Path) -> Iterator[Document]:
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
-            continue  # some distributions ship templates that are not Python yet
+            continue  # some distributions ship templates that are not valid Python
         docstrings = [text for text in _walk(tree) if not (text in seen or seen.add(text))]
         if docstrings:
             yield Document(f"library/{module.as_posix()}", "\n\n".join(docstrings) + "\n")
@@ -67,7 +67,7 @@ def _docstrings(library: Path) -> Iterator[Document]:
 def _walk(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = (ast.get_docstring(node) or "").strip()
-        # A lone surrogate, written as an escape, is no text that UTF-8 can hold.
+        # UTF-8 cannot encode lone surrogates, which may be written as escapes.
         if text and text.encode("utf-8", "ignore").decode() == text:
             yield text
     for child in ast.iter_child_nodes(node):

@@ -1,4 +1,4 @@
-"""Ends a run that no longer gets better."""
+"""Early stopping."""
 
 from typing import Annotated, ClassVar
 
@@ -8,14 +8,14 @@ from pipeline.plugin import EvalCallback, EvaluationEvent, StopTraining, hookimp
 
 
 class EarlyStopping(EvalCallback):
-    """Stops when validation loss has not improved for some evaluations."""
+    """Stops training when the validation loss has not improved for `patience` evaluations."""
 
     name: ClassVar[str] = "early_stopping"
 
     patience: Annotated[int, Field(gt=0)] = 5
-    """Evaluations without an improvement that are waited for."""
+    """The number of evaluations without improvement after which training stops."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """Nats a token that count as an improvement."""
+    """The smallest decrease of val.loss that counts as an improvement, in nats per token."""
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         loss = event.metrics["val.loss"]

@@ -1,4 +1,4 @@
-"""A text from the model, now and then."""
+"""Sample texts during training."""
 
 from math import floor
 from typing import Annotated, ClassVar, Literal
@@ -9,18 +9,18 @@ from pipeline.plugin import EvalCallback, EvaluationEvent, hookimpl
 
 
 class SampleText(EvalCallback):
-    """Continues a prompt at each evaluation, or once an epoch, and shows it: one sees the model learn."""
+    """Continues a prompt at each evaluation or once per epoch, and prints it and adds it to the report."""
 
     name: ClassVar[str] = "sample_text"
 
     prompt: str = "Every effort moves you"
-    """What the model continues."""
+    """The text that the model continues."""
     max_new_tokens: Annotated[int, Field(gt=0)] = 50
-    """Length of the continuation, in tokens."""
+    """The maximum number of new tokens."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 takes the likeliest token each time; higher is more varied."""
+    """The sampling temperature; 0 always takes the most likely token."""
     each: Literal["evaluation", "epoch"] = "evaluation"
-    """epoch: at the first evaluation of all, the first after each epoch's end, and the last step's."""
+    """`epoch`: at the first evaluation of the run, the first one after each epoch, and the one at the last step."""
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         if self.each == "evaluation" or _epoch_ended(event) or event.step == event.total_steps:
@@ -30,7 +30,7 @@ class SampleText(EvalCallback):
 
 
 def _epoch_ended(event: EvaluationEvent) -> bool:
-    """Whether an epoch ended since the evaluation before; so it is where there was none before."""
+    """Whether an epoch ended since the previous evaluation; True at the first evaluation."""
     before = floor(event.history[-1]["epoch"]) if event.history else -1
     return floor(event.metrics["epoch"]) > before
 

@@ -1,4 +1,4 @@
-"""Ends a run whose loss has shot up: what follows a spike that stays is wasted."""
+"""Stops a diverged run: training after a lasting loss spike is wasted."""
 
 from typing import Annotated, ClassVar
 
@@ -8,14 +8,14 @@ from pipeline.plugin import EvalCallback, EvaluationEvent, StopTraining, hookimp
 
 
 class SpikeGuard(EvalCallback):
-    """Stops when validation loss stays far above the lowest so far. The best weights are kept."""
+    """Stops training when the validation loss stays far above its minimum. The best weights are kept."""
 
     name: ClassVar[str] = "spike_guard"
 
     rise: Annotated[float, Field(gt=0)] = 1.0
-    """Nats a token above the lowest validation loss that count as a spike."""
+    """A spike is a val.loss this far above its minimum, in nats per token."""
     patience: Annotated[int, Field(gt=0)] = 2
-    """Evaluations in a row above it, after which the run ends; a spike often comes back by itself."""
+    """The number of consecutive evaluations in a spike after which training stops; many spikes recover."""
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         loss, memory = event.metrics["val.loss"], event.memory
@@ -23,7 +23,7 @@ class SpikeGuard(EvalCallback):
         memory["above"] = memory.get("above", 0) + 1 if loss > memory["lowest"] + self.rise else 0
         if memory["above"] >= self.patience:
             raise StopTraining(
-                f"val.loss is {loss:.3f} and was {memory['lowest']:.3f}: it shot up and stayed there for "
+                f"val.loss rose from {memory['lowest']:.3f} to {loss:.3f} and stayed high for "
                 f"{self.patience} evaluations; try a lower lr or train.grad_clip"
             )
         return {}

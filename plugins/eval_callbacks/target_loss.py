@@ -1,4 +1,4 @@
-"""Ends a run that is good enough: how many steps and tokens did it need?"""
+"""Stops at a target loss, to measure the steps and tokens that a run needs to reach it."""
 
 from typing import Annotated, ClassVar
 
@@ -8,17 +8,17 @@ from pipeline.plugin import EvalCallback, EvaluationEvent, StopTraining, hookimp
 
 
 class TargetLoss(EvalCallback):
-    """Stops once validation loss reaches a value; `steps` and `tokens` in metrics/train.json say when."""
+    """Stops training when the validation loss reaches a target. metrics/train.json has the `steps` and `tokens`."""
 
     name: ClassVar[str] = "target_loss"
 
     value: Annotated[float, Field(gt=0)] = 5.0
-    """val.loss, in nats a token, at or below which the run ends."""
+    """The target val.loss in nats per token."""
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         loss = event.metrics["val.loss"]
         if loss <= self.value:
-            raise StopTraining(f"val.loss is {loss:.4f}, and {self.value:g} was the target")
+            raise StopTraining(f"val.loss is {loss:.4f}, at or below the target {self.value:g}")
         return {}
 
 

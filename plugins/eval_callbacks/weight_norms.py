@@ -1,4 +1,4 @@
-"""How large the weights are: what a learning rate, an optimizer or weight decay does to them."""
+"""The size of the weights, which shows the effect of learning rate, optimizer and weight decay."""
 
 from collections import defaultdict
 from typing import ClassVar
@@ -7,7 +7,7 @@ import torch
 
 from pipeline.plugin import EvalCallback, EvaluationEvent, hookimpl
 
-# The first that a parameter's name holds is its part: "blocks.0.attention_norm.weight" is a norm's.
+# The first of these in a parameter's name is its part: "blocks.0.attention_norm.weight" belongs to "norm".
 _PARTS = ("norm", "embedding", "attention", "mlp", "head")
 
 
@@ -17,7 +17,7 @@ class WeightNorms(EvalCallback):
     name: ClassVar[str] = "weight_norms"
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
-        """√(mean w²) over each part's weights, without biases; a tied head is counted as the embedding it is."""
+        """Returns √(mean w²) of the weights of each part, without biases. A tied head counts as the embedding."""
         squares: dict[str, float] = defaultdict(float)
         numbers: dict[str, int] = defaultdict(int)
         for name, parameter in event.model.named_parameters():

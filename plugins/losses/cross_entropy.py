@@ -1,4 +1,4 @@
-"""The plain loss: how surprised the model is by each next token."""
+"""Cross-entropy."""
 
 from typing import Annotated, ClassVar
 
@@ -9,14 +9,14 @@ from pipeline.plugin import Loss, ModelOutput, hookimpl
 
 
 class CrossEntropy(Loss):
-    """The negative log-probability of each target, optionally with label smoothing and z-loss."""
+    """The negative log-likelihood of each target, with optional label smoothing and z-loss."""
 
     name: ClassVar[str] = "cross_entropy"
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the target's probability that is spread evenly over the vocabulary (Szegedy et al., 2016)."""
+    """The probability mass spread evenly over the vocabulary (Szegedy et al., 2016)."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared log-normaliser, which keeps logits from drifting (Chowdhery et al., 2022: 1e-4)."""
+    """The weight of the z-loss log² Z, which keeps logits from drifting (Chowdhery et al., 2022: 1e-4)."""
 
     def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
         return output.cross_entropy(targets, label_smoothing=self.label_smoothing, z_loss=self.z_loss)

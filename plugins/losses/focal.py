@@ -1,4 +1,4 @@
-"""The focal loss: hard tokens count more."""
+"""The focal loss."""
 
 from typing import Annotated, ClassVar
 
@@ -14,15 +14,15 @@ class Focal(Loss):
     name: ClassVar[str] = "focal"
 
     gamma: Annotated[float, Field(ge=0)] = 2.0
-    """How strongly the easy is discounted; 0 is plain cross-entropy."""
+    """The focusing exponent: larger values reduce the weight of easy tokens more; 0 is cross-entropy."""
 
     def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
         counted = targets != IGNORED
         picked = targets.clamp(min=0)[..., None]
         log_p = output.logits.log_softmax(dim=-1).gather(-1, picked)[..., 0]
-        # 1 − p from log p without cancellation; its floor keeps the power's gradient finite where p is 1.
-        missed = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
-        return torch.where(counted, -(missed**self.gamma) * log_p, 0.0)
+        # expm1 computes 1 − p without cancellation; the lower bound keeps the power's gradient finite at p = 1.
+        error = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+        return torch.where(counted, -(error**self.gamma) * log_p, 0.0)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""How often the likeliest token was right."""
+"""Accuracy of the next token."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -7,7 +7,7 @@ from pipeline.plugin import Metric, TokenScores, hookimpl
 
 
 class Accuracy(Metric):
-    """The share of tokens that the model held for the likeliest."""
+    """The share of tokens that were the model's most likely prediction."""
 
     name: ClassVar[str] = "accuracy"
 

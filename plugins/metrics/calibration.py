@@ -1,4 +1,4 @@
-"""Whether the model knows how often it is right."""
+"""Calibration: whether predicted probabilities match the observed accuracy."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -11,11 +11,11 @@ _BINS = 15
 
 
 class Calibration(Metric):
-    """Expected calibration error of the likeliest token's probability, from 0 to 1.
+    """The expected calibration error of the most likely token's probability, from 0 to 1.
 
-    The tokens fall into 15 bins of equal width by that probability, each bin with its upper end; the error is the
-    mean over tokens of |share that was right − mean probability| of their bin (Guo et al. 2017, "On Calibration of
-    Modern Neural Networks", equation 3).
+    The tokens are put into 15 bins of equal width by this probability (intervals closed on the right). The error is
+    the mean over tokens of |accuracy − mean probability| of their bin (Guo et al. 2017, "On Calibration of Modern
+    Neural Networks", equation 3).
     """
 
     name: ClassVar[str] = "calibration"

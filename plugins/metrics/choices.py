@@ -1,4 +1,4 @@
-"""Questions with several answers, of which the likeliest is taken."""
+"""Multiple-choice questions."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -9,7 +9,7 @@ from pipeline.plugin import Metric, TaskMetric, TextModel, hookimpl
 
 
 class Question(BaseModel, strict=True):
-    """A line of the file: a prompt, its answers (each with the space before it), the right one's number from 0."""
+    """A line of the file: a prompt, the possible answers, and the index of the correct one, from 0."""
 
     prompt: str
     options: Annotated[list[str], Field(min_length=1)]
@@ -17,16 +17,16 @@ class Question(BaseModel, strict=True):
 
 
 class Choices(TaskMetric):
-    """The share of questions whose right answer is the likeliest one.
+    """The share of multiple-choice questions for which the model gives the correct answer the highest probability.
 
-    Each line of the file is an object with a `prompt`, its `options` (each with the space that parts it from the
-    prompt), and the number of the right one, from 0, as `answer`.
+    Each line of the file is a JSON object with a `prompt`, its `options` (each starts with the space that separates
+    it from the prompt), and `answer`, the index of the correct option, from 0.
     """
 
     name: ClassVar[str] = "choices"
 
     file: Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$")] = "choices.jsonl"
-    """The questions, JSON lines below data/tasks/."""
+    """The file of questions below data/tasks/, in JSON lines."""
 
     def run(self, model: TextModel) -> dict[str, float]:
         questions = self._read(model.folder / self.file)
@@ -46,10 +46,12 @@ class Choices(TaskMetric):
                 what = ".".join(map(str, first["loc"])) or "the line"
                 raise ValueError(f"{shown} line {number}: {what}: {first['msg']}") from None
             if question.answer >= len(question.options):
-                raise ValueError(f"{shown} line {number}: answer {question.answer} is none of the options, from 0")
+                raise ValueError(
+                    f"{shown} line {number}: answer must be 0 to {len(question.options) - 1}, not {question.answer}"
+                )
             questions.append(question)
         if not questions:
-            raise ValueError(f"{shown} is empty: write a question a line")
+            raise ValueError(f"{shown} is empty: write one question per line")
         return questions
 
 

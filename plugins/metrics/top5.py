@@ -1,4 +1,4 @@
-"""How often the token was among the five likeliest."""
+"""Top-5 accuracy."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -9,7 +9,7 @@ from pipeline.plugin import Metric, TokenScores, hookimpl
 
 
 class Top5(Metric):
-    """The share of tokens that were among the five likeliest; of equally likely ones the first come first."""
+    """The share of tokens that were among the model's five most likely ones; ties are broken by lower id."""
 
     name: ClassVar[str] = "top5"
 
@@ -22,11 +22,11 @@ class Top5(Metric):
 
 
 def in_top(count: int, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Whether fewer than `count` tokens come before each target [N]: likelier ones, and equal ones of lower id."""
+    """Whether each target is among the `count` most likely tokens [N], bool; ties are broken by lower id."""
     target_logits = logits.gather(1, targets[:, None])
     last = logits.topk(min(count, logits.shape[1])).values[:, -1:]
     found = (target_logits > last)[:, 0]
-    tied = (target_logits == last).nonzero()[:, 0]  # only here does it matter which of equal ones come first
+    tied = (target_logits == last).nonzero()[:, 0]  # only these need the tie-break
     before, lower = (
         logits[tied] > target_logits[tied],
         torch.arange(logits.shape[1], device=logits.device) < targets[tied, None],

@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, LayerNorm, GELU, biases."""
+"""The GPT-2 architecture."""
 
 from typing import ClassVar, Literal
 
@@ -11,16 +11,16 @@ from pipeline.plugin import Model, ModelOutput, ModelShape, hookimpl
 
 
 class GPT2(Model):
-    """GPT-2's architecture: learned positions, LayerNorm, tanh GELU and biases (Radford et al., 2019)."""
+    """The GPT-2 architecture: learned positions, LayerNorm, tanh GELU and biases (Radford et al., 2019)."""
 
     name: ClassVar[str] = "gpt2"
 
     qkv_bias: bool = True
     """Whether the query, key and value projections have a bias (GPT-2: yes; many textbooks: no)."""
     tied_head: bool = False
-    """Whether the output head is the token embedding itself (GPT-2: yes; many textbooks: no)."""
+    """Whether the output head shares the weight of the token embedding (GPT-2: yes; many textbooks: no)."""
     init: Literal["gpt2", "pytorch"] = "gpt2"
-    """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults."""
+    """`gpt2`: normal(0, 0.02), residual projections scaled by 1/√(2 · n_layers); `pytorch`: PyTorch's defaults."""
 
     def build(self, shape: ModelShape) -> nn.Module:
         return Decoder(self, shape)
@@ -39,7 +39,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with a norm before it and a residual connection around it."""
+    """A pre-norm transformer block: attention and MLP, each with a residual connection."""
 
     def __init__(self, options: GPT2, shape: ModelShape, layer: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings, blocks, a last norm, and the output head, which may be the token embedding."""
+    """Embeddings, blocks, final norm and output head, which may be tied to the token embedding."""
 
     def __init__(self, options: GPT2, shape: ModelShape) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class Decoder(nn.Module):
         self.position_embedding = nn.Embedding(shape.context_length, shape.emb_dim)
         self.blocks = nn.ModuleList(Block(options, shape, layer) for layer in range(shape.n_layers))
         self.norm = nn.LayerNorm(shape.emb_dim)
-        # A tied head is the embedding's weight: one parameter, saved, decayed and updated once.
+        # A tied head has no parameter of its own: the embedding's weight is used.
         self.head = None if options.tied_head else nn.Linear(shape.emb_dim, shape.padded_vocab_size, bias=False)
         if options.init == "gpt2":
             init_gpt2(self, shape.n_layers)
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> ModelOutput:
-        """Ids [B, T] → hidden states [B, T, D] and the head. With a cache, `ids` continue its tokens."""
+        """Ids [B, T] → hidden states [B, T, D] and the head's weight. With a cache, `ids` continue its tokens."""
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         dropout = self.shape.dropout if self.training else 0.0

@@ -1,4 +1,4 @@
-"""Llama, which every serving program loads: rotary positions, RMSNorm, SwiGLU, shared keys and values."""
+"""The Llama architecture."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -24,23 +24,23 @@ from pipeline.plugin import Model, ModelOutput, ModelShape, hookimpl
 
 
 class Llama(Model):
-    """Llama's architecture, which every serving program loads: rotary positions, RMSNorm, SwiGLU, no biases, and
-    optionally fewer heads of keys and values than of queries (Touvron et al., 2023)."""
+    """The Llama architecture: rotary positions, RMSNorm, SwiGLU, no biases, and optional grouped-query attention
+    (Touvron et al., 2023). Most inference programs load it."""
 
     name: ClassVar[str] = "llama"
 
     n_kv_heads: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Heads of keys and values, a divisor of n_heads: neighbouring queries share one; 0 for n_heads."""
+    """The number of key-value heads for grouped-query attention, a divisor of n_heads; 0: n_heads."""
     mlp_dim: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Width inside the MLP; 0 for 8/3 of emb_dim, up to a multiple of 64."""
+    """The hidden width of the MLP; 0: 8/3 of emb_dim, rounded up to a multiple of 64."""
     rope_theta: Annotated[float, Field(gt=1)] = 10_000.0
-    """The base of the rotary frequencies (Llama 1 and 2: 10,000; for long contexts more)."""
+    """The base of the rotary frequencies (Llama 1 and 2: 10,000; more for long contexts)."""
     norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """What norms add to the mean square."""
+    """The epsilon of the RMSNorm layers."""
     tied_head: bool = False
-    """Whether the output head is the token embedding itself."""
+    """Whether the output head shares the weight of the token embedding."""
     init: Literal["gpt2", "pytorch"] = "gpt2"
-    """`gpt2`: normal 0.02, residual projections scaled down with depth; `pytorch`: the library's defaults."""
+    """`gpt2`: normal(0, 0.02), residual projections scaled by 1/√(2 · n_layers); `pytorch`: PyTorch's defaults."""
 
     def build(self, shape: ModelShape) -> nn.Module:
         if self.n_kv_heads and shape.n_heads % self.n_kv_heads:
@@ -49,7 +49,7 @@ class Llama(Model):
 
 
 class MLP(nn.Module):
-    """SwiGLU between linear layers."""
+    """A SwiGLU feed-forward layer."""
 
     def __init__(self, width: int, inside: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with a norm before it and a residual connection around it."""
+    """A pre-norm transformer block: attention and MLP, each with a residual connection."""
 
     def __init__(self, options: Llama, shape: ModelShape, layer: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The embedding, blocks, a last norm, and the output head, which may be the token embedding."""
+    """Embedding, blocks, final norm and output head, which may be tied to the token embedding."""
 
     def __init__(self, options: Llama, shape: ModelShape) -> None:
         super().__init__()
@@ -95,16 +95,18 @@ class Decoder(nn.Module):
         self.token_embedding = nn.Embedding(shape.padded_vocab_size, shape.emb_dim)
         self.blocks = nn.ModuleList(Block(options, shape, layer) for layer in range(shape.n_layers))
         self.norm = RMSNorm(shape.emb_dim, options.norm_eps)
-        # A tied head is the embedding's weight: one parameter, saved, decayed and updated once.
+        # A tied head has no parameter of its own: the embedding's weight is used.
         self.head = None if options.tied_head else nn.Linear(shape.emb_dim, shape.padded_vocab_size, bias=False)
         if options.init == "gpt2":
             init_gpt2(self, shape.n_layers)
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> ModelOutput:
-        """Ids [B, T] → hidden states [B, T, D] and the head. With a cache, `ids` continue its tokens."""
+        """Ids [B, T] → hidden states [B, T, D] and the head's weight. With a cache, `ids` continue its tokens."""
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-        rotation = Rotation.at(-positions, self.head_dim, self.rope_theta)  # Llama turns in the other direction
+        rotation = Rotation.at(
+            -positions, self.head_dim, self.rope_theta
+        )  # Llama rotates in the opposite direction
         dropout = self.shape.dropout if self.training else 0.0
         x = residual(self.token_embedding(ids), dropout)
         mask = visible(ids, cache, self.shape.document_end)

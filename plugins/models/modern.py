@@ -1,4 +1,4 @@
-"""nanochat's form of the GPT, which trains small models fastest."""
+"""The architecture of nanochat, which trains small models fastest."""
 
 import math
 from typing import ClassVar
@@ -24,8 +24,9 @@ from pipeline.plugin import Model, ModelOutput, ModelShape, hookimpl
 
 
 class Modern(Model):
-    """Learns fastest: rotary positions, RMSNorm without weights (also after the embedding), normalised queries and
-    keys, ReLU², no biases, an output head of its own, projections onto the residual stream that start at zero."""
+    """The architecture of nanochat: rotary positions, RMSNorm without weights (also after the embedding), QK norm,
+    ReLU², no biases, untied output head, zero-initialised residual projections. Learns fastest of the shipped
+    ones."""
 
     name: ClassVar[str] = "modern"
 
@@ -46,7 +47,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with a norm before it and a residual connection around it."""
+    """A pre-norm transformer block: attention and MLP, each with a residual connection."""
 
     def __init__(self, shape: ModelShape, layer: int) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The embedding, blocks, a last norm, and the output head."""
+    """Embedding, blocks, final norm and output head."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class Decoder(nn.Module):
         self._init()
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> ModelOutput:
-        """Ids [B, T] → hidden states [B, T, D] and the head. With a cache, `ids` continue its tokens."""
+        """Ids [B, T] → hidden states [B, T, D] and the head's weight. With a cache, `ids` continue its tokens."""
         start = cache.length if cache is not None else 0
         rotation = Rotation.at(torch.arange(start, start + ids.shape[1], device=ids.device), self.head_dim)
         dropout = self.shape.dropout if self.training else 0.0
@@ -99,9 +100,13 @@ class Decoder(nn.Module):
         return KVCache(self.shape.context_length)
 
     def _init(self) -> None:
-        """Embeddings: normal(0, 0.02). A norm follows, and what a rare token learns soon outweighs so small a value
-        (worth 0.04 bits a byte on two megabytes). Matrices: uniform with the deviation 1/√inputs. Projections onto
-        the residual stream, and the head: zero, so that at first all tokens are equally likely."""
+        """Initialises the weights.
+
+        Embeddings: normal(0, 0.02). A norm follows them, so their scale does not matter, and small values let rare
+        tokens learn sooner (measured: 0.04 bits per byte on 2 MB of text). Input matrices: uniform with standard
+        deviation 1/√fan_in. Residual projections and the head: zero, so that all tokens are equally likely at
+        first.
+        """
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.qkv.weight", "mlp.up.weight")):

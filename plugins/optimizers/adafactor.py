@@ -1,4 +1,4 @@
-"""Adafactor: second moments in the memory of rows and columns."""
+"""The Adafactor optimizer."""
 
 from collections.abc import Iterable
 from typing import Annotated, ClassVar
@@ -10,18 +10,18 @@ from pipeline.plugin import Optimizer, hookimpl
 
 
 class Adafactor(Optimizer):
-    """Adaptive steps whose second moments are kept by row and column (Shazeer & Stern, 2018)."""
+    """Adafactor: adaptive steps with factored second moments, one per row and column (Shazeer & Stern, 2018)."""
 
     name: ClassVar[str] = "adafactor"
 
     lr: Annotated[float, Field(gt=0)] = 0.02
-    """Peak learning rate, relative to each weight's own size."""
+    """Peak learning rate, relative to the root mean square of each parameter."""
     beta2_decay: Annotated[float, Field(lt=0, ge=-1)] = -0.8
-    """Exponent with which the memory of squared gradients grows longer."""
+    """The decay rate of the second moments: β₂ = 1 − step^beta2_decay."""
     clip: Annotated[float, Field(gt=0)] = 1.0
-    """Largest root mean square of an update."""
+    """The maximum root mean square of an update."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Share of a matrix that decays, per step and unit of learning rate."""
+    """Decoupled weight decay of matrices, multiplied by the learning rate."""
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         return torch.optim.Adafactor(

@@ -1,4 +1,4 @@
-"""AdamW, the usual optimizer of language models."""
+"""The AdamW optimizer."""
 
 from collections.abc import Iterable
 from typing import Annotated, ClassVar
@@ -10,9 +10,9 @@ from pipeline.plugin import Optimizer, hookimpl
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019).
+    """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter, 2019).
 
-    Norms, biases and embeddings stay undecayed.
+    Norms, biases and embeddings have no weight decay.
     """
 
     name: ClassVar[str] = "adamw"
@@ -21,17 +21,18 @@ class AdamW(Optimizer):
     lr: Annotated[float, Field(gt=0)] = 4e-4
     """Peak learning rate."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Memory of the mean gradient."""
+    """The decay rate of the mean gradient."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Memory of the mean squared gradient."""
+    """The decay rate of the mean squared gradient."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator."""
+    """Epsilon: added to the denominator for numerical stability."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Share of a matrix that decays, per step and unit of learning rate."""
+    """Decoupled weight decay of matrices, multiplied by the learning rate."""
     embedding_lr_scale: Annotated[float, Field(gt=0)] = 1.0
-    """The learning rate of embeddings and an untied head as a multiple of `lr`; small models like 10 or more."""
+    """The learning rate of embeddings and an untied head as a multiple of `lr`; for small models, 10 or more works
+    well."""
     plain: bool = False
-    """The textbook form: one group, in which every parameter decays."""
+    """Use one parameter group with weight decay for all parameters, as textbooks do."""
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         settings = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}

@@ -1,4 +1,4 @@
-"""Lion: steps of one size, in the direction of the sign."""
+"""The Lion optimizer."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar
@@ -10,7 +10,7 @@ from pipeline.plugin import Optimizer, hookimpl
 
 
 class Lion(Optimizer):
-    """The sign of an interpolated momentum, with decoupled weight decay (Chen et al., 2023)."""
+    """Lion: the sign of an interpolated momentum, with decoupled weight decay (Chen et al., 2023)."""
 
     name: ClassVar[str] = "lion"
     works_on_shards: ClassVar[bool] = True
@@ -18,11 +18,11 @@ class Lion(Optimizer):
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate: a third to a tenth of AdamW's."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of the momentum in a step's direction."""
+    """The weight of the momentum in the update."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Memory of the momentum."""
+    """The decay rate of the momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.3
-    """Share of a matrix that decays, per step and unit of learning rate."""
+    """Decoupled weight decay of matrices, multiplied by the learning rate."""
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         return SignMomentum(
@@ -31,7 +31,7 @@ class Lion(Optimizer):
 
 
 class SignMomentum(torch.optim.Optimizer):
-    """Lion's algorithm 2 as a torch optimizer."""
+    """Algorithm 2 of the Lion paper as a torch optimizer."""
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float]) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})

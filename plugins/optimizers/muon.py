@@ -22,17 +22,17 @@ class Muon(Optimizer):
     lr: Annotated[float, Field(gt=0)] = 0.02
     """Peak learning rate of the hidden matrices."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Muon's momentum (Nesterov's form)."""
+    """Muon's Nesterov momentum."""
     ns_steps: Annotated[int, Field(gt=0, lt=100)] = 5
-    """Newton–Schulz steps."""
+    """The number of Newton–Schulz iterations."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decay of the hidden matrices and of an untied head, per step and unit of learning rate."""
+    """Decoupled weight decay of the hidden matrices and an untied head, multiplied by the learning rate."""
     adamw_lr: Annotated[float, Field(gt=0)] = 1e-2
-    """AdamW's peak learning rate, for everything else."""
+    """AdamW's peak learning rate, for all other parameters."""
     adamw_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW's memory of the mean gradient."""
+    """AdamW's decay rate of the mean gradient."""
     adamw_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """AdamW's memory of the mean squared gradient."""
+    """AdamW's decay rate of the mean squared gradient."""
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         fused, matrices, decayed, undecayed = [], [], [], []
@@ -63,14 +63,15 @@ class Muon(Optimizer):
             betas=(self.adamw_beta1, self.adamw_beta2),
             fused=True,
         )
-        return Together(muon, adamw)
+        return Combined(muon, adamw)
 
 
 class Orthogonalised(torch.optim.Optimizer):
-    """Muon over matrices; those of one shape are orthogonalised together.
+    """Muon for matrices. Matrices of the same shape are orthogonalised in one batch.
 
-    A group's matrices consist of `parts` matrices, one above the other, of which each is treated as its own: a
-    fused projection for queries, keys and values is three (of which those of keys and values may be lower).
+    The matrices of a group are `parts` stacked matrices, each of which is orthogonalised separately: a fused
+    projection of queries, keys and values is three (with fewer rows for keys and values in grouped-query
+    attention).
     """
 
     def __init__(
@@ -80,18 +81,18 @@ class Orthogonalised(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self) -> None:  # as a part of `Together`, which takes the closure
+    def step(self) -> None:  # called by `Combined`, which handles the closure
         updates: dict[torch.Tensor, torch.Tensor] = {}
         for group in self.param_groups:
-            held = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in held:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
                 if "momentum_buffer" not in self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            gradients = [parameter.grad for parameter in held]
-            buffers = [self.state[parameter]["momentum_buffer"] for parameter in held]
+            gradients = [parameter.grad for parameter in parameters]
+            buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov's look ahead
-            updates |= zip(held, ahead, strict=True)
+            ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov momentum
+            updates |= zip(parameters, ahead, strict=True)
         directions = _orthogonalised(updates, self.param_groups)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -103,34 +104,34 @@ class Orthogonalised(torch.optim.Optimizer):
 def _orthogonalised(
     updates: dict[torch.Tensor, torch.Tensor], groups: list[dict[str, Any]]
 ) -> dict[torch.Tensor, torch.Tensor]:
-    """Each update with all its singular values near 1, times √(rows / columns) where it has more rows."""
-    alike: dict[Any, list[torch.Tensor]] = defaultdict(list)
-    places: dict[torch.Tensor, list[tuple[Any, int]]] = {}
+    """Orthogonalises each update: all singular values become about 1, times √(rows / columns) for tall matrices."""
+    batches: dict[Any, list[torch.Tensor]] = defaultdict(list)
+    locations: dict[torch.Tensor, list[tuple[Any, int]]] = {}
     for group in groups:
         for parameter in group["params"]:
             if parameter not in updates:
                 continue
-            places[parameter] = []
-            for part in _apart(_whole(updates[parameter]), group["parts"]):
+            locations[parameter] = []
+            for part in _split_parts(_full(updates[parameter]), group["parts"]):
                 wide = part.T if part.shape[0] > part.shape[1] else part
                 key = (wide.shape, wide.device, group["ns_steps"])
-                places[parameter].append((key, len(alike[key])))
-                alike[key].append(wide)
-    solved = {key: newton_schulz(torch.stack(parts), key[-1]) for key, parts in alike.items()}
+                locations[parameter].append((key, len(batches[key])))
+                batches[key].append(wide)
+    solved = {key: newton_schulz(torch.stack(parts), key[-1]) for key, parts in batches.items()}
     directions = {}
-    for parameter, parts in places.items():
+    for parameter, parts in locations.items():
         columns = parameter.shape[1]
-        found = [solved[key][number] for key, number in parts]
-        # Of a tall part, the transpose was solved; queries, keys and values are never tall.
-        rows = parameter.shape[0] if len(found) == 1 else 0
-        direction = torch.cat([each.T if rows > columns else each for each in found])
+        orthogonal = [solved[key][number] for key, number in parts]
+        # For a tall matrix, its transpose was orthogonalised; parts of a fused projection are never tall.
+        rows = parameter.shape[0] if len(orthogonal) == 1 else 0
+        direction = torch.cat([each.T if rows > columns else each for each in orthogonal])
         direction = direction.to(parameter.dtype) * max(1.0, rows / columns) ** 0.5
-        directions[parameter] = _shared_as(parameter, direction)
+        directions[parameter] = _sharded_like(parameter, direction)
     return directions
 
 
-def _apart(matrix: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-    """A matrix's parts: the first of three is square, and the other two share the remaining rows."""
+def _split_parts(matrix: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+    """Splits a matrix into its parts: of three, the first is square, and the others share the remaining rows."""
     if parts == 1:
         return (matrix,)
     rows, columns = matrix.shape
@@ -141,7 +142,8 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(matrices: torch.Tensor, steps: int) -> torch.Tensor:
-    """[N, rows, columns ≥ rows] → in bfloat16, about the nearest matrices whose singular values are all 1."""
+    """[N, rows, columns ≥ rows] → approximately the nearest semi-orthogonal matrices, in bfloat16 (Jordan et al.,
+    2024)."""
     a, b, c = _QUINTIC
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     x = x.bfloat16()
@@ -152,23 +154,23 @@ def newton_schulz(matrices: torch.Tensor, steps: int) -> torch.Tensor:
     return x
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, or the whole of one of which each process holds a share."""
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor, gathered from all ranks if it is sharded."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _shared_as(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """A tensor that every process has, laid out as the parameter is."""
+def _sharded_like(parameter: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    """Shards a tensor that all ranks have in full, as `parameter` is sharded."""
     if not hasattr(parameter, "full_tensor"):
-        return whole
+        return full
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-class Together(torch.optim.Optimizer):
-    """Several optimizers, each over its own parameters, as one: they share its state and its groups, so it
-    saves, loads and is scheduled like any other."""
+class Combined(torch.optim.Optimizer):
+    """Several optimizers over different parameters as one. They share its state and parameter groups, so that
+    saving, loading and schedules work as for any optimizer."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self._parts = parts
@@ -177,7 +179,7 @@ class Together(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Lets each part work on this optimizer's state and groups, which loading replaces."""
+        """Gives each part this optimizer's state and groups; needed again after `load_state_dict` replaced them."""
         groups = iter(self.param_groups)
         for part, size in zip(self._parts, self._sizes, strict=True):
             part.param_groups = [next(groups) for _ in range(size)]

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent."""
+"""The SGD optimizer."""
 
 from collections.abc import Iterable
 from typing import Annotated, ClassVar
@@ -18,11 +18,11 @@ class SGD(Optimizer):
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of the last step that is taken again."""
+    """The momentum factor."""
     nesterov: bool = True
-    """Whether the gradient is taken after the momentum's step (Nesterov, 1983); needs momentum."""
+    """Whether to use Nesterov momentum (Nesterov, 1983); ignored without momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Added to the gradient as this share of the weight, for matrices."""
+    """L2 penalty of matrices: this factor times the weight is added to the gradient."""
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         return torch.optim.SGD(

@@ -1,4 +1,4 @@
-"""Any other optimizer that torch brings."""
+"""Other optimizers of torch.optim."""
 
 import inspect
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pipeline.plugin import Optimizer, hookimpl
 
-# LBFGS evaluates the loss by itself, SparseAdam needs sparse gradients, Muon takes matrices only.
+# LBFGS needs a closure, SparseAdam sparse gradients, and Muon accepts only matrices.
 _LEFT_OUT = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}
 _CLASSES = {
     name: value
@@ -19,21 +19,23 @@ _CLASSES = {
 
 
 class Torch(Optimizer):
-    """Any class of torch.optim, with its own options, over one group of parameters."""
+    """Any class of torch.optim with its options, with all parameters in one group."""
 
     name: ClassVar[str] = "torch"
 
     class_name: str = "NAdam"
-    """The class, such as NAdam, RAdam, Adamax or RMSprop."""
+    """The name of the class, such as NAdam, RAdam, Adamax or RMSprop."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     options: dict[str, bool | int | float | list[float]] = {}
-    """The class's further options by name, such as {weight_decay: 0.1}; betas as a list."""
+    """Other options of the class by name, such as {weight_decay: 0.1}; betas as a list."""
 
     @model_validator(mode="after")
     def _fits(self) -> "Torch":
         if self.class_name not in _CLASSES:
-            raise ValueError(f"torch.optim has no {self.class_name!r} for this (there are: {', '.join(_CLASSES)})")
+            raise ValueError(
+                f"torch.optim has no usable class {self.class_name!r} (there are: {', '.join(_CLASSES)})"
+            )
         known = set(inspect.signature(_CLASSES[self.class_name]).parameters) - {"params", "lr"}
         unknown = sorted(set(self.options) - known)
         if unknown:

@@ -8,7 +8,7 @@ from pipeline.plugin import Sampler, hookimpl
 
 
 class Greedy(Sampler):
-    """Keeps only the likeliest token."""
+    """Keeps only the most likely token."""
 
     name: ClassVar[str] = "greedy"
 

@@ -9,12 +9,12 @@ from pipeline.plugin import Sampler, hookimpl
 
 
 class MinP(Sampler):
-    """Keeps tokens at least p times as likely as the likeliest (Nguyen et al., 2024)."""
+    """Keeps tokens whose probability is at least p times the largest one (Nguyen et al., 2024)."""
 
     name: ClassVar[str] = "min_p"
 
     p: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The share of the largest probability that a token needs."""
+    """The minimum probability of a token, relative to the largest probability."""
 
     def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         log_probabilities = logits.log_softmax(dim=-1)

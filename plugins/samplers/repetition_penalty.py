@@ -1,4 +1,4 @@
-"""A penalty on what was said already."""
+"""Repetition penalty."""
 
 from typing import Annotated, ClassVar
 
@@ -9,12 +9,12 @@ from pipeline.plugin import Sampler, hookimpl
 
 
 class RepetitionPenalty(Sampler):
-    """Makes tokens that occurred before less likely (Keskar et al., 2019)."""
+    """Makes tokens that occurred earlier in the text less likely (Keskar et al., 2019)."""
 
     name: ClassVar[str] = "repetition_penalty"
 
     penalty: Annotated[float, Field(ge=0.001, le=1000)] = 1.2
-    """Divides the positive logits of earlier tokens and multiplies the negative ones; 1 changes nothing."""
+    """Positive logits of earlier tokens are divided by it, negative ones multiplied; 1 has no effect."""
 
     def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         seen = logits.gather(-1, tokens)

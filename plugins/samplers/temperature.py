@@ -9,16 +9,16 @@ from pipeline.plugin import Sampler, hookimpl
 
 
 class Temperature(Sampler):
-    """Divides the logits: below 1 the likely becomes likelier, above 1 the draw becomes more even."""
+    """Divides the logits by a temperature: below 1 sharpens the distribution, above 1 flattens it."""
 
     name: ClassVar[str] = "temperature"
 
     value: Annotated[float, Field(ge=0)] = 0.8
-    """The divisor; 0 keeps only the likeliest token."""
+    """The temperature; 0 keeps only the most likely token."""
 
     def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         if self.value > 0:
-            # From the largest logit downward, so that a tiny temperature cannot overflow; the largest stay 0.
+            # Relative to the largest logit, so that a tiny temperature cannot overflow: the largest stay 0.
             below = logits - logits.amax(dim=-1, keepdim=True)
             return torch.where(below == 0, below, below / self.value)
         likeliest = logits.argmax(dim=-1, keepdim=True)

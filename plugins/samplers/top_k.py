@@ -9,12 +9,12 @@ from pipeline.plugin import Sampler, hookimpl
 
 
 class TopK(Sampler):
-    """Keeps the k likeliest tokens (Fan et al., 2018)."""
+    """Keeps the k most likely tokens (Fan et al., 2018)."""
 
     name: ClassVar[str] = "top_k"
 
     k: Annotated[int, Field(gt=0)] = 40
-    """How many tokens are kept; all of them if the vocabulary is smaller."""
+    """The number of tokens to keep; all of them if the vocabulary is smaller."""
 
     def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         kept = logits.topk(min(self.k, logits.shape[-1]), dim=-1)

@@ -9,12 +9,13 @@ from pipeline.plugin import Sampler, hookimpl
 
 
 class Typical(Sampler):
-    """Keeps the tokens whose surprise is nearest to what is expected, up to p together (Meister et al., 2023)."""
+    """Keeps the tokens whose information content is closest to the entropy, up to the cumulative probability p
+    (Meister et al., 2023)."""
 
     name: ClassVar[str] = "typical"
 
     p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """The probability to reach; the token that reaches it is kept."""
+    """The cumulative probability; the token that reaches it is kept."""
 
     def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         if self.p == 1.0:
@@ -24,7 +25,7 @@ class Typical(Sampler):
         expected = -(p * log_p.masked_fill(p == 0, 0.0)).sum(dim=-1, keepdim=True)
         order = (-log_p - expected).abs().argsort(dim=-1, stable=True)
         likely = p.gather(-1, order)
-        before = likely.cumsum(dim=-1) - likely  # of all that are more typical
+        before = likely.cumsum(dim=-1) - likely  # cumulative probability of all more typical tokens
         ruled_out = (before >= self.p) & (before > 0)
         return logits.masked_fill(torch.zeros_like(ruled_out).scatter(-1, order, ruled_out), -torch.inf)
 

@@ -1,4 +1,4 @@
-"""A constant rate."""
+"""The constant schedule."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from pipeline.plugin import Schedule, hookimpl
 
 
 class Constant(Schedule):
-    """Stays at the peak."""
+    """Keeps the peak learning rate."""
 
     name: ClassVar[str] = "constant"
 

@@ -1,4 +1,4 @@
-"""Half a cosine."""
+"""The cosine schedule."""
 
 import math
 from typing import Annotated, ClassVar
@@ -9,12 +9,12 @@ from pipeline.plugin import Schedule, hookimpl
 
 
 class Cosine(Schedule):
-    """Falls along half a cosine from the peak to `final` (Loshchilov & Hutter, 2017, without restarts)."""
+    """Cosine decay from the peak to `final` (Loshchilov & Hutter, 2017, without restarts)."""
 
     name: ClassVar[str] = "cosine"
 
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The last step's rate as a share of the peak."""
+    """The learning rate of the last step, relative to the peak."""
 
     def __call__(self, step: int, steps: int, warmup: int) -> float:
         left = (1 + math.cos(math.pi * self.progress(step, steps, warmup))) / 2

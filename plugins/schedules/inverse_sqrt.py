@@ -1,4 +1,4 @@
-"""The inverse square root of the step."""
+"""The inverse square root schedule."""
 
 import math
 from typing import ClassVar
@@ -7,7 +7,7 @@ from pipeline.plugin import Schedule, hookimpl
 
 
 class InverseSqrt(Schedule):
-    """Falls with the square root of the step, however long the run is (Vaswani et al., 2017)."""
+    """Decays with 1/√step, independently of the length of the run (Vaswani et al., 2017)."""
 
     name: ClassVar[str] = "inverse_sqrt"
 

@@ -1,4 +1,4 @@
-"""A linear decay."""
+"""The linear schedule."""
 
 from typing import Annotated, ClassVar
 
@@ -8,12 +8,12 @@ from pipeline.plugin import Schedule, hookimpl
 
 
 class Linear(Schedule):
-    """Falls in equal parts from the peak to `final`."""
+    """Linear decay from the peak to `final`."""
 
     name: ClassVar[str] = "linear"
 
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The last step's rate as a share of the peak."""
+    """The learning rate of the last step, relative to the peak."""
 
     def __call__(self, step: int, steps: int, warmup: int) -> float:
         return self.final + (1 - self.final) * (1 - self.progress(step, steps, warmup))

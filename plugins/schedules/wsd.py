@@ -1,4 +1,4 @@
-"""Warm-up, stable, decay."""
+"""The warmup-stable-decay (WSD) schedule."""
 
 from typing import Annotated, ClassVar
 
@@ -8,14 +8,14 @@ from pipeline.plugin import Schedule, hookimpl
 
 
 class WarmupStableDecay(Schedule):
-    """Stays at the peak and falls in equal parts at the end (Hu et al., 2024)."""
+    """Keeps the peak rate, then decays linearly to `final` at the end (Hu et al., 2024)."""
 
     name: ClassVar[str] = "wsd"
 
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The last step's rate as a share of the peak."""
+    """The learning rate of the last step, relative to the peak."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """The share of all steps in which it decays."""
+    """The fraction of all steps in which the rate decays."""
 
     def __call__(self, step: int, steps: int, warmup: int) -> float:
         return self.final + (1 - self.final) * (1 - self.progress(step, steps, warmup, self.decay))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, TINY, Project, Result, words
+from conftest import REPOSITORY, TINY, Project, Result, made_up_text
 
 from pipeline.commands import generate as stage
 from pipeline.commands.samplers import with_option
@@ -373,7 +373,7 @@ def test_at_a_terminal(trained_project: Project) -> None:
 def texts(trained_project: Project) -> tuple[Path, Path]:
     """Two texts that the model has not seen: one of many windows, one with characters of several bytes."""
     long, short = trained_project.root / "long.txt", trained_project.root / "short.txt"
-    long.write_text(words(99, 300))
+    long.write_text(made_up_text(99, 300))
     short.write_text("the sea — é\r\n\tlistens\n", newline="")
     return long, short
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.comparison.runs import Paired
+from pipeline.comparison.runs import PairedScores
 from pipeline.evaluate.breakdown import Breakdown, UnitScore
 from pipeline.evaluate.tables import write_tables
 
@@ -25,8 +25,15 @@ def scored(seed: int, units: int = 40, shift: float = 0.0, size: int = 4) -> Bre
     tokens = text.integers(50, 500, units)
     loss = text.normal(4, 0.5, units) + run.normal(shift, 0.05, units)
     documents = [
-        UnitScore(f"document {number}", int(own), float(own * nats), int(own) * size, float(own * nats), 0)
-        for number, (own, nats) in enumerate(zip(tokens, loss, strict=True))
+        UnitScore(
+            f"document {number}",
+            int(count),
+            float(count * nats),
+            int(count) * size,
+            float(count * nats),
+            0,
+        )
+        for number, (count, nats) in enumerate(zip(tokens, loss, strict=True))
     ]
     return Breakdown(documents=documents, blocks=documents[:16], positions=[], frequencies=[])
 
@@ -51,7 +58,7 @@ def write_run(folder: Path, breakdown: Breakdown, params: dict[str, Any] | None 
 def simulated(
     generator: np.random.Generator, seeds: tuple[int, int], units: int, between: float, within: float,
     recipe: float = 0.0, effect: float = 0.0,
-) -> Paired:  # fmt: skip
+) -> PairedScores:  # fmt: skip
     """Two recipes' runs on the same `units` documents.
 
     Args:
@@ -68,8 +75,8 @@ def simulated(
     text = 4 + generator.normal(0, 0.5, units)
     rows = []
     for group, count in enumerate(seeds):
-        own = text + group * effect + generator.normal(0, recipe, units) / np.sqrt(2)
-        rows += [own + generator.normal(0, between) + generator.normal(0, within, units) for _ in range(count)]
-    return Paired(
+        losses = text + group * effect + generator.normal(0, recipe, units) / np.sqrt(2)
+        rows += [losses + generator.normal(0, between) + generator.normal(0, within, units) for _ in range(count)]
+    return PairedScores(
         "documents", [str(each) for each in range(units)], np.array(rows) * sizes, np.tile(sizes, (len(rows), 1))
     )

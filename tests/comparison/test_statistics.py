@@ -28,7 +28,7 @@ def called_different(
     """The share of comparisons that call two recipes different."""
     generator = np.random.default_rng(1)
     found = (compare_recipes(simulated(generator, seeds, units, *scene, effect), seeds[0]) for _ in range(tries))
-    return sum(each.found for each in found) / tries
+    return sum(each.significant for each in found) / tries
 
 
 @pytest.mark.parametrize("seeds", SEEDS, ids=str)
@@ -67,7 +67,7 @@ def test_checkpoints_of_one_loss_are_called_equal_19_times_in_20(monkeypatch: py
     monkeypatch.setattr(checkpoints, "resampled", lambda values, plain=checkpoints.resampled: plain(values, 1000))
     generator = np.random.default_rng(3)
     found = [compare_checkpoints(simulated(generator, (1, 1), 40, 0.0, 0.1)) for _ in range(300)]
-    assert sum(each.found for each in found) < 27
+    assert sum(each.significant for each in found) < 27
     assert sum(each.low > 0 or each.high < 0 for each in found) < 27
     assert sum(each.p_value < 0.05 for each in found) < 27
 
@@ -75,7 +75,7 @@ def test_checkpoints_of_one_loss_are_called_equal_19_times_in_20(monkeypatch: py
 def test_what_one_checkpoint_is_better_by_is_found_on_the_same_documents() -> None:
     # Documents differ by 0.5; only in pairs can 0.02 be seen.
     found = compare_checkpoints(simulated(np.random.default_rng(4), (1, 1), 100, 0.0, 0.02, effect=0.02))
-    assert found.found
+    assert found.significant
     assert found.low < found.difference < found.high
     assert found.difference == pytest.approx(0.02, abs=0.01)
     assert found.p_value < 0.001
@@ -86,7 +86,7 @@ def test_a_seeds_luck_is_a_difference_of_checkpoints_and_none_of_recipes() -> No
     for _ in range(20):
         paired = simulated(generator, (3, 3), 100, 0.05, 0.01)
         one = replace(paired, nats=paired.nats[[0, 3]], sizes=paired.sizes[[0, 3]])
-        if compare_checkpoints(one).found and not compare_recipes(paired, 3).found:
+        if compare_checkpoints(one).significant and not compare_recipes(paired, 3).significant:
             return
     pytest.fail("no such case in 20")
 
@@ -109,7 +109,7 @@ def test_the_documents_parts_add_up_to_the_difference() -> None:
 def test_a_great_many_documents_are_compared_in_little_memory() -> None:
     paired = simulated(np.random.default_rng(8), (1, 1), 50_000, 0.0, 0.1, effect=0.01)
     tracemalloc.start()
-    assert compare_checkpoints(paired).found
+    assert compare_checkpoints(paired).significant
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300e6
@@ -117,4 +117,4 @@ def test_a_great_many_documents_are_compared_in_little_memory() -> None:
 
 def test_one_piece_of_text_gives_no_verdict_on_recipes() -> None:
     paired = simulated(np.random.default_rng(9), (3, 3), 1, 0.01, 0.01, effect=1.0)
-    assert not compare_recipes(paired, 3).found
+    assert not compare_recipes(paired, 3).significant

@@ -12,7 +12,7 @@ import pytest
 from conftest import Project
 from made_runs import PARAMS, scored, simulated, write_run
 
-from pipeline.comparison.runs import Paired
+from pipeline.comparison.runs import PairedScores
 from pipeline.comparison.sweep import _contrasts, holm
 
 BY = ("compare", "--by", "train.lr")
@@ -156,12 +156,12 @@ def a_sweep(
         for recipe in range(recipes)
         for _ in range(seeds)
     ]
-    paired = Paired(text.what, text.names, text.nats + np.array(shifts)[:, None] * text.sizes, text.sizes)
+    paired = PairedScores(text.what, text.names, text.nats + np.array(shifts)[:, None] * text.sizes, text.sizes)
     rows = [list(range(recipe * seeds, (recipe + 1) * seeds)) for recipe in range(recipes)]
-    best = int(np.argmin([paired.losses[own].mean() for own in rows]))
+    best = int(np.argmin([paired.losses[run_rows].mean() for run_rows in rows]))
     contrasts, pairs = _contrasts(paired, rows, best)
     assert pairs == recipes * (recipes - 1) // 2
-    found = [each.found for each in contrasts.values()]
+    found = [each.significant for each in contrasts.values()]
     return any(found), all(found) and best == 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, words
+from conftest import REPOSITORY, made_up_text
 from safetensors.torch import load_file, save_file
 from small_config import changed, small_config
 
@@ -49,7 +49,7 @@ def exported(model: LanguageModel, root: Path) -> Path:
     folder = root / "data" / "there"
     folder.mkdir(parents=True)
     exporter = Registry.load(REPOSITORY / "plugins", ["exporters"]).build("exporters", "huggingface", {}, "")
-    exporter.export(export_source(Checkpoint(model, BYTES, 1, "last"), words(1, 20)), folder)
+    exporter.export(export_source(Checkpoint(model, BYTES, 1, "last"), made_up_text(1, 20)), folder)
     return folder
 
 
@@ -79,7 +79,7 @@ def test_what_was_exported_comes_back_to_the_bit(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["gpt2 without biases", "modern", "llama"])
-@pytest.mark.parametrize("tokenizer", [BYTES, characters([words(1, 200)])], ids=lambda each: each.name)
+@pytest.mark.parametrize("tokenizer", [BYTES, characters([made_up_text(1, 200)])], ids=lambda each: each.name)
 def test_a_checkpoint_comes_back_to_the_bit(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     best, last = make(name, tokenizer), make(name, tokenizer, pad_vocab_to=1)
     last_weights = {key: value + 1 for key, value in best.state_dict().items()}

@@ -121,7 +121,7 @@ CLASSES = {
     "leaves": ("", "def model_post_init(self, context): raise SystemExit(0)", "SystemExit: 0"),
     "default factory": ("", "size: int = Field(default_factory=lambda: 1 / 0)", "ZeroDivisionError"),
     "dataclass": ("@dataclass", "size: int = 1", "remove @dataclass"),
-    "unwritable": ("", "size: type = int", "params.yaml cannot hold"),
+    "unwritable": ("", "size: type = int", "params.yaml"),
 }
 
 

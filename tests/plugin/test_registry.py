@@ -56,7 +56,7 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     "no list": (DOUBLE + HOOK.replace("[Double]", "Double"), ["must return a list"]),
     "an instance": (DOUBLE + HOOK.replace("[Double]", "[Double()]"), ["return the class itself"]),
     "other kind": (DOUBLE + HOOK.replace("losses", "samplers"), ["registers samplers", "plugins/samplers/"]),
-    "no subclass": (DOUBLE + HOOK.replace("[Double]", "[dict]"), ["dict", "no subclass of Loss"]),
+    "no subclass": (DOUBLE + HOOK.replace("[Double]", "[dict]"), ["dict", "subclass of Loss"]),
     "no method": (DOUBLE.replace("__call__", "call") + HOOK, ["Double", "no method __call__"]),
     "no name": (DOUBLE.replace('name: ClassVar[str] = "double"', "pass") + HOOK, ["Double", "needs a name"]),
     "bad name": (DOUBLE.replace('"double"', '"Double Loss"') + HOOK, ["Double", "needs a name"]),

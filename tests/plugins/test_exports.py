@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Project, words
+from conftest import REPOSITORY, Project, made_up_text
 from untrained import untrained
 
 from pipeline.data.tokenizer import Tokenizer
@@ -52,13 +52,13 @@ def source(tokenizer: Tokenizer, **changes: Any) -> ExportSource:
 
 @pytest.fixture(scope="module")
 def bpe() -> Tokenizer:
-    return train_bpe([words(0, 500)], 300)
+    return train_bpe([made_up_text(0, 500)], 300)
 
 
 @pytest.fixture(scope="module")
 def letters() -> Tokenizer:
     """Quickly proven, where a test is about the model."""
-    return characters([words(1, 200)])
+    return characters([made_up_text(1, 200)])
 
 
 # ── gguf ──────────────────────────────────────────────────────────────────────────────────────────

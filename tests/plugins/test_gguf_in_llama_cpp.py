@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, words
+from conftest import REPOSITORY, made_up_text
 from untrained import untrained
 
 from pipeline.plugin import ExportSource
@@ -81,7 +81,7 @@ def exported(architecture: dict[str, Any], folder: Path, type: str) -> ExportSou
         "context_length": CONTEXT, "n_layers": 2, "emb_dim": 64, "dropout": 0.1, "pad_vocab_to": 64, "init": "gpt2",
         **architecture,
     }  # fmt: skip
-    source = untrained(train_bpe([words(0, 500)], 300), shape, spread=True)
+    source = untrained(train_bpe([made_up_text(0, 500)], 300), shape, spread=True)
     registry = Registry.load(REPOSITORY / "plugins", ["exporters"])
     registry.build("exporters", "gguf", {"gguf": {"type": type}}, "").export(source, folder)
     return source
@@ -102,7 +102,7 @@ def test_llama_cpp_reads_the_same_ids_and_predicts_the_same(
             assert llama_cpp.ids(text) == source.encode(text).tolist(), repr(text)
         compared = 0
         for seed in range(8):
-            prompt = source.encode(words(seed, 60)).tolist()[:PROMPT]
+            prompt = source.encode(made_up_text(seed, 60)).tolist()[:PROMPT]
             drawn, likeliest = llama_cpp.continued(prompt, DRAWN)
             expected = source.logits(torch.tensor([[*prompt, *drawn]]))[0].log_softmax(-1)[PROMPT - 1 :]
             for mine, theirs in zip(expected, likeliest, strict=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from conftest import words
+from conftest import made_up_text
 from small_config import small_config
 
 from pipeline.data.tokenizer import Tokenizer
@@ -26,4 +26,4 @@ def untrained(tokenizer: Tokenizer, shape: dict[str, Any], spread: bool) -> Expo
             parameter += 0.1 * torch.randn_like(parameter)
         if spread:
             model.token_embedding.weight.normal_()
-    return export_source(Checkpoint(model, tokenizer, 1, "last"), words(1, 200))
+    return export_source(Checkpoint(model, tokenizer, 1, "last"), made_up_text(1, 200))

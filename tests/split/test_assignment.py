@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Project, words
+from conftest import Project, made_up_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -243,7 +243,7 @@ def test_folders_and_files_named_after_the_sides_are_split_so(project: Project) 
         split = ("train", "train", "train", "Validation")[number % 4]
         (raw / split).mkdir(exist_ok=True)
         path.rename(raw / split / path.name)
-    (raw / "test.md").write_text(words(99, 300))
+    (raw / "test.md").write_text(made_up_text(99, 300))
     project.succeed("tokenize")
     project.succeed("split", "--set", "split.by=predefined")
     splits = TokenFolder(project.root / "artifacts" / "splits", "")

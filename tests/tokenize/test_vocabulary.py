@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from conftest import Project, words
+from conftest import Project, made_up_text
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
@@ -83,7 +83,7 @@ def made_elsewhere(before: Any, special: list[str], size: int = 400) -> tokenize
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=alphabet, special_tokens=special, show_progress=False
     )
-    made.train_from_iterator([words(seed, 300) + " It's 1234567!\n\n  é語" for seed in range(8)], trainer)
+    made.train_from_iterator([made_up_text(seed, 300) + " It's 1234567!\n\n  é語" for seed in range(8)], trainer)
     return made
 
 
@@ -108,7 +108,7 @@ def test_a_tokenizer_json_gives_its_makers_ids(tmp_path: Path, before: Any, spec
     end = special[-1] if special else END_OF_TEXT
     tokenizer = from_file(path, "gpt2", end)
     for seed in range(20, 40):
-        text = words(seed, 200) + "\n Don't! 20 + 3 = 23\n語言 🙂"
+        text = made_up_text(seed, 200) + "\n Don't! 20 + 3 = 23\n語言 🙂"
         assert tokenizer.encode(text).tolist() == made.encode(text).ids
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.end_of_text == (made.token_to_id(end) if special else made.get_vocab_size())
@@ -121,7 +121,7 @@ def as_tiktoken(tokenizer: Tokenizer) -> str:
 
 
 def test_a_tiktoken_file_gives_the_ids_of_the_tokenizer_that_wrote_it(tmp_path: Path) -> None:
-    trained = train_bpe([words(0, 500)], 350)
+    trained = train_bpe([made_up_text(0, 500)], 350)
     path = tmp_path / "mine.tiktoken"
     path.write_text(as_tiktoken(trained))
     read = from_file(path, "gpt2", "</s>")
@@ -193,7 +193,7 @@ def test_a_pattern_that_loses_text_or_never_ends_is_refused(
 ) -> None:
     monkeypatch.setattr("pipeline.data.tokenizer_file.SECONDS", 3)
     path = tmp_path / "mine.tiktoken"
-    trained = train_bpe([words(0, 500)], 350)
+    trained = train_bpe([made_up_text(0, 500)], 350)
     over_a_space = {**trained.ranks, b"b ": 1000, b"ab": 1001, b"ba": 1002}
     path.write_text(as_tiktoken(replace(trained, ranks=over_a_space)))
     with pytest.raises(DataError, match=message):
@@ -214,7 +214,7 @@ def test_a_checkpoints_tokenizer_with_a_new_fingerprint_is_proven_too(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "tokenizer.json"
-    replace(train_bpe([words(0, 500)], 350), **change).save(path)
+    replace(train_bpe([made_up_text(0, 500)], 350), **change).save(path)
     with pytest.raises(DataError, match=rf"tokenizer.json.*{message}"):
         from_file(path, "gpt2", END_OF_TEXT)
 

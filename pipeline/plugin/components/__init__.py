@@ -1,7 +1,7 @@
-"""The kinds of component a plugin can bring, and the frozen records that they receive.
+"""The base classes of all plugin components, and the frozen records that their methods receive.
 
-A component is a frozen, stateless pydantic model: `name` is what params.yaml calls it, its fields are its
-typed, bounded options (each with a default), its docstring is its description, and one method does the work.
+A component is a frozen, stateless pydantic model. `name` is its name in params.yaml. Its fields are its typed,
+bounded options, each with a default. Its docstring is its description, and one method does the work.
 """
 
 from pipeline.plugin.components.base import Component

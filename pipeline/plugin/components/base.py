@@ -1,4 +1,4 @@
-"""What every component is."""
+"""The base class of all components."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Component(BaseModel, ABC):
-    """What every component is: a name, options that check themselves, and one working method."""
+    """A named plugin class with validated options and one method that does the work."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -17,7 +17,7 @@ class Component(BaseModel, ABC):
         extra="forbid",
         allow_inf_nan=False,
         use_attribute_docstrings=True,
-        validate_by_name=True,  # params.yaml, too, calls an option with an alias by its name
+        validate_by_name=True,  # params.yaml uses the field name, even if the field has an alias
         validate_by_alias=True,
     )
     name: ClassVar[str]

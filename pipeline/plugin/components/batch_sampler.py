@@ -13,33 +13,37 @@ if TYPE_CHECKING:
 
 
 class BatchSampler(Component):
-    """The order in which the training text is read.
+    """The order in which training windows are read from the text.
 
-    The samples of a run are numbered from 0, over epochs, steps and ranks: step k of batches of B windows reads the
-    samples k·B … k·B + B−1. So nothing is saved, and a resumed run reads on where it stopped.
+    The samples of a run are numbered from 0, across epochs, steps and ranks: with B windows per batch, step k reads
+    the samples k·B … k·B + B − 1. The order is a pure function of the sample's number: it needs no saved state, and
+    a resumed run continues at the right sample.
     """
 
     once_an_epoch: ClassVar[bool] = False
-    """Whether an epoch (`index.text.windows` samples) has each of its windows once; the contract suite checks."""
+    """Whether an epoch (`index.text.windows` samples) reads each window exactly once. The contract suite checks
+    this."""
 
     @abstractmethod
     def offset(self, sample: int, seed: int, index: TokenIndex) -> int:
-        """Where in the training text the window of a sample begins: from 0 to `index.tokens` − T − 1.
+        """The offset in the training text at which the window of a sample begins, from 0 to `index.tokens` − T − 1.
 
-        It must depend on its arguments and the options alone, and take about constant time and memory, however
-        long the text is: `index.text.shuffled(sample, seed)`, say.
+        The result must depend only on the arguments and the options, and take (nearly) constant time and memory for
+        a text of any length. An example is `index.text.shuffled(sample, seed)`.
 
         Args:
-            sample: The sample's number in the run.
+            sample: The number of the sample in the run.
             seed: `train.seed`.
             index: The training text.
         """
 
     def sources(self, documents: Iterator[IndexedDocument]) -> Iterable[str]:
-        """The source that each document belongs to, in their order. It is called before training begins, and makes
-        `index.sources`. Not overridden, the documents are not read, and there are none.
+        """The name of the source of each document, in the order of the documents.
+
+        It is called once before training, to build `index.sources`. If it is not overridden, the documents are not
+        read, and `index.sources` is empty.
 
         Raises:
-            ValueError: these documents do not suit the options; says why.
+            ValueError: the options do not fit these documents; the message says why.
         """
         return ()

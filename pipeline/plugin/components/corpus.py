@@ -1,4 +1,4 @@
-"""Corpora: where the text comes from."""
+"""Corpora: the source of the training text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pipeline.plugin.components.base import Component
 
 @dataclass(frozen=True)
 class Document:
-    """One document.
+    """One document of a corpus.
 
     Attributes:
-        name: Unique in the corpus; it decides the document's side when documents are split.
-        text: The text, or its consecutive blocks when it may be too large for memory.
-        split: "train", "val" or "test" where the corpus itself says so.
+        name: Unique in the corpus. With `split.by: document` a hash of it assigns the document to train, val or
+            test.
+        text: The text, or an iterable of consecutive blocks of it if it may be too large for memory.
+        split: "train", "val" or "test" if the corpus assigns the document itself, else None.
     """
 
     name: str
@@ -28,14 +29,14 @@ class Document:
 
 
 class Corpus(Component):
-    """Where the text comes from."""
+    """A source of text."""
 
     @abstractmethod
     def documents(self, root: Path) -> Iterator[Document]:
-        """The documents, always in the same order; `root` is the folder of the person's own texts, data/raw."""
+        """Yields the documents, always in the same order. `root` is data/raw, the folder of the user's texts."""
 
     def notes(self, root: Path) -> Iterable[str]:
-        """What a person should know before the texts are read, a line each: which files are left out, say."""
+        """Messages to print before the texts are read, one line each, such as the files that are left out."""
         return ()
 
     def packages(self) -> Iterable[str]:
@@ -46,18 +47,22 @@ class Corpus(Component):
         return ()
 
     def decoded(self, data: Iterable[bytes], name: str) -> Iterator[str]:
-        """A plain text in blocks, read as the corpus reads its own: what `pipeline score` uses. Here: UTF-8.
+        """Decodes a plain-text file as the corpus decodes its texts (default: UTF-8). `pipeline score` uses it.
+
+        Args:
+            data: The bytes of the file, in blocks.
+            name: The name of the file, for error messages.
 
         Raises:
-            ValueError: bytes that are no text; says which, and `name`.
+            ValueError: the bytes cannot be decoded; the message has `name` and the offset of the first bad byte.
         """
         decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
         for block in chain(data, [b""]):
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                # error.object is what the decoder held back from the last block, then this block.
-                place = offset + len(block) - len(error.object) + error.start
-                raise ValueError(f"{name} is not UTF-8 at byte {place:,}: convert it") from None
+                # error.object is the decoder's remainder of the previous block, followed by this block.
+                position = offset + len(block) - len(error.object) + error.start
+                raise ValueError(f"{name} is not UTF-8 at byte {position:,}: convert it") from None
             yield text if offset else text.removeprefix("\ufeff")
             offset += len(block)

@@ -1,4 +1,4 @@
-"""Callbacks of training, and the events that they receive."""
+"""Training callbacks and the events that they receive."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 
 class StopTraining(Exception):  # noqa: N818 - a request, not an error
-    """Raised by an eval callback to end the run here; its text says why."""
+    """Raised by an eval callback to stop training after this evaluation. Its message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingEvent:
-    """What a callback is given, whenever it is called.
+    """What all callback methods receive.
 
     Attributes:
-        step: Optimizer steps done; in `before_update` the one at hand included.
-        total_steps: Optimizer steps the whole run will do.
-        metrics: The numbers that are known by now, such as "val.loss" (nats a token).
+        step: The number of optimizer steps done; in `before_update`, including the current one.
+        total_steps: The number of optimizer steps of the run.
+        metrics: The numbers recorded so far for this step or evaluation, such as "val.loss" (nats per token).
         model: The model, in eval mode: `model(ids)` takes ids [B, T] and returns a `ModelOutput`, whose `logits`
-            are [B, T, V]. Only step methods may change it.
-        batches: `batches("train")` or `batches("val")` yields ids [B, T + 1], on the model's device: the windows
-            that evaluations during training read, the same ones each time; the last id of each is a target only.
-        loss: `loss(ids)` is the plain negative log-likelihood of each id [B, T + 1] after the first, in nats
-            [B, T], in float64 and without a gradient.
-        memory: This callback's own dict of plain values and tensors; it is saved and restored with the run.
+            are [B, T, V]. Only `before_update` and `after_step` may change it.
+        batches: `batches("train")` or `batches("val")` yields ids [B, T + 1] on the model's device: the windows
+            used for evaluation during training, always the same ones. The last id of each window is only a target.
+        loss: `loss(ids)`, for ids [B, T + 1], returns the negative log-likelihood of each id after the first, in
+            nats [B, T], float64, without gradient.
+        memory: The callback's state: a dict of plain values and tensors, saved and restored with the run.
     """
 
     step: int
@@ -44,12 +44,12 @@ class TrainingEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationEvent(TrainingEvent):
-    """One evaluation during training, as a callback sees it.
+    """One evaluation during training.
 
     Attributes:
-        history: The numbers of the earlier evaluations, oldest first.
-        generate: `generate(prompt, max_new_tokens, temperature=0.0)` continues a text.
-        show: Prints a text and keeps it for the report.
+        history: The metrics of the previous evaluations, oldest first.
+        generate: `generate(prompt, max_new_tokens, temperature=0.0)` returns the prompt and its continuation.
+        show: `show(text)` prints a text and adds it to the report.
     """
 
     history: Sequence[Mapping[str, float]]
@@ -59,55 +59,71 @@ class EvaluationEvent(TrainingEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent(TrainingEvent):
-    """One optimizer step, as a callback sees it.
+    """One optimizer step.
 
-    Every rank calls the step methods with the same numbers. The parameters of `model` have their gradients; with
-    `runtime.strategy: fsdp` each rank holds a shard of every parameter and gradient. Random numbers are a function
-    of the run's seed and the step.
+    The step methods run on every rank, with the same metrics. The parameters of `model` have gradients; with
+    `runtime.strategy: fsdp` each rank holds a shard of every parameter and gradient. The random generators are
+    seeded from the run's seed and the step.
 
     Attributes:
-        full: `full(tensor)` is all of a parameter or gradient, where ranks hold shards; all ranks must call it.
+        full: `full(tensor)` returns the unsharded parameter or gradient. It is a collective: all ranks must call
+            it.
     """
 
     full: Callable[[torch.Tensor], torch.Tensor]
 
 
 class EvalCallback(Component):
-    """Something to do during training: after an evaluation, or at each step. It has one of these methods, or more;
-    those that it lacks cost nothing."""
+    """A training callback: it runs after each evaluation or at each step. A subclass overrides one or more of the
+    methods; methods that are not overridden cost nothing."""
 
     records_only: ClassVar[bool] = False
-    """Whether it only writes elsewhere what it is told, as a tracker does: it returns no numbers, does not call
-    `event.show`, does not raise `StopTraining`. So it cannot change a result, and adding, changing or removing it
-    continues a run."""
+    """Whether the callback only records, as an experiment tracker does. Then it must not return numbers, call
+    `event.show` or raise `StopTraining`. It cannot change a result, so a run can be resumed after such a callback
+    is added, changed or removed."""
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
-        """Returns numbers to record beside the evaluation's (an empty dict for none). Only rank 0 calls it.
+        """Called after each evaluation, on rank 0 only.
+
+        Returns:
+            Numbers to record with the metrics of this evaluation; an empty dict for none.
 
         Raises:
-            StopTraining: the run should end here.
+            StopTraining: training should stop after this evaluation.
         """
         return {}
 
     def before_update(self, event: StepEvent) -> dict[str, float] | None:
-        """Is called at each step when the gradients of all micro-batches and ranks are added up, before they are
-        clipped and the optimizer steps; may change them. Returns numbers for metrics/steps.tsv."""
+        """Called at each step after the gradients of all micro-batches and ranks are summed, before clipping and
+        the optimizer step. May change the gradients.
+
+        Returns:
+            Numbers for metrics/steps.tsv, or None.
+        """
 
     def after_step(self, event: StepEvent) -> dict[str, float] | None:
-        """Is called after each optimizer step; may change the weights. Returns numbers for metrics/steps.tsv."""
+        """Called after each optimizer step. May change the weights.
+
+        Returns:
+            Numbers for metrics/steps.tsv, or None.
+        """
 
     def eval_weights(self, event: StepEvent) -> Mapping[str, torch.Tensor] | None:
-        """Returns the weights that are evaluated and published in place of the trained ones, by the names of
-        `event.model.named_parameters()` (None for the trained ones). Training goes on with its own.
+        """The weights to evaluate and publish instead of the trained ones, such as their moving average.
 
-        It must change nothing, and follow from `event.memory` and the model alone.
+        Training continues with the trained weights. The method must not change the model or the memory, and its
+        result must depend only on them.
+
+        Returns:
+            Tensors by the names in `event.model.named_parameters()`, or None for the trained weights. Parameters
+            that are left out keep the trained weights.
         """
 
     @classmethod
     def has(cls, method: str) -> bool:
-        """Whether it has this method."""
+        """Whether the class overrides this method."""
         return getattr(cls, method) is not getattr(EvalCallback, method)
 
 
 CALLBACK_METHODS = ("on_evaluation", "before_update", "after_step", "eval_weights")
-"""What a callback can do."""
+"""The methods that a callback may override."""

@@ -1,4 +1,4 @@
-"""Exporters: forms in which other programs load the model."""
+"""Exporters: file formats that other programs load."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A trained model as an exporter sees it.
+    """The trained model that an exporter writes.
 
     Attributes:
         config: The architecture: its `name`, the shape (vocab_size, context_length, n_layers, n_heads, emb_dim, …)
             and its own options, such as qkv_bias.
-        weights: The model's state dict, in float32 on the CPU; the head without its padding rows.
-        model: The checkpoint as a module, ids [B, T] → logits [B, T, V] in float32: on the CPU, in eval mode, to be
-            traced or compiled.
-        pattern: The tokenizer's split pattern (a regular expression).
-        ranks: The tokenizer's byte sequences and their ids, which are also the order of merging. They hold every
-            single byte, or else are the only characters that the tokenizer knows.
-        special_tokens: Special tokens and their ids.
-        end_of_text: Which of the special tokens ends a document.
-        encode: text → ids, special tokens' texts being ordinary text.
+        weights: The state dict of the model, float32, on the CPU; the head without padding rows.
+        model: The checkpoint as a module for tracing or compiling, ids [B, T] → logits [B, T, V] in float32; on the
+            CPU, in eval mode.
+        pattern: The pre-tokenization pattern of the tokenizer, a regular expression.
+        ranks: The byte sequences of the vocabulary and their ids, which are also the merge order (as in tiktoken).
+            Either every single byte is among them, or they are the only characters that the tokenizer can encode.
+        special_tokens: The special tokens and their ids.
+        end_of_text: The special token that ends a document.
+        encode: text → ids; special tokens in the text are encoded as ordinary text.
         decode: ids → text.
-        logits: What `model` gives, without gradients: ids [B, T] → the checkpoint's logits [B, T, V] in float32.
-        greedy: `greedy(ids, n)` → the n ids that the checkpoint continues with, greedily.
-        text: A piece of held-out text to prove the export with.
+        logits: ids [B, T] → the checkpoint's logits [B, T, V] in float32, without gradients.
+        greedy: `greedy(ids, n)` → the n ids of the checkpoint's greedy continuation.
+        text: A piece of held-out text, to verify the export with.
     """
 
     config: Mapping[str, Any]
@@ -52,22 +52,23 @@ class ExportSource:
 
 
 class Exporter(Component):
-    """A form in which other programs load the model."""
+    """A file format that other programs load."""
 
     @abstractmethod
     def export(self, source: ExportSource, folder: Path) -> None:
-        """Writes the export into `folder`, which is empty.
+        """Writes the export into the empty `folder`.
 
         Raises:
-            ValueError: this format has no form for such a model; nothing is published.
+            ValueError: the format does not support this model; nothing is published. The message says why.
         """
 
     @abstractmethod
     def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:
-        """Loads what was written with the program that will read it and holds it against the checkpoint.
+        """Loads the export with the program it is meant for, and compares its results with the checkpoint's.
 
         Returns:
-            What was compared, with which reader and how far apart: it becomes verification.json.
+            The content of verification.json: the name of the `reader`, what was compared, and the differences
+            found.
 
         Raises:
             ValueError: the export does not reproduce the checkpoint; nothing is published.

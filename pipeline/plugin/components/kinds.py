@@ -1,4 +1,4 @@
-"""The table of the kinds of component."""
+"""The table of component kinds."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ class Kind:
     """A kind of component.
 
     Attributes:
-        singular, plural: Its names; the plural is its folder under plugins/ and the end of its hook's name.
-        base: What its components are subclasses of.
-        chosen_by: The key of params.yaml that chooses among them.
-        optional_arguments: Keyword arguments that its method receives if it has parameters of these names.
+        singular, plural: Its names. The plural is the name of its folder in plugins/, and its hook is
+            register_PLURAL.
+        base: The base class of its components.
+        chosen_by: The key of params.yaml that selects a component.
+        optional_arguments: Keyword arguments that the component's method receives if it has parameters of these
+            names.
     """
 
     singular: str

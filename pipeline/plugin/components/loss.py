@@ -1,4 +1,4 @@
-"""Losses: what training minimises."""
+"""Losses: the training objective."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ if TYPE_CHECKING:
 
 
 class Loss(Component):
-    """What training minimises, token by token."""
+    """The training objective, computed per target token."""
 
     @abstractmethod
     def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
-        """The loss of each target in nats.
+        """Computes the loss of each target.
 
         Args:
-            output: What the model computed; use `output.logits` [B, T, V], or `hidden` and `head_weight`.
-            targets: The ids to predict [B, T]; `IGNORED` (−100) means 0 nats and no gradient there.
+            output: The model's output: use `output.logits` [B, T, V], or `hidden` and `head_weight`.
+            targets: The ids to predict [B, T]; at `IGNORED` (−100) the loss must be 0 and have no gradient.
 
-        With a parameter of this name it is also given
+        If the method has parameters of these names, it also receives
 
-        - `inputs`: the ids [B, T] that the model saw;
-        - `step` and `total_steps`: the step, from 0 on, and how many the run has;
-        - `teacher`: a frozen model, `teacher(inputs)` → `ModelOutput`; the option `teacher` names its folder below
-          data/weights, a checkpoint with the same tokenizer.
+        - `inputs`: the input ids [B, T];
+        - `step` and `total_steps`: the index of the step, from 0, and the number of steps of the run;
+        - `teacher`: a frozen model, called as `teacher(inputs)`, which returns a `ModelOutput`. The option
+          `teacher` of the loss names the teacher's folder below data/weights: a checkpoint with the same tokenizer.
 
         Returns:
-            Nats [B, T]. The loop alone sums, scales, accumulates and counts tokens.
+            The loss per target in nats [B, T]. Do not average: the training loop divides by the number of targets
+            of the whole batch, over all micro-batches and ranks.
         """

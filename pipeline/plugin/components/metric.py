@@ -1,4 +1,4 @@
-"""Metrics over held-out text, and metrics of tasks."""
+"""Metrics over the held-out text, and metrics of tasks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Some of the held-out targets, N of them in the text's order, and what the model said of each.
+    """N held-out targets, in the order of the text, and the model's predictions for them.
 
-    The tensors are on the model's device. They are to be read during the call only: their memory is used again.
+    The tensors are on the model's device. Read them only during the call: their memory is reused afterwards.
 
     Attributes:
         targets: The true ids [N], int64.
-        nats: Their negative log-likelihoods [N], float64.
-        correct: Whether the likeliest token was the true one [N], bool.
-        confidence: The likeliest token's probability [N], float64.
-        positions: How many tokens of the context came before each, less one [N], int64: 0 … T−1.
-        bytes: The bytes of text that each stands for [N], int64: 0 for special tokens.
-        logits: What the model predicted in their places [N, V], in float32 (or wider).
+        nats: The negative log-likelihood of each target [N], float64.
+        correct: Whether the most likely token is the target [N], bool.
+        confidence: The probability of the most likely token [N], float64.
+        positions: The position in the context window from which each target was predicted [N], int64: 0 … T − 1.
+        bytes: The number of bytes of text of each target [N], int64: 0 for special tokens.
+        logits: The logits from which each target was predicted [N, V], float32 or wider.
     """
 
     targets: torch.Tensor
@@ -40,34 +40,35 @@ class TokenScores:
 
 
 class Metric(Component):
-    """Numbers over held-out text, from sums over its tokens."""
+    """A metric over the held-out text, computed from sums over its tokens."""
 
     @abstractmethod
     def update(self, sums: dict[str, float], scores: TokenScores) -> None:
-        """Adds further targets to the sums.
+        """Adds targets to the sums.
 
         Args:
-            sums: Sums by names of the metric's own; one that is not there yet is 0, so `sums["hits"] += 1` works.
-                The sums of two parts of a text, added up, must be those of the whole.
-            scores: The targets: any number of them, at least one.
+            sums: The metric's sums, by any names. Missing names are 0, so `sums["hits"] += 1` works. The sums over
+                two parts of a text must add up to the sums over the whole text.
+            scores: One or more targets with their predictions.
         """
 
     @abstractmethod
     def result(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """The numbers, by their names in metrics/evaluate.json, from the sums of at least one target."""
+        """The metric's numbers, by their names in metrics/evaluate.json. The sums are over at least one target."""
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """A trained model that is asked in texts.
+    """A trained model with a text interface.
 
     Attributes:
-        score: `score(text, prompt="")` is the text's negative log-likelihood after the prompt, in nats, summed over
-            its tokens.
-        choose: `choose(prompt, options)` is the number of the likeliest option, from 0: of the lowest such sum.
-        generate: `generate(prompt, max_new_tokens=50, temperature=0.0)` is the prompt and what follows;
-            temperature 0 takes the likeliest token each time.
-        folder: data/tasks, where the texts of tasks lie: the evaluate stage depends on it.
+        score: `score(text, prompt="")` returns the negative log-likelihood of the text after the prompt, in nats,
+            summed over its tokens.
+        choose: `choose(prompt, options)` returns the index of the most likely option: the one with the lowest
+            score.
+        generate: `generate(prompt, max_new_tokens=50, temperature=0.0)` returns the prompt and its continuation;
+            temperature 0 always takes the most likely token.
+        folder: data/tasks, the folder for the files of tasks. The evaluate stage depends on it.
     """
 
     score: Callable[..., float]
@@ -77,19 +78,19 @@ class TextModel:
 
 
 class TaskMetric(Metric):
-    """Numbers from a task of its own, not from the held-out text."""
+    """A metric from a separate task instead of the held-out text."""
 
     def update(self, sums: dict[str, float], scores: TokenScores) -> None:
-        """Nothing: a task is not about the held-out text."""
+        """Does nothing: a task does not use the held-out text."""
 
     def result(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Nothing."""
+        """Returns nothing: see `run`."""
         return {}
 
     @abstractmethod
     def run(self, model: TextModel) -> dict[str, float]:
-        """The numbers, by the names that metrics/evaluate.json has for them under `tasks`.
+        """Runs the task and returns its numbers, by their names under `tasks` in metrics/evaluate.json.
 
         Raises:
-            ValueError: the task's texts are missing or damaged; says which file and how to fix it.
+            ValueError: a file of the task is missing or invalid; the message names the file and the fix.
         """

@@ -17,20 +17,22 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
-"""A target that is not to be learnt: 0 nats and no gradient there."""
+"""A masked target: its loss is 0 nats and it has no gradient."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
 class ModelShape:
-    """The sizes that every architecture has; most are keys of params.yaml's section `model`. They are checked.
+    """The sizes that all architectures share, validated. Most are keys of the section `model` in params.yaml.
 
     Attributes:
-        vocab_size: V, the number of the tokenizer's ids.
-        context_length: T, the most tokens seen at once.
-        n_layers, n_heads, emb_dim: Blocks, heads in each, and width D, a multiple of n_heads.
-        dropout: Share of activations dropped in training.
-        pad_vocab_to: The rows of embedding and head are padded to a multiple of this.
-        document_end: The id that ends a document, if a token is to see its own document only; else None.
+        vocab_size: V, the number of ids of the tokenizer.
+        context_length: T, the maximum number of input tokens.
+        n_layers: The number of blocks.
+        n_heads: The number of attention heads per block.
+        emb_dim: D, the width of the residual stream; a multiple of n_heads.
+        dropout: The dropout probability in training.
+        pad_vocab_to: The number of rows of the embedding and the head is padded to a multiple of this.
+        document_end: The id that ends a document, if tokens must attend only within their own document; else None.
     """
 
     vocab_size: Dimension
@@ -47,30 +49,31 @@ class ModelShape:
         if self.emb_dim % self.n_heads:
             raise ValueError(f"emb_dim {self.emb_dim} must be a multiple of n_heads {self.n_heads}")
         if self.document_end is not None and self.document_end >= self.vocab_size:
-            raise ValueError(f"document_end {self.document_end} is no id of a vocabulary of {self.vocab_size}")
+            raise ValueError(f"document_end {self.document_end} must be below vocab_size {self.vocab_size}")
         return self
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding and the head."""
+        """The number of rows of the embedding and the head, padding included."""
         return -(-self.vocab_size // self.pad_vocab_to) * self.pad_vocab_to
 
     @property
     def head_dim(self) -> int:
-        """Width of one head."""
+        """The width of one attention head."""
         return self.emb_dim // self.n_heads
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What the model computed for a batch.
+    """The output of a model for one batch.
 
     Attributes:
-        hidden: The last hidden states, after the final norm: [B, T, D].
-        head_weight: The output head, padding rows included: [padded V, D].
-        vocab_size: V, the real vocabulary; ids from V on are padding.
-        auxiliary: A scalar in nats that training adds to the mean loss of a target, such as a mixture of experts'
-            balance loss. It is part of `train.objective`, never of `train.loss` and `val.loss`.
+        hidden: The last hidden states [B, T, D], after the final norm.
+        head_weight: The weight of the output head [padded V, D], padding rows included.
+        vocab_size: V, the size of the vocabulary; the head's rows from V on are padding.
+        auxiliary: An auxiliary loss: a scalar in nats, such as the load-balancing loss of a mixture of experts.
+            Training adds it to the mean loss per target. It is part of `train.objective`, but not of `train.loss`
+            and `val.loss`.
     """
 
     hidden: torch.Tensor
@@ -80,21 +83,23 @@ class ModelOutput:
 
     @cached_property
     def logits(self) -> torch.Tensor:
-        """The logits over the real vocabulary in float32 (or wider): [B, T, V]. Computed when first asked for."""
+        """The logits [B, T, V] in float32 or wider, without padding. Computed on first access."""
         logits = self.hidden @ self.head_weight[: self.vocab_size].to(self.hidden.dtype).T
         return logits if logits.element_size() >= 4 else logits.float()
 
     def cross_entropy(
         self, targets: torch.Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
     ) -> torch.Tensor:
-        """The negative log-likelihood of each target in nats [B, T], 0 where it is `IGNORED`.
+        """The negative log-likelihood of each target in nats [B, T]; 0 where the target is `IGNORED`.
 
-        In training it is computed without all logits ever being held, many times cheaper than through `logits`.
+        Training uses a fused version that never holds all logits in memory; it is much cheaper than `logits`.
 
         Args:
-            targets: Ids [B, T].
-            label_smoothing: Share of the target's probability that is spread evenly over the vocabulary.
-            z_loss: Weight of the squared log-normaliser, added to each.
+            targets: The target ids [B, T].
+            label_smoothing: The probability mass taken from the target and spread evenly over the vocabulary
+                (Szegedy et al., 2016).
+            z_loss: The weight of the added z-loss, log² Z per target, where Z is the softmax normaliser
+                (Chowdhery et al., 2022).
         """
         import torch.nn.functional as F
 
@@ -109,23 +114,26 @@ class ModelOutput:
 
 
 class Model(Component):
-    """An architecture. Its fields are the options that it alone has; what every architecture has is the shape."""
+    """A model architecture. Its fields are its own options; the sizes that all architectures share are
+    `ModelShape`."""
 
     @abstractmethod
     def build(self, shape: ModelShape) -> torch.nn.Module:
-        """A decoder over token ids, its weights drawn from torch's random generator.
+        """Builds a causal decoder, its weights initialised with torch's global random generator.
 
-        The module's `forward(ids, cache=None)` takes ids [B, T] and returns a `ModelOutput`; no token may change
-        what is computed for those before it. All that decides the result is in its state dict: parameters and
-        persistent buffers. Embeddings have "embedding" in their name, and a head of its own is "head.weight".
+        The module's `forward(ids, cache=None)` takes ids [B, T] and returns a `ModelOutput`. It must be causal: the
+        output at a position depends only on the tokens up to it. Its state dict (parameters and persistent buffers)
+        must determine its output completely. Naming rules: embeddings have "embedding" in their name; an output
+        head that is not tied to the embedding is named "head.weight".
 
-        A module may also have
+        Optional attributes of the module:
 
-        - `blocks`, an `nn.ModuleList` of its layers: they are compiled and sharded one by one, else the whole is;
-        - `make_cache(batch)`, for generation: an object that `forward` reads and extends, so that ids continue
-          those before. Its optional `crop(length)` forgets all but the first tokens. Without a cache, each new
-          token computes the whole text.
+        - `blocks`, an `nn.ModuleList` of its layers, which are then compiled and sharded one by one (without it:
+          the whole module at once);
+        - `make_cache(batch)`, a key-value cache for generation: an object that `forward` reads and extends, so that
+          `ids` continue the tokens seen so far. Its optional method `crop(length)` drops all tokens but the first
+          `length`. Without a cache, the whole text is recomputed for each new token.
 
         Raises:
-            ValueError: there is no such model: a size does not fit, or it cannot mask at a `document_end`.
+            ValueError: a size does not fit this architecture, or it does not support `document_end`.
         """

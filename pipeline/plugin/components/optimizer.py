@@ -13,29 +13,29 @@ if TYPE_CHECKING:
 
 
 class Optimizer(Component):
-    """How the weights follow the gradients."""
+    """An optimizer: how gradients update the weights."""
 
     works_on_shards: ClassVar[bool] = False
-    """Whether it is right, too, when each process holds a share of every parameter (`runtime.strategy: fsdp`), as
-    what treats each number for itself is; else it is refused there."""
+    """Whether the update is correct when each rank holds only a shard of every parameter (`runtime.strategy:
+    fsdp`), as elementwise updates are. If False, training with fsdp refuses this optimizer."""
 
     @abstractmethod
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
-        """A torch optimizer over every parameter, each exactly once.
+        """Builds a torch optimizer that holds every parameter exactly once.
 
-        With a parameter `total_steps` it is also told how many optimizer steps the run has (one that is extended:
-        before that). Where the optimizer has methods `train()` and `eval()`, they are called before and after
-        training steps; the weights that `eval()` leaves are evaluated and published.
+        If the method has a parameter `total_steps`, it receives the number of optimizer steps of the run (before
+        any extension). If the optimizer has methods `train()` and `eval()`, as schedule-free optimizers have, they
+        are called before and after training steps; the weights after `eval()` are evaluated and published.
 
-        Embeddings have "embedding" in their name, the output head is "head.weight", and everything else
-        with two dimensions is a hidden matrix. The schedule multiplies each group's initial `lr`.
+        Embeddings have "embedding" in their name, the output head is "head.weight", and every other parameter with
+        two dimensions is a hidden matrix. The learning rate of a group is its initial `lr` times the schedule.
         """
 
     @staticmethod
     def decay_groups(
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
     ) -> list[dict[str, Any]]:
-        """The usual groups for `build`: matrices decay; norms, biases and embeddings do not."""
+        """Parameter groups for `build`: weight decay for matrices, none for norms, biases and embeddings."""
         decayed: list[torch.nn.Parameter] = []
         undecayed: list[torch.nn.Parameter] = []
         for name, parameter in named_parameters:

@@ -1,4 +1,4 @@
-"""Samplers: changes to the distribution of the next token."""
+"""Samplers: they change the distribution of the next token."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ if TYPE_CHECKING:
 
 
 class Sampler(Component):
-    """A change to the next token's distribution; samplers compose in the order they are listed."""
+    """A change to the distribution of the next token. Samplers are applied in the order of
+    `evaluate.samplers.use`."""
 
     @abstractmethod
     def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """New logits.
+        """Computes new logits; must not change its arguments.
 
         Args:
-            logits: The next token's logits [B, V]; −inf means never.
+            logits: The logits of the next token [B, V]; −inf excludes a token.
             tokens: The ids so far [B, T].
 
-        With a parameter of this name it is also given, and is then called for each sequence by itself (B is 1),
+        If the method has parameters of these names, it also receives them, and is called for one sequence at a time
+        (B = 1):
 
-        - `prompt_length`: how many of `tokens` are the prompt;
-        - `memory`: a dict of its own, empty when the prompt ends.
+        - `prompt_length`: the number of `tokens` that are the prompt;
+        - `memory`: a dict for the sampler's state in this sequence, empty at the end of the prompt.
 
         Returns:
-            Logits [B, V] with at least one finite value in each row. The core draws once, at the end.
+            Logits [B, V] with at least one finite value per row; −inf must stay −inf. A token is drawn once, after
+            all samplers.
         """

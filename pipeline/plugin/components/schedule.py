@@ -1,4 +1,4 @@
-"""Schedules of the learning rate."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from pipeline.plugin.components.base import Component
 
 
 class Schedule(Component):
-    """How the learning rate moves after warm-up.
+    """The learning rate after warm-up, as a factor of the peak rate.
 
-    Warm-up is the loop's: a linear climb, whose last step has the peak. A run that is extended climbs once more and
-    follows its schedule again; one whose schedule is still at 1 at its end stays there.
+    The training loop does the warm-up: a linear increase whose last step has the peak rate. A run that is extended
+    warms up again and repeats the schedule, unless the schedule is still at 1 at its last step: then the rate stays
+    at the peak.
     """
 
     @abstractmethod
     def __call__(self, step: int, steps: int, warmup: int) -> float:
-        """What the optimizer's rates are multiplied by, 1 being the peak.
+        """The factor by which the optimizer's learning rates are multiplied; 1 is the peak.
 
         Args:
-            step: The step, from 0 on; warmup ≤ step < steps.
-            steps: Optimizer steps of the run.
-            warmup: Steps of warm-up.
+            step: The index of the step, from 0; warmup ≤ step < steps.
+            steps: The number of optimizer steps of the run.
+            warmup: The number of warm-up steps.
         """
 
     @staticmethod
     def progress(step: int, steps: int, warmup: int, decay: float = 1.0) -> float:
-        """The share of the way from the peak (the last step of warm-up) to the last step, from 0 to 1.
+        """The progress of the decay, from 0 at the peak (the last step of warm-up) to 1 at the last step.
 
         Args:
-            step, steps, warmup: As above.
-            decay: The share of all steps that the way takes, at the end; 0 before.
+            step, steps, warmup: As in `__call__`.
+            decay: The fraction of all steps over which the rate decays, at the end of the run; 0 before them.
         """
         peak = max(warmup - 1, 0, steps - 1 - round(decay * steps))
         return min((step - peak) / (steps - 1 - peak), 1.0) if step > peak else 0.0

@@ -1,4 +1,4 @@
-"""Trackers: programs that show a run's numbers while it trains and beside those of other runs."""
+"""Experiment trackers: they record the metrics of runs, to watch and compare them."""
 
 from pipeline.plugin import EvalCallback, hookimpl
 

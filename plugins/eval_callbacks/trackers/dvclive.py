@@ -1,4 +1,4 @@
-"""The numbers in DVCLive's files, while the run trains and beside those of other runs."""
+"""The DVCLive tracker."""
 
 import json
 import os
@@ -9,20 +9,21 @@ from pipeline.plugin import EvalCallback, EvaluationEvent
 
 from .runs import run_folder
 
-_FOLDER = ".dvclive"  # ignored by git and DVC: no stage's output, and no reason to run one again
+_FOLDER = ".dvclive"  # ignored by git and DVC; not an output of a stage
 
 
 class DVCLive(EvalCallback):
-    """Writes every number as DVCLive does, in a folder below .dvclive; listed last, the others' too."""
+    """Records all metrics with DVCLive, in a folder below .dvclive. List it last to record other callbacks'
+    numbers."""
 
     name: ClassVar[str] = "dvclive"
     records_only: ClassVar[bool] = True
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
-        """Adds the numbers to the run's folder, whose name the memory holds.
+        """Adds the metrics to the run's folder, whose name is in the memory.
 
-        A folder that is not at the evaluation before this one (the run resumed from an earlier state, or the
-        folder was removed) is written anew from the history: no row is there twice, and none is missing.
+        If the folder does not end with the previous evaluation (the run resumed from an earlier checkpoint, or the
+        folder was removed), it is rewritten from the history, so that no row is duplicated or missing.
 
         Raises:
             ModuleNotFoundError: the package dvclive is not installed.
@@ -37,10 +38,10 @@ class DVCLive(EvalCallback):
         folder = run_folder(_FOLDER, event.memory)
         going_on = _step(folder) == (event.history[-1]["step"] if event.history else None)
 
-        os.environ["DVC_STUDIO_OFFLINE"] = "true"  # each Live would announce another run there
+        os.environ["DVC_STUDIO_OFFLINE"] = "true"  # each Live object would start a new run in DVC Studio
         live = Live(str(folder), resume=going_on, save_dvc_exp=False, dvcyaml=False)
         live.step = event.step
-        live.make_summary()  # first: a folder that is left half written is not taken for the evaluation before
+        live.make_summary()  # first, so that an incomplete folder is not mistaken for the previous evaluation
         for row in [event.metrics] if going_on else [*event.history, event.metrics]:
             live.step = int(row["step"])
             for name in event.metrics:
@@ -51,7 +52,7 @@ class DVCLive(EvalCallback):
 
 
 def _step(folder: Path) -> int | None:
-    """The last step that a folder holds; None where it holds none, or damaged ones."""
+    """The last step in a folder; None if there is none or its file is corrupt."""
     try:
         step: int = json.loads((folder / "metrics.json").read_text())["step"]
     except (OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""The numbers in MLflow: in a folder that every run shares, or on a server."""
+"""The MLflow tracker."""
 
 import os
 import sys
@@ -9,40 +9,41 @@ from pipeline.plugin import EvalCallback, EvaluationEvent
 
 from .runs import project_folder, run_name
 
-_FOLDER = ".mlflow"  # ignored by git and DVC: no stage's output, and no reason to run one again
+_FOLDER = ".mlflow"  # ignored by git and DVC; not an output of a stage
 _AT_ONCE = 1000
-"""Numbers that MLflow takes in one call."""
+"""The maximum number of metrics in one call to MLflow."""
 
 
 class MLflow(EvalCallback):
-    """Writes every number to MLflow, in the folder .mlflow or on a server; listed last, the others' too.
+    """Records all metrics with MLflow, in the folder .mlflow or on a server. List it last to record other
+    callbacks' numbers.
 
-    `MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri .mlflow` shows the folder; that is in the package
-    mlflow, of which this needs mlflow-skinny only.
+    View the folder with `MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri .mlflow` (package mlflow). To
+    record, the package mlflow-skinny is enough.
     """
 
     name: ClassVar[str] = "mlflow"
     records_only: ClassVar[bool] = True
 
     experiment: str = "gpt"
-    """The experiment that the run belongs to."""
+    """The name of the MLflow experiment."""
     uri: str = ""
-    """Where to: such as http://localhost:5000, or a folder as file:///…; empty for .mlflow in the project."""
+    """The tracking URI, such as http://localhost:5000 or file:///…; empty for the project's folder .mlflow."""
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
-        """Adds the numbers to the run whose id the memory holds.
+        """Adds the metrics to the MLflow run whose id is in the memory.
 
-        What the run holds already, from before it went on from an earlier state, is not written again; what is
-        missing is taken from the history. A run that was removed, or is damaged, is begun anew. A server that
-        cannot be reached later on stops no run.
+        After a resume from an earlier checkpoint, metrics that MLflow already has are not written again; missing
+        ones are added from the history. If the run was removed or is corrupt, a new one is created. Training
+        continues if the server cannot be reached after the first evaluation.
 
         Raises:
             ModuleNotFoundError: the package mlflow-skinny is not installed.
             MlflowException: the first evaluation cannot be written.
         """
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # without it MLflow wants a database, and more packages
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own seven take minutes
+        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # otherwise MLflow requires a database and more packages
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 takes minutes
         try:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
@@ -63,11 +64,11 @@ class MLflow(EvalCallback):
         except MlflowException as error:
             if not event.history:
                 raise
-            print(f"mlflow: {error}: this evaluation is written with the next", file=sys.stderr)
+            print(f"mlflow: {error}: will be written at the next evaluation", file=sys.stderr)
         return {}
 
     def _add(self, client: Any, event: EvaluationEvent) -> None:
-        """Writes what the run does not hold yet."""
+        """Writes the metrics that the run does not have yet."""
         from mlflow.entities import Metric
 
         if "run" not in event.memory:
@@ -78,7 +79,7 @@ class MLflow(EvalCallback):
         metrics = []
         for name in event.metrics:
             if name != "step":
-                key = name.replace(".", "/", 1)  # what is before a / is a group
+                key = name.replace(".", "/", 1)  # MLflow groups metrics by the part before /
                 there = {point.step for point in client.get_metric_history(run, key)}
                 rows = [row for row in [*event.history, event.metrics] if name in row and row["step"] not in there]
                 metrics += [Metric(key, row[name], now, int(row["step"])) for row in rows]

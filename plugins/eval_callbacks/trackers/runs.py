@@ -1,4 +1,4 @@
-"""Where trackers write: a folder for each run, which is no stage's output and no reason to run one again."""
+"""The folders of trackers: one per run. They are not outputs of a stage, so they never make a stage run again."""
 
 import os
 from datetime import datetime
@@ -8,17 +8,17 @@ from typing import Any
 
 
 def project_folder(name: str) -> Path:
-    """The folder `name` of the project; an experiment in a copy writes into the main project too."""
+    """The folder `name` of the project. DVC experiments in a copy also write into the main project."""
     return Path(os.environ.get("DVC_ROOT") or ".") / name
 
 
 def run_name() -> str:
-    """What a run is called: as its experiment, or after the time."""
+    """The name of a new run: that of the DVC experiment, or the current time."""
     return os.environ.get("DVC_EXP_NAME") or f"{datetime.now():%Y-%m-%d-%H%M%S}"
 
 
 def run_folder(parent: str, memory: dict[str, Any]) -> Path:
-    """The run's own folder below `parent` in the project, whose name the callback's memory holds."""
+    """The folder of the run below `parent` in the project; its name is stored in the callback's memory."""
     runs = project_folder(parent)
     if "run" not in memory:
         name = run_name()

@@ -1,4 +1,4 @@
-"""Curves in TensorBoard, while the run trains and beside those of other runs."""
+"""The TensorBoard tracker."""
 
 import os
 import time
@@ -8,21 +8,22 @@ from pipeline.plugin import EvalCallback, EvaluationEvent
 
 from .runs import run_folder
 
-_FOLDER = ".tensorboard"  # ignored by git and DVC: no stage's output, and no reason to run one again
+_FOLDER = ".tensorboard"  # ignored by git and DVC; not an output of a stage
 _FILE = "events.out.tfevents.train"
 
 
 class TensorBoard(EvalCallback):
-    """Writes every number as a curve for `tensorboard --logdir .tensorboard`; listed last, the others' too."""
+    """Records all metrics for `tensorboard --logdir .tensorboard`. List it last to record other callbacks'
+    numbers."""
 
     name: ClassVar[str] = "tensorboard"
     records_only: ClassVar[bool] = True
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
-        """Adds the numbers to the run's file.
+        """Adds the metrics to the run's event file.
 
-        The memory holds the run's folder and how long the file was. A run that resumes from an earlier state,
-        which remembers a shorter file, cuts off what is to be written again: no point is there twice.
+        The memory has the name of the run's folder and the length of the file. A run that resumes from an earlier
+        checkpoint truncates the file to the length in its memory, so that no point is duplicated.
 
         Raises:
             ModuleNotFoundError: the package tensorboard is not installed.
@@ -38,9 +39,11 @@ class TensorBoard(EvalCallback):
 
         now, memory = time.time(), event.memory
         values = [
-            Summary.Value(tag=name.replace(".", "/", 1), simple_value=number)  # what is before a / is a group
+            Summary.Value(
+                tag=name.replace(".", "/", 1), simple_value=number
+            )  # TensorBoard groups tags by the part before /
             for name, number in event.metrics.items()
-            if name != "step"  # the axis
+            if name != "step"  # the x axis
         ]
         path = run_folder(_FOLDER, memory) / _FILE
         with path.open("ab") as file:
