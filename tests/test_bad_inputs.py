@@ -993,7 +993,7 @@ def test_without_any_whole_state_training_starts_over_and_says_so(trained_projec
         path.write_bytes(b"")
     published = forget_outputs(trained_project.root)
     result = trained_project.succeed("train")
-    assert "every saved state of this run is corrupt: training starts over" in result.out
+    assert "every training checkpoint of this run is corrupt: training starts over" in result.out
     assert forget_outputs(trained_project.root) == published
 
 
@@ -1088,7 +1088,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert re.fullmatch(r"training stopped at step \d+ of \d+; run it again to go on\n", err), err
+    assert re.fullmatch(r"training stopped at step \d+ of \d+; run it again to resume\n", err), err
     assert contents(project.root) == before
     assert "resuming from step" in project.succeed("train", *LONGER).out
     assert forget_outputs(project.root) == published

@@ -69,7 +69,7 @@ def test_a_killed_rank_ends_the_job_at_once_and_the_next_run_goes_on(
         started = time.monotonic()
         os.kill(workers[victim], signal.SIGKILL)
         code = life.end()
-        line = f"\nerror: rank {victim} was ended by SIGKILL: run it again to go on\n"
+        line = f"\nerror: rank {victim} was killed by SIGKILL: run it again to resume\n"
         ended += code == 1 and life.said.endswith(line) and time.monotonic() - started < 10
         assert life.said.count("error:") == 1, life.said
         wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
@@ -84,7 +84,7 @@ def test_a_killed_rank_is_started_again_with_the_others(
     for _ in range(2):
         until_it_trains(life, 5)
         os.kill(children(life.process.pid)[-1], signal.SIGKILL)
-    restarted = life.end(120) == 0 and "starting again from the last state (2 of 2)" in life.said
+    restarted = life.end(120) == 0 and "restarting from the last training checkpoint (2 of 2)" in life.said
     tell(
         "SIGKILL of one of two ranks, runtime.restarts: 2",
         2,
@@ -128,7 +128,7 @@ def test_a_signal_to_the_launcher_is_one_to_all_ranks(
     life.process.send_signal(number)
     assert life.end() == code
     wait_until(lambda: all(gone(worker) for worker in workers), 10)
-    left = "saving, then leaving" in life.said
+    left = "saving, then exiting" in life.said
     assert "resuming from step" in project.run(*TRAIN, *TWO).stdout
     tell(f"{number.name} to the launcher of two ranks", 1, left, Outcome.of(project.root) == original[1])
 
@@ -142,7 +142,7 @@ def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clo
     life.process.kill()  # dvc alone: the launcher notices, and ends its ranks
     life.end()
     wait_until(lambda: gone(launcher), 20)
-    assert "training stopped; run it again to go on" in life.said
+    assert "training stopped; run it again to resume" in life.said
     assert "resuming from step" in project.run("dvc", "repro", "train").stdout
     assert Outcome.of(project.root) == original[1]
 
@@ -159,7 +159,7 @@ def test_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path
             os.kill(each, signal.SIGKILL)
         life.end()
         if victims == "one":
-            assert life.said.endswith("\nerror: rank 1 was ended by SIGKILL: run it again to go on\n"), life.said
+            assert life.said.endswith("\nerror: rank 1 was killed by SIGKILL: run it again to resume\n"), life.said
             assert life.said.count("error:") == 1, life.said
         wait_until(lambda: all(gone(worker) for worker in workers), 10)  # noqa: B023
         assert checkpoints(project.root)
@@ -198,8 +198,7 @@ def test_an_error_on_several_ranks_is_one_line_with_its_rank(project: Clone) -> 
     )
     assert refused.returncode == 1
     assert re.search(
-        r"error: rank \d failed: the optimizer 'adafactor' does not work on shards of a tensor: choose another "
-        r"one, or runtime.strategy: ddp\n$",
+        r"error: rank \d failed: .*'adafactor'.*runtime\.strategy: ddp\n$",
         refused.stdout,
     ), refused.stdout
     assert refused.stdout.count("error:") == 1

@@ -341,7 +341,7 @@ def test_a_signal_at_a_random_moment(
         started = time.monotonic()
         os.kill(life.process.pid, number)
         left += life.end() == code and time.monotonic() - started < 10
-        assert re.search(r"\ntraining stopped at step \d+ of \d+; run it again to go on\n$", life.said), life.said
+        assert re.search(r"\ntraining stopped at step \d+ of \d+; run it again to resume\n$", life.said), life.said
     project.run(*TRAIN)
     tell(f"{number.name} at a random moment", tries, left, tries * (Outcome.of(project.root) == original[1]))
 
@@ -414,7 +414,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_old_state_is_whole(
     (project.root / "slow").touch()
     life.wait_for(lambda: list((project.root / ".resume").glob("*/.*.partial-*")))
     life.process.send_signal(signal.SIGINT)
-    life.wait_for(lambda: "once more to leave at once" in life.said)
+    life.wait_for(lambda: "exit at once" in life.said)
     time.sleep(0.2)
     started = time.monotonic()
     life.process.send_signal(signal.SIGINT)
@@ -454,7 +454,7 @@ def test_a_trainer_whose_dvc_was_killed_saves_and_leaves(project: Clone) -> None
     assert pid is not None
     life.process.kill()
     wait_until(lambda: gone(pid), 10)
-    assert "the process that started this one is gone: saving, then leaving" in life.said
+    assert "the parent process died" in life.said
     assert re.search(r"training stopped at step \d+", life.said)
 
 

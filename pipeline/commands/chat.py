@@ -28,15 +28,16 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 _HELP = """\
-A line is added to the text and the model continues it. It begins a new line of the text, or, if it begins with a
-space, continues the same one. Enter alone lets the model go on. Ctrl-C ends a continuation, Ctrl-D the session.
+A line is added to the text and the model continues it. It begins a new line
+of the text, or, if it begins with a space, continues the same one. Enter
+alone lets the model go on. Ctrl-C ends a continuation, Ctrl-D the session.
 /undo              take the last turn back, what you typed and what followed
 /retry             another continuation of the last turn
 /reset             begin an empty text
 /text              show the text so far
 /tokens N          how many tokens a turn adds
 /set               show the settings
-/set NAME VALUE    a sampler's option, such as /set temperature 0.5 or /set top_p 0.9; adds the sampler
+/set NAME VALUE    a sampler's option: /set temperature 0.5; adds the sampler
 /samplers NAME…    the samplers, in this order
 /quit              end the session
 //…                a line of text that begins with /"""
@@ -114,7 +115,8 @@ def run(
         with suppress(ImportError):  # arrow keys and a history, which not every Python has
             import_module("readline")
         _note(f"{paths.shown(paths.checkpoint)}: the {checkpoint.weights} weights, of step {checkpoint.step:,}")
-        _note(f"{settings}; /help explains, Ctrl-D ends")
+        _note(f"{settings}")
+        _note("/help explains, Ctrl-D ends")
     for line in _lines(at_terminal):
         try:
             if not session.obey(line):

@@ -118,6 +118,12 @@ class _Line(tqdm):  # type: ignore[misc]
     def __str__(self) -> str:
         return self._text(self, (self.format_dict["ncols"] or 80) - 1)
 
+    def clear(self, nolock: bool = False) -> None:
+        """Removes the line, and what a terminal shows of Ctrl-C behind it."""
+        super().clear(nolock)
+        if not self.disable:
+            self.fp.write("\x1b[K")
+
     def drawn_bar(self, share: float, width: int) -> str:
         """A bar of which `share` is filled, from characters that the terminal's encoding has."""
         return format(Bar(min(share, 1.0), default_len=width, charset=Bar.ASCII if self.ascii else Bar.UTF), "")
@@ -244,6 +250,7 @@ class Progress(AbstractContextManager["Progress"]):
         return f"{text} {line.drawn_bar(self._done / self._total, room)}{rest}"
 
     def __exit__(self, *error: object) -> None:
+        self._bar.clear()
         self._bar.close()
 
 

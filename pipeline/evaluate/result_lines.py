@@ -96,6 +96,11 @@ def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, flo
     return side, text
 
 
+def comparable(about: Numbers, before: Mapping[str, tuple[str, float]]) -> bool:
+    """Whether the run before was evaluated on one of the same texts."""
+    return any(side in before and before[side][0] == each["text"] for side, each in about.items())
+
+
 def _change(now: float, before: float) -> str:
     difference = round(before, 3) - round(now, 3)
     if abs(difference) < 0.0005:
@@ -111,6 +116,11 @@ def next_commands(prompts: Sequence[str], comparable: bool) -> str:
 
 
 def _number(value: float | None) -> str:
+    """A number with some five digits."""
     if value is None:
         return ""
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}" if abs(value) < 100_000 else f"{value:.4g}"
+    if abs(value) < 10:
+        return f"{value:.4f}"
+    if abs(value) < 1000:
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Calls of the eval callbacks: after an evaluation, at a step, and for the weights that are evaluated."""
+"""Calls the eval callbacks: in each step, for the weights to evaluate, and after each evaluation."""
 
 from __future__ import annotations
 
@@ -30,12 +30,16 @@ from pipeline.train.parallel import map_named, map_tensors
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState, seed_generators
 
-# ── at a step ─────────────────────────────────────────────────────────────────────────────────────
+# ── in a step ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def call_step_callbacks(method: str, run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
-    """Calls the callbacks that have `method` ("before_update" or "after_step"), on every rank; what they return is
-    added to `row`, the step's number and what is known of it by now."""
+    """Calls `method` ("before_update" or "after_step") of the callbacks that have it, on every rank, and adds the
+    numbers that they return to `row`, the step's row of metrics/steps.tsv.
+
+    Raises:
+        PluginError: a callback raises, or returns something else than new numbers.
+    """
     step = int(row["step"])
     for callback in run.components.callbacks_with(method):
         with calling(callback, when=f"in {method} of step {step}"), _isolated(run):
@@ -49,8 +53,8 @@ def call_step_callbacks(method: str, run: TrainingRun, state: TrainState, row: d
 
 @contextmanager
 def evaluation_weights(run: TrainingRun, state: TrainState) -> Iterator[None]:
-    """Inside, the model has the weights that are evaluated and published: those of the optimizer's `eval()`, if it
-    has one, or that a callback gives; afterwards the trained ones, to the bit. All ranks must enter it."""
+    """Inside the block, the model has the weights to evaluate and publish: those of the optimizer's `eval()` mode
+    or of a callback's `eval_weights`. Restores the trained weights exactly. All ranks must enter it."""
     with_weights = run.components.callbacks_with("eval_weights")
     if not with_weights and not has_modes(run.optimizer):
         yield
@@ -65,12 +69,12 @@ def evaluation_weights(run: TrainingRun, state: TrainState) -> Iterator[None]:
         yield
     finally:
         set_mode(run.optimizer, "train")
-        run.parallel.overwrite(trained)  # which train() restores almost, but not to the bit
+        run.parallel.overwrite(trained)  # train() alone would restore them only approximately
 
 
 @contextmanager
 def _isolated(run: TrainingRun) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards the mode and every random generator are as they were."""
+    """Eval mode and no gradients inside the block; restores the mode and all random states."""
     with evaluating(run.model), torch.no_grad():
         yield
 
@@ -93,21 +97,23 @@ def _step_event(
 def _checked_weights(
     weights: Any, callback: EvalCallback, model_weights: Mapping[str, torch.Tensor]
 ) -> Mapping[str, torch.Tensor]:
-    """What `eval_weights` returned, if it fits the model's `model_weights`."""
+    """The result of `eval_weights`; raises PluginError unless it fits `model_weights`."""
     if not isinstance(weights, Mapping):
         raise PluginError(f"{label(callback)}: eval_weights must return a dict of tensors, not {weights!r}")
     for name, tensor in weights.items():
         if name not in model_weights:
-            raise PluginError(f"{label(callback)}: eval_weights returned {name!r}, which is no weight of the model")
+            raise PluginError(
+                f"{label(callback)}: eval_weights returned {name!r}, but the model has no such weight"
+            )
         if not isinstance(tensor, torch.Tensor) or type(tensor.data) is not type(model_weights[name]):
             raise PluginError(
-                f"{label(callback)}: eval_weights returned a {type(tensor).__name__} for {name!r}, where the model "
-                f"has a {type(model_weights[name]).__name__}: a shard where it has a shard"
+                f"{label(callback)}: eval_weights returned a {type(tensor).__name__} for {name!r}, but the "
+                f"model has a {type(model_weights[name]).__name__}: return shards under FSDP"
             )
         if tensor.shape != model_weights[name].shape:
             raise PluginError(
-                f"{label(callback)}: eval_weights returned {list(tensor.shape)} for {name!r}, which is "
-                f"{list(model_weights[name].shape)}"
+                f"{label(callback)}: eval_weights returned {list(tensor.shape)} for {name!r}, but the "
+                f"model has {list(model_weights[name].shape)}"
             )
     return weights
 
@@ -116,20 +122,20 @@ def _checked_weights(
 
 
 def call_evaluation_callbacks(run: TrainingRun, state: TrainState, row: dict[str, float]) -> dict[str, float]:
-    """Calls the callbacks' `on_evaluation` on rank 0; returns the evaluation's numbers with theirs, on every rank.
-    Why one of them ends the run, if one does, is in `state.stop_reason`. All ranks must call it."""
+    """Calls `on_evaluation` of the callbacks on rank 0; returns `row` with their numbers, on every rank. Sets
+    `state.stop_reason` if a callback ends the run. All ranks must call it."""
     ranks = run.parallel.ranks
     if run.components.callbacks_with("on_evaluation"):
         model = run.parallel.full_model()
         row, state.stop_reason = ranks.on_rank0(lambda: _call_on_rank0(run, model, row, state))
         for callback in run.components.callbacks_with("on_evaluation") if ranks.world_size > 1 else ():
-            if any(map(callback.has, CALLBACK_METHODS[1:])):  # which every rank calls
+            if any(map(callback.has, CALLBACK_METHODS[1:])):  # every rank calls its step methods
                 _broadcast_memory(run, state, callback)
     return row
 
 
 def _broadcast_memory(run: TrainingRun, state: TrainState, callback: EvalCallback) -> None:
-    """Gives every rank the plain values that rank 0's memory of a callback holds; tensors stay each rank's own."""
+    """Broadcasts the plain values in rank 0's memory of a callback; each rank keeps its own tensors."""
     ranks, memory = run.parallel.ranks, state.memory.get(callback.name, {})
     received = ranks.on_rank0(
         lambda: memory, to_others=lambda memory: {"memory": map_tensors(lambda tensor: torch.empty(0), memory)}
@@ -142,16 +148,16 @@ def _broadcast_memory(run: TrainingRun, state: TrainState, callback: EvalCallbac
         state.memory[callback.name] = map_named(lambda name, _: tensors[name], received["memory"])
     except KeyError as error:
         raise PluginError(
-            f"{label(callback)}: on_evaluation put a tensor into memory ({error.args[0]}), which only rank 0 has: "
-            "do that in after_step"
+            f"{label(callback)}: on_evaluation put a tensor into memory ({error.args[0]}), but it runs on rank 0 "
+            "only: create the tensor in after_step"
         ) from None
 
 
 def _call_on_rank0(
     run: TrainingRun, model: LanguageModel | None, row: dict[str, float], state: TrainState
 ) -> tuple[dict[str, float], str]:
-    """The row with the callbacks' numbers, and why one of them ends the run, if one does."""
-    assert model is not None  # this is the first rank
+    """The row with the callbacks' numbers, and the reason why one of them ends the run (empty: none does)."""
+    assert model is not None  # this is rank 0
     row = dict(row)
     for callback in run.components.callbacks_with("on_evaluation"):
         with calling(callback, when=f"at step {state.step}"):
@@ -165,14 +171,14 @@ def _call_on_rank0(
 def _call_one(
     run: TrainingRun, callback: EvalCallback, model: LanguageModel, row: dict[str, float], state: TrainState
 ) -> dict[str, float]:
-    """What the callback returns; one that stops the run returns nothing."""
+    """The numbers that a callback returns; none if it stops the run."""
 
     def show(text: str) -> None:
         if callback.records_only:
-            raise PluginError(f"{label(callback)} only records, so it has nothing to show")
+            raise PluginError(f"{label(callback)} has records_only, so it must not call event.show")
         if not isinstance(text, str):
-            raise PluginError(f"{label(callback)} called event.show with {type(text).__name__}: it takes text")
-        text.encode()  # raises where it holds lone surrogates
+            raise PluginError(f"{label(callback)} called event.show with {type(text).__name__}, but it takes str")
+        text.encode()  # raises for lone surrogates
         say(f"{callback.name}: {text}".replace("\n", "\n  "))
         state.samples.append({"step": state.step, "callback": callback.name, "text": text})
 
@@ -194,7 +200,7 @@ def _call_one(
             return callback.on_evaluation(event)
         except StopTraining as reason:
             if callback.records_only:
-                raise PluginError(f"{label(callback)} only records, so it cannot stop") from reason
+                raise PluginError(f"{label(callback)} has records_only, so it must not stop the run") from reason
             state.stop_reason = " ".join(str(reason).split()) or f"{callback.name} stopped the run"
             say(f"stopping at step {state.step}: {state.stop_reason}")
             return {}
@@ -204,7 +210,7 @@ def _call_one(
 
 
 def _batches(run: TrainingRun, device: torch.device, side: str) -> Iterator[torch.Tensor]:
-    """The windows of "train" or "val" that evaluations read, as ids [B, T + 1]."""
+    """The windows of "train" or "val" that each evaluation reads, in batches of ids [B, T + 1]."""
     if side not in run.data.eval_windows:
         raise ValueError(f"event.batches takes {' or '.join(map(repr, run.data.eval_windows))}, not {side!r}")
     ids, size = run.data.ids[side], run.params.micro_batch_size
@@ -216,7 +222,7 @@ def _batches(run: TrainingRun, device: torch.device, side: str) -> Iterator[torc
 
 @torch.no_grad()
 def _token_losses(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
-    """The plain loss of each id [B, T + 1] after the first: nats [B, T]."""
+    """The negative log-likelihood of ids [B, T + 1], each given those before it: nats [B, T]."""
     ids = ids.to(device_of(model))
     with evaluating(model):
         return score_tokens(checked_forward(model, ids[:, :-1]), ids[:, 1:])[0]
@@ -225,7 +231,7 @@ def _token_losses(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
 def _generate(
     run: TrainingRun, model: LanguageModel, prompt: str, max_new_tokens: int = 50, temperature: float = 0.0
 ) -> str:
-    """The prompt and what the model makes of it; temperature 0 takes the likeliest token each time."""
+    """The prompt with its continuation; temperature 0 takes the most likely token each time."""
     tokenizer, device = run.data.tokenizer, device_of(model)
     start = [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
     generator = torch.Generator(device).manual_seed(0) if temperature > 0 else None
@@ -240,7 +246,7 @@ def _generate(
 
 _RESERVED = {"tokens", "train.objective", "learning_rate", "grad_norm"}
 _RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
-"""Columns that the first evaluation or a step lacks, or that the report adds."""
+"""Reserved columns: some rows lack them, or the report adds them."""
 
 
 def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) -> None:
@@ -248,6 +254,6 @@ def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) 
     check_numbers(numbers, where)
     for name in numbers:
         if callback.records_only:
-            raise PluginError(f"{where} only records, so it must return an empty dict, not {name!r}")
+            raise PluginError(f"{where} has records_only, so it must return an empty dict, not {name!r}")
         if name in row or name in _RESERVED:
             raise PluginError(f"{where} returned {name!r}, which is already recorded: choose another name")

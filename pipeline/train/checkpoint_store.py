@@ -1,4 +1,4 @@
-"""Where states are kept: `.resume/FINGERPRINT/NUMBER/`, whole or absent, each with its checksums."""
+"""Training checkpoints on disk: `.resume/FINGERPRINT/NUMBER/`, written atomically, with checksums."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MAX_SHARE_OF_TIME = 0.03
 
 
 class CheckpointStore:
-    """The states of one run, numbered as they were written; the newest ones are kept."""
+    """The training checkpoints of one run, numbered in the order of writing; only the newest ones are kept."""
 
     def __init__(self, root: Path, fingerprint: str) -> None:
         self.root = root
@@ -38,18 +38,18 @@ class CheckpointStore:
 
     @property
     def lock_file(self) -> Path:
-        """The file whose lock says that a process works on this run."""
+        """The lock file; a process that trains this run holds it."""
         return self.folder / "lock"
 
     def save(self, captured: dict[str, Any], writers: Ranks) -> None:
-        """Writes a state; a crash at any moment leaves the states before it whole.
+        """Writes a checkpoint atomically: a crash at any moment leaves the earlier checkpoints intact.
 
         Args:
-            captured: The state, or this rank's shares of it.
-            writers: The processes that write it together, all of which must call it; one alone has all of it.
+            captured: What `TrainState.capture` returned: everything, or this rank's shards.
+            writers: The processes that write it together; all of them must call this. A single process writes all.
 
         Raises:
-            PipelineError: a weight is not finite, so the state would be of no use; or the disk is full.
+            PipelineError: a weight is not finite, so the checkpoint would be useless; or the disk is full.
         """
         run, apart = captured["run"], writers.world_size > 1
         writers.on_all_ranks(lambda: _check_finite(captured["model_state_dict"], run["step"]))
@@ -67,15 +67,15 @@ class CheckpointStore:
                 writers.on_rank0(lambda: shutil.rmtree(partial, ignore_errors=True))
 
     def _next(self) -> tuple[Path, Path]:
-        """The folder of the state that is to be written, and the one that it is written in."""
+        """The folder of the next checkpoint, and the temporary folder to write it in."""
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoints = self.checkpoints()
         path = self.folder / f"{int(checkpoints[-1].name) + 1 if checkpoints else 1:06d}"
         return path, self.folder / f".{path.name}.partial-{os.getpid()}"
 
     def _complete(self, captured: dict[str, Any], about: dict[str, Any], partial: Path, path: Path) -> None:
-        """Adds what the first rank writes alone, and gives the state its name; older ones go."""
-        save_tensors(captured, partial / _STATE, crc=False)  # the manifest has a sha256 of it
+        """On rank 0: writes the rest of the files, renames the folder to its final name, and removes old ones."""
+        save_tensors(captured, partial / _STATE, crc=False)  # the manifest has its sha256
         write_json(partial / _ABOUT, about)
         write_manifest(partial)
         partial.rename(path)
@@ -84,40 +84,43 @@ class CheckpointStore:
             shutil.rmtree(old, ignore_errors=True)
 
     def load(self, check: Callable[[dict[str, Any]], None] = lambda saved: None) -> dict[str, Any] | None:
-        """The newest state that is whole and passes `check`, which raises CheckpointError where it does not; None
-        where there is none. Damaged ones are named and skipped.
+        """The newest checkpoint that is intact and passes `check`; None if there is none. Prints a line for each
+        corrupt one that it skips.
 
-        One that was written as shares comes without their content, which `TrainState.restore` reads.
+        A sharded checkpoint is returned with meta tensors; `TrainState.restore` reads the shards.
+
+        Args:
+            check: Raises CheckpointError if a checkpoint cannot be used.
         """
-        for leftover in self.folder.glob(".*.partial-*"):  # of a process that was killed while it saved
+        for leftover in self.folder.glob(".*.partial-*"):  # from a process that was killed while saving
             shutil.rmtree(leftover, ignore_errors=True)
         checkpoints = self.checkpoints()
         for path in reversed(checkpoints):
             try:
-                verify_manifest(path, "the one before it is taken")
+                verify_manifest(path, "the previous checkpoint is used")
                 saved = load_tensors(path / _STATE)
                 if (path / _SHARDS).is_dir():
                     saved["shards"] = str(path / _SHARDS)
                 check(saved)
                 return saved
             except (DataError, CheckpointError) as error:
-                say(f"the saved state {path} is corrupt; using the one before it ({error})")
+                say(f"the training checkpoint {path} is corrupt; using the previous one ({error})")
         if checkpoints:
-            say("every saved state of this run is corrupt: training starts over")
+            say("every training checkpoint of this run is corrupt: training starts over")
         return None
 
     def checkpoints(self) -> list[Path]:
-        """The folders of the states, oldest first; a copy, such as 000001.bak, is none."""
+        """The checkpoint folders, oldest first. Other names, such as 000001.bak, are ignored."""
         found = [path for path in self.folder.glob("[0-9]*") if path.name.isascii() and path.name.isdigit()]
         return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name))
 
     def set_aside(self) -> Path:
-        """Takes the newest state out of use: the folder that it is now."""
+        """Renames the newest checkpoint so that it is no longer used; returns its new path."""
         newest = self.checkpoints()[-1]
         return newest.rename(newest.with_name(f"{newest.name}.unusable-{time.time_ns()}"))
 
     def record_identity(self, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """Writes down what decides this run's result; returns the same of the run that was used last, if any."""
+        """Writes this run's identity to run.json; returns that of the most recently used other run, if any."""
         others = [path / _IDENTITY for path in self.root.glob("*") if path != self.folder]
         newest = max((path for path in others if path.is_file()), key=_modified, default=None)
         write_json(self.folder / _IDENTITY, identity)
@@ -127,7 +130,7 @@ class CheckpointStore:
             return None
 
     def prune(self) -> None:
-        """Removes the runs that were not used for longest, keeping a few finished and a few unfinished ones."""
+        """Removes the least recently used runs; keeps a few finished and a few unfinished ones."""
         runs = saved_runs(self.root)
         extra = [run for run in runs if not run.checkpoints]
         for complete in (True, False):
@@ -138,7 +141,7 @@ class CheckpointStore:
 
 
 def to_meta(saved: dict[str, Any]) -> dict[str, Any]:
-    """A state without the content of weights and moments, which rank 0 sends to the others as it restores them."""
+    """A checkpoint with meta tensors in place of weights and moments: rank 0 broadcasts their content later."""
     emptied: dict[str, Any] = map_tensors(lambda tensor: tensor.to("meta"), saved)
     return {**emptied, "random": saved["random"]}
 
@@ -169,8 +172,8 @@ def _sync(folder: Path) -> None:
 def _check_finite(weights: dict[str, torch.Tensor], step: int) -> None:
     if name := first_not_finite(weights):
         raise PipelineError(
-            f"training stopped at step {step}: the weights of {name} are not finite; the states before are "
-            "kept: lower the optimizer's lr, or set train.grad_clip"
+            f"training stopped at step {step}: the weights of {name} are not finite; the earlier "
+            "checkpoints are kept: lower the optimizer's lr, or set train.grad_clip"
         )
 
 
@@ -179,13 +182,13 @@ def _check_finite(weights: dict[str, torch.Tensor], step: int) -> None:
 
 @dataclass
 class CheckpointSaver:
-    """Writes states beside the training, one at a time, often enough but never for more than a few percent of it.
+    """Writes training checkpoints in a background thread, one at a time, within a few percent of the training time.
 
     Attributes:
-        store: Where to.
-        seconds: The least time between two states; 0 is after every step.
-        writers: The processes that write each state together: this one alone, or each its share.
-        cost: Seconds that the last state took, copy and write.
+        store: The run's checkpoints.
+        seconds: The minimum time between two checkpoints; 0 saves after every step.
+        writers: The processes that write each checkpoint together: this one alone, or all ranks with their shards.
+        cost: Seconds for the last checkpoint, copy and write.
     """
 
     store: CheckpointStore
@@ -197,7 +200,7 @@ class CheckpointSaver:
     _pending: Future[None] | None = field(default=None, init=False)
 
     def due(self) -> bool:
-        """Whether it is time for another state.
+        """Whether the next checkpoint is due.
 
         Raises:
             PipelineError, OSError: the last one could not be written.
@@ -211,17 +214,17 @@ class CheckpointSaver:
         return time.monotonic() - self._ended >= max(self.seconds, self.cost / _MAX_SHARE_OF_TIME)
 
     def save_async(self, captured: dict[str, Any], copying: float) -> None:
-        """Hands a copy of the state over, which took `copying` seconds to make; it is written in the background."""
-        self.wait()  # the first rank, which asks whether it is `due`, may be done sooner than this one
+        """Starts writing a captured state in the background; capturing it took `copying` seconds."""
+        self.wait()  # only rank 0 asks `due`; this rank may still be writing
         self._pending = self._worker.submit(self._write, captured, copying)
 
     def save_now(self, captured: dict[str, Any]) -> None:
-        """Writes a state before anything else is done."""
+        """Writes a captured state and waits for it."""
         self.wait()
         self._write(captured, 0.0)
 
     def wait(self) -> None:
-        """Waits for the state that is being written, if any."""
+        """Waits for the background write, if any, and raises its error."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -233,20 +236,20 @@ class CheckpointSaver:
         self.cost = self._ended - started + copying
 
 
-# ── the runs there are ────────────────────────────────────────────────────────────────────────────
+# ── the list of runs ──────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run of which states are kept.
+    """A run with a folder in .resume.
 
     Attributes:
-        folder: Where they lie; its name is the run's fingerprint.
-        checkpoints: How many.
-        step, total_steps: How far it got, and was to go.
-        complete: Whether it ended.
-        size: Bytes.
-        saved: When its last state was written, in seconds since 1970.
+        folder: Its folder; the name is the run's fingerprint.
+        checkpoints: The number of its checkpoints.
+        step, total_steps: Steps done and steps in all, of the newest checkpoint.
+        complete: Whether the run is finished.
+        size: Bytes on disk.
+        saved: The time of the newest checkpoint, in seconds since 1970.
     """
 
     folder: Path
@@ -258,7 +261,7 @@ class SavedRun:
     saved: float
 
     def remove(self) -> bool:
-        """Forgets the run, unless a process works on it; returns whether it did."""
+        """Deletes the run's folder unless a process trains it; returns whether it did."""
         try:
             with lock(self.folder / "lock", "training"):
                 shutil.rmtree(self.folder)
@@ -268,12 +271,12 @@ class SavedRun:
 
     @property
     def running(self) -> str:
-        """The process that works on the run; empty for none."""
+        """The id of the process that trains the run; empty if there is none."""
         return running_process(self.folder)
 
 
 def running_process(folder: Path) -> str:
-    """The process that works on the run in `folder`; empty for none."""
+    """The id of the process that trains the run in `folder`; empty if there is none."""
     try:
         with lock(folder / "lock", "training"):
             return ""
@@ -282,7 +285,7 @@ def running_process(folder: Path) -> str:
 
 
 def saved_runs(root: Path) -> list[SavedRun]:
-    """Every run with a folder below `root`, the one that was saved last first."""
+    """Every run with a folder in `root`, the most recently saved one first."""
     runs = [_saved_run(folder) for folder in root.glob("*") if folder.is_dir()]
     return sorted(runs, key=lambda run: run.saved, reverse=True)
 
@@ -303,7 +306,7 @@ def _saved_run(folder: Path) -> SavedRun:
 
 @dataclass(frozen=True)
 class _About:
-    """What about.json holds."""
+    """The content of about.json."""
 
     __pydantic_config__ = STRICT
 
@@ -313,7 +316,7 @@ class _About:
 
 
 def _abouts(checkpoints: list[Path]) -> Iterator[_About]:
-    """What the newest readable state says of itself."""
+    """The readable about.json files, newest first."""
     for path in reversed(checkpoints):
         with suppress(OSError, DataError):
             yield read_values(path / _ABOUT, _About, "")

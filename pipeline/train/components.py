@@ -1,4 +1,4 @@
-"""The components that a training run uses: model, loss, optimizer, schedule, batch sampler, eval callbacks."""
+"""The components of a training run: model, loss, optimizer, schedule, batch sampler and eval callbacks."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ KINDS = ["models", "losses", "optimizers", "schedules", "batch_samplers", "eval_
 
 @dataclass(frozen=True)
 class Components:
-    """What params.yaml chose, with its options.
+    """The components that params.yaml chooses, with their options.
 
     Attributes:
         model, loss, optimizer, schedule, batch_sampler, callbacks: The components.
-        plugins: The project's folder of plugins.
-        sources: The files that register those components that decide the result: not callbacks that only record.
-        packages: Versions of the installed packages among them.
+        plugins: The project's plugins folder.
+        sources: The files of the components that decide the result: all but callbacks with `records_only`.
+        packages: Versions of the installed packages that bring such components.
     """
 
     model: Model
@@ -58,7 +58,7 @@ class Components:
     packages: Mapping[str, str] = field(default_factory=dict)
 
     def callbacks_with(self, method: str) -> tuple[EvalCallback, ...]:
-        """The callbacks that have this method, in their order."""
+        """The callbacks that implement `method`, in order."""
         return self._callbacks[method]
 
     @cached_property
@@ -67,7 +67,11 @@ class Components:
 
     @classmethod
     def load(cls, whole: Params, plugins: Path, registry: Registry | None = None) -> Components:
-        """The components that the params name, with their options checked; `registry` is one already loaded."""
+        """Builds the components that the params name; `registry` defaults to the installed and project plugins.
+
+        Raises:
+            ParamsError, PluginError: a component is unknown, or an option is invalid.
+        """
         registry, params = registry or Registry.load(plugins, KINDS), whole.train
         model = registry.build("models", whole.model.name, whole.model.options, "model")
         loss = registry.build("losses", params.loss.name, params.loss.options, "train.loss")
@@ -88,8 +92,8 @@ class Components:
         givers = [each.name for each in callbacks if each.has("eval_weights")]
         if len(givers) > 1:
             raise ParamsError(
-                f"train.eval_callbacks.use: {' and '.join(givers)} both give the weights that are evaluated "
-                "(eval_weights): choose one of them"
+                f"train.eval_callbacks.use: {' and '.join(givers)} both have eval_weights, but only one "
+                "callback can give the weights to evaluate: remove the others"
             )
         origins = registry.origins(deciding)
         return cls(model, loss, optimizer, schedule, batch_sampler, tuple(callbacks), plugins, *origins)
@@ -98,7 +102,7 @@ class Components:
         """The architecture that the section `model` describes, for a tokenizer's vocabulary.
 
         Raises:
-            ParamsError: there is no such model.
+            ParamsError: the sizes do not fit together.
         """
         sizes = params.sizes
         end = tokenizer.end_of_text if sizes.pop("document_mask") else None
@@ -109,12 +113,12 @@ class Components:
         return Architecture(self.model, shape)
 
     def effective_model(self, params: ModelParams) -> dict[str, Any]:
-        """The `model` section as far as it decides the result: with the options of this model alone."""
+        """The part of the section `model` that decides the result: sizes, and the options of the chosen model."""
         return params.sizes | _chosen("name", [self.model])
 
     def effective(self, params: TrainParams) -> dict[str, Any]:
-        """The `train` section as far as it decides the result: with the options of these components alone, defaults
-        included, and without what only records."""
+        """The part of the section `train` that decides the result: with all options of the chosen components,
+        defaults included, and without `log_every` and callbacks that have `records_only`."""
         return params.model_dump(mode="json", exclude={"log_every"}) | {
             "schedule": {"warmup_steps": params.schedule.warmup_steps, **_chosen("name", [self.schedule])},
             "batch_sampler": _chosen("name", [self.batch_sampler]),
@@ -124,10 +128,10 @@ class Components:
         }
 
     def nats(self, output: ModelOutput, targets: torch.Tensor, **offered: Any) -> torch.Tensor:
-        """The loss's nats [B, T]; it takes what it has parameters for of what is `offered`.
+        """The training loss in nats [B, T]. The loss gets those of the `offered` keyword arguments that it accepts.
 
         Raises:
-            PluginError: it returned no such thing, which would train silently on another scale.
+            PluginError: it returned something else, which would silently train on another scale.
         """
         loss = self.loss
         with calling(loss):
@@ -135,12 +139,12 @@ class Components:
             if not isinstance(nats, torch.Tensor) or nats.shape != targets.shape:
                 got = list(nats.shape) if isinstance(nats, torch.Tensor) else type(nats).__name__
                 raise PluginError(
-                    f"{label(loss)} returned {got}, not one number a target, [B, T] = "
+                    f"{label(loss)} returned {got}, not one number per target, [B, T] = "
                     f'{list(targets.shape)}: use reduction="none" and .view(targets.shape)'
                 )
             if not nats.is_floating_point() or nats.device != targets.device:
                 raise PluginError(
-                    f"{label(loss)} returned {nats.dtype} on {nats.device}, not real numbers on {targets.device}"
+                    f"{label(loss)} returned {nats.dtype} on {nats.device}, not floating point on {targets.device}"
                 )
             if not nats.requires_grad:
                 raise PluginError(
@@ -150,16 +154,17 @@ class Components:
         return nats
 
     def build_optimizer(self, model: torch.nn.Module, sharded: bool, total_steps: int) -> torch.optim.Optimizer:
-        """The optimizer over every parameter of `model`, for a run of `total_steps`, in train mode if it has one.
+        """Builds the optimizer over all parameters of `model`, for a run of `total_steps`, in train mode if it has
+        modes.
 
         Raises:
-            PluginError: it cannot be built, does not hold each parameter exactly once, or does not work on shards.
+            PluginError: it cannot be built, does not hold each parameter exactly once, or does not support shards.
         """
         name = self.optimizer.name
         if sharded and not self.optimizer.works_on_shards:
             raise PluginError(
-                f"the optimizer {name!r} does not work on shards of a tensor: choose another one, or "
-                "runtime.strategy: ddp"
+                f"the optimizer {name!r} does not support sharded parameters (works_on_shards): choose another "
+                "one, or set runtime.strategy: ddp"
             )
         with calling(self.optimizer):
             more = supported_arguments(self.optimizer, "build", total_steps=total_steps)
@@ -171,19 +176,19 @@ class Components:
 
 
 def set_mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
-    """Calls the optimizer's `train()` or `eval()`, if it has them, as those that average weights do: their
-    parameters are others while they train."""
+    """Calls the optimizer's `train()` or `eval()`, if it has them. Optimizers that average weights do: in train
+    mode the parameters differ from the averages."""
     if has_modes(optimizer):
         getattr(optimizer, mode)()
 
 
 def has_modes(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer tells training from evaluation."""
+    """Whether the optimizer has `train()` and `eval()`."""
     return hasattr(optimizer, "train") and hasattr(optimizer, "eval")
 
 
 def _check_optimizer(built: Any, component: Optimizer, model: torch.nn.Module) -> None:
-    """Raises PluginError where `build` returned no optimizer that can train `model`."""
+    """Raises PluginError if `build` returned something that cannot train `model`."""
     where = label(component)
     if not isinstance(built, torch.optim.Optimizer):
         raise PluginError(f"{where}: build must return a torch.optim.Optimizer, not {type(built).__name__}")
@@ -195,7 +200,7 @@ def _check_optimizer(built: Any, component: Optimizer, model: torch.nn.Module) -
             f"of which {len(set(held) & wanted)} are the model's"
         )
     if hasattr(built, "train") != hasattr(built, "eval"):
-        raise PluginError(f"{where} has train() or eval() alone: one that averages weights needs both")
+        raise PluginError(f"{where} has only one of train() and eval(): define both")
     _check_rates(built, component)
 
 
@@ -204,13 +209,13 @@ def _check_rates(optimizer: torch.optim.Optimizer, component: Optimizer) -> None
         rate = group.get("lr")
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not math.isfinite(rate):
             raise PluginError(
-                f"{label(component)}: each group needs a finite number as lr, which a schedule multiplies, not "
-                f"{rate!r}"
+                f"{label(component)}: each group needs a finite number as lr, not {rate!r}: the schedule "
+                f"multiplies it"
             )
 
 
 def _guard(optimizer: torch.optim.Optimizer, component: Optimizer) -> None:
-    """From now on what the optimizer's methods raise names the component, and what they leave behind is checked."""
+    """Wraps the optimizer's methods: their errors name the component; rates and state dict are checked."""
     step, state_dict = optimizer.step, optimizer.state_dict
 
     def checked_step(closure: None = None) -> None:
@@ -235,8 +240,8 @@ _PLAIN = (str, bytes, bool, int, float, type(None), torch.Size, torch.dtype, tor
 
 
 def check_plain(value: Any, what: str) -> None:
-    """Raises PluginError where `what` holds more than plain values and tensors without a gradient, which
-    alone can be loaded again without running code."""
+    """Raises PluginError if `value` holds more than plain values and detached tensors: only these can be loaded
+    without running code. `what` names it in the message."""
     if isinstance(value, dict):
         for each in (*value.keys(), *value.values()):
             check_plain(each, what)
@@ -247,13 +252,13 @@ def check_plain(value: Any, what: str) -> None:
         type(value) not in _PLAIN and not isinstance(value, torch.Tensor)
     ):
         raise PluginError(
-            f"{what} holds a {type(value).__name__}, which a saved state cannot: keep numbers, texts, lists and "
+            f"{what} holds a {type(value).__name__}, which a checkpoint cannot hold: use numbers, str, lists and "
             "dicts of them, and tensors without a gradient"
         )
 
 
 def _chosen(key: str, components: Sequence[Any]) -> dict[str, Any]:
-    """A choice as params.yaml writes it: names under `key`, and each component's options under its name."""
+    """A choice in the form of params.yaml: names under `key`, and each component's options under its name."""
     names = [component.name for component in components]
     options = {component.name: plain_options(component) for component in components}
     return {key: names if key == "use" else names[0], **options}

@@ -1,4 +1,4 @@
-"""The splits as training reads them: ids, the order of the training windows, the windows of evaluations."""
+"""The splits as training reads them: ids, the order of the training windows, and the evaluation windows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run is trained and evaluated on.
+    """The data of a run.
 
     Attributes:
         tokenizer: The tokenizer of the ids.
-        ids: The tokens of "train" and "val".
-        windows: The training windows, in the order in which they are read.
-        eval_windows: The windows of "train" and "val" that each evaluation during training reads: always the same.
+        ids: The token ids of "train" and "val".
+        windows: The training windows, in training order.
+        eval_windows: The windows of "train" and "val" that every evaluation during training reads.
         digest: A hash of the splits.
-        data_params: The params of tokenize and split that made them.
+        data_params: The params of the stages tokenize and split that made the splits.
     """
 
     tokenizer: Tokenizer
@@ -47,7 +47,7 @@ class TrainingData:
         documents: Iterable[IndexEntry] = (),
         **more: Any,
     ) -> TrainingData:
-        """Ids of "train" and "val", read as `params` say; `documents` are those of "train"."""
+        """Cuts ids of "train" and "val" into windows, as `params` say; `documents` is the index of "train"."""
         length, train = params.model.context_length, params.train
         index = token_index(len(ids["train"]), length, train.shift_windows, sampler, documents)
         windows = TrainingWindows(ids["train"], index, sampler, train.seed)
@@ -59,10 +59,10 @@ class TrainingData:
 
     @classmethod
     def read(cls, params: Params, splits: TokenFolder, sampler: BatchSampler) -> TrainingData:
-        """The splits, checked, to be read in the order of `sampler`.
+        """Reads the splits; `sampler` decides the order of the training windows.
 
         Raises:
-            DataError: the training split is shorter than a window, or does not suit the sampler.
+            DataError: the training split is shorter than a window, or the sampler refuses its documents.
         """
         ids = {name: splits.ids(name) for name in ("train", "val")}
         check_length(ids["train"], params.model.context_length)
@@ -73,10 +73,9 @@ class TrainingData:
 
 
 def check_length(train: Ids, context_length: int) -> None:
-    """Raises DataError when the training split has not even one window."""
+    """Raises DataError if the training split is shorter than one window."""
     if len(train) <= context_length:
         raise DataError(
-            f"the training split has {len(train):,} tokens, and one window needs {context_length + 1:,} "
-            f"(model.context_length {context_length} and the token after it): lower model.context_length or bring "
-            "more text"
+            f"the training split has {len(train):,} tokens, but one window needs {context_length + 1:,} "
+            f"(model.context_length {context_length}, plus 1): lower model.context_length, or add text"
         )

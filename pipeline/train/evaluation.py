@@ -1,4 +1,4 @@
-"""An evaluation during training: losses on fixed windows, and the best weights."""
+"""An evaluation during training: losses on fixed windows, best weights, callbacks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.train.state import TrainState
 
 
 def evaluate(run: TrainingRun, state: TrainState) -> None:
-    """Adds this step's numbers to the history and the timing, keeps the best weights, calls the callbacks.
+    """Evaluates the model: adds a row to the history and the timing, keeps the best weights, calls the callbacks.
 
-    Training continues as if nothing had been evaluated: random state and train mode are restored.
+    It does not influence training: random states and train mode are restored.
 
     Raises:
-        StopRequested: the run was asked to stop; `state` is as it was before.
+        StopRequested: the run was asked to stop; `state` is unchanged.
     """
     updated, parallel = state.copy(), run.parallel
     with parallel.eager(), evaluation_weights(run, updated):
@@ -48,14 +48,15 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
 
 
 def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) -> Summary:
-    """Scores windows of "train" or "val"; each rank takes every so-many-th batch of them."""
+    """Scores windows of "train" or "val" on all ranks; rank r takes batches r, r + world_size, …. All ranks must
+    call it."""
     ranks, size = run.parallel.ranks, run.params.micro_batch_size
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
     summary = Summary(run.data.tokenizer.byte_lengths)
     for first in range(0, len(batches), ranks.world_size):
         run.stop_if_asked()
         number = first + ranks.rank
-        # Ranks without a batch compute the last one: collectives must match where weights are sharded.
+        # Ranks without a batch compute the last one again: FSDP's collectives must match.
         for scores in score(run.model, run.data.ids[name], batches[min(number, len(batches) - 1)], size):
             if number < len(batches):
                 summary.add(scores)
@@ -69,7 +70,7 @@ def _measure(run: TrainingRun, state: TrainState) -> dict[str, float]:
         "tokens": windows * data.windows.context_length,
         "epoch": windows / data.windows.per_epoch,
     }
-    if state.objective_tokens:  # steps were taken since the last evaluation
+    if state.objective_tokens:  # since the last evaluation
         row["train.objective"] = state.objective_nats / state.objective_tokens
         row["learning_rate"] = run.optimizer.param_groups[0]["lr"]
         row["grad_norm"] = state.grad_norm

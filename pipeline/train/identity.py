@@ -1,4 +1,4 @@
-"""What decides the result of training: a saved state is resumed only by a run with the same fingerprint."""
+"""A run's identity: everything that decides its result. Only a run with the same identity resumes a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 def identity(
     params: Params, components: Components, data: TrainingData, weights: str, teacher: str = ""
 ) -> dict[str, Any]:
-    """Everything that decides the result of training: the params that are used, the data, the pretrained weights,
-    code and versions, and the format of training checkpoints.
+    """Everything that decides the result of training: the effective params, the data, the pretrained weights, code,
+    versions, and the format of training checkpoints.
 
-    What is not chosen is not in it, nor are `runtime` and callbacks that only record.
+    It leaves out components that are not chosen, callbacks with `records_only`, and the section `runtime`.
 
     Args:
         params: All params.
-        components: The components that they choose.
+        components: The chosen components.
         data: The splits.
-        weights: The digest of the pretrained weights; empty for none.
-        teacher: The digest of the model that the loss learns from; empty for none.
+        weights: The digest of the pretrained weights; empty without any.
+        teacher: The digest of the loss's teacher; empty without one.
     """
     return {
         "params": {
@@ -44,7 +44,7 @@ def identity(
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, as a person would name it: values with both sides, files by name."""
+    """The differences between two identities, for a message: values as "old → new", files by name."""
     found = [each for part in ("params", "versions") for each in differences(_part(old, part), _part(new, part))]
     whole = {
         "data": "the data",
@@ -59,7 +59,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name, sides in changed(_part(old, part), _part(new, part)).items()
     }
     edited = [name for name, sides in files.items() if None not in sides]
-    # Files of one side only follow from what else differs, such as the files of another model.
+    # A file in only one identity follows from another difference, such as another model.
     return found + edited or list(files)
 
 

@@ -1,4 +1,4 @@
-"""When a run has to stop before its end: a signal came, or the process that it works for is gone."""
+"""Requests to stop a run early: SIGINT, SIGTERM, or the death of the parent process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.core.errors import StopRequested as StopRequested
 from pipeline.train.ranks import Ranks
 
 LAUNCHER = "PIPELINE_LAUNCHER"
-"""The environment variable that names the process which started this one as one of several."""
+"""The environment variable with the id of the launcher that started this process as one of several ranks."""
 
 
 _SHELLS = {"sh", "dash", "bash", "zsh", "ash", "ksh", "fish"}
@@ -26,7 +26,7 @@ _COMPILING = {"torch._dynamo.convert_frame", "torch._inductor.graph", "torch._in
 
 
 def _compiling(frame: FrameType | None) -> bool:
-    """Whether a frame, or one that called it, belongs to torch's compiler."""
+    """Whether a frame or one of its callers belongs to torch's compiler."""
     while frame is not None:
         if frame.f_globals.get("__name__") in _COMPILING:
             return True
@@ -36,12 +36,12 @@ def _compiling(frame: FrameType | None) -> bool:
 
 @dataclass(frozen=True)
 class Parent:
-    """A process whose end ends this run.
+    """The parent process, whose death ends this run.
 
     Attributes:
-        pid: This process's parent.
-        shell: The parent, where it is a shell that only waits for this process; else None.
-        above: The shell's parent.
+        pid: The id of the parent.
+        shell: The parent, if it is a shell that only waits for this process; else None.
+        above: The id of the shell's parent.
     """
 
     pid: int
@@ -50,7 +50,7 @@ class Parent:
 
     @property
     def gone(self) -> bool:
-        """Whether it ended: an orphan gets another parent, and so does an orphan's shell."""
+        """Whether it died: then this process, or its shell, has got another parent."""
         if os.getppid() != self.pid:
             return True
         try:
@@ -60,10 +60,10 @@ class Parent:
 
 
 def _parent() -> Parent | None:
-    """The process that this run works for; None for one started by hand, which outlives its terminal.
+    """The process that this run must not outlive; None for a run started by hand.
 
-    Under DVC that is `dvc`, which would start a second training while the orphan of a killed one still runs. It
-    starts a stage through a shell, which may stay between.
+    Under DVC it is `dvc`: after a kill, the next `dvc repro` would start a second training beside the orphan. DVC
+    starts stages through a shell, which may remain between the two.
     """
     if LAUNCHER in os.environ:
         return Parent(int(os.environ[LAUNCHER]))
@@ -79,7 +79,7 @@ def _parent() -> Parent | None:
 
 @dataclass
 class StopSignal:
-    """Remembers that SIGINT or SIGTERM came, and notices that the parent died."""
+    """Records SIGINT and SIGTERM, and detects the death of the parent."""
 
     received: int | None = field(default=None, init=False)
     _raise_at_once: bool = field(default=False, init=False)
@@ -87,27 +87,27 @@ class StopSignal:
 
     @property
     def number(self) -> int | None:
-        """The signal to stop for; None to go on. A lost parent counts as SIGTERM."""
+        """The signal to stop for, or None. The death of the parent counts as SIGTERM."""
         if self.received is None and self.parent is not None and self.parent.gone:
             self.received = signal.SIGTERM
-            say("the process that started this one is gone: saving, then leaving")
+            say("the parent process died: saving, then exiting")
         return self.received
 
     def check(self, ranks: Ranks | None = None) -> None:
-        """Raises StopRequested once this process was asked to stop; with `ranks`, on all of them once any was."""
+        """Raises StopRequested if this process was asked to stop; with `ranks`, on all ranks if any of them was."""
         received = self.number or 0
         number = received if ranks is None else int(ranks.all_reduce_max(received))
         if number:
-            if not received:  # each rank looks for itself, and only the first is heard
-                say("another process was asked to stop: saving, then leaving")
+            if not received:
+                say("another rank was asked to stop: saving, then exiting")
             raise StopRequested(number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        for each in (signal.SIGINT, signal.SIGTERM):  # a second one leaves at once; the saved states are whole
+        for each in (signal.SIGINT, signal.SIGTERM):  # a second signal kills; checkpoints stay intact
             signal.signal(each, signal.SIG_DFL)
-        with suppress(RuntimeError):  # it arrived in the middle of another message
-            say(f"\n{signal.Signals(number).name}: saving, then leaving (once more to leave at once)")
+        with suppress(RuntimeError):  # it interrupted another print
+            say(f"\n{signal.Signals(number).name}: saving, then exiting (repeat it to exit at once)")
         if self._raise_at_once and _compiling(frame):
             raise StopRequested(number)
 
@@ -115,7 +115,7 @@ class StopSignal:
     def interruptible_compile(self, ranks: Ranks) -> Iterator[None]:
         """Inside the block, a signal raises StopRequested even while torch compiles, which can take minutes.
 
-        With several ranks it does not, since the others would wait in a collective.
+        Not with several ranks: the others would wait in a collective.
         """
         self._raise_at_once = ranks.world_size == 1
         try:
@@ -125,7 +125,7 @@ class StopSignal:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Catches both signals inside the block."""
+        """Handles both signals inside the block."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:

@@ -1,4 +1,4 @@
-"""How long a run is, and which windows of the training text each of its steps reads."""
+"""The length of a run, and which training windows each step reads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is, and which windows each of its steps reads.
+    """The length of a run, and which windows each step reads.
 
-    A run that was extended has a second part, which begins a step of its own.
+    An extended run has two phases; no step spans both.
 
     Attributes:
-        batch_size: Windows in a step; only the last step of a part may have fewer.
-        phase_windows: The windows of each phase.
+        batch_size: Windows per step; the last step of a phase may have fewer.
+        phase_windows: The number of windows of each phase.
     """
 
     batch_size: int
@@ -28,7 +28,7 @@ class Length:
         return sum(-(-windows // self.batch_size) for windows in self.phase_windows)
 
     def windows(self, step: int) -> tuple[int, int]:
-        """The windows that `step` reads: the first, and the one after the last; numbered over the whole run."""
+        """The range of windows that `step` reads, as (first, end); numbered over the whole run."""
         before = 0
         for windows in self.phase_windows:
             steps = -(-windows // self.batch_size)
@@ -40,5 +40,5 @@ class Length:
         return before, before
 
     def windows_before(self, step: int) -> int:
-        """The windows that were read when `step` begins."""
+        """The number of windows read before `step`."""
         return self.windows(step)[0]

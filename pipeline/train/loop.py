@@ -1,4 +1,4 @@
-"""The training loop: batches, loss, gradients, optimizer; an evaluation now and then; a state to resume from."""
+"""The training loop: optimizer steps, evaluations, and training checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pipeline.train.state import TrainState, random_state, restore_random_state,
 
 
 def train(run: TrainingRun, state: TrainState) -> None:
-    """Trains from `state` to the end of the run, or to a callback's StopTraining.
+    """Trains from `state` to the end of the run, or until a callback raises StopTraining.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came, or the parent is gone; the last complete step is saved.
-        PipelineError: the loss or the gradient is not finite; the last good state is kept.
+        Interrupted: on SIGINT or SIGTERM, or when the parent process died. The last complete step is saved.
+        PipelineError: the loss or the gradient is not finite. The last good checkpoint is kept.
     """
     run.model.train()
     try:
@@ -37,7 +37,7 @@ def train(run: TrainingRun, state: TrainState) -> None:
     except StopRequested as stop:
         _save_now(run, state)
         raise Interrupted(
-            stop.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to go on"
+            stop.number, f"training stopped at step {state.step} of {run.total_steps}; run it again to resume"
         ) from None
     finally:
         run.saver.wait()
@@ -61,12 +61,12 @@ def _steps(run: TrainingRun, state: TrainState) -> None:
 
 
 def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
-    """One optimizer step; returns the sum of the loss in nats and the number of targets it is over."""
+    """Takes one optimizer step; returns the sum of the loss in nats and the number of targets."""
     step = state.step
-    row: dict[str, float] = {"step": step + 1}  # of metrics/steps.tsv
+    row: dict[str, float] = {"step": step + 1}  # a row of metrics/steps.tsv
     set_learning_rate(run.optimizer, run.phase.schedule(step))
     inputs, targets = (torch.from_numpy(array) for array in run.data.windows.batch(run.offsets(step)))
-    tokens = int((targets != IGNORED).sum())  # of all ranks: each has the whole batch, and computes its share
+    tokens = int((targets != IGNORED).sum())  # over all ranks: each one reads the whole batch
 
     run.optimizer.zero_grad(set_to_none=True)
     losses, random = [], random_state()
@@ -80,17 +80,17 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
                     output = run.parallel.forward(x)
                 about = {"inputs": x, "step": step, "total_steps": run.total_steps, "teacher": run.teach}
                 loss = run.components.nats(output, y, **about).sum()
-                if isinstance(output.auxiliary, torch.Tensor):  # nats a target
+                if isinstance(output.auxiliary, torch.Tensor):  # nats per target
                     loss = loss + _scalar(run, output.auxiliary) * int((y != IGNORED).sum())
                 if tokens:
                     with calling(run.components.loss, when="in its backward pass"):
                         (loss / tokens).backward()  # type: ignore[no-untyped-call]
         except StopRequested:
-            restore_random_state(random)  # the step at hand is dropped, and done again on resume
+            restore_random_state(random)  # the unfinished step is dropped; a resumed run repeats it
             raise
         losses.append(loss.detach())
     call_step_callbacks("before_update", run, state, row)
-    # The first numbers that are asked for: up to here a GPU has worked on while this process prepared what follows.
+    # The first read of a result: until here the GPU ran asynchronously.
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
     if norm == 0 and tokens and all(parameter.grad is None for parameter in run.model.parameters()):
         raise PluginError(f"{label(run.components.loss)} gives no parameter of the model a gradient")
@@ -112,12 +112,12 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
 
 
 class MicroBatch(NamedTuple):
-    """What a rank computes at once.
+    """The windows of one forward and backward pass on one rank.
 
     Attributes:
         inputs, targets: Ids [B, T].
-        first_window: Its first window's number in the run, from which its random draws follow.
-        last: Whether it is the step's last.
+        first_window: The index, within the run, of its first window; it seeds the dropout.
+        last: Whether this is the step's last micro-batch on this rank.
     """
 
     inputs: torch.Tensor
@@ -129,10 +129,9 @@ class MicroBatch(NamedTuple):
 def _micro_batches(
     run: TrainingRun, inputs: torch.Tensor, targets: torch.Tensor, first: int
 ) -> Iterator[MicroBatch]:
-    """This rank's share of a step's windows: every so-many-th micro-batch of the whole batch.
+    """This rank's micro-batches of a step: rank r takes micro-batches r, r + world_size, … of the whole batch.
 
-    All ranks get the same number, since they exchange gradients together: one that has none left computes along
-    without a target.
+    Ranks without work run a dummy batch without targets: the collectives that exchange gradients must match.
     """
     ranks, size = run.parallel.ranks, run.micro_batch_size
     starts = range(0, len(inputs), size)
@@ -146,7 +145,7 @@ def _micro_batches(
 
 
 def _scalar(run: TrainingRun, auxiliary: torch.Tensor) -> torch.Tensor:
-    """What the model adds to the loss of a target, if that is one number."""
+    """The model's auxiliary loss; raises PluginError if it is not a scalar."""
     if auxiliary.shape or not auxiliary.is_floating_point():
         raise PluginError(
             f"{label(run.components.model)}: ModelOutput.auxiliary must be a scalar, not {list(auxiliary.shape)} "
@@ -156,18 +155,18 @@ def _scalar(run: TrainingRun, auxiliary: torch.Tensor) -> torch.Tensor:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
-    """Sets each group's rate to its initial rate times `multiplier`."""
+    """Sets each group's learning rate to its initial rate times `multiplier`."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * multiplier
 
 
 def _log(run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
-    """Keeps the numbers of the first and of every so-many-th step."""
+    """Records the numbers of the first step and of every `train.log_every`-th step."""
     every, step = run.params.log_every, int(row["step"])
     if every and (step == 1 or step % every == 0):
         tokens = run.length.windows_before(step) * run.data.windows.context_length
         measured = {name: row[name] for name in ("train.objective", "learning_rate", "grad_norm")}
-        state.steps.append({"step": step, "tokens": tokens, **measured, **row})  # callbacks' numbers come last
+        state.steps.append({"step": step, "tokens": tokens, **measured, **row})  # the callbacks' numbers last
         if run.parallel.ranks.is_rank0:
             run.live.update(state.steps)
 
@@ -188,13 +187,13 @@ def _save_if_due(run: TrainingRun, state: TrainState) -> None:
 def _save_now(run: TrainingRun, state: TrainState) -> None:
     captured = state.capture(run)
     if run.parallel.sharded:
-        run.saver.save_now(captured)  # each rank its shares
+        run.saver.save_now(captured)  # each rank writes its shards
     else:
         run.parallel.ranks.on_rank0(lambda: run.saver.save_now(captured))
 
 
 def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float) -> None:
-    """Notes a step whose loss or gradient is not finite; raises PipelineError when there were too many."""
+    """Records a skipped step, whose loss or gradient is not finite; raises PipelineError if there were too many."""
     what = f"the loss is {nats}" if not math.isfinite(nats) else f"the gradient's norm is {norm}"
     rates = ", ".join(f"{group['lr']:.3g}" for group in run.optimizer.param_groups)
     where = f"learning rate {rates}; windows at tokens {_listed(run.offsets(state.step))} of the training split"
@@ -202,7 +201,7 @@ def _skip_or_stop(run: TrainingRun, state: TrainState, nats: float, norm: float)
         so_far = f", after {len(state.skipped)} skipped steps" if state.skipped else ""
         raise PipelineError(
             f"training stopped at step {state.step}{so_far}: {what} ({where}; {label(run.components.loss)}): "
-            "lower the optimizer's lr, set train.grad_clip, or let train.skip_bad_steps leave such steps out"
+            "lower the optimizer's lr, set train.grad_clip, or raise train.skip_bad_steps"
         )
     state.skipped.append({"step": state.step, "why": what, "where": where})
     count = f"{len(state.skipped)} of at most {run.params.skip_bad_steps}"

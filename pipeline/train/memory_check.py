@@ -1,4 +1,4 @@
-"""Whether a model has room on its device, and what to lower when a training step had none."""
+"""The memory check: whether a model fits its device, and what to lower if a training step ran out of memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.model.device import memory_of
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of state that an optimizer keeps, of shards this process's; 0 before its first step."""
+    """Bytes of an optimizer's state, under FSDP of this rank's shards; 0 before its first step."""
     return tensor_bytes(list(optimizer.state.values()))
 
 
 def memory_per_process(device: torch.device, processes: int = 1) -> int:
-    """Bytes of memory that each process has on its device; on a CPU the processes share the machine's."""
+    """Bytes of memory for each process on its device; on a CPU, processes share the machine's memory."""
     return memory_of(device) // (processes if device.type == "cpu" else 1)
 
 
@@ -28,31 +28,31 @@ def check_fits(
     processes: int = 1,
     micro_batch_size: int = 1,
 ) -> None:
-    """Refuses a model, or a micro-batch, before any of it is made, which would fill the memory first.
+    """Checks, before anything is allocated, that a model and a micro-batch can fit into memory.
 
     Args:
-        architecture: The model's.
-        device: Where each process computes.
+        architecture: The model's architecture.
+        device: The device of each process.
         strategy: "ddp", or "fsdp", which divides weights and gradients by the number of processes.
-        processes: How many train together.
-        micro_batch_size: The windows of a micro-batch.
+        processes: The number of processes.
+        micro_batch_size: Windows per micro-batch.
 
     Raises:
-        ParamsError: the float32 weights and their gradients, or what the blocks are given, need more memory than
-            there is.
+        ParamsError: the float32 weights and gradients, or the inputs of the blocks, need more memory than the
+            device has.
     """
     needed = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1)
     if needed > memory_per_process(device, processes):
         raise ParamsError(
             f"a model of {architecture.parameter_count:,} parameters needs {format_bytes(needed)} with its "
-            f"gradients, and {_has(device, processes)}: lower model.n_layers or model.emb_dim"
+            f"gradients, but {_has(device, processes)}: lower model.n_layers or model.emb_dim"
         )
-    # Each block keeps at least its input, in 16 bits; what else it keeps is measured by `pipeline check`.
+    # A lower bound: each block keeps its input, in 16 bits. `pipeline check` measures the rest.
     shape = architecture.shape
     kept = 2 * micro_batch_size * shape.context_length * shape.emb_dim * shape.n_layers
     if kept > memory_per_process(device, processes):
         raise ParamsError(
-            f"train.micro_batch_size: {micro_batch_size:,} windows at once need at least {format_bytes(kept)}, and "
+            f"train.micro_batch_size: {micro_batch_size:,} windows at once need at least {format_bytes(kept)}, but "
             f"{_has(device, processes)}: lower it"
         )
 
@@ -65,19 +65,17 @@ def out_of_memory_advice(
     strategy: str = "ddp",
     processes: int = 1,
 ) -> str:
-    """One line for a person whose training step ran out of memory: what takes it, and what to lower.
-
-    It allocates nothing; `pipeline check` measures what another micro-batch size needs.
+    """The message for a training step that ran out of memory: what needs it, and which param to lower.
 
     Args:
         architecture, device, strategy, processes: As for `check_fits`.
-        micro_batch_size: Windows that were computed at once.
-        optimizer: Under FSDP, it holds this process's shards.
+        micro_batch_size: Windows in the micro-batch that failed.
+        optimizer: The optimizer; under FSDP, of this rank's shards.
     """
     state = optimizer_state_bytes(optimizer)
     lasting = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1) + state
     text = (
-        f"out of memory with {micro_batch_size} windows at once: {_has(device, processes)}, and weights, gradients "
+        f"out of memory with {micro_batch_size} windows at once: {_has(device, processes)}; weights, gradients "
         f"and optimizer need {format_bytes(lasting)}: lower "
     )
     if lasting <= memory_per_process(device, processes) and micro_batch_size > 1:
@@ -85,7 +83,7 @@ def out_of_memory_advice(
     key = "n_layers" if lasting > memory_per_process(device, processes) else "context_length"
     text += f"model.{key} or model.emb_dim"
     if device.type == "cuda" and strategy != "fsdp":
-        text += ", or divide it over several GPUs with runtime.strategy: fsdp"
+        text += ", or shard it over several GPUs with runtime.strategy: fsdp"
     return text
 
 

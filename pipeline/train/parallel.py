@@ -1,4 +1,5 @@
-"""A model as the loop trains it. Here in one process; in several, by DDP or FSDP2: `distributed/parallel.py`."""
+"""The interface between the loop and the model's layout. Here for one process; DDP and FSDP2 are in
+distributed/."""
 
 from __future__ import annotations
 
@@ -18,19 +19,19 @@ from pipeline.train.ranks import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """A model that one process trains, and the interface of those that several train.
+    """A model in a single process, and the base class for DDP and FSDP2.
 
-    Gradients are summed over the ranks, never averaged: the loop divides by the targets of the whole batch, so
-    that ranks with fewer targets weigh less.
+    Gradients are summed over the ranks, not averaged: the loop divides by the number of targets of the whole batch,
+    which may be spread unevenly over the ranks.
 
     Attributes:
-        model: The model; under FSDP2 its parameters are DTensors, of which each rank holds a shard.
+        model: The model. Under FSDP2 its parameters are DTensors, of which each rank holds a shard.
         ranks: The processes.
-        writers: The processes that write a training checkpoint together: under FSDP2 all, each its shards;
-            otherwise each alone, and only rank 0 has something to write.
+        writers: The processes that write a training checkpoint together: under FSDP2 all ranks, each its shards;
+            otherwise rank 0 alone.
         compiled: Whether the model is compiled.
-        softmax: Computes the loss from logits; compiled with the model.
-        sharded: Whether it is FSDP2.
+        softmax: Computes loss and gradient from logits; compiled if the model is.
+        sharded: Whether this is FSDP2.
     """
 
     model: LanguageModel
@@ -42,86 +43,88 @@ class Parallel:
 
     @property
     def device(self) -> torch.device:
-        """Where this rank computes."""
+        """This rank's device."""
         return device_of(self.model)
 
     def forward(self, ids: torch.Tensor) -> ModelOutput:
-        """Ids [B, T] → the model's output; its backward sums gradients over the ranks.
+        """Ids [B, T] → the model's output. The backward pass sums gradients over the ranks.
 
         Raises:
-            PluginError: the model returned something else.
+            PluginError: the model returned no valid ModelOutput.
         """
         output = checked_output(self.call_model(ids), self.model, ids)
         return FusedOutput(output.hidden, output.head_weight, output.vocab_size, output.auxiliary, self.softmax)
 
     def call_model(self, ids: torch.Tensor) -> Any:
-        """What the model itself returns."""
+        """Calls the model, wrapped where the strategy needs a wrapper; the output is not checked."""
         return self.model(ids)
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Around a micro-batch's forward and backward; `last` says whether it is the step's last."""
+        """The context of a micro-batch's forward and backward pass. Gradients are exchanged in the `last` one."""
         return nullcontext()
 
     def eager(self) -> AbstractContextManager[Any]:
-        """Inside, what is compiled runs as it is written: evaluation has many shapes, and each would compile."""
+        """Runs compiled modules eagerly inside the block: evaluation has many shapes, and each would recompile."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def clip(self, max_norm: float) -> float:
-        """Scales the gradients down to a norm of at most `max_norm`; returns the norm that they had."""
+        """Clips the total norm of the gradients to `max_norm`; returns the norm before clipping."""
         parameters = list(self.model.parameters())
         gradients = [each.grad for each in parameters if each.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
         norm = float(self.full_tensor(total))
-        if norm > max_norm:  # else it would multiply every gradient by one
+        if norm > max_norm:  # otherwise the call would multiply every gradient by 1
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
         return norm
 
     def full_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """All of a parameter or gradient, which under FSDP2 all ranks must ask for."""
+        """The full tensor of a parameter or gradient. Under FSDP2, all ranks must call it."""
         return tensor
 
     def full(self, state: Any) -> Any:
-        """A copy of a state dict with full tensors, on rank 0's CPU; the other ranks get the same with tensors
-        without content ("meta"). All ranks must call it."""
+        """A copy of a state dict with full tensors on rank 0's CPU; the other ranks get meta tensors. All ranks
+        must call it."""
         return map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), state)
 
     def to_cpu(self, state: Any) -> Any:
-        """A copy of a state dict on the CPU: `full`, or under FSDP2 this rank's shards, so that no rank ever holds
-        all. All ranks must call it."""
+        """A copy of a state dict on the CPU: `full`, or under FSDP2 this rank's shards, so that no rank holds the
+        full model. All ranks must call it."""
         return self.full(state)
 
     def distribute(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Loaded weights, full on rank 0 or sharded, in the form that `to_cpu` returns. All ranks must call it."""
+        """Converts loaded weights, full on rank 0 or sharded, to the form that `to_cpu` returns. All ranks must
+        call it."""
         return weights
 
     def place_nested(self, saved: Any) -> Any:
-        """Saved tensors in nested dicts and lists, on the device; those under a parameter's name are sharded as it
-        is. All ranks must call it, with what `distribute` takes."""
+        """Moves saved tensors in nested dicts and lists to the device, and shards those that have a parameter's
+        name like the parameter. All ranks must call it."""
         return map_tensors(lambda tensor: tensor.to(self.device), saved)
 
     @torch.no_grad()
     def overwrite(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Copies tensors that are laid out like the model's own into it, by name; the others stay."""
-        for name, tensor in self.model.state_dict().items():  # which gathers FSDP2's shards anew
+        """Copies tensors into the model's state dict, by name. They must be laid out like the model's; other
+        entries stay unchanged."""
+        for name, tensor in self.model.state_dict().items():  # reads FSDP2's current shards
             if name in weights:
                 tensor.copy_(weights[name])
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Loads weights: full ones, which only rank 0 needs to have, or shards. All ranks must call it."""
+        """Loads weights: full ones (needed on rank 0 only) or shards. All ranks must call it."""
         self.model.load_state_dict(weights)
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-        """Loads an optimizer's state: full tensors, with content on rank 0, or shards. All ranks must call it."""
+        """Loads an optimizer's state: full tensors (needed on rank 0 only) or shards. All ranks must call it."""
         optimizer.load_state_dict(saved)
 
     def full_model(self) -> LanguageModel | None:
-        """The full model on rank 0, to look at and generate with; None on the others. Under FSDP2 it is a copy on
-        the CPU, and all ranks must call it."""
+        """The full model on rank 0, for callbacks; None on the other ranks. Under FSDP2 it is a copy on the CPU,
+        and all ranks must call it."""
         return self.model
 
 
 def single_process(make: Callable[[], LanguageModel], device: torch.device, compiled: bool) -> Parallel:
-    """Makes a model for one process on its device; `compiled` says whether it is compiled."""
+    """Builds a model for a single process; `compiled` says whether to compile it."""
     model = make().to(device)
     if not compiled:
         return Parallel(model=model)
@@ -130,28 +133,28 @@ def single_process(make: Callable[[], LanguageModel], device: torch.device, comp
 
 
 def units(model: LanguageModel) -> list[torch.nn.Module]:
-    """What is compiled and sharded by itself: each of the model's blocks, or, where it has none, the whole."""
+    """The modules to compile and shard separately: the model's blocks, or the model if it has none."""
     return list(getattr(model, "blocks", None) or [model])
 
 
 def compile_units(model: LanguageModel) -> None:
-    """Compiles the model's parts: blocks take seconds, a whole model minutes. Equal blocks share the code."""
+    """Compiles each unit: blocks compile in seconds, a whole model in minutes. Equal blocks share compiled code."""
     for unit in units(model):
         unit.compile(dynamic=False)
 
 
 def compiled_softmax() -> Softmax:
-    """The loss's softmax, compiled."""
+    """`softmax_and_gradient`, compiled."""
     return torch.compile(softmax_and_gradient, dynamic=False)
 
 
 def map_tensors(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
-    """A copy of nested dicts, lists and tuples with `change` applied to every tensor; anything else as it is."""
+    """A copy of nested dicts, lists and tuples with `change` applied to every tensor."""
     return map_named(lambda name, tensor: change(tensor), value)
 
 
 def map_named(change: Callable[[str, torch.Tensor], Any], value: Any, name: str = "") -> Any:
-    """`map_tensors` whose `change` is told each tensor's path as well, such as "/state/0/exp_avg"."""
+    """As `map_tensors`, but `change` also gets each tensor's path, such as "/state/0/exp_avg"."""
     if isinstance(value, torch.Tensor):
         return change(name, value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The phases of a run: the run itself, or, where it is extended, up to its old end and then up to the new one."""
+"""The phases of a run: one for a plain run; two for an extended run, to its first end and to its new end."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """A whole run from its first step to an end: the run itself, or, where it is extended, each of both ends.
+    """A run from its first step to one of its ends. An extended run has two phases: without and with the extension.
 
     Attributes:
-        length: How long it is, and what each step reads.
-        schedule: The learning rate's multiplier at each step.
-        identity: Everything that decides its result.
-        store: Where its states lie.
+        length: The number of steps, and which windows each step reads.
+        schedule: The learning-rate multiplier of each step.
+        identity: Everything that decides the result; its hash names the checkpoint folder.
+        store: The training checkpoints.
     """
 
     length: Length
@@ -48,14 +48,14 @@ class Phase:
 def phases(
     params: TrainParams, schedule: Schedule, windows: TrainingWindows, identity: dict[str, Any], root: Path
 ) -> list[Phase]:
-    """The phases of the run that `params` describe.
+    """The phases of the run that `params` describe, in order.
 
     Args:
         params: The section `train`.
-        schedule: The schedule that it chooses.
+        schedule: The schedule that `params` choose.
         windows: The training windows.
-        identity: What decides the whole run's result; the first phase's is that of the run without extension.
-        root: The folder of all runs' states.
+        identity: Everything that decides the result of the whole run.
+        root: The folder of all runs' checkpoints (.resume).
     """
     amount = _windows(params.budget, params.budget.amount, params.batch_size, windows)
     first = Length(params.batch_size, (amount,))
@@ -75,7 +75,7 @@ def phases(
 
 
 def _windows(budget: BudgetParams, amount: int, batch_size: int, data: TrainingWindows) -> int:
-    """The windows that an amount in the budget's unit stands for."""
+    """Converts an amount in the budget's unit into windows."""
     if budget.unit == "epochs":
         return amount * data.per_epoch
     if budget.unit == "tokens":
@@ -85,7 +85,8 @@ def _windows(budget: BudgetParams, amount: int, batch_size: int, data: TrainingW
 
 @contextmanager
 def locked(run: list[Phase], paths: Paths, ranks: Ranks) -> Iterator[None]:
-    """One writer: of this folder's outputs, and of each phase's states, wherever it runs."""
+    """Holds two kinds of locks: one on this project folder, and one on each phase's checkpoints, which several
+    project folders may share."""
     with ExitStack() as held:
 
         def take() -> None:
@@ -98,15 +99,15 @@ def locked(run: list[Phase], paths: Paths, ranks: Ranks) -> Iterator[None]:
 
 
 def newest(run: list[Phase], ranks: Ranks, architecture: Architecture) -> tuple[int, dict[str, Any] | None]:
-    """The phase to continue, and its newest state (None: there is none) that fits the architecture; other ranks
-    get the state's to_meta."""
+    """The index of the phase to resume and its newest valid checkpoint; None if there is none. Ranks other than 0
+    get the checkpoint with meta tensors. All ranks must call it."""
     return ranks.on_rank0(
         lambda: _load(run, architecture), to_others=lambda found: (found[0], found[1] and to_meta(found[1]))
     )
 
 
 def _load(run: list[Phase], architecture: Architecture) -> tuple[int, dict[str, Any] | None]:
-    """The phase to continue, and its newest state; where there is none, says what changed since the run before."""
+    """As `newest`, on rank 0. Without a checkpoint, prints what changed since the previous run."""
     before = run[-1].store.record_identity(run[-1].identity)
     for number in reversed(range(len(run))):
         steps = run[number].length.total_steps
@@ -118,5 +119,5 @@ def _load(run: list[Phase], architecture: Architecture) -> tuple[int, dict[str, 
     changed = changes(before, run[-1].identity) if before else []
     if changed:
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        say(f"training starts over, since this is not the same run as before: {'; '.join(changed[:6])}{more}")
+        say(f"training starts over, because the run has changed: {'; '.join(changed[:6])}{more}")
     return 0, None

@@ -1,4 +1,4 @@
-"""What a finished run leaves: the checkpoint and the metrics, the same files each time they are published."""
+"""Publishes a finished run: artifacts/checkpoint and the metrics, the same bytes each time."""
 
 from __future__ import annotations
 
@@ -26,17 +26,15 @@ if TYPE_CHECKING:
 
 
 def finalize(run: TrainingRun, state: TrainState) -> None:
-    """Completes the state of a run that reached its end with all else that is published: the losses of the last and
-    of the best weights over all of val, the peak memory, and the record of what made the run.
-
-    Publishing it then is a function of the state alone.
+    """Adds to the state of a run at its end what publishing needs: the losses of the last and of the best weights
+    on all of val, the peak memory, and the run's record. Publishing is then a function of the state alone.
 
     Raises:
-        StopRequested: the run was asked to stop; the state is as it was before.
+        StopRequested: the run was asked to stop; the state is unchanged.
     """
     identity, length = run.phase.identity, run.data.windows.context_length
     windows = evaluation_windows(len(run.data.ids["val"]), length, length)
-    # eager: the code that the stage evaluate runs; no window's length has to be compiled
+    # Eager, as in the stage evaluate: no recompilation for windows of other lengths.
     with run.parallel.eager(), evaluation_weights(run, state):
         last = best = summarize(run, "val", windows).metrics()
         if state.best_step != state.step:
@@ -44,7 +42,7 @@ def finalize(run: TrainingRun, state: TrainState) -> None:
             run.parallel.load_weights(state.best_weights)
             try:
                 best = summarize(run, "val", windows).metrics()
-            except StopRequested:  # on all ranks at once, unlike any other error
+            except StopRequested:  # raised on all ranks together, unlike other errors
                 run.parallel.load_weights(trained)
                 raise
             run.parallel.load_weights(trained)
@@ -63,7 +61,7 @@ def finalize(run: TrainingRun, state: TrainState) -> None:
 
 
 def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
-    """Writes checkpoint and metrics of a complete state, on the first rank."""
+    """Writes the checkpoint and the metrics of a complete run, on rank 0. All ranks must call it."""
     parallel = run.parallel
     with evaluation_weights(run, state):
         weights, moments = parallel.full(run.model.state_dict()), parallel.full(run.optimizer.state_dict())
@@ -103,14 +101,14 @@ _MEASURED = ("step", "tokens", "epoch", "learning_rate", "grad_norm")
 
 
 def _of_callbacks(row: dict[str, float]) -> dict[str, float]:
-    """The numbers of an evaluation that callbacks returned, but for what they call like a side's."""
+    """The numbers of an evaluation that callbacks returned, except those named train.… or val.…."""
     numbers = {name: value for name, value in row.items() if name not in _MEASURED}
     return {name: value for name, value in numbers.items() if not name.startswith(("train.", "val."))}
 
 
 def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
-    """The metrics files by name. train.json, history.tsv and steps.tsv are the same for the same run; what
-    depends on the clock is in the others."""
+    """The content of the metrics files, by name. train.json, history.tsv and steps.tsv are reproducible; the others
+    hold what depends on the clock."""
     final = state.history[-1]
     names = ("loss", "perplexity", "objective")
     rate = final["tokens"] / max(state.seconds, 1e-9)

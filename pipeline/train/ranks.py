@@ -1,4 +1,4 @@
-"""The processes that train one model together, as the loop sees them. Here one; several: `distributed/ranks.py`."""
+"""The processes that train one model together. Here a single process; several are in `distributed/ranks.py`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process that trains alone, and what several have to do instead.
+    """A single process, and the base class for several.
 
     Attributes:
-        rank: This process's number, from 0.
+        rank: The index of this process.
         world_size: The number of processes.
-        local_rank: This process's number on its machine.
+        local_rank: The index of this process on its machine.
     """
 
     rank: int = 0
@@ -28,12 +28,12 @@ class Ranks:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this is the one that writes files, prints and calls the callbacks."""
+        """Whether this process writes files, prints and calls the callbacks."""
         return self.rank == 0
 
     def gpu(self, visible: int, environment: Mapping[str, str] = os.environ) -> int:
-        """This process's GPU among the `visible` ones. torchrun shows each process all of the machine's; Slurm may
-        show it its own only (`--gpus-per-task`)."""
+        """The index of this process's GPU among the `visible` ones. torchrun shows each process all GPUs of the
+        machine; Slurm may show only one (`--gpus-per-task`)."""
         return self.local_rank if "LOCAL_RANK" in environment else self.local_rank % max(visible, 1)
 
     def all_reduce_sum(self, *values: float) -> list[float]:
@@ -41,12 +41,12 @@ class Ranks:
         return list(values)
 
     def all_reduce_max(self, value: float) -> float:
-        """The largest of the ranks' values."""
+        """The maximum of `value` over all ranks."""
         return value
 
     def on_rank0(self, work: Callable[[], T], to_others: Callable[[T], T] | None = None) -> T:
-        """Calls `work` on rank 0 only; every rank gets its result, or raises its error. Where not all of the result
-        is to be sent, the others get what `to_others` makes of it."""
+        """Calls `work` on rank 0 only; every rank returns its result or raises its error. With `to_others`, the
+        other ranks get `to_others(result)`, for example without large tensors."""
         return work()
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:
@@ -58,20 +58,21 @@ class Ranks:
         return self
 
     def check_same(self, value: str, what: str) -> None:
-        """Raises PipelineError on every rank if one holds another value than rank 0; `what` says of what."""
+        """Raises PipelineError on every rank if a rank's value differs from rank 0's; `what` names the
+        difference."""
         expected = self.on_rank0(lambda: value)
 
         def check() -> None:
             if value != expected:
                 raise PipelineError(
-                    f"rank {self.rank} has {what} than rank 0: bring the same project and data to every machine"
+                    f"rank {self.rank} has {what} than rank 0: copy the same project and data to every machine"
                 )
 
         self.on_all_ranks(check)
 
 
 def started_as_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun, `srun` or `pipeline train` itself started this process as one of several."""
+    """Whether torchrun, `srun` or `pipeline train` started this process as one of several ranks."""
     if {"RANK", "WORLD_SIZE"} <= environment.keys():
         return True
-    return environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"  # set in what srun started, not in its batch script
+    return environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"  # srun sets it, sbatch does not

@@ -1,4 +1,4 @@
-"""A training run: what is trained, on what, how long and how; built once, and never changed."""
+"""A training run: model, optimizer, data, phase and runtime config, built once and immutable."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Everything that the loop, an evaluation and publishing need, and that does not change while they run.
+    """The immutable part of a run: what the loop, evaluations and publishing use.
 
     Attributes:
         params: The section `train`.
-        components: The loss, the optimizer's options and the callbacks.
-        data: What is read.
-        phase: How long the run is, its learning rates, and where its states lie.
-        runtime_config: What it is computed with.
-        parallel: The model as the ranks train it together.
+        components: The chosen model, loss, optimizer, schedule, batch sampler and callbacks.
+        data: The tokens of train and val, and their windows.
+        phase: The run's length, learning rates and checkpoint store.
+        runtime_config: Device, threads, processes, precision and compilation, as resolved.
+        parallel: The model, laid out over the ranks.
         optimizer: The optimizer of its parameters.
-        saver: Writes states.
-        stop: Whether the process was asked to stop.
-        live: The steps' numbers, to watch while it trains.
-        teacher: The frozen model that the loss learns from, if it does.
+        saver: Writes training checkpoints.
+        stop: The requests to stop: signals, and the parent's death.
+        live: The table of steps that `pipeline runs --watch` reads.
+        teacher: The frozen model of a distillation loss; None if the loss needs none.
     """
 
     params: TrainParams
@@ -71,11 +71,11 @@ class TrainingRun:
         make: Callable[[], LanguageModel] | None = None,
         teacher: Teacher | None = None,
     ) -> TrainingRun:
-        """Makes the model (or has `make` make it), laid out over the ranks, and its optimizer.
+        """Builds the model (with `make`, if given), lays it out over the ranks, and builds its optimizer.
 
         Raises:
-            ParamsError: the model needs more memory than there is.
-            CheckpointError, DataError: the teacher cannot be read, or does not fit.
+            ParamsError: the model needs more memory than the device has.
+            CheckpointError, DataError: the teacher cannot be read or does not fit the data.
             PluginError: the optimizer cannot be built for this model.
         """
         ranks = ranks or Ranks()
@@ -114,7 +114,7 @@ class TrainingRun:
         )
 
     def for_phase(self, phase: Phase) -> TrainingRun:
-        """The same run up to the end of another phase."""
+        """This run with the length, schedule and checkpoint store of another phase."""
         live = LiveTable(phase.store.folder / STEPS)
         return replace(self, phase=phase, saver=replace(self.saver, store=phase.store), live=live)
 
@@ -128,7 +128,7 @@ class TrainingRun:
 
     @property
     def length(self) -> Length:
-        """Where the run ends, and what each step reads."""
+        """The phase's length, and which windows each step reads."""
         return self.phase.length
 
     @property
@@ -137,18 +137,18 @@ class TrainingRun:
 
     @property
     def micro_batch_size(self) -> int:
-        """Windows in a micro-batch: no more than a rank's share of a batch."""
+        """Windows in a micro-batch; see `rank_micro_batch_size`."""
         return rank_micro_batch_size(
             self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.world_size
         )
 
     def offsets(self, step: int) -> list[int]:
-        """Where in the text the windows of a step begin."""
+        """The token offsets of the windows of a step."""
         return self.data.windows.offsets(*self.length.windows(step))
 
     def autocast(self) -> torch.autocast:
-        """Matrix products in bfloat16 where the precision asks for it; under FSDP2 without keeping the cast
-        weights, which would be a copy of all of them on every rank."""
+        """A bfloat16 autocast context if the precision is bf16. Under FSDP2 the cast weights are not cached: that
+        would be a copy of the full model on every rank."""
         enabled = self.runtime_config.precision == "bf16"
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not self.parallel.sharded
@@ -156,38 +156,38 @@ class TrainingRun:
 
     @torch.no_grad()
     def teach(self, ids: torch.Tensor) -> ModelOutput:
-        """What the teacher computes for ids [B, T]."""
-        assert self.teacher is not None  # the loss asks for one
+        """The teacher's output for ids [B, T]."""
+        assert self.teacher is not None  # Teacher.of found that the loss takes one
         with self.autocast():
             return checked_forward(self.teacher, ids)
 
     def to_device(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids on the device; a GPU fetches them from pinned memory while this process continues."""
+        """Copies ids to the device; to a GPU asynchronously, from pinned memory."""
         if self.device.type == "cuda":
             return ids.pin_memory().to(self.device, non_blocking=True)
         return ids.to(self.device)
 
     def stop_if_asked(self) -> None:
-        """Raises StopRequested on every rank once any of them was asked to stop."""
+        """Raises StopRequested on every rank if any rank was asked to stop. All ranks must call it."""
         self.stop.check(self.parallel.ranks)
 
 
 def rank_micro_batch_size(micro_batch_size: int, batch_size: int, ranks: int) -> int:
-    """Windows in a micro-batch: no more than a rank's share of a batch."""
+    """Windows in a micro-batch: `micro_batch_size`, but at most a rank's share of the batch."""
     return min(micro_batch_size, -(-batch_size // ranks))
 
 
 def parallelize(
     make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
 ) -> Parallel:
-    """Makes a model and lays it out over the ranks.
+    """Builds a model and lays it out over the ranks.
 
     Args:
-        make: Makes the full model, the same on every rank.
-        device: Where this rank computes.
+        make: Builds the full model, with the same weights on every rank.
+        device: This rank's device.
         ranks: The processes, connected.
-        strategy: "ddp" or "fsdp", for several ranks; one needs neither.
-        compiled: Whether the model is compiled: block by block where it has blocks.
+        strategy: "ddp" or "fsdp"; ignored for a single process.
+        compiled: Whether to compile the model, block by block if it has blocks.
     """
     if ranks.world_size == 1:
         return single_process(make, device, compiled)

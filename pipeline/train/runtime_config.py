@@ -1,4 +1,4 @@
-"""What a run is computed with: chosen once at its first step, and kept, since another choice would change bits."""
+"""The runtime config as resolved: chosen at a run's first step, and kept when it resumes, to keep results exact."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params, RuntimeParams
 
 _FLOPS_WORTH_COMPILING = 5e12
-"""Floating-point operations of a run from which compiling pays for itself (benchmarks/RESULTS.md)."""
+"""Floating-point operations of a run from which compiling saves time (benchmarks/RESULTS.md)."""
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """What decides the last bits beside everything that the fingerprint holds.
+    """What influences the last bits of a result beside the run's identity.
 
-    Chosen from params and facts of the machine, never from a timing, which would choose differently each time.
+    It follows from params and properties of the machine, not from timings, which vary.
 
     Attributes:
         device: "cpu", "cuda", "cuda:1" or "mps".
-        processor: The instructions that torch uses on the CPU, or the GPU's name.
-        threads: Processor threads of each process.
-        processes: How many train together.
-        strategy: "ddp" or "fsdp", and "one" for a single process.
+        processor: The instruction set that torch uses on the CPU, or the GPU's name.
+        threads: CPU threads of each process.
+        processes: The number of processes.
+        strategy: "ddp" or "fsdp"; "one" for a single process.
         precision: "fp32" or "bf16".
-        compile: Whether blocks and loss are compiled.
+        compile: Whether model blocks and loss are compiled.
     """
 
     device: Annotated[str, Field(pattern=DEVICE)]
@@ -50,11 +50,11 @@ class RuntimeConfig:
     compile: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the state."""
+        """The fields as plain values, for the checkpoint."""
         return asdict(self)
 
     def differences(self, earlier: Mapping[str, Any]) -> list[str]:
-        """What is not as it was, in words."""
+        """The fields that differ from an earlier config, as "threads 1 → 2"."""
         now = self.to_dict()
         return [
             f"{name} {earlier[name]} → {now[name]}"
@@ -64,18 +64,18 @@ class RuntimeConfig:
 
 
 def _device_type(value: Any) -> Any:
-    """One GPU is like another: "cuda" for "cuda:1"."""
+    """Without the index of a device: "cuda" for "cuda:1"."""
     return value.partition(":")[0] if isinstance(value, str) else value
 
 
 def resolve_runtime_config(params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: float) -> RuntimeConfig:
-    """The conditions of a run: what the params set; where they leave the choice, what they were (`earlier`, empty
-    for a new run); else this machine's best.
+    """Resolves the runtime config of a run: from the params; where they say "auto" or 0, from `earlier`; else the
+    best choice for this machine.
 
     Args:
-        params: Of the run.
+        params: All params.
         ranks: The processes that train together.
-        earlier: The conditions that the run began with.
+        earlier: The runtime config that the run started with; empty for a new run.
         flops: Floating-point operations of the whole run.
 
     Raises:
@@ -85,7 +85,7 @@ def resolve_runtime_config(params: Params, ranks: Ranks, earlier: Mapping[str, A
     device = _device(runtime.device, ranks, earlier)
     threads = runtime.threads or earlier.get("threads") or cores_per_process(ranks)
     if runtime.compile == "auto":
-        worth = flops >= _FLOPS_WORTH_COMPILING and device.type != "mps"  # where torch's compiler is a prototype
+        worth = flops >= _FLOPS_WORTH_COMPILING and device.type != "mps"  # torch's compiler for MPS is a prototype
         compile = bool(earlier.get("compile", worth and _compiler_found()))
     else:
         compile = runtime.compile
@@ -109,14 +109,15 @@ def resolve_runtime_config(params: Params, ranks: Ranks, earlier: Mapping[str, A
 
 
 def process_count(runtime: RuntimeParams) -> int:
-    """How many processes `runtime.processes` means on this machine; "auto" is one for each GPU."""
+    """The number of processes that `runtime.processes` asks for; "auto" is one for each GPU."""
     if runtime.processes == "auto":
         return max(1, torch.cuda.device_count())
     return runtime.processes
 
 
 def cores_per_process(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> int:
-    """This process's share of the cores: all that it may use where it trains alone or srun bound it to its own."""
+    """The number of cores for this process: all that it may use if it is the only one or srun bound it to its
+    cores; otherwise an equal share."""
     if ranks.world_size == 1:
         return cores()
     if "LOCAL_WORLD_SIZE" in environment or "SLURM_PROCID" not in environment:
@@ -129,7 +130,7 @@ def cores_per_process(ranks: Ranks, environment: Mapping[str, str] = os.environ)
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_NTASKS_PER_NODE") or ""
     each = [
         int(number) for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks) for _ in range(int(times or 1))
-    ]  # "2(x3),1": two on each of three machines, one on the fourth
+    ]  # "2(x3),1": 2 tasks on each of 3 machines, 1 on the fourth
     node = int(environment.get("SLURM_NODEID") or 0)
     return max(1, cores() // (each[min(node, len(each) - 1)] if each else ranks.world_size))
 

@@ -1,4 +1,4 @@
-"""train: the GPT learns the training split; a checkpoint, metrics and their history are published at the end."""
+"""The train stage: trains a GPT on the training split, then publishes its checkpoint, metrics and history."""
 
 from __future__ import annotations
 
@@ -33,12 +33,17 @@ if TYPE_CHECKING:
 
 
 class UnusableCheckpointError(CheckpointError):
-    """The newest saved state does not fit the run, and is out of use: beginning anew takes the one before it."""
+    """The newest training checkpoint does not fit the run. It is set aside; a retry loads the one before it."""
 
 
 def run(params: Params, paths: Paths) -> None:
     """Reads artifacts/splits; writes artifacts/checkpoint and metrics/train.json, history.tsv, steps.tsv,
-    timing.tsv, performance.json. An interrupted run continues from its last saved state."""
+    timing.tsv, performance.json. An interrupted run resumes from its last training checkpoint.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM; the run is saved.
+        PipelineError: params, data, plugins or the machine do not allow this run, or training failed.
+    """
     processes = process_count(params.runtime)
     if processes == 1 and not started_as_rank():
         while True:
@@ -46,7 +51,7 @@ def run(params: Params, paths: Paths) -> None:
                 _train(params, paths, Ranks())
                 return
             except UnusableCheckpointError as error:
-                say(f"{error}; training begins with the one before it")
+                say(f"{error}; trying the previous one")
     from pipeline.train.distributed.launch import run_on_ranks
 
     run_on_ranks(lambda ranks: _train(params, paths, ranks), params, processes)
@@ -54,60 +59,68 @@ def run(params: Params, paths: Paths) -> None:
 
 def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
-    paths.metrics.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
+    paths.metrics.mkdir(parents=True, exist_ok=True)  # fail before training if it cannot be written
     components = Components.load(params, paths.plugins)
     data = TrainingData.read(params, splits, components.batch_sampler)
     architecture = components.architecture(params.model, data.tokenizer)
     start = pretrained(params, architecture, data.tokenizer, paths)
     teacher = Teacher.of(components.loss, paths.root)
-    what = identity(params, components, data, start.digest if start else "", teacher.digest if teacher else "")
-    parts = phases(params.train, components.schedule, data.windows, what, paths.resume)
-    ranks.check_same(parts[-1].store.folder.name, "other params, data, code, plugins or versions")
+    run_identity = identity(
+        params, components, data, start.digest if start else "", teacher.digest if teacher else ""
+    )
+    run_phases = phases(params.train, components.schedule, data.windows, run_identity, paths.resume)
+    ranks.check_same(run_phases[-1].store.folder.name, "other params, data, code, plugins or versions")
 
     stop = StopSignal()
-    with locked(parts, paths, ranks), stop.caught():
-        if ranks.on_rank0(lambda: republished("train", paths.checkpoint, parts[-1].store.folder.name, paths)):
+    with locked(run_phases, paths, ranks), stop.caught():
+        if ranks.on_rank0(lambda: republished("train", paths.checkpoint, run_phases[-1].store.folder.name, paths)):
             return
-        number, saved = newest(parts, ranks, architecture)
+        number, saved = newest(run_phases, ranks, architecture)
         earlier = saved["run"]["runtime_config"] if saved else {}
-        flops = parts[-1].length.total_windows * params.model.context_length * architecture.flops_per_token
+        flops = run_phases[-1].length.total_windows * params.model.context_length * architecture.flops_per_token
         runtime_config = resolve_runtime_config(params, ranks, earlier, flops)
-        whole = TrainingRun.build(params, components, data, parts[-1], runtime_config, ranks, stop, teacher=teacher)
+        training_run = TrainingRun.build(
+            params, components, data, run_phases[-1], runtime_config, ranks, stop, teacher=teacher
+        )
         try:
-            state = TrainState.restore(saved, whole) if saved else TrainState()
+            state = TrainState.restore(saved, training_run) if saved else TrainState()
         except CheckpointError as error:
-            aside = ranks.on_rank0(parts[number].store.set_aside)
-            raise UnusableCheckpointError(f"{error}: the saved state is set aside as {aside}") from None
+            aside = ranks.on_rank0(run_phases[number].store.set_aside)
+            raise UnusableCheckpointError(f"{error}: the training checkpoint was moved to {aside}") from None
         if start is not None:
-            fact("begins", f"with the weights of {start.name}")
+            fact("weights", f"pretrained, from {start.name}")
             if not saved:
                 weights = ranks.on_rank0(lambda: start.weights(architecture), to_others=lambda weights: {})
-                whole.parallel.load_weights(weights)
-        _say_plan(whole, params)
-        _say_resumed(whole.for_phase(parts[number]), state, runtime_config.differences(earlier))
+                training_run.parallel.load_weights(weights)
+        _say_plan(training_run, params)
+        _say_resumed(training_run.for_phase(run_phases[number]), state, runtime_config.differences(earlier))
         state.runtime_config = runtime_config.to_dict()
         try:
-            for phase in parts[number:]:
-                _train_phase(whole.for_phase(phase), state, extends=phase is not parts[number])
-            publish(whole, state, paths)
+            for phase in run_phases[number:]:
+                _train_phase(training_run.for_phase(phase), state, extends=phase is not run_phases[number])
+            publish(training_run, state, paths)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             advice = memory_check.out_of_memory_advice(
                 architecture,
-                whole.micro_batch_size,
-                whole.optimizer,
-                whole.device,
+                training_run.micro_batch_size,
+                training_run.optimizer,
+                training_run.device,
                 runtime_config.strategy,
                 ranks.world_size,
             )
             raise PipelineError(advice) from None
         if ranks.is_rank0:
-            whole.phase.store.prune()
+            training_run.phase.store.prune()
 
 
 def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer, paths: Paths) -> Pretrained | None:
-    """The weights that training starts from, which fit params and tokenizer; None for random ones."""
+    """The pretrained weights of `train.init_from`, checked against params and tokenizer; None for random weights.
+
+    Raises:
+        ParamsError, CheckpointError, DataError: they are missing, corrupt, or belong to another model or tokenizer.
+    """
     if not params.train.init_from:
         return None
     check_symlinks(paths.root / "data")
@@ -117,7 +130,7 @@ def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer,
 
 
 def _train_phase(run: TrainingRun, state: TrainState, extends: bool) -> None:
-    """Trains to the end of a phase; `extends` says that `state` is the end of the phase before it."""
+    """Trains to the end of a phase; `extends` is true if `state` is the end of the previous phase."""
     if extends and state.complete and state.step < run.total_steps:
         if state.stop_reason:
             raise PipelineError(
@@ -146,21 +159,22 @@ def _say_plan(run: TrainingRun, params: Params) -> None:
     fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")
     fact("with", f"{train.loss.name} and {train.optimizer.name}")
     if train.schedule.warmup_steps >= run.total_steps:
-        say(f"note: warm-up takes {train.schedule.warmup_steps} steps, so the learning rate never reaches its peak")
+        steps = train.schedule.warmup_steps
+        say(f"note: train.schedule.warmup_steps is {steps}: the learning rate never reaches its peak")
 
 
 def _say_resumed(run: TrainingRun, state: TrainState, differences: list[str]) -> None:
     folder = run.phase.store.folder
     if state.complete:
         say(
-            f"this run is already complete ({folder}): its result is published again; "
-            "`python -m pipeline clean` forgets it"
+            f"this run is already complete ({folder}): publishing its result again; to train it anew, delete its "
+            "checkpoints with `python -m pipeline clean`"
         )
         return
     if state.step:
         say(f"resuming from step {state.step:,} ({folder})")
     if differences:
         say(
-            f"note: the run began under other conditions ({'; '.join(differences)}): its last bits may differ from "
-            "those of an uninterrupted run"
+            f"note: the run started with another runtime ({'; '.join(differences)}): its result may differ in the "
+            "last bits from that of an uninterrupted run"
         )

@@ -1,4 +1,4 @@
-"""The state of a run between two steps: all that the next step needs to go on as if nothing had happened."""
+"""The state of a run between two steps: everything that an exact resume needs."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainState:
-    """What changes during a run, beside the model, the optimizer and the random generators.
+    """The mutable part of a run, except model, optimizer and random states.
 
     Attributes:
-        step: Optimizer steps done; the data's position and the learning rate follow from it.
-        objective_nats, objective_tokens: Sums of what the loss optimised since the last evaluation.
+        step: Optimizer steps done; it decides the data position and the learning rate.
+        objective_nats, objective_tokens: The sum of the training loss and its targets since the last evaluation.
         grad_norm: The last step's gradient norm, before clipping.
-        history: The numbers of each evaluation.
-        steps: The numbers of every so-many-th step (`train.log_every`).
-        timing: For each evaluation, seconds and processor seconds of training up to it.
+        history: The rows of history.tsv, one for each evaluation.
+        steps: The rows of steps.tsv, one for every `train.log_every`-th step.
+        timing: The rows of timing.tsv, one for each evaluation.
         seconds, processor_seconds: Time spent in training steps.
         samples: Texts that callbacks showed, with their steps.
-        memory: Each callback's own dict, by name: of those with step methods on every rank, else on the first one.
-        best_step, best_loss, best_weights: The evaluation with the lowest validation loss; the weights are on the
-            CPU: whole, with content on the first rank only, or under FSDP2 as each rank's shares.
+        memory: Each callback's `memory`, by name: on every rank for callbacks with step methods, else on rank 0.
+        best_step, best_loss, best_weights: The evaluation with the lowest validation loss. The weights are on the
+            CPU: full on rank 0 and meta tensors on the others, or under FSDP2 each rank's shards.
         skipped: The steps that were skipped because their loss or gradient was not finite.
-        runtime_config: What the run is computed with (see `RuntimeConfig`).
-        final: What is published beside the history once training has ended (see `pipeline.train.publish.finalize`).
-        stop_reason: Why a callback ended the run; empty while it has not.
-        complete: Whether training has ended.
+        runtime_config: The fields of `RuntimeConfig`.
+        final: What a finished run publishes beside the history (see `pipeline.train.publish.finalize`).
+        stop_reason: Why a callback ended the run; empty if none did.
+        complete: Whether training is finished.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {**STRICT, "arbitrary_types_allowed": True}
@@ -69,18 +69,18 @@ class TrainState:
     complete: bool = False
 
     def copy(self) -> TrainState:
-        """A copy that can be changed, and dropped, without changing this one. The best weights and the rows of
-        `steps`, which nothing changes, are shared."""
+        """A copy that can be changed independently. It shares the best weights and the rows of `steps`, which are
+        never modified."""
         shared = {id(self.best_weights): self.best_weights, id(self.steps): list(self.steps)}
         return deepcopy(self, shared)
 
     def update_from(self, other: TrainState) -> None:
-        """Becomes equal to `other`."""
+        """Takes over all fields of `other`."""
         vars(self).update(vars(other))
 
     def capture(self, run: TrainingRun) -> dict[str, Any]:
-        """A copy of the state as tensors on the CPU and plain values: whole on the first rank, or under FSDP2 each
-        rank's shares; all must call it."""
+        """The whole state as CPU tensors and plain values, for a training checkpoint: full on rank 0, or under
+        FSDP2 each rank's shards. All ranks must call it."""
         parallel = run.parallel
         return {
             "run": {**vars(self.copy()), "memory": parallel.to_cpu(self.memory)},
@@ -92,11 +92,11 @@ class TrainState:
 
     @classmethod
     def restore(cls, saved: dict[str, Any], run: TrainingRun) -> TrainState:
-        """Puts model, optimizer and random generators back as they were; returns the rest. All ranks must call it,
-        the others with the `to_meta` of the first one's state.
+        """Restores model, optimizer and random states from a checkpoint; returns the rest of the state. All ranks
+        must call it, ranks other than 0 with `to_meta` of rank 0's checkpoint.
 
         Raises:
-            CheckpointError: the shares that a state was written as cannot be read, or the state does not fit.
+            CheckpointError: its shards cannot be read, or it does not fit the run.
         """
         parallel = run.parallel
         if "shards" in saved:
@@ -117,7 +117,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class _Final:
-    """What `TrainState.final` of a complete run holds."""
+    """The content of `TrainState.final` of a finished run."""
 
     __pydantic_config__ = STRICT
 
@@ -128,7 +128,7 @@ class _Final:
 
 
 def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture, total_steps: int) -> None:
-    """Whether a saved state is one of a run of `total_steps` steps with a model of this architecture.
+    """Checks a training checkpoint against the run: `total_steps` steps, a model of this architecture.
 
     Raises:
         CheckpointError: a value is missing, unknown, of another type or out of bounds, or a tensor does not fit.
@@ -138,13 +138,13 @@ def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture,
         if state.runtime_config:
             check_fields(RuntimeConfig, state.runtime_config)
         if saved["total_steps"] != total_steps or state.step > total_steps:
-            raise ValueError(f"it is of step {state.step} of {saved['total_steps']}, and the run has {total_steps}")
+            raise ValueError(f"step {state.step} of {saved['total_steps']}, but the run has {total_steps} steps")
         if state.complete:
             final = check_fields(_Final, state.final)
             check_fields(RunRecord, final.record)
             _ = final.best["loss"], final.last["loss"], state.history[-1]["tokens"]
         if any("step" not in row for row in (*state.history, *state.steps)):
-            raise ValueError("a row of its history or its steps has no step")
+            raise ValueError("a row of history or steps lacks the key step")
         json.dumps([state.samples, state.skipped, state.history, state.steps, state.final], allow_nan=False)
         optimizer = saved["optimizer_state_dict"]
         _ = optimizer["state"].items(), [group["params"] for group in optimizer["param_groups"]]
@@ -155,15 +155,15 @@ def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture,
             restore_random_state(now)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
         reason = explain(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"it holds values that are no state's: {' '.join(reason.split())[:300]}") from None
-    if "shards" not in saved:  # whose content each rank reads
+        raise CheckpointError(f"it holds invalid values: {' '.join(reason.split())[:300]}") from None
+    if "shards" not in saved:  # each rank checks its shards when it reads them
         check_weights(saved["model_state_dict"], architecture, "its weights")
         if state.best_step >= 0:
             check_weights(state.best_weights, architecture, "its best weights")
 
 
 def random_state() -> dict[str, Any]:
-    """Every random generator's state as plain tensors and plain values."""
+    """The state of all random generators, as tensors and plain values."""
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -180,7 +180,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(saved: dict[str, Any]) -> None:
-    """Puts every random generator back to what `random_state` returned."""
+    """Restores all random generators to what `random_state` returned."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
@@ -191,10 +191,10 @@ def restore_random_state(saved: dict[str, Any]) -> None:
 
 
 def seed_generators(seed: int, *position: int) -> None:
-    """Seeds every random generator as a function of a run's seed and a place in the run.
+    """Seeds all random generators from a run's seed and a position in the run.
 
-    Each micro-batch begins with this and its place in the data: its dropout is the same whichever rank computes it,
-    and after any resume.
+    Each micro-batch starts with this and the index of its first window, so that its dropout depends neither on the
+    rank that computes it nor on a resume.
     """
     first, second = np.random.SeedSequence([seed, *position]).generate_state(2, np.uint32).tolist()
     torch.manual_seed(first << 31 | second >> 1)

@@ -1,4 +1,4 @@
-"""The numbers of single steps: metrics/steps.tsv, and the same lines beside the run's states while it trains."""
+"""Tables of numbers: metrics/steps.tsv and others, and a live copy of steps.tsv beside the training checkpoints."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ STEPS = "steps.tsv"
 
 
 def columns_of(rows: Sequence[dict[str, float]]) -> list[str]:
-    """Every column that any row has."""
-    # Step 0 has no learning rate and no gradient yet, so the order is that of the last row.
+    """The union of the rows' columns, in the order of the last row: the first one lacks the learning rate."""
     return list(dict.fromkeys(name for row in reversed(rows) for name in row))
 
 
 def table(rows: Sequence[dict[str, float]], columns: Sequence[str]) -> str:
-    """Rows as a table; a number that a row lacks is left empty."""
+    """Rows as tab-separated values; a missing number is an empty cell."""
     return "".join([_line(columns), *(_line(_values(row, columns)) for row in rows)])
 
 
@@ -32,18 +31,18 @@ def _line(values: Sequence[str]) -> str:
 
 @dataclass
 class LiveTable:
-    """A table beside a run's states that grows by a line at a time; `pipeline runs --watch` reads it.
+    """A table that grows by one line at a time; `pipeline runs --watch` reads it.
 
     Attributes:
-        path: The file.
+        path: Its file, beside the run's checkpoints.
     """
 
     path: Path
     _columns: list[str] = field(default_factory=list, init=False)
 
     def update(self, rows: Sequence[dict[str, float]]) -> None:
-        """Adds the last of all `rows`. The first time, and with a new column, writes all: a run that resumes may
-        have written lines of steps that it does again."""
+        """Appends the last of `rows`. Rewrites the whole file in the first call, since a resumed run repeats steps,
+        and if there is a new column."""
         row = rows[-1]
         if row.keys() <= set(self._columns):
             with self.path.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A frozen model that a loss learns from: a checkpoint below data/weights."""
+"""The teacher of a distillation loss: a frozen model from a checkpoint below data/weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _WEIGHTS = PurePosixPath("data/weights")
 
 @dataclass(frozen=True)
 class Teacher:
-    """A checkpoint on disk, which nothing has read yet.
+    """A checkpoint on disk that is not loaded yet.
 
     Attributes:
-        key: The key of params.yaml that names it.
-        folder: Its folder.
+        key: The param that names it.
+        folder: The checkpoint's folder.
     """
 
     key: str
@@ -33,12 +33,13 @@ class Teacher:
 
     @classmethod
     def of(cls, loss: Loss, root: Path) -> Teacher | None:
-        """The teacher that `loss` asks for, by a parameter `teacher` and an option of that name; None for none.
+        """The teacher of a loss whose `__call__` takes `teacher`; its option `teacher` names the folder. None for
+        other losses.
 
         Raises:
-            PluginError: it has no such option.
-            ParamsError: the option names no folder below data/weights.
-            CheckpointError: there is no checkpoint.
+            PluginError: the loss lacks the option.
+            ParamsError: the folder is not below data/weights.
+            CheckpointError: the folder holds no checkpoint.
         """
         if not supported_arguments(loss, "__call__", teacher=None):
             return None
@@ -57,24 +58,24 @@ class Teacher:
 
     @property
     def digest(self) -> str:
-        """A hash of the manifest, which has one of every file."""
+        """A hash of the checkpoint: of its manifest, which holds every file's sha256."""
         return sha256(self.folder / MANIFEST)
 
     def load(
         self, tokenizer: Tokenizer, student: Architecture, device: torch.device, plugins: Path
     ) -> LanguageModel:
-        """Its best weights as a model in eval mode that no gradient reaches; `plugins` bring its architecture.
+        """Loads its best weights as a frozen model in eval mode; `plugins` is the folder of plugins.
 
         Raises:
-            CheckpointError: the checkpoint is damaged.
-            DataError: its tokenizer is another one, or its context is shorter than the student's.
+            CheckpointError: the checkpoint is corrupt.
+            DataError: it has another tokenizer, or a shorter context than the student.
         """
         checkpoint = load_checkpoint(self.folder, "best", device, Registry.load(plugins, ["models"]))
         if checkpoint.tokenizer.fingerprint != tokenizer.fingerprint:
             raise DataError(f"{self.key}: {self.folder} has another tokenizer than the splits: train it on them")
-        seen = checkpoint.model.architecture.shape.context_length
-        if seen < student.shape.context_length:
+        teacher_context = checkpoint.model.architecture.shape.context_length
+        if teacher_context < student.shape.context_length:
             raise DataError(
-                f"{self.key}: {self.folder} sees {seen} tokens: set model.context_length to that or less"
+                f"{self.key}: {self.folder} has a context of {teacher_context} tokens: lower model.context_length"
             )
         return checkpoint.model.requires_grad_(False)

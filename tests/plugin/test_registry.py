@@ -220,8 +220,8 @@ def test_a_ten_line_loss_trains(trained_project: Project) -> None:
 @pytest.mark.parametrize(
     ("reduction", "says"),
     [
-        (".mean()", "returned [], not one number a target, [B, T] = [2, 16]"),
-        (".flatten()", "returned [32], not one number a target"),
+        (".mean()", "returned [], not one number per target, [B, T] = [2, 16]"),
+        (".flatten()", "returned [32]"),
         (".nonsense()", "raised AttributeError"),
     ],
 )

@@ -34,10 +34,8 @@ def test_the_very_same_run_goes_on(interrupted: Project) -> None:
 
 def test_a_changed_param_is_named_and_changed_back_the_run_goes_on(interrupted: Project) -> None:
     changed = interrupted.succeed("train", *sets("train.optimizer.adamw.lr=0.01", "model.dropout=0.1")).out
-    assert (
-        "training starts over, since this is not the same run as before: model.dropout 0.0 → 0.1; "
-        "train.optimizer.adamw.lr 0.002 → 0.01\n" in changed
-    )
+    (line,) = [each for each in changed.splitlines() if "starts over" in each]
+    assert line.endswith(": model.dropout 0.0 → 0.1; train.optimizer.adamw.lr 0.002 → 0.01")
     assert "resuming from step 4" in interrupted.succeed("train").out
 
 
@@ -50,7 +48,7 @@ def test_another_model_is_named_without_its_files(interrupted: Project) -> None:
 
 def test_changed_data_is_named(interrupted: Project) -> None:
     interrupted.succeed("split", *sets("split.seed=5"))
-    assert "starts over, since this is not the same run as before: the data\n" in interrupted.succeed("train").out
+    assert re.search("starts over.*: the data\n", interrupted.succeed("train").out)
 
 
 def test_changed_code_and_versions_are_named(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +74,8 @@ def test_runtime_that_changes_no_bit_is_not_spoken_of(interrupted: Project, sett
 def test_other_threads_go_on_and_it_is_said_that_bits_may_differ(interrupted: Project) -> None:
     out = interrupted.succeed("train", *sets("runtime.threads=2")).out
     assert "resuming from step 4" in out
-    assert "note: the run began under other conditions (threads 1 → 2)" in out
-    assert "bits may differ" in out
+    assert re.search(r"note: .*\(threads 1 → 2\)", out)
+    assert "may differ" in out
 
 
 def test_threads_left_open_are_those_that_the_run_began_with(interrupted: Project) -> None:
@@ -88,7 +86,7 @@ def test_threads_left_open_are_those_that_the_run_began_with(interrupted: Projec
 
 def test_another_processor_is_said(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
-    assert re.search(r"other conditions .*\(processor \S+ → ABACUS\)", interrupted.succeed("train").out)
+    assert re.search(r"note: .*\(processor \S+ → ABACUS\)", interrupted.succeed("train").out)
 
 
 def test_compiling_without_a_compiler_is_one_line(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,7 +242,7 @@ def test_where_all_states_are_damaged_training_starts_over_and_says_so(
         flip_a_bit(state / "state.pth")
     capsys.readouterr()
     assert_same_run(went_on(tmp_path / "died", 0, **SMALL_EPOCHS), whole)
-    assert "every saved state of this run is corrupt: training starts over" in capsys.readouterr().out
+    assert "every training checkpoint of this run is corrupt: training starts over" in capsys.readouterr().out
 
 
 # ── saving beside the training ────────────────────────────────────────────────────────────────────

@@ -1,7 +1,7 @@
-"""Trains in several processes: as one of them, or by starting them on this machine and reporting how they ended.
+"""Training in several processes: joins the ranks that a launcher started, or starts them on this machine.
 
-torchrun's entry point starts processes, too, but for clusters: it restarts after errors that no restart mends,
-reports them as tables and tracebacks, and leaves its signal handlers behind.
+torchrun is not used to start them: it restarts after errors that recur, reports errors as tables and tracebacks,
+and leaves its signal handlers installed.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from pipeline.train.ranks import Ranks
 if TYPE_CHECKING:
     from pipeline.params.params import Params
 
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun sets it, too, and shows the message that it finds there
-_STOPPED = "training stopped; run it again to go on"
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun sets it, too, and prints its content
+_STOPPED = "training stopped; run it again to resume"
 _SECONDS_TO_LEAVE = 300
 _SECONDS_BETWEEN_LOOKS = 0.1
 _CRASHES = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 
 
 def run_on_ranks(train: Callable[[Ranks], None], params: Params, processes: int) -> None:
-    """Calls `train` as one of several processes; if none started this one as such, starts `processes` of them.
+    """Calls `train` if a launcher started this process as a rank; otherwise starts `processes` ranks.
 
-    Each of those is this command with the params as they are here. If one fails, the others are ended. After a
-    crash all start again from the last training checkpoint, at most `runtime.restarts` times.
+    Each rank runs this command with the same params. If one fails, the others are terminated. After a crash, all
+    restart from the last training checkpoint, at most `runtime.restarts` times.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the processes have saved and left.
-        PipelineError: a process failed; the message is its own, with its rank.
+        Interrupted: on SIGINT or SIGTERM; the ranks have saved and exited.
+        PipelineError: a rank failed; the message is the rank's own.
     """
     ranks = ranks_from_environment()
     if ranks is not None:
@@ -59,13 +59,14 @@ def run_on_ranks(train: Callable[[Ranks], None], params: Params, processes: int)
             return
         except _CrashError as crash:
             if attempt == restarts:
-                raise PipelineError(f"{crash}: run it again to go on") from None
-            say(f"{crash}: starting again from the last state ({attempt + 1} of {restarts})")
+                raise PipelineError(f"{crash}: run it again to resume") from None
+            say(f"{crash}: restarting from the last training checkpoint ({attempt + 1} of {restarts})")
 
 
 @contextmanager
 def _errors_reported() -> Iterator[None]:
-    """Leaves an error for the launcher to report; under ours the rank itself is silent: one error is one line."""
+    """Writes an error of this rank to the file that the launcher reads. Under our launcher, the rank prints
+    nothing: one error is one line."""
     try:
         yield
     except (PipelineError, Interrupted) as error:
@@ -77,12 +78,12 @@ def _errors_reported() -> Iterator[None]:
 
 
 class _CrashError(PipelineError):
-    """A process was ended by a signal that another start may not meet."""
+    """A signal killed a rank; a restart may succeed."""
 
 
 def _run_once(params: Params, processes: int) -> None:
-    """Runs the processes until all have ended; raises as `run_on_ranks` does, and _CrashError."""
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # where they find each other
+    """Runs the ranks once, until all have exited. Raises as `run_on_ranks` does, or _CrashError."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # their rendezvous
     stop = _ForwardSignals()
     workers: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="pipeline-") as name:
@@ -114,20 +115,20 @@ def _start(rank: int, processes: int, folder: Path, port: int) -> subprocess.Pop
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher opened the store, and no rank has to
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher hosts the store, no rank does
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         LAUNCHER: str(os.getpid()),
         _ERROR_FILE: str(folder / f"error-{rank}.json"),
     }
     command = (sys.executable, "-m", "pipeline", "train", "--params", str(folder / "params.yaml"))
-    # In a session of its own, so that a terminal's Ctrl-C reaches the launcher only, which forwards it.
+    # In a new session: a terminal's Ctrl-C reaches only the launcher, which forwards it.
     return subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
 
 
 def _end(workers: list[subprocess.Popen[bytes]], number: int) -> None:
-    """Ends the processes by a signal, and those that do not leave by SIGKILL."""
+    """Sends a signal to all processes; kills those that do not exit in time."""
     for worker in workers:
-        worker.send_signal(number)  # which does nothing to one that has ended
+        worker.send_signal(number)  # no effect on one that has exited
     end = time.monotonic() + _SECONDS_TO_LEAVE
     for worker in workers:
         try:
@@ -138,20 +139,20 @@ def _end(workers: list[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def _raise_failure(rank: int, code: int, error_file: Path) -> None:
-    """Raises how a process failed, by its exit code and what it left in its error file."""
+    """Raises the error of a failed process, from its exit code and its error file."""
     if code - 128 in (signal.SIGINT, signal.SIGTERM):
         raise Interrupted(code - 128, _STOPPED)
     if code < 0:
         kind = _CrashError if -code in _CRASHES else PipelineError
-        raise kind(f"rank {rank} was ended by {signal.Signals(-code).name}")
+        raise kind(f"rank {rank} was killed by {signal.Signals(-code).name}")
     if not error_file.is_file():
-        raise PipelineError(f"rank {rank} ended with exit code {code}; its own message stands above")
+        raise PipelineError(f"rank {rank} exited with code {code}; see its message above")
     raise PipelineError(f"rank {rank} failed: {json.loads(error_file.read_bytes())['message']}")
 
 
 class _ForwardSignals(StopSignal):
-    """A signal to the launcher is one to its processes, which say what they do about it."""
+    """Records a signal to the launcher; the launcher forwards it to the ranks, which print a message."""
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the launcher at once, and the processes notice
+        signal.signal(number, signal.SIG_DFL)  # a second one kills the launcher; the ranks notice

@@ -1,8 +1,8 @@
 """A model that several ranks train: replicated on each (DDP), or a shard on each (FSDP2).
 
-torch.distributed.checkpoint.state_dict gathers and distributes states as well. It does not fit here: on a CPU its
-"offloaded" weights are the live ones, which training changes while they are written; to read an optimizer without
-state it takes a step, after which AdamW's own first step is its second; and it renames the optimizer's keys.
+torch.distributed.checkpoint.state_dict also gathers and distributes state dicts, but does not fit: on a CPU its
+"offloaded" weights alias the live ones, which training changes while they are written; it takes an optimizer step
+to initialise a state, so that AdamW's first step counts as its second; and it renames the optimizer's keys.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.train.ranks import Ranks
 
 
 class _Distributed(Parallel):
-    """What DDP and FSDP2 have in common: rank 0's tensors reach the others by collectives."""
+    """The common base of DDP and FSDP2: collectives distribute rank 0's tensors."""
 
     def full(self, state: Any) -> Any:
         def copied(tensor: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ class _Distributed(Parallel):
 
     def place_nested(self, saved: Any) -> Any:
         mine = self.model.state_dict()
-        first = next(iter(mine.values()))  # any shard knows the device of all
+        first = next(iter(mine.values()))  # any shard has the device mesh
 
         def placed(name: str, tensor: torch.Tensor) -> torch.Tensor:
             unnamed = first if isinstance(tensor, DTensor) else tensor
@@ -61,8 +61,8 @@ class _Distributed(Parallel):
         return map_named(placed, saved)
 
     def _distribute(self, like: torch.Tensor, tensor: torch.Tensor | None) -> torch.Tensor:
-        """Broadcasts rank 0's tensor, or shards it as `like` is sharded if it has that shape; the other ranks give
-        None or a meta tensor. A tensor that is sharded already moves to `like`'s device."""
+        """Broadcasts rank 0's tensor, or shards it like `like` if it has the same shape; the other ranks pass None
+        or a meta tensor. A sharded tensor is only moved to `like`'s device."""
         if isinstance(tensor, DTensor):
             assert isinstance(like, DTensor)
             return _shard_on(like.device_mesh, tensor)
@@ -84,7 +84,7 @@ class DDP(_Distributed):
     """The full model on every rank.
 
     Attributes:
-        wrapped: The model as torch's DDP wraps it.
+        wrapped: The model in torch's DistributedDataParallel.
     """
 
     wrapped: DistributedDataParallel
@@ -93,14 +93,14 @@ class DDP(_Distributed):
         return self.wrapped(ids)
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last else self.wrapped.no_sync()  # gradients are exchanged in the last one only
+        return nullcontext() if last else self.wrapped.no_sync()  # exchange gradients in the last one only
 
     def full_model(self) -> LanguageModel | None:
         return self.model if self.ranks.is_rank0 else None
 
 
 def ddp(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, compiled: bool) -> DDP:
-    """The model on every rank; the arguments are those of `parallelize`."""
+    """Builds the full model on every rank; for the arguments see `parallelize`."""
     model = make().to(device)
     if compiled:
         compile_units(model)
@@ -110,8 +110,8 @@ def ddp(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, c
     return DDP(model=model, ranks=ranks, compiled=compiled, softmax=softmax, wrapped=wrapped)
 
 
-def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses an annotation written as text
-    """DDP's exchange of gradients: their sum, where DDP itself takes the mean."""
+def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch rejects postponed annotations here
+    """A communication hook that sums gradients; DDP's default takes the mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     future: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])
@@ -123,11 +123,11 @@ def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses an ann
 
 @dataclass(frozen=True, kw_only=True)
 class FSDP2(_Distributed):
-    """A shard of every parameter on each rank. Gradients are exchanged in each micro-batch, since a rank has no
-    room for those of the full model.
+    """A shard of every parameter on each rank. Gradients are reduced in each micro-batch: a rank cannot hold those
+    of the full model.
 
     Attributes:
-        cpus: The mesh of CPUs that hold copies of the shards.
+        cpus: The device mesh of CPUs, for copies of the shards.
     """
 
     cpus: DeviceMesh
@@ -135,8 +135,8 @@ class FSDP2(_Distributed):
 
     def call_model(self, ids: torch.Tensor) -> Any:
         output = self.model(ids)
-        # FSDP2 hooks itself to every tensor of an output, for the call's backward. The head's weight is one of
-        # them and stays: it would collect a hook a call, and slow down. That of the hidden states does the same.
+        # FSDP2 registers a backward hook on every output tensor, in each call. The head's weight outlives the call:
+        # it would collect hooks and get slow. The hook on the hidden states is enough.
         hooks = isinstance(output, ModelOutput) and output.head_weight._backward_hooks
         if hooks:
             hooks.clear()
@@ -167,7 +167,7 @@ class FSDP2(_Distributed):
 
 
 def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, compiled: bool) -> FSDP2:
-    """A shard of the model on every rank, none of whose devices ever holds all; the arguments are those of
+    """Builds a shard of the model on every rank; no device ever holds the full model. For the arguments see
     `parallelize`."""
     with torch.device("meta"):
         model = make()
@@ -177,7 +177,7 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
     for module in dict.fromkeys([*units(model), model]):
         sharded = fully_shard(module, mesh=mesh)
         sharded.set_gradient_divide_factor(1.0)
-        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     model.to_empty(device=device)
     cpus = init_device_mesh("cpu", (ranks.world_size,))
     parallel = FSDP2(
@@ -190,16 +190,15 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
     )
     parallel.load_weights(
         make().state_dict() if ranks.is_rank0 else {}
-    )  # made as one process does, then distributed
+    )  # the same initial weights as in one process
     return parallel
 
 
 def wrap_forward(unit: torch.nn.Module, compiled: bool, recompute: bool) -> None:
-    """Compiles a part's forward pass, inside of what FSDP2 does around it.
+    """Compiles a unit's forward pass, inside FSDP2's hooks.
 
-    With `recompute`, training stores its input only and computes it again for its gradients: what has no room for
-    the weights has none for all activations. That is a third more work, but the activations of one block instead of
-    all (Chen et al., 2016).
+    With `recompute`, it uses activation checkpointing (Chen et al., 2016): a third more work, but memory for the
+    activations of one block instead of all. Models that need sharding rarely fit without it.
     """
     forward = torch.compile(unit.forward, dynamic=False) if compiled else unit.forward
 
@@ -212,7 +211,7 @@ def wrap_forward(unit: torch.nn.Module, compiled: bool, recompute: bool) -> None
 
 
 def _shard_on(mesh: DeviceMesh, tensor: DTensor) -> DTensor:
-    """A copy of this rank's shard of a tensor on other devices of the same ranks."""
+    """Copies a DTensor to another mesh of the same ranks, such as the CPUs."""
     local = tensor.to_local().to(mesh.device_type, copy=True)
     return DTensor.from_local(
         local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()

@@ -1,4 +1,4 @@
-"""Several processes that train one model: which one this is, how they connect, and what they tell each other."""
+"""Several processes that train one model: their ranks, their process group, and their collectives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.train.ranks import Ranks, started_as_rank
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(hours=1)
-"""How long a process waits for the others; one that died is noticed at once, by its closed connection."""
+"""The timeout of a collective. A dead process is detected at once: its connection is closed."""
 _LOST = re.compile(
     "closed by (peer|remote)|reset by peer|Broken pipe|Connection refused|recvValue failed|NCCL|Socket"
 )
@@ -33,10 +33,10 @@ _STORE_TIMEOUT = timedelta(seconds=2)
 
 @dataclass(frozen=True)
 class DistributedRanks(Ranks):
-    """Several processes, connected by torch.distributed; all of them must call each of these methods.
+    """Several processes, connected by torch.distributed. All ranks must call each of these methods.
 
     Attributes:
-        group: The process group that they talk over; None is the training's own.
+        group: The process group; None is the default group, which training uses.
     """
 
     group: dist.ProcessGroup | None = None
@@ -58,7 +58,7 @@ class DistributedRanks(Ranks):
 
     def on_rank0(self, work: Callable[[], T], to_others: Callable[[T], T] | None = None) -> T:
         result: T | None = None
-        outcome: list[object] = [None, None]  # what the others get of the result, or the error
+        outcome: list[object] = [None, None]  # the result for the other ranks, or the error
         if self.is_rank0:
             try:
                 result = work()
@@ -85,7 +85,7 @@ class DistributedRanks(Ranks):
 
 
 def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks | None:
-    """This process's place among those that torchrun, `srun` or `pipeline train` started; None if none of them did.
+    """This process's ranks, from the variables of torchrun, `srun` or `pipeline train`; None without a launcher.
 
     Raises:
         ParamsError: the launcher's environment variables are incomplete.
@@ -101,23 +101,23 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks
             local_rank = int(environment["SLURM_LOCALID"])
     except (KeyError, ValueError) as error:
         raise ParamsError(
-            f"the launcher's environment variables are incomplete ({error}): start with torchrun or srun"
+            f"the launcher's environment variables are incomplete ({error}): start training with torchrun or srun"
         ) from None
     return DistributedRanks(rank, world_size, local_rank) if world_size > 1 else Ranks()
 
 
 @contextmanager
 def process_group(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
-    """Connects the processes inside the block, where only rank 0 prints.
+    """Connects the processes inside the block. Only rank 0 prints there.
 
     Raises:
-        PipelineError: another process died; its own error is the one to read.
+        PipelineError: another rank died; that rank's error tells the cause.
     """
     if ranks.world_size == 1:
         yield
         return
     os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.world_size)}
-    for name, value in slurm_address(os.environ).items():  # torchrun and `pipeline train` set them themselves
+    for name, value in slurm_address(os.environ).items():  # torchrun and `pipeline train` set them
         os.environ.setdefault(name, value)
     if not ranks.is_rank0:
         ignore_output()
@@ -125,7 +125,7 @@ def process_group(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
         if on_gpus:
             torch.cuda.set_device(ranks.gpu(torch.cuda.device_count()))
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # gradients where they are, decisions on the CPU
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # NCCL for gradients, gloo for decisions
             store=_rendezvous_store(ranks) if "TORCHELASTIC_RUN_ID" in os.environ else None,
             rank=ranks.rank,
             world_size=ranks.world_size,
@@ -136,15 +136,15 @@ def process_group(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
-        time.sleep(_SECONDS_FOR_THE_FIRST_ERROR)  # the launcher ends this process, having seen which died first
-        raise PipelineError(f"rank {ranks.rank} lost another rank, whose own error tells why") from None
+        time.sleep(_SECONDS_FOR_THE_FIRST_ERROR)  # let the launcher see which process died first
+        raise PipelineError(f"rank {ranks.rank} lost another rank: see that rank's error") from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def slurm_address(environment: Mapping[str, str]) -> dict[str, str]:
-    """MASTER_ADDR and MASTER_PORT for a Slurm step: its first host, and a port that follows from job and step."""
+    """MASTER_ADDR and MASTER_PORT for a Slurm step: its first host, and a port derived from job and step."""
     first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])+", environment.get("SLURM_STEP_NODELIST", ""))
     host = re.sub(r"\[(\d*)[^\]]*\]", r"\1", first[0]) if first else "localhost"  # r[0-1]n[01-04,07],gpu3: r0n01
     job, step = (
@@ -154,11 +154,10 @@ def slurm_address(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _rendezvous_store(ranks: Ranks) -> Any:
-    """Where the processes that torchrun started find each other: at a store that rank 0 opens.
+    """A new store, hosted by rank 0, for the rendezvous of processes that torchrun started.
 
-    torchrun's own store outlives a restart, with the addresses of the processes before it, and who reads one of
-    those waits for the dead. Rank 0's store ends with it: who finds the former one's address there is refused, and
-    looks again.
+    torchrun's store survives a restart with the addresses of the old processes; a rank that reads one of them waits
+    forever. Rank 0's store ends with rank 0: the connection to an old one is refused, and the rank retries.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     lasting = TCPStore(host, port, timeout=_TIMEOUT)

@@ -1,8 +1,8 @@
-"""A training checkpoint as shards: under FSDP2 each rank writes what it holds, and any number of ranks reads it.
+"""Sharded training checkpoints: under FSDP2 each rank writes its shards; any number of ranks can read them.
 
-FSDP2 shards every tensor by rows, in the order of the ranks, so the full tensor is what their files hold, one after
-another. Each is a file of plain tensors that torch.load reads safely; torch.distributed.checkpoint notes what is
-where in a pickle, which could run code and would need an unpickler of our own.
+FSDP2 shards every tensor by rows, in the order of the ranks: a full tensor is the concatenation of its shards. Each
+file holds plain tensors, which torch.load reads safely; torch.distributed.checkpoint stores its metadata as a
+pickle, which could run code.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pipeline.train.ranks import Ranks
 
 
 def write_shards(captured: dict[str, Any], folder: Path, writers: Ranks) -> dict[str, Any]:
-    """Writes this rank's shards to `folder`/RANK.pth; all writers must call it.
+    """Writes this rank's shards to `folder`/RANK.pth. All writers must call it.
 
     Args:
-        captured: The state; its DTensors are on the CPU.
-        folder: Where to; its parent exists.
-        writers: The processes, in a process group that nothing else uses meanwhile.
+        captured: The captured state; its DTensors are on the CPU.
+        folder: The folder to create; its parent exists.
+        writers: The ranks, in a process group of their own.
 
     Returns:
-        The state to write beside `folder`, with a tensor without content ("meta") in the place of each DTensor.
+        The captured state with meta tensors in place of DTensors, to write beside `folder`.
 
     Raises:
-        OSError: one of the ranks cannot write, such as on a full disk.
-        PipelineError: a rank does not see the folder.
+        OSError: a rank cannot write, for example because the disk is full.
+        PipelineError: a rank does not see the parent folder.
     """
     shards: dict[str, torch.Tensor] = {}
 
@@ -46,11 +46,11 @@ def write_shards(captured: dict[str, Any], folder: Path, writers: Ranks) -> dict
     def write() -> None:
         if not folder.parent.is_dir():
             raise PipelineError(
-                f"rank {writers.rank} does not see {folder.parent}, in which all ranks write: under "
-                "runtime.strategy: fsdp the machines need the project on a disk that they share"
+                f"rank {writers.rank} does not see {folder.parent}: with runtime.strategy: fsdp, all machines need "
+                "the project on a shared disk"
             )
         folder.mkdir(exist_ok=True)
-        save_tensors(shards, folder / f"{writers.rank:05}.pth", crc=False)  # the manifest has a sha256 of it
+        save_tensors(shards, folder / f"{writers.rank:05}.pth", crc=False)  # the manifest has its sha256
 
     rest: dict[str, Any] = map_named(taken_out, captured)
     writers.on_all_ranks(write)
@@ -58,14 +58,14 @@ def write_shards(captured: dict[str, Any], folder: Path, writers: Ranks) -> dict
 
 
 def read_shards(saved: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
-    """A state with the content of its shards; all ranks must call it.
+    """Reads the content of a sharded checkpoint. All ranks must call it.
 
     Args:
-        saved: What `write_shards` returned, with the shards' folder as "shards".
-        parallel: Decides what a rank reads: under FSDP2 its shards, otherwise rank 0 everything.
+        saved: What `write_shards` returned, with the folder of the shards as "shards".
+        parallel: Decides what a rank reads: its shards under FSDP2; otherwise everything, on rank 0.
 
     Raises:
-        CheckpointError: a rank cannot read it.
+        CheckpointError: a rank cannot read its part.
     """
     reads = parallel.sharded or parallel.ranks.is_rank0
     return parallel.ranks.on_all_ranks(lambda: _read(saved, parallel) if reads else saved)
@@ -83,7 +83,7 @@ def _read(saved: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
         local: torch.Tensor = sharded.to_local()
         first = parallel.ranks.rank * -(
             -len(tensor) // parallel.ranks.world_size
-        )  # as torch.chunk divides the rows
+        )  # torch.chunk's division of the rows
         local.copy_(_rows([part[name] for part in parts], first, len(local)))
         return sharded
 
@@ -102,7 +102,7 @@ def _read(saved: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
 
 
 def _rows(parts: list[torch.Tensor], first: int, count: int) -> torch.Tensor:
-    """`count` rows, from number `first` on, of the tensor whose rows `parts` hold one after another."""
+    """Rows first … first+count−1 of the concatenation of `parts`."""
     found = []
     for part in parts:
         found.append(part[max(first, 0) : max(first + count, 0)])
