@@ -20,6 +20,7 @@ import pipeline.plugin
 from pipeline.authoring import testing
 from pipeline.cli import cli
 from pipeline.core.errors import CheckpointError
+from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source
 from pipeline.model import load, load_optimizer
 from pipeline.plugin.components import KINDS
@@ -28,6 +29,8 @@ from pipeline.plugin.registry import Registry
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "CHANGELOG.md",
+    REPOSITORY / "benchmarks" / "RESULTS.md",
     *sorted((REPOSITORY / "data").rglob("README.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
@@ -113,7 +116,15 @@ def test_the_readmes_loss_trains_and_keeps_the_contract(trained_project: Project
     testing.check_loss(names["Steep"])
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw", "lion", "adafactor", "sgd", "torch"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "muon",
+        "adamw",
+        "torch",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("lion", "adafactor", "sgd")),
+    ],
+)
 def test_the_readmes_lines_load_model_and_optimizer(trained_project: Project, optimizer: str) -> None:
     trained_project.succeed("train", "--set", f"train.optimizer.name={optimizer}")
     (code,) = [each for each in blocks(REPOSITORY / "README.md", "python") if "optimizer_state_dict" in each]
@@ -131,6 +142,25 @@ def test_the_readmes_lines_load_model_and_optimizer(trained_project: Project, op
 def test_the_optimizer_of_another_model_is_refused(trained: Path) -> None:
     with pytest.raises(CheckpointError, match="adamw"):
         load_optimizer(trained / "artifacts" / "checkpoint", torch.nn.Linear(2, 2), REPOSITORY / "plugins")
+
+
+@pytest.mark.parametrize(
+    "format", ["huggingface", *(pytest.param(name, marks=pytest.mark.long) for name in ("onnx", "torch_export"))]
+)
+def test_the_lines_of_the_exports_page_load_each_format(trained_project: Project, format: str) -> None:
+    """The first format of the list is at the top of the folder, so Hugging Face's is always there."""
+    use = ",".join(dict.fromkeys(["huggingface", format]))
+    trained_project.succeed("export", "--set", f"export.formats.use=[{use}]")
+    reader = {"huggingface": "transformers", "onnx": "onnxruntime", "torch_export": "torch.export.load"}[format]
+    (code,) = [each for each in blocks(REPOSITORY / "docs" / "exports.md", "python") if reader in each]
+    run(code, {})
+
+
+def test_the_splits_are_read_as_the_page_on_data_reads_them(trained_project: Project) -> None:
+    (code,) = blocks(REPOSITORY / "docs" / "data.md", "python")
+    names: dict[str, Any] = {}
+    run(code, names)
+    assert names["tokens"].tolist() == TokenFolder(Path("artifacts/splits"), "").ids("train").tolist()
 
 
 def test_every_command_is_described() -> None:

@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY
 from test_docs import PAGES, blocks
 from test_dvc import STAGES, Clone
+from test_notebook import execute, notebook, shown_by
 
 from pipeline.cli import _run
 
@@ -26,9 +27,9 @@ NOTHING_TO_DO = "Data and pipelines are up to date"
 EXCEPTED = {
     "make repro": "sets up this very environment; its commands are `pipeline lock` and `dvc repro`",
     "make test": "is this very suite",
+    "docker ": "needs a Docker daemon; tests/test_container.py checks the Dockerfile",
     "make bench": "takes 40 minutes; tests/test_benchmarks.py runs parts of it",
     "python -m benchmarks": "takes 40 minutes; tests/test_benchmarks.py runs parts of it",
-    "benchmarks/gpu.sh": "needs a GPU",
     "source ": "changes the shell that it is typed into",
     "python3 -m venv ": "the set-up under which the tests run",
     ".venv/bin/pip install ": "the set-up under which the tests run",
@@ -37,7 +38,7 @@ EXCEPTED = {
     "mkdir -p data/weights/gpt2": "tests/train/test_init_from.py trains from such a folder",
     "dvc add data/weights/gpt2": "tests/train/test_init_from.py trains from such a folder",
     "ln -s /big/disk/texts": "tests/test_dvc.py has texts behind a link",
-    "pipeline compare base1 ": "needs six runs, which tests/comparison/test_compare.py makes",
+    "dvc config core.no_scm true": "takes git away from the commands that follow",
     "llama-cli ": "another program; tests/plugins/test_gguf_in_llama_cpp.py reads the file with its library",
     "printf 'FROM ./artifacts": "another program",
     "torchrun ": "tests/test_fault_ranks.py starts torchrun",
@@ -45,6 +46,9 @@ EXCEPTED = {
     "dvc commit -f train": "follows sbatch",
 }
 """The beginnings of commands that no test here runs, and why."""
+
+FURTHER = {"dvc exp run --temp -S train.loss.name=steep": "test_docs.py trains with this loss"}
+"""The beginnings of commands that run with --long only: further cases of what runs anyway."""
 
 
 def lines_of(path: Path) -> list[str]:
@@ -74,6 +78,8 @@ class Shell:
             return ""
         if line.startswith("pipeline ") and not re.search(r"[|&><$]", line):
             return self._call(line)
+        if line == "dvc exp apply NAME":
+            line = line.replace("NAME", self.clone.run("dvc", "exp", "list", "--name-only").stdout.split()[-1])
         # The installed `pipeline` would run the code of this repository, not that of the clone.
         command = re.sub(r"(^|&& |\| )pipeline ", r"\1python -m pipeline ", line)
         result = self.clone.run("bash", "-c", command, check=False)
@@ -129,17 +135,16 @@ def shell(first_run: Clone, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 
 def parts(line: str) -> list[str]:
     """The commands of a line, whatever the experiments are called in it."""
-    nameless = re.sub(r"(dvc exp run .*?) -n \S+", r"\1", line)
-    return re.sub(r"(dvc exp apply) \S+", r"\1 NAME", nameless).split(" && ")
+    return re.sub(r"(dvc exp run .*?) -n \S+", r"\1", line).split(" && ")
 
 
 def test_every_command_of_the_documents_runs_or_is_excepted(shell: Shell, request: pytest.FixtureRequest) -> None:
-    root = shell.clone.root
+    root, long = shell.clone.root, request.config.option.long
     for page in IN_ORDER:
         printed = []
         for line in lines_of(page):
             # Another seed is a further case of the same command.
-            few = line if request.config.option.long else line.replace("train.seed=1,2,3", "train.seed=1")
+            few = line if long else line.replace("train.seed=1,2,3", "train.seed=1")
             printed.append((line, shell.type(few)))
         CHECKS[page.name](printed)
     shell.clone.root = root
@@ -149,6 +154,8 @@ def test_every_command_of_the_documents_runs_or_is_excepted(shell: Shell, reques
         for line in lines_of(page):
             if excepted := {beginning for beginning in EXCEPTED if line.startswith(beginning)}:
                 used |= excepted
+            elif not long and line.startswith(tuple(FURTHER)):
+                continue
             elif not ran.issuperset(parts(line)):
                 shell.type(line)
                 ran.update(parts(line))
@@ -194,3 +201,19 @@ def check_team(printed: Printed) -> None:
 
 
 CHECKS = {"comparing.md": check_comparing, "team.md": check_team}
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a run that is done: its second one trains."""
+    shell.clone.commit("first run")
+    run = notebook(CHANGE="train.optimizer.muon.lr=0.01", PROMPT="the river")
+    execute(run, shell.clone, monkeypatch, tmp_path)
+    assert "bits_per_byte" in shown_by(run, "metrics")
+    assert "Training report" in shown_by(run, "report")
+    assert "the river" in shown_by(run, "generate")
+    compared = shown_by(run, "change")
+    assert "Running stage 'train'" in compared
+    assert "train.optimizer.muon.lr" in compared
+    assert (shell.clone.root / "artifacts" / "export.zip").is_file()

@@ -1,1 +1,1 @@
-"""For plugin authors: contract suite, listing, skeletons."""
+"""Tools for plugin authors: contract suite, listing, skeletons."""

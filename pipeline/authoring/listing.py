@@ -1,4 +1,4 @@
-"""What `pipeline plugins` prints: the list of components, and all about one of them."""
+"""The output of `pipeline plugins`: the list of components, and the details of one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.plugin.registry import Entry, Registry
 
 
 def find_kind(word: str) -> Kind:
-    """The kind that a person means: its singular or plural, with spaces, hyphens or underscores.
+    """Finds a kind by its singular or plural name, with spaces, hyphens or underscores.
 
     Raises:
         PluginError: there is no such kind.
@@ -36,7 +36,8 @@ def find_kind(word: str) -> Kind:
 
 
 def lines(plugins: Path, kind: str | None = None) -> Iterator[str]:
-    """Every component of `kind` (or of all kinds): its name, options with defaults, description and source."""
+    """Yields the name, description, options with defaults and source of every component of `kind` (or of all
+    kinds)."""
     kinds = [find_kind(kind).plural] if kind else list(KINDS)
     registry = Registry.load(plugins, kinds)
     for plural in kinds:
@@ -45,7 +46,7 @@ def lines(plugins: Path, kind: str | None = None) -> Iterator[str]:
             yield from _entry(entry)
         yield from (f"  not loaded: {broken.message}" for broken in registry.broken if plural in broken.kinds)
         yield ""
-    yield "Defaults hold where params.yaml says nothing; the shipped params.yaml gives every option a value."
+    yield "Defaults apply to options that params.yaml does not set; the shipped params.yaml sets every option."
 
 
 def _entry(entry: Entry) -> Iterator[str]:
@@ -55,7 +56,7 @@ def _entry(entry: Entry) -> Iterator[str]:
     try:
         options = [f"{name}={value!r}" for name, value in _defaults(entry).items()]
     except PipelineError as error:
-        yield f"      not usable without options: {error}"
+        yield f"      invalid default options: {error}"
         return
     if options:
         yield _filled(f"options: {', '.join(options)}", hang=2)
@@ -71,7 +72,7 @@ def _filled(text: str, hang: int = 0) -> str:
 
 
 def _defaults(entry: Entry) -> dict[str, Any]:
-    """A component's options as params.yaml writes their defaults."""
+    """The default options of the component, as in params.yaml."""
     return plain_options(with_options(entry.component, {}, entry.component.name))
 
 
@@ -79,11 +80,11 @@ def _defaults(entry: Entry) -> dict[str, Any]:
 
 
 def details(plugins: Path, name: str) -> Iterator[str]:
-    """All about the component `name`, of each kind that has one: its source, its place in params.yaml, its whole
-    docstring, and each option with type, bounds, default and description.
+    """Yields the details of the components called `name`, of all kinds: source, key in params.yaml, docstring, and
+    the type, bounds, default and description of each option.
 
     Raises:
-        PluginError: no kind has a component of this name.
+        PluginError: there is no component of this name.
     """
     registry = Registry.load(plugins)
     found = [

@@ -1,4 +1,4 @@
-"""Whether params.yaml can set each option of a component: tries values of its type, made from its JSON schema."""
+"""Checks that params.yaml can set each option of a component, with values generated from its JSON schema."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _FORMATS = {
     "uri": "http://example.org/",
 }
 _UNDECIDED = {"value_error", "assertion_error", "string_pattern_mismatch"}
-"""Errors that come from a rule of the component's own, which a value of the right type may break."""
+"""Errors from validators of the component, which may reject a generated value of the right type."""
 
 
 def check_options(component: Component) -> None:
-    """Writes the options of `component` as params.yaml holds them and reads them again, then tries other values.
+    """Converts the options of `component` to plain values and back, then tries generated values for each option.
 
     Raises:
-        AssertionError: params.yaml cannot express an option.
+        AssertionError: an option cannot be set from params.yaml.
     """
     cls = type(component)
     try:
         plain = plain_options(component)
         again = plain_options(with_options(cls, plain, "options"))
     except PipelineError as error:
-        raise AssertionError(f"params.yaml must be able to hold the options: {error}") from error
-    assert again == plain, f"the options must be the same when they are written and read again: {plain}, {again}"
+        raise AssertionError(f"params.yaml must be able to express the options: {error}") from error
+    assert again == plain, f"the options must be unchanged after writing and reading: {plain}, {again}"
     schema = options_schema(cls)
     definitions = schema.get("$defs", {})
     for name, option in schema.get("properties", {}).items():
@@ -50,7 +50,8 @@ def check_options(component: Component) -> None:
 
 
 def _refusal(cls: type[Component], name: str, value: Any) -> str:
-    """The value and why it is refused as this option; empty where it is accepted, or refused by an own rule."""
+    """The value with the reason why it is rejected; empty if it is accepted, or rejected by the component's
+    validator."""
     try:
         built = cls.model_validate_json(json.dumps({name: value}))
     except ValidationError as error:
@@ -61,11 +62,11 @@ def _refusal(cls: type[Component], name: str, value: Any) -> str:
         again = plain_options(with_options(cls, plain, "options"))
     except PipelineError as error:
         return f"{value!r}: {error}"
-    return "" if again == plain else f"{value!r}, which is not the same when it is written and read again"
+    return "" if again == plain else f"{value!r}, which changes when it is written and read"
 
 
 def _values(schema: Mapping[str, Any], definitions: Mapping[str, Any], depth: int = 4) -> list[Any]:
-    """A few JSON values of a schema's type, within its bounds."""
+    """A few JSON values of the schema's type, within its bounds."""
     if "$ref" in schema:
         return _values(definitions[schema["$ref"].rpartition("/")[2]], definitions, depth - 1) if depth else []
     if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else []):

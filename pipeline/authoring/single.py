@@ -1,4 +1,4 @@
-"""One plugin file by itself, wherever it lies."""
+"""Loads a single plugin file from any folder."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pipeline.plugin.registry import Entry, Registry
 
 
 def load_file(path: Path, plugins: Path) -> list[tuple[Kind, Entry]]:
-    """The components that a plugin file, or a package's folder, registers.
+    """Loads the components that a plugin file or a package's folder registers.
 
-    Below `plugins` it is loaded as a stage loads it, together with its neighbours; anywhere else alone, and
-    then it may register every kind.
+    A file below `plugins` is loaded with the others of its kind, as the stages do. A file elsewhere is loaded
+    alone, and may register components of any kind.
 
     Raises:
-        PluginError: it is no plugin, cannot be imported or breaks its contract, or a name is taken.
+        PluginError: it is not a plugin, cannot be imported, breaks its contract, or uses an existing name.
     """
     file = Path(os.path.abspath(path / "__init__.py" if path.is_dir() else path))
     if file.suffix != ".py" or not file.is_file():
-        raise PluginError(f"{path} is no plugin: name a .py file, or a folder that holds an __init__.py")
+        raise PluginError(f"{path} is not a plugin: give a .py file, or a folder with an __init__.py")
     home = file.parent.parent if file.name == "__init__.py" else file.parent
     inside = home.parent == plugins and home.name in KINDS
     kinds = {home.name: KINDS[home.name]} if inside else KINDS
@@ -40,5 +40,5 @@ def load_file(path: Path, plugins: Path) -> list[tuple[Kind, Entry]]:
         if broken.source == source or names & broken.names:
             raise PluginError(broken.message)
     if not found:
-        raise PluginError(f"{source} registers no component (a file whose name starts with _ is no plugin)")
+        raise PluginError(f"{source} registers no component (files whose names start with _ are not plugins)")
     return found

@@ -1,4 +1,4 @@
-"""What `pipeline plugins new` writes: a component that works, and its test; the texts lie in skeletons/."""
+"""`pipeline plugins new`: writes a working component and its test from the templates in skeletons/."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ _OPTION = {
     "metrics": "nats=0.5",
     "exporters": "dtype=float16",
 }
-"""An option of each skeleton and another value for it."""
+"""An option of each skeleton with a value other than its default."""
 
 
 def write_skeleton(paths: Paths, word: str, name: str) -> Iterator[str]:
-    """Writes plugins/KIND/NAME.py and tests/plugins/test_NAME.py; yields what was written and what to do next.
+    """Writes plugins/KIND/NAME.py and tests/plugins/test_NAME.py; yields the lines to print.
 
     Raises:
-        PluginError: there is no such kind, the name cannot be used or is taken, or a file is in the way;
-            nothing is written.
+        PluginError: there is no such kind, the name is invalid or in use, or a file exists. Nothing is written.
     """
     kind = find_kind(word)
     singular = kind.singular.replace(" ", "_")
@@ -46,7 +45,7 @@ def write_skeleton(paths: Paths, word: str, name: str) -> Iterator[str]:
     texts = [(SKELETONS / f"{each}.py.txt").read_text(encoding="utf-8") for each in (singular, f"test_{singular}")]
     class_name = "".join(part.capitalize() for part in name.split("_"))
     if keyword.iskeyword(class_name) or re.search(rf"\b{class_name}\b", texts[0]):
-        raise PluginError(f"the class {class_name} would hide a name that its file needs: choose another name")
+        raise PluginError(f"the class name {class_name} conflicts with a name in the file: choose another name")
     _check_free(paths, kind, plugin, test)
 
     texts = [text.replace("my_component", name).replace("MyComponent", class_name) for text in texts]
@@ -62,43 +61,50 @@ def write_skeleton(paths: Paths, word: str, name: str) -> Iterator[str]:
 def _check_name(name: str, kind: Kind) -> None:
     example = f"such as my_{kind.singular.replace(' ', '_')}"
     if name.startswith("_"):
-        raise PluginError(f"{name!r}: a file whose name starts with _ is no plugin: choose another name, {example}")
+        raise PluginError(
+            f"{name!r}: files whose names start with _ are not plugins: choose another name, {example}"
+        )
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise PluginError(f"{name!r} is no name for a component: use lower-case letters, digits and _, {example}")
+        raise PluginError(
+            f"{name!r} is not a valid component name: use lower-case letters, digits and _, {example}"
+        )
     if keyword.iskeyword(name) or name in {"name", "use"}:
         where = "params.yaml" if name in {"name", "use"} else "Python"
-        raise PluginError(f"{name!r} means something else in {where}: choose another name, {example}")
+        raise PluginError(f"{name!r} is a reserved word in {where}: choose another name, {example}")
 
 
 def _check_free(paths: Paths, kind: Kind, plugin: Path, test: Path) -> None:
-    """Nothing is in the way: no file, no test of this name in any folder, no component of this name."""
+    """Raises PluginError if the file, a test file of this name in any folder, or a component of this name
+    exists."""
     if not paths.plugins.is_dir():
-        raise PluginError(f"{paths.plugins} is missing: run this in the project's folder")
-    # pytest takes no two test files of one name, whatever their folders.
+        raise PluginError(f"{paths.plugins} is missing: run this in the folder of the project")
+    # pytest does not allow two test files with the same name, even in different folders.
     tests = [test, *sorted((paths.root / "tests").rglob(test.name))]
     for path in (plugin, plugin.with_suffix(""), *tests):
         if os.path.lexists(path):
-            raise PluginError(f"{paths.shown(path)} is already there: choose another name")
+            raise PluginError(f"{paths.shown(path)} already exists: choose another name")
     for entry in Registry.load(paths.plugins, [kind.plural]).entries(kind.plural):
         if entry.component.name == plugin.stem:
             raise PluginError(
-                f"the {kind.singular} {plugin.stem!r} is already there ({entry.source}): choose another name"
+                f"the {kind.singular} {plugin.stem!r} already exists ({entry.source}): choose another name"
             )
 
 
 def _next_steps(kind: Kind, name: str, plugin: str, test: str) -> Iterator[str]:
     key = kind.chosen_by
     section, _, last = key.rpartition(".")
-    chosen, others = (f"{key}={name}", "") if last == "name" else (f"'{key}=[{name}]'", " (list others as well)")
-    yield f"wrote {plugin} (it works as it is: make it yours)"
+    chosen, others = (
+        (f"{key}={name}", "") if last == "name" else (f"'{key}=[{name}]'", " (list the other ones as well)")
+    )
+    yield f"wrote {plugin} (a working example: adapt it)"
     yield f"wrote {test}"
     yield ""
     yield "Next:"
-    yield f"  python -m pytest {test}    # `make setup` brings pytest"
+    yield f"  python -m pytest {test}    # `make setup` installs pytest"
     yield f"  git add {plugin} {test} && git commit"
-    yield "      else experiments in a copy (--temp, --queue) do not see it; and `dvc exp show` lists only those"
-    yield "      that began at the last commit"
+    yield "      experiments in a copy (--temp, --queue) only see committed files, and `dvc exp show` lists the"
+    yield "      experiments based on the last commit"
     yield f"  dvc exp run -S {chosen} -S '+{section}.{name}.{_OPTION[kind.plural]}'"
-    yield f"      chooses it{others}; + adds a key that params.yaml does not have yet"
+    yield f"      uses it{others}; + adds a key that is not in params.yaml yet"
     yield "  pipeline schema"
-    yield f"      once its options are in params.yaml, under {section}.{name}, where -S finds them without +"
+    yield f"      after you add its options to params.yaml, under {section}.{name} (then -S needs no +)"

@@ -1,4 +1,4 @@
-"""chat: a session in which a person and the trained model write a text in turns."""
+"""chat: an interactive session in which the user and the trained model write a text in turns."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 _HELP = """\
-A line is added to the text and the model continues it. It begins a new line
-of the text, or, if it begins with a space, continues the same one. Enter
-alone lets the model go on. Ctrl-C ends a continuation, Ctrl-D the session.
-/undo              take the last turn back, what you typed and what followed
-/retry             another continuation of the last turn
-/reset             begin an empty text
+What you type is added to the text, and the model continues the text. Your line
+starts a new line of the text, or continues the current line if it starts with
+a space. Enter alone lets the model continue. Ctrl-C stops the continuation,
+Ctrl-D ends the session.
+/undo              remove the last turn: your line and its continuation
+/retry             generate another continuation of the last turn
+/reset             start with an empty text
 /text              show the text so far
-/tokens N          how many tokens a turn adds
+/tokens N          set the number of tokens per turn
 /set               show the settings
-/set NAME VALUE    a sampler's option: /set temperature 0.5; adds the sampler
-/samplers NAME…    the samplers, in this order
+/set NAME VALUE    set a sampler's option: /set temperature 0.5; adds the sampler
+/samplers NAME…    use these samplers, in this order
 /quit              end the session
-//…                a line of text that begins with /"""
+//…                add a line of text that starts with /"""
 
 
 class _Settings:
-    """How tokens are drawn: the samplers with their options, and how many tokens a turn adds."""
+    """The samplers with their options, and the number of tokens per turn."""
 
     def __init__(
         self,
@@ -64,20 +65,21 @@ class _Settings:
         )
 
     def use(self, names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> None:
-        """Takes these samplers, in this order.
+        """Replaces the samplers.
 
         Raises:
-            ParamsError: a sampler does not exist or an option does not fit; then nothing changes.
+            ParamsError: a sampler does not exist, or an option is invalid. The settings are unchanged then.
         """
         self.samplers = self.registry.build_all("samplers", names, options, "samplers")
         self.names, self.options = list(names), options
 
-    def change(self, place: str, value: str) -> None:
-        """Sets `sampler.option`, or the only option of `sampler`, and adds that sampler if it is not in use."""
-        given: Any = value
-        with suppress(ValueError):  # text that is no JSON is meant as text
-            given = json.loads(value)
-        self.use(*with_option(self.registry, self.names, self.options, place, given))
+    def change(self, key: str, value: str) -> None:
+        """Sets the option `key` (`SAMPLER.OPTION`, or `SAMPLER` if it has a single option); adds the sampler if
+        needed."""
+        parsed: Any = value
+        with suppress(ValueError):  # a value that is not JSON is a string
+            parsed = json.loads(value)
+        self.use(*with_option(self.registry, self.names, self.options, key, parsed))
 
     def __str__(self) -> str:
         return "; ".join(filter(None, [", ".join(map(_shown, self.samplers)), f"{self.tokens} tokens a turn"]))
@@ -100,9 +102,9 @@ def run(
     precision: str = "auto",
     **flags: float | None,
 ) -> None:
-    """Reads lines until they end and continues the text after each.
+    """Reads lines until end of input, and continues the text after each.
 
-    What is None comes from params.evaluate; `flags` are temperature, top_k and top_p.
+    Arguments that are None come from params.evaluate; `flags` are temperature, top_k and top_p.
     """
     check_stops(stops)
     settings = _Settings(params, paths, samplers, tokens, flags)
@@ -112,7 +114,7 @@ def run(
     at_terminal = sys.stdin.isatty()
     session = _Session(checkpoint, settings, generator, stops, echo=not at_terminal)
     if at_terminal:
-        with suppress(ImportError):  # arrow keys and a history, which not every Python has
+        with suppress(ImportError):  # arrow keys and history; not every Python has readline
             import_module("readline")
         _note(f"{paths.shown(paths.checkpoint)}: the {checkpoint.weights} weights, of step {checkpoint.step:,}")
         _note(f"{settings}")
@@ -127,7 +129,7 @@ def run(
 
 
 class _Turn(NamedTuple):
-    """The text's length before a turn, in tokens and in characters, and what was typed."""
+    """The length of the text before a turn, in tokens and in characters, and the typed line."""
 
     tokens: int
     characters: int
@@ -135,7 +137,7 @@ class _Turn(NamedTuple):
 
 
 class _Session:
-    """The text so far, and what a line does to it. Each method `do_NAME` is the command /NAME."""
+    """The text so far, and the commands that change it. The method `do_NAME` is the command /NAME."""
 
     def __init__(
         self,
@@ -145,7 +147,7 @@ class _Session:
         stops: Sequence[str],
         echo: bool,
     ) -> None:
-        """With `echo` what is typed is shown too: no terminal has shown it."""
+        """With `echo`, input lines are printed as well: if stdin is not a terminal, nothing else shows them."""
         self._model, self._tokenizer = checkpoint.model, checkpoint.tokenizer
         self._settings, self._generator, self._stops, self._echo = settings, generator, stops, echo
         self._begin()
@@ -155,7 +157,7 @@ class _Session:
         self._read, self._text, self._turns = Decoder(self._model, empty), "", list[_Turn]()
 
     def obey(self, line: str) -> bool:
-        """Does what a line says; False where it ends the session."""
+        """Executes an input line; returns False if it ends the session."""
         if not line.startswith("/") or line.startswith("//"):
             self._turn(line.removeprefix("/"))
             return True
@@ -164,16 +166,16 @@ class _Session:
             return False
         command: Callable[..., None] | None = getattr(self, f"do_{name}", None)
         if command is None:
-            raise ParamsError(f"there is no command /{name}: /help lists them, and //{name} is text")
+            raise ParamsError(f"there is no command /{name}: /help lists the commands; //{name} adds text")
         try:
             signature(command).bind(*words)
         except TypeError:
-            raise ParamsError(f"/{name} is used otherwise: see /help") from None
+            raise ParamsError(f"/{name}: wrong number of arguments: see /help") from None
         command(*words)
         return True
 
     def end(self) -> None:
-        """Ends the last line of what was shown."""
+        """Ends the last printed line."""
         if self._echo and self._text and not self._text.endswith("\n"):
             show("\n")
 
@@ -216,14 +218,14 @@ class _Session:
 
     def _take_back(self) -> _Turn:
         if not self._turns:
-            raise ParamsError("there is no turn to take back")
+            raise ParamsError("there is no turn to undo")
         turn = self._turns.pop()
         self._read.truncate(turn.tokens)
         self._text = self._text[: turn.characters]
         return turn
 
     def _turn(self, typed: str) -> None:
-        """Adds what was typed and shows what follows."""
+        """Adds the typed line to the text and prints the continuation."""
         same_line = not self._text or self._text.endswith("\n") or not typed or typed[0].isspace()
         added = typed if same_line else "\n" + typed
         ids = encoded(added, self._tokenizer) if added or not self._text else []
@@ -243,8 +245,8 @@ class _Session:
 
     @torch.inference_mode()
     def _draw(self, start: int, state: SequenceState) -> int:
-        """Draws the next token and adds it. The samplers are given the tokens that the model sees, of which those
-        before `start` are the prompt."""
+        """Samples the next token and adds it. The samplers receive the tokens in the model's context; those before
+        `start` are the prompt."""
         read = self._read
         logits = read.logits()
         state.prompt_length = max(start - read.first_visible, 0)
@@ -268,21 +270,21 @@ class _Session:
         rest = stream.finish()
         show(rest)
         text += rest
-        if stream.stopped:  # the model is to remember what is shown
+        if stream.stopped:  # the context must match the printed text
             kept = self._within(text, drawn)
             read.truncate(start + len(kept))
             self._add(list(map(int, self._tokenizer.encode(text[len(self._tokenizer.decode(kept)) :]))))
         self._text += text
         if not self._text.endswith("\n") and (ended or not self._echo):
             show("\n")
-            self._text += "\n" * ended  # what follows is another document, whose first line begins here
+            self._text += "\n" * ended  # the next document starts on a new line
         if ended:
-            _note("(the text ended: what follows is another one)")
+            _note("(end of text: what follows is a new document)")
         if read.first_visible > unseen:
-            _note(f"(the context was full: {read.first_visible:,} tokens at the beginning are no longer seen)")
+            _note(f"(context full: the model no longer sees the first {read.first_visible:,} tokens)")
 
     def _within(self, text: str, ids: Sequence[int]) -> Sequence[int]:
-        """The longest run of the first ids whose text `text` begins with."""
+        """The longest prefix of `ids` whose text is a prefix of `text`."""
         return next(
             ids[:count] for count in range(len(ids), -1, -1) if text.startswith(self._tokenizer.decode(ids[:count]))
         )
@@ -290,7 +292,7 @@ class _Session:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C instead of raising KeyboardInterrupt in the middle of a token."""
+    """Collects SIGINT signals, so that Ctrl-C does not raise KeyboardInterrupt in the middle of a token."""
     signals: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
     try:
@@ -300,7 +302,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _lines(at_terminal: bool) -> Iterator[str]:
-    """What is typed, line by line, until Ctrl-D; at a terminal Ctrl-C only clears the current line."""
+    """Yields input lines until Ctrl-D. At a terminal, Ctrl-C only clears the current line."""
     prompt = "> " if sys.stdout.isatty() else ""
     while True:
         try:
@@ -316,6 +318,6 @@ def _lines(at_terminal: bool) -> Iterator[str]:
 
 
 def _note(text: str) -> None:
-    """Prints a message that is not part of the text: on stderr, dimmed at a terminal."""
+    """Prints a message on stderr, because it is not part of the text; dimmed at a terminal."""
     before, after = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() and not colourless() else ("", "")
     print(f"{before}{wrapped(printable(text), sys.stderr)}{after}", file=sys.stderr, flush=True)

@@ -1,9 +1,8 @@
-"""check: everything that can be known before a run: what would stop it, what it needs, how long it takes."""
+"""check: finds problems before a run, and estimates its memory and time."""
 
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.commands.estimate import say_time
 from pipeline.commands.trial import Trial, try_steps
 from pipeline.commands.versions import deciding_packages
 from pipeline.core.console import fact, say
@@ -24,7 +24,6 @@ from pipeline.core.files import format_bytes
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
 from pipeline.core.symlinks import check_symlinks
-from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source, refusals
 from pipeline.model.architecture import Architecture
@@ -46,17 +45,17 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 _READ_AT_MOST = 32 << 20
-"""Characters; of a larger corpus only the beginning is read."""
+"""The maximum number of characters to read; only the beginning of a larger corpus is read."""
 
 
 class _Findings:
-    """Counts what would stop the run and continues, so that all problems are told at once."""
+    """Counts problems instead of stopping at the first one, so that all are printed."""
 
     count = 0
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Prints an error that is raised inside instead of passing it on."""
+        """Context manager: prints an error as a problem instead of raising it."""
         try:
             yield
         except (PipelineError, OSError) as error:
@@ -65,10 +64,10 @@ class _Findings:
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Prints what is known about the run that params.yaml describes, and writes nothing.
+    """Prints the findings about the run that params.yaml describes. Writes nothing.
 
     Raises:
-        PipelineError: something would stop the run; each problem was printed on its own line.
+        PipelineError: there are problems that would stop the run; each one was printed on a line.
     """
     findings = _Findings()
     components: Components | None = None
@@ -86,14 +85,14 @@ def run(params: Params, paths: Paths) -> None:
     _check_git(paths)
     if not str(paths.root).isascii():
         say(
-            f"note: the path {paths.root} has characters beyond ASCII, with which DVC's `dvc exp run --temp` and "
-            "`--queue` fail ('ascii' codec): use a folder with a plain name for them; `dvc repro` works here"
+            f"note: the path {paths.root} has non-ASCII characters, with which `dvc exp run --temp` and "
+            "`--queue` fail ('ascii' codec): use another folder for them; `dvc repro` works here"
         )
     with findings.collected():
         _check_texts(params, paths)
     with tempfile.TemporaryDirectory() as folder, findings.collected():
         splits = _data(params, paths, Path(folder))
-        for prompt in params.evaluate.generation.prompts:  # a tokenizer of characters cannot read every prompt
+        for prompt in params.evaluate.generation.prompts:  # a character tokenizer cannot encode every prompt
             with findings.collected():
                 splits.tokenizer.encode(prompt)
         if components is not None:
@@ -109,8 +108,8 @@ def run(params: Params, paths: Paths) -> None:
         if device is not None and components is not None and not findings.count:
             _measure(params, paths, components, splits, device)
     if findings.count:
-        things = "1 thing" if findings.count == 1 else f"{findings.count} things"
-        raise PipelineError(f"{things} would stop the run, told above")
+        things = "1 problem" if findings.count == 1 else f"{findings.count} problems"
+        raise PipelineError(f"{things} would stop the run: see above")
     say("nothing found that would stop the run")
 
 
@@ -118,7 +117,7 @@ def run(params: Params, paths: Paths) -> None:
 
 
 def _check_components(params: Params, paths: Paths) -> tuple[Components, list[Any]]:
-    """Builds everything that params.yaml chooses, as the stages will: what train needs, and the exporters."""
+    """Builds all components that params.yaml selects; returns those of train, and the exporters."""
     registry = Registry.load(paths.plugins)
     corpus, samplers, formats = params.tokenize.corpus, params.evaluate.samplers, params.export.formats
     registry.build("corpora", corpus.name, corpus.options, "tokenize.corpus")
@@ -131,7 +130,7 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
     ones = (corpus, params.model, train.loss, train.optimizer, train.schedule, train.batch_sampler)
     several = (train.eval_callbacks, metrics, samplers, formats)
     names = [*(each.name for each in ones), *(name for each in several for name in each.use)]
-    fact("plugins", f"{', '.join(names)}: all there")
+    fact("plugins", f"{', '.join(names)}: all found")
     return components, exporters
 
 
@@ -139,13 +138,13 @@ def _check_environment(params: Params, paths: Paths) -> None:
     changes = environment_changes(paths.environment, deciding_packages(params, paths, Registry.load(None)))
     if changes:
         told = "; ".join(changes)
-        say(f"note: environment.yaml is not up to date ({told}), so DVC would miss an upgrade: run `pipeline lock`")
+        say(f"note: environment.yaml is not up to date ({told}), so DVC misses the change: run `pipeline lock`")
     else:
         fact("versions", "environment.yaml is up to date")
 
 
 def _check_git(paths: Paths) -> None:
-    """Notes files that git does not track: `--temp` and queued experiments, and clones, lack them."""
+    """Prints notes about files that git does not track: clones and queued or `--temp` experiments lack them."""
     if shutil.which("git") is None:
         return
     listed = subprocess.run(
@@ -153,28 +152,28 @@ def _check_git(paths: Paths) -> None:
         cwd=paths.root, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if listed.returncode != 0:
-        say("note: this is no git repository: `dvc exp` and the `diff` commands need one")
+        say("note: this is not a git repository: `dvc exp` and the `diff` commands need one")
         return
-    found = listed.stdout.split("\n")[:-1]  # weights are DVC's to track, or data/weights says nothing of them
+    found = listed.stdout.split("\n")[:-1]  # weights are tracked by DVC, not by git
     untracked = sorted((each for each in found if not each.startswith("data/weights/")), reverse=True)
     if untracked:
         more = f" and {len(untracked) - 5} more" if len(untracked) > 5 else ""
-        say(f"note: git does not track {', '.join(untracked[:5])}{more}: `git add` it, else a queued run lacks it")
+        say(f"note: git does not track {', '.join(untracked[:5])}{more}: `git add` them, or queued runs lack them")
 
 
 def _check_texts(params: Params, paths: Paths) -> None:
-    """Checks that DVC sees a change of the texts in data/raw; notes where it does not track them."""
+    """Checks that DVC detects changes of the texts in data/raw; prints a note if it does not track them."""
     check_symlinks(paths.root / "data")
     texts = paths.raw.is_dir() and not paths.raw.is_symlink() and any(paths.raw.iterdir())
     if texts and params.tokenize.corpus.name == "files" and not paths.raw.with_suffix(".dvc").is_file():
-        say("note: DVC does not track data/raw: `dvc add data/raw`, else a queued run or a clone lacks it")
+        say("note: DVC does not track data/raw: run `dvc add data/raw`, or queued runs and clones will lack it")
 
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _Scratch(Paths):
-    """The project's paths, with tokens and splits in a temporary folder."""
+    """The paths of the project, with tokens and splits in a temporary folder."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         super().__init__(root)
@@ -186,7 +185,7 @@ class _Scratch(Paths):
 
 @dataclass
 class _Beginning:
-    """The corpus up to _READ_AT_MOST characters; `cut` tells whether that is less than all of it."""
+    """The first _READ_AT_MOST characters of the corpus; `cut` is True if the corpus is longer."""
 
     documents: tokenize.Documents
     cut: bool = False
@@ -211,14 +210,16 @@ class _Beginning:
 
 
 def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
-    """Tokenizes and splits the corpus in `folder` as the stages will; of a large one, only the beginning."""
+    """Tokenizes and splits the corpus (only the beginning of a large one) into `folder`, as the stages do."""
     scratch, said = _Scratch(paths.root, folder), io.StringIO()
     corpus = tokenize.build_corpus(params, paths)
     beginning = _Beginning(lambda: tokenize.read_corpus(corpus, paths))
     try:
         with redirect_stdout(said):
             tokenize.write_tokens(params, scratch, corpus, beginning)
-            if beginning.cut:  # whether documents leave a side empty cannot be told from a part: cut by position
+            if (
+                beginning.cut
+            ):  # a part cannot show whether a split by documents has an empty side: split by position
                 by_position = params.split.model_copy(update={"by": "position", "unit": "tokens"})
                 params = params.model_copy(update={"split": by_position})
             split.run(params, scratch)
@@ -228,7 +229,7 @@ def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
                 say(line)
     read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]
     splits = TokenFolder(scratch.splits, "")
-    only = "a large corpus; its beginning alone has " if beginning.cut else ""
+    only = "large corpus, only its beginning was read: " if beginning.cut else ""
     sizes = ", ".join(f"{len(splits.ids(name)):,} of {name}" for name in splits.names)
     fact("data", f"{only}{read['documents']:,} documents, {read['bytes']:,} bytes; tokens: {sizes}")
     return splits
@@ -237,7 +238,7 @@ def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
 def _check_exports(
     architecture: Architecture, exporters: list[Any], splits: TokenFolder, folder: Path, findings: _Findings
 ) -> None:
-    """Whether each format has a form for such a model and tokenizer: it writes one that is a single layer deep."""
+    """Checks that each format supports the model and the tokenizer, by exporting a model with one layer."""
     with findings.collected(), torch.random.fork_rng(devices=[]):
         shallow = replace(architecture, shape=replace(architecture.shape, n_layers=1))
         model = shallow.make().eval()
@@ -253,14 +254,14 @@ def _check_exports(
 
 
 def _check_size(params: Params, architecture: Architecture, splits: TokenFolder, device: torch.device) -> None:
-    """Says how large the model is; a model that cannot fit is told before any of it is made.
+    """Prints the size of the model, and checks that it can fit before it is built.
 
     Raises:
-        PipelineError: the parameters alone need more memory than there is, or the text is too short.
+        PipelineError: the parameters alone need more memory than the device has, or the text is too short.
     """
     train, parameters = splits.ids("train"), architecture.parameter_count
     share = len(train) / parameters
-    fact("model", f"{parameters:,} parameters, {share:.2g} tokens to train on for each of them")
+    fact("model", f"{parameters:,} parameters, {share:.2g} training tokens per parameter")
     check_length(train, params.model.context_length)
     count, train_params = process_count(params.runtime), params.train
     micro_batch_size = rank_micro_batch_size(train_params.micro_batch_size, train_params.batch_size, count)
@@ -273,23 +274,17 @@ def _measure(
     """Says how much memory and time the whole run will need, after a few real steps in a child process."""
     trial = try_steps(params, paths, splits.folder)
     _say_memory(params, trial, device)
-    data, length = TrainingData.read(params, splits, components.batch_sampler), params.model.context_length
-    run = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[
-        -1
-    ].length
-    steps, trained = run.total_steps, run.total_windows
-    seconds = trained * trial.window + steps * trial.update
-    read = sum(len(windows) for windows in data.eval_windows.values())
-    val = len(evaluation_windows(len(data.ids["val"]), length, length))
-    evaluated = (steps // params.train.evaluation.every + 1) * read + 2 * val
-    fact(
-        "time",
-        f"some {_duration(seconds)} to train ({steps:,} steps at {trained * length / seconds:,.0f} tokens/s, as "
-        f"just measured), {_duration(evaluated * trial.evaluation)} to evaluate on the way",
-    )
-    load = os.getloadavg()[0]
-    if device.type == "cpu" and load > cores() + 0.5:  # this process is part of it
-        say(f"note: other processes are at work (load {load:.1f} on {cores()} cores): alone it is quicker")
+    data = TrainingData.read(params, splits, components.batch_sampler)
+    architecture = components.architecture(params.model, splits.tokenizer)
+    run = phases(
+        params.train,
+        components.schedule,
+        data.windows,
+        architecture.flops_per_token,
+        {"params": {"train": {}}},
+        splits.folder,
+    )[-1]
+    say_time(params, run.length, data, trial.speed)
 
 
 def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
@@ -307,9 +302,3 @@ def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:
         there = format_bytes(memory_per_process(device, count))
         lower = f"train.micro_batch_size, now {size}" if size > 1 else "model.context_length or model.emb_dim"
         say(f"note: {device} has {there} for {each}: lower {lower}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

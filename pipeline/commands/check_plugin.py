@@ -1,4 +1,4 @@
-"""plugins check: the contract suite on the components of one plugin file."""
+"""plugins check: runs the contract suite on the components of a plugin file."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from pipeline.tokenize.vocabulary import train_bpe
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
-_TEXT = "The contract suite proves an export with this text, when there is no other.\n"
+_TEXT = "The contract suite verifies an export with this text if there is no other.\n"
 _PROOF_TOKENS = 2_000
 
 
 def run(paths: Paths, path: Path, root: Path | None = None) -> None:
-    """Runs the contract suite of its kind on every component that `path` registers, and prints a line for each.
+    """Runs the contract suite on every component that `path` registers, and prints one line for each.
 
-    Corpora read `root` (data/raw unless given); eval callbacks run in a temporary folder; exporters get a model of
-    each architecture, the project's own where it has one, else a tiny random one, and may refuse all but one.
+    Corpora read `root` (default: data/raw). Eval callbacks run in a temporary folder. Exporters get a model of each
+    architecture: the project's trained model if there is one, else a tiny random one. An exporter must support at
+    least one of them.
 
     Raises:
-        PluginError: `path` is no plugin, or one of its components breaks a rule or raises; names both.
+        PluginError: `path` is not a plugin, or a component breaks a rule or raises an exception.
     """
     for kind, entry in load_file(path, paths.plugins):
         shown = f"{kind.singular} {entry.component.name} ({entry.source})"
@@ -48,12 +49,12 @@ def run(paths: Paths, path: Path, root: Path | None = None) -> None:
             except AssertionError as error:
                 if not str(error):
                     raise
-                raise PluginError(f"the {shown} breaks its contract: {error}") from error  # the suite's rule
+                raise PluginError(f"the {shown} breaks its contract: {error}") from error
         say("; ".join([f"ok  {shown}", *notes]))
 
 
 def _check(plural: str, component: Any, root: Path, tasks: Path, sources: list[ExportSource]) -> list[str]:
-    """Runs the contract suite on a component; returns notes for the line that is printed."""
+    """Runs the contract suite on a component; returns notes for its line."""
     match plural:
         case "corpora":
             testing.check_corpus(component, root)
@@ -68,7 +69,10 @@ def _check(plural: str, component: Any, root: Path, tasks: Path, sources: list[E
         case "batch_samplers":
             testing.check_batch_sampler(component)
         case "eval_callbacks":
-            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it may write beside the runs
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                contextlib.chdir(folder),
+            ):  # trackers write into the current folder
                 testing.check_eval_callback(component)
         case "samplers":
             testing.check_sampler(component)
@@ -80,7 +84,8 @@ def _check(plural: str, component: Any, root: Path, tasks: Path, sources: list[E
 
 
 def _check_exporter(component: Any, sources: list[ExportSource]) -> list[str]:
-    """Returns its reasons for the architectures that it refuses; it must write at least one."""
+    """Checks an exporter with each model; returns its reasons for the models that it refuses. It must accept
+    one."""
     refusals: list[str] = []
     for source in sources:
         with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +98,7 @@ def _check_exporter(component: Any, sources: list[ExportSource]) -> list[str]:
 
 
 def _sources(paths: Paths) -> list[ExportSource]:
-    """A model of each architecture: the project's own where it has one, else a tiny one."""
+    """A model of each architecture: the project's trained model if there is one, else a tiny one."""
     registry = Registry.load(paths.plugins, ["models"])
     names = registry.names("models")
     sources = {name: tiny_source(registry.build("models", name, {}, "model")) for name in names}
@@ -106,7 +111,7 @@ def _sources(paths: Paths) -> list[ExportSource]:
 
 
 def tiny_source(component: Model) -> ExportSource:
-    """What an exporter receives, with a tiny model of random weights: enough to prove any export."""
+    """The input of an exporter with a tiny random model."""
     tokenizer = train_bpe([_TEXT], 280)
     shape = ModelShape(
         vocab_size=tokenizer.vocab_size, context_length=16, n_layers=2, n_heads=2, emb_dim=16, dropout=0.0,
@@ -117,5 +122,7 @@ def tiny_source(component: Model) -> ExportSource:
         model = Architecture(component, shape).make().eval()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)  # untrained, its logits would hardly differ
+                parameter.add_(
+                    torch.randn_like(parameter), alpha=0.1
+                )  # without this, the logits of all tokens would be nearly equal
     return export_source(Checkpoint(model, tokenizer, 0, "last"), _TEXT)

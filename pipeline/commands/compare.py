@@ -1,5 +1,4 @@
-"""compare: whether two checkpoints differ on a text, two recipes that were trained with several seeds each, or the
-recipes of a sweep."""
+"""compare: tests whether two checkpoints, two recipes with several seeds each, or the recipes of a sweep differ."""
 
 from __future__ import annotations
 
@@ -24,25 +23,32 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
 
-def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -> Iterator[str]:
-    """The lines of a comparison.
+def run(
+    paths: Paths, names: Sequence[str], against: Sequence[str], form: str, page: Path | None = None
+) -> Iterator[str]:
+    """Compares two runs or two recipes; returns the lines to print.
 
     Args:
-        paths: The project's.
-        names: A and B; B is the working tree and A the last commit where they are not given. With `against`, the
-            runs of A.
-        against: The runs of B, each with another seed.
+        paths: The paths of the project.
+        names: A and B; default: the last commit and the working tree. With `against`: the runs of recipe A.
+        against: The runs of recipe B, each with a different seed.
         form: "text", "markdown" or "json".
+        page: The file for an HTML page with the curves of the runs; None for no page.
 
     Raises:
-        PipelineError: a run cannot be found or read, or the runs may not be compared.
+        PipelineError: a run cannot be found or read, or the runs are not comparable.
     """
     groups = (names, against) if against else [[name] for name in [*names, *("HEAD", ".")[len(names) :]]]
-    first, second = ([read_run(find_source(paths.root, name)) for name in group] for group in groups)
+    sources = [[find_source(paths.root, name) for name in group] for group in groups]
+    first, second = ([read_run(source) for source in group] for group in sources)
     if against:
         _check_recipe("A", first)
         _check_recipe("B", second)
     comparison = _compare(RECIPES if against else CHECKPOINTS, first, second)
+    if page is not None:
+        from pipeline.comparison.comparison_page import read_curves, render
+
+        write_atomically(page, render(comparison, *([read_curves(each) for each in group] for group in sources)))
     if form == "json":
         return iter([as_json(comparison)])
     return as_markdown(comparison) if form == "markdown" else as_text(comparison)
@@ -51,17 +57,17 @@ def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -
 def run_sweep(
     paths: Paths, names: Sequence[str], keys: Sequence[str], form: str, page: Path | None
 ) -> Iterator[str]:
-    """The lines of a sweep's answer.
+    """Ranks the recipes of a sweep; returns the lines to print.
 
     Args:
-        paths: The project's.
-        names: Runs; a git revision on which DVC experiments stand means these. The last commit, if empty.
-        keys: The params that make a recipe.
+        paths: The paths of the project.
+        names: Runs. A git revision with DVC experiments based on it stands for these. Default: the last commit.
+        keys: The params whose values define a recipe.
         form: "text", "markdown" or "json".
-        page: Where an HTML page is written, too.
+        page: Where to write an HTML page as well.
 
     Raises:
-        PipelineError: a run cannot be found, none can be read, or the runs may not be compared.
+        PipelineError: a run cannot be found, no run can be read, or the runs are not comparable.
     """
     sources: list[RunSource] = []
     left_out: dict[str, str] = {}
@@ -69,16 +75,16 @@ def run_sweep(
         found = find_experiments(paths.root, name)
         if found is None and not names:
             raise PipelineError(
-                f"no DVC experiment stands on the last commit: run some (`dvc exp run --queue -S {keys[0]}=…`), or "
-                "name runs, or the commit that they stand on"
+                "no DVC experiment is based on the last commit: run some "
+                f"(`dvc exp run --queue -S {keys[0]}=…`), or name runs or the commit that they are based on"
             )
         sources += found.done if found else [find_source(paths.root, name)]
         if found:
             left_out |= {each: f"failed: `dvc queue logs {each}` shows why" for each in found.failed}
-            left_out |= dict.fromkeys(found.waiting, "waits in DVC's queue: `dvc queue start`")
+            left_out |= dict.fromkeys(found.waiting, "queued: `dvc queue start` runs it")
     if not sources:
         raise PipelineError(
-            f"no experiment is done: {'; '.join(f'{name} {why}' for name, why in left_out.items())}"
+            f"no experiment is complete: {'; '.join(f'{name} {why}' for name, why in left_out.items())}"
         )
     sweep = read_sweep(sources, keys, left_out)
     if page is not None:
@@ -91,7 +97,7 @@ def run_sweep(
 
 
 def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResult]) -> Comparison:
-    """Compares two runs (CHECKPOINTS) or two groups of runs, each with the params of its first run (RECIPES).
+    """Compares two runs (CHECKPOINTS), or two groups of runs with the same params each (RECIPES).
 
     Raises:
         PipelineError: the runs were evaluated on different texts.
@@ -117,24 +123,25 @@ def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResu
 
 
 def _check_recipe(label: str, group: Sequence[RunResult]) -> None:
-    """Raises PipelineError unless the group is several runs with the same params and different seeds."""
+    """Raises PipelineError unless the group has two or more runs with equal params and different seeds."""
     if len(group) < 2:
         raise PipelineError(
-            f"{label} is one run, from which nobody can tell what another seed would give: give two or more of "
-            "each recipe, better three, or compare two checkpoints, without --against"
+            f"recipe {label} has one run, which does not show the effect of the seed: give two or more runs of "
+            "each recipe (three are better), or compare two checkpoints, without --against"
         )
     for other in group[1:]:
         for key, (mine, others) in changed(group[0].params, other.params).items():
             if key != SEED:
                 raise PipelineError(
-                    f"{group[0].name} and {other.name} stand on the same side and are two recipes: {key} is "
-                    f"{mine!r} and {others!r}; only {SEED} may differ"
+                    f"{group[0].name} and {other.name} are given as one recipe, but {key} is {mine!r} and "
+                    f"{others!r}: only {SEED} may differ"
                 )
     for run, other in combinations(group, 2):
-        if run.seed == other.seed or run.documents == other.documents:  # elsewhere, last bits may differ
+        # The same seed on another machine may give other last bits, so equal seeds are the same model, too.
+        if run.seed == other.seed or run.documents == other.documents:
             raise PipelineError(
-                f"{run.name} and {other.name} are the same model, one recipe with one seed, and count only once: "
-                f"train each with another {SEED}"
+                f"{run.name} and {other.name} are the same model (same recipe and seed): train each run with a "
+                f"different {SEED}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Decodes token ids as they are drawn: whole characters only, and up to the first stop string."""
+"""Incremental decoding of sampled tokens: complete characters only, up to the first stop string."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from pipeline.data.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Text that grows token by token. Held back until it is certain: half a character, and what may become a stop
-    string.
+    """Decodes text token by token. Incomplete characters and possible beginnings of a stop string are held back.
 
-    The text ends before the stop string that is complete first; of several that end at the same place, the longest.
+    The text ends before the stop string that is completed first; if several are completed at the same position,
+    before the longest one.
 
     Attributes:
-        stopped: Whether a stop string was found, which ends the text.
+        stopped: Whether a stop string was found. The text has ended then.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         self.stopped = False
         self._token_bytes = tokenizer.token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end inside a character
+        self._decoder = codecs.getincrementaldecoder("utf-8")(
+            "replace"
+        )  # a token may end in the middle of a character
         self._stops = stops
         self._held = ""
 
     def add(self, token: int) -> str:
-        """Adds the next id; returns the text that is now certain, often none."""
+        """Adds the next id; returns the text that became final, which may be empty."""
         return self._certain(self._decoder.decode(self._token_bytes[token]))
 
     def finish(self) -> str:
-        """Ends the text; returns what was held back."""
+        """Ends the text; returns the text that was held back."""
         text = self._certain(self._decoder.decode(b"", final=True)) + self._held
         self._held = ""
         return text

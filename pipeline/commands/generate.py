@@ -1,4 +1,4 @@
-"""generate: the trained model continues a prompt, shown as it is drawn, or many, several at once."""
+"""generate: continues one prompt, printed token by token, or many prompts in batches."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _CACHE_BYTES = 1 << 30
-"""The most memory for the keys and values of texts that are continued together."""
+"""The maximum memory for the key-value caches of one batch."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What followed a prompt.
+    """A continuation of a prompt.
 
     Attributes:
         prompt: The prompt.
-        sample: Which of its generate_batch this is, from 1.
-        seed: The seed of its draws; generated alone with this seed, it is the same text.
-        continuation: The text that followed, without a stop string.
-        tokens: How many were drawn, those of a stop string included.
-        finish_reason: Why it ended: `length`, `stop` or `end_of_text`.
+        sample: The number of the continuation of this prompt, from 1.
+        seed: Its random seed. Generated alone with this seed, it is the same text.
+        continuation: The new text, without the stop string.
+        tokens: The number of sampled tokens, those of the stop string included.
+        finish_reason: `length`, `stop` or `end_of_text`.
     """
 
     prompt: str
@@ -67,10 +67,10 @@ def run(
     as_json: bool = False,
     **flags: float | None,
 ) -> None:
-    """Prints a prompt with its continuation token by token, or several, each when it is done.
+    """Prints a prompt with its continuation token by token, or several continuations, each when it is complete.
 
     Arguments that are None come from params.evaluate; `flags` are temperature, top_k and top_p. Each continuation
-    has its own seed, one up from the last; generated alone with that seed, it is the same text.
+    has its own seed, one more than the previous one; generated alone with that seed, it is the same text.
     """
     evaluate_params = params.evaluate
     check_stops(stops)
@@ -100,7 +100,7 @@ def run(
 
 
 def load_model(params: Params, paths: Paths, registry: Registry, weights: str | None, precision: str) -> Checkpoint:
-    """The checkpoint to generate with; None for `weights` means params.evaluate's, "auto" the fastest precision."""
+    """Loads the checkpoint. `weights` None: those of params.evaluate; `precision` "auto": the fastest one."""
     use_threads(params.runtime.threads)
     device = choose_device(params.runtime.device)
     checkpoint = load_checkpoint(paths.checkpoint, weights or params.evaluate.weights, device, registry)
@@ -112,16 +112,16 @@ def check_stops(stops: Sequence[str]) -> None:
     """Raises ParamsError for a stop string that is empty or not UTF-8."""
     for stop in stops:
         if not stop:
-            raise ParamsError("--stop: an empty text would stop at once: give it a character at least")
+            raise ParamsError("--stop: the text is empty: give at least one character")
         if stop != stop.encode(errors="ignore").decode():
-            raise ParamsError("--stop: it is not UTF-8 text: check the terminal's encoding")
+            raise ParamsError("--stop: the text is not UTF-8: check the terminal's encoding")
 
 
 def read_prompts(file: str) -> list[str]:
-    """The prompts of a file, one a line, or of the standard input ("-"); blank lines are left out.
+    """Reads prompts from a file or standard input ("-"), one per line; blank lines are skipped.
 
     Raises:
-        DataError: there is none, or the bytes are not UTF-8.
+        DataError: there is no prompt, or the bytes are not UTF-8.
     """
     name, data = ("the standard input", sys.stdin.buffer.read()) if file == "-" else (file, Path(file).read_bytes())
     try:
@@ -130,15 +130,15 @@ def read_prompts(file: str) -> list[str]:
         raise DataError(f"{name} is not UTF-8 at byte {error.start:,}: convert it") from None
     prompts = [line.removesuffix("\r") for line in lines if line.strip()]
     if not prompts:
-        raise DataError(f"{name} holds no prompt: write one on each line")
+        raise DataError(f"{name} has no prompt: write one per line")
     return prompts
 
 
 def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's ids; of an empty prompt end-of-text, after which a new document begins.
+    """The ids of the prompt; for an empty prompt the end-of-text id, after which a new document starts.
 
     Raises:
-        ParamsError: it is not UTF-8.
+        ParamsError: the prompt is not UTF-8.
     """
     try:
         return [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
@@ -147,7 +147,7 @@ def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def show(text: str) -> None:
-    """Prints text without delay, control characters escaped."""
+    """Prints text immediately, with control characters escaped."""
     sys.stdout.write(printable(text))
     sys.stdout.flush()
 
@@ -160,13 +160,15 @@ def _continued(
     stops: Sequence[str],
     live: bool,
 ) -> Iterator[Continuation]:
-    """Each continuation in order; as many are computed at once as the memory for their caches allows.
+    """Yields the continuations in order. They are computed in batches as large as `_CACHE_BYTES` allows.
 
-    With `live`, where there is only one, the prompt and each new piece of text are shown at once.
+    With `live` (a single continuation), the prompt and each new piece of text are printed immediately.
     """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     device = device_of(model)
-    starts = [encoded(each.prompt, tokenizer) for each in wanted]  # all of them: an error comes first
+    starts = [
+        encoded(each.prompt, tokenizer) for each in wanted
+    ]  # encode all prompts first, so that errors come before any output
     streams = [TextStream(tokenizer, stops) for _ in wanted]
     texts = [""] * len(wanted)
 

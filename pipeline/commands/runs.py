@@ -1,4 +1,4 @@
-"""runs and clean: lists the training runs that have checkpoints, and deletes them."""
+"""runs and clean: list and delete the training runs that have checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.train.checkpoint_store import SavedRun, saved_runs
 
 
 def table(root: Path) -> Iterator[str]:
-    """A line for each run below `root`, the most recently saved first."""
+    """Yields a header and one line per run below `root`, the most recently saved first."""
     runs = saved_runs(root)
     if not runs:
         yield "there are no training checkpoints"
@@ -35,7 +35,7 @@ def _status(run: SavedRun) -> str:
 
 
 def _age(saved: float) -> str:
-    """How long ago, in the largest unit that fits."""
+    """The age of the checkpoint in the largest unit of which there are at least two."""
     seconds = max(time.time() - saved, 0)
     for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
@@ -44,10 +44,10 @@ def _age(saved: float) -> str:
 
 
 def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
-    """Deletes the runs whose names begin with one of `names`, or all, except the `keep` most recently saved.
+    """Deletes the runs whose names start with one of `names`, or all runs, except the `keep` most recently saved.
 
     Raises:
-        PipelineError: a name matches no run, or several.
+        PipelineError: a name matches no run or several runs.
     """
     runs = saved_runs(root)
     chosen = [_named(name, runs) for name in names] if names else runs
@@ -58,7 +58,7 @@ def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
             continue
         process = run.running
         if process or not run.remove():
-            yield f"kept {run.folder.name}, which is running as process {process}"
+            yield f"kept {run.folder.name}: process {process} is training it"
             continue
         removed, freed = removed + 1, freed + run.size
     yield f"removed the checkpoints of {removed} run{'' if removed == 1 else 's'}, {format_bytes(freed)}"
@@ -68,6 +68,6 @@ def _named(name: str, runs: Sequence[SavedRun]) -> SavedRun:
     found = [run for run in runs if run.folder.name.startswith(name)]
     if len(found) != 1:
         there_are = ", ".join(run.folder.name for run in runs) or "none"
-        what = "stands for several runs" if found else "is no run"
+        what = "matches several runs" if found else "matches no run"
         raise PipelineError(f"{name!r} {what} (there are: {there_are})")
     return found[0]

@@ -1,4 +1,4 @@
-"""score: how well the trained model predicts any text: in all, file by file, or token by token."""
+"""score: measures how well the trained model predicts given texts, in total, per file or per token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _COLUMNS = {
     "bits_per_byte": "{:.4f}",
     "accuracy": "{:.2%}",
 }
-"""The table's columns: the names of the numbers and how each is written."""
+"""The columns of the table: the names of the numbers and their formats."""
 
 
 def run(
@@ -49,10 +49,10 @@ def run(
     by_token: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Prints the numbers of each file ("-" is the standard input) and of all; with `by_token` also every token's.
+    """Prints the scores of each file ("-": standard input) and of all files; with `by_token` also of every token.
 
     Raises:
-        DataError: a file is empty, is a single token, or is not in the encoding.
+        DataError: a file is empty, has a single token, or cannot be decoded.
     """
     evaluate_params, corpus = params.evaluate, build_corpus(params, paths)
     checkpoint = load_model(params, paths, Registry.load(paths.plugins, ["models"]), weights, "fp32")
@@ -79,7 +79,7 @@ def run(
         first = next(blocks)
         if not len(start) and view is not None:
             view.unscored(int(first[0]))
-        quiet = by_token or as_json  # what is printed is for a program, or long
+        quiet = by_token or as_json  # the output is for a program, or long: no progress bar
         with nullcontext() if quiet else Progress(f"scoring {file}", "token") as progress:
             for scores in score_stream(model, chain([start, first], blocks), stride, evaluate_params.batch_size):
                 summary.add(scores)
@@ -89,7 +89,7 @@ def run(
                 if progress is not None:
                     progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
         if not summary.tokens:
-            raise DataError(f"{_named(file)} is a single token: there is nothing before it to predict it from")
+            raise DataError(f"{_named(file)} has a single token, which nothing precedes: there is nothing to score")
         if view is not None:
             view.end()
         add_row({"file": file}, summary)
@@ -105,7 +105,7 @@ def _named(file: str) -> str:
 
 
 def _ids(file: str, tokenizer: Tokenizer, corpus: Corpus) -> Iterator[Ids]:
-    """A file's ids, in blocks that are not empty; at least one."""
+    """Yields the ids of a file in one or more non-empty blocks."""
     empty = True
     for _, ids in encode([Document(_named(file), _text(file, corpus))], tokenizer, threads=1):
         if len(ids):
@@ -116,7 +116,8 @@ def _ids(file: str, tokenizer: Tokenizer, corpus: Corpus) -> Iterator[Ids]:
 
 
 def _text(file: str, corpus: Corpus) -> Iterator[str]:
-    """A file's text in blocks, as the corpus reads its texts (`tokenize.corpus`: encoding, errors, line ends)."""
+    """Yields the text of a file in blocks, decoded like the corpus (`tokenize.corpus`: encoding, errors, line
+    ends)."""
     with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as data:
         try:
             yield from corpus.decoded(iter(partial(data.read, _BLOCK), b""), _named(file))
@@ -125,7 +126,7 @@ def _text(file: str, corpus: Corpus) -> Iterator[str]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The rows under a line of titles, in columns."""
+    """Yields a header line and the rows, in aligned columns."""
     cells = [["", *(name.replace("_", " ") for name in _COLUMNS)]]
     for row in rows:
         numbers = [form.format(row[name]) if name in row else "-" for name, form in _COLUMNS.items()]

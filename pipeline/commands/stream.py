@@ -1,4 +1,4 @@
-"""Scores a text whose ids come in blocks: only one batch of windows is in memory."""
+"""Scores a text given as a stream of ids, with one batch of windows in memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pipeline.model.scoring import Scores, score
 
 
 def score_stream(model: LanguageModel, blocks: Iterable[Ids], stride: int, batch_size: int) -> Iterator[Scores]:
-    """Scores every id but the first, in order, as `score` does with `evaluation_windows` of the whole text.
+    """Scores every id but the first, in order. Same results as `score` with `evaluation_windows` of the whole text.
 
     Args:
-        model: Its context length is that of the windows.
-        blocks: The text's ids, in blocks of any length.
-        stride: The distance between windows, in tokens.
-        batch_size: Windows computed at once; it does not change the numbers.
+        model: The model. Windows have its context length.
+        blocks: The ids of the text, in blocks of any length.
+        stride: The distance between the starts of windows, in tokens.
+        batch_size: The number of windows computed at once; does not change the results.
     """
     context = model.architecture.shape.context_length
-    span = (batch_size - 1) * stride + context + 1  # ids of a batch of full windows
+    span = (batch_size - 1) * stride + context + 1  # the number of ids in a batch of full windows
     held, scored = np.zeros(0, dtype=np.int64), 1
     for block in blocks:
         held = np.concatenate([held, block.astype(np.int64)])
@@ -34,7 +34,7 @@ def score_stream(model: LanguageModel, blocks: Iterable[Ids], stride: int, batch
 
 
 def _windows(tokens: int, context: int, stride: int, scored: int) -> list[EvaluationWindow]:
-    """The windows of `tokens` ids, the first `scored` of which are no targets."""
+    """The windows over `tokens` ids. The first `scored` ids are not targets."""
     if tokens <= scored:
         return []
     first, *others = evaluation_windows(tokens, context, stride)

@@ -1,4 +1,4 @@
-"""Each token of a text with its loss: as coloured text, as a table, or as lines of JSON."""
+"""Prints each token of a text with its loss: as coloured text, as a table, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from pipeline.model.scoring import Scores
 
 _SHADES = ((1.0, ""), (3.0, "48;5;230;38;5;16"), (5.0, "48;5;223;38;5;16"), (8.0, "48;5;216;38;5;16"))
 _WORST = "48;5;203;38;5;16"
-"""Terminal colours for losses below so many nats, and for all above: pale yellow to red, with black text."""
+"""Terminal colours by the upper bound of the loss in nats, and for larger losses: pale yellow to red, black
+text."""
 
 
 class TokenView(ABC):
-    """Prints a text's tokens, one after the other.
+    """Prints the tokens of a text one by one.
 
     Attributes:
-        file: The text's file, as it was named.
-        byte: Where the next token begins in the text, in bytes.
+        file: The name of the file, as given.
+        byte: The offset of the next token in the text, in bytes.
     """
 
     def __init__(self, file: str, tokenizer: Tokenizer) -> None:
@@ -28,11 +29,11 @@ class TokenView(ABC):
         self._token_bytes = tokenizer.token_bytes
 
     def unscored(self, token: int) -> None:
-        """The text's first token, where no token before it predicts it."""
+        """Handles the first token of the text if it is not scored."""
         self.byte += len(self._token_bytes[token])
 
     def scored(self, scores: Scores) -> None:
-        """The next tokens and how well each was predicted."""
+        """Prints the next tokens with their scores."""
         columns = (scores.targets.tolist(), scores.nats.tolist(), scores.correct.tolist())
         for token, nats, correct in zip(*columns, strict=True):
             self.show(token, nats, correct)
@@ -43,11 +44,11 @@ class TokenView(ABC):
         """Prints one token."""
 
     def end(self) -> None:  # noqa: B027 - optional
-        """Prints what belongs after the last token."""
+        """Prints the end of the output, if any."""
 
 
 class JsonLines(TokenView):
-    """A line of JSON for each token."""
+    """One JSON object per token."""
 
     def show(self, token: int, nats: float, correct: bool) -> None:
         text = self._token_bytes[token].decode("utf-8", errors="replace")
@@ -56,7 +57,7 @@ class JsonLines(TokenView):
 
 
 class Table(TokenView):
-    """A row for each token: its first byte, its id, its loss, whether it was the most likely one, and its text."""
+    """One row per token: its byte offset, id and loss, whether it was the most likely token, and its text."""
 
     _titles = f"{'byte':>9}{'id':>9}{'nats':>9}  hit  token\n"
 
@@ -69,7 +70,7 @@ class Table(TokenView):
 
 
 class Coloured(TokenView):
-    """The text itself, each token on a background that shows its loss."""
+    """The text, each token on a background colour that shows its loss."""
 
     def __init__(self, file: str, tokenizer: Tokenizer) -> None:
         super().__init__(file, tokenizer)
@@ -92,12 +93,12 @@ class Coloured(TokenView):
 
 
 def _painted(text: str, shade: str) -> str:
-    """The text on a background. Line breaks are not painted: a terminal would colour the rest of the line."""
+    """The text on a background colour. Line breaks get no colour: a terminal would colour the rest of the line."""
     return "\n".join(f"\x1b[{shade}m{line}\x1b[0m" if shade and line else line for line in text.split("\n"))
 
 
 def token_view(file: str, tokenizer: Tokenizer, as_json: bool) -> TokenView:
-    """Lines of JSON where they are asked for; else colours on a terminal that has them, and a table elsewhere."""
+    """The view to use: JSON lines if requested, else colours on a terminal that supports them, else a table."""
     if as_json:
         return JsonLines(file, tokenizer)
     return Coloured(file, tokenizer) if sys.stdout.isatty() and not colourless() else Table(file, tokenizer)

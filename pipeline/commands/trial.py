@@ -1,6 +1,6 @@
-"""Trial steps of training in a child process: how much memory they need, and how long they take.
+"""Trial steps of training in a child process, to measure their memory and time.
 
-Beyond what was tried, memory is extrapolated linearly: each further window needs as much as the last ones did.
+For larger micro-batches than were tried, memory is extrapolated linearly in the number of windows.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.commands.timing import Speed, measure, others_at_work, since_start
 from pipeline.core.errors import PipelineError, describe_exception, out_of_memory
 from pipeline.core.files import format_bytes
 from pipeline.data.tokens import TokenFolder
@@ -21,7 +22,6 @@ from pipeline.model.device import peak_memory
 from pipeline.plugin.registry import Registry
 from pipeline.train.components import KINDS, Components
 from pipeline.train.data import TrainingData
-from pipeline.train.evaluation import summarize
 from pipeline.train.loop import train_step
 from pipeline.train.memory_check import memory_per_process, optimizer_state_bytes
 from pipeline.train.phases import phases
@@ -43,14 +43,15 @@ _SECONDS_FOR_STEPS = 20.0
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one process needs to train.
+    """The bytes that one process needs for training.
 
     Attributes:
-        weights, gradients, optimizer: What stays from step to step, counted.
-        activations: What a micro-batch adds at its peak, measured.
-        saving: Copies of weights, best weights and optimizer, which a state is written from in the background.
-        python: Python, torch and the data, measured; 0 on a GPU, whose memory holds none of them.
-        shared: Whether the device's memory is the machine's own. A GPU's does not hold `saving`.
+        weights, gradients, optimizer: The tensors that stay from step to step, counted.
+        activations: The peak memory that a micro-batch adds, measured.
+        saving: Copies of weights, best weights and optimizer state, from which checkpoints are saved in the
+            background.
+        python: Python, torch and the data, measured; 0 on a GPU.
+        shared: Whether the device uses the main memory. If not (a GPU), `saving` is not in its memory.
     """
 
     weights: int
@@ -63,12 +64,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Bytes on the device."""
+        """The total bytes on the device."""
         lasting = self.weights + self.gradients + self.optimizer
         return lasting + self.activations + self.python + (self.saving if self.shared else 0)
 
     def __str__(self) -> str:
-        """The total and its parts."""
+        """The total and its parts, for people."""
         parts = {"weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer}
         parts |= {"activations": self.activations, "saving": self.saving * self.shared, "Python": self.python}
         text = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
@@ -78,35 +79,33 @@ class Memory:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the steps needed.
+    """The measurements of the trial steps.
 
     Attributes:
-        memory: Of a process that computes `micro_batch_size` windows at once.
-        micro_batch_size: Windows that each process of the run computes at once.
-        tried: The largest micro-batch that was tried; `memory` is extrapolated where it is smaller.
-        window: Seconds to compute the gradients of one window.
-        update: Seconds that the optimizer takes for a step.
-        evaluation: Seconds to evaluate one window.
+        memory: The memory of a process that computes `micro_batch_size` windows at once.
+        micro_batch_size: The number of windows that each process of the run computes at once.
+        tried: The largest micro-batch that was tried; if it is smaller, `memory` is extrapolated.
+        speed: The times of the run's parts.
     """
 
     memory: Memory
     micro_batch_size: int
     tried: int
-    window: float
-    update: float
-    evaluation: float
+    speed: Speed
 
 
 def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
-    """Computes a few steps of the run in a child process, not compiled, with the tokens in the folder `splits`.
+    """Runs a few training steps in a child process, on the tokens in the folder `splits`.
+
+    Memory is measured without compilation, time as the run will be computed.
 
     Raises:
-        PipelineError: a step ran out of memory or failed otherwise, or the system killed the process.
+        PipelineError: a step ran out of memory or failed, or the system killed the process.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_send_trial, args=(sender, params, paths, splits), daemon=True)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # in the child: Ctrl-C ends this process, which ends it
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child ignores Ctrl-C: this process ends it
     child.start()
     signal.signal(signal.SIGINT, handler)
     sender.close()
@@ -114,7 +113,7 @@ def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
         found: Trial | BaseException = receiver.recv()
     except EOFError:
         child.join()
-        killed = child.exitcode == -signal.SIGKILL  # by the system, whose memory ran out
+        killed = child.exitcode == -signal.SIGKILL  # by the system, because it ran out of memory
         found = MemoryError() if killed else PipelineError(f"the trial steps ended with code {child.exitcode}")
     finally:
         child.kill()
@@ -141,14 +140,17 @@ def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) 
 
 def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
     splits = TokenFolder(folder, "")
-    plan, count = _plan(params, paths, splits), process_count(params.runtime)
+    plan, compiled = _plan(params, paths, splits)
+    start, others = since_start(), others_at_work(plan)
+    if others:  # threads that wait for each other would make the trial long
+        torch.set_num_threads(1)
+    count = process_count(params.runtime)
     size = min(params.train.micro_batch_size, -(-plan.length.batch_size // count))
     at_start = peak_memory(plan.device)
-    peaks, window = _micro_batches(plan, size, accumulates=size * count < plan.length.batch_size)
-    plan.optimizer.step()  # makes its state
-    update = _seconds(plan.optimizer.step)
+    peaks = _micro_batches(plan, size, accumulates=size * count < plan.length.batch_size)
+    plan.optimizer.step()  # creates its state
     weights, optimizer = sum(each.nbytes for each in plan.model.parameters()), optimizer_state_bytes(plan.optimizer)
-    # Temporary tensors of the optimizer may need more than activations, which are free by then.
+    # Temporary tensors of the optimizer step may need more memory than activations, which are freed by then.
     temporary = peak_memory(plan.device) - optimizer
     memory = Memory(
         weights=weights,
@@ -159,27 +161,37 @@ def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
         python=at_start - weights,
         shared=plan.device.type != "cuda",
     )
-    tried = max(peaks)
-    windows = plan.data.eval_windows["val"][:tried]
-    evaluation = _seconds(lambda: summarize(plan, "val", windows)) / len(windows)
-    return Trial(memory, size, tried, window, update, evaluation)
+    if compiled:
+        plan, _ = _plan(params, paths, splits, compiled)
+    return Trial(memory, size, max(peaks), measure(plan, start, max(peaks), others))
 
 
-def _plan(params: Params, paths: Paths, splits: TokenFolder) -> TrainingRun:
+def _plan(params: Params, paths: Paths, splits: TokenFolder, compiled: bool = False) -> tuple[TrainingRun, bool]:
+    """The run, compiled or not, and whether training will compile it."""
     registry = Registry.load(paths.plugins, KINDS, lambda note: None)
     components = Components.load(params, paths.plugins, registry)
     data = TrainingData.read(params, splits, components.batch_sampler)
-    phase = phases(params.train, components.schedule, data.windows, {"params": {"train": {}}}, splits.folder)[-1]
-    runtime_config = replace(
-        resolve_runtime_config(params, Ranks(), {}, 0.0), compile=False
-    )  # a few steps: not worth compiling
+    architecture = components.architecture(params.model, data.tokenizer)
+    phase = phases(
+        params.train,
+        components.schedule,
+        data.windows,
+        architecture.flops_per_token,
+        {"params": {"train": {}}},
+        splits.folder,
+    )[-1]
+    flops = phase.length.total_windows * params.model.context_length * architecture.flops_per_token
+    config = resolve_runtime_config(params, Ranks(), {}, flops)
     teacher = Teacher.of(components.loss, paths.root)
-    return TrainingRun.build(params, components, data, phase, runtime_config, teacher=teacher)
+    run = TrainingRun.build(params, components, data, phase, replace(config, compile=compiled), teacher=teacher)
+    return run, config.compile
 
 
 class _NoUpdates(torch.optim.SGD):
-    """Keeps no state and needs no memory for a step, so that the peak grows by activations alone. Where a run
-    accumulates gradients, they stay for the next step, as from one micro-batch to the next."""
+    """An optimizer without state and updates, so that only activations increase the peak memory.
+
+    If the run accumulates gradients, they are kept for the next step, as between micro-batches.
+    """
 
     def __init__(self, plan: TrainingRun, accumulates: bool) -> None:
         super().__init__(plan.model.parameters())
@@ -190,36 +202,39 @@ class _NoUpdates(torch.optim.SGD):
             super().zero_grad(set_to_none)
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
-        """Leaves the weights as they are."""
+        """Does nothing."""
 
 
-def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> tuple[dict[int, int], float]:
-    """Computes micro-batches of 1, 2, 4, … windows, at least of 1 and 2, and up to `size` as far as time and memory
-    reach. Returns the peak memory in bytes by their size, and the last one's seconds for each window."""
+def _micro_batches(plan: TrainingRun, size: int, accumulates: bool) -> dict[int, int]:
+    """Runs micro-batches of 1, 2, 4, … windows up to `size`, at least 1 and 2, as far as time and memory allow.
+
+    Returns:
+        The peak memory in bytes by micro-batch size.
+    """
     plan, started = replace(plan, optimizer=_NoUpdates(plan, accumulates)), time.perf_counter()
     peaks: dict[int, int] = {}
     tried = 1
     while True:
-        # The second step is quicker, and may need more: the first left free memory in parts of other sizes.
+        # The second step is faster, and may need more memory because of fragmentation after the first.
         seconds = min(_compute(plan, tried) for _ in range(2))
         peaks[tried] = peak_memory(plan.device)
         following = min(2 * tried, size)
         late = time.perf_counter() - started + 2 * seconds * following / tried > _SECONDS_FOR_STEPS
         too_large = _extrapolated(peaks, following) > memory_per_process(plan.device)
         if tried == size or (tried > 1 and (late or too_large)):
-            return peaks, seconds / tried
+            return peaks
         tried = following
 
 
 def _compute(plan: TrainingRun, size: int) -> float:
-    """Takes a step of one micro-batch; returns its seconds."""
+    """Runs a step of one micro-batch; returns its seconds."""
     length, params = replace(plan.length, batch_size=size), {"micro_batch_size": size, "log_every": 0}
     one = replace(plan, phase=replace(plan.phase, length=length), params=plan.params.model_copy(update=params))
     return _seconds(lambda: train_step(one, TrainState()))
 
 
 def _extrapolated(peaks: dict[int, int], size: int) -> int:
-    """The peak with `size` windows, on the line through the two largest sizes that were tried."""
+    """The peak memory with `size` windows, extrapolated from the two largest sizes that were tried."""
     sizes = sorted(peaks)[-2:]
     fewer, tried = sizes[0], sizes[-1]
     slope = (peaks[tried] - peaks[fewer]) / max(1, tried - fewer)

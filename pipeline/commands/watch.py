@@ -1,4 +1,4 @@
-"""runs --watch: the last steps of the run that is training, as they come."""
+"""runs --watch: shows the latest steps of the current training run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ _SHOWN = 20
 
 
 def watch(root: Path, seconds: float = _SECONDS) -> None:
-    """Shows the last lines of the newest steps.tsv below `root`, again and again: on a terminal in one place until
-    Ctrl-C, elsewhere each line once until no process works on the run."""
+    """Follows the most recently changed steps.tsv below `root`.
+
+    On a terminal, the latest lines are redrawn until Ctrl-C. Otherwise each line is printed once, until no process
+    trains the run.
+    """
     with suppress(KeyboardInterrupt):
         _on_terminal(root, seconds) if sys.stdout.isatty() else _as_lines(root, seconds)
 
@@ -40,15 +43,15 @@ def _on_terminal(root: Path, seconds: float) -> None:
 
 def _as_lines(root: Path, seconds: float) -> None:
     said: list[str] = []
-    watched: Path | None = Path()  # none of them
+    watched: Path | None = Path()  # not yet a run
     while True:
         folder = _newest(root)
-        running = folder and running_process(folder)  # before the lines, of which it may write a last one
+        running = folder and running_process(folder)  # checked before reading, so that the last line is not missed
         lines = _lines(folder) if folder else []
         if folder != watched:
             watched, said = folder, []
             say(_status(folder))
-        if said != lines[: len(said)]:  # a run that resumed has written them anew
+        if said != lines[: len(said)]:  # a resumed run has rewritten the file
             said = []
         for line in lines[len(said) :] if said else [*lines[:1], *lines[1:][-_SHOWN:]]:
             say(line)
@@ -59,7 +62,7 @@ def _as_lines(root: Path, seconds: float) -> None:
 
 
 def _newest(root: Path) -> Path | None:
-    """The folder of the run that wrote a step last."""
+    """The folder of the run with the most recently written step."""
     times = {}
     for path in root.glob(f"*/{STEPS}"):
         with suppress(FileNotFoundError):
@@ -69,19 +72,19 @@ def _newest(root: Path) -> Path | None:
 
 def _status(folder: Path | None) -> str:
     if folder is None:
-        return "no run has written a step (train.log_every)"
+        return "no run has written a step yet (see train.log_every)"
     process = running_process(folder)
     return f"run {folder.name}, {f'running as process {process}' if process else 'not running'}"
 
 
 def _lines(folder: Path) -> list[str]:
-    """The table's header and rows, in columns."""
+    """The header and the rows of the file, in aligned columns."""
     try:
         rows = list(csv.reader((folder / STEPS).read_text(encoding="utf-8").splitlines(), delimiter="\t"))
-    except FileNotFoundError:  # the run was forgotten meanwhile
+    except FileNotFoundError:  # the run was deleted in the meantime
         return []
     header = rows[0] if rows else []
-    whole = [row for row in rows[1:] if len(row) == len(header)]  # the last one may be half-written
+    whole = [row for row in rows[1:] if len(row) == len(header)]  # the last line may be incomplete
     widths = [max(len(name), 10) for name in header]
     return [
         "  ".join(f"{printable(text):>{width}}" for text, width in zip(row, widths, strict=True))

@@ -1,1 +1,1 @@
-"""Holding runs against each other: where their results lie, whether they may be compared, and what differs."""
+"""Comparison of runs: where their results are read from, whether they are comparable, and what differs."""

@@ -1,7 +1,7 @@
-"""Whether two checkpoints differ on a text: the same documents, scored by both.
+"""Compares two checkpoints on the same documents.
 
-The question is about these very weights. What is drawn again is the text: would A still be better on other text of
-this kind? The params that made them are not judged, since another seed would have made other weights.
+The test is about these two sets of weights; the random sample is the text: would A still be better on other text of
+this kind? It says nothing about the params that produced them, because another seed would give other weights.
 """
 
 from __future__ import annotations
@@ -11,12 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.comparison.runs import PairedScores
-from pipeline.evaluate.bootstrap import RESAMPLES, Draws, effective, grouped, in_parts, interval, resampled
+from pipeline.evaluate.bootstrap import (
+    RESAMPLES,
+    Draws,
+    effective_count,
+    group_units,
+    in_chunks,
+    interval,
+    resampled,
+)
 
 
 @dataclass(frozen=True)
 class DocumentChange:
-    """A document, what the runs' losses on it are, and what of the whole difference comes from it."""
+    """A document with its loss in both runs and its contribution to the total difference."""
 
     name: str
     first: float
@@ -26,14 +34,14 @@ class DocumentChange:
 
 @dataclass(frozen=True)
 class Difference:
-    """How two sides of a comparison differ on one held-out text.
+    """The difference of two runs or recipes on one held-out text.
 
     Attributes:
-        first, second: Their losses (their mean losses, for recipes).
-        difference: second − first: below 0, the second is better.
-        low, high: Its 95% interval.
-        p_value: How likely so large a difference would be if there were none.
-        what, units: What was resampled, "documents" or "blocks", and how many.
+        first, second: The losses (for recipes: the mean losses).
+        difference: second − first; if negative, the second is better.
+        low, high: The 95% confidence interval of the difference.
+        p_value: The probability of a difference at least as large if there is none.
+        what, units: The resampled units, "documents" or "blocks", and their number.
     """
 
     first: float
@@ -47,27 +55,29 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves 0 out, and the p-value is below 0.05."""
+        """Whether the interval excludes 0 and the p-value is below 0.05."""
         return self.p_value < 0.05 and not self.low <= 0 <= self.high
 
 
 def compare_checkpoints(paired: PairedScores) -> Difference:
-    """The difference of the two runs in `paired`, by a paired bootstrap and a sign-flip test over its units.
+    """Compares the two runs in `paired`: interval by a paired bootstrap, p-value by a sign-flip test over the
+    units.
 
-    The p-value is the share of 10,000 random flips, in each of which A and B change places in every document with
-    probability ½, whose difference is as large as the one found (Fisher's randomisation test, two-sided).
+    In each of 10,000 random flips, A and B are swapped in every document with probability ½. The p-value is the
+    share of flips whose difference is at least as large as the observed one (Fisher's randomisation test,
+    two-sided).
     """
     first, second = paired.losses.tolist()
     count = len(paired.names)
-    totals = resampled(grouped(np.concatenate([paired.nats, paired.sizes]).T))
+    totals = resampled(group_units(np.concatenate([paired.nats, paired.sizes]).T))
     draws = totals[:, 1] / totals[:, 3] - totals[:, 0] / totals[:, 2]
-    ends = interval(draws, effective(paired.sizes[0])) if count > 1 else {"low": -np.inf, "high": np.inf}
+    ends = interval(draws, effective_count(paired.sizes[0])) if count > 1 else {"low": -np.inf, "high": np.inf}
     p_value = _sign_flip(_contributions(paired))
     return Difference(first, second, second - first, ends["low"], ends["high"], p_value, paired.what, count)
 
 
 def most_changed(paired: PairedScores, count: int = 5) -> list[DocumentChange]:
-    """The units from which most of the difference comes, in either direction."""
+    """The units with the largest contributions to the difference, in either direction."""
     contributions = _contributions(paired)
     largest = np.argsort(-np.abs(contributions), kind="stable")[:count].tolist()
     means = paired.nats / np.maximum(paired.sizes, 1)
@@ -81,20 +91,20 @@ def most_changed(paired: PairedScores, count: int = 5) -> list[DocumentChange]:
 
 
 def _contributions(paired: PairedScores) -> Draws:
-    """Each unit's part of the difference [units]; they add up to it."""
+    """The contribution of each unit to the difference [units]; they add up to the difference."""
     shares = paired.nats / paired.sizes.sum(axis=1, keepdims=True)
     found: Draws = shares[1] - shares[0]
     return found
 
 
 def _sign_flip(contributions: Draws) -> float:
-    parts = grouped(contributions[:, None])[:, 0]
-    # Rounding must not tell a flip from the difference itself.
+    parts = group_units(contributions[:, None])[:, 0]
+    # The tolerance makes flips count that equal the observed difference up to rounding.
     least = abs(float(parts.sum())) - 1e-12 * float(np.abs(parts).sum())
 
     def flipped(generator: np.random.Generator, draws: int) -> Draws:
         signs = generator.integers(2, size=(draws, len(parts)), dtype=np.int8) * 2.0 - 1
         return signs @ parts
 
-    reached = int((np.abs(in_parts(RESAMPLES, len(parts), flipped)) >= least).sum())
+    reached = int((np.abs(in_chunks(RESAMPLES, len(parts), flipped)) >= least).sum())
     return (1 + reached) / (1 + RESAMPLES)

@@ -1,4 +1,4 @@
-"""A comparison as people read it: in words and tables, plain, as Markdown or as JSON."""
+"""Renders a comparison as text, Markdown or JSON."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from pipeline.comparison.checkpoints import Difference, DocumentChange
 CHECKPOINTS = "checkpoints"
 RECIPES = "recipes"
 
-_QUESTION = {
+QUESTION = {
     CHECKPOINTS: "Do these two checkpoints differ on this text?",
     RECIPES: "Do these two recipes differ?",
 }
 _MEANING = {
-    CHECKPOINTS: "The interval is what other text of this kind would change. Another seed is another checkpoint: "
-    "what it would give, only several seeds of each tell (--against).",
-    RECIPES: "The interval is what other seeds and other text of this kind would change.",
+    CHECKPOINTS: "The interval covers the choice of the text, not that of the seed: another seed gives another "
+    "checkpoint. To compare recipes, give several seeds of each (--against).",
+    RECIPES: "The interval covers the choice of the seeds and of the text.",
 }
 _MOST_PARAMS = 20
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that `pipeline compare` found.
+    """The results of `pipeline compare`.
 
     Attributes:
         question: "checkpoints" or "recipes".
-        unit: What the losses are in.
+        unit: The unit of the losses.
         first, second: The runs of A and of B: name, step, weights and seed.
-        sides: The difference on val and test.
-        params: The params that differ, A's and B's values.
-        changes: The documents, or blocks, from which most of the difference comes; for checkpoints only.
+        sides: The differences on val and test.
+        params: The params that differ, with the values of A and B.
+        changes: The documents or blocks with the largest contributions to the difference; only for checkpoints.
     """
 
     question: str
@@ -48,26 +48,26 @@ class Comparison:
 
 
 def verdict(found: Difference, unit: str) -> str:
-    """The difference in words, such as "B is better by 0.031 ± 0.008 nats a token"."""
+    """The conclusion as a phrase, such as "B is better by 0.031 ± 0.008 nats a token"."""
     if not found.difference and not found.high - found.low:
         return "A and B are the same"
     half = (found.high - found.low) / 2
     digits = decimals(half)
     if not math.isfinite(half):
-        return f"nothing can be told from one {found.what.removesuffix('s')}: {found.difference:+.4f} {unit}"
+        return f"not enough data: one {found.what.removesuffix('s')}: {found.difference:+.4f} {unit}"
     if found.significant:
         better = "B" if found.difference < 0 else "A"
         return f"{better} is better by {abs(found.difference):.{digits}f} ± {half:.{digits}f} {unit}"
-    return f"no difference can be told: B − A is {found.difference:+.{digits}f} ± {half:.{digits}f} {unit}"
+    return f"no significant difference: B − A is {found.difference:+.{digits}f} ± {half:.{digits}f} {unit}"
 
 
 def decimals(half: float) -> int:
-    """How many decimals show two digits of ± `half`."""
+    """The number of decimals that shows two significant digits of ± `half`."""
     return min(max(1 - math.floor(math.log10(half)), 0), 12) if half and math.isfinite(half) else 6
 
 
 def as_json(comparison: Comparison) -> str:
-    """Everything, for programs; a number that is not finite becomes null."""
+    """All results as JSON, for programs. Numbers that are not finite become null."""
     sides = {
         side: {"verdict": verdict(found, comparison.unit), **finite(asdict(found)), "differ": found.significant}
         for side, found in comparison.sides.items()
@@ -85,7 +85,7 @@ def as_json(comparison: Comparison) -> str:
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, None for a number that is not finite."""
+    """The values, with None for numbers that are not finite."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
@@ -93,69 +93,73 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_text(comparison: Comparison) -> Iterator[str]:
-    """Lines for a terminal."""
+    """Yields lines for a terminal."""
     for label, runs in (("A", comparison.first), ("B", comparison.second)):
         for run in runs:
-            yield f"{label}  {_described(run)}"
+            yield f"{label}  {described(run)}"
     yield ""
-    yield _QUESTION[comparison.question]
+    yield QUESTION[comparison.question]
     for side, found in comparison.sides.items():
         yield f"  {side:<5} {verdict(found, comparison.unit)}"
         yield f"        {_numbers(found)}"
-    yield f"  {_meaning(comparison)}"
-    for title, header, rows in _tables(comparison):
+    yield f"  {meaning(comparison)}"
+    for title, header, rows in tables(comparison):
         yield ""
         yield title
         yield from aligned([header, *rows])
 
 
 def as_markdown(comparison: Comparison) -> Iterator[str]:
-    """Lines for a pull request or a notebook."""
-    yield f"**{_QUESTION[comparison.question]}**"
+    """Yields Markdown lines."""
+    yield f"**{QUESTION[comparison.question]}**"
     yield ""
     for label, runs in (("A", comparison.first), ("B", comparison.second)):
-        yield f"- {label}: " + "; ".join(_cell(_described(run)) for run in runs)
+        yield f"- {label}: " + "; ".join(_cell(described(run)) for run in runs)
     yield ""
     rows = [
-        [side, f"{found.first:.4f}", f"{found.second:.4f}", verdict(found, comparison.unit), _p(found)]
+        [side, f"{found.first:.4f}", f"{found.second:.4f}", verdict(found, comparison.unit), p_value(found)]
         for side, found in comparison.sides.items()
     ]
     yield from grid([["", "A", "B", "", "p"], *rows])
     yield ""
-    yield _meaning(comparison).replace("--against", "`--against`")
-    for title, header, cells in _tables(comparison):
+    yield meaning(comparison).replace("--against", "`--against`")
+    for title, header, cells in tables(comparison):
         yield ""
         yield f"{title}:"
         yield ""
         yield from grid([header, *cells])
 
 
-def _meaning(comparison: Comparison) -> str:
+def meaning(comparison: Comparison) -> str:
+    """What the interval covers, and what it does not."""
     if comparison.params and not any(found.difference for found in comparison.sides.values()):
         return (
-            "Params differ and the scores do not: the params make no difference here, or `dvc repro` was not run."
+            "The params differ, but the scores are equal: the params have no effect here, or `dvc repro` was "
+            "not run."
         )
     return _MEANING[comparison.question]
 
 
-def _described(run: dict[str, Any]) -> str:
+def described(run: dict[str, Any]) -> str:
+    """A run in words: its name, weights, step and seed."""
     seed = "" if run["seed"] is None else f", seed {run['seed']}"
-    return f"{run['name']}: the {run['weights']} weights, of step {run['step']:,}{seed}"
+    return f"{run['name']}: the {run['weights']} weights of step {run['step']:,}{seed}"
 
 
 def _numbers(found: Difference) -> str:
-    return f"A {found.first:.4f}  B {found.second:.4f}  p {_p(found)}  over {found.units:,} {found.what}"
+    return f"A {found.first:.4f}  B {found.second:.4f}  p {p_value(found)}  over {found.units:,} {found.what}"
 
 
-def _p(found: Difference) -> str:
+def p_value(found: Difference) -> str:
+    """p as people write it."""
     return f"{found.p_value:.2g}" if found.p_value >= 0.0002 else "< 0.0002"
 
 
-def _tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Titles, headers and rows."""
+def tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Yields tables as title, header and rows."""
     params = list(comparison.params.items())
     if not params:
-        yield "No param differs", [], []
+        yield "All params are equal", [], []
     else:
         rows = [[key, _value(first), _value(second)] for key, (first, second) in params[:_MOST_PARAMS]]
         left = len(params) - len(rows)
@@ -164,7 +168,7 @@ def _tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[
         if changes:
             what = comparison.sides[side].what
             yield (
-                f"The {what} of {side} that changed most, and their part of B − A",
+                f"The {what} of {side} that contribute most to B − A",
                 ["", "A", "B", "part"],
                 [
                     [each.name, f"{each.first:.4f}", f"{each.second:.4f}", f"{each.contribution:+.5f}"]
@@ -178,7 +182,7 @@ def _value(value: Any) -> str:
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A table's lines for a terminal; rows without cells are left out."""
+    """Yields the lines of a table for a terminal; empty rows are left out."""
     rows = [[cell if len(cell) <= 60 else f"{cell[:59]}…" for cell in row] for row in rows if row]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -187,7 +191,7 @@ def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table's lines in Markdown; the first row is its head."""
+    """Yields the lines of a Markdown table; the first row is the header."""
     for number, row in enumerate(row for row in rows if row):
         yield f"| {' | '.join(_cell(cell) for cell in row)} |"
         if number == 0:

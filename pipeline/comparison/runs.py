@@ -1,4 +1,4 @@
-"""A run's results as one record, and whether several of them were measured on the same text in the same way."""
+"""The results of a run as one record, and whether the results of several runs are comparable."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _REMEDY = "run `dvc repro`"
 
 @dataclass(frozen=True)
 class RunResult:
-    """What evaluation left of one run.
+    """The evaluation results of one run.
 
     Attributes:
-        name: What a person calls it.
-        params: The effective params that made it, by section.
-        about: What was evaluated and how: reports/evaluation.json.
-        documents, blocks: The scores of each side, "val" and perhaps "test".
+        name: The name of the run for people.
+        params: The effective params of the run, by section.
+        about: What was evaluated and how: the content of reports/evaluation.json.
+        documents, blocks: The scores of the held-out texts, "val" and, if there is one, "test".
     """
 
     name: str
@@ -55,10 +55,10 @@ class RunResult:
 
 
 def read_run(source: RunSource) -> RunResult:
-    """Reads a run's results.
+    """Reads the results of a run.
 
     Raises:
-        PipelineError: a file is missing or damaged, or its reports and its metrics are of different evaluations.
+        PipelineError: a file is missing or corrupt, or metrics and reports are from different evaluations.
     """
 
     def values(path: str, kind: Any) -> Any:
@@ -88,7 +88,7 @@ def read_run(source: RunSource) -> RunResult:
         known = isinstance(loss, int | float) and totals[0] > 0 and side in run.blocks
         if not known or not math.isclose(totals[1] / totals[0], float(loss or 0), rel_tol=1e-9):
             raise DataError(
-                f"{source.name}: metrics/evaluate.json and reports/{DOCUMENTS} are of different evaluations "
+                f"{source.name}: metrics/evaluate.json and reports/{DOCUMENTS} are from different evaluations "
                 f"({side}): {_REMEDY}"
             )
     return run
@@ -96,13 +96,13 @@ def read_run(source: RunSource) -> RunResult:
 
 def _require_train_params(params: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if "train" not in params:
-        raise ValueError("it does not say which params trained the model")
+        raise ValueError("the params of the section train are missing")
     return params
 
 
 @dataclass(frozen=True)
 class _Side:
-    """The digests of a held-out text, and of its tokens."""
+    """The digests of a held-out text and of its tokens."""
 
     text: str
     tokens: str
@@ -110,14 +110,14 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Tokenizer:
-    """What made the tokens."""
+    """The tokenizer of the run."""
 
     fingerprint: str
 
 
 @dataclass(frozen=True)
 class _About:
-    """What reports/evaluation.json must hold."""
+    """The required content of reports/evaluation.json."""
 
     __pydantic_config__ = OPEN
 
@@ -130,10 +130,11 @@ class _About:
 
 
 def common_unit(runs: Sequence[RunResult]) -> str:
-    """The unit in which the runs may be compared: nats a token, or bits a byte where their tokens differ.
+    """The unit in which to compare the runs: nats per token, or bits per byte if their tokens differ.
 
     Raises:
-        PipelineError: they were evaluated with other strides or on other texts, or have no text in common.
+        PipelineError: the runs were evaluated with different strides or on different texts, or have no text in
+            common.
     """
     first = runs[0]
     unit = NATS
@@ -141,7 +142,8 @@ def common_unit(runs: Sequence[RunResult]) -> str:
         if first.about["stride_share"] != other.about["stride_share"]:
             raise PipelineError(
                 f"{first.name} was evaluated with evaluate.stride {first.about['stride_share']}, {other.name} with "
-                f"{other.about['stride_share']}, and a shorter stride flatters: evaluate both with the same one"
+                f"{other.about['stride_share']}: a shorter stride gives lower losses; evaluate both with the same "
+                "stride"
             )
         sides = shared_sides([first, other])
         if not sides:
@@ -150,8 +152,8 @@ def common_unit(runs: Sequence[RunResult]) -> str:
             mine, others = first.about["sides"][side], other.about["sides"][side]
             if mine["text"] != others["text"]:
                 raise PipelineError(
-                    f"{first.name} and {other.name} were evaluated on different {side} texts, whose losses say "
-                    "nothing of each other: use the same texts and the same split"
+                    f"{first.name} and {other.name} were evaluated on different {side} texts, so their losses are "
+                    "not comparable: use the same texts and the same split"
                 )
             if mine["tokens"] != others["tokens"]:
                 unit = BITS
@@ -161,19 +163,19 @@ def common_unit(runs: Sequence[RunResult]) -> str:
 
 
 def shared_sides(runs: Sequence[RunResult]) -> list[str]:
-    """The held-out texts that all have."""
+    """The held-out texts that all runs have."""
     return [side for side in runs[0].sides if all(side in run.sides for run in runs)]
 
 
 @dataclass(frozen=True)
 class PairedScores:
-    """The same stretches of text as several runs scored them.
+    """The scores of several runs on the same units of text.
 
     Attributes:
-        what: "documents" or "blocks".
-        names: The stretches' names [units].
-        nats: Each run's nats there [runs, units]; in `unit` bits a byte those of its text, in bits.
-        sizes: What they are divided by [runs, units]: the tokens, or the bytes.
+        what: The kind of units, "documents" or "blocks".
+        names: The names of the units [units].
+        nats: The negative log-likelihoods [runs, units], in nats, or, if the unit is bits per byte, in bits.
+        sizes: The divisors [runs, units]: numbers of tokens, or of bytes.
     """
 
     what: str
@@ -183,17 +185,17 @@ class PairedScores:
 
     @property
     def losses(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Each run's number on all of the text [runs]."""
+        """The loss of each run on the whole text [runs]."""
         found: np.ndarray[tuple[int], np.dtype[np.float64]] = self.nats.sum(axis=1) / self.sizes.sum(axis=1)
         return found
 
     def only(self, rows: Sequence[int]) -> PairedScores:
-        """Some of the runs, in the order of `rows`."""
+        """The scores of some of the runs, in the order of `rows`."""
         return replace(self, nats=self.nats[list(rows)], sizes=self.sizes[list(rows)])
 
 
 def pair_scores(runs: Sequence[RunResult], side: str, unit: str) -> PairedScores:
-    """The runs' scores of a side by document, or by block where there are fewer than 30 documents."""
+    """The runs' scores on a held-out text by document, or by block if there are fewer than 30 documents."""
     documents = [run.documents[side] for run in runs]
     names = [each.name for each in documents[0]]
     if len(names) >= FEWEST_DOCUMENTS and all([each.name for each in units] == names for units in documents):
@@ -203,7 +205,7 @@ def pair_scores(runs: Sequence[RunResult], side: str, unit: str) -> PairedScores
 
 
 def _merged(blocks: list[UnitScore], count: int) -> list[UnitScore]:
-    """The blocks, neighbours taken together until there are `count`; both are powers of two, but for tiny texts."""
+    """Merges adjacent blocks until there are `count`. Both numbers are powers of two, except for tiny texts."""
     cuts = [number * len(blocks) // count for number in range(count + 1)]
     parts = [blocks[start:end] for start, end in pairwise(cuts)]
     return [

@@ -1,4 +1,4 @@
-"""Where a run's files are: in a folder, or in a git revision (a DVC experiment is one) and DVC's cache."""
+"""Where the files of a run are read from: a folder, or a git revision (also a DVC experiment) and DVC's cache."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _CHECKPOINT = (("evaluate", "deps", "artifacts/checkpoint"), ("train", "outs", "
 
 
 class RunSource(Protocol):
-    """Where the files of one run are read from."""
+    """A place to read the files of one run from."""
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """The name of the run for people."""
 
     def read(self, path: str) -> str:
-        """The text of a file, named as in the project, such as metrics/evaluate.json or reports/documents.tsv.
+        """Returns the text of a file. `path` is relative to the project, such as metrics/evaluate.json.
 
         Raises:
-            PipelineError: it is not there; the message says how to get it.
+            PipelineError: the file is missing or not UTF-8; the message says how to get it.
         """
 
 
@@ -44,12 +44,12 @@ class Folder:
         except FileNotFoundError:
             raise DataError(f"{self.name}: {path} is missing: {_REMEDY} there") from None
         except UnicodeDecodeError:
-            raise DataError(f"{self.name}: {path} is damaged (no UTF-8 text): {_REMEDY} there") from None
+            raise DataError(f"{self.name}: {path} is damaged (not UTF-8): {_REMEDY} there") from None
 
 
 @dataclass(frozen=True)
 class Revision:
-    """A commit of the project in `root`; what DVC keeps of it is read from DVC's cache."""
+    """A commit of the project in `root`. Files that DVC tracks are read from DVC's cache."""
 
     root: Path
     name: str
@@ -64,8 +64,8 @@ class Revision:
             return self._reports[inside].read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise DataError(
-                f"{self.name}: {path} is damaged (no UTF-8 text): remove {self._reports[inside]} of DVC's cache, "
-                "and `dvc fetch` or `dvc repro`"
+                f"{self.name}: {path} is damaged (not UTF-8): remove {self._reports[inside]} from DVC's cache, "
+                "then run `dvc fetch` or `dvc repro`"
             ) from None
         except KeyError:
             raise DataError(
@@ -80,7 +80,7 @@ class Revision:
 
     @cached_property
     def _reports(self) -> dict[str, Path]:
-        """The files of the reports folder in DVC's cache, by name."""
+        """The paths in DVC's cache of the files in the reports folder, by name."""
         lock = self._committed("dvc.lock")
         evaluated, trained = (recorded_digest(lock, *each) for each in _CHECKPOINT)
         if evaluated != trained:
@@ -91,26 +91,26 @@ class Revision:
         digest = recorded_digest(lock, "evaluate", "outs", _REPORTS)
         if digest is None:
             raise DataError(
-                f"{self.name}: dvc.lock names no {_REPORTS} of evaluate, or is no YAML (conflict markers?): "
+                f"{self.name}: dvc.lock names no {_REPORTS} of evaluate, or is not YAML (conflict markers?): "
                 f"{_REMEDY} and commit"
             )
         files = cached_folder(self.root, digest)
         if not files:
-            brings = "`dvc fetch --all-commits` brings them from a remote"
+            brings = "`dvc fetch --all-commits` gets them from a remote"
             if self.experiment:
-                brings = f"`dvc exp pull REMOTE {self.name}` (REMOTE: git's) brings them where they were pushed"
+                brings = f"`dvc exp pull REMOTE {self.name}` (a git remote) gets them if they were pushed"
             raise DataError(
                 f"{self.name}: its {_REPORTS} are not in DVC's cache: {brings}, and "
-                f"`git checkout {self.commit[:10]} && dvc repro evaluate` makes them again"
+                f"`git checkout {self.commit[:10]} && dvc repro evaluate` recreates them"
             )
         return files
 
 
 def find_source(root: Path, name: str) -> RunSource:
-    """The folder, git revision or DVC experiment that `name` stands for, in this order.
+    """Finds the folder, git revision or DVC experiment called `name`, in this order.
 
     Raises:
-        PipelineError: it is none of them.
+        PipelineError: there is none.
     """
     folder = root / name
     if (folder / "metrics").is_dir() or (folder / _REPORTS).is_dir():
@@ -124,16 +124,18 @@ def find_source(root: Path, name: str) -> RunSource:
         return Revision(root, name, found[0], experiment=True)
     if found:
         commits = ", ".join(each[:7] for each in found)
-        raise PipelineError(f"{name!r} is the name of several experiments: take one of the commits {commits}")
+        raise PipelineError(f"{name!r} is the name of several experiments: give one of the commits {commits}")
     if _git(root, "rev-parse", "--git-dir") is None:
-        raise PipelineError(f"{name!r} is no folder with metrics/ and reports/, and there is no git here to ask")
+        raise PipelineError(
+            f"{name!r} is not a folder with metrics/ and reports/, and this is not a git repository"
+        )
     there = f" (experiments: {', '.join(sorted(each.name for each in experiments))})" if experiments else ""
-    raise PipelineError(f"{name!r} is no folder with results, no git revision and no DVC experiment{there}")
+    raise PipelineError(f"{name!r} is not a folder with results, a git revision or a DVC experiment{there}")
 
 
 @dataclass(frozen=True)
 class Experiments:
-    """The DVC experiments that stand on a commit: those that are done, and the names of those that are not."""
+    """The DVC experiments based on a commit: the complete ones, and the names of failed and queued ones."""
 
     done: list[RunSource]
     failed: list[str]
@@ -141,7 +143,7 @@ class Experiments:
 
 
 def find_experiments(root: Path, name: str) -> Experiments | None:
-    """The experiments on the git revision `name`; None where it is no revision, or has none."""
+    """The experiments based on the git revision `name`; None if it is not a revision or has none."""
     commit = (_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") or "").strip()
     found = Experiments(
         [Revision(root, each.name, each.commit, True) for each in _experiments(root) if each.baseline == commit],
@@ -153,7 +155,7 @@ def find_experiments(root: Path, name: str) -> Experiments | None:
 
 @dataclass(frozen=True)
 class _Reference:
-    """An experiment as git has it: refs/exps/BA/SELINE/NAME."""
+    """The git reference of an experiment: refs/exps/BA/SELINE/NAME."""
 
     baseline: str
     name: str
@@ -161,29 +163,29 @@ class _Reference:
 
 
 def _experiments(root: Path) -> list[_Reference]:
-    """DVC's experiments, in the order of their names."""
+    """All DVC experiments, sorted by name."""
     listed = _git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
     found = []
     for line in listed.splitlines():
         commit, _, reference = line.partition(" ")
         parts = reference.split("/")
-        if len(parts) == 5 and len(parts[2]) == 2:  # others are DVC's queue and its own notes
+        if len(parts) == 5 and len(parts[2]) == 2:  # other references are DVC's queue and internal data
             found.append(_Reference(parts[2] + parts[3], parts[4], commit))
     return found
 
 
 def _queued(root: Path, state: str, baseline: str) -> list[str]:
-    """The experiments on a commit that DVC's queue has in refs/exps/celery/STATE, one in each line of its reflog:
-    `commit: dvc-exp:REVISION:BASELINE:NAME`."""
+    """The names of the experiments of a commit in DVC's queue with this state. The reflog of refs/exps/celery/STATE
+    has one line per experiment: `commit: dvc-exp:REVISION:BASELINE:NAME`."""
     lines = (_git(root, "log", "-g", "--format=%gs", f"refs/exps/celery/{state}", "--") or "").splitlines()
     parts = [line.split(":") for line in lines]
     return sorted(each[4] for each in parts if len(each) >= 5 and each[3] == baseline)
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, or None where it fails."""
+    """The output of git, or None if it fails."""
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
     except FileNotFoundError:
-        raise PipelineError("git is not installed: compare folders, or install it") from None
+        raise PipelineError("git is not installed: install it, or compare folders") from None
     return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None

@@ -1,6 +1,6 @@
-"""What a sweep says: its recipes in the order of their losses, and which of the differences are more than chance.
+"""Ranks the recipes of a sweep by loss, and tests which differences are significant.
 
-A recipe is the values of the params that the sweep is about; runs that differ in the seed alone are repetitions.
+A recipe is one combination of values of the sweep's params. Runs that differ only in the seed are repetitions.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ Curve = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Cost:
-    """What training took, the mean of a recipe's runs: optimizer steps, processor seconds and floating-point
-    operations of the model."""
+    """The cost of training: optimizer steps, processor seconds and floating-point operations of the model."""
 
     steps: float
     processor_seconds: float
@@ -40,7 +39,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A run of a sweep: what evaluation and training left of it."""
+    """A run of a sweep: its evaluation results, loss curve and cost."""
 
     result: RunResult
     curve: Curve
@@ -49,13 +48,13 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Contrast:
-    """How a recipe differs from the best one.
+    """The difference of a recipe from the best one.
 
     Attributes:
-        difference: This recipe's mean loss − the best one's.
-        low, high: Its 95% interval, corrected as p is: it leaves 0 out where `p` is below 0.05.
-        p_value: How likely so large a difference would be if there were none, for this pair alone.
-        p: The same, corrected for all pairs of the sweep (Holm).
+        difference: The mean loss of this recipe − that of the best one.
+        low, high: The 95% interval, corrected like `p`: it excludes 0 exactly if `p` is below 0.05.
+        p_value: The p-value of this pair alone.
+        p: The p-value corrected for all pairs of the sweep (Holm).
     """
 
     difference: float
@@ -75,13 +74,13 @@ class Recipe:
 
     Attributes:
         values: The values of the sweep's params, by name.
-        runs: Its runs, one for each seed.
-        losses: Their losses by side, in the order of `runs`.
-        curve: The mean of their val.loss by step, where all have one.
-        cost: The mean of what they took.
-        steps_to_best: The first step at which `curve` is as low as the best recipe's ever is; None: not reached.
-        best_steps: The first step at which the best recipe's curve is as low as this one's ever is.
-        contrast: How it differs from the best recipe; None of that one itself, and where one of both has one seed.
+        runs: The runs, one per seed.
+        losses: The losses of the runs by held-out text, in the order of `runs`.
+        curve: The mean val.loss of the runs, at the steps that all of them have.
+        cost: The mean cost of the runs.
+        steps_to_best: The first step at which `curve` reaches the minimum of the best recipe's curve, or None.
+        best_steps: The first step at which the best recipe's curve reaches the minimum of this one, or None.
+        contrast: The difference from the best recipe; None for the best one, and if either has only one seed.
     """
 
     values: dict[str, Any]
@@ -96,18 +95,18 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep.
+    """The recipes of a sweep and their ranking.
 
     Attributes:
-        keys: The params that it is about.
-        unit: What the losses are in.
-        sides: The texts that all runs were evaluated on; the first decides.
-        recipes: From the lowest mean loss to the highest.
-        best: The index of the recipe that the others are compared with: the lowest mean of those with several
-            seeds, or of all.
-        pairs: How many pairs of recipes p is corrected for.
+        keys: The params of the sweep.
+        unit: The unit of the losses.
+        sides: The held-out texts that all runs have; the ranking uses the first one.
+        recipes: The recipes, from the lowest mean loss to the highest.
+        best: The index of the recipe with which the others are compared: the one with the lowest mean among those
+            with several seeds (or among all, if none has).
+        pairs: The number of pairs of recipes for which p is corrected.
         confounded: Other params that differ between recipes, with the value of each recipe.
-        left_out: The runs that do not count, by name, and why.
+        left_out: The runs that are not used, by name, with the reason.
     """
 
     keys: list[str]
@@ -121,17 +120,17 @@ class Sweep:
 
     @property
     def winner(self) -> bool:
-        """Whether the best recipe is better than each of the others."""
+        """Whether the best recipe is significantly better than each of the others."""
         others = [each for index, each in enumerate(self.recipes) if index != self.best]
         return bool(others) and all(each.contrast is not None and each.contrast.significant for each in others)
 
 
 def read_sweep(sources: Sequence[RunSource], keys: Sequence[str], left_out: Mapping[str, str]) -> Sweep:
-    """Reads the runs of a sweep and ranks its recipes. Runs that cannot be read are left out, by name.
+    """Reads the runs of a sweep and ranks its recipes. Runs that cannot be read are added to `left_out`.
 
     Raises:
-        PipelineError: no run can be read, they may not be compared, no run has one of the `keys`, or runs of one
-            recipe differ in more than their seed.
+        PipelineError: no run can be read, the runs are not comparable, no run has one of the `keys`, or runs of one
+            recipe differ in more than the seed.
     """
     runs, left_out = [], dict(left_out)
     for source in sources:
@@ -170,7 +169,7 @@ def _read(source: RunSource) -> SweepRun:
 def _group_by_recipe(
     runs: Sequence[SweepRun], keys: Sequence[str], left_out: dict[str, str]
 ) -> list[list[SweepRun]]:
-    """The runs by recipe; what counts twice goes to `left_out`."""
+    """Groups the runs by recipe. Runs that repeat a seed are added to `left_out`."""
     for key in keys:
         if all(_value(run.result, key) is None for run in runs):
             raise PipelineError(f"no run was trained with a param {key}: {_differing_params(runs)}")
@@ -183,8 +182,8 @@ def _group_by_recipe(
             named = ", ".join(f"{key}={_value(first, key)!r}" for key in keys)
             more = " ".join(f"--by {key}" for key in others)
             raise PipelineError(
-                f"{first.name} and {run.result.name} both have {named} and differ in {', '.join(others)}, which is "
-                f"no repetition: add {more}, or name the runs that count"
+                f"{first.name} and {run.result.name} both have {named}, but differ in {', '.join(others)}, so "
+                f"they are no repetitions: add {more}, or name the runs to use"
             )
         same = [
             each.result.name
@@ -192,7 +191,7 @@ def _group_by_recipe(
             if each.result.seed == run.result.seed or each.result.documents == run.result.documents
         ]
         if same:
-            left_out[run.result.name] = f"the same model as {same[0]}: one recipe with one seed"
+            left_out[run.result.name] = f"the same model as {same[0]} (same recipe and seed)"
         else:
             group.append(run)
     return list(groups.values())
@@ -202,7 +201,7 @@ def _differing_params(runs: Sequence[SweepRun]) -> str:
     found = dict.fromkeys(
         key for run in runs[1:] for key in changed(runs[0].result.params, run.result.params) if key != SEED
     )
-    return f"the runs differ in {', '.join(found)}" if found else f"the runs differ in nothing but {SEED}"
+    return f"the runs differ in {', '.join(found)}" if found else f"the runs differ only in {SEED}"
 
 
 def _values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
@@ -210,7 +209,7 @@ def _values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(run: RunResult, key: str) -> Any:
-    """The value of a param, or of a section; None where the run was made without it."""
+    """The value of a param or a section; None if the run does not have it."""
     value: Any = effective(run.params)
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -257,14 +256,14 @@ def _costs(run: SweepRun) -> tuple[float, float, float]:
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean at the steps that all have."""
+    """The mean of the curves at the steps that all of them have."""
     tables = [dict(curve) for curve in curves]
     steps = [step for step, _ in curves[0] if all(step in table for table in tables)]
     return [(step, math.fsum(table[step] for table in tables) / len(tables)) for step in steps]
 
 
 def _first_step_as_low(curve: Curve, other: Curve) -> float | None:
-    """The first step at which `curve` is as low as `other` ever is; None where it never is."""
+    """The first step at which `curve` reaches the minimum of `other`, or None."""
     target = min((loss for _, loss in other), default=-math.inf)
     return next((step for step, loss in curve if loss <= target), None)
 
@@ -280,12 +279,12 @@ def _confounded(groups: Sequence[Sequence[SweepRun]], keys: Sequence[str]) -> di
 
 
 def _contrasts(paired: PairedScores, rows: Sequence[Sequence[int]], best: int) -> tuple[dict[int, Contrast], int]:
-    """How each recipe with several seeds differs from the best one, by index, and how many pairs were tested.
+    """The contrast of each recipe with several seeds to the best one, by index, and the number of pairs tested.
 
-    Every pair is tested as `compare_recipes` does it, and p corrected for all of them by Holm's step-down procedure
-    (Holm 1979, "A simple sequentially rejective multiple test procedure"): which recipe is the best was read off
-    the same losses, so that any pair could have become the one that is reported. Of the sorted p-values
-    p_1 ≤ … ≤ p_m the corrected ones are max_{j ≤ i} (m − j + 1) p_j, at most 1.
+    All pairs are tested with `compare_recipes`, and their p-values are corrected by Holm's step-down procedure
+    (Holm 1979, "A simple sequentially rejective multiple test procedure"). All pairs count, because the best recipe
+    was chosen by the same losses. For sorted p-values p_1 ≤ … ≤ p_m, the corrected ones are
+    max_{j ≤ i} (m − j + 1) p_j, at most 1.
     """
     several = [index for index, recipe_rows in enumerate(rows) if len(recipe_rows) > 1]
 
@@ -305,7 +304,7 @@ def _contrasts(paired: PairedScores, rows: Sequence[Sequence[int]], best: int) -
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values, corrected for their number by Holm's procedure; not yet limited to 1."""
+    """The p-values corrected by Holm's procedure, without the limit of 1."""
     corrected = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
@@ -315,7 +314,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def labels(sweep: Sweep) -> Iterator[str]:
-    """A recipe's values in short: the last part of each param's name where that tells them apart."""
+    """Yields a short label for each recipe, with the last part of each param's name if these are unique."""
     short = [key.rpartition(".")[2] for key in sweep.keys]
     names = short if len(set(short)) == len(short) else sweep.keys
     for recipe in sweep.recipes:

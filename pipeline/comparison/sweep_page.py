@@ -10,10 +10,8 @@ from pathlib import Path
 from pipeline.comparison.sweep import Curve, Sweep, labels
 from pipeline.comparison.sweep_rendering import answer, notes, table
 from pipeline.evaluate.report.chart import lay_out, number
-from pipeline.evaluate.report.page import REPORT, style_hash, templates
-from pipeline.evaluate.report.plots import Plot, Series
-
-_COLOURS = 8
+from pipeline.evaluate.report.page import render_page
+from pipeline.evaluate.report.plots import Plot, Series, colour
 
 
 @dataclass(frozen=True)
@@ -26,34 +24,24 @@ class Strip:
 
 def render(sweep: Sweep) -> str:
     """The page as one HTML text: no script, and a policy that lets it ask for nothing."""
-    from markupsafe import Markup
-
     here = Path(__file__).parent
-    styles = (REPORT / "page.css", here / "sweep.css")
-    style = "\n".join(path.read_text(encoding="utf-8").strip() for path in styles)
     head, *rows = table(sweep)
     low, high, strips = _strips(sweep)
-    page = templates(here, REPORT).get_template("sweep.html.j2")
-    return page.render(
+    return render_page(
+        here / "sweep.html.j2",
+        here / "sweep.css",
         sweep=sweep,
         answer=answer(sweep),
         notes=list(notes(sweep)),
         head=head,
-        rows=list(zip(_colours(sweep), rows, strips, strict=True)),
+        rows=[(colour(place), *each) for place, each in enumerate(zip(rows, strips, strict=True))],
         ends=(number(low, 4), number(high, 4)),
         charts=[lay_out(plot) for plot in _plots(sweep)],
-        style=Markup(style),
-        style_hash=style_hash(style),
     )
 
 
-def _colours(sweep: Sweep) -> list[str]:
-    """The class of each recipe's lines; beyond eight recipes the colours begin again, dashed."""
-    return [f"r{index % _COLOURS}" + " dashed" * (index >= _COLOURS) for index in range(len(sweep.recipes))]
-
-
 def _strips(sweep: Sweep) -> tuple[float, float, list[Strip]]:
-    """The ends of the axis on which all losses are, and each recipe's position on it."""
+    """The limits of the axis of losses, and the positions of each recipe's losses on it, in percent."""
     losses = [recipe.losses[sweep.sides[0]] for recipe in sweep.recipes]
     everything = [loss for values in losses for loss in values]
     low, high = min(everything), max(everything)
@@ -69,7 +57,7 @@ def _strips(sweep: Sweep) -> tuple[float, float, list[Strip]]:
 
 
 def _plots(sweep: Sweep) -> list[Plot]:
-    """The mean val.loss by step, of all of the training and of its later half."""
+    """Plots of the mean val.loss by step, for the whole training and for its second half."""
     curves = [recipe.curve for recipe in sweep.recipes]
     last = max((curve[-1][0] for curve in curves if curve), default=0.0)
     later = [[point for point in curve if point[0] >= last / 2] for curve in curves]
@@ -82,7 +70,7 @@ def _plots(sweep: Sweep) -> list[Plot]:
 
 def _plot(name: str, title: str, sweep: Sweep, curves: Sequence[Curve]) -> Plot:
     series = [
-        Series(label, curve, colour)
-        for label, curve, colour in zip(labels(sweep), curves, _colours(sweep), strict=True)
+        Series(label, curve, colour(place))
+        for place, (label, curve) in enumerate(zip(labels(sweep), curves, strict=True))
     ]
-    return Plot(name, title, "nats a token, the mean of the seeds", "steps", "steps", series)
+    return Plot(name, title, "nats per token, mean of the seeds", "steps", "steps", series)

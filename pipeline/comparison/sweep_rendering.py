@@ -1,4 +1,4 @@
-"""A sweep's answer as people read it: in words and a table, plain, as Markdown or as JSON."""
+"""Renders the results of a sweep as text, Markdown or JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.evaluate.bootstrap import LEVEL
 
 
 def answer(sweep: Sweep) -> list[str]:
-    """What the sweep says and what it cannot say, in sentences; the first is the answer."""
+    """The conclusions of the sweep in sentences; the first one is the answer."""
     names = list(labels(sweep))
     best = names[sweep.best]
     verdicts: dict[str, list[str]] = {"worse": [], "equal": [], "once": []}
@@ -24,28 +24,28 @@ def answer(sweep: Sweep) -> list[str]:
             verdicts[verdict].append(names[index])
     lines = []
     if len(sweep.recipes) == 1:
-        lines.append(f"There is one recipe, {best}: nothing to compare it with.")
+        lines.append(f"There is only one recipe, {best}: nothing to compare.")
     elif not sweep.pairs:
-        lines.append(f"{best} has the lowest {sweep.sides[0]} loss, and may owe it to luck.")
+        lines.append(f"{best} has the lowest {sweep.sides[0]} loss, but that may be chance.")
     elif sweep.winner:
         lines.append(f"{best} is the best: better than {_each_of(verdicts['worse'])}.")
     elif verdicts["worse"]:
         lines.append(f"{best} is better than {_each_of(verdicts['worse'])}.")
     else:
-        lines.append(f"No winner: {best} has the lowest mean, which chance alone may have given it.")
+        lines.append(f"No winner: {best} has the lowest mean loss, but that may be chance.")
     if verdicts["equal"]:
-        lines.append(f"Not to be told from {best} with these seeds: {', '.join(verdicts['equal'])}.")
+        lines.append(f"Not significantly different from {best} with these seeds: {', '.join(verdicts['equal'])}.")
     if verdicts["once"] and not sweep.pairs:
         lines.append(
-            "One seed of each recipe cannot tell a better recipe from a luckier seed: train two or more of each, "
-            "better three (-S train.seed=1,2,3)."
+            "One seed per recipe does not show the effect of the seed: train two or more seeds of each, better "
+            "three (-S train.seed=1,2,3)."
         )
     elif verdicts["once"]:
-        lines.append(f"One seed tells nothing about {', '.join(verdicts['once'])}: train more of them.")
+        lines.append(f"One seed is not enough to judge {', '.join(verdicts['once'])}: train more seeds.")
     for name, values in sweep.confounded.items():
         lines.append(
-            f"The recipes also differ in {name} ({', '.join(_value(value) for value in values)}): a difference may "
-            f"come from that. Add --by {name} to show it."
+            f"The recipes also differ in {name} ({', '.join(_value(value) for value in values)}): that may cause a "
+            f"difference. Add --by {name} to show it."
         )
     return lines
 
@@ -55,25 +55,25 @@ def _each_of(names: list[str]) -> str:
 
 
 def notes(sweep: Sweep) -> Iterator[str]:
-    """How the numbers of the table were found."""
+    """Explanations of the numbers in the table."""
     yield (
-        f"Mean ± standard deviation over the seeds, in {sweep.unit}; {sweep.sides[0]} decides the order. Processor "
-        "seconds and FLOPs are those of one run."
+        f"Mean ± standard deviation over the seeds, in {sweep.unit}, sorted by {sweep.sides[0]}. Processor "
+        "seconds and FLOPs are per run."
     )
     yield (
-        "To best: the step at which a recipe's val.loss is as low as the best one's ever is. Best to it: the step "
-        "at which the best one's is as low as this recipe's ever is."
+        "To best: the step at which the recipe's val.loss reaches the minimum of the best recipe. Best to it: the "
+        "step at which the best recipe's val.loss reaches the minimum of this one."
     )
     if sweep.pairs:
         many = f"{sweep.pairs} pairs" if sweep.pairs > 1 else "one pair"
         yield (
-            f"p and the {LEVEL:.0%} intervals are about other seeds and other text, and corrected for {many} of "
-            "recipes (Holm): of sweeps without any difference, at most one in 20 shows one."
+            f"p and the {LEVEL:.0%} intervals cover the choice of seeds and text, and are corrected for {many} of "
+            "recipes (Holm): at most one in 20 sweeps without any true difference shows one."
         )
 
 
 def table(sweep: Sweep) -> list[list[str]]:
-    """The recipes, best first, below a head."""
+    """The header and a row per recipe, best first."""
     others = sweep.sides[1:]
     steps = ["steps", "to best", "best to it"]
     head = ["", "seeds", sweep.sides[0], "from best", "p", *others, *steps, "processor s", "FLOPs"]

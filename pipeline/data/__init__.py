@@ -1,1 +1,1 @@
-"""Documents → token ids → splits → batches."""
+"""Tokenizer, token files and batches."""

@@ -1,4 +1,4 @@
-"""Which windows of the text are read: in training in a batch sampler's order, in evaluation one after the other."""
+"""The windows of a text: for training in the order of a batch sampler, for evaluation in sequence."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipeline.plugin.order import IndexedDocument, Source, TokenIndex
 
 @dataclass(frozen=True)
 class TrainingWindows:
-    """The training tokens as windows of `context_length` tokens, in a batch sampler's order.
+    """The training tokens as windows of `context_length` tokens, in the order of a batch sampler.
 
     Attributes:
         ids: The training tokens.
         index: Their sources.
-        sampler: Says where each sample begins: a pure function, so nothing is saved, and nothing skipped on resume.
-        seed: Decides the order and, where that shifts, where each epoch cuts the text.
+        sampler: Maps each sample to its offset. It is a pure function, so the order needs no state to resume.
+        seed: Decides the order, and with `train.shift_windows` where each epoch cuts the text.
     """
 
     ids: Ids
@@ -43,10 +43,10 @@ class TrainingWindows:
         return self.index.text.windows
 
     def offsets(self, first: int, last: int) -> list[int]:
-        """Offsets of the samples first … last−1 of the run.
+        """The offsets of the samples first … last−1 of the run.
 
         Raises:
-            PluginError: the sampler gives something else than the offset of a window.
+            PluginError: the sampler returns an invalid offset.
         """
         with calling(self.sampler):
             found = [self.sampler.offset(sample, self.seed, self.index) for sample in range(first, last)]
@@ -54,14 +54,15 @@ class TrainingWindows:
         for sample, offset in enumerate(found, first):
             if not isinstance(offset, int | np.integer) or not 0 <= offset < end:
                 raise PluginError(
-                    f"{label(self.sampler)} returned {offset!r} for sample {sample}: it must be a whole number "
-                    f"from 0 to {end - 1}, where the last window of {self.context_length + 1} tokens begins"
+                    f"{label(self.sampler)} returned the offset {offset!r} for sample {sample}: it must be an "
+                    f"integer from 0 to {end - 1}, the start of the last window"
                 )
         return found
 
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Inputs and targets, int64 [B, T]; the targets are the inputs shifted by one token."""
-        ids = self.ids.view(np.ndarray)  # slices of a memory map are slow to make
+        """Inputs and targets, int64 [B, T], of the windows at `offsets`; targets are inputs shifted by one
+        token."""
+        ids = self.ids.view(np.ndarray)  # slicing a memmap is slow
         windows = np.empty((len(offsets), self.context_length + 1), np.int64)
         for row, offset in zip(windows, offsets, strict=True):
             row[:] = ids[offset : offset + len(row)]
@@ -71,15 +72,15 @@ class TrainingWindows:
 def token_index(
     tokens: int, context_length: int, shift: bool, sampler: BatchSampler, documents: Iterable[IndexEntry]
 ) -> TokenIndex:
-    """A text of `tokens` tokens and the sources that `sampler` makes of its documents.
+    """The index of a text of `tokens` tokens, with the sources into which `sampler` groups its documents.
 
-    The documents are read only where it makes any, and only the runs of neighbours of one source are kept.
+    Adjacent documents of one source are merged into one span. Without sources, the documents are not read.
 
     Raises:
         DataError: the sampler refuses the documents, or a source has no window.
-        PluginError: it does not name one source for each document.
+        PluginError: the sampler does not name one source per document.
     """
-    begins = tokens - context_length  # the offsets at which a window can begin
+    begins = tokens - context_length  # the number of valid window offsets
     text = Source("", context_length, shift, (0,), (0,), begins)
     if type(sampler).sources is BatchSampler.sources:
         return TokenIndex(tokens, context_length, text, {})
@@ -90,7 +91,7 @@ def token_index(
     try:
         for entry, name in zip_longest(entries, names):
             if entry is None or not isinstance(name, str):
-                raise PluginError(f"{label(sampler)}: sources must give a text for each document, not {name!r}")
+                raise PluginError(f"{label(sampler)}: sources must yield one str per document, not {name!r}")
             found.setdefault(name, _Spans()).add(entry.start, min(entry.end, begins))
     except ValueError as error:
         raise DataError(f"train.batch_sampler.{sampler.name}: {error}") from None
@@ -98,7 +99,7 @@ def token_index(
         if not runs.tokens:
             raise DataError(
                 f"train.batch_sampler.{sampler.name}: all of {name!r} lies in the last {context_length} tokens of "
-                "the training split, where no window begins: leave it out, or bring more text"
+                "the training split, where no window fits: remove it, or add text"
             )
     sources = {
         name: Source(name, context_length, shift, runs.starts, runs.before, runs.tokens)
@@ -108,13 +109,13 @@ def token_index(
 
 
 class _Spans:
-    """The runs of a source's tokens: where each begins, and how many tokens are before it."""
+    """The spans of a source's tokens: the start of each, and the number of the source's tokens before it."""
 
     def __init__(self) -> None:
         self.starts, self.before, self.tokens = array("q"), array("q"), 0
 
     def add(self, start: int, end: int) -> None:
-        """Adds the tokens start … end−1, if there are any."""
+        """Adds the tokens start … end−1; merges them with an adjacent span."""
         if start >= end:
             return
         if not self.tokens or self.starts[-1] + self.tokens - self.before[-1] != start:
@@ -125,8 +126,8 @@ class _Spans:
 
 @dataclass(frozen=True)
 class EvaluationWindow:
-    """A window of held-out text: inputs ids[start:end−1], targets ids[start+1:end]. The last `counted` targets
-    are scored; the previous window scored the others."""
+    """A window for evaluation: inputs ids[start:end−1], targets ids[start+1:end]. Only the last `counted` targets
+    are scored; the previous windows scored the others."""
 
     start: int
     end: int
@@ -134,10 +135,10 @@ class EvaluationWindow:
 
 
 def evaluation_windows(tokens: int, context_length: int, stride: int) -> Sequence[EvaluationWindow]:
-    """Windows that score each of the `tokens` − 1 targets exactly once, the tail included, made when asked for.
+    """A lazy sequence of windows that score each of the `tokens` − 1 targets exactly once, including the tail.
 
-    With `stride` = `context_length` they do not overlap; with a smaller one each target but the first
-    window's has at least context_length − stride tokens before it.
+    With `stride` = `context_length` they do not overlap. With a smaller one, each target after the first window has
+    at least context_length − stride tokens of context.
     """
     stop = max(tokens - context_length - 1, 0) + stride if tokens > 1 else 0
     return _EvaluationWindows(range(0, stop, stride), tokens, context_length)

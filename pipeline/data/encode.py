@@ -1,4 +1,4 @@
-"""Documents → token ids, on all cores and in bounded memory; the ids are those of each document as a whole."""
+"""Documents → token ids, in parallel and in bounded memory; the ids equal those of each whole document."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pipeline.data.tokenizer import TokenIds, Tokenizer
 from pipeline.plugin.components import Document
 
 PIECE = 1 << 18
-"""Characters encoded at once: enough to make a thread's start cheap, few enough to bound memory."""
+"""Characters per piece: enough to amortise a thread's overhead, few enough to bound memory."""
 
-_SPACE = [character for character in map(chr, range(0x3001)) if character.isspace()]  # there is none above
+_SPACE = [character for character in map(chr, range(0x3001)) if character.isspace()]  # all of Unicode's white space
 _ASCII_SPACE = "".join(filter(str.isascii, _SPACE)).encode()
 _OTHER_SPACE = [character for character in _SPACE if not character.isascii()]
 
 LONGEST_WORD = 1 << 21
-"""Characters of one word: a BPE holds some 60 bytes for each while it merges them."""
+"""The maximum number of characters of a word: a BPE needs some 60 bytes for each."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a document, cut where no token crosses.
+    """A part of a document, cut where no token crosses the cut.
 
     Attributes:
         document: The document.
-        text: The part's text.
-        last: Whether it is the document's last part.
+        text: The text of the part.
+        last: Whether this is the document's last piece.
     """
 
     document: Document
@@ -43,15 +43,14 @@ class Piece:
 def _ids(piece: Piece, tokenizer: Tokenizer) -> TokenIds:
     try:
         return tokenizer.encode(piece.text)
-    except ValueError as error:  # half a surrogate pair, say
+    except ValueError as error:  # for example a lone surrogate
         raise _cannot(piece.document, error) from None
 
 
 def cut(text: str | Iterable[str], pattern: str, size: int = PIECE) -> Iterator[str]:
-    """Cuts a text, or its consecutive blocks, between words of `pattern` into pieces with the same ids.
+    """Cuts a text, or its consecutive blocks, between words of `pattern`, so that the ids stay the same.
 
-    A piece has about `size` characters, up to twice as many, or more where one word has: in bounded memory and
-    linear time, whatever the text is.
+    A piece has `size` to 2 · `size` characters, or more if a single word does. Memory is bounded, time is linear.
 
     Raises:
         ValueError: a word has more than `LONGEST_WORD` characters.
@@ -70,12 +69,12 @@ def cut(text: str | Iterable[str], pattern: str, size: int = PIECE) -> Iterator[
             end = find_word_end(joined[start : start + min_length], size)
             if end is None and min_length >= 2 * max(LONGEST_WORD, size):
                 raise ValueError(
-                    f"{joined[start : start + 20]!r}…, byte {before:,} of its UTF-8, is before a word of over "
-                    f"{LONGEST_WORD:,} characters, too long to encode: put line breaks into it, leave it out, or "
-                    "set tokenize.tokenizer.name: bytes"
+                    f"after byte {before:,}, {joined[start : start + 20]!r}…, a word has over {LONGEST_WORD:,} "
+                    "characters, too many to encode: insert line breaks, remove it, or set "
+                    "tokenize.tokenizer.name: bytes"
                 )
             if end is None:
-                min_length *= 2  # so that a long word is not read again for each block
+                min_length *= 2  # do not rescan a long word for each block
             else:
                 piece = joined[start : start + end]
                 yield piece
@@ -86,7 +85,7 @@ def cut(text: str | Iterable[str], pattern: str, size: int = PIECE) -> Iterator[
 
 
 def pieces(documents: Iterable[Document], pattern: str) -> Iterator[Piece]:
-    """Every document's pieces, in order, cut between words of `pattern`."""
+    """The pieces of all documents, in order, cut between words of `pattern`."""
     for document in documents:
         previous: str | None = None
         try:
@@ -104,7 +103,7 @@ def _cannot(document: Document, error: Exception) -> DataError:
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Piece, TokenIds]]:
-    """Each piece with its ids, in order; only a few pieces per thread are in memory at a time."""
+    """Each piece with its ids, in order. Only a few pieces per thread are in memory at a time."""
     waiting: deque[Future[list[tuple[Piece, TokenIds]]]] = deque()
     per_thread = local()
 
@@ -124,10 +123,10 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) ->
 
 
 class TextDigest:
-    """A hash of a text without its white space, updated piece by piece: the hash of `"".join(text.split())`.
+    """A hash of a text without white space (`"".join(text.split())`), updated piece by piece.
 
     Attributes:
-        text_bytes: The text's size in UTF-8, white space included.
+        text_bytes: The size of the text in UTF-8, including white space.
     """
 
     def __init__(self) -> None:
@@ -138,7 +137,7 @@ class TextDigest:
     def update(self, text: str) -> None:
         """Adds the next piece."""
         utf8 = text.encode()
-        dense = utf8.translate(None, _ASCII_SPACE)  # five times as fast as splitting and joining
+        dense = utf8.translate(None, _ASCII_SPACE)  # five times as fast as split and join
         if not text.isascii():
             for space in _OTHER_SPACE:
                 if space in text:
@@ -149,12 +148,12 @@ class TextDigest:
 
     @property
     def value(self) -> str | None:
-        """The hash; None if there was only white space."""
+        """The hash; None for white space only."""
         return None if self._blank else self._hash.hexdigest()
 
 
 def _batches(every: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces that one thread encodes at once: many small documents, or a part of a large one."""
+    """Groups pieces into batches, one per call of a thread: many small documents, or a part of a large one."""
     batch: list[Piece] = []
     characters = 0
     for piece in every:

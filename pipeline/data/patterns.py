@@ -10,21 +10,21 @@ from unicodedata import category
 import regex
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-"""How gpt2 cuts text into words before it merges bytes (Radford et al., 2019), with possessive quantifiers, which
-match the same and never backtrack."""
+"""gpt2's split pattern (Radford et al., 2019), with possessive quantifiers: they match the same and never
+backtrack."""
 
 CL100K_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"
     r"\s+(?!\S)|\s"
 )
-"""How cl100k_base cuts text into words, as tiktoken writes it."""
+"""cl100k_base's split pattern, as in tiktoken."""
 
 O200K_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How o200k_base cuts text into words, as tiktoken writes it."""
+"""o200k_base's split pattern, as in tiktoken."""
 
 _LLAMA3_PATTERN, _QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -34,13 +34,13 @@ _LLAMA3_PATTERN, _QWEN2_PATTERN = (
 )
 
 ONE_CHARACTER = r"[\s\S]"
-"""Each character is a word."""
+"""A split pattern for which each character is a word."""
 
 SECONDS = 10.0
-"""How long a pattern may take to find the next word."""
+"""The time limit for finding the next word."""
 
 _CONTEXT = 64
-"""Characters behind a cut that are looked at."""
+"""The number of characters after a cut that are examined."""
 
 _FASTER = {
     GPT2_PATTERN: r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s",
@@ -52,21 +52,22 @@ _FASTER = {
 
 
 def faster(pattern: str) -> str:
-    """A pattern that cuts every text as `pattern` does, but faster, if one is known; else `pattern`.
+    """A faster pattern that cuts every text like `pattern`, if one is known; else `pattern`.
 
     tiktoken's regular expressions run as an automaton, except for look-aheads and possessive quantifiers, which
-    backtrack. In a group, and with plain quantifiers, everything before the look-ahead is one automaton. It matches
-    the same: a possessive quantifier only matters if what follows it could match the characters it keeps.
+    need backtracking. With plain quantifiers and in a group, everything before the look-ahead is a single
+    automaton. It matches the same: a possessive quantifier matters only if what follows it could match the same
+    characters.
     """
     return _FASTER.get(pattern, pattern)
 
 
 def word_end(pattern: str) -> Callable[[str, int], int | None]:
-    """Where a text may be cut: a function of (text, least) that returns a place from `least` on, counted in
-    characters, where a word of `pattern` ends whatever follows the text; None if there is none.
+    """A function of (text, least) that returns where a text may be cut: the offset in characters, at least `least`,
+    of an end of a word of `pattern`, whatever follows the text. It returns None if there is none.
 
-    It finds the words one by one and takes an end that `_is_settled`. The patterns of gpt2, llama3 and others end a
-    word between a letter or digit and one of a few marks, and such a place is found much faster.
+    In general it iterates over the words until an end `_is_settled`. The patterns of gpt2, llama3 and others always
+    end a word between a letter or digit and certain marks; such an offset is found much faster.
     """
     if pattern == ONE_CHARACTER:
         return lambda text, least: least if least < len(text) else None
@@ -85,7 +86,7 @@ _AFTER_A_WORD = re.compile(r"""[ \n.,;:!?"()\[\]{}<>=+*&@\\。，、！？；：
 
 
 def _settled_end(words: regex.Pattern[str], text: str, least: int) -> int | None:
-    ends = [0, 0, 0, 0, 0]  # of the last words
+    ends = [0, 0, 0, 0, 0]  # of the last five words
     last = len(text) - min(least, _CONTEXT)
     for word in _matches(words, text):
         if word.end() == len(text) or ends[2] > last:
@@ -97,8 +98,8 @@ def _settled_end(words: regex.Pattern[str], text: str, least: int) -> int | None
 
 
 def _is_settled(words: regex.Pattern[str], text: str, ends: list[int]) -> bool:
-    """Whether a cut at the third of five consecutive ends of words moves none: the words before it are the same
-    whatever little of the text follows, and those behind it are the same whether or not a text stands before.
+    """Whether a cut at the third of five consecutive ends of words changes no word: those before it do not depend
+    on the text after it, and those after it do not depend on the text before it.
 
     A character that this Python's Unicode lacks may be a letter to one package and a symbol to another.
     """
@@ -116,7 +117,7 @@ def _ends(words: regex.Pattern[str], text: str, start: int = 0, end: int | None 
 
 
 def split(pattern: str, text: str) -> list[str]:
-    """The words of `text`, without a limit to their length.
+    """The words of `text`, of any length.
 
     Raises:
         ValueError: the pattern takes too long.
@@ -135,21 +136,21 @@ def _matches(
                 yield word
             return
         except TimeoutError:
-            if start == begun:  # else many words, or whoever reads them, took the time
+            if start == begun:  # otherwise many words, or their consumer, took the time
                 raise ValueError(
-                    f"the split pattern {words.pattern!r} takes over {SECONDS:.0f} s for "
+                    f"the split pattern {words.pattern!r} takes over {SECONDS:.0f} s at "
                     f"{text[start : start + 20]!r}…: choose another tokenizer"
                 ) from None
 
 
 @lru_cache(maxsize=8)
 def compiled(pattern: str) -> regex.Pattern[str]:
-    """`pattern` as the package regex reads it.
+    """Compiles `pattern` with the package regex.
 
     Raises:
-        ValueError: it is no regular expression.
+        ValueError: it is not a valid regular expression.
     """
     try:
         return regex.compile(pattern)
     except regex.error as error:
-        raise ValueError(f"the split pattern {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"the split pattern {pattern!r} is not a valid regular expression: {error}") from None

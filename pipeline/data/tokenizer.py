@@ -1,4 +1,4 @@
-"""The tokenizer: text ↔ token ids, saved beside every token file and checkpoint; tiktoken encodes."""
+"""The tokenizer: text ↔ token ids, encoded by tiktoken and saved beside every token file and checkpoint."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ END_OF_TEXT = "<|endoftext|>"
 
 LARGEST_ID = 2**24
 _EVERY_SORT = "The 1st, it's\n\n  A_b — é e\u0301 語言。\r\n\t½ 🙂\x00x"
-"""Letters, marks, digits, punctuation, symbols, white space, a control character."""
+"""A probe with letters, marks, digits, punctuation, symbols, white space and a control character."""
 
 TokenIds = np.ndarray[tuple[int], np.dtype[np.uint32]]
 
 
 class _Saved(BaseModel):
-    """What a tokenizer's file holds."""
+    """The content of a tokenizer's file."""
 
     model_config = ConfigDict(strict=True)
     name: str
@@ -45,11 +45,11 @@ class Tokenizer:
     """Text ↔ token ids.
 
     Attributes:
-        name: What it is: "bpe", "characters", "bytes", a file's name, or tiktoken's name of the encoding.
-        pattern: The regular expression that cuts text into words.
-        ranks: Byte sequences and their ids, which are also the order of merges. Either every single byte is among
-            them, or they are the characters that the tokenizer knows.
-        special_tokens: Special tokens, end-of-text among them, and their ids. Text is never encoded to them.
+        name: "bpe", "characters", "bytes", a file's name, or the name of a tiktoken encoding.
+        pattern: The split pattern: the regular expression that cuts text into words.
+        ranks: Byte sequences and their ids, in the order of merges. They include all 256 single bytes, or else they
+            are the characters of the corpus.
+        special_tokens: Special tokens, including end-of-text, and their ids. Text is never encoded to them.
         end: The special token that ends a document.
     """
 
@@ -74,7 +74,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """The largest id plus one."""
         return max(*self.ranks.values(), *self.special_tokens.values()) + 1
 
     @property
@@ -83,28 +83,28 @@ class Tokenizer:
         return self.special_tokens[self.end]
 
     def encode(self, text: str) -> TokenIds:
-        """The ids of `text` as uint32 [T]; text that looks like a special token is ordinary text.
+        """The ids of `text` as uint32 [T]. Names of special tokens in the text are encoded as ordinary text.
 
-        Releases the GIL, so that threads encode in parallel.
+        It releases the GIL, so that threads encode in parallel.
 
         Raises:
-            DataError: the text has a character that a tokenizer of characters does not know.
-            ValueError: it holds half a surrogate pair, or the pattern takes too long.
+            DataError: a character-level tokenizer lacks a character of the text.
+            ValueError: the text holds a lone surrogate, or the pattern takes too long.
         """
         alphabet = self.alphabet
         if alphabet is not None and not alphabet.issuperset(text):  # tiktoken would panic
             unknown = sorted(set(text) - alphabet)[:5]
             shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in unknown)
             raise DataError(
-                f"{text[:40]!r} cannot be tokenized: the tokenizer {self.name!r} knows only the {len(alphabet)} "
-                f"characters of its corpus, and not {shown}"
+                f"{text[:40]!r} cannot be tokenized: the tokenizer {self.name!r} has only the {len(alphabet)} "
+                f"characters of its corpus, not {shown}"
             )
         encoding = self._encoding
         try:
             return encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeError:
             raise
-        except ValueError:  # tiktoken's regular expressions give up within a million spaces, say
+        except ValueError:  # tiktoken gives up on a million spaces
             parts = [self._words.encode_to_numpy(word, disallowed_special=()) for word in split(self.pattern, text)]
             return np.concatenate(parts)
 
@@ -115,22 +115,22 @@ class Tokenizer:
 
     @cached_property
     def alphabet(self) -> frozenset[str] | None:
-        """The characters that have a token; None if every byte has one, so that any text can be encoded."""
+        """The characters that have a token; None if every byte has one, which allows any text."""
         if all(bytes([byte]) in self.ranks for byte in range(256)):
             return None
         return frozenset(sequence.decode() for sequence in self.ranks)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; invalid UTF-8, such as half a character, becomes U+FFFD."""
+        """The text of `ids`; invalid UTF-8, such as a part of a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`; those of a special token are its name."""
+        """The bytes of `ids`; a special token gives its name."""
         return b"".join([self.token_bytes[int(token)] for token in ids])
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """Each id's bytes [V]: a special token's name, nothing for an unused id."""
+        """The bytes of each id [V]: for special tokens their names, for unused ids nothing."""
         table = [b""] * self.vocab_size
         for sequence, rank in self.ranks.items():
             table[rank] = sequence
@@ -140,14 +140,14 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """The number of bytes of text of each id [V]; 0 for special tokens, which are no text."""
+        """The number of bytes of each id's text [V]; 0 for special tokens."""
         lengths = np.array([len(each) for each in self.token_bytes], dtype=np.int64)
         lengths[list(self.special_tokens.values())] = 0
         return lengths
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides ids."""
+        """A hash of everything that decides the ids."""
         return hashlib.sha256(json.dumps(self._contents(), sort_keys=True).encode()).hexdigest()
 
     def _contents(self) -> dict[str, object]:
@@ -160,12 +160,16 @@ class Tokenizer:
         }
 
     def save(self, path: Path) -> None:
-        """Writes everything `load` needs as one JSON file."""
+        """Writes the tokenizer to a JSON file for `load`."""
         write_json(path, {"name": self.name, "fingerprint": self.fingerprint, **self._contents()})
 
     @classmethod
     def load(cls, path: Path, fix: str) -> Tokenizer:
-        """Reads what `save` wrote; `fix` says what to run when it cannot be read."""
+        """Reads a file of `save`.
+
+        Raises:
+            DataError: the file is missing or corrupt; `fix` ends the message.
+        """
         contents = read_values(path, _Saved, fix)
         tokenizer = cls(
             contents.name, contents.pattern, dict(contents.ranks), contents.special_tokens, contents.end
@@ -179,11 +183,10 @@ class Tokenizer:
         return tokenizer
 
     def check(self) -> None:
-        """Raises ValueError unless every token has an id of its own and either every byte or only characters have
-        tokens."""
+        """Raises ValueError unless ids are unique, and the tokens include all bytes or are single characters."""
         ids = [*self.ranks.values(), *self.special_tokens.values()]
         if len(set(ids)) < len(ids):
-            raise ValueError("gives two tokens one id")
+            raise ValueError("two tokens have the same id")
         if min(ids) < 0 or max(ids) > LARGEST_ID:
             raise ValueError(f"an id is below 0 or above {LARGEST_ID:,}")
         if self.end not in self.special_tokens:
@@ -191,7 +194,7 @@ class Tokenizer:
         if b"" in self.ranks:
             raise ValueError("a token is empty")
         if "".join(split(self.pattern, _EVERY_SORT)) != _EVERY_SORT:
-            raise ValueError(f"the split pattern {self.pattern!r} loses a part of some texts")
+            raise ValueError(f"the split pattern {self.pattern!r} does not match all characters")
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
         if not missing:
             return

@@ -1,4 +1,4 @@
-"""Tokenizers from files: a tiktoken file or a tokenizer.json, checked against their texts, or a checkpoint's."""
+"""Tokenizers from files: a tiktoken file, a tokenizer.json, or a checkpoint's; tried on many texts before use."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 
 SECONDS = 15
-"""Processor time within which a tokenizer is proven."""
+"""The limit of processor time for the proof of a tokenizer."""
 
 _MEMORY = 1 << 33
 _REFUSED = 3
 _BEGINNING = 1000
-"""The first bytes of a file, which show whether it is a checkpoint's tokenizer."""
+"""The number of bytes that identify a checkpoint's tokenizer."""
 
 
 def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -> Tokenizer:
-    """Reads a byte-level BPE from a tiktoken file (each line a token in base64 and its rank) or a tokenizer.json,
-    or any tokenizer of a checkpoint of this project, which has its own end of text.
+    """Reads a tokenizer: a byte-level BPE from a tiktoken file (lines of a base64 token and its rank) or a
+    tokenizer.json, or any tokenizer of a checkpoint of this project.
 
     Args:
         path: The file.
-        pattern: How the tokenizer of a tiktoken file, which does not contain it, cuts text into words: "gpt2" or a
-            regular expression. A tokenizer.json contains it.
-        end_of_text: The special token that ends a document; it is added if the file has none with this text.
-        proven: Whether the tokenizer is tried on many texts and compared with the tokenizers library: in a process
-            of its own, since a regular expression may never end, or end the process.
+        pattern: The split pattern for a tiktoken file, which does not contain it: "gpt2" or a regular expression.
+        end_of_text: The special token that ends a document; it is added if the file lacks it. A checkpoint's
+            tokenizer has its own.
+        proven: Whether to try the tokenizer on many texts and compare it with the tokenizers library. This runs in
+            a separate process, because a regular expression may not terminate or may crash.
 
     Raises:
-        DataError: the file is missing or damaged, or tiktoken cannot give the same ids.
+        DataError: the file is missing or corrupt, or tiktoken gives other ids.
     """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{path} is missing: put the tokenizer's file there, or set tokenize.tokenizer.file.path"
+            f"{path} is missing: copy the tokenizer's file there, or change tokenize.tokenizer.file.path"
         ) from None
     is_json = content.lstrip().startswith(b"{")
     is_checkpoint = is_json and b'"fingerprint":' in content[:_BEGINNING]
     if is_checkpoint:
-        tokenizer = Tokenizer.load(path, "bring a whole copy")
+        tokenizer = Tokenizer.load(path, "copy the complete file again")
     elif is_json:
         tokenizer = _from_tokenizer_json(path, content, end_of_text)
     else:
@@ -64,17 +64,17 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
     try:
         tokenizer.check()
     except ValueError as error:
-        raise DataError(f"{path}: {error}: bring a whole copy, or choose another tokenizer") from None
+        raise DataError(f"{path}: {error}: copy the complete file again, or choose another tokenizer") from None
     if proven:
         _prove_in_a_process(tokenizer, path, pattern, end_of_text)
     return tokenizer
 
 
 def byte_ranks(vocab: Mapping[str, int]) -> dict[bytes, int]:
-    """The ranks of a byte-level BPE whose tokens are written in characters that stand for bytes, as gpt2's are.
+    """The ranks of a byte-level BPE whose tokens are written with gpt2's characters for bytes.
 
     Raises:
-        KeyError: a token holds a character that stands for no byte.
+        KeyError: a character stands for no byte.
     """
     to_byte = {character: byte for byte, character in byte_characters().items()}
     return {bytes(to_byte[character] for character in token): rank for token, rank in vocab.items()}
@@ -88,8 +88,8 @@ def _from_tiktoken(path: Path, content: bytes, pattern: str, end_of_text: str) -
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
             raise DataError(
-                f"{path} line {number}: neither a token in base64 and its rank (a tiktoken file) nor JSON (a "
-                "tokenizer.json): bring a whole copy"
+                f"{path} line {number}: neither a base64 token with its rank (tiktoken file) nor JSON "
+                "(tokenizer.json): copy the complete file again"
             ) from None
     special = {end_of_text: max(ranks.values(), default=0) + 1}
     return Tokenizer(path.name, pattern, ranks, special, end_of_text)
@@ -102,12 +102,12 @@ def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokeni
         special = {str(token["content"]): int(token["id"]) for token in saved.get("added_tokens") or []}
         pattern = _pattern(path, saved)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is no tokenizer.json ({type(error).__name__}: {error})") from None
+        raise DataError(f"{path} is not a tokenizer.json ({type(error).__name__}: {error})") from None
     try:
         ranks = byte_ranks({token: rank for token, rank in vocab.items() if token not in special})
     except KeyError as error:
         raise DataError(
-            f"{path}: a token holds {error}, which byte-level BPEs do not use: choose another"
+            f"{path}: a token contains {error}, which byte-level BPEs do not use: choose another tokenizer"
         ) from None
     special.setdefault(end_of_text, max([*ranks.values(), *special.values()], default=0) + 1)
     return Tokenizer(path.name, pattern, ranks, special, end_of_text)
@@ -120,13 +120,13 @@ def _prove_in_a_process(tokenizer: Tokenizer, path: Path, *arguments: str) -> No
     if done.returncode == _REFUSED:
         raise DataError(done.stdout.decode())
     if done.returncode:
-        why = f"takes over {SECONDS} s" if done.returncode == -signal.SIGXCPU else "ends the process that tries it"
+        why = f"takes over {SECONDS} s" if done.returncode == -signal.SIGXCPU else "crashes"
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"code {done.returncode}"
         raise DataError(f"{path}: the split pattern {tokenizer.pattern!r} {why} ({last}): choose another tokenizer")
 
 
 def main() -> None:
-    """Proves the tokenizer of the arguments (seconds, and `from_file`'s); writes what is wrong to stdout."""
+    """Entry point of the separate process: proves a tokenizer within the time limit; prints what is wrong."""
     for kind, limit in ((resource.RLIMIT_CPU, int(sys.argv[1])), (resource.RLIMIT_AS, _MEMORY)):
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
     path, pattern, end_of_text = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -143,35 +143,35 @@ def main() -> None:
 
 
 def _check_same_ids(tokenizer: Tokenizer, texts: Sequence[str], path: Path, content: bytes) -> None:
-    """tiktoken merges by rank and the tokenizers library by its list of merges: both must give the same ids."""
+    """Compares the ids with those of the tokenizers library: it merges by a list of merges, tiktoken by rank."""
     from tokenizers import Tokenizer as Reader
 
     try:
         reader = Reader.from_str(content.decode())
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises plain Exception
         raise DataError(f"{path}: the tokenizers library cannot read it: {' '.join(str(error).split())}") from None
     reader.encode_special_tokens = True
     for text in texts:
         if any(name in text for name in tokenizer.special_tokens):
-            continue  # the library finds added tokens that are not special; here they are ordinary text
+            continue  # the library may encode them as added tokens
         if reader.encode(text, add_special_tokens=False).ids != tokenizer.encode(text).tolist():
             raise DataError(
-                f"{path}: tiktoken gives {text[:30]!r} other ids than the tokenizers library does: this kind of "
-                "tokenizer cannot be used here"
+                f"{path}: tiktoken and the tokenizers library give different ids for {text[:30]!r}: choose another "
+                "tokenizer"
             )
 
 
 def _pattern(path: Path, saved: Mapping[str, Any]) -> str:
-    """The split pattern of a byte-level BPE that does not change the text; other tokenizers are refused."""
+    """The split pattern of a byte-level BPE; raises DataError for other kinds of tokenizers."""
     model, before, normalizer = saved["model"], saved.get("pre_tokenizer") or {}, saved.get("normalizer")
     *first, last = before.get("pretokenizers") or [before]
     found = ", ".join(str(step.get("type")) for step in [*first, last])
     if model.get("type") != "BPE" or model.get("byte_fallback") or last.get("type") != "ByteLevel":
-        problem = f"is a {model.get('type')} tokenizer of {found}: a byte-level BPE is needed"
+        problem = f"is a {model.get('type')} tokenizer with {found}: choose a byte-level BPE"
     elif normalizer:
-        problem = f"changes the text ({normalizer.get('type')}) before it reads it: choose one without a normalizer"
+        problem = f"has a normalizer ({normalizer.get('type')}), which changes the text: choose another tokenizer"
     elif last.get("add_prefix_space"):
-        problem = "puts a space before each text (add_prefix_space): choose one that does not"
+        problem = "adds a space before each text (add_prefix_space): choose a tokenizer that does not"
     elif not first and last.get("use_regex", True):
         return GPT2_PATTERN
     else:
@@ -181,15 +181,15 @@ def _pattern(path: Path, saved: Mapping[str, Any]) -> str:
             ):
                 return regex
         problem = (
-            f"cuts text into words by {found}: supported are ByteLevel alone, or one Split by a regular expression "
-            "(Isolated) and ByteLevel"
+            f"cuts text into words with {found}: choose a tokenizer with ByteLevel alone, or one Split by a "
+            "regular expression (Isolated) and ByteLevel"
         )
     raise DataError(f"{path} {problem}")
 
 
 def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> None:
-    """Encoding loses no text, and texts may be cut where `data.encode` cuts them."""
-    nothing = tokenizer.vocab_size  # without a rank for the empty match, tiktoken would panic
+    """Checks that encoding loses no text, and that texts may be cut where `data.encode` cuts them."""
+    nothing = tokenizer.vocab_size  # without a rank for empty matches, tiktoken panics
     probe = replace(tokenizer, ranks={**tokenizer.ranks, b"": nothing})
     what = f"{path}: the split pattern {tokenizer.pattern!r}"
     for text in texts:
@@ -199,19 +199,20 @@ def _check_pattern(tokenizer: Tokenizer, texts: Sequence[str], path: Path) -> No
             raise DataError(f"{what} cannot be used: {' '.join(str(error).split())}") from None
         if nothing in ids or probe.decode(ids) != text:
             raise DataError(
-                f"{what} loses a part of {text[:30]!r}: it must match each character, and never nothing"
+                f"{what} loses a part of {text[:30]!r}: it must match every character, and no empty string"
             )
-        text = "".join(each for each in text if category(each) != "Cn")  # a text is never cut beside the others
+        text = "".join(each for each in text if category(each) != "Cn")  # never cut beside these
         parts = cut(text, probe.pattern, max(8, len(text) // 8))
         if [token for part in parts for token in probe.encode(part).tolist()] != probe.encode(text).tolist():
             raise DataError(
-                f"{what} looks behind or far ahead, so that long texts cannot be cut between words: choose another "
-                "tokenizer"
+                f"{what} looks behind or far ahead, so that long texts cannot be cut between words: choose "
+                "another tokenizer"
             )
 
 
 def _proof_texts(tokenizer: Tokenizer) -> list[str]:
-    """Long runs, awkward texts, and all tokens in random order; of the characters that the tokenizer knows."""
+    """Texts for the proof: long runs, awkward texts, and all tokens in random order; only characters that the
+    tokenizer has."""
     tokens = [text for text in (token.decode("utf-8", "ignore") for token in tokenizer.ranks) if text]
     random.Random(0).shuffle(tokens)
     texts = [run * length for length in (20, 40, 400) for run in ("a", "1", " ", "\n", "-", "é", "語", "ab ", "1a")]

@@ -1,4 +1,4 @@
-"""Token files: raw little-endian ids, an index of documents, the tokenizer and a meta.json, in one folder."""
+"""Folders of token files: raw little-endian ids, indexes of documents, the tokenizer and meta.json."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ META = "meta.json"
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """Where a token file holds a document, or the document's part on one side of a cut.
+    """The location of a document, or of its part in one split, in a token file.
 
     Attributes:
         name: The document's name.
-        start: Offset of its first token.
-        tokens: Its tokens, end-of-text included.
-        bytes: Its text's size in UTF-8.
-        split: The side that the corpus assigned, if any.
+        start: The offset of its first token.
+        tokens: The number of its tokens, including end-of-text.
+        bytes: The size of its text in UTF-8.
+        split: The split that the corpus assigns, if any.
         digest: A hash of its text without white space, to find duplicates; None if it is blank or cut.
     """
 
@@ -50,7 +50,7 @@ class IndexEntry:
 
     @property
     def end(self) -> int:
-        """Offset of the token after its last one."""
+        """The offset after its last token."""
         return self.start + self.tokens
 
 
@@ -73,7 +73,7 @@ class TokenWriter(AbstractContextManager["TokenWriter"]):
         self.tokens += len(ids)
 
     def end_document(self, name: str, text_bytes: int, split: str | None = None, digest: str | None = None) -> None:
-        """Ends the current document; a document without tokens gets no entry."""
+        """Ends the current document. A document without tokens gets no index entry."""
         if self.tokens > self._start:
             entry = IndexEntry(name, self._start, self.tokens - self._start, text_bytes, split, digest)
             self._index.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
@@ -82,7 +82,7 @@ class TokenWriter(AbstractContextManager["TokenWriter"]):
         self._start = self.tokens
 
     def summary(self) -> dict[str, int]:
-        """The file's numbers, for meta.json."""
+        """The numbers of tokens, documents and bytes, for meta.json."""
         return {"tokens": self.tokens, "documents": self.documents, "bytes": self.text_bytes}
 
     def __exit__(self, *error: object) -> None:
@@ -95,8 +95,8 @@ def finish_folder(
 ) -> None:
     """Writes the tokenizer, meta.json and the manifest beside the token files.
 
-    meta.json holds each file's `TokenWriter.summary`, the effective `params` that made the files, by section, and
-    the keys of `more`.
+    meta.json holds the `TokenWriter.summary` of each file, the effective `params` that produced the files, by
+    section, and the keys of `more`.
     """
     tokenizer.save(folder / TOKENIZER)
     write_json(
@@ -115,7 +115,7 @@ def finish_folder(
 
 @dataclass(frozen=True)
 class _File:
-    """The numbers of a token file (`TokenWriter.summary`)."""
+    """The `TokenWriter.summary` of a token file."""
 
     tokens: PositiveInt
     documents: PositiveInt
@@ -124,14 +124,14 @@ class _File:
 
 @dataclass(frozen=True)
 class _TokenizerInfo:
-    """The tokenizer that made the ids."""
+    """The tokenizer that produced the ids."""
 
     fingerprint: str
 
 
 @dataclass(frozen=True)
 class _Meta:
-    """What meta.json must hold."""
+    """The required content of meta.json."""
 
     __pydantic_config__ = OPEN
 
@@ -147,11 +147,11 @@ _ENTRY = TypeAdapter(IndexEntry)
 
 
 class TokenFolder:
-    """A folder that `tokenize` or `split` wrote, checked when it is opened.
+    """A folder that `tokenize` or `split` wrote; opening it checks all files. `fix` ends the error messages.
 
     Raises:
-        DataError: a file is missing, truncated or altered, an older version of the pipeline wrote the folder,
-            another tokenizer made the tokens, or the files are not what meta.json says.
+        DataError: a file is missing or corrupt, an earlier version wrote the folder, the tokens belong to another
+            tokenizer, or the files contradict meta.json.
     """
 
     def __init__(self, folder: Path, fix: str) -> None:
@@ -173,11 +173,11 @@ class TokenFolder:
             self._check_file(folder / f"{name}.bin", file.tokens)
 
     def _check_file(self, path: Path, tokens: int) -> None:
-        """Whether a token file has as many ids as meta.json says, each of them the tokenizer's."""
+        """Checks the size of a token file against meta.json, and its ids against the vocabulary."""
         size = path.stat().st_size if path.is_file() else 0
         if size != tokens * self._dtype.itemsize or self.meta["dtype"] != self._dtype.name:
             raise DataError(
-                f"{path} has {size:,} bytes, and {META} has {tokens:,} tokens of {self.meta['dtype']} for a "
+                f"{path} has {size:,} bytes, but {META} says {tokens:,} tokens of {self.meta['dtype']} for a "
                 f"vocabulary of {self.tokenizer.vocab_size:,}: {self._fix}"
             )
         for ids in self.blocks(path.stem, 0, tokens):
@@ -189,25 +189,25 @@ class TokenFolder:
 
     @property
     def digest(self) -> str:
-        """A hash of the token files, their indexes and the tokenizer, whatever params made them."""
+        """A hash of the token files, their indexes and the tokenizer, but not of params."""
         files = read_json(self.folder / MANIFEST, "")["files"]
         content = {name: entry["sha256"] for name, entry in sorted(files.items()) if name != META}
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def xz_bits_per_byte(self, name: str) -> float:
-        """What `split` measured of a held-out text."""
+        """The xz baseline of a held-out split, as measured by the stage split."""
         if name not in self._xz:
             raise DataError(f"{self.folder / META} has no xz_bits_per_byte of {name}: {self._fix}")
         return self._xz[name]
 
     @property
     def names(self) -> list[str]:
-        """The token files' names, such as train, val and test."""
+        """The names of the token files, such as train, val and test."""
         return list(self.meta["files"])
 
     def _summary(self, name: str) -> dict[str, int]:
         if name not in self.names:
-            raise DataError(f"{self.folder / META} names no {name}: {self._fix}")
+            raise DataError(f"{self.folder / META} lists no {name}: {self._fix}")
         summary: dict[str, int] = self.meta["files"][name]
         return summary
 
@@ -217,16 +217,16 @@ class TokenFolder:
         return np.memmap(self.folder / f"{name}.bin", dtype=self._dtype, mode="r", shape=(count,))
 
     def blocks(self, name: str, start: int, end: int) -> Iterator[Ids]:
-        """The ids start … end−1 of NAME.bin, in blocks: they may not fit into memory."""
+        """The ids start … end−1 of NAME.bin, in blocks, for texts that do not fit into memory."""
         for first in range(start, end, _BLOCK):
             count, offset = min(_BLOCK, end - first), first * self._dtype.itemsize
             yield np.fromfile(self.folder / f"{name}.bin", self._dtype, count, offset=offset)
 
     def documents(self, name: str) -> Iterator[IndexEntry]:
-        """The index of NAME.bin.
+        """The index entries of NAME.bin, in order.
 
         Raises:
-            DataError: its documents do not follow one another from the first token to the last.
+            DataError: the entries do not cover the file without gaps.
         """
         path, total, end, number = self.folder / f"{name}.documents.jsonl", self._summary(name), 0, 0
         with path.open("rb") as file:
@@ -237,18 +237,18 @@ class TokenFolder:
                     raise DataError(f"{path} line {number} is damaged ({explain(error)}): {self._fix}") from None
                 if entry.start != end:
                     raise DataError(
-                        f"{path} line {number} begins at token {entry.start:,}, and the document before it ends at "
+                        f"{path} line {number} starts at token {entry.start:,}, but the previous document ends at "
                         f"{end:,}: {self._fix}"
                     )
                 end = entry.end
                 yield entry
         if (end, number) != (total["tokens"], total["documents"]):
             raise DataError(
-                f"{path} has {number:,} documents of {end:,} tokens, and {META} says {total['documents']:,} of "
+                f"{path} has {number:,} documents with {end:,} tokens, but {META} says {total['documents']:,} with "
                 f"{total['tokens']:,}: {self._fix}"
             )
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
-    """uint16 if every id fits, which other trainers expect; else uint32."""
+    """uint16 if all ids fit, as other trainers expect; otherwise uint32."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")

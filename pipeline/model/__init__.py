@@ -1,4 +1,4 @@
-"""Models: what they are built from, checkpoints, token scoring, generation.
+"""Models: building blocks, checkpoints, token scoring, generation.
 
 `load` and `load_optimizer` are the way to use a checkpoint from Python.
 """
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 def load(
     folder: str | Path, weights: str = "best", device: str = "cpu", plugins: str | Path = "plugins"
 ) -> Checkpoint:
-    """A checkpoint, ready to use: its `model` in eval mode, its `tokenizer`, and the `step` that it is of.
+    """Loads a checkpoint: its `model` in eval mode, its `tokenizer`, and the `step` of its weights.
 
     Args:
         folder: The checkpoint, such as artifacts/checkpoint.
-        weights: The "best" ones, or the "last".
-        device: Where the model computes.
-        plugins: The project's folder of plugins, which brings the architecture unless an installed package does.
+        weights: "best" or "last".
+        device: The model's device, as `runtime.device`.
+        plugins: The project's plugins folder, which provides the architecture unless an installed package does.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or no plugin brings the architecture.
+        CheckpointError: a file is missing or corrupt, or no plugin provides the architecture.
     """
     from pipeline.model.checkpoint import load_checkpoint
     from pipeline.model.device import choose_device

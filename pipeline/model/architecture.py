@@ -1,4 +1,4 @@
-"""An architecture with its sizes: with the weights, all that is needed to build the model again."""
+"""A model architecture with its sizes: with the weights, everything that is needed to rebuild a model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pipeline.plugin.registry import Registry
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """What config.json holds of a checkpoint's model.
+    """The model config in a checkpoint's config.json.
 
     Attributes:
         name: The architecture's name.
-        options: Its own options.
-        shape: The sizes that every architecture has.
+        options: The architecture's options.
+        shape: The sizes that all architectures share.
     """
 
     name: str
@@ -38,21 +38,21 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, path: Path, fix: str) -> ModelConfig:
-        """The config whose values are in a config.json.
+        """Reads a config.json; `fix` ends the error messages.
 
         Raises:
-            CheckpointError: the file is missing, or holds something else; `fix` ends the message.
+            CheckpointError: the file is missing or invalid.
         """
         values = read_values(path, dict[str, Any], fix, CheckpointError)
         if "shape" not in values and "context_length" in values:
-            raise CheckpointError(f"{path} has no shape: an earlier version wrote this checkpoint: {fix}")
+            raise CheckpointError(f"{path} lacks the key shape, because an earlier version wrote it: {fix}")
         return read_values(path, cls, fix, CheckpointError)
 
     def architecture(self, registry: Registry, where: Path) -> Architecture:
-        """The architecture, from the plugins of `registry`; `where` names the file in messages.
+        """The architecture, built by a plugin of `registry`; `where` names the file in messages.
 
         Raises:
-            CheckpointError: no plugin brings it, it has no such option, or there is no such model.
+            CheckpointError: no plugin provides it, an option is unknown, or the sizes do not fit together.
         """
         try:
             found = Architecture(
@@ -64,12 +64,13 @@ class ModelConfig:
         return found
 
     def flatten(self) -> dict[str, Any]:
-        """Name, sizes and options in one mapping."""
+        """Name, sizes and options in one dict."""
         return {**self.options, **asdict(self.shape), "name": self.name}
 
 
 class LanguageModel(nn.Module):
-    """What `Architecture.make` returns, for type checkers: a plugin's own module, which knows its architecture."""
+    """The type of what `Architecture.make` returns, for type checkers: the plugin's module with its
+    architecture."""
 
     architecture: Architecture
     blocks: nn.ModuleList
@@ -77,10 +78,10 @@ class LanguageModel(nn.Module):
 
 @plain_dataclass(frozen=True)
 class Architecture:
-    """A model before it is made.
+    """A model architecture and its sizes, without weights.
 
     Attributes:
-        component: The plugin's architecture, with its options.
+        component: The plugin's `Model`, with its options.
         shape: The sizes.
     """
 
@@ -88,11 +89,11 @@ class Architecture:
     shape: ModelShape
 
     def make(self) -> LanguageModel:
-        """Makes the model, with weights drawn from torch's generator.
+        """Builds the model; torch's global generator draws its weights.
 
         Raises:
-            ParamsError: there is no such model, because two sizes do not fit.
-            PluginError: the plugin raises something else, or returns no module.
+            ParamsError: the sizes do not fit together.
+            PluginError: the plugin raises another error, or returns no module.
         """
         with calling(self.component):
             try:
@@ -109,15 +110,15 @@ class Architecture:
 
     @property
     def config(self) -> ModelConfig:
-        """What config.json holds of it."""
+        """The content of config.json."""
         return ModelConfig(self.component.name, plain_options(self.component), self.shape)
 
     @cached_property
     def meta_model(self) -> LanguageModel:
-        """The model without content, on the device "meta": its parameters' names, shapes and dtypes.
+        """The model on the device "meta": parameter names, shapes and dtypes, without memory.
 
         Raises:
-            ParamsError: there is no such model, or it is larger than any memory.
+            ParamsError: the sizes do not fit together, or a tensor is too large for any memory.
         """
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"), _SkipInit():
@@ -125,7 +126,7 @@ class Architecture:
         except (RuntimeError, PluginError) as error:
             if "calculation overflowed" in str(error.__cause__ or error):
                 raise ParamsError(
-                    "model: a tensor of such sizes fits in no memory: lower model.emb_dim or model.context_length"
+                    "model: a tensor is too large for any memory: lower model.emb_dim or model.context_length"
                 ) from None
             raise
 
@@ -136,19 +137,19 @@ class Architecture:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """The size of each parameter; a tied head is counted once."""
+        """The number of elements of each parameter; a tied head counts once."""
         return {name: parameter.numel() for name, parameter in self.meta_model.named_parameters()}
 
     @property
     def parameter_count(self) -> int:
-        """Parameters, with padding rows; known before the model is made."""
+        """The number of parameters, including padding rows."""
         return sum(self.parameters.values())
 
     @cached_property
     def flops_per_token(self) -> int:
-        """Floating-point operations a trained token costs, forward and backward: 6N + 12·L·T·D, N without the
-        embeddings but with the head (Chowdhery et al., 2022, appendix B). Of what does not look like GPT-2, such as
-        a mixture of experts, an estimate."""
+        """Floating-point operations per trained token, forward and backward: 6N + 12·L·T·D, where N counts the head
+        but not the embeddings (Chowdhery et al., 2022, appendix B). An estimate for architectures that differ from
+        GPT-2, such as a mixture of experts."""
         embeddings = [module for module in self.meta_model.modules() if isinstance(module, nn.Embedding)]
         n = self.parameter_count - sum(each.weight.numel() for each in embeddings)
         shape = self.shape
@@ -158,8 +159,7 @@ class Architecture:
 
 
 class _SkipInit(TorchFunctionMode):
-    """Skips what draws or fills a tensor: one without content has nothing to draw, and torch takes over a second to
-    load what would pretend to."""
+    """Skips initialisers: meta tensors have no content, and torch takes over a second to load its meta kernels."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -170,16 +170,16 @@ class _SkipInit(TorchFunctionMode):
 
 
 def checked_forward(model: LanguageModel, ids: torch.Tensor, *cache: object) -> ModelOutput:
-    """What a model computes for ids [B, T].
+    """Calls the model on ids [B, T] and checks its output.
 
     Raises:
-        PluginError: it is no ModelOutput, or one of other shapes.
+        PluginError: the output is no ModelOutput, or has wrong shapes.
     """
     return checked_output(model(ids, *cache), model, ids)
 
 
 def checked_output(output: Any, model: LanguageModel, ids: torch.Tensor) -> ModelOutput:
-    """`output`, if it is what a model of this shape gives for `ids`; else raises PluginError."""
+    """`output`, if it is a valid ModelOutput for `ids`; otherwise raises PluginError."""
     shape, where = model.architecture.shape, model.architecture.component
     if not isinstance(output, ModelOutput):
         raise PluginError(f"{label(where)}: forward must return a ModelOutput, not {type(output).__name__}")

@@ -1,4 +1,4 @@
-"""Causal self-attention: rotary positions, the fastest kernel for the shapes, and the KV cache."""
+"""Causal self-attention with rotary positions, a kernel chosen by shape, and a KV cache."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PLAIN_UP_TO = 512
 
 @dataclass
 class KVCache:
-    """Keys and values of the tokens seen so far, for generation.
+    """Keys and values of the tokens so far, for generation.
 
     Attributes:
-        capacity: The most tokens that fit.
-        length: Tokens in the cache.
-        tokens: Their ids [B, length], stored only where attention stays within documents.
+        capacity: The maximum number of tokens.
+        length: The number of tokens in the cache.
+        tokens: Their ids [B, length]; only with a document mask.
         layers: For each block, keys and values [B, kv_heads, capacity, head size].
     """
 
@@ -34,7 +34,7 @@ class KVCache:
     layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds the new tokens' keys and values [B, kv_heads, new, head size] and returns all so far."""
+        """Appends keys and values [B, kv_heads, new, head size] of new tokens; returns all of them."""
         if layer not in self.layers:
             shape = (*k.shape[:2], self.capacity, k.shape[3])
             self.layers[layer] = (k.new_empty(shape), v.new_empty(shape))
@@ -45,7 +45,7 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def crop(self, length: int) -> None:
-        """Forgets all tokens but the first `length`."""
+        """Removes all tokens after the first `length`."""
         self.length = length
         if self.tokens is not None:
             self.tokens = self.tokens[:, :length]
@@ -61,22 +61,22 @@ class Rotation(NamedTuple):
     def at(cls, positions: torch.Tensor, head_dim: int, base: float = 10_000.0) -> Rotation:
         """The rotation of positions [T], in float32 (Su et al., 2021).
 
-        The frequencies are those of other programs to the bit: far into a text, their last bit changes the angle's
-        fourth digit.
+        The frequencies equal those of other programs exactly: at high positions, their last bit changes the fourth
+        digit of the angle.
         """
         frequencies = 1 / base ** (torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
         angles = positions[:, None] * frequencies
         return cls(angles.cos(), angles.sin())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Queries or keys [B, heads, T, head size], each pair of numbers rotated by its position's angle."""
+        """Rotates queries or keys [B, heads, T, head size]: each pair of numbers by its position's angle."""
         return rotate(x, self.cos.to(x.dtype), self.sin.to(x.dtype))
 
 
 class Attention(nn.Module):
     """Causal multi-head self-attention with one fused projection for queries, keys and values.
 
-    With fewer heads of keys and values than of queries, neighbouring queries share one (Ainslie et al., 2023).
+    With fewer key and value heads than query heads, it is grouped-query attention (Ainslie et al., 2023).
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Attention(nn.Module):
     ) -> None:
         """
         Args:
-            shape: Width and heads.
-            layer: The block's number, for the cache.
-            kv_heads: Heads of keys and of values, a divisor of n_heads; 0 for n_heads.
+            shape: The model's sizes.
+            layer: The index of the block, for the cache.
+            kv_heads: The number of key and value heads, a divisor of n_heads; 0 for n_heads.
             qkv_bias, out_bias: Whether the projections have a bias.
-            normalised: Whether rotated queries and keys are normalised (Henry et al., 2020).
-            dropout: The share of attention's weights that training drops.
+            normalised: Whether to normalise queries and keys after the rotation (Henry et al., 2020).
+            dropout: The dropout of attention weights in training.
         """
         super().__init__()
         self.layer, self.n_heads, self.kv_heads = layer, shape.n_heads, kv_heads or shape.n_heads
@@ -113,15 +113,15 @@ class Attention(nn.Module):
         keep_mask: torch.Tensor | None,
         cache: KVCache | None,
     ) -> torch.Tensor:
-        """x [B, T, D] → what each token gathers [B, T, D].
+        """x [B, T, D] → the output of attention [B, T, D].
 
         Args:
             x: The normalised residual stream.
-            rotation: The tokens' positions; None where they are in `x` already.
-            mask: What each token sees; None for everything up to itself.
+            rotation: The rotation of the positions; None if `x` includes the positions.
+            mask: Which tokens each token sees (see `visible`); None for a causal mask.
             keep_mask: The attention weights [B, n_heads, T, all] that dropout keeps; None keeps all, or, on a GPU,
                 lets the fused kernel draw its own mask.
-            cache: Keys and values of the tokens before; it gets those of these.
+            cache: The KV cache of earlier tokens; the new tokens are appended.
         """
         batch, length, emb_dim = x.shape
         q, k, v = self.project(x, rotation)
@@ -135,8 +135,8 @@ class Attention(nn.Module):
     def project(
         self, x: torch.Tensor, rotation: Rotation | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries [B, n_heads, T, head size], keys and values [B, kv_heads, T, head size] of `x` [B, T, D], rotated
-        and normalised, but shared keys and values not yet repeated."""
+        """x [B, T, D] → queries [B, n_heads, T, head size], keys and values [B, kv_heads, T, head size], rotated
+        and normalised. Shared keys and values are not yet repeated."""
         heads, shared = self.n_heads, self.kv_heads
         qkv = self.qkv(x).view(*x.shape[:2], heads + 2 * shared, self.head_dim).transpose(1, 2)
         if rotation is None:
@@ -161,9 +161,9 @@ def attend(
     Args:
         q: Queries [B, n_heads, T, head size].
         k, v: Keys and values [B, n_heads, all tokens so far, head size].
-        mask: What each query sees, broadcast to [B, n_heads, T, all]; None for everything up to itself.
-        keep_mask: Which of the weights [B, n_heads, T, all] dropout keeps; None for all.
-        dropout: The share of weights to drop. Where `keep_mask` is None, the fused kernel draws its own mask.
+        mask: Which keys each query sees, broadcast to [B, n_heads, T, all]; None for a causal mask.
+        keep_mask: The attention weights [B, n_heads, T, all] that dropout keeps.
+        dropout: The share of weights to drop. If `keep_mask` is None, the fused kernel draws its own mask.
     """
     new, total = q.shape[2], k.shape[2]
     quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < new <= total <= PLAIN_UP_TO

@@ -1,6 +1,6 @@
-"""What models are built from: attention and its cache, norms, activations, dropout, document masks, first weights.
+"""Building blocks of models: attention and KV cache, norms, activations, dropout, document masks, initial weights.
 
-A model plugin imports this module, and nothing else of the pipeline but `pipeline.plugin`.
+A model plugin may import this module and `pipeline.plugin`, and nothing else of the pipeline.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` as a module, with `width` weights or, for None, without."""
+    """`rms_norm` as a module, with `width` weights; without weights if `width` is None."""
 
     def __init__(self, width: int | None = None, eps: float = RMS_EPS) -> None:
         super().__init__()
@@ -64,13 +64,13 @@ class DropoutMasks(NamedTuple):
 
     @classmethod
     def draw(cls, x: torch.Tensor, dropout: float, n_heads: int = 0) -> DropoutMasks:
-        """The masks of a block whose input is `x` [B, T, D]. Drawn outside of blocks, because compiled blocks draw
-        slowly.
+        """Draws the masks of a block with the input `x` [B, T, D]. Call it outside of blocks: in compiled code,
+        drawing is slow.
 
         Args:
             x: The residual stream.
-            dropout: The share to drop; 0 for nothing, as outside of training.
-            n_heads: Where attention's weights are dropped as well: its heads.
+            dropout: The share to drop; 0 outside of training.
+            n_heads: The number of heads, if attention weights are dropped, too; otherwise 0.
         """
         if not dropout:
             return cls()
@@ -81,20 +81,21 @@ class DropoutMasks(NamedTuple):
 
 
 def residual(x: torch.Tensor, dropout: float) -> torch.Tensor:
-    """The embedded tokens [B, T, D] as the residual stream: under autocast in its dtype, which halves the memory to
-    move, and with `dropout` (0 for none, as outside of training)."""
+    """The start of the residual stream [B, T, D]: embedded tokens with `dropout` (0 outside of training), under
+    autocast in its dtype, which halves the memory traffic."""
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return dropped(x, keep_mask(x.shape, dropout, x.device), dropout) if dropout else x
 
 
 def visible(tokens: torch.Tensor, cache: KVCache | None, document_end: int | None) -> torch.Tensor | None:
-    """Which tokens each new one sees, broadcast to [B, n_heads, new, all]; None if it sees all up to itself.
+    """The attention mask: which tokens each new token sees, broadcast to [B, n_heads, new, all]. None for a plain
+    causal mask.
 
     Args:
         tokens: The new ids [B, new].
-        cache: Those before them; with a `document_end` it gets the new ids.
-        document_end: The id that ends a document, if a token sees its own document only.
+        cache: The KV cache of earlier tokens; with a `document_end`, the new ids are appended to its `tokens`.
+        document_end: The id that ends a document, if tokens see only their own document.
     """
     new = tokens.shape[1]
     total = new + (cache.length if cache is not None else 0)
@@ -106,27 +107,26 @@ def visible(tokens: torch.Tensor, cache: KVCache | None, document_end: int | Non
     if cache is not None:
         cache.tokens = tokens = tokens if cache.tokens is None else torch.cat([cache.tokens, tokens], dim=1)
     ends = (tokens == document_end).int()
-    document = ends.cumsum(dim=1) - ends  # [B, total]: an end belongs to the document it ends
+    document = ends.cumsum(dim=1) - ends  # [B, total]; the end token belongs to its document
     return (causal & (document[:, -new:, None] == document[:, None, :]))[:, None]
 
 
 def rotary_width(shape: ModelShape) -> int:
-    """The width of a head whose queries and keys are rotated.
+    """The head size of a model with rotary positions.
 
     Raises:
-        ValueError: it is odd, and rotations turn numbers in pairs.
+        ValueError: it is odd; rotary positions need pairs.
     """
     if shape.head_dim % 2:
         raise ValueError(
-            f"emb_dim {shape.emb_dim} / n_heads {shape.n_heads} must be even: positions turn numbers in pairs"
+            f"emb_dim {shape.emb_dim} / n_heads {shape.n_heads} must be even: rotary positions need pairs"
         )
     return shape.head_dim
 
 
 def init_gpt2(model: nn.Module, n_layers: int) -> None:
-    """Normal(0, 0.02), zero biases, and residual projections divided by √(2 · layers) (Radford et al., 2019, 2.3).
-
-    The projections are those named `attention.out` and `mlp.down`.
+    """GPT-2's initial weights (Radford et al., 2019, 2.3): Normal(0, 0.02) and zero biases. The standard deviation
+    of residual projections, `attention.out` and `mlp.down`, is divided by √(2 · n_layers).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):

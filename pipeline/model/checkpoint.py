@@ -1,4 +1,4 @@
-"""The published checkpoint: model and optimizer, best weights, config and tokenizer, checked by sha256."""
+"""The published checkpoint: model and optimizer, best weights, config and tokenizer, with sha256 checksums."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def write_checkpoint(
     """Writes a checkpoint into an empty folder.
 
     Args:
-        folder: Where to.
-        architecture: The model's.
-        tokenizer: The tokenizer that made its ids.
-        record: What made it: params, data, versions and the identity of the run.
+        folder: The folder.
+        architecture: The model's architecture.
+        tokenizer: The tokenizer of its training data.
+        record: The fields of `RunRecord`.
         last: `model_state_dict` and `optimizer_state_dict` of the last step, and `step`.
         best: `model_state_dict` of the best evaluation, and `step`.
     """
@@ -56,27 +56,27 @@ def write_checkpoint(
 
 
 def weights_file(folder: Path, weights: str) -> Path:
-    """The file of a checkpoint that holds the "best" weights, or the "last" ones."""
+    """The checkpoint's file with the "best" or the "last" weights."""
     return folder / (BEST if weights == "best" else LAST)
 
 
 def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
-    """Writes plain tensors and plain values, which `load_tensors` reads; they are on the disk when this returns.
+    """Writes tensors and plain values for `load_tensors`, and syncs them to disk.
 
     Args:
-        value: What to write.
-        path: Where to.
-        crc: Whether the file also has zip's checksums, which other programs check and torch does not. They take
-            most of the time.
+        value: The tensors and values.
+        path: The file.
+        crc: Whether to write zip checksums. They take most of the time; torch does not check them, other programs
+            do.
 
     Raises:
-        OSError: the file cannot be written, such as on a full disk.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     crc = crc and serialization.save.compute_crc32
     with serialization.patch("save.compute_crc32", crc), path.open("wb") as file:  # type: ignore[attr-defined]
         try:
             torch.save(_with_shared_keys(value), file)
-        except RuntimeError as error:  # torch's own message hides the system's
+        except RuntimeError as error:  # torch's message hides the system's
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -85,7 +85,7 @@ def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists; of one that is shared out, this rank's share."""
+    """Bytes of all tensors in nested dicts and lists; of a DTensor, this rank's shard."""
     if isinstance(value, torch.Tensor):
         local: torch.Tensor = value.to_local() if hasattr(value, "to_local") else value
         return local.numel() * local.element_size()
@@ -94,7 +94,8 @@ def tensor_bytes(value: Any) -> int:
 
 
 def _with_shared_keys(value: Any) -> Any:
-    """Makes equal keys one object, so that a resumed run is saved to the same bytes as an uninterrupted one."""
+    """Interns the keys: pickle writes equal but distinct strings twice, and a resumed run must write the same
+    bytes."""
     if isinstance(value, dict):
         return {
             sys.intern(key) if type(key) is str else key: _with_shared_keys(each) for key, each in value.items()
@@ -115,10 +116,10 @@ class Checkpoint:
 
 
 def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: Registry) -> Checkpoint:
-    """Loads the "best" or the "last" weights of a checkpoint, whose architecture is one of `registry`'s models.
+    """Loads the "best" or the "last" weights of a checkpoint; `registry` provides its architecture.
 
     Raises:
-        CheckpointError: a file is missing, truncated, altered or no checkpoint, or no plugin brings its model.
+        CheckpointError: a file is missing or corrupt, or no plugin provides the architecture.
     """
     try:
         verify_manifest(folder, _FIX)
@@ -132,10 +133,10 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
     weights_by_name, step = saved.get("model_state_dict", {}), saved.get("step")
     check_weights(weights_by_name, architecture, str(path))
     if type(step) is not int or step < 0:
-        raise CheckpointError(f"{path}: step is {step!r}, and a count of steps is expected: {_FIX}")
+        raise CheckpointError(f"{path}: step must be a number of steps, not {step!r}: {_FIX}")
     if tokenizer.vocab_size != config.shape.vocab_size:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, and {CONFIG} "
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, but {CONFIG} says "
             f"{config.shape.vocab_size:,}: {_FIX}"
         )
     model = architecture.make()
@@ -144,7 +145,7 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
 
 
 def used_model(folder: Path, registry: Registry) -> list[tuple[str, str]]:
-    """The kind and name of the plugin that brings a checkpoint's model; none where `load_checkpoint` fails."""
+    """The kind and name of the plugin that provides a checkpoint's model; empty if it cannot be loaded."""
     with suppress(PipelineError):
         name = ModelConfig.from_file(folder / CONFIG, _FIX).name
         registry.check_there("models", name, "")
@@ -153,65 +154,65 @@ def used_model(folder: Path, registry: Registry) -> list[tuple[str, str]]:
 
 
 def check_weights(weights: Any, architecture: Architecture, what: str, finite: bool = True) -> None:
-    """Whether `weights` are those of a model of this architecture, before any of it is made.
+    """Checks weights against an architecture before a model is built.
 
     Args:
-        weights: Tensors by name, whatever they are.
-        architecture: The model's.
-        what: Begins the message.
-        finite: Whether NaN and infinity are refused in parameters.
+        weights: Tensors by name, from an untrusted file.
+        architecture: The architecture.
+        what: The start of the message.
+        finite: Whether to reject NaN and infinity in parameters.
 
     Raises:
-        CheckpointError: a weight is missing, of no place in the model, of another shape or dtype, or not finite.
+        CheckpointError: a weight is missing, unknown, of another shape or dtype, or not finite.
     """
     problem = _weights_problem(weights, architecture)
     if not problem and finite:
         name = first_not_finite({name: weights[name] for name in architecture.parameters})
-        problem = f"{name} is not finite, so the model would predict nothing" if name else ""
+        problem = f"{name} is not finite" if name else ""
     if problem:
         raise CheckpointError(f"{what}: {problem}: {_FIX}")
 
 
 def _weights_problem(weights: Any, architecture: Architecture) -> str:
     if not isinstance(weights, dict) or not all(_plain(each) for each in weights.values()):
-        return "model_state_dict is no dict of tensors"
+        return "model_state_dict must be a dict of tensors"
     tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
     different = {str(name) for name, _ in tensors.items() ^ architecture.tensor_specs.items()}
     return f"{min(different)} does not fit {CONFIG}" if different else ""
 
 
 def _plain(value: Any) -> bool:
-    """Whether it is a tensor whose numbers all lie in the file."""
+    """Whether it is a contiguous tensor on the CPU."""
     plain = isinstance(value, torch.Tensor) and value.layout == torch.strided
     return plain and value.is_contiguous() and value.device.type == "cpu"
 
 
 def first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
-    """The first weight that holds NaN or infinity; of shards, this rank's."""
+    """The name of the first weight with NaN or infinity; of DTensors, this rank's shards are checked."""
     for name, tensor in weights.items():
         local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        # A sum is ten times as fast, and finite only where every weight is; it may overflow where all are finite.
+        # A sum is ten times as fast. If it is finite, all weights are; if not, it may have overflowed.
         if not bool(local.sum().isfinite()) and not bool(local.isfinite().all()):
             return name
     return None
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Reads a file of plain tensors and plain Python values; anything that could run code is refused.
+    """Reads a file of tensors and plain values; refuses everything that could run code.
 
     Raises:
-        CheckpointError: the file is missing, is no such file, or holds more than plain values.
+        CheckpointError: the file is missing, is corrupt, or holds more than tensors and plain values.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {_FIX}") from None
-    except Exception as error:  # there is no end to what torch raises on bytes that are no checkpoint
+    except Exception as error:  # on corrupt bytes, torch raises many types
         text, refused, _ = str(error).partition("Check the documentation of torch.load")
         lines = text.strip().splitlines() or ["it is empty"]
         reason = (lines[-1] if refused else lines[0])[:160]
         raise CheckpointError(f"{path} is not a checkpoint of plain tensors ({reason}): {_FIX}") from None
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path} holds a {type(loaded).__name__} where a dict is expected: {_FIX}")
+        raise CheckpointError(f"{path} must hold a dict, not a {type(loaded).__name__}: {_FIX}")
     return loaded

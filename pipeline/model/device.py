@@ -1,4 +1,4 @@
-"""The device: how it is chosen, its threads and its memory."""
+"""The device: its choice, threads, memory and bfloat16 support."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
-    """`runtime.device` as a torch device; "auto" takes a GPU where there is one.
+    """`runtime.device` as a torch device; "auto" takes a GPU if there is one.
 
     Raises:
         ParamsError: this machine, or this build of torch, has no such device.
@@ -36,18 +36,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a model computes."""
+    """The device of a model's parameters."""
     return next(model.parameters()).device
 
 
 def use_threads(threads: int) -> None:
-    """Sets torch's number of threads; 0 means one for each core."""
+    """Sets torch's number of threads; 0 means one per core."""
     torch.set_num_threads(threads or processor.cores())
 
 
 def keep_memory() -> None:
-    """Makes glibc keep freed memory: each step frees and allocates the same large blocks, and page faults on new
-    ones can take half of its time."""
+    """Makes glibc keep freed memory: each step allocates the same large blocks, and page faults on returned blocks
+    can take half of its time."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
@@ -55,8 +55,8 @@ def keep_memory() -> None:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether `auto` chooses bfloat16: a CPU or CUDA GPU has instructions for it (without, it is far slower than
-    float32), an Apple GPU passes `autocasts_bf16`."""
+    """Whether `auto` chooses bfloat16: a CPU or CUDA GPU needs instructions for it (otherwise it is far slower than
+    float32); an Apple GPU must pass `autocasts_bf16`."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "mps":
@@ -66,9 +66,8 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def autocasts_bf16(device: torch.device) -> bool:
-    """Whether a product under bfloat16 autocast and its gradient work on a device: computed, not only accepted.
-
-    The probe draws no random numbers.
+    """Whether a matrix product under bfloat16 autocast and its gradient are correct on a device. The probe draws no
+    random numbers.
     """
     try:
         weight = torch.ones(8, 8, device=device, requires_grad=True)
@@ -81,17 +80,17 @@ def autocasts_bf16(device: torch.device) -> bool:
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Where sums in float64 are computed: on the device itself, or on the CPU, since Apple GPUs have no float64."""
+    """The device for sums in float64: the CPU for an Apple GPU, which has no float64; otherwise `device`."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory: a GPU's, else the machine's."""
+    """Bytes of memory of a GPU, or of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes in use so far: of a GPU's memory, else of this process."""
+    """The peak memory so far in bytes: allocated on a GPU, or resident in this process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else processor.peak_memory()

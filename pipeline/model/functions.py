@@ -1,5 +1,5 @@
-"""Elementwise operations with hand-written gradients, and dropout masks from few draws: they keep memory traffic
-low, which bounds a small model's step where it is not compiled."""
+"""Fused elementwise operations with hand-written backward passes, to cut memory traffic in models that are not
+compiled, and fast dropout masks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ RMS_EPS = 1e-6
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear`; for bfloat16 weights on a CPU, as in generation, with the weights as the first factor: as the
-    second they would be copied to another layout each time (benchmarks/RESULTS.md).
+    """`F.linear`. For bfloat16 weights on a CPU, as in generation, the weights are the first factor of the product:
+    as the second one, they would be copied to another layout in each call (benchmarks/RESULTS.md).
 
     Args:
         x: [..., inputs].
@@ -26,7 +26,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return F.linear(x, weight, bias)
     rows = x.flatten(0, -2)
-    # Contiguous: on a transposed tensor attention would leave its fused kernel, and the rest would be slower.
+    # Contiguous: a transposed tensor would disable attention's fused kernel and slow down what follows.
     out = torch.mv(weight, rows[0])[None] if len(rows) == 1 else (weight @ rows.T).T.contiguous()
     if bias is not None:
         out += bias
@@ -41,7 +41,7 @@ class Linear(nn.Linear):
 
 
 def rms_norm(x: torch.Tensor, eps: float = RMS_EPS) -> torch.Tensor:
-    """`x` over the root of its mean square along the last dimension, without weights (Zhang & Sennrich, 2019)."""
+    """`x` divided by its root mean square along the last dimension, without weights (Zhang & Sennrich, 2019)."""
     return _RMSNorm.apply(x, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -65,7 +65,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
-    """The square of `x` where it is positive, else 0 (So et al., 2021)."""
+    """relu(x)² (So et al., 2021)."""
     return _ReluSquared.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -84,12 +84,12 @@ class _ReluSquared(torch.autograd.Function):
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """`up` times SiLU of `gate` (Shazeer, 2020)."""
+    """silu(gate) · up (Shazeer, 2020)."""
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Computes SiLU again for the gradients, which costs less than storing it."""
+    """Recomputes SiLU in the backward pass, which costs less than storing it."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -105,17 +105,17 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates pairs of numbers, one from each half of the last dimension, clockwise by angles (Su et al., 2021).
+    """Rotates pairs of numbers, one from each half of the last dimension, clockwise (Su et al., 2021).
 
     Args:
         x: [..., D].
-        cos, sin: Of the angles [..., D / 2], broadcast to `x`.
+        cos, sin: The cosines and sines of the angles, [..., D / 2], broadcast to `x`.
     """
     return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient is rotated back."""
+    """The backward pass rotates the gradient by the negative angles."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -134,11 +134,11 @@ def _rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
 
 
 def keep_mask(shape: tuple[int, ...], dropout: float, device: torch.device) -> torch.Tensor:
-    """Which numbers of a tensor dropout keeps: each with the probability 1 − dropout (to 1/65536 on a CPU)."""
+    """Draws a dropout mask: True keeps a number, with probability 1 − dropout (rounded to 1/65536 on a CPU)."""
     if device.type != "cpu":
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout)
     count = math.prod(shape)
-    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # four numbers in each
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # four 16-bit draws each
     threshold = min(round(dropout * (1 << 16)), (1 << 16) - 1) - (1 << 15)
     return (draws.view(torch.int16)[:count] >= threshold).view(shape)
 

@@ -1,4 +1,4 @@
-"""Generation: one token at a time, with the model's cache; samplers change the logits in order, then one draw."""
+"""Generation: one token at a time, with the model's KV cache; samplers change the logits before each draw."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.plugin.components import Sampler
 
 SamplerLike = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _BF16_MIN_PARAMETERS = 10_000_000
-"""Parameters beyond which the weights do not fit into a processor's caches, so that each token waits for memory."""
+"""From this number of parameters on, the weights exceed the CPU caches, and memory bandwidth limits generation."""
 
 
 def fastest_dtype(model: LanguageModel) -> torch.dtype:
-    """The fastest dtype of the weights for generation: bfloat16 if they are many (half the bytes are read for each
-    token) and the processor has instructions for it, else float32."""
+    """The fastest dtype of the weights for generation: bfloat16 for large models (each token reads all weights) on
+    devices that support it, otherwise float32."""
     many = model.architecture.parameter_count >= _BF16_MIN_PARAMETERS
     halve = many and computes_bf16(device_of(model))
     return torch.bfloat16 if halve else torch.float32
@@ -39,16 +39,16 @@ def generate(
 ) -> Iterator[torch.Tensor]:
     """Continues `tokens`.
 
-    When the context is full, generation continues from its later half: cached keys include their positions, so they
-    cannot be moved.
+    When the context is full, generation continues from its second half: cached keys include their positions and
+    cannot be shifted.
 
     Args:
-        model: In eval mode.
-        tokens: Ids [B, T], T ≥ 1; of a prompt longer than the context the end is used.
-        max_new_tokens: How many to draw.
-        samplers: Applied to the logits in order.
-        generator: For the draws; None takes the most likely token.
-        end: The end-of-text id: generation ends when every row draws it.
+        model: The model, in eval mode.
+        tokens: Ids [B, T], T ≥ 1; if they exceed the context, the last ones are used.
+        max_new_tokens: The maximum number of ids to draw.
+        samplers: The samplers, applied to the logits in order.
+        generator: The random generator of the draws; None takes the most likely token.
+        end: The end-of-text id: generation stops when every row draws it.
 
     Yields:
         The next ids [B].
@@ -73,21 +73,21 @@ def generate_batch(
     end: int | None = None,
     should_stop: Callable[[int, int], bool] | None = None,
 ) -> list[list[int]]:
-    """Continues several prompts at once, each as `generate` would alone.
+    """Continues several prompts in one batch, each as `generate` would.
 
     All rows start at position 0, without padding: shorter prompts are continued while longer ones are still read.
 
     Args:
-        model: In eval mode.
-        prompts: The ids of each, at least one.
-        max_new_tokens: How many to draw for each.
-        samplers: Applied to the logits in order.
-        generators: One for each prompt; None takes the most likely tokens.
-        end: The end-of-text id, which ends a prompt's continuation and is left out.
-        should_stop: Called with (number of the prompt, id) for each drawn id; True ends that prompt's continuation.
+        model: The model, in eval mode.
+        prompts: The ids of each prompt, at least one each.
+        max_new_tokens: The maximum number of ids to draw for each prompt.
+        samplers: The samplers, applied to the logits in order.
+        generators: One random generator per prompt; None takes the most likely tokens.
+        end: The end-of-text id, which ends a continuation and is not part of it.
+        should_stop: Called with (index of the prompt, drawn id); True ends that prompt's continuation.
 
     Returns:
-        For each prompt the ids that follow.
+        The continuation of each prompt.
     """
     cut = [list(prompt)[-model.architecture.shape.context_length :] for prompt in prompts]
     lengths = [len(prompt) for prompt in cut]
@@ -101,7 +101,7 @@ def generate_batch(
     for position in range(min(lengths), ids.shape[1]):
         active = [row for row, length in enumerate(lengths) if length <= position < length + max_new_tokens]
         unfinished = [row for row in active if not ended[row]]
-        if not unfinished:  # the rows that are left are still reading: later, in one step
+        if not unfinished:  # the unfinished rows still read their prompts
             continue
         text.tokens = ids[:, :position]
         logits = text.logits()
@@ -118,13 +118,13 @@ def generate_batch(
 
 
 class Decoder:
-    """Texts that grow at their end, or are cut, and the logits of what follows.
+    """Decodes texts that grow or are truncated at the end: computes the logits of the next token.
 
-    Each token is computed once where the model has a cache; without one, all that is seen is computed each time.
+    With a cache, each token is computed once; without one, every call computes the visible context again.
 
     Attributes:
-        tokens: Ids [B, T], computed or not.
-        first_visible: How many of the first tokens the model no longer sees: the cache begins after them.
+        tokens: Ids [B, T]; the last ones may not be computed yet.
+        first_visible: The index of the first token that the model still sees, where the cache starts.
     """
 
     def __init__(self, model: LanguageModel, tokens: torch.Tensor) -> None:
@@ -132,12 +132,12 @@ class Decoder:
         self._reset_cache()
 
     def _reset_cache(self) -> None:
-        """Empties the cache: the end of the texts is computed again, as much as fits into the context."""
+        """Empties the cache: the next call computes as much of the text's end as fits into the context."""
         self._cache = self._new_cache()
         self.first_visible = self._computed = 0
 
     def _new_cache(self) -> Any:
-        """An empty cache; None where the model has none."""
+        """An empty cache; None if the model has no `make_cache`."""
         make = getattr(self._model, "make_cache", None)
         if make is None:
             return None
@@ -148,14 +148,14 @@ class Decoder:
         return self.tokens.shape[1]
 
     def add(self, new: torch.Tensor) -> None:
-        """Adds ids [B, n] at the end."""
+        """Appends ids [B, n]."""
         self.tokens = torch.cat([self.tokens, new], dim=1)
 
     def truncate(self, length: int) -> None:
-        """Cuts the texts to the first `length` tokens; the last of them is computed again for its logits.
+        """Truncates the texts to the first `length` tokens; the last one is computed again for its logits.
 
-        If that leaves less than half a context of an older text in the cache, the cache is emptied, so that more of
-        the text is seen.
+        If less than half a context remains in the cache and earlier tokens were dropped, the cache is emptied, so
+        that the model sees more of the text.
         """
         self.tokens = self.tokens[:, :length]
         cached = length - self.first_visible - 1
@@ -171,10 +171,10 @@ class Decoder:
                     self._cache.crop(cached)
 
     def logits(self) -> torch.Tensor:
-        """The logits of what follows [B, V], in float32 (or wider); in inference mode.
+        """The logits of the next token [B, V], in float32 (or wider). Call it in inference mode.
 
         When the new tokens do not fit into the cache, it is emptied and the end of the texts is computed again:
-        half a context, or all new tokens if they are more, but at most a context.
+        half a context, or all new tokens if they are more, but at most a full context.
         """
         new = self.tokens[:, self._computed :]
         if len(self) - self.first_visible > self._context:
@@ -192,10 +192,10 @@ class Decoder:
 
 @dataclass
 class SequenceState:
-    """What samplers may ask of a sequence beside its tokens.
+    """The state of one sequence that samplers may use beside its tokens.
 
     Attributes:
-        prompt_length: How many of the tokens are the prompt.
+        prompt_length: The number of tokens of the prompt.
         memories: Each sampler's `memory` for this sequence, by the sampler's index.
     """
 
@@ -210,8 +210,8 @@ def draw(
     generator: torch.Generator | None,
     states: Sequence[SequenceState] | None = None,
 ) -> torch.Tensor:
-    """One id a row [B] from logits [B, V], after the samplers in their order; without `states`, as the first one
-    after a prompt."""
+    """Applies the samplers to logits [B, V] in order and draws one id per row [B]. Without `states`, all tokens
+    count as the prompt."""
     states = states or [SequenceState(tokens.shape[1]) for _ in tokens]
     for number, sampler in enumerate(samplers):
         if isinstance(sampler, Sampler):
@@ -227,7 +227,8 @@ def draw(
 def _call_sampler(
     sampler: Sampler, number: int, logits: torch.Tensor, tokens: torch.Tensor, states: Sequence[SequenceState]
 ) -> torch.Tensor:
-    """What the sampler of this number makes of the logits; one that asks for more gets one row at a time."""
+    """The logits that a sampler returns. A sampler that takes `prompt_length` or `memory` gets one row at a
+    time."""
     if not supported_arguments(sampler, "__call__", prompt_length=0, memory={}):
         return sampler(logits, tokens)
     rows = []
@@ -239,7 +240,7 @@ def _call_sampler(
 
 
 def _check_logits(sampler: Sampler, result: Any, logits: torch.Tensor) -> torch.Tensor:
-    """What a sampler made of `logits`, if one id a row can be drawn from it."""
+    """The result of a sampler; raises PluginError if no id can be drawn from it."""
     if not isinstance(result, torch.Tensor):
         raise PluginError(f"{label(sampler)} must return logits, not {type(result).__name__}")
     if result.shape != logits.shape or not result.is_floating_point() or result.device != logits.device:
@@ -247,6 +248,6 @@ def _check_logits(sampler: Sampler, result: Any, logits: torch.Tensor) -> torch.
             f"{label(sampler)} returned {list(result.shape)} {result.dtype} on {result.device}, where it was given "
             f"logits {list(logits.shape)} {logits.dtype} on {logits.device}"
         )
-    if not bool(result.amax(dim=-1).isfinite().all()):  # NaN among them makes it NaN
-        raise PluginError(f"{label(sampler)} left no token to draw, or NaN or +inf among the logits")
+    if not bool(result.amax(dim=-1).isfinite().all()):  # NaN propagates through amax
+        raise PluginError(f"{label(sampler)} left no token to draw, or returned NaN or +inf")
     return result

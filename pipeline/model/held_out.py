@@ -1,4 +1,4 @@
-"""Held-out text as a checkpoint reads it."""
+"""The held-out text for a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from pipeline.model.checkpoint import Checkpoint
 
 
 def check_same_tokenizer(checkpoint: Checkpoint, splits: TokenFolder) -> None:
-    """Raises DataError when the splits were made by another tokenizer than the one trained with."""
+    """Raises DataError if the tokenizer of the splits is not the checkpoint's."""
     trained, split = checkpoint.tokenizer.fingerprint, splits.tokenizer.fingerprint
     if trained != split:
         raise DataError(
-            f"{splits.folder}: made by another tokenizer ({split[:12]}) than the model was trained with "
-            f"({trained[:12]}): train again"
+            f"{splits.folder} has another tokenizer ({split[:12]}) than the model ({trained[:12]}): train again"
         )
 
 
 def held_out_text(checkpoint: Checkpoint, splits: TokenFolder, tokens: int) -> str:
-    """The text of val's first tokens, special ones left out.
+    """The text of the first `tokens` tokens of val, without special tokens.
 
     Raises:
-        DataError: the splits were made by another tokenizer.
+        DataError: the tokenizer of the splits is not the checkpoint's.
     """
     check_same_tokenizer(checkpoint, splits)
     ids = splits.ids("val")[:tokens]

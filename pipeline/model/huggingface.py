@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder as one of the shipped models; what these do not compute is refused by name."""
+"""Reads a Hugging Face folder as one of the shipped models; refuses settings that these do not support, by name."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _FIX = "bring the whole folder, as `save_pretrained` or a download of the model 
 
 @dataclass(frozen=True)
 class _Format:
-    """How a Hugging Face folder describes a model.
+    """How a Hugging Face folder stores a model type.
 
     Attributes:
-        name: The model's name here.
-        sizes: For each size and option the key in config.json and its default; None if the key is required.
-        supported: The other keys that decide what the model computes, with the values that are computed here. An
-            absent key means the first of them.
-        prefix: Begins all names of weights but the head's; some files leave it out.
-        block: Begins the names of a block's weights, before the block's number.
-        names: For each module here the names of the modules that are fused in it.
-        transposed: Whether a block's matrices are stored as [inputs, outputs].
-        optional: The end of names of weights that a model here may lack if they are zero, and the option it lacks.
+        name: The name of the shipped model.
+        sizes: For each size and option, the key in config.json and its default; None if the key is required.
+        supported: The other keys that change the computation, with their supported values. The first value is the
+            default of an absent key.
+        prefix: The prefix of all weight names except the head's; some files omit it.
+        block: The prefix of a block's weight names, before the block's index.
+        names: For each module here, the modules of the file that are fused into it.
+        transposed: Whether the matrices of blocks are stored as [inputs, outputs].
+        optional: The suffix of weights that may be absent here if they are zero, and the option that adds them.
     """
 
     name: str
@@ -142,17 +142,16 @@ _FORMATS = {
     ),
 }
 _ABSENT = {"final_logit_softcapping": 15.0}
-"""What an absent key means to transformers where that is not supported here."""
+"""Defaults of absent keys in transformers that are not supported here."""
 _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""Ends of names in older files that are no weights: masks and frequencies, which follow from the sizes."""
+"""Suffixes of tensors in older files that are no weights: masks and frequencies, which follow from the sizes."""
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The model that config.json describes. Its vocabulary may have more rows than the tokenizer has ids.
+    """Reads the model config of a Hugging Face folder. Its vocabulary may be larger than the tokenizer's.
 
     Raises:
-        CheckpointError: config.json is damaged, or describes what no model here computes.
-        DataError: config.json is missing or no JSON.
+        CheckpointError: config.json is missing, corrupt, or describes a model that is not supported.
     """
     path = folder / CONFIG
     values = read_values(path, dict[str, Any], _FIX, CheckpointError)
@@ -167,29 +166,27 @@ def read_config(folder: Path) -> ModelConfig:
         return _config(form, fields, values, path)
     except (TypeError, ValueError, ArithmeticError) as error:
         reason = explain(error) if isinstance(error, ValueError) else str(error)
-        raise CheckpointError(f"{path} holds sizes that are no model's ({reason}): {_FIX}") from None
+        raise CheckpointError(f"{path} holds invalid sizes ({reason}): {_FIX}") from None
 
 
 def _check(path: Path, key: str, value: Any, supported: tuple[Any, ...]) -> None:
     if value not in supported or (isinstance(value, bool) and not any(value is each for each in supported)):
         known = " or ".join(repr(each) for each in supported)
-        raise CheckpointError(
-            f"{path}: {key} is {value!r}, and only {known} is computed here: choose another model"
-        )
+        raise CheckpointError(f"{path}: {key} is {value!r}, but only {known} is supported: choose another model")
 
 
 def _size(values: Mapping[str, Any], key: str, default: Any, path: Path) -> Any:
     value = values.get(key)
     value = default if value is None else value
     if isinstance(value, str | list | dict):
-        raise CheckpointError(f"{path}: {key} is {value!r} where a number is expected: {_FIX}")
+        raise CheckpointError(f"{path}: {key} must be a number, not {value!r}: {_FIX}")
     return value
 
 
 def _config(form: _Format, fields: dict[str, Any], values: Mapping[str, Any], path: Path) -> ModelConfig:
     if form.name != "gpt2":
         theta = values.get("rope_theta")
-        for key in ("rope_scaling", "rope_parameters"):  # older and newer files; either may also scale positions
+        for key in ("rope_scaling", "rope_parameters"):  # in older and newer files; either may scale positions
             found = dict(values.get(key) or {})
             _check(path, f"{key}.rope_type", found.get("rope_type", found.get("type", "default")), ("default",))
             theta = found.get("rope_theta", theta)
@@ -198,7 +195,7 @@ def _config(form: _Format, fields: dict[str, Any], values: Mapping[str, Any], pa
     head_dim = width // heads
     _check(path, "head_dim", values.get("head_dim", head_dim), (head_dim, None))
     inside, shared = fields.pop("mlp_dim") or 4 * width, fields.pop("n_kv_heads", 0) or heads
-    if form.name == "llama":  # 0 is the usual one
+    if form.name == "llama":  # 0 stands for the default
         fields["mlp_dim"] = 0 if inside == -(-8 * width // (3 * 64)) * 64 else inside
         fields["n_kv_heads"] = 0 if shared == heads else shared
     else:
@@ -212,42 +209,42 @@ def _config(form: _Format, fields: dict[str, Any], values: Mapping[str, Any], pa
 
 @dataclass(frozen=True)
 class _Index:
-    """What the index of several safetensors files must hold: each weight's file."""
+    """The index of several safetensors files: the file of each weight."""
 
     weight_map: dict[str, str]
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the weights.
+    """The safetensors files of the weights.
 
     Raises:
-        CheckpointError: there are none, or one of several is missing.
+        CheckpointError: there are none, or one is missing.
     """
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
     if not (folder / _INDEX).is_file():
         pickled = next((path.name for path in folder.glob("*.bin")), None)
-        found = f"; {pickled} may run code when it is read: convert it to safetensors" if pickled else f": {_FIX}"
+        found = f"; {pickled} may run code when it is loaded: convert it to safetensors" if pickled else f": {_FIX}"
         raise CheckpointError(f"{folder} holds no {_WEIGHTS}{found}")
     names = sorted(set(read_values(folder / _INDEX, _Index, _FIX, CheckpointError).weight_map.values()))
     if not names:
-        raise CheckpointError(f"{folder / _INDEX} names no files: {_FIX}")
+        raise CheckpointError(f"{folder / _INDEX} lists no files: {_FIX}")
     for name in names:
         if PurePath(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing, and {_INDEX} names it: {_FIX}")
+            raise CheckpointError(f"{folder / name} is missing, but {_INDEX} lists it: {_FIX}")
     return [folder / name for name in names]
 
 
 def read_weights(folder: Path, model: Architecture) -> dict[str, torch.Tensor]:
-    """The weights under the names that they have here, in float32.
+    """Reads the weights in float32 and renames them.
 
     Args:
         folder: The Hugging Face folder.
-        model: The architecture that `read_config` gave.
+        model: The architecture of its config.
 
     Raises:
-        CheckpointError: a weight is missing, is of another shape, or has no place in such a model.
-        ParamsError: weights are there that an option of the model leaves out.
+        CheckpointError: a weight is missing, unknown, or of another shape.
+        ParamsError: an option of the model excludes a weight of the file.
     """
     form = next(form for form in _FORMATS.values() if form.name == model.component.name)
     found = dict(_tensors(folder, form))
@@ -262,21 +259,19 @@ def read_weights(folder: Path, model: Architecture) -> dict[str, torch.Tensor]:
         rows = sum(part.shape[:1].numel() for part in parts)
         if rows != shape[0] or any(part.shape[1:] != shape[1:] for part in parts):
             shown = [list(part.shape) for part in parts]
-            raise CheckpointError(f"{folder}: {', '.join(names)} is {shown}, and by {CONFIG} {list(shape)}: {_FIX}")
+            raise CheckpointError(f"{folder}: {', '.join(names)} is {shown}, but by {CONFIG} {list(shape)}: {_FIX}")
         weights[name] = torch.cat([part.float() for part in parts]).contiguous()
     if "head.weight" not in weights:
-        found.pop("lm_head.weight", None)  # the embedding once more
+        found.pop("lm_head.weight", None)  # a copy of the embedding
     if form.optional:
         _leave_out(found, *form.optional, folder, form)
     if found:
-        raise CheckpointError(
-            f"{folder}: the weight {sorted(found)[0]} is none that the model {form.name} has here"
-        )
+        raise CheckpointError(f"{folder}: the model {form.name} has no weight {sorted(found)[0]}")
     return weights
 
 
 def _leave_out(found: dict[str, torch.Tensor], end: str, option: str, folder: Path, form: _Format) -> None:
-    """Takes weights that end in `end` out of `found`, if they are zero."""
+    """Removes weights with the suffix `end` from `found`, if they are zero."""
     for name in [name for name in found if name.endswith(end)]:
         if bool(found.pop(name).any()):
             raise ParamsError(
@@ -285,7 +280,7 @@ def _leave_out(found: dict[str, torch.Tensor], end: str, option: str, folder: Pa
 
 
 def _tensors(folder: Path, form: _Format) -> Iterator[tuple[str, torch.Tensor]]:
-    """All weights of the folder, their names without the prefix."""
+    """All weights of the folder, with their names without the prefix."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -299,13 +294,13 @@ def _tensors(folder: Path, form: _Format) -> Iterator[tuple[str, torch.Tensor]]:
                 continue
             if not tensor.is_floating_point():
                 raise CheckpointError(
-                    f"{path}: {name} is {tensor.dtype}, and only floating-point weights can be used"
+                    f"{path}: {name} is {tensor.dtype}, but only floating-point weights are supported"
                 )
             yield name.removeprefix(form.prefix), tensor
 
 
 def _names(name: str, form: _Format) -> list[str]:
-    """The names in the folder, without the prefix, of one of the weights here."""
+    """The names in the file, without the prefix, of a weight here."""
     module, _, kind = name.rpartition(".")
     before = ""
     if module.startswith("blocks."):

@@ -1,8 +1,8 @@
-"""Cross-entropy from the hidden states and the head, some rows at a time, so that all logits of a large vocabulary
-are never in memory at once.
+"""Fused linear cross-entropy: computes the loss from hidden states and head in chunks of rows, so that the logits
+of a large vocabulary are never in memory as a whole.
 
-The gradients are computed together with the loss, from the same logits (as in Liger Kernel, Hsu et al., 2024). They
-hold for the sum of all tokens' losses, or a multiple; for any other upstream gradient they are computed again.
+The forward pass computes the gradients, too, from the same logits (as in Liger Kernel, Hsu et al., 2024). They are
+those of the sum of all tokens' losses; for other upstream gradients than a multiple of it, they are recomputed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class LossTerms(NamedTuple):
     """The constants of a loss.
 
     Attributes:
-        vocab_size: V; the head's further rows are padding.
-        label_smoothing: Share of the target's probability that is distributed evenly over the vocabulary.
-        z_loss: Weight of the squared log-normaliser.
+        vocab_size: V; the head's rows after it are padding.
+        label_smoothing: The share of probability that is distributed evenly over the vocabulary.
+        z_loss: The weight of the squared log-normaliser.
     """
 
     vocab_size: int
@@ -39,12 +39,12 @@ Softmax = Callable[[torch.Tensor, torch.Tensor, LossTerms], tuple[torch.Tensor, 
 def softmax_and_gradient(
     logits: torch.Tensor, targets: torch.Tensor, terms: LossTerms
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of each row in nats [N], and its gradient for the logits [N, padded V] in their dtype.
+    """The loss of each row in nats [N] and its gradient with respect to the logits [N, padded V], in their dtype.
 
     Args:
         logits: [N, padded V]; the padding is overwritten.
-        targets: Ids [N]; for IGNORED both results are 0.
-        terms: The loss.
+        targets: Ids [N]; for IGNORED, loss and gradient are 0.
+        terms: The loss's constants.
     """
     size, smoothing, z_loss = terms
     if logits.shape[1] > size:
@@ -66,7 +66,7 @@ def softmax_and_gradient(
     gradient = log_p.exp_().mul_(p_scale)
     if smoothing:
         gradient[:, :size] -= scale * (smoothing / size)
-    # Subtract in float32 before rounding: in bfloat16, p − 1 would be 0 where p is nearly 1.
+    # Subtract in float32, then round: in bfloat16, p − 1 would be 0 for p near 1.
     at_target = p_target - scale * (1 - smoothing + smoothing / size)
     gradient = gradient.to(logits.dtype)
     rows = torch.arange(len(targets), device=targets.device)  # scatter_ would copy a bfloat16 gradient to float32
@@ -76,10 +76,10 @@ def softmax_and_gradient(
 
 @dataclass(frozen=True)
 class FusedOutput(ModelOutput):
-    """A model's output whose cross-entropy never holds all logits.
+    """A model's output whose cross-entropy is computed in chunks.
 
     Attributes:
-        softmax: `softmax_and_gradient`, or its compiled form.
+        softmax: `softmax_and_gradient`, or its compiled version.
     """
 
     softmax: Softmax = softmax_and_gradient
@@ -124,11 +124,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, head, targets = ctx.saved_tensors
-        if ctx.gradients and grad_output.stride() == (0,):  # one expanded number: the gradient of a sum
+        if ctx.gradients and grad_output.stride() == (0,):  # an expanded scalar: the gradient of a sum
             grad_hidden, grad_head = (each.mul_(grad_output[0].to(each.dtype)) for each in ctx.gradients)
         else:
             _, grad_hidden, grad_head = _compute(hidden, head, targets, ctx.terms, ctx.softmax, True, grad_output)
-        ctx.gradients = []  # scaled in place: not to be used again
+        ctx.gradients = []  # scaled in place, so they must not be used again
         return grad_hidden, grad_head, None, None, None, None
 
 
@@ -146,7 +146,7 @@ def _compute(
     nats: list[torch.Tensor] = []
     grad_hidden, grad_head = torch.empty_like(hidden), None
     for rows in chunks(len(targets), len(head)):
-        row_nats, gradient = softmax(hidden[rows] @ weight.T, targets[rows], terms)  # the logits are gone with it
+        row_nats, gradient = softmax(hidden[rows] @ weight.T, targets[rows], terms)  # softmax overwrites the logits
         nats.append(row_nats)
         if with_gradients:
             if grad_output is not None:
@@ -155,7 +155,7 @@ def _compute(
             part = gradient.T @ hidden[rows]
             grad_head = part.to(head.dtype) if grad_head is None else grad_head.add_(part)
             del part
-        del gradient  # before the next rows' logits are made
+        del gradient  # free it before the next logits are allocated
     joined = torch.cat(nats) if nats else hidden.new_zeros(0)
     if not with_gradients:
         return (joined,)
@@ -163,7 +163,7 @@ def _compute(
 
 
 def chunks(rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of about equal numbers of rows, whose logits are few enough to be in memory."""
+    """Slices of rows of about equal size, whose logits fit into a bounded amount of memory."""
     most = max(1, _LOGITS_AT_ONCE // vocab_size)
     count = -(-rows // most)
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Pretrained weights that a run starts from: a checkpoint's or a Hugging Face folder's."""
+"""Pretrained weights to start a run from: a checkpoint or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pipeline.plugin.components import ModelShape
 from pipeline.plugin.options import plain_options, with_options
 
 _STRINGS = 1000
-_FIX = "copy a whole checkpoint or Hugging Face folder there, or set train.init_from"
+_FIX = "copy a complete checkpoint or Hugging Face folder there, or change train.init_from"
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights on disk, which nothing has read yet.
+    """Pretrained weights on disk that are not loaded yet.
 
     Attributes:
-        name: Their path as params.yaml gives it.
+        name: Their path in params.yaml.
         folder: The folder of their config and tokenizer.
-        file: The checkpoint's file of weights; None for a Hugging Face folder.
+        file: The weights file of a checkpoint; None for a Hugging Face folder.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Pretrained:
         Hugging Face folder.
 
         Raises:
-            CheckpointError: nothing is there, or a file of another kind.
+            CheckpointError: the path does not exist, or is a file of another kind.
         """
         path = root / name
         if path.is_file():
             if path.suffix != ".pth":
-                raise CheckpointError(f"{name} is no file of a checkpoint's weights (.pth): {_FIX}")
+                raise CheckpointError(f"{name} is not a weights file of a checkpoint (.pth): {_FIX}")
             return cls(name, path.parent, path)
         if not path.is_dir():
             raise CheckpointError(f"{name} is missing: {_FIX}")
@@ -60,11 +60,11 @@ class Pretrained:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The model that the weights belong to.
+        """The config of the model that the weights belong to.
 
         Raises:
-            CheckpointError: config.json is damaged, or describes what no model here computes.
-            DataError: a file is missing or altered.
+            CheckpointError: config.json is corrupt, or describes a model that is not supported.
+            DataError: a file is missing or corrupt.
         """
         if self.file is None:
             return read_config(self.folder)
@@ -73,17 +73,17 @@ class Pretrained:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of config.json and the weights."""
+        """A hash of config.json and the weights files."""
         files = weight_files(self.folder) if self.file is None else [self.file]
         digests = [sha256(path) for path in (self.folder / CONFIG, *files)]
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def check(self, target: Architecture, tokenizer: Tokenizer) -> None:
-        """Whether a model of this architecture, with this tokenizer, can start from the weights.
+        """Checks that a model of the architecture `target` with this tokenizer can start from the weights.
 
         Raises:
-            ParamsError: the model differs; each key that differs is named with the value to set.
-            DataError: the tokenizer gives other ids than the weights were trained with.
+            ParamsError: the models differ; the message lists the keys to set, with values.
+            DataError: the tokenizer is not that of the weights.
         """
         source, name = self.config, target.component.name
         wanted: dict[str, Any] = {}
@@ -99,7 +99,9 @@ class Pretrained:
             wanted["context_length"] = f"{source.shape.context_length} or less"
         if wanted:
             settings = ", ".join(f"model.{key}: {str(value).lower()}" for key, value in wanted.items())
-            raise ParamsError(f"train.init_from: {self.name} is another model than params.yaml's: set {settings}")
+            raise ParamsError(
+                f"train.init_from: params.yaml describes another model than {self.name}: set {settings}"
+            )
         self._check_tokenizer(tokenizer)
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -109,31 +111,31 @@ class Pretrained:
         elif path.is_file():
             same = _same_ids(from_file(path, "gpt2", tokenizer.end, proven=False), tokenizer)
         else:
-            raise DataError(f"{path} is missing: weights are of no use without the tokenizer that made their ids")
+            raise DataError(f"{path} is missing: the weights need the tokenizer that they were trained with")
         if not same:
             raise DataError(
-                f"train.init_from: {tokenizer.name!r}, which tokenized the splits, is not {self.name}'s tokenizer: "
+                f"train.init_from: the tokenizer of the splits, {tokenizer.name!r}, is not that of {self.name}: "
                 f"set tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: {self._beside(TOKENIZER)}"
             )
         if tokenizer.vocab_size > self.config.shape.vocab_size:
             raise DataError(
-                f"train.init_from: the tokenizer has {tokenizer.vocab_size:,} ids and {self.name} rows for "
+                f"train.init_from: the tokenizer has {tokenizer.vocab_size:,} ids, but {self.name} has "
                 f"{self.config.shape.vocab_size:,}: set tokenize.tokenizer.file.end_of_text to a special token "
                 f"that {self._beside(TOKENIZER)} has"
             )
 
     def _beside(self, file: str) -> str:
-        """A file beside the weights, as params.yaml would name it."""
+        """The path of a file beside the weights, relative to the project."""
         name = PurePath(self.name)
         return ((name.parent if name.suffix == ".pth" else name) / file).as_posix()
 
     def weights(self, target: Architecture) -> dict[str, torch.Tensor]:
-        """The weights for a model of the architecture `target`, which passed `check`: the first positions of a
-        longer context; padding rows are zeros.
+        """Loads the weights for a model of the architecture `target`, which must have passed `check`. Position
+        embeddings of a longer context are truncated; added padding rows are zeros.
 
         Raises:
-            CheckpointError: they cannot be read, or do not fit config.json.
-            ParamsError: they have weights that an option of `target` leaves out.
+            CheckpointError: the weights cannot be read, or do not fit config.json.
+            ParamsError: an option of `target` excludes a weight of the file.
         """
         options = {**plain_options(target.component), **self.config.options}
         source = Architecture(with_options(type(target.component), options, self.name), self.config.shape)
@@ -148,12 +150,12 @@ class Pretrained:
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         wanted = {name: shape for name, (shape, _) in target.tensor_specs.items()}
         if different := {name for name, _ in shapes.items() ^ wanted.items()}:
-            raise CheckpointError(f"{self.name}: {min(different)} is not that of the model of {CONFIG}: {_FIX}")
+            raise CheckpointError(f"{self.name}: {min(different)} does not fit {CONFIG}: {_FIX}")
         return weights
 
 
 def _rows(weight: torch.Tensor, count: int, source: ModelShape, target: ModelShape) -> torch.Tensor:
-    """A weight with `count` rows: of a vocabulary padded otherwise, or of the first positions of a context."""
+    """Pads or truncates a weight to `count` rows: another padding of the vocabulary, or a shorter context."""
     if len(weight) == count:
         return weight
     if (len(weight), count) == (source.padded_vocab_size, target.padded_vocab_size):
@@ -163,7 +165,7 @@ def _rows(weight: torch.Tensor, count: int, source: ModelShape, target: ModelSha
 
 
 def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether they are the same tokenizer, even if their split patterns are written differently."""
+    """Whether two tokenizers give the same ids; their split patterns may be written differently."""
     if one.fingerprint == other.fingerprint:
         return True
     if one.ranks != other.ranks or one.end_of_text != other.end_of_text:

@@ -1,4 +1,4 @@
-"""What made a checkpoint, and where params.yaml or the splits have changed since."""
+"""The record of the run that trained a checkpoint, and a comparison with params.yaml and the splits."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 SECTIONS = ("tokenize", "split", "model", "train")
-"""The sections of params.yaml that decide a model."""
+"""The sections of params.yaml that decide a trained model."""
 _FIX = "run `python -m pipeline train`, or `dvc repro`"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What made a checkpoint: run.json in its folder.
+    """The record of the run that trained a checkpoint: run.json in its folder.
 
     Attributes:
-        params: The effective params of tokenize, split, model and train, as params.yaml has them.
+        params: The effective params of tokenize, split, model and train, by section.
         data: The digest of the splits.
-        versions: What was installed: "python", and packages by name.
+        versions: The versions of "python" and of packages.
         identity: The run's fingerprint.
     """
 
@@ -45,41 +45,43 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """What made the checkpoint in `folder`.
+    """Reads the record of the checkpoint in `folder`.
 
     Raises:
-        CheckpointError: run.json is missing, as in a checkpoint of an earlier version, or damaged.
+        CheckpointError: run.json is corrupt, or missing, as in checkpoints of earlier versions.
     """
     path = folder / RECORD
     record = read_values(path, RunRecord, _FIX, CheckpointError)
     missing = [name for name in SECTIONS if name not in record.params]
     if missing:
-        raise CheckpointError(f"{path} is damaged (its params lack {', '.join(missing)}): {_FIX}")
+        raise CheckpointError(f"{path} is corrupt (it lacks {', '.join(missing)}): {_FIX}")
     return record
 
 
 def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: Paths) -> None:
-    """Says in one line where params.yaml, and in another whether the splits, are not what made the checkpoint."""
+    """Prints a note if params.yaml, and another if the splits differ from what trained the checkpoint."""
     given = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
-    train = {"extension": {"amount": 0}, **record.params["train"]}  # of a run that was not extended there is none
+    train = {
+        "extension": {"amount": 0},
+        **record.params["train"],
+    }  # the record omits it unless the run was extended
     _fill_in(given, paths)
     found = contradictions({**record.params, "train": train}, given)
     if found:
         say(
-            f"note: params.yaml is not what trained this checkpoint: {'; '.join(found)}; the checkpoint's values "
-            "are used"
+            f"note: params.yaml is not what trained this checkpoint: {'; '.join(found)}; using the checkpoint's "
+            "values"
         )
     if splits.digest != record.data:
         say(
-            f"note: {paths.shown(splits.folder)} is not the data that trained this checkpoint: its held-out text "
-            "may be text that the model was trained on"
+            f"note: {paths.shown(splits.folder)} is not the data that trained this checkpoint: the model may have "
+            "seen its held-out text in training"
         )
 
 
 def _fill_in(params: dict[str, Any], paths: Paths) -> None:
-    """Adds defaults of options that params.yaml leaves out and drops callbacks that only record, as in a record.
-
-    A component that cannot be built stays as params.yaml has it.
+    """Changes params to the form of a record: adds the defaults of omitted options, removes callbacks with
+    `records_only`. Components that cannot be built stay unchanged.
     """
     train = params["train"]
     sections = {

@@ -1,8 +1,8 @@
-"""Negative log-likelihood, token by token, and the numbers that follow from it.
+"""Token scoring: the negative log-likelihood of each token, and the metrics that follow from it.
 
-Every number that compares runs (loss, perplexity, bits per byte) comes from here: the plain cross-entropy
-of the true next token, whatever loss the run was trained with. Sums are in float64 and over tokens, so a
-result is no average of averages, and the batch size does not change it.
+All numbers that compare runs (loss, perplexity, bits per byte) are computed here from the plain cross-entropy of
+the true next token, whatever the training loss is. Sums are in float64 and over tokens, so that the batch size does
+not change a result.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _MAX_EXPONENT = 709.0
 
 @dataclass(frozen=True)
 class Scores:
-    """How well each target was predicted; the arrays are as long as there are targets.
+    """The scores of N targets.
 
     Attributes:
-        targets: The true ids.
-        nats: Their negative log-likelihoods, float64.
-        correct: Whether the likeliest token was the true one.
+        targets: The true ids [N].
+        nats: Their negative log-likelihoods [N], float64.
+        correct: Whether the most likely token was the true one [N].
     """
 
     targets: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -43,14 +43,14 @@ class Scores:
 
 
 Observer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""Called with the targets of some rows [N], `IGNORED` ones included, their nats, whether they were the likeliest,
-the likeliest token's probability (float64), and the logits [N, V] in float32 (or wider); the rows come in order. It
-must not change them, nor keep them."""
+"""Called for each chunk of rows, in order, with targets [N] (including `IGNORED`), their nats [N], whether each was
+the most likely token [N], the most likely token's probability [N] (float64), and logits [N, V] in float32 (or
+wider). It must not modify or keep the tensors."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts the model in eval mode and, afterwards, its mode and every random generator as they were."""
+    """Eval mode inside the block; restores the mode and all random states."""
     training = model.training
     kind = torch.accelerator.current_accelerator(check_available=True)
     devices = range(torch.accelerator.device_count()) if kind else []
@@ -65,7 +65,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-@torch.no_grad()  # no inference mode: FSDP2 keeps buffers of its first forward, and training writes into them
+@torch.no_grad()  # not inference mode: FSDP2 reuses buffers of this forward pass in training
 def score(
     model: LanguageModel,
     ids: Ids,
@@ -73,9 +73,9 @@ def score(
     batch_size: int,
     observe: Observer | None = None,
 ) -> Iterator[Scores]:
-    """Scores the windows' counted targets, in order, a batch at a time; in float32, without dropout.
+    """Scores the counted targets of the windows in order, batch by batch, in eval mode and float32.
 
-    `observe` sees the logits of a batch before its scores are yielded; it does not change the scores.
+    `observe` is called with the details of a batch before its scores are yielded.
     """
     device = device_of(model)
     with evaluating(model):
@@ -89,7 +89,7 @@ def score(
 
 
 def _padded(ids: Ids, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets [B, T]; shorter windows are filled up on the right, where causality hides it."""
+    """Inputs and targets [B, T]; shorter windows are padded on the right, which causal attention ignores."""
     length = max(window.end - window.start for window in windows) - 1
     inputs = np.zeros((len(windows), length), dtype=np.int64)
     targets = np.full((len(windows), length), IGNORED, dtype=np.int64)
@@ -103,11 +103,11 @@ def _padded(ids: Ids, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, 
 def score_tokens(
     output: ModelOutput, targets: torch.Tensor, observe: Observer | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each target's −log p(target) in float64 nats, and whether it was the likeliest token, both [B, T].
+    """−log p(target) in nats (float64), and whether the target is the most likely token, both [B, T].
 
-    Of equally likely tokens the first one is the likeliest. Ignored targets get 0 nats. The logits are computed
-    some rows at a time, so that a large vocabulary never fills the memory; `observe` sees each of these parts.
-    The results, and what `observe` sees, are on `float64_device`: of an Apple GPU, on the CPU.
+    Of equally likely tokens, the first one counts. Ignored targets get 0 nats. The logits are computed in chunks of
+    rows, to bound the memory for large vocabularies; `observe` is called for each chunk. All results are on
+    `float64_device`: for an Apple GPU, the CPU.
     """
     hidden = output.hidden.flatten(0, 1)
     flat = targets.flatten()
@@ -122,9 +122,9 @@ def score_tokens(
         picked = logits.gather(1, chunk.clamp(min=0)[:, None])[:, 0]
         largest = logits.amax(dim=-1)
         hits = (counted & (picked == largest)).nonzero()[:, 0]
-        # argmax is slow: it only decides between equals.
+        # argmax is slow, so only ties are resolved by it.
         correct[start + hits.to(exact)] = (logits[hits].argmax(dim=-1) == chunk[hits]).to(exact)
-        # What logsumexp does, to the bit; in the memory of the logits, where nobody looks at them afterwards.
+        # Equal to logsumexp bit by bit; in place, unless `observe` needs the logits.
         below = logits.sub_(largest[:, None]) if observe is None else logits - largest[:, None]
         total = below.exp_().sum(dim=-1)
         nll = (total.log() + largest - picked).to(exact).double()
@@ -137,20 +137,20 @@ def score_tokens(
 
 
 class Summary:
-    """Adds scores up into loss, perplexity, bits per byte and accuracy.
+    """Accumulates scores into loss, perplexity, bits per byte and accuracy.
 
     Attributes:
-        tokens, bytes: How many targets were added, and the bytes of text that they are.
+        tokens, bytes: The number of targets, and of the bytes of their text.
     """
 
     def __init__(self, byte_lengths: np.ndarray) -> None:
-        """`byte_lengths` [V] are the bytes of text that each id stands for: 0 for special tokens."""
+        """`byte_lengths` [V] is the number of bytes of each id's text; 0 for special tokens."""
         self._byte_lengths = byte_lengths
         self._nats = self._text_nats = 0.0
         self.tokens = self._correct = self.bytes = 0
 
     def add(self, scores: Scores) -> Summary:
-        """Counts further targets; returns itself."""
+        """Adds scores; returns self."""
         lengths = self._byte_lengths[scores.targets]
         self._nats += float(scores.nats.sum())
         self._text_nats += float(scores.nats[lengths > 0].sum())
@@ -160,7 +160,7 @@ class Summary:
         return self
 
     def all_reduce(self, all_reduce_sum: Callable[..., list[float]]) -> Summary:
-        """With the sums of several processes; `all_reduce_sum` adds each value up over them. Returns itself."""
+        """Sums over all processes by `all_reduce_sum`; returns self."""
         self._nats, self._text_nats, *counts = all_reduce_sum(
             self._nats, self._text_nats, self.tokens, self._correct, self.bytes
         )
@@ -169,19 +169,19 @@ class Summary:
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood, in nats a token."""
+        """The mean negative log-likelihood, in nats per token."""
         return self._nats / self.tokens
 
     def metrics(self) -> dict[str, float]:
-        """`loss`, `perplexity` (its exp; left out where that overflows), `bits_per_byte`, `accuracy`.
+        """`loss`, `perplexity` (omitted if it overflows), `bits_per_byte` and `accuracy`.
 
-        Bits per byte leaves special tokens out of its sum and of its bytes: they are no text.
+        Bits per byte counts neither the nats nor the bytes of special tokens.
         """
         return loss_metrics(self.tokens, self._nats, self.bytes, self._text_nats, self._correct)
 
 
 def loss_metrics(tokens: int, nats: float, size: int, text_nats: float, correct: int) -> dict[str, float]:
-    """What `Summary.metrics` gives, from sums: `size` in bytes, `text_nats` without those of special tokens."""
+    """The metrics of `Summary.metrics` from sums; `size` is in bytes, `text_nats` excludes special tokens."""
     loss = nats / tokens
     numbers = {"loss": loss}
     if loss <= _MAX_EXPONENT:
@@ -198,7 +198,7 @@ def summarize(
     batch_size: int,
     byte_lengths: np.ndarray,
 ) -> Summary:
-    """Scores the windows and adds them up."""
+    """Scores the windows and accumulates the scores."""
     summary = Summary(byte_lengths)
     for scores in score(model, ids, windows, batch_size):
         summary.add(scores)
@@ -206,6 +206,6 @@ def summarize(
 
 
 def evenly_spaced(windows: Sequence[EvaluationWindow], count: int) -> list[EvaluationWindow]:
-    """At most `count` of the windows, spread evenly: always the same ones, so evaluations compare."""
+    """At most `count` windows, evenly spaced. The choice is deterministic, so that evaluations are comparable."""
     count = min(count, len(windows))
     return [windows[number * len(windows) // count] for number in range(count)]

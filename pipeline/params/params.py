@@ -6,11 +6,12 @@ result. Sections of components (losses, optimizers, …) are checked by the stag
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.core.values import DEVICE, Dimension, InMemoryCount, LayerCount, NonNegativeInt, PositiveInt
 
@@ -179,11 +180,21 @@ _MOVED = (
 """Keys that the section `model` once had, and where they are now."""
 
 
+def _number(amount: Any) -> Any:
+    """A whole number as an int, so that 1e15 and 1000000000000000 are the same run."""
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
+        raise ValueError(f"input should be a number such as 1600 or 1e15, not {amount!r}")
+    return int(amount) if amount == int(amount) else amount
+
+
+BudgetAmount = Annotated[int | float, Field(lt=1e30), BeforeValidator(_number)]
+
+
 class BudgetParams(Section):
-    unit: Literal["steps", "epochs", "tokens"]
-    """What `amount` counts."""
-    amount: PositiveInt
-    """How long to train."""
+    unit: Literal["steps", "epochs", "tokens", "flops"]
+    """What `amount` counts; `flops`: floating-point operations of training, as docs/comparing.md counts them."""
+    amount: Annotated[BudgetAmount, Field(gt=0)]
+    """How long to train; above 0; for flops it may be written as 1e15."""
 
 
 class ScheduleParams(Choice):
@@ -192,7 +203,7 @@ class ScheduleParams(Choice):
 
 
 class ExtensionParams(Section):
-    amount: NonNegativeInt
+    amount: Annotated[BudgetAmount, Field(ge=0)]
     """How much longer a finished run is trained, in the budget's unit; 0 for not at all."""
     peak: Annotated[float, Field(gt=0, le=1)]
     """What the learning rate climbs to once more, as a share of its first peak (one that is still there stays)."""
@@ -320,4 +331,15 @@ class Params(Section):
     def _documents_have_ends(self) -> Params:
         if self.model.document_mask and not self.tokenize.end_of_text:
             raise ValueError("model.document_mask needs tokenize.end_of_text: true: it is what ends a document")
+        return self
+
+    @model_validator(mode="after")
+    def _amounts_are_whole(self) -> Params:
+        train = self.train
+        for key, amount in (("budget", train.budget.amount), ("extension", train.extension.amount)):
+            if train.budget.unit != "flops" and not (isinstance(amount, int) and amount < 2**63):
+                what = f"no whole number of {train.budget.unit} below 2^63"
+                raise ValueError(
+                    f"train.{key}.amount: {amount} is {what}: change it, or set train.budget.unit: flops"
+                )
         return self

@@ -1,4 +1,4 @@
-"""Which documents go to train, val and test (by document, by position, or as the corpus says), and duplicates."""
+"""Assigns documents to train, val and test (by document, by position, or predefined), and finds duplicates."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Part:
     """A document, or its part in one split.
 
     Attributes:
-        split: Where it goes.
+        split: Its split.
         name: The document's name.
-        blocks: Its ids, in blocks, to be read once.
-        digest: The document's digest, if it is whole.
+        blocks: Its ids in blocks; they can be read only once.
+        digest: The document's digest; None for a part.
     """
 
     split: str
@@ -38,7 +38,7 @@ class Part:
 
 
 def split_of(name: str, seed: int, val: float, test: float) -> str:
-    """The split of a document; it depends on the document's name and the seed only."""
+    """The split of a document. It depends only on the document's name and the seed."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     fraction = int.from_bytes(digest[:8], "big") / 2**64
     if fraction < test:
@@ -47,16 +47,16 @@ def split_of(name: str, seed: int, val: float, test: float) -> str:
 
 
 def by_document(tokens: TokenFolder, seed: int, val: float, test: float) -> Iterator[Part]:
-    """Every document, in its split."""
+    """Assigns whole documents by a hash of their names."""
     for entry in tokens.documents("tokens"):
         yield _whole(split_of(entry.name, seed, val, test), entry, tokens)
 
 
 def predefined(tokens: TokenFolder) -> Iterator[Part]:
-    """Every document, whole, in the split that the corpus assigned.
+    """Assigns whole documents to the splits that the corpus names.
 
     Raises:
-        DataError: a document has no split, or train or val has no document; the message has the counts.
+        DataError: a document has no split, or train or val is empty; the message has the counts.
     """
     entries = list(tokens.documents("tokens"))
     documents = Counter(entry.split for entry in entries)
@@ -64,13 +64,13 @@ def predefined(tokens: TokenFolder) -> Iterator[Part]:
     if documents[None]:
         lost = listed([entry.name for entry in entries if entry.split is None])
         raise DataError(
-            f"split.by: predefined, but {lost} lie in no folder or file named train, val (valid, validation) or "
+            f"split.by: predefined, but {lost} are not in a folder or file named train, val (valid, validation) or "
             f"test ({found}): move or rename them, or change split.by"
         )
     for split in ("train", "val"):
         if not documents[split]:
             raise DataError(
-                f"split.by: predefined, but no document is in the split {split} ({found}): make a folder or file "
+                f"split.by: predefined, but no document is in the split {split} ({found}): create a folder or file "
                 f"named {split}, or set split.by: document"
             )
     for entry in entries:
@@ -78,10 +78,10 @@ def predefined(tokens: TokenFolder) -> Iterator[Part]:
 
 
 def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iterator[Part]:
-    """The corpus in its order, cut twice: train, then val, then test.
+    """Cuts the corpus, in its order, into train, then val, then test.
 
-    `unit` "tokens" cuts between two tokens. "characters" cuts the text: the document at the cut is decoded, and
-    each of its splits is tokenized again, as if the text had been cut first.
+    The `unit` "tokens" cuts between two tokens. "characters" cuts the text: the document at a cut is decoded, and
+    its parts are tokenized separately, as if the text had been cut first.
     """
     if unit == "tokens":
         lengths = [entry.tokens for entry in tokens.documents("tokens")]
@@ -92,7 +92,7 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iter
             for entry in tokens.documents("tokens")
         ]
     total = sum(lengths)
-    # Rounded first: in floating point 1 − 0.05 − 0.05 is a little less than 0.9.
+    # Round first: in floating point, 1 − 0.05 − 0.05 is slightly less than 0.9.
     cuts = [int(round(total * share, 6)) for share in (1 - val - test, 1 - test)]
     starts = accumulate(lengths, initial=0)
     for entry, length, begin in zip(tokens.documents("tokens"), lengths, starts, strict=False):
@@ -113,15 +113,16 @@ def _whole(split: str, entry: IndexEntry, tokens: TokenFolder) -> Part:
 
 
 def _characters(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The number of characters that begin in each id's bytes [V]; 0 for special tokens, which are no text."""
-    inside = bytes(range(0x80, 0xC0))  # the bytes of a character's UTF-8 after its first one
+    """The number of characters that start in each id's bytes [V]; 0 for special tokens."""
+    inside = bytes(range(0x80, 0xC0))  # UTF-8 continuation bytes
     lengths = np.array([len(each.translate(None, inside)) for each in tokenizer.token_bytes], dtype=np.int64)
     lengths[list(tokenizer.special_tokens.values())] = 0
     return lengths
 
 
 def _tokenized_again(tokens: TokenFolder, entry: IndexEntry, start: int, end: int, ends: bool) -> Iterator[Ids]:
-    """The ids of a document's characters start … end−1 as a separate text; then end-of-text if it `ends` there."""
+    """The ids of a document's characters start … end−1, tokenized as a separate text; with end-of-text if it
+    `ends`."""
     for piece in cut(_text(tokens, entry, start, end), tokens.tokenizer.pattern):
         yield tokens.tokenizer.encode(piece)
     if ends:
@@ -143,11 +144,11 @@ def _text(tokens: TokenFolder, entry: IndexEntry, start: int, end: int) -> Itera
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A document whose text, apart from white space, is also in val (it is in train) or in test.
+    """A document with the same text, apart from white space, as one in another split.
 
     Attributes:
         split, name: The document, in train or val.
-        kept_split, kept_name: The other one, in val or test, which is kept.
+        kept_split, kept_name: The document to keep, in val or test.
     """
 
     split: str
@@ -160,7 +161,7 @@ class Duplicate:
 
 
 def duplicates(parts: Iterable[Part]) -> list[Duplicate]:
-    """The documents of train that are in val or test as well, and those of val that are in test."""
+    """The documents of train whose text is also in val or test, and those of val whose text is also in test."""
     listed = [(part.split, part.name, part.digest) for part in parts if part.digest is not None]
     cleanest: dict[str | None, tuple[str, str]] = {}
     for kept_split in ("val", "test"):

@@ -1,4 +1,4 @@
-"""What is to be beaten, and depends in the split alone: xz's bits per byte on each held-out text."""
+"""A baseline for the models: xz's bits per byte on each held-out split."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Ids, smallest_dtype
 
 _XZ_BYTES = 4 << 20
-"""xz reads this much of the training text's end and this much of each held-out text: it takes a second a MiB."""
+"""The bytes that xz reads from the end of train, and from each held-out split: it takes a second per MiB."""
 
 
 def xz_bits_per_byte(
     folder: Path, files: Mapping[str, Mapping[str, int]], tokenizer: Tokenizer
 ) -> dict[str, float]:
-    """By split, the bits per byte that `xz -9e` needs for the text when it has read the training text before.
+    """For each held-out split, the bits per byte that `xz -9e` needs for its text after the training text.
 
     Args:
-        folder: Where train.bin, val.bin and test.bin lie.
-        files: The `tokens` of each split.
-        tokenizer: Of their ids.
+        folder: The folder of train.bin, val.bin and test.bin.
+        files: The number of `tokens` of each split.
+        tokenizer: The tokenizer of their ids.
     """
     dtype = smallest_dtype(tokenizer.vocab_size)
 
@@ -45,6 +45,6 @@ def _text(ids: Ids, tokenizer: Tokenizer) -> bytes:
 
 
 def _xz(data: bytes) -> int:
-    # The preset's window of 64 MiB would be laid out for any text: one of the text's length finds the same.
+    # A dictionary of the text's size finds the same matches as the preset's, for which xz allocates 64 MiB.
     window = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": max(len(data), 4096)}
     return len(lzma.compress(data, filters=[window]))

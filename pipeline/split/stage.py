@@ -1,4 +1,4 @@
-"""split: token ids → train, val and test, as raw ids that other trainers read too."""
+"""The split stage: divides the tokens into train, val and test, as raw ids that other trainers can read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads artifacts/tokens and writes artifacts/splits: train.bin, val.bin, test.bin, indexes, meta.json."""
+    """Reads artifacts/tokens and writes artifacts/splits: train.bin, val.bin, test.bin, indexes, meta.json.
+
+    Raises:
+        DataError: the tokens cannot be read, or a split gets too few of them.
+    """
     split_params = params.split
     tokens = TokenFolder(paths.tokens, "run `python -m pipeline tokenize`")
     found = duplicates(_parts(tokens, split_params))
@@ -56,9 +60,12 @@ def run(params: Params, paths: Paths) -> None:
         _say_small(split, file["tokens"] / total, split_params)
     names = listed([str(duplicate) for duplicate in found])
     if removed:
-        fact("removed", f"{len(found):,} in two splits: {names}")
+        fact("removed", f"{len(found):,} duplicates: {names}")
     elif found:
-        say(f"note: {len(found):,} in two splits, which flatters the result (split.duplicates: remove): {names}")
+        say(
+            f"note: {len(found):,} texts are in two splits, which flatters results: {names}; to remove them, set "
+            "split.duplicates: remove"
+        )
     fact("wrote", f"{paths.shown(paths.splits)} (by {split_params.by})")
 
 
@@ -78,12 +85,12 @@ def _splits(tokens: TokenFolder, params: SplitParams) -> list[str]:
 
 
 def _say_small(split: str, share: float, params: SplitParams) -> None:
-    """If documents are few or their lengths differ much, a split may get far less than its share."""
+    """Prints a note if a split gets far less than its share: few documents, or very different lengths."""
     wanted = {"val": params.val, "test": params.test}.get(split, 0.0)
     if params.by == "document" and share < wanted / 3:
         say(
-            f"note: {split} gets {share:.2%} of the tokens where split.{split} asks for {wanted:.0%}: its numbers "
-            "say little; set split.by: position, or another split.seed"
+            f"note: {split} gets {share:.2%} of the tokens instead of split.{split} {wanted:.0%}: its numbers are "
+            "unreliable; set split.by: position, or change split.seed"
         )
 
 
@@ -98,4 +105,4 @@ def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:
                 f"split: {split} gets {file['documents']} of {documents} documents: set split.by: position, or "
                 f"change {what} or split.seed"
             )
-        raise DataError(f"split: {split} gets {file['tokens']} tokens: raise or lower {what}, or bring more text")
+        raise DataError(f"split: {split} gets {file['tokens']} tokens: change {what}, or add text")

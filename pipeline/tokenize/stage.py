@@ -1,4 +1,4 @@
-"""tokenize: documents → token ids, with the tokenizer that made them."""
+"""The tokenize stage: builds or loads the tokenizer and encodes the corpus."""
 
 from __future__ import annotations
 
@@ -37,14 +37,18 @@ Documents = Callable[[], Iterator[Document]]
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json."""
+    """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json.
+
+    Raises:
+        ParamsError, PluginError, DataError: the corpus or the tokenizer cannot be used.
+    """
     check_symlinks(paths.root / "data")
     corpus = build_corpus(params, paths)
     write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths))
 
 
 def build_corpus(params: Params, paths: Paths) -> Corpus:
-    """The corpus that params.yaml chooses."""
+    """Builds the corpus that params.yaml chooses."""
     chosen = params.tokenize.corpus
     registry = Registry.load(paths.plugins, KINDS)
     corpus: Corpus = registry.build("corpora", chosen.name, chosen.options, "tokenize.corpus")
@@ -52,9 +56,9 @@ def build_corpus(params: Params, paths: Paths) -> Corpus:
 
 
 def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Documents) -> None:
-    """Makes the tokenizer and writes the tokens of `documents` (the corpus's, or some of them).
+    """Builds the tokenizer and writes the tokens of `documents`: those of the corpus, or some of them.
 
-    The documents are read twice where the tokenizer is made from them.
+    It reads the documents twice if the tokenizer is trained on them.
     """
     tokenize_params = params.tokenize
     for note in _items(corpus, lambda: corpus.notes(paths.raw)):
@@ -80,7 +84,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
                 progress.update(len(piece.text))
             if blank:
                 where = f"put texts into {paths.shown(paths.raw)}" if corpus.name == "files" else "see its options"
-                raise DataError(f"the corpus {corpus.name} holds no text ({where})")
+                raise DataError(f"the corpus {corpus.name} holds no text: {where}")
         recorded = {"tokenize": _recorded(tokenize_params, corpus)}
         finish_folder(folder, tokenizer, {"tokens": writer.summary()}, params=recorded, corpus=corpus.name)
 
@@ -91,7 +95,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
 
 
 def _recorded(params: TokenizeParams, corpus: Corpus) -> dict[str, Any]:
-    """The section's effective params; the corpus's options that params.yaml leaves out have their defaults."""
+    """The effective params of the section, with the defaults of omitted corpus options."""
     section = params.model_dump(mode="json")
     section["corpus"][corpus.name] = plain_options(corpus)
     return effective(section)
@@ -111,11 +115,11 @@ def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> T
     for text in _read(documents, GPT2_PATTERN):
         sample.add(text)
     if sample.one_in > 1:
-        say(f"note: the text has very many different words: the tokenizer is trained on 1/{sample.one_in:,} of it")
+        say(f"note: the text has too many different words: training the tokenizer on 1/{sample.one_in:,} of it")
     texts = sample.pieces or islice(_read(documents, GPT2_PATTERN), None, None, sample.one_in)
     tokenizer = train_bpe(texts, wanted)
     if tokenizer.vocab_size < wanted:
-        say(f"note: the text holds only {tokenizer.vocab_size:,} of the {wanted:,} tokens asked for")
+        say(f"note: the vocabulary has only {tokenizer.vocab_size:,} of {wanted:,} tokens: the text is too small")
     return tokenizer
 
 
@@ -127,18 +131,23 @@ def _read(documents: Documents, pattern: str) -> Iterator[str]:
 
 
 def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
-    """The corpus's documents; names are checked (they decide sides and label losses), errors become one line."""
+    """The documents of the corpus, checked.
+
+    Raises:
+        PluginError: the corpus yields something else than documents.
+        DataError: a name is empty, repeated or not UTF-8, or a text cannot be read.
+    """
     names: set[str] = set()
     for document in _items(corpus, lambda: corpus.documents(paths.raw)):
         if not isinstance(document, Document) or not isinstance(document.name, str):
             raise PluginError(f"{label(corpus)} must yield Document(name, text), not {type(document).__name__}")
         if document.split not in (None, "train", "val", "test"):
             raise PluginError(
-                f"{label(corpus)}: {document.name!r} is for {document.split!r}, not train, val or test"
+                f"{label(corpus)}: {document.name!r} has the split {document.split!r}, not train, val or test"
             )
         if not document.name or document.name in names:
             raise DataError(
-                f"the corpus {corpus.name} has two documents named {document.name!r}: names must differ"
+                f"the corpus {corpus.name} has two documents named {document.name!r}: names must be unique"
                 if document.name
                 else f"{label(corpus)} has a document without a name"
             )
@@ -149,12 +158,12 @@ def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
 
 
 def _text(corpus: Corpus, document: Document) -> str | Iterator[str]:
-    """A document's text or blocks, each checked."""
+    """A document's text or blocks of text, with each block checked."""
 
     def checked(text: Any) -> str:
         if not isinstance(text, str):
             raise PluginError(
-                f"{label(corpus)}: the text of {document.name!r} must be text, or blocks of it, not "
+                f"{label(corpus)}: the text of {document.name!r} must be str, or an iterable of str, not "
                 f"{type(text).__name__}"
             )
         try:
@@ -178,6 +187,6 @@ def _items(corpus: Corpus, items: Callable[[], Iterable[T]]) -> Iterator[T]:
         raise DataError(f"the corpus {corpus.name}: {explain_os_error(error)}") from error
     except ValueError as error:
         with calling(corpus):
-            if type(error) is not ValueError:  # not meant for a person
+            if type(error) is not ValueError:  # a bug, not a message for users
                 raise
         raise DataError(f"the corpus {corpus.name}: {' '.join(str(error).split())}") from error

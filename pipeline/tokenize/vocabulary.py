@@ -1,4 +1,4 @@
-"""Vocabularies: a byte-level BPE trained on the corpus, its characters, raw bytes, or a published encoding."""
+"""Vocabularies: a BPE trained on the corpus, the corpus's characters, raw bytes, or a published encoding."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from pipeline.data.tokenizer_file import byte_ranks
 
 _LONGEST_WORD = 1000
 MOST_BYTES = 1 << 24
-"""Bytes of different words that a BPE is trained on: the trainer needs some 120 bytes of memory for each."""
+"""The maximum size of the different words to train a BPE on: the trainer needs some 120 bytes of memory per
+byte."""
 
 
 class Sample:
-    """Which pieces of a text a BPE is trained on: all, or so many, evenly spread, as hold `MOST_BYTES` of words.
+    """Chooses the pieces of a text to train a BPE on: every piece, every second, every fourth, …, so that their
+    different words have at most `MOST_BYTES`.
 
-    How many those are is estimated: of the different words between white space, each long one counts, and of the
-    others one in 64 by its hash; for all pieces, every second, every fourth, ….
+    The size is estimated from the words between white space: all long ones, and 1/64 of the others, chosen by hash.
 
     Attributes:
-        pieces: All pieces of a text of at most `MOST_BYTES`, which need not be read again; else none.
+        pieces: All pieces, if the text has at most `MOST_BYTES`, so that it need not be read again; else empty.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class Sample:
         self._bytes = [0] * 32
 
     def add(self, text: str) -> None:
-        """Looks at the next piece."""
+        """Counts the words of the next piece."""
         self._length += len(text.encode(errors="replace"))
         self.pieces.append(text)
         if self._length > MOST_BYTES:
@@ -57,7 +58,7 @@ class Sample:
 
     @property
     def one_in(self) -> int:
-        """1 if the BPE is trained on all pieces, 2 for every second one, and so on."""
+        """n if every n-th piece is used: 1, 2, 4, …."""
         if self._length <= MOST_BYTES:
             return 1
         return next((1 << level for level, count in enumerate(self._bytes) if count <= MOST_BYTES), 1 << 31)
@@ -68,14 +69,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Args:
         texts: The corpus, in pieces cut between words.
-        vocab_size: All tokens: 256 bytes, the merges, and end-of-text as the last id. A small corpus may have
-            fewer merges.
+        vocab_size: The number of tokens: 256 bytes, merges, and end-of-text as the last id. A small corpus may give
+            fewer.
     """
     from tokenizers import Tokenizer as Trainable
     from tokenizers import models, pre_tokenizers, trainers
 
     trainable = Trainable(models.BPE())
-    # Longer words are trained on in parts: the time of a merge grows with the square of a word's length.
+    # Long words are split: the time for merges grows with the square of a word's length.
     words = [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.FixedLength(_LONGEST_WORD)]
     trainable.pre_tokenizer = pre_tokenizers.Sequence(words)
     trainer = trainers.BpeTrainer(
@@ -90,19 +91,19 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def characters(texts: Iterable[str]) -> Tokenizer:
-    """Each character of the corpus as a token, in the order of their code points; end-of-text is the last id."""
+    """A tokenizer with a token for each character of the corpus, by code point; end-of-text is the last id."""
     alphabet: set[str] = set()
     for text in texts:
         alphabet.update(text)
     try:
         ranks = {character.encode(): rank for rank, character in enumerate(sorted(alphabet))}
     except UnicodeEncodeError:
-        raise DataError("the corpus holds half a surrogate pair, which is no text: remove it") from None
+        raise DataError("the corpus holds a lone surrogate, which is not valid text: remove it") from None
     return Tokenizer("characters", ONE_CHARACTER, ranks, {END_OF_TEXT: len(ranks)})
 
 
 def raw_bytes() -> Tokenizer:
-    """Each byte of the text's UTF-8 as a token, and end-of-text as the last id."""
+    """A tokenizer with a token for each of the 256 bytes; end-of-text is the last id."""
     return Tokenizer("bytes", ONE_CHARACTER, {bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
 
 
@@ -110,13 +111,13 @@ def published(name: str) -> Tokenizer:
     """A tiktoken encoding by name.
 
     Raises:
-        ParamsError: tiktoken knows no such encoding.
-        DataError: its vocabulary cannot be downloaded, or the cached file is damaged.
+        ParamsError: tiktoken has no such encoding.
+        DataError: its vocabulary cannot be downloaded, or the cached file is corrupt.
     """
     known = tiktoken.list_encoding_names()
     if name not in known:
         raise ParamsError(
-            f"tokenize.tokenizer.tiktoken.encoding: there is no {name!r} (there are: {', '.join(known)})"
+            f"tokenize.tokenizer.tiktoken.encoding: there is no {name!r}; choose one of {', '.join(known)}"
         )
     folder = Path(
         os.environ.get("TIKTOKEN_CACHE_DIR")
@@ -127,18 +128,18 @@ def published(name: str) -> Tokenizer:
     try:
         encoding = tiktoken.get_encoding(name)
     except Exception as error:
-        damaged = [path for path in cached if not path.exists()]  # tiktoken deletes what does not match
+        damaged = [path for path in cached if not path.exists()]  # tiktoken deletes corrupt files
         for path in damaged:
             path.write_bytes(cached[path])
         if damaged:
             raise DataError(
-                f"{damaged[0]} is damaged (its checksum is wrong) and could not be downloaded again: "
-                "replace it with a good copy"
+                f"{damaged[0]} is damaged (wrong checksum) and could not be downloaded again: replace it with "
+                "an intact copy"
             ) from None
         raise DataError(
             f"tokenize.tokenizer.tiktoken.encoding: {name}'s vocabulary could not be downloaded "
             f'({type(error).__name__}): on a machine with a network run `python -c "import tiktoken; '
-            f"tiktoken.get_encoding('{name}')\"` with TIKTOKEN_CACHE_DIR set to a folder, bring that folder "
-            "here and set TIKTOKEN_CACHE_DIR to it; or choose tokenize.tokenizer.name: bpe, which needs no download"
+            f"tiktoken.get_encoding('{name}')\"` with TIKTOKEN_CACHE_DIR set to a folder, copy that folder here "
+            "and set TIKTOKEN_CACHE_DIR to it; or set tokenize.tokenizer.name: bpe, which needs no download"
         ) from None
     return Tokenizer(name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)

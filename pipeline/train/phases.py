@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.core.paths import Paths
     from pipeline.model.architecture import Architecture
-    from pipeline.params.params import BudgetParams, TrainParams
+    from pipeline.params.params import TrainParams
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class Phase:
 
 
 def phases(
-    params: TrainParams, schedule: Schedule, windows: TrainingWindows, identity: dict[str, Any], root: Path
+    params: TrainParams,
+    schedule: Schedule,
+    windows: TrainingWindows,
+    flops_per_token: float,
+    identity: dict[str, Any],
+    root: Path,
 ) -> list[Phase]:
     """The phases of the run that `params` describe, in order.
 
@@ -54,11 +60,15 @@ def phases(
         params: The section `train`.
         schedule: The schedule that `params` choose.
         windows: The training windows.
+        flops_per_token: Floating-point operations that a token costs, for a budget in flops.
         identity: Everything that decides the result of the whole run.
         root: The folder of all runs' checkpoints (.resume).
     """
-    amount = _windows(params.budget, params.budget.amount, params.batch_size, windows)
-    first = Length(params.batch_size, (amount,))
+
+    def count(amount: float) -> int:
+        return _windows(params.budget.unit, amount, params.batch_size, windows, flops_per_token)
+
+    first = Length(params.batch_size, (count(params.budget.amount),))
     warmup = params.schedule.warmup_steps
     rates = multiplier(schedule, first.total_steps, warmup)
     train = identity["params"]["train"]
@@ -66,21 +76,23 @@ def phases(
     unextended = {**identity, "params": {**identity["params"], "train": kept}}
     found = [Phase(first, rates, unextended, CheckpointStore(root, fingerprint(unextended)))]
     if params.extension.amount:
-        further = _windows(params.budget, params.extension.amount, params.batch_size, windows)
-        whole = replace(first, phase_windows=(*first.phase_windows, further))
+        whole = replace(first, phase_windows=(*first.phase_windows, count(params.extension.amount)))
         steps = whole.total_steps - first.total_steps
         again = extended(schedule, first.total_steps, steps, warmup, params.extension.peak)
         found.append(Phase(whole, again, identity, CheckpointStore(root, fingerprint(identity))))
     return found
 
 
-def _windows(budget: BudgetParams, amount: int, batch_size: int, data: TrainingWindows) -> int:
-    """Converts an amount in the budget's unit into windows."""
-    if budget.unit == "epochs":
-        return amount * data.per_epoch
-    if budget.unit == "tokens":
-        return -(-amount // data.context_length)
-    return amount * batch_size
+def _windows(unit: str, amount: float, batch_size: int, data: TrainingWindows, flops_per_token: float) -> int:
+    """The windows that an amount of a unit stands for; the last one may go beyond it."""
+    if unit == "flops":
+        return math.ceil(amount / (flops_per_token * data.context_length))
+    count = int(amount)
+    if unit == "epochs":
+        return count * data.per_epoch
+    if unit == "tokens":
+        return -(-count // data.context_length)
+    return count * batch_size
 
 
 @contextmanager

@@ -68,7 +68,9 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     run_identity = identity(
         params, components, data, start.digest if start else "", teacher.digest if teacher else ""
     )
-    run_phases = phases(params.train, components.schedule, data.windows, run_identity, paths.resume)
+    run_phases = phases(
+        params.train, components.schedule, data.windows, architecture.flops_per_token, run_identity, paths.resume
+    )
     ranks.check_same(run_phases[-1].store.folder.name, "other params, data, code, plugins or versions")
 
     stop = StopSignal()

@@ -209,17 +209,17 @@ def test_new_needs_no_torch_where_the_kind_needs_none(project: Project) -> None:
     ("kind", "name", "says"),
     [
         ("nonsense", "mine", "there is no kind 'nonsense'"),
-        ("loss", "Mine", "is no name for a component"),
-        ("loss", "my-loss", "is no name for a component"),
-        ("loss", "2nd", "is no name for a component"),
-        ("loss", "../mine", "is no name for a component"),
-        ("loss", "_mine", "starts with _ is no plugin"),
-        ("loss", "lambda", "means something else in Python"),
-        ("loss", "use", "means something else in params.yaml"),
-        ("loss", "none", "the class None"),
-        ("corpus", "document", "the class Document would hide a name"),
-        ("sampler", "top_k", "plugins/samplers/top_k.py is already there"),
-        ("optimizer", "torch", "'torch' is already there (plugins/optimizers/torch_optim.py)"),
+        ("loss", "Mine", "component name"),
+        ("loss", "my-loss", "component name"),
+        ("loss", "2nd", "component name"),
+        ("loss", "../mine", "component name"),
+        ("loss", "_mine", "start with _"),
+        ("loss", "lambda", "reserved word in Python"),
+        ("loss", "use", "reserved word in params.yaml"),
+        ("loss", "none", "class name None"),
+        ("corpus", "document", "class name Document"),
+        ("sampler", "top_k", "plugins/samplers/top_k.py already exists"),
+        ("optimizer", "torch", "'torch' already exists (plugins/optimizers/torch_optim.py)"),
     ],
 )
 def test_a_name_that_cannot_be_used_is_one_line_and_writes_nothing(
@@ -249,7 +249,7 @@ def test_nothing_is_overwritten(project: Project, taken: str) -> None:
     before = files(project)
     result = project.run("plugins", "new", "loss", "mine")
     assert result.code == 1
-    assert "is already there" in result.err
+    assert "already exists" in result.err
     assert path.read_text() == "# mine\n"
     assert files(project) == before
 
@@ -339,7 +339,7 @@ def broken(project: Project, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        (".view(targets.shape)", ".mean()", "breaks its contract: one number a target, (3, 5), not ()"),
+        (".view(targets.shape)", ".mean()", "breaks its contract: one number per target, (3, 5), not ()"),
         ("ignore_index=IGNORED", "ignore_index=IGNORED + 1", "raised IndexError: Target -100 is out of bounds"),
         ('reduction="none"', 'reduction="nonsense"', "raised ValueError: nonsense"),
     ],
@@ -370,7 +370,7 @@ def test_what_is_no_plugin_or_takes_a_name_is_one_line(project: Project) -> None
     losses = project.root / "plugins" / "losses"
     (losses / "_shared.py").write_text("x = 1\n")
     (losses / "notes.txt").write_text("Not Python.\n")
-    cases = {"_shared.py": "registers no component", "notes.txt": "is no plugin", "": "is no plugin"}
+    cases = {"_shared.py": "registers no component", "notes.txt": "not a plugin", "": "not a plugin"}
     for name, says in cases.items():
         result = project.run("plugins", "check", f"plugins/losses/{name}")
         assert result.code == 1
@@ -387,6 +387,6 @@ def test_a_corpus_reads_the_root_that_is_given(project: Project, tmp_path: Path)
     (tmp_path / "texts").mkdir()
     result = project.run("plugins", "check", "plugins/corpora/mine.py", "--root", str(tmp_path / "texts"))
     assert result.code == 1
-    assert "a corpus must have a document" in result.err
+    assert "a corpus must have at least one document" in result.err
     (tmp_path / "texts" / "a.txt").write_text("The river runs to a sea of light.\n")
     project.succeed("plugins", "check", "plugins/corpora/mine.py", "--root", str(tmp_path / "texts"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate.bootstrap import (
-    grouped,
+    group_units,
     interval,
     intervals,
     resampled,
@@ -88,7 +88,7 @@ def test_a_great_many_documents_take_bounded_memory_and_as_wide_an_interval() ->
     generator = np.random.default_rng(2)
     values = np.stack([np.ones(300_000), generator.normal(4, 0.5, 300_000)], axis=1)
     tracemalloc.start()
-    totals = resampled(grouped(values), 500)
+    totals = resampled(group_units(values), 500)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6

@@ -57,3 +57,15 @@ def test_every_line_of_a_choice_says_what_there_is() -> None:
     for line in text.splitlines():
         if line.strip().startswith("name:"):
             assert "#" in line or "cross_entropy" in line, line
+
+
+def test_only_flops_may_be_written_as_a_float() -> None:
+    def amount(*overrides: str) -> float:
+        return load_params(REPOSITORY / "params.yaml", overrides).train.budget.amount
+
+    assert isinstance(amount(), int)
+    flops = amount("train.budget.unit=flops", "train.budget.amount=1e15")
+    assert flops == amount("train.budget.unit=flops", "train.budget.amount=1000000000000000")
+    for key in ("budget", "extension"):
+        with pytest.raises(ParamsError, match=rf"train\.{key}\.amount: 1\.5 .*steps"):
+            load_params(REPOSITORY / "params.yaml", [f"train.{key}.amount=1.5"])

@@ -224,13 +224,13 @@ def test_predefined_keeps_the_sides_that_the_corpus_gave(tmp_path: Path) -> None
     [
         (
             {"a": "train", "b": None, "c": "val", "d": None},
-            r"b, d lie in no .*found: train 1, val 1, test 0 documents",
+            r"b, d are not in .*found: train 1, val 1, test 0 documents",
         ),
-        ({"a": "train", "d": "test"}, r"no document is on the split val \(found: train 1, val 0, test 1"),
+        ({"a": "train", "d": "test"}, r"no document is in the split val \(found: train 1, val 0, test 1"),
         ({"a": "val"}, "no document is on the split train"),
     ],
 )
-def test_predefined_says_what_was_found_when_a_side_is_missing(
+def test_predefined_says_what_was_found_when_a_split_is_missing(
     tmp_path: Path, given: dict[str, str | None], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):

@@ -162,7 +162,9 @@ def make_run(
     ids = {**IDS, "train": IDS["train"][:train_tokens]}
     data = TrainingData.build(params, TOKENIZER, ids, components.batch_sampler, documents(train_tokens))
     data = replace(data, windows=windows or data.windows)
-    phase = phases(params.train, components.schedule, data.windows, small_identity(), folder)[-1]
+    phase = phases(
+        params.train, components.schedule, data.windows, ARCHITECTURE.flops_per_token, small_identity(), folder
+    )[-1]
     phase = replace(phase, schedule=schedule or phase.schedule, store=CheckpointStore(folder, "run"))
     runtime_config = RuntimeConfig(
         "cpu", "", torch.get_num_threads(), ranks.world_size, strategy, precision, compile

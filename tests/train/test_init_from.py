@@ -129,7 +129,7 @@ def test_a_model_that_differs_is_told_in_one_line(trained_project: Project, comm
     result = trained_project.run(command, *sets(FROM, "model.n_layers=3", "model.n_heads=4"))
     assert result.code == 1
     told = (
-        "train.init_from: data/weights/there is another model than params.yaml's: "
+        "train.init_from: params.yaml describes another model than data/weights/there: "
         "set model.n_layers: 2, model.n_heads: 2\n"
     )
     assert told in result.err + result.out

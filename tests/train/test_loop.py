@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import REPOSITORY
 from small_run import (
+    ARCHITECTURE,
     CONTEXT,
     REGISTRY,
     TOKENIZER,
@@ -107,6 +108,14 @@ def test_an_epochs_budget_reads_every_window_the_same_number_of_times(tmp_path: 
     assert run.length.total_windows % run.length.batch_size
     read = [offset for step in range(run.total_steps) for offset in run.offsets(step)]
     assert sorted(read) == sorted(3 * list(range(0, CONTEXT * data.per_epoch, CONTEXT)))
+
+
+def test_a_budget_in_flops_ends_with_the_window_that_reaches_it(tmp_path: Path) -> None:
+    window = ARCHITECTURE.flops_per_token * CONTEXT
+    extended = {"budget.unit": "flops", "extension.amount": 3.5 * window}
+    run = make_run(tmp_path, total_windows=10 * ARCHITECTURE.flops_per_token, **extended)
+    assert run.length.phase_windows == (10, 4)
+    assert run.total_steps == 3 + 1
 
 
 # ── clipping, masks, what is not finite ───────────────────────────────────────────────────────────

@@ -1,13 +1,13 @@
-"""The contract suite: what a component must keep to work in every run.
+"""The contract suite: the rules that a component of each kind must satisfy.
 
-A plugin's own test is one line, with the class or with an instance that has other options:
+A test of a plugin is one line, with the class, or with an instance to test other options:
 
     from pipeline.authoring.testing import check_loss
 
     def test_my_loss() -> None:
         check_loss(MyLoss)
 
-Each check raises AssertionError with the rule that was broken.
+Each check raises AssertionError with the broken rule.
 """
 
 from pipeline.authoring.testing.batch_sampler import check_batch_sampler, text_index

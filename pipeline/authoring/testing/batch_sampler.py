@@ -1,11 +1,11 @@
-"""The contract of a batch sampler, and a text to test one on."""
+"""The contract of a batch sampler, and a text to test one with."""
 
 from __future__ import annotations
 
 import tracemalloc
 from itertools import accumulate, pairwise
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.data.batches import token_index
 from pipeline.data.tokens import IndexEntry
 from pipeline.plugin.components import BatchSampler
@@ -17,7 +17,7 @@ _BYTES_AT_MOST = 1 << 20
 
 
 def text_index(component: BatchSampler, windows: int, shift: bool = True) -> TokenIndex:
-    """A text of `windows` windows of 16 tokens (300 or more) for tests of batch samplers.
+    """The index of a text of `windows` windows (300 or more) of 16 tokens, for tests of batch samplers.
 
     It has 11 documents, `a/0.txt` to `a/4.txt` and `b/5.txt` to `b/10.txt`: ten of 30 to 900 tokens, and the rest.
     """
@@ -31,9 +31,10 @@ def text_index(component: BatchSampler, windows: int, shift: bool = True) -> Tok
     return token_index(tokens, context_length, shift, component, documents)
 
 
+@keeps_no_state
 def check_batch_sampler(component: type[BatchSampler] | BatchSampler) -> None:
-    """Offsets of windows, the same for the same sample however often and in whatever order they are asked for, in
-    little memory however long the text is; with `once_an_epoch` each window of an epoch exactly once.
+    """Checks a batch sampler: valid offsets that depend only on the sample's number, in little memory for long
+    texts; with `once_an_epoch`, each window exactly once per epoch.
 
     The text is that of `text_index`.
     """
@@ -44,21 +45,23 @@ def check_batch_sampler(component: type[BatchSampler] | BatchSampler) -> None:
         samples = [*range(3 * index.text.windows), *far]
         offsets = [sampler.offset(sample, 1, index) for sample in samples]
         for sample, offset in zip(samples, offsets, strict=True):
-            assert isinstance(offset, int), f"sample {sample}: {offset!r} is no whole number"
+            assert isinstance(offset, int), f"sample {sample}: {offset!r} is not an integer"
             last = index.tokens - index.context_length - 1
-            assert 0 <= offset <= last, f"sample {sample}: no window begins at {offset}, only at 0 to {last}"
+            assert 0 <= offset <= last, f"sample {sample}: no window begins at {offset}: offsets are 0 to {last}"
         again = type(sampler)(**sampler.model_dump())
         for sample, offset in reversed(list(zip(samples, offsets, strict=True))):
-            assert again.offset(sample, 1, index) == offset, f"sample {sample}: asked again, its offset differs"
+            assert again.offset(sample, 1, index) == offset, (
+                f"sample {sample}: the same sample must always have the same offset"
+            )
         if sampler.once_an_epoch:
             for epoch in range(3):
                 read = sorted(offsets[epoch * index.text.windows : (epoch + 1) * index.text.windows])
                 steps = {after - before for before, after in pairwise(read)}
-                assert steps == {index.context_length}, f"epoch {epoch} must read each of its windows once"
+                assert steps == {index.context_length}, f"epoch {epoch} must read each window exactly once"
     index = text_index(sampler, 1_000_000)
     tracemalloc.start()
     for sample in (0, *far):
         sampler.offset(sample, 1, index)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < _BYTES_AT_MOST, f"for a text of 1,000,000 windows it needs {peak:,} bytes: it must not list them"
+    assert peak < _BYTES_AT_MOST, f"for a text of 1,000,000 windows it uses {peak:,} bytes: it must not list them"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.components import Corpus
 
 
+@keeps_no_state
 def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:
-    """The same documents each time, each name once, and text in each.
+    """Checks a corpus: the same documents each time, unique names, and text.
 
     Args:
         component: The corpus.
-        root: What data/raw is for it, with whatever texts it needs.
+        root: The folder that it reads instead of data/raw, with the texts that it needs.
     """
     corpus = instance_of(component)
 
@@ -24,12 +25,12 @@ def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:
             yield document.name, text, document.split
 
     documents = list(read())
-    assert documents, "a corpus must have a document"
+    assert documents, "a corpus must have at least one document"
     names = [name for name, _, _ in documents]
     assert len(names) == len(set(names)), "two documents have the same name"
-    assert all(names), "each document needs a name"
-    assert any(text.strip() for _, text, _ in documents), "there must be text in them"
+    assert all(names), "every document must have a name"
+    assert any(text.strip() for _, text, _ in documents), "at least one document must have text"
     for name, text, split in documents:
-        text.encode("utf-8")  # raises where a text holds lone surrogates
+        text.encode("utf-8")  # raises if the text has lone surrogates
         assert split in (None, "train", "val", "test"), f"{name}: a split is train, val or test, not {split!r}"
     assert list(read()) == documents, "reading again must give the same documents in the same order"

@@ -8,12 +8,19 @@ from typing import Any
 
 import torch
 
-from pipeline.authoring.testing.toy import TOY_CONTEXT, ToyNet, instance_of, saved_and_loaded, weights_of
+from pipeline.authoring.testing.toy import (
+    TOY_CONTEXT,
+    ToyNet,
+    instance_of,
+    keeps_no_state,
+    saved_and_loaded,
+    weights_of,
+)
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StepEvent, StopTraining
 
 
 def event(**changes: Any) -> EvaluationEvent:
-    """An evaluation for tests of callbacks, at step 10 of 40; `changes` are attributes of EvaluationEvent."""
+    """An event for tests of `on_evaluation`, at step 10 of 40. `changes` are attributes of EvaluationEvent."""
     values: dict[str, Any] = {
         "metrics": {"step": 10, "epoch": 0.1, "tokens": 1000, "train.loss": 3.0, "val.loss": 3.1},
         "history": (),
@@ -24,8 +31,8 @@ def event(**changes: Any) -> EvaluationEvent:
 
 
 def step_event(**changes: Any) -> StepEvent:
-    """A step for tests of callbacks, number 10 of 40; `changes` are attributes of StepEvent. Its small model has
-    gradients."""
+    """An event for tests of step methods, at step 10 of 40. `changes` are attributes of StepEvent. The default is a
+    small model with gradients."""
     values: dict[str, Any] = {
         "metrics": {"step": 10, "train.objective": 3.0, "learning_rate": 1e-3, "grad_norm": 1.0},
         "full": lambda tensor: tensor,
@@ -37,12 +44,12 @@ def step_event(**changes: Any) -> StepEvent:
 
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of an event with those that every event has."""
+    """Adds the attributes that all events have."""
     model = values.get("model", ToyNet())
 
     def batches(side: str) -> Iterator[torch.Tensor]:
         if side not in ("train", "val"):
-            raise ValueError(f"there is no side {side!r}")
+            raise ValueError(f"there is no split {side!r}: train or val")
         generator = torch.Generator().manual_seed(len(side))
         return (torch.randint(11, (rows, TOY_CONTEXT + 1), generator=generator) for rows in (4, 4, 1))
 
@@ -51,12 +58,12 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     return shared | values
 
 
+@keeps_no_state
 def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
-    """Returns finite numbers, keeps only plain values and tensors in its memory, from which alone its work follows,
-    and leaves the model as it was, but for weights and gradients at a step.
+    """Checks a callback: it returns finite numbers; its memory has only plain values and tensors, and its results
+    depend only on the memory and the events; only the step methods change weights or gradients.
 
-    One that only records (`records_only`) returns no numbers, shows nothing, does not stop the run, and changes
-    nothing at a step.
+    A callback with `records_only` must not return numbers, show text, stop the run, or change anything.
     """
     callback = instance_of(component)
     if callback.has("on_evaluation"):
@@ -65,8 +72,8 @@ def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
         trained, memory = _train_with(callback, resumes=False)
         again, restored = _train_with(callback, resumes=True)
         for (name, one), other in zip(trained.items(), again.values(), strict=True):
-            assert torch.equal(one, other), f"{name}: going on from its saved memory must give the same bits"
-        assert str(memory) == str(restored), "its memory must be the same after going on"
+            assert torch.equal(one, other), f"{name}: resuming from the saved memory must be bit-identical"
+        assert str(memory) == str(restored), "the memory must be the same after resuming"
 
 
 def _check_on_evaluation(callback: EvalCallback) -> None:
@@ -92,29 +99,32 @@ def _check_on_evaluation(callback: EvalCallback) -> None:
         try:
             numbers = callback.on_evaluation(given)
         except StopTraining:
-            assert not callback.records_only, "what only records (records_only) must not stop the run"
+            assert not callback.records_only, "a callback with records_only must not stop the run"
             break
         assert isinstance(numbers, dict), "on_evaluation must return a dict (an empty one for no numbers)"
         _check_numbers(numbers, metrics, callback)
         history.append({**metrics, **numbers})
-        memory = saved_and_loaded(memory)  # it is saved and restored between two evaluations
-    assert all(isinstance(text, str) for text in shown), "show takes text"
-    assert not (callback.records_only and shown), "what only records (records_only) must not call event.show"
+        memory = saved_and_loaded(memory)  # saved and restored between evaluations
+    assert all(isinstance(text, str) for text in shown), "event.show takes a string"
+    assert not (callback.records_only and shown), "a callback with records_only must not call event.show"
     _assert_unchanged(net, before, "a callback must not change the model")
 
 
 def _check_numbers(numbers: dict[str, float], known: dict[str, float], callback: EvalCallback) -> None:
-    assert not (callback.records_only and numbers), "what only records (records_only) must return no numbers"
+    assert not (callback.records_only and numbers), "a callback with records_only must return no numbers"
     for name, value in numbers.items():
-        assert isinstance(name, str), f"{name!r} must be a name"
+        assert isinstance(name, str), f"{name!r}: names must be strings"
         assert isinstance(value, int | float), f"{name} must be a number"
         assert math.isfinite(value), f"{name} must be finite"
         assert name not in known, f"{name} is already recorded: choose another name"
 
 
 def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Six steps of SGD with a callback's step methods: the weights that are evaluated then, and its memory, which
-    is saved and restored after each step if it `resumes`."""
+    """Trains six steps of SGD with the callback's step methods.
+
+    Returns the weights to evaluate and the memory. With `resumes`, the memory is saved and restored after each
+    step.
+    """
     torch.manual_seed(0)
     net, memory = ToyNet(), {}  # type: ignore[var-annotated]
     known: dict[str, float] = {}
@@ -131,10 +141,10 @@ def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.
             given = step_event(step=step, total_steps=6, metrics=dict(known), model=net, memory=memory)
             result = getattr(callback, method)(given)
         if callback.records_only or method == "eval_weights":
-            _assert_unchanged(net, weights, f"{method} must not change the model here")
+            _assert_unchanged(net, weights, f"{method} must not change the model")
         if callback.records_only:
             after = [each.grad for each in net.parameters() if each.grad is not None]
-            assert all(map(torch.equal, after, gradients)), "what only records (records_only) changes no gradient"
+            assert all(map(torch.equal, after, gradients)), "a callback with records_only must not change gradients"
         if method != "eval_weights":
             assert result is None or isinstance(result, dict), f"{method} must return a dict of numbers, or None"
             _check_numbers(result or {}, known, callback)
@@ -157,7 +167,7 @@ def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.
             memory = saved_and_loaded(memory)
     weights = weights_of(net)
     for name, tensor in (call("eval_weights") or {}).items():
-        assert name in weights, f"eval_weights returned {name!r}, which is no parameter of the model"
+        assert name in weights, f"eval_weights returned {name!r}, which is not a parameter of the model"
         assert tensor.shape == weights[name].shape, f"eval_weights: {name} must be {tuple(weights[name].shape)}"
         weights[name] = tensor.clone()
     return weights, saved_and_loaded(memory)

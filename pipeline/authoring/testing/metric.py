@@ -1,4 +1,4 @@
-"""The contract of a metric, and scores to test one on."""
+"""The contract of a metric, and scores to test one with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.components import Metric, TaskMetric, TextModel, TokenScores
 
 
 def token_scores(count: int = 40, seed: int = 0) -> TokenScores:
-    """The scores of `count` targets of 13 ids, for tests of metrics; the first id is a special token."""
+    """Random scores of `count` targets with a vocabulary of 13 ids, for tests of metrics. Some targets have 0
+    bytes."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(count, 13, generator=generator)
     targets = torch.randint(13, (count,), generator=generator)
@@ -28,10 +29,11 @@ def token_scores(count: int = 40, seed: int = 0) -> TokenScores:
     )  # fmt: skip
 
 
+@keeps_no_state
 def check_metric(component: type[Metric] | Metric, tasks: Path | None = None) -> None:
-    """Finite numbers, always the same, whose sums over two parts of a text are those over the whole.
+    """Checks a metric: finite, reproducible numbers; sums over parts of a text add up to the sums over the whole.
 
-    A task is run on a toy model, with `tasks` as the folder of its texts (data/tasks).
+    A task is run on a toy model, with `tasks` as the folder of its files (default: data/tasks).
     """
     metric = instance_of(component)
     if isinstance(metric, TaskMetric):
@@ -54,7 +56,7 @@ def check_metric(component: type[Metric] | Metric, tasks: Path | None = None) ->
     for name, value in vars(before).items():
         assert torch.equal(value, vars(whole)[name]), f"scores.{name} must not be changed"
     for name, value in sums.items():
-        assert isinstance(name, str), f"{name!r} must be a name"
+        assert isinstance(name, str), f"{name!r}: names must be strings"
         assert isinstance(value, int | float), f"the sum {name!r} must be a number: call float() on it"
         assert math.isfinite(value), f"the sum {name!r} must be finite"
     numbers = metric.result(sums)
@@ -69,26 +71,26 @@ def check_metric(component: type[Metric] | Metric, tasks: Path | None = None) ->
         for what, found in (("one after the other", accumulate(part(0, cut), part(cut, 40))), ("added up", added)):
             partial = metric.result(found)
             assert partial.keys() == numbers.keys(), (
-                f"the sums of two parts, {what}, give other names than the whole"
+                f"the sums of two parts, {what}, have other names than the sums over the whole"
             )
             for name, value in numbers.items():
                 assert math.isclose(partial[name], value, rel_tol=1e-6, abs_tol=1e-9), (
-                    f"{name}: the sums of two parts, {what}, must be those of the whole"
+                    f"{name}: the sums of two parts, {what}, must give the same number as the whole"
                 )
     for position in (0, 7, 39):
         _check_metric_numbers(metric.result(accumulate(part(position, position + 1))))
 
 
 def _check_metric_numbers(numbers: Any) -> None:
-    assert isinstance(numbers, dict), "a metric returns a dict of numbers"
+    assert isinstance(numbers, dict), "a metric must return a dict of numbers"
     for name, value in numbers.items():
-        assert isinstance(name, str), f"{name!r} must be a name"
+        assert isinstance(name, str), f"{name!r}: names must be strings"
         assert isinstance(value, int | float), f"{name} must be a number: call float() on it"
         assert math.isfinite(value), f"{name} must be finite: leave it out where it is not"
 
 
 def _toy_model(folder: Path) -> TextModel:
-    """A model to which each character costs a nat."""
+    """A model with a loss of one nat per character."""
     return TextModel(
         score=lambda text, prompt="": float(len(text)),
         choose=lambda prompt, options: min(range(len(options)), key=lambda number: len(options[number])),

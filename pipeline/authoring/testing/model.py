@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.authoring.testing.toy import instance_of, saved_and_loaded
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state, saved_and_loaded
 from pipeline.core.errors import ParamsError
 from pipeline.model.architecture import Architecture, LanguageModel, checked_forward
 from pipeline.plugin.components import Model, ModelShape
@@ -16,9 +16,10 @@ from pipeline.plugin.components import Model, ModelShape
 _VOCAB_SIZE, _CONTEXT = 11, 8
 
 
+@keeps_no_state
 def check_model(component: type[Model] | Model) -> None:
-    """No token changes what is computed before it, and no row another one; the same with the cache, if it has one,
-    and after saving and loading; a gradient reaches every parameter; documents are apart where they must be."""
+    """Checks a model: it is causal; rows are independent; the results are the same with the cache (if it has one)
+    and after saving and loading; every parameter gets a gradient; with `document_end`, documents are separate."""
     model = instance_of(component)
     sizes = {"vocab_size": _VOCAB_SIZE, "context_length": _CONTEXT, "n_layers": 2, "n_heads": 2, "emb_dim": 16}
     shape = ModelShape(**sizes, dropout=0.0, pad_vocab_to=16)
@@ -39,7 +40,7 @@ def check_model(component: type[Model] | Model) -> None:
         _check_saving(architecture, net, ids, logits)
         try:
             masked = _build(Architecture(model, replace(shape, document_end=_VOCAB_SIZE - 1)))
-        except ParamsError:  # it says that it cannot
+        except ParamsError:  # build refused document_end
             masked = None
         if masked is not None:
             _check_documents(masked, ids)
@@ -47,7 +48,7 @@ def check_model(component: type[Model] | Model) -> None:
 
 
 def _build(architecture: Architecture, seed: int = 0) -> LanguageModel:
-    """A model in eval mode. Its weights are moved, so that none hides another by being zero."""
+    """Builds a model in eval mode. Noise is added to the weights, because zero weights would hide errors."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = architecture.make().eval()
@@ -55,7 +56,7 @@ def _build(architecture: Architecture, seed: int = 0) -> LanguageModel:
         torch.manual_seed(seed)
         for name, parameter in architecture.make().named_parameters():
             assert torch.equal(parameter, first[name]), (
-                f"{name}: first weights must be drawn from torch's generator"
+                f"{name}: initial weights must be drawn from torch's global generator"
             )
         with torch.no_grad():
             for parameter in net.parameters():
@@ -66,14 +67,12 @@ def _build(architecture: Architecture, seed: int = 0) -> LanguageModel:
 def _check_names(net: LanguageModel) -> None:
     tensors = net.state_dict()
     for name, _ in net.named_buffers():
-        assert name in tensors, (
-            f"the buffer {name} must be persistent: what is sharded and loaded is the state dict"
-        )
+        assert name in tensors, f"the buffer {name} must be persistent: only the state dict is sharded and loaded"
     for name, module in net.named_modules():
         if isinstance(module, nn.Embedding):
-            assert "embedding" in name, f"{name}: optimizers know an embedding by `embedding` in its name"
+            assert "embedding" in name, f"{name}: the name of an embedding must contain `embedding`, for optimizers"
     same = net.architecture.tensor_specs.keys() == tensors.keys()
-    assert same, 'under torch.device("meta") build must give the same parameters'
+    assert same, 'build must create the same parameters under torch.device("meta")'
 
 
 def _check_independence(net: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
@@ -82,13 +81,15 @@ def _check_independence(net: LanguageModel, ids: torch.Tensor, logits: torch.Ten
         changed[:, position] = (ids[:, position] + 1) % _VOCAB_SIZE
         other = checked_forward(net, changed).logits
         assert _close(other[:, :position], logits[:, :position]), (
-            f"token {position} must not change what comes before it"
+            f"token {position} must not change the logits before it"
         )
-        assert not _close(other[:, position:], logits[:, position:]), f"token {position} must change what follows"
+        assert not _close(other[:, position:], logits[:, position:]), (
+            f"token {position} must change the logits from it on"
+        )
         assert _close(checked_forward(net, ids[:, : position + 1]).logits, logits[:, : position + 1]), (
-            f"{position + 1} tokens must give what they give at the beginning of a longer text"
+            f"the first {position + 1} tokens alone must give the same logits as in a longer text"
         )
-    assert _close(checked_forward(net, ids[:1]).logits, logits[:1]), "a row must not depend on the others"
+    assert _close(checked_forward(net, ids[:1]).logits, logits[:1]), "a row must not depend on the other rows"
 
 
 def _check_cache(net: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
@@ -99,11 +100,13 @@ def _check_cache(net: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) ->
         cache = make(len(ids))
         split: tuple[torch.Tensor, ...] = torch.split(ids, pieces, dim=1)
         parts = [checked_forward(net, piece, cache).logits for piece in split]
-        assert _close(torch.cat(parts, dim=1), logits), f"with the cache, pieces of {pieces} must give the same"
+        assert _close(torch.cat(parts, dim=1), logits), (
+            f"with the cache, the ids in pieces of {pieces} must give the same logits"
+        )
         if hasattr(cache, "crop"):
             cache.crop(2)
             rest = checked_forward(net, ids[:, 2:], cache).logits
-            assert _close(rest, logits[:, 2:]), "after crop(2) the cache must hold the first two tokens"
+            assert _close(rest, logits[:, 2:]), "after crop(2), the cache must have the first two tokens"
 
 
 def _check_saving(architecture: Architecture, net: LanguageModel, ids: torch.Tensor, logits: torch.Tensor) -> None:
@@ -114,19 +117,20 @@ def _check_saving(architecture: Architecture, net: LanguageModel, ids: torch.Ten
     try:
         again = checked_forward(loaded, ids).logits
     except (RuntimeError, NotImplementedError) as error:
-        raise AssertionError(f"after loading its state dict it must compute: {error}") from error
+        raise AssertionError(f"forward must work after loading the state dict: {error}") from error
     assert torch.equal(again, logits), "after saving and loading the state dict the logits must be the same"
 
 
 def _check_documents(masked: LanguageModel, ids: torch.Tensor) -> None:
-    """Where it takes a `document_end`, what comes before that must not reach what follows."""
+    """With `document_end`, tokens before it must not affect the logits after it."""
     ids = ids % (_VOCAB_SIZE - 1)
     ids[:, 3] = _VOCAB_SIZE - 1
     changed = ids.clone()
     changed[:, :3] = (ids[:, :3] + 1) % (_VOCAB_SIZE - 1)
     logits = checked_forward(masked, ids).logits
     assert _close(checked_forward(masked, changed).logits[:, 4:], logits[:, 4:]), (
-        "with shape.document_end, a token must see its own document only: raise ValueError in build where it cannot"
+        "with shape.document_end, tokens must attend only within their document; if unsupported, raise ValueError "
+        "in build"
     )
     _check_cache(masked, ids, logits)
 
@@ -139,7 +143,7 @@ def _check_gradients(net: LanguageModel, ids: torch.Tensor) -> None:
     )
     (output.cross_entropy(ids.roll(-1, dims=1)).mean() + auxiliary).backward()  # type: ignore[no-untyped-call]
     for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, f"{name}: the gradient must reach every parameter"
+        assert parameter.grad is not None, f"{name}: every parameter must get a gradient"
         assert parameter.grad.isfinite().all(), f"{name}: its gradient must be finite"
         assert parameter.grad.any(), f"{name}: its gradient is zero everywhere"
     called: set[int] = set()
@@ -153,7 +157,7 @@ def _check_gradients(net: LanguageModel, ids: torch.Tensor) -> None:
     for handle in handles:
         handle.remove()
     assert len(called) == len(blocks), (
-        "forward must call each of `blocks`: they are compiled and sharded one by one"
+        "forward must call each module in `blocks`: they are compiled and sharded one by one"
     )
 
 

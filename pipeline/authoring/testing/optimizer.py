@@ -6,14 +6,23 @@ import math
 
 import torch
 
-from pipeline.authoring.testing.toy import ToyNet, instance_of, saved_and_loaded, train_steps, weights_of
+from pipeline.authoring.testing.toy import (
+    ToyNet,
+    instance_of,
+    keeps_no_state,
+    saved_and_loaded,
+    train_steps,
+    weights_of,
+)
 from pipeline.plugin.calls import supported_arguments
 from pipeline.plugin.components import Optimizer
 from pipeline.train.components import has_modes, set_mode
 
 
+@keeps_no_state
 def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
-    """Holds each parameter once, learns, follows the schedule, and resumes from its saved state to the bit."""
+    """Checks an optimizer: it holds each parameter once, lowers the loss, follows the schedule, and resumes
+    bit-identically."""
     builder = instance_of(component)
 
     def build(seed: int = 0) -> tuple[ToyNet, torch.optim.Optimizer]:
@@ -28,9 +37,11 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
 
     net, optimizer = build()
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    assert len(held) == len({id(parameter) for parameter in held}), "a parameter is held twice"
+    assert len(held) == len({id(parameter) for parameter in held}), (
+        "a parameter is in more than one group, or twice in a group"
+    )
     expected = {id(parameter) for parameter in net.parameters()}
-    assert {id(parameter) for parameter in held} == expected, "every parameter must be held"
+    assert {id(parameter) for parameter in held} == expected, "every parameter must be in a group"
     for group in optimizer.param_groups:
         assert isinstance(group.get("lr"), float), "each group needs an lr: the schedule multiplies it"
 
@@ -44,26 +55,26 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
     resumed.load_state_dict(states)
     train_steps(again, resumed, 3)
     for (name, one), other in zip(net.named_parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, other), f"{name}: going on from a saved state must give the same bits"
+        assert torch.equal(one, other), f"{name}: resuming from a saved state must be bit-identical"
 
     if has_modes(optimizer):
         _check_modes(net, optimizer)
-        return  # it moves weights towards their average, whatever the rate
+        return  # such optimizers also average weights, at any learning rate
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     before = {name: parameter.clone() for name, parameter in net.named_parameters()}
     train_steps(net, optimizer, 1)
     for name, parameter in net.named_parameters():
-        assert torch.equal(parameter, before[name]), f"{name}: a learning rate of 0 must change nothing"
+        assert torch.equal(parameter, before[name]), f"{name}: a step with learning rate 0 must not change it"
 
 
 def _check_modes(net: ToyNet, optimizer: torch.optim.Optimizer) -> None:
     trained, state = weights_of(net), saved_and_loaded(optimizer.state_dict())
     set_mode(optimizer, "eval")
-    assert net.differentiate() < math.log(11), "eval() must leave weights that have learnt"
+    assert net.differentiate() < math.log(11), "after eval(), the weights must have a lower loss than at the start"
     set_mode(optimizer, "train")
     for name, parameter in net.named_parameters():
         assert torch.allclose(parameter, trained[name], rtol=1e-4, atol=1e-5), f"{name}: train() must undo eval()"
     assert str(saved_and_loaded(optimizer.state_dict())) == str(state), (
-        "train() must leave the state that eval() found"
+        "train() must restore the state from before eval()"
     )

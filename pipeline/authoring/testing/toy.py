@@ -1,9 +1,11 @@
-"""What the checks share: an instance to check, a toy model to train, and a way through a file."""
+"""Helpers of the checks: instances, a toy model to train, and saving and loading."""
 
 from __future__ import annotations
 
 import io
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -12,17 +14,51 @@ from pipeline.authoring.options import check_options
 from pipeline.plugin.components import Component, ModelOutput
 
 C = TypeVar("C", bound=Component)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def instance_of(component: type[C] | C) -> C:
     built = component() if isinstance(component, type) else component
-    assert built == type(built)(**built.model_dump()), "the options must be all that decides a component"
+    assert built == type(built)(**built.model_dump()), (
+        "an instance with the same options must be equal: the options must determine the component"
+    )
     check_options(built)
     return built
 
 
+def keeps_no_state(check: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a check, whose first argument is the component: calls must not change attributes of its class."""
+
+    @wraps(check)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        cls = args[0] if isinstance(args[0], type) else type(args[0])
+        before = _class_attributes(cls)
+        result = check(*args, **kwargs)
+        after = _class_attributes(cls)
+        changed = sorted(name for name in before | after if before.get(name) != after.get(name))
+        assert not changed, (
+            f"calls changed {', '.join(changed)} of the class: a component keeps no state, so that runs resume and "
+            "repeat; what must last belongs into the memory that a method is given"
+        )
+        return result
+
+    return checked
+
+
+def _class_attributes(cls: type) -> dict[str, str]:
+    """The attributes that a plugin's classes define, as text."""
+    own = [each for each in cls.__mro__ if each.__module__.partition(".")[0] not in ("pipeline", "pydantic", "abc")]
+    return {
+        name: repr(value)
+        for each in reversed(own)
+        for name, value in vars(each).items()
+        if not name.startswith(("__", "_abc_", "model_"))
+    }
+
+
 def saved_and_loaded(values: dict[str, Any]) -> dict[str, Any]:
-    """Through a file and back, as plain tensors and plain values only."""
+    """Saves and loads the values with `weights_only=True`, which allows only tensors and plain values."""
     buffer = io.BytesIO()
     torch.save(values, buffer)
     buffer.seek(0)
@@ -34,7 +70,7 @@ TOY_CONTEXT = 5
 
 
 class ToyNet(nn.Module):
-    """The smallest model with every kind of parameter, under the names that the GPT gives them."""
+    """A minimal model that has every kind of parameter, named as in the GPT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,20 +82,20 @@ class ToyNet(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> ModelOutput:
         assert tokens.ndim == 1 or tokens.shape[1] <= TOY_CONTEXT, (
-            "a batch's last id is a target only: model(ids[:, :-1])"
+            "the last id of a batch is only a target: call model(ids[:, :-1])"
         )
         x = self.token_embedding(tokens)
         hidden = self.norm(x + self.down(torch.relu(self.up(x))))
         return ModelOutput(hidden, self.head.weight, self.head.out_features)
 
     def loss(self, ids: torch.Tensor) -> torch.Tensor:
-        """The plain loss of each id [B, T + 1] after the first."""
+        """The negative log-likelihood of each id [B, T + 1] after the first, in nats."""
         with torch.no_grad():
             output: ModelOutput = self(ids[:, :-1])
         return output.cross_entropy(ids[:, 1:]).double()
 
     def differentiate(self) -> float:
-        """Leaves the gradients of a small batch's loss, and returns it."""
+        """Computes the loss of a small batch and its gradients; returns the loss."""
         tokens = torch.arange(11)
         loss = nn.functional.cross_entropy(self(tokens).logits, (tokens + 1) % 11)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,105 @@
+"""How long a run will take, in words: its parts, and on a busy machine a range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.commands.timing import Speed
+from pipeline.core.console import fact, say
+from pipeline.core.processor import cores
+from pipeline.data.batches import evaluation_windows
+from pipeline.model.device import choose_device
+from pipeline.train.runtime_config import process_count
+
+if TYPE_CHECKING:
+    from pipeline.params.params import Params
+    from pipeline.train.data import TrainingData
+    from pipeline.train.length import Length
+
+
+@dataclass(frozen=True)
+class Span:
+    """How long something takes.
+
+    Attributes:
+        idle: Seconds where no other program runs.
+        now: Seconds at the present load.
+    """
+
+    idle: float
+    now: float
+
+    def __str__(self) -> str:
+        """Both ends, or one where they look the same."""
+        ends = duration(self.idle), duration(max(self.idle, self.now))
+        if ends[0] == ends[1]:
+            return ends[0]
+        (low, unit), (high, other) = (each.split(" ") for each in ends)
+        return f"{low} to {high} {unit}" if unit == other else f"{ends[0]} to {ends[1]}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long the parts of a run take.
+
+    Attributes:
+        training: All of its steps.
+        compile: Compiling, at most: what was compiled before is kept by torch.
+        rest: Start and evaluations.
+    """
+
+    training: Span
+    compile: Span
+    rest: Span
+
+    @classmethod
+    def of(cls, params: Params, length: Length, data: TrainingData, speed: Speed) -> Estimate:
+        """The estimate for a run of some length, from the speed that was measured on this machine."""
+
+        def span(seconds: float) -> Span:
+            return Span(seconds, seconds * speed.slowdown)
+
+        on_gpus = choose_device(params.runtime.device).type == "cuda"
+        at_once = process_count(params.runtime) if on_gpus else 1  # processes on CPUs share the cores
+        steps, context = length.total_steps, params.model.context_length
+        read = sum(len(windows) for windows in data.eval_windows.values())
+        val = len(evaluation_windows(len(data.ids["val"]), context, context))
+        evaluated = (steps // params.train.evaluation.every + 1) * read + 2 * val
+        return cls(
+            training=span(length.total_windows * speed.window / at_once + steps * speed.update),
+            compile=span(speed.compile),
+            rest=span(speed.start + speed.evaluation * evaluated / at_once),
+        )
+
+    @property
+    def total(self) -> Span:
+        """The whole of the stage train."""
+        parts = (self.training, self.compile, self.rest)
+        return Span(sum(part.idle for part in parts), sum(part.now for part in parts))
+
+
+def say_time(params: Params, length: Length, data: TrainingData, speed: Speed) -> None:
+    """Prints how long the run takes."""
+    found = Estimate.of(params, length, data, speed)
+    tokens = length.total_windows * params.model.context_length
+    fact("time", f"about {found.total} to train: {found.training} for {length.total_steps:,} steps")
+    rates = [f"{tokens / max(seconds, 1e-9):,.0f}" for seconds in (found.training.now, found.training.idle)]
+    compiling = f", compiling at most {found.compile}" if found.compile.now else ""
+    fact("", f"({' to '.join(dict.fromkeys(rates))} tokens/s){compiling}, {found.rest} for start and evaluations")
+    if speed.busy:
+        busy = f"other programs use {speed.others:.1f} of {cores()} cores"
+        say(f"note: {busy}: the shorter times are those without them")
+        if found.total.now > 2 * found.total.idle and torch.get_num_threads() > 1:
+            say("note: beside them, threads that wait cost less with OMP_WAIT_POLICY=passive in the environment")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 40 s, 5 min, 2.5 h, 3 days."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.0f} days"
