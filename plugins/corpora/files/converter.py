@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-MEMORY = 4 << 30
+MEMORY = 1_500_000_000
 SECONDS = 300
 """Processor time for one file."""
 
@@ -109,7 +109,7 @@ def main() -> None:
     except RefusedError as error:
         print(json.dumps({"error": str(error)}))
     except MemoryError:
-        print(json.dumps({"error": f"needs over {MEMORY >> 30} GiB of memory: split it"}))
+        print(json.dumps({"error": f"needs over {MEMORY / 1e9:.1f} GB of memory: split it"}))
 
 
 if __name__ == "__main__":

@@ -188,5 +188,5 @@ def _converted(path: Path) -> Iterator[dict[str, Any]]:
         why = f"takes over {converter.SECONDS} s of processor time"
     else:
         ended = signal.Signals(-code).name if code < 0 else f"code {code}"
-        why = f"needs over {converter.MEMORY >> 30} GiB, or ends the process that reads it ({ended})"
+        why = f"needs over {converter.MEMORY / 1e9:.1f} GB of memory, or ends the process that reads it ({ended})"
     raise RefusedError(f"{why}: split it, or move it out of data/raw")

@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from .reading import COMPRESSED, FORMS, PACKAGES, check, form, is_compressed
 
 _SHOWN = 5
+_PATTERNS = 3
+"""More endings than these are proposed as one pattern."""
 _NOT_INCLUDED = " (not in include)"
 
 
@@ -45,7 +47,8 @@ class Found:
             return ""
         missing = any(find_spec(package) is None for ending in known for package in PACKAGES[ending])
         extra = ", after `pip install -c constraints.txt -e '.[documents]'`" if missing else ""
-        patterns = ", ".join(f'"**/*{ending}"' for ending in known)
+        each = ", ".join(f'"**/*{ending}"' for ending in known)
+        patterns = each if len(known) <= _PATTERNS else '"**" (every known ending)'
         return f"to read {', '.join(known)}, add {patterns} to tokenize.corpus.files.include{extra}"
 
 
