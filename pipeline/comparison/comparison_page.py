@@ -1,4 +1,4 @@
-"""A comparison as one HTML page, with the curves of both sides in each figure; it asks for no network."""
+"""Renders a comparison as one HTML page with the curves of both sides. The page makes no network requests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ANY_TOKENIZER = (
 
 
 def read_curves(source: RunSource) -> Training:
-    """What a run's training wrote down on its way.
+    """The metrics that a run recorded during training.
 
     Raises:
         PipelineError: a file is missing or damaged.
@@ -64,11 +64,11 @@ def read_curves(source: RunSource) -> Training:
 
 
 def render(comparison: Comparison, first: Sequence[Training], second: Sequence[Training]) -> str:
-    """The page as one HTML text: no script, and a policy that lets it ask for nothing.
+    """The HTML page, without scripts, and with a policy that forbids network requests.
 
     Args:
-        comparison: What is told.
-        first, second: The curves of A's runs and of B's; of several seeds the mean is drawn.
+        comparison: The comparison.
+        first, second: The curves of the runs of A and of B; for several seeds, their mean is drawn.
     """
     labels = [_label("A", comparison.first), _label("B", comparison.second)]
     trainings = [_mean(first), _mean(second)]
@@ -91,7 +91,7 @@ def render(comparison: Comparison, first: Sequence[Training], second: Sequence[T
 
 
 def _numbers(found: Difference) -> list[str]:
-    """A's loss, B's, B − A with its interval, p, and what was measured over."""
+    """The losses of A and B, B − A with its interval, p, and the resampled units."""
     half = (found.high - found.low) / 2
     digits = decimals(half)
     difference = f"{found.difference:+.{digits}f} ± {half:.{digits}f}"
@@ -109,7 +109,7 @@ def _label(side: str, runs: Sequence[dict[str, object]]) -> str:
 
 
 def _mean(trainings: Sequence[Training]) -> Training:
-    """The mean of each number at the steps that all have."""
+    """The mean of each number at the steps that all runs have."""
     if len(trainings) == 1:
         return trainings[0]
     history, steps = (
@@ -128,8 +128,10 @@ def _mean_rows(tables: Sequence[list[dict[str, float]]]) -> list[dict[str, float
 
 
 def _plots(labels: Sequence[str], trainings: Sequence[Training], unit: str, axis: Axis) -> list[Plot]:
-    """A plot of each number that training records; of the first one also its later half, where curves are close.
-    Losses in nats per token are left out where the tokens differ."""
+    """A plot of each recorded number, and one of the second half of the first number, where curves are close.
+
+    Losses in nats per token are left out if the tokens differ.
+    """
     known = (_NATS + _ANY_TOKENIZER) if unit == NATS else _ANY_TOKENIZER
     returned = [name for names in callback_columns(trainings).values() for name in names]
     plots = []
@@ -153,7 +155,7 @@ def _plot(
 
 
 def _later(lines: Sequence[list[Point]]) -> Iterator[list[Point]]:
-    """The points of the later half of what the longest line spans."""
+    """The points in the second half of the range of the longest line."""
     last = max((line[-1][0] for line in lines if line), default=0.0)
     for line in lines:
         yield [point for point in line if point[0] >= last / 2]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.comparison.checkpoints import Difference, DocumentChange
+from pipeline.core.console import columns
 
 CHECKPOINTS = "checkpoints"
 RECIPES = "recipes"
@@ -181,13 +183,32 @@ def _value(value: Any) -> str:
     return "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yields the lines of a table for a terminal; empty rows are left out."""
+def aligned(rows: Iterable[Sequence[str]], width: int | None = None) -> Iterator[str]:
+    """A table's lines for a terminal; rows without cells are left out.
+
+    A table wider than `width` (the terminal's, unless given) is cut into several, each with the first column.
+    """
     rows = [[cell if len(cell) <= 60 else f"{cell[:59]}…" for cell in row] for row in rows if row]
+    if not rows:
+        return
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *others = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield f"  {'  '.join([first, *others])}".rstrip()
+    for number, shown in enumerate(_parts(widths, width or columns(sys.stdout) or sys.maxsize)):
+        if number:
+            yield ""
+        for row in rows:
+            yield f"  {'  '.join(row[column].ljust(widths[column]) for column in shown)}".rstrip()
+
+
+def _parts(widths: Sequence[int], width: int) -> Iterator[list[int]]:
+    """The columns of each part of a table: the first one and as many others as fit."""
+    shown, used = [0], 2 + widths[0]
+    for column, own in enumerate(widths[1:], start=1):
+        if used + 2 + own > width and len(shown) > 1:
+            yield shown
+            shown, used = [0], 2 + widths[0]
+        shown.append(column)
+        used += 2 + own
+    yield shown
 
 
 def grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:

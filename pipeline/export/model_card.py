@@ -1,7 +1,7 @@
 """The model card: README.md of the export, which the Hugging Face Hub shows as the page of a model.
 
-Names, prompts and samples may hold anything. So whatever the template prints is escaped for one line of Markdown,
-unless a filter has made it safe: YAML's strings are JSON's, and texts stand in fences longer than any in them.
+Names, prompts and samples may contain anything, so the template escapes everything for one line of Markdown, unless
+a filter has made it safe: strings in YAML are JSON, and texts are in fences longer than any fence in them.
 """
 
 from __future__ import annotations

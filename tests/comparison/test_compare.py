@@ -1,4 +1,4 @@
-"""`pipeline compare`: folders, revisions and experiments; what may be compared, and what it says."""
+"""`pipeline compare`: folders, revisions and experiments; which runs are comparable, and the output."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import pytest
 from conftest import Project
 from made_runs import PARAMS, scored, write_run
 
+from pipeline.comparison.rendering import aligned
+
 SIDES = ("val", "test")
 
 
@@ -28,7 +30,7 @@ def sides(**changes: dict[str, str]) -> dict[str, dict[str, str]]:
 
 
 def better_by(out: str) -> list[float]:
-    """How much better B is on each side, in words."""
+    """The improvement of B on each held-out text, from the output."""
     return [float(each) for each in re.findall(r"B is better by (\d\.\d+) ± \d\.\d+ nats a token", out)]
 
 
@@ -43,6 +45,16 @@ def folders(project: Project) -> Project:
         write_run(project.root / f"one{seed}", scored(10 + seed), recipe(seed))
         write_run(project.root / f"two{seed}", scored(20 + seed, shift=-0.1), recipe(seed, lr=0.03))
     return project
+
+
+def test_a_table_wider_than_the_terminal_is_cut_between_columns() -> None:
+    rows = [["", *(f"column {number}" for number in range(10))], ["row", *(str(number) for number in range(10))]]
+    assert len([*aligned(rows)]) == 2
+    lines = [*aligned(rows, width=40)]
+    assert max(map(len, lines)) <= 40
+    assert [word for line in lines for word in line.split() if word.isdecimal()].count("9") == 2
+    assert sum(line.startswith("  row ") for line in lines) == lines.count("") + 1
+    assert [*aligned([], width=40)] == []
 
 
 def test_two_folders_are_compared_in_words(folders: Project) -> None:
@@ -212,17 +224,19 @@ def git(root: Path, *arguments: str) -> str:
 def commit(root: Path, cache: Path) -> str:
     """Commits the project in `root` as DVC would: its reports into the cache, their md5 into dvc.lock."""
 
-    def kept(content: bytes, suffix: str = "") -> str:
+    def store_in_cache(content: bytes, suffix: str = "") -> str:
         digest = hashlib.md5(content).hexdigest() + suffix
         path = cache / "files" / "md5" / digest[:2] / digest[2:]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return digest
 
-    listing = [{"md5": kept(path.read_bytes()), "relpath": path.name} for path in (root / "reports").iterdir()]
+    listing = [
+        {"md5": store_in_cache(path.read_bytes()), "relpath": path.name} for path in (root / "reports").iterdir()
+    ]
     outs = [
         {"path": "metrics/evaluate.json"},
-        {"path": "reports", "md5": kept(json.dumps(listing).encode(), ".dir")},
+        {"path": "reports", "md5": store_in_cache(json.dumps(listing).encode(), ".dir")},
     ]
     (root / "dvc.lock").write_text(json.dumps({"stages": {"evaluate": {"outs": outs}}}))
     (root / ".gitignore").write_text("/reports/\n.dvc/\n")
@@ -279,10 +293,10 @@ def test_a_commit_before_there_were_tables_is_one_line(history: Project) -> None
     for path in (history.root / "reports").glob("*.tsv"):
         path.unlink()
     commit(history.root, history.root / ".dvc" / "cache")
-    assert "its reports hold no documents.tsv" in history.run("compare", "HEAD", "HEAD~1").err
+    assert "documents.tsv: run `dvc repro`" in history.run("compare", "HEAD", "HEAD~1").err
     git(history.root, "rm", "-q", "--cached", "dvc.lock")
     git(history.root, "commit", "-qm", "without")
-    assert "dvc.lock is not in that commit" in history.run("compare", "HEAD", "HEAD~1").err
+    assert "dvc.lock" in history.run("compare", "HEAD", "HEAD~1").err
 
 
 def test_a_cache_elsewhere_is_asked_of_dvc(history: Project, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Intervals: the size that theory says, the coverage that is promised, always the same, in bounded memory."""
+"""Bootstrap intervals: theoretical width, nominal coverage, reproducible, bounded memory."""
 
 from __future__ import annotations
 
@@ -27,8 +27,15 @@ def made(documents: int, blocks: int = 16, seed: int = 0, size: int = 4) -> Brea
         tokens = generator.integers(50, 500, count)
         loss = generator.normal(4, 0.5, count)
         return [
-            UnitScore(str(number), int(own), float(own * nats), int(own) * size, float(own * nats), int(own) // 3)
-            for number, (own, nats) in enumerate(zip(tokens, loss, strict=True))
+            UnitScore(
+                str(number),
+                int(count),
+                float(count * nats),
+                int(count) * size,
+                float(count * nats),
+                int(count) // 3,
+            )
+            for number, (count, nats) in enumerate(zip(tokens, loss, strict=True))
         ]
 
     return Breakdown(documents=some(documents), blocks=some(blocks), positions=[], frequencies=[])

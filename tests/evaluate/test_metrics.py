@@ -1,4 +1,4 @@
-"""Metrics: one pass over the tokens, whatever its parts; groups of documents; the shipped ones; tasks."""
+"""Metrics: one pass over the tokens in parts of any size; groups of documents; shipped metrics; tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def result(metric: Metric, *parts: TokenScores) -> dict[str, float]:
 
 
 class Sees(Metric):
-    """Sums of all that a metric is shown, told apart by the token's number in the text."""
+    """Sums of all inputs of a metric, weighted by the index of the token in the text."""
 
     name: ClassVar[str] = "sees"
 
@@ -76,12 +76,12 @@ def test_a_metric_sees_each_target_once_in_parts_of_any_size_and_changes_no_scor
     assert sums.groups == ["document 2", "document [34]"]
     ranges = {"": (1, len(IDS)), "document 2": (STARTS[2], STARTS[3]), "document [34]": (STARTS[3], len(IDS))}
     for group, (first, last) in ranges.items():
-        own = slice(first - 1, last - 1)
+        selected = slice(first - 1, last - 1)
         found = sums.results(group)
         assert found["count"] == last - first
         assert found["targets"] == IDS[first:last].astype(int).sum()
-        assert found["nats"] == pytest.approx(scores.nats[own].sum(), rel=1e-12)
-        assert found["correct"] == scores.correct[own].sum()
+        assert found["nats"] == pytest.approx(scores.nats[selected].sum(), rel=1e-12)
+        assert found["correct"] == scores.correct[selected].sum()
         assert found["bytes"] == LENGTHS[IDS[first:last]].sum()
 
 
@@ -162,7 +162,7 @@ def test_groups_and_metrics_stand_where_they_are_asked_for(trained_project: Proj
 
 
 class Returns(Metric):
-    """Returns what it is told to."""
+    """Returns the given result."""
 
     name: ClassVar[str] = "returns"
     what: ClassVar[Any] = None
@@ -181,7 +181,7 @@ class Returns(Metric):
         (lambda sums: None, ["dict of numbers"]),
         (lambda sums: {"mine": float("nan")}, ["'mine'", "finite"]),
         (lambda sums: {"mine": "1"}, ["'mine'", "number"]),
-        (lambda sums: {"loss": 1.0}, ["'loss'", "plain loss"]),
+        (lambda sums: {"loss": 1.0}, ["'loss'", "returned"]),
         (lambda sums: {"accuracy_top5": 1.0}, ["'accuracy_top5'", "'top5'"]),
         (lambda sums: {"mine": sums["nats"]}, ["'mine'", "number"]),
         (lambda sums: 1 / 0, ["ZeroDivisionError"]),
@@ -199,7 +199,7 @@ def test_what_a_metric_wrongly_returns_is_an_error_that_names_it(
 
 
 class Worse(Metric):
-    """A mean of means: its sums do not add."""
+    """A mean of means: its sums do not add up."""
 
     name: ClassVar[str] = "worse"
 
@@ -212,15 +212,13 @@ class Worse(Metric):
 
 
 class Changes(Worse):
-    """Changes what it is shown."""
+    """Changes its input."""
 
     def update(self, sums: dict[str, float], scores: TokenScores) -> None:
         sums["total"] += float(scores.logits.exp_().sum())
 
 
-@pytest.mark.parametrize(
-    ("metric", "rule"), [(Worse, "those of the whole"), (Changes, "logits must not be changed")]
-)
+@pytest.mark.parametrize(("metric", "rule"), [(Worse, "as the whole"), (Changes, "logits")])
 def test_the_contract_refuses(metric: type[Metric], rule: str) -> None:
     with pytest.raises(AssertionError, match=rule):
         check_metric(metric)
@@ -237,13 +235,13 @@ def checkpoint(trained: Path) -> Checkpoint:
 def test_a_texts_score_is_its_tokens_nats_after_the_prompt(checkpoint: Checkpoint, trained: Path) -> None:
     model = text_model(checkpoint, ends=True, batch_size=3, folder=trained)
     prompt, text = "the river", " runs to the sea"
-    before, own = (list(checkpoint.tokenizer.encode(each)) for each in (prompt, text))
-    ids = [checkpoint.tokenizer.end_of_text, *before, *own]
+    before, text_ids = (list(checkpoint.tokenizer.encode(each)) for each in (prompt, text))
+    ids = [checkpoint.tokenizer.end_of_text, *before, *text_ids]
     assert len(ids) <= 17  # they fit into the context
     with torch.no_grad():
         logits = checkpoint.model(torch.tensor([[int(each) for each in ids]])).logits[0].double()
     nats = -logits.log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor([int(each) for each in ids[1:]])]
-    assert model.score(text, prompt) == pytest.approx(nats[-len(own) :].sum().item(), rel=1e-5)
+    assert model.score(text, prompt) == pytest.approx(nats[-len(text_ids) :].sum().item(), rel=1e-5)
     assert model.score(prompt + text) == pytest.approx(model.score(prompt) + model.score(text, prompt), rel=1e-5)
     assert model.score("") == 0
     options = [" listen to a stone", " runs", "", " the"]
@@ -256,9 +254,9 @@ def test_a_long_text_is_scored_in_windows_each_token_once(checkpoint: Checkpoint
     model = text_model(checkpoint, ends=True, batch_size=3, folder=trained)
     ids = TokenFolder(trained / "artifacts" / "splits", "").ids("val")[:90]
     text = checkpoint.tokenizer.decode(ids[checkpoint.tokenizer.byte_lengths[ids] > 0])
-    own = np.array([checkpoint.tokenizer.end_of_text, *checkpoint.tokenizer.encode(text)], dtype=np.uint32)
-    windows = evaluation_windows(len(own), 16, 8)
-    expected = sum(each.nats.sum() for each in score(checkpoint.model, own, windows, 5))
+    text_ids = np.array([checkpoint.tokenizer.end_of_text, *checkpoint.tokenizer.encode(text)], dtype=np.uint32)
+    windows = evaluation_windows(len(text_ids), 16, 8)
+    expected = sum(each.nats.sum() for each in score(checkpoint.model, text_ids, windows, 5))
     assert model.score(text) == pytest.approx(expected, rel=1e-6)
     half = len(text) // 2
     assert 0 < model.score(text[half:], text[:half]) < expected
@@ -281,7 +279,7 @@ def test_choices_are_read_from_a_file_below_data_tasks(checkpoint: Checkpoint, t
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0], lines[0]]))
     assert run_tasks([shipped("choices", file="mine.jsonl"), shipped("top5")], model) == {"choice_accuracy": 0.75}
     for wrong, tokens in {
-        '{"prompt": "a", "options": ["b"], "answer": 1}': ("mine.jsonl line 1", "answer 1"),
+        '{"prompt": "a", "options": ["b"], "answer": 1}': ("mine.jsonl line 1", "answer", "1"),
         '{"prompt": "a", "options": ["b"]}': ("mine.jsonl line 1", "answer"),
         "the river": ("mine.jsonl line 1", "JSON"),
         "": ("mine.jsonl", "empty"),
@@ -297,7 +295,7 @@ def test_choices_are_read_from_a_file_below_data_tasks(checkpoint: Checkpoint, t
 
 def test_two_tasks_share_no_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
     class Twin(TaskMetric):
-        """Has another's name."""
+        """Returns a number with a name in use."""
 
         name: ClassVar[str] = "twin"
 
@@ -305,7 +303,7 @@ def test_two_tasks_share_no_name(checkpoint: Checkpoint, tmp_path: Path) -> None
             return {"length": float(len(model.generate("a", 3)))}
 
     class Other(Twin):
-        """Has it, too."""
+        """Returns the same name."""
 
         name: ClassVar[str] = "other"
 

@@ -1,4 +1,4 @@
-"""What a sampler, a corpus and a class raise or return that they must not: one line that names the file."""
+"""Exceptions and invalid results of samplers, corpora and classes become one line that names the file."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ SAMPLERS: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
     "narrower": (lambda logits: logits[:, 1:], "returned [2, 4]"),
     "flat": (lambda logits: logits.flatten(), "returned [10]"),
     "elsewhere": (lambda logits: logits.to("meta"), "on meta"),
-    "+inf": (lambda logits: logits.fill_(math.inf), "+inf among the logits"),
-    "one +inf": (lambda logits: logits.scatter(1, torch.zeros(2, 1).long(), math.inf), "+inf among the logits"),
+    "+inf": (lambda logits: logits.fill_(math.inf), "+inf"),
+    "one +inf": (lambda logits: logits.scatter(1, torch.zeros(2, 1).long(), math.inf), "+inf"),
     "all -inf": (lambda logits: logits.fill_(-math.inf), "no token to draw"),
     "nan": (lambda logits: logits.scatter(1, torch.zeros(2, 1).long(), math.nan), "NaN"),
 }
@@ -62,7 +62,7 @@ CORPORA: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 class OddSampler(Sampler):
-    """Returns what it must not."""
+    """Returns an invalid result."""
 
     name: ClassVar[str] = "odd"
     case: str
@@ -73,7 +73,7 @@ class OddSampler(Sampler):
 
 
 class OddCorpus(Corpus):
-    """Yields what it must not."""
+    """Yields invalid documents."""
 
     name: ClassVar[str] = "odd"
     case: str

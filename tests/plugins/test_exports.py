@@ -221,7 +221,7 @@ def test_torch_export_gives_the_very_logits_at_any_batch_and_length(
 
 
 def test_a_context_without_a_choice_of_lengths_is_refused(letters: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="3 tokens or more, and the model's is 2"):
+    with pytest.raises(ValueError, match="context_length of 3 or more, not 2"):
         graph(source(letters, context_length=2))
 
 
@@ -311,8 +311,8 @@ def test_onnxruntime_gives_the_logits_at_any_batch_and_length_and_nearly_so_in_e
 
 def test_rounding_that_costs_more_than_is_said_is_refused(letters: Tokenizer) -> None:
     given = source(letters)
-    own, same = check_loss(given, given.logits, "a reader", 0.0)
-    assert own == same > 0
+    expected, actual = check_loss(given, given.logits, "a reader", 0.0)
+    assert expected == actual > 0
     with pytest.raises(ValueError, match=r"a reader .* 0\.05"):
         check_loss(
             given, lambda tokens: given.logits(tokens).index_fill(2, torch.tensor([0]), 50.0), "a reader", 0.05

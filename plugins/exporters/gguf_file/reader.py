@@ -1,4 +1,4 @@
-"""A model from a GGUF file alone, as llama.cpp computes it: what proves that the file says what it should.
+"""Computes a model from a GGUF file alone, as llama.cpp does, to verify the file.
 
 It shares nothing with what wrote the file: names, shapes and numbers come from the file, and the graph is that of
 llama.cpp's `llm_build_gpt2` and `llm_build_llama`.
@@ -49,14 +49,14 @@ class GgufModel:
             for each, count in ((q, heads), (k, shared), (v, shared))
         )
         if self.arch == "llama":
-            q, k = self._turned(q, positions), self._turned(k, positions)
+            q, k = self._rotate(q, positions), self._rotate(k, positions)
         k, v = (each.repeat_interleave(heads // shared, dim=1) for each in (k, v))
         scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
         later = positions[None, :] > positions[:, None]
         attended = scores.masked_fill(later, -torch.inf).softmax(dim=-1) @ v
         return self._linear(attended.transpose(1, 2).flatten(2), f"{name}.attn_output")
 
-    def _turned(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Applies rotary positions to pairs of adjacent numbers: ggml's "normal" mode."""
         size = self._number("rope.dimension_count")
         frequencies = self._number("rope.freq_base") ** (-torch.arange(0, size, 2) / size)
@@ -98,7 +98,7 @@ class GgufModel:
         """The tokenizer from the tokens and merges in the file, with the split pattern of its name.
 
         Raises:
-            ValueError: it is no gpt2 tokenizer, adds a token by itself, or ends a text with another one.
+            ValueError: the file does not have a gpt2 tokenizer, adds tokens, or has another end-of-text token.
         """
         metadata = {name.removeprefix("tokenizer.ggml."): value for name, value in self.values.items()}
         if (metadata["model"], metadata["pre"], metadata["add_bos_token"]) != ("gpt2", "gpt-2", False):
