@@ -24,9 +24,7 @@ def _at(schedule: Schedule, steps: int, warmup: int, step: int) -> float:
     with calling(schedule):
         value = schedule(step, steps, warmup)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise PluginError(
-            f"{label(schedule)} returned {value!r} for step {step} of {steps}, not a number ≥ 0"
-        )
+        raise PluginError(f"{label(schedule)} returned {value!r} for step {step} of {steps}, not a number ≥ 0")
     return float(value)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import REGISTRY, TEXT, TOKENIZER, make_model, went_on
+from small_run import REGISTRY, TEXT, TOKENIZER, make_model, start_or_resume
 
 from pipeline.core.errors import CheckpointError, DataError
 from pipeline.core.files import write_json, write_manifest
@@ -23,7 +23,7 @@ from pipeline.train.state import check_training_checkpoint
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> CheckpointStore:
     folder = tmp_path_factory.mktemp("finished")
-    run, _ = went_on(folder, 0, save_seconds=0.0)
+    run, _ = start_or_resume(folder, 0, save_seconds=0.0)
     store: CheckpointStore = run.saver.store
     return store
 

@@ -20,8 +20,8 @@ from small_run import (
     changed,
     make_model,
     make_run,
+    start_or_resume,
     weights,
-    went_on,
 )
 
 from pipeline.core.errors import Interrupted, PipelineError
@@ -55,17 +55,17 @@ class StopAt(StopSignal):
 def stopped_everywhere(folder: Path, every: int, **changes: Any) -> int:
     """Stops a run each `every`-th time that it asks, and lets it go on; returns how many times that was."""
     never = StopAt(time=10**9)
-    whole = went_on(folder / "whole", 0, stop=never, **changes)
+    whole = start_or_resume(folder / "whole", 0, stop=never, **changes)
     assert never.asked > 60
     assert list(whole[0].model.state_dict()) == list(make_model().state_dict())  # of compiled blocks, too
     steps = set()
     for time in range(0, never.asked, every):
         place = folder / str(time)
         with pytest.raises(Interrupted) as error:
-            went_on(place, 0, stop=StopAt(time=time), **changes)
+            start_or_resume(place, 0, stop=StopAt(time=time), **changes)
         assert error.value.signal_number == 2
         steps.add(CheckpointStore(place, "run").load()["run"]["step"])
-        assert_same_run(went_on(place, 7, **changes), whole)
+        assert_same_run(start_or_resume(place, 7, **changes), whole)
         shutil.rmtree(place)
     assert every > 2 or steps == set(range(7))
     return len(range(0, never.asked, every))
@@ -100,10 +100,10 @@ def test_with_bf16_and_compiled_blocks(tmp_path: Path, tell: Tell, request: pyte
 
 def test_a_run_that_stops_again_and_again_ends_the_same(tmp_path: Path) -> None:
     """Each time a little further on: no state ever leads back."""
-    whole = went_on(tmp_path / "whole", 0)
+    whole = start_or_resume(tmp_path / "whole", 0)
     for tries in range(1, 60):
         try:
-            ended = went_on(tmp_path / "again", tries - 1, stop=StopAt(time=7 + 5 * tries))
+            ended = start_or_resume(tmp_path / "again", tries - 1, stop=StopAt(time=7 + 5 * tries))
             break
         except Interrupted:
             continue
@@ -147,8 +147,8 @@ def test_a_field_that_is_added_to_the_state_is_copied_saved_restored_and_compare
 
 
 def test_a_complete_run_is_saved_as_it_ended(tmp_path: Path) -> None:
-    whole = went_on(tmp_path, 0)
-    assert_same_run(went_on(tmp_path, 3), whole)
+    whole = start_or_resume(tmp_path, 0)
+    assert_same_run(start_or_resume(tmp_path, 3), whole)
 
 
 # ── a process that dies ───────────────────────────────────────────────────────────────────────────
@@ -174,17 +174,17 @@ class Dies:
 def died(folder: Path, steps: int) -> CheckpointStore:
     """A run that died in its step number `steps`, having saved after each step."""
     with pytest.raises(MemoryError):
-        went_on(folder, 0, loss=Dies(steps), save_seconds=0.0, **SMALL_EPOCHS)
+        start_or_resume(folder, 0, loss=Dies(steps), save_seconds=0.0, **SMALL_EPOCHS)
     return CheckpointStore(folder, "run")
 
 
 @pytest.mark.parametrize("steps", range(1, 6))
 def test_a_run_that_died_goes_on_from_its_last_saved_state_to_the_same_bits(tmp_path: Path, steps: int) -> None:
-    whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
+    whole = start_or_resume(tmp_path / "whole", 0, **SMALL_EPOCHS)
     saved = died(tmp_path / "died", steps).load()
     assert saved is not None
     assert saved["run"]["step"] == steps
-    assert_same_run(went_on(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
+    assert_same_run(start_or_resume(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
 
 
 def zero_a_page(path: Path) -> None:
@@ -218,7 +218,7 @@ DAMAGES = {
 def test_a_damaged_state_is_passed_over_for_the_one_before_it(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tell: Tell
 ) -> None:
-    whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
+    whole = start_or_resume(tmp_path / "whole", 0, **SMALL_EPOCHS)
     store = died(tmp_path / "died", 4)
     newest = store.checkpoints()[-1]
     DAMAGES[damage](newest)
@@ -228,7 +228,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
     assert saved["run"]["step"] == 3
     said = capsys.readouterr().out
     assert ("corrupt" in said and str(newest) in said) or damage == "only a temporary folder left"
-    assert_same_run(went_on(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
+    assert_same_run(start_or_resume(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
     assert not list(store.folder.glob(".*"))
     tell(f"the newest state: {damage}", 1, 1, 1)
 
@@ -236,12 +236,12 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
 def test_where_all_states_are_damaged_training_starts_over_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
+    whole = start_or_resume(tmp_path / "whole", 0, **SMALL_EPOCHS)
     store = died(tmp_path / "died", 4)
     for state in store.checkpoints():
         flip_a_bit(state / "state.pth")
     capsys.readouterr()
-    assert_same_run(went_on(tmp_path / "died", 0, **SMALL_EPOCHS), whole)
+    assert_same_run(start_or_resume(tmp_path / "died", 0, **SMALL_EPOCHS), whole)
     assert "every training checkpoint of this run is corrupt: training starts over" in capsys.readouterr().out
 
 
