@@ -336,7 +336,10 @@ SPLIT_CASES = [
     ),
     Case("manifest a folder", "split", ("manifest.json", "move it away"), folder_at(f"{TOKENS}/manifest.json")),
     Case(
-        "tokens truncated", "split", ("tokens.bin has", "bytes instead of", TOKENIZE), truncate(f"{TOKENS}/tokens.bin")
+        "tokens truncated",
+        "split",
+        ("tokens.bin has", "bytes instead of", TOKENIZE),
+        truncate(f"{TOKENS}/tokens.bin"),
     ),
     Case("a flipped bit", "split", ("tokens.bin is damaged", TOKENIZE), flip_a_bit(f"{TOKENS}/tokens.bin")),
     Case(

@@ -301,7 +301,7 @@ def test_what_is_not_computed_here_is_named_in_one_line(
         ("modern", {"architecture": "llama", "n_heads": 2}, "model.name: modern, model.n_heads: 4"),
     ],
 )
-def test_a_model_that_differs_is_told_every_value_to_set(
+def test_a_different_model_is_reported_with_every_value_to_set(
     name: str, changes: dict[str, Any], settings: str, tmp_path: Path
 ) -> None:
     model = make(name)

@@ -93,7 +93,7 @@ def start_or_resume(folder: Path, seed: int, **changes: Any) -> tuple[TrainingRu
     return run, state
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, chosen: Optimizer) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, chosen: Optimizer) -> None:
     never = StopAt(time=10**9)
     whole = start_or_resume(tmp_path / "whole", 0, stop=never)
     for time in range(1, never.asked, 11):
@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, chosen: Optimize
         assert_same_run(start_or_resume(tmp_path / str(time), 7), whole)
 
 
-def test_its_evaluation_weights_are_evaluated_and_training_goes_on_with_the_others(
+def test_its_evaluation_weights_are_evaluated_and_training_continues_with_the_others(
     tmp_path: Path, chosen: Optimizer
 ) -> None:
     """Evaluated at every step or only at the end, it learns the same."""
@@ -118,7 +118,7 @@ def test_its_evaluation_weights_are_evaluated_and_training_goes_on_with_the_othe
     assert_same_bits(state.best_weights, evaluated)
 
 
-def test_an_optimizer_is_told_the_steps_of_the_run_before_it_is_extended(
+def test_an_optimizer_gets_the_steps_of_the_run_without_the_extension(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []

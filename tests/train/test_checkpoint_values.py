@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> CheckpointStore:
     return store
 
 
-def test_a_state_as_it_was_saved_is_used(finished: CheckpointStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unchanged_checkpoint_is_used(finished: CheckpointStore, capsys: pytest.CaptureFixture[str]) -> None:
     saved = finished.load(partial(check_training_checkpoint, architecture=make_model().architecture, total_steps=6))
     assert saved is not None
     assert saved["run"]["step"] == 6
@@ -71,7 +71,7 @@ BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("change", BROKEN)
-def test_a_state_with_other_values_is_passed_over(
+def test_a_checkpoint_with_invalid_values_is_skipped(
     change: str, finished: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = load_tensors(finished.checkpoints()[-1] / "state.pth")

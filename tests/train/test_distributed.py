@@ -163,7 +163,7 @@ def orthogonal_steps(ranks: Ranks, folder: Path) -> None:
         torch.save((losses, weights_now), folder / f"muon-{ranks.world_size}.pth")
 
 
-def test_muon_orthogonalises_whole_matrices_when_they_are_shared_out(tmp_path: Path) -> None:
+def test_muon_orthogonalises_full_matrices_when_they_are_sharded(tmp_path: Path) -> None:
     """Its Newton-Schulz steps are in bfloat16: ten of them end 3 to 4% of the way from where float32 would, and
     another order of summing does as much. One that saw only a share of each matrix ends 50 to 100% away."""
     orthogonal_steps(Ranks(), tmp_path)
@@ -307,7 +307,7 @@ class StopSignalAfter(StopOnOne):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_run_stopped_on_two_ranks_goes_on_on_one_and_the_other_way_round(strategy: str, passed_on: Path) -> None:
+def test_a_run_stopped_on_two_ranks_resumes_on_one_and_vice_versa(strategy: str, passed_on: Path) -> None:
     straight, state = start_or_resume(Ranks(), passed_on / "straight", "one")
     back, back_state = start_or_resume(Ranks(), passed_on / f"{strategy}-two-to-one", "one")
     assert back.saver.store.checkpoints()[-1].name > "000001"  # the first one is of the two ranks
@@ -456,7 +456,7 @@ def test_no_rank_writes_a_whole_tensor_and_one_process_reads_them_whole(shares: 
     assert alone[2]  # best weights
 
 
-def test_two_ranks_shares_go_on_on_four_ranks_on_one_and_on_two(shares: Path, passed_on: Path) -> None:
+def test_shards_of_two_ranks_resume_on_four_ranks_one_and_two(shares: Path, passed_on: Path) -> None:
     shutil.copytree(shares / "stopped", shares / "around")
     run_ranks(4, reshare, shares)
     assert_same_bits(torch.load(shares / "four.pth"), torch.load(shares / "stopped.pth"))
@@ -471,7 +471,7 @@ def test_two_ranks_shares_go_on_on_four_ranks_on_one_and_on_two(shares: Path, pa
     torch.testing.assert_close(ended, weights(straight), rtol=1e-6, atol=1e-9)
 
 
-def test_a_damaged_share_is_named_and_the_state_before_is_taken(
+def test_a_corrupt_shard_is_named_and_the_previous_checkpoint_is_used(
     stopped: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     damaged = newest(stopped) / "shards" / "00001.pth"
@@ -496,7 +496,7 @@ class Harmful:
         return Path.touch, (self.path,)
 
 
-def test_a_share_that_would_run_code_is_refused(stopped: Path, tmp_path: Path) -> None:
+def test_a_shard_that_would_run_code_is_refused(stopped: Path, tmp_path: Path) -> None:
     folder = newest(stopped)
     for share in (folder / "shards").glob("*.pth"):
         torch.save({"weights": Harmful(tmp_path / "made")}, share)

@@ -72,7 +72,7 @@ def stopped_everywhere(folder: Path, every: int, **changes: Any) -> int:
 
 
 @pytest.mark.faults
-def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path, tell: Tell) -> None:
+def test_a_run_stopped_at_any_moment_resumes_to_the_same_bits(tmp_path: Path, tell: Tell) -> None:
     """Dropout, accumulation, ends of epochs, evaluations and samples inside; every moment at which it can stop."""
     tries = stopped_everywhere(tmp_path, 1, **SMALL_EPOCHS)
     tell("stopped at each moment at which a small run can stop", tries, tries, tries)
@@ -111,7 +111,7 @@ def test_a_run_that_stops_again_and_again_ends_the_same(tmp_path: Path) -> None:
     assert_same_run(ended, whole)
 
 
-def test_a_saved_state_brings_every_random_generator_back(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_every_random_generator(tmp_path: Path) -> None:
     def draws() -> list[float]:
         return [torch.rand(()).item(), random.random(), np.random.rand(), np.random.randn(), random.gauss(0, 1)]
 
@@ -179,7 +179,7 @@ def died(folder: Path, steps: int) -> CheckpointStore:
 
 
 @pytest.mark.parametrize("steps", range(1, 6))
-def test_a_run_that_died_goes_on_from_its_last_saved_state_to_the_same_bits(tmp_path: Path, steps: int) -> None:
+def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(tmp_path: Path, steps: int) -> None:
     whole = start_or_resume(tmp_path / "whole", 0, **SMALL_EPOCHS)
     saved = died(tmp_path / "died", steps).load()
     assert saved is not None
@@ -215,7 +215,7 @@ DAMAGES = {
 
 @pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_state_is_passed_over_for_the_one_before_it(
+def test_a_corrupt_checkpoint_is_skipped_and_the_previous_one_is_used(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tell: Tell
 ) -> None:
     whole = start_or_resume(tmp_path / "whole", 0, **SMALL_EPOCHS)
@@ -233,7 +233,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
     tell(f"the newest state: {damage}", 1, 1, 1)
 
 
-def test_where_all_states_are_damaged_training_starts_over_and_says_so(
+def test_training_starts_over_with_a_message_if_all_checkpoints_are_corrupt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = start_or_resume(tmp_path / "whole", 0, **SMALL_EPOCHS)
@@ -262,7 +262,9 @@ class Slow(CheckpointStore):
         self.written.append(captured["run"]["step"])
 
 
-def test_training_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_step(tmp_path: Path) -> None:
+def test_training_continues_while_a_checkpoint_is_written_and_the_checkpoint_is_that_of_its_step(
+    tmp_path: Path,
+) -> None:
     run, state = make_run(tmp_path / "a", save_seconds=1e-9), TrainState()
     store = run.saver.store = Slow(tmp_path / "slow")
     steps = 0
@@ -287,7 +289,7 @@ def test_training_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_
     assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(other).items())
 
 
-def test_a_state_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Path) -> None:
     run = make_run(tmp_path, save_seconds=0.0)
 
     class Full(CheckpointStore):
@@ -319,7 +321,7 @@ def test_saving_takes_at_most_three_percent_of_the_time(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_weights_that_are_not_finite_are_no_state_to_keep(tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float) -> None:
     run, state = make_run(tmp_path), TrainState()
     run.saver.save_now(state.capture(run))
     with torch.no_grad():
@@ -338,7 +340,7 @@ def test_weights_that_are_finite_are_kept_even_where_their_sum_is_not(tmp_path: 
     assert len(run.saver.store.checkpoints()) == 1
 
 
-def test_saving_a_state_leaves_torchs_own_choice_of_checksums(tmp_path: Path) -> None:
+def test_saving_a_checkpoint_keeps_torchs_choice_of_checksums(tmp_path: Path) -> None:
     run, state = make_run(tmp_path), TrainState()
     run.saver.save_now(state.capture(run))
     assert torch.serialization.get_crc32_options()

@@ -193,7 +193,7 @@ def test_what_a_step_method_must_not_return_is_one_line(tmp_path: Path, odd: dic
 # ── the weights that are evaluated and published ──────────────────────────────────────────────────
 
 
-def test_the_average_is_evaluated_and_published_and_training_goes_on_with_its_own_weights(tmp_path: Path) -> None:
+def test_the_average_is_evaluated_and_published_and_training_continues_with_its_own_weights(tmp_path: Path) -> None:
     run = make_run(tmp_path / "average", callbacks=(Average(),), **{"evaluation.windows": 99})
     state = TrainState()
     train(run, state)
@@ -221,7 +221,7 @@ def start_or_resume(folder: Path, seed: int, **changes: Any) -> tuple[TrainingRu
 
 
 @pytest.mark.faults
-def test_a_run_with_a_stateful_step_callback_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_with_a_stateful_step_callback_resumes_to_the_same_bits(tmp_path: Path) -> None:
     never = StopAt(time=10**9)
     whole = start_or_resume(tmp_path / "whole", 0, stop=never)
     assert len(whole[1].steps) == 6
@@ -265,7 +265,7 @@ def averaged(ranks: Ranks, folder: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.long
-def test_a_stateful_step_callback_goes_on_to_the_same_bits_on_two_ranks(tmp_path: Path) -> None:
+def test_a_stateful_step_callback_resumes_to_the_same_bits_on_two_ranks(tmp_path: Path) -> None:
     run_ranks(2, averaged, tmp_path)
 
 
