@@ -392,7 +392,7 @@ SPLIT_CASES = [
     Case(
         "an empty val by position",
         "split --set split.by=position --set split.val=0.000001 --set split.test=0",
-        ("val gets 1 tokens", "add text"),
+        ("val gets 1 tokens",),
     ),
     Case(
         "predefined without sides",

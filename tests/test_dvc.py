@@ -205,7 +205,7 @@ def test_a_second_repro_runs_nothing(clone: Clone) -> None:
 def test_a_changed_sampler_evaluates_again_and_does_not_train(clone: Clone) -> None:
     path = clone.root / "plugins" / "samplers" / "top_k.py"
     source = path.read_text()
-    path.write_text(source.replace("likeliest tokens", "k most likely tokens"))
+    path.write_text(source.replace("most likely tokens", "likeliest tokens"))
     assert clone.repro() == ["evaluate"]
     path.write_text(source)
     assert clone.repro() == []  # from the run cache

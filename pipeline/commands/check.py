@@ -135,8 +135,8 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
 def _check_environment(paths: Paths) -> None:
     changes = environment_changes(paths.environment, Registry.load(None).packages())
     if changes:
-        told = "; ".join(changes)
-        say(f"note: environment.yaml is not up to date ({told}), so DVC misses the change: run `pipeline lock`")
+        listed = "; ".join(changes)
+        say(f"note: environment.yaml is not up to date ({listed}), so DVC misses the change: run `pipeline lock`")
     else:
         fact("versions", "environment.yaml is up to date")
 
@@ -196,9 +196,9 @@ class _Beginning:
                 self.cut = True
                 return
             blocks = [document.text] if isinstance(document.text, str) else document.text
-            yield replace(document, text=self._taken(blocks))
+            yield replace(document, text=self._limited(blocks))
 
-    def _taken(self, blocks: Iterable[str]) -> Iterator[str]:
+    def _limited(self, blocks: Iterable[str]) -> Iterator[str]:
         for block in blocks:
             if self.left <= 0:
                 self.cut = True
@@ -209,11 +209,11 @@ class _Beginning:
 
 def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
     """Tokenizes and splits the corpus (only the beginning of a large one) into `folder`, as the stages do."""
-    scratch, said = _Scratch(paths.root, folder), io.StringIO()
+    scratch, output = _Scratch(paths.root, folder), io.StringIO()
     corpus = tokenize.build_corpus(params, paths)
     beginning = _Beginning(lambda: tokenize.read_corpus(corpus, paths))
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(output):
             tokenize.write_tokens(params, scratch, corpus, beginning)
             if (
                 beginning.cut
@@ -222,7 +222,7 @@ def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
                 params = params.model_copy(update={"split": by_position})
             split.run(params, scratch)
     finally:
-        for line in said.getvalue().splitlines():
+        for line in output.getvalue().splitlines():
             if line.startswith(("note:", "removed")):
                 say(line)
     read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]

@@ -155,7 +155,11 @@ def test_messages_and_prints_take_the_place_of_the_line(
     with Progress("training", "step", 100):
         say("said")
         print("printed")
-    drawn = os.read(ends[0], 65536).decode()
+    print("end", flush=True)
+    received = b""
+    while b"end" not in received:
+        received += os.read(ends[0], 65536)
+    drawn, _, _ = received.decode().partition("end")
     for text in ("said", "printed"):
         before, after = drawn.split(f"{text}\r\n")
         assert before.endswith("\r\x1b[K")
