@@ -279,20 +279,19 @@ def compare(
     """
     if by and against:
         raise click.UsageError("--by and --against exclude each other: give all runs before --by")
-    if by:
-        from pipeline.commands.compare import run_sweep
-
-        _print_lines(run_sweep(Paths(Path.cwd()), names, by, form, html), wrap=form == "text")
-        return
-    if len(names) > 2 and not against:
+    if not by and len(names) > 2 and not against:
         raise click.UsageError(
             f"{len(names)} runs: give two, or put --against between the runs of two recipes, or rank them with --by"
         )
     if against and not names:
         raise click.UsageError("give the runs of the first recipe before --against")
-    from pipeline.commands.compare import run
+    from pipeline.commands.compare import run, run_sweep
 
-    _print_lines(run(Paths(Path.cwd()), names, against, form, html), wrap=form == "text")
+    paths = Paths(Path.cwd())
+    lines = run_sweep(paths, names, by, form, html) if by else run(paths, names, against, form, html)
+    _print_lines(lines, wrap=form == "text")
+    if html and form == "text":
+        _print_lines(["", f"wrote {html}"])
 
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")

@@ -64,7 +64,7 @@ def test_warm_up_stable_decay_stays_and_then_falls_in_its_share_of_the_steps() -
     assert table("wsd", 10, 2, final=0.1) == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.7, 0.4, 0.1])
 
 
-def test_a_decay_longer_than_what_warm_up_leaves_begins_at_the_peak() -> None:
+def test_a_decay_longer_than_the_rest_starts_at_the_peak() -> None:
     assert table("wsd", 6, 2, final=0.0, decay=1.0) == table("linear", 6, 2, final=0.0)
 
 
