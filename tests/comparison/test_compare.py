@@ -1,4 +1,4 @@
-"""`pipeline compare`: folders, revisions and experiments; what may be compared, and what it says."""
+"""`pipeline compare`: folders, revisions and experiments; which runs are comparable, and the output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sides(**changes: dict[str, str]) -> dict[str, dict[str, str]]:
 
 
 def better_by(out: str) -> list[float]:
-    """How much better B is on each side, in words."""
+    """The improvement of B on each held-out text, from the output."""
     return [float(each) for each in re.findall(r"B is better by (\d\.\d+) ± \d\.\d+ nats a token", out)]
 
 

@@ -1,4 +1,4 @@
-"""The report: nothing in it can break out or ask for anything, and the same run gives the same bytes."""
+"""The report: texts are escaped, no network requests, and the same run gives the same bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STYLE = (REPOSITORY / "pipeline" / "evaluate" / "report" / "page.css").read_text
 
 
 class Skeleton(HTMLParser):
-    """Tags, their attributes' names, and what may lead elsewhere; all that a text could add by breaking out."""
+    """Tags, attribute names and links: everything that an unescaped text could add."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

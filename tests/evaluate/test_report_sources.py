@@ -41,7 +41,7 @@ IDS = np.array([*"So über the sea".encode(), 256, *b"and on, on"], dtype=np.int
 
 
 def model(name: str) -> LanguageModel:
-    """A model whose weights are large enough that its heads do not look everywhere alike."""
+    """A model with large weights, so that its attention is not uniform."""
     torch.manual_seed(1)
     made = MODELS[name].make()
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_a_tokens_loss_is_that_of_the_evaluation(name: str) -> None:
 
 
 def splits(folder: Path, *texts: str) -> TokenFolder:
-    """A folder with one side, val, of these documents."""
+    """A folder with one split, val, with these documents."""
     with TokenWriter(folder, "val", TOKENIZER) as writer:
         for number, text in enumerate(texts):
             writer.write(np.array([*text.encode(), 256]))
@@ -130,7 +130,7 @@ def test_of_short_documents_the_longest_is_read(tmp_path: Path) -> None:
 
 
 class Only(Sampler):
-    """Allows one token."""
+    """Keeps a single token."""
 
     name: ClassVar[str] = "only"
     token: int

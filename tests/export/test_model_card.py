@@ -1,4 +1,4 @@
-"""The model card: true to its numbers, and nothing in a text or a name breaks out of it."""
+"""The model card: correct numbers, and texts and names are escaped."""
 
 from __future__ import annotations
 

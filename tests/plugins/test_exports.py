@@ -121,7 +121,7 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(
     bpe: Tokenizer, letters: Tokenizer, tmp_path: Path
 ) -> None:
     other = replace(bpe, pattern=r"\w+|\W")
-    for tokenizer, message in ((letters, "characters"), (raw_bytes(), "single bytes"), (other, "split pattern")):
+    for tokenizer, message in ((letters, "character"), (raw_bytes(), "single bytes"), (other, "split pattern")):
         with pytest.raises(ValueError, match=rf"{message}.*tokenize\.tokenizer\.name"):
             exporter("gguf").export(source(tokenizer), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -177,7 +177,7 @@ def test_rows_of_queries_in_another_order_are_refused(
     """What transformers reads is not what llama.cpp does: their rotary positions pair other numbers."""
     given = source(bpe, **LLAMA)
     monkeypatch.setattr(
-        sys.modules["plugins.exporters.gguf_file.form"], "_interleaved", lambda weight, heads: weight
+        sys.modules["plugins.exporters.gguf_file.form"], "_interleave_rows", lambda weight, heads: weight
     )
     exporter("gguf", type="f32").export(given, tmp_path)
     with pytest.raises(ValueError, match="logits differ"):
