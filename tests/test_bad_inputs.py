@@ -228,7 +228,7 @@ TOKENIZE_CASES = [
             ("a list", "x.jsonl", "[]", ("line 1 holds a list", "an object")),
             ("another field", "x.jsonl", '{"body": "a", "id": 3}', ("line 1", "'text'", "body, id", "text_field")),
             ("a number", "x.jsonl", '{"text": 3}', ("line 1", "'text' holds a number")),
-            ("half a pair", "x.jsonl", r'{"text": "\ud800"}', ("line 1", "half a surrogate pair")),
+            ("half a pair", "x.jsonl", r'{"text": "\ud800"}', ("line 1", "surrogate")),
             ("an escape sequence", "x.jsonl", r'{"\u001b[31m": ""}', ("line 1", "\\x1b[31m")),
         ]
     ),
@@ -304,7 +304,7 @@ TOKENIZE_CASES = [
         ("bpe.vocab_size", "1048576"),
     ),
     Case("artifacts is a file", "tokenize", ("artifacts", "move it away"), file_at("artifacts")),
-    Case("tokens is a file", "tokenize", (TOKENS, "no folder", "move it away"), file_at(TOKENS)),
+    Case("tokens is a file", "tokenize", (TOKENS, "a file", "move it away"), file_at(TOKENS)),
     Case(
         "tokens is a dangling link",
         "tokenize",
@@ -400,7 +400,7 @@ SPLIT_CASES = [
         ("text-00.txt", "7 more", "named train, val", "found: train 0, val 0, test 0"),
     ),
     Case("another way for duplicates", "split --set split.duplicates=drop", ("split.duplicates", "'report'")),
-    Case("splits is a file", "split", (SPLITS, "no folder", "move it away"), file_at(SPLITS)),
+    Case("splits is a file", "split", (SPLITS, "a file", "move it away"), file_at(SPLITS)),
 ]
 
 PARAMS_CASES = [
@@ -462,7 +462,7 @@ PARAMS_CASES = [
         (line("split:", 5), "python/object"),
         params("seed: 2", "seed: !!python/object/apply:os.system ['touch pwned']"),
     ),
-    Case("a number as a key", "split", ("params.yaml", "1", "text"), params("runtime:", "1: 2\nruntime:")),
+    Case("a number as a key", "split", ("params.yaml", "key 1", "quotes"), params("runtime:", "1: 2\nruntime:")),
     Case("an unknown key", "split", ("split.vla", "did you mean 'val'"), params("  val: 0.05", "  vla: 0.05")),
     Case("a key in another place", "split --set train.lr=1e-3", ("train.lr", "there is train.optimizer.adamw.lr")),
     Case("an unknown section", "split", ("runtimes", "did you mean 'runtime'"), params("runtime:", "runtimes:")),
@@ -615,7 +615,7 @@ TRAIN_CASES = [
         ("step 1", "train.loss is nan", "lower the optimizer's lr"),
     ),
     Case("metrics is a file", "train", ("metrics", "move it away"), file_at("metrics")),
-    Case("checkpoint is a file", "train", (CHECKPOINT, "no folder", "move it away"), file_at(CHECKPOINT)),
+    Case("checkpoint is a file", "train", (CHECKPOINT, "a file", "move it away"), file_at(CHECKPOINT)),
     Case("the checkpoints' folder is a file", "train", (".resume", "move it away"), file_at(".resume")),
 ]
 
@@ -643,7 +643,7 @@ CHECKPOINT_CASES = [
             ),
             ("a malicious pickle", "Unsupported operand", write(BEST, pickle.dumps(CODE))),
             ("a malicious checkpoint", "posix.system", tensors(CODE)),
-            ("a list", "holds a list", tensors([1])),
+            ("a list", "not a list", tensors([1])),
         ]
     ),
     *(
@@ -670,7 +670,7 @@ CHECKPOINT_CASES = [
         (RECORD, "params.train", TRAIN),
         signed(CHECKPOINT, write(RECORD, '{"params": {"train": 1}}')),
     ),
-    Case("reports is a file", "evaluate", ("reports", "no folder", "move it away"), file_at("reports")),
+    Case("reports is a file", "evaluate", ("reports", "a file", "move it away"), file_at("reports")),
     Case(
         "evaluate.json is a folder",
         "evaluate",

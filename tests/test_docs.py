@@ -213,12 +213,12 @@ def test_each_promise_of_reliability_names_a_test_that_is_there() -> None:
 
 UNNAMED = {
     "test_a_run_that_stops_again_and_again_ends_the_same",
-    "test_a_saved_state_brings_every_random_generator_back",
+    "test_a_checkpoint_restores_every_random_generator",
     "test_a_complete_run_is_saved_as_it_ended",
     "test_weights_that_are_finite_are_kept_even_where_their_sum_is_not",
-    "test_saving_a_state_leaves_torchs_own_choice_of_checksums",
-    "test_a_run_that_died_goes_on_from_its_last_saved_state_to_the_same_bits",
-    "test_a_state_that_cannot_be_written_ends_the_run_with_its_error",
+    "test_saving_a_checkpoint_keeps_torchs_choice_of_checksums",
+    "test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits",
+    "test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_error",
 }
 """Tests of parts, which no promise needs by name."""
 

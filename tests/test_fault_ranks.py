@@ -56,7 +56,7 @@ def children(pid: int) -> list[int]:
 # ── one machine ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_killed_rank_ends_the_job_at_once_and_the_next_run_goes_on(
+def test_a_killed_rank_ends_the_job_at_once_and_the_next_run_resumes(
     original: tuple[Clone, Outcome], project: Clone, long: bool, tell: Tell
 ) -> None:
     tries = 6 if long else 1

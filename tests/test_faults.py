@@ -395,7 +395,7 @@ def test_a_signal_during_an_evaluation_leaves_within_seconds(project: Clone, tel
     tell("SIGTERM during an evaluation", 1, left, 1)
 
 
-def test_a_second_ctrl_c_leaves_at_once_and_the_old_state_is_whole(
+def test_a_second_ctrl_c_exits_at_once_and_the_old_checkpoint_is_intact(
     original: tuple[Clone, Outcome], project: Clone, tell: Tell
 ) -> None:
     """The first one is caught in the middle of writing a state, on a disk that has become slow."""
@@ -486,7 +486,7 @@ def small_disk(place: Path, megabytes: float) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")
-def test_a_full_disk_keeps_the_last_state_and_says_how_much_is_missing(
+def test_a_full_disk_keeps_the_last_checkpoint_and_reports_the_missing_space(
     original: tuple[Clone, Outcome], project: Clone, tmp_path: Path, long: bool, tell: Tell
 ) -> None:
     tries = recovered = 0

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.commands.estimate import say_time
 from pipeline.commands.trial import Trial, try_steps
+from pipeline.commands.versions import deciding_packages
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
@@ -79,7 +80,8 @@ def run(params: Params, paths: Paths) -> None:
         threads = params.runtime.threads or cores()
         plural = "s" if threads > 1 else ""
         fact("device", f"{device}, {threads} processor thread{plural}, {format_bytes(memory_of(device))} of memory")
-    _check_environment(paths)
+    with findings.collected():
+        _check_environment(params, paths)
     _check_git(paths)
     if not str(paths.root).isascii():
         say(
@@ -132,8 +134,8 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
     return components, exporters
 
 
-def _check_environment(paths: Paths) -> None:
-    changes = environment_changes(paths.environment, Registry.load(None).packages())
+def _check_environment(params: Params, paths: Paths) -> None:
+    changes = environment_changes(paths.environment, deciding_packages(params, paths, Registry.load(None)))
     if changes:
         listed = "; ".join(changes)
         say(f"note: environment.yaml is not up to date ({listed}), so DVC misses the change: run `pipeline lock`")

@@ -1,8 +1,8 @@
-"""The learning rate's multiplier at each step: warm-up and the schedule, once more where a run is extended."""
+"""The learning-rate multiplier of each step: warm-up, then the schedule; both again for an extension."""
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -14,7 +14,7 @@ Multiplier = Callable[[int], float]
 
 
 def multiplier(schedule: Schedule, steps: int, warmup: int) -> Multiplier:
-    """The multiplier of each step of a run: a linear climb to 1 in `warmup` steps, then the schedule."""
+    """The multiplier of each step of a run: a linear rise to 1 in `warmup` steps, then the schedule."""
     return partial(_at, schedule, steps, warmup)
 
 
@@ -23,25 +23,24 @@ def _at(schedule: Schedule, steps: int, warmup: int, step: int) -> float:
         return (step + 1) / warmup
     with calling(schedule):
         value = schedule(step, steps, warmup)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise PluginError(
-            f"{label(schedule)} returned {value!r} for step {step} of {steps}, not a number from 0 on"
-        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
+        raise PluginError(f"{label(schedule)} returned {value!r} for step {step} of {steps}, not a number ≥ 0")
     return float(value)
 
 
 def extended(schedule: Schedule, done: int, further: int, warmup: int, peak: float) -> Multiplier:
-    """The multiplier of a finished run that goes on.
+    """The multiplier of each step of an extended run: re-warming and re-decaying (Ibrahim et al., 2024).
 
-    The rate climbs, linearly and over as many steps as at the beginning (half of the further ones at most), from
-    where it ended to `peak` times the first peak, then falls by the same schedule to where it ended (re-warming and
-    re-decaying: Ibrahim et al., 2024). A schedule that is still at 1 at its end stays there.
+    After the finished run, the multiplier rises linearly from its final value to `peak`, in `warmup` steps or half
+    of the further steps, whichever is less. Then it falls by the same schedule to its final value. If the final
+    value of the schedule is 1, the multiplier stays 1.
 
     Args:
         schedule: The schedule.
-        done, further: Steps of the finished run, and steps after them.
-        warmup: Steps of warm-up at the beginning.
-        peak: The second peak as a share of the first one.
+        done: Steps of the finished run.
+        further: Steps of the extension.
+        warmup: Warm-up steps of the finished run.
+        peak: The second peak, as a share of the first one.
     """
     first, climb = multiplier(schedule, done, warmup), min(warmup, further // 2)
     again = multiplier(schedule, further, climb)

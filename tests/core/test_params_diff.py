@@ -65,7 +65,7 @@ def test_what_is_not_chosen_makes_no_difference(values: dict[str, object]) -> No
     assert differences(TRAIN, {**TRAIN, **values}) == []
 
 
-def test_what_only_one_side_has_is_no_contradiction() -> None:
+def test_params_of_only_one_side_are_no_contradiction() -> None:
     given = {**TRAIN, "seed": 2, "log_every": 10, "optimizer": {"name": "muon", "muon": {"lr": 0.02}}}
     assert contradictions(TRAIN, given) == ["seed 1 → 2"]
     assert contradictions(TRAIN, {"optimizer": {"name": "lion"}}) == ["optimizer.name muon → lion"]

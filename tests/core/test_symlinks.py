@@ -66,7 +66,7 @@ def test_a_change_behind_a_link_changes_the_manifest_beside_it(place: str, disk:
         check_symlinks(data)
 
 
-def test_a_link_that_is_gone_is_refused_until_it_is_forgotten(disk: Path, data: Path) -> None:
+def test_a_missing_link_is_refused_until_its_manifest_is_removed(disk: Path, data: Path) -> None:
     (data / "raw" / "linked").symlink_to(disk)
     list(record_symlinks(data))
     (data / "raw" / "linked").unlink()

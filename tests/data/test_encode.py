@@ -131,7 +131,7 @@ def test_any_kind_of_text_is_cut_into_pieces_of_bounded_size_with_its_ids(tokeni
     assert max(map(len, parts)) <= 400 + 4 * longest
 
 
-def test_a_long_word_stays_whole_and_is_not_read_again_for_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_word_is_not_cut_and_not_rescanned_for_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at = []
     place = word_end(GPT2_PATTERN)
 
@@ -178,7 +178,7 @@ def test_a_pattern_that_never_ends_is_an_error_that_names_it(monkeypatch: pytest
     ],
     ids=["looks behind", "begins", "looks ahead"],
 )
-def test_words_that_depend_on_what_stands_around_them_are_cut_as_in_the_whole_text(pattern: str, text: str) -> None:
+def test_words_that_depend_on_their_context_are_cut_as_in_the_whole_text(pattern: str, text: str) -> None:
     for size in (16, 33, 64):
         parts = list(cut(text, pattern, size))
         assert len(parts) > 1

@@ -115,7 +115,7 @@ def test_a_full_context_keeps_its_later_half_or_all_that_is_new(typed: int, kept
 
 
 @each_architecture
-def test_a_text_goes_on_from_wherever_it_was_taken_back_to(architecture: str) -> None:
+def test_a_text_continues_after_any_truncation(architecture: str) -> None:
     """With nothing new: what follows its end is drawn again, within the context and far beyond it."""
     for count in (3, 3 * CONTEXT):
         checked = Checked(sharp(architecture))

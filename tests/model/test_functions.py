@@ -115,7 +115,7 @@ def test_angles_get_no_gradient_and_turning_keeps_lengths() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9, 1 - 1e-9])
-def test_dropout_keeps_its_share_alike_at_every_place(dropout: float) -> None:
+def test_dropout_keeps_its_share_at_every_position(dropout: float) -> None:
     torch.manual_seed(0)
     count = 200_003
     mask = keep_mask((count,), dropout, torch.device("cpu"))

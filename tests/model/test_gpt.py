@@ -82,7 +82,7 @@ def test_modern_initialisation_writes_nothing_and_keeps_the_size_of_what_is_read
             assert "embedding" in name or parameter.abs().max() <= math.sqrt(3 / 128)
 
 
-def test_what_begins_at_zero_learns_and_then_lets_everything_else_learn() -> None:
+def test_zero_initialised_weights_learn_and_then_let_the_others_learn() -> None:
     model, ids = make(architecture="modern"), random_ids(VOCAB)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -202,7 +202,7 @@ def without_cache(model: LanguageModel, ids: torch.Tensor, amount: int) -> torch
 @each_architecture
 @pytest.mark.parametrize("prompt", [1, 5, CONTEXT, CONTEXT + 1, 3 * CONTEXT])
 @pytest.mark.parametrize("context", [CONTEXT, 1, 2, 3])
-def test_generation_goes_on_past_the_context_as_it_would_without_a_cache(
+def test_generation_continues_past_the_context_as_without_a_cache(
     prompt: int, context: int, architecture: str
 ) -> None:
     model, ids = sharp(context_length=context, architecture=architecture), tokens(2, prompt)
@@ -354,7 +354,7 @@ def test_document_masking_holds_with_a_kv_cache(pieces: list[int], architecture:
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 
 
-def test_a_modern_model_reads_a_document_alike_wherever_it_stands() -> None:
+def test_a_modern_model_is_invariant_to_a_documents_position() -> None:
     model = sharp(context_length=24, document_end=10, architecture="modern")
     alone = documents(10, 6)
     with torch.inference_mode():

@@ -223,23 +223,23 @@ def another_tokenizer(folder: Path) -> None:
 Change = Callable[[Path], None]
 REFUSED: list[tuple[str, Change, str]] = [
     ("gpt2", setting(model_type="bert"), "model_type is 'bert'; supported model types: gpt2, nanochat, llama"),
-    ("gpt2", setting(activation_function="relu"), "activation_function is 'relu', and only 'gelu_new' or"),
-    ("gpt2", setting(n_inner=64), "n_inner is 64, and only 128"),
+    ("gpt2", setting(activation_function="relu"), "activation_function is 'relu', but only 'gelu_new' or"),
+    ("gpt2", setting(n_inner=64), "n_inner is 64, but only 128"),
     ("gpt2", setting(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
     ("gpt2", setting(n_head="four"), "config.json: n_head must be a number, not 'four'"),
     ("gpt2", setting(n_head=0), "invalid sizes"),
     ("gpt2", setting(quantization_config={"bits": 4}), "quantization_config is {'bits': 4}"),
     ("llama", setting(attention_bias=True), "attention_bias is True"),
     ("llama", setting(mlp_bias=True), "mlp_bias is True"),
-    ("llama", setting(head_dim=16), "head_dim is 16, and only 8 or None"),
+    ("llama", setting(head_dim=16), "head_dim is 16, but only 8 or None"),
     ("llama", setting(sliding_window=8), "sliding_window is 8"),
     ("llama", setting(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling.rope_type is 'linear'"),
     ("llama", setting(rope_parameters={"rope_type": "llama3"}), "rope_parameters.rope_type is 'llama3'"),
-    ("llama", setting(hidden_act="gelu"), "hidden_act is 'gelu', and only 'silu'"),
-    ("modern", setting(final_logit_softcapping=15.0), "final_logit_softcapping is 15.0, and only None"),
+    ("llama", setting(hidden_act="gelu"), "hidden_act is 'gelu', but only 'silu'"),
+    ("modern", setting(final_logit_softcapping=15.0), "final_logit_softcapping is 15.0, but only None"),
     ("modern", setting(rope_parameters=5), "invalid sizes"),
-    ("modern", setting(num_key_value_heads=2), "num_key_value_heads is 2, and only 4"),
-    ("modern", setting(intermediate_size=64), "intermediate_size is 64, and only 128"),
+    ("modern", setting(num_key_value_heads=2), "num_key_value_heads is 2, but only 4"),
+    ("modern", setting(intermediate_size=64), "intermediate_size is 64, but only 128"),
     ("gpt2", without("config.json"), "config.json is missing: bring the whole folder"),
     ("gpt2", without("model.safetensors"), "holds no model.safetensors: bring the whole folder"),
     ("gpt2", without("tokenizer.json"), "tokenizer.json is missing"),
@@ -266,7 +266,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (
         "gpt2",
         weights(lambda found: {name: each.int() for name, each in found.items()}),
-        "is torch.int32, and only floating-point weights",
+        "is torch.int32, but only floating-point weights",
     ),
     ("gpt2 without biases", weights(lambda found: {
         name: each + name.endswith("c_attn.bias") for name, each in found.items()
@@ -301,7 +301,7 @@ def test_what_is_not_computed_here_is_named_in_one_line(
         ("modern", {"architecture": "llama", "n_heads": 2}, "model.name: modern, model.n_heads: 4"),
     ],
 )
-def test_a_model_that_differs_is_told_every_value_to_set(
+def test_a_different_model_is_reported_with_every_value_to_set(
     name: str, changes: dict[str, Any], settings: str, tmp_path: Path
 ) -> None:
     model = make(name)

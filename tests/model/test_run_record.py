@@ -44,7 +44,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         (json.dumps({**RECORD, "identity": None}), "identity"),
     ],
 )
-def test_a_record_that_is_none_is_one_line(tmp_path: Path, content: str | None, says: str) -> None:
+def test_an_invalid_record_is_one_line(tmp_path: Path, content: str | None, says: str) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(CheckpointError) as error:
@@ -103,7 +103,7 @@ def test_a_callback_that_ends_runs_and_an_extension_are_differences(trained_proj
     assert note.count("→") == 2
 
 
-def test_other_splits_than_those_trained_on_are_said(trained_project: Project) -> None:
+def test_other_splits_than_those_trained_on_are_reported(trained_project: Project) -> None:
     trained_project.succeed("split", "--set", "split.seed=9")
     out = trained_project.succeed("evaluate", "--set", "split.seed=9").out
     params, data = notes(out)

@@ -89,7 +89,7 @@ def test_a_missing_file_is_written_whole(tmp_path: Path) -> None:
     assert comments((tmp_path / "params.yaml").read_text()) == comments(SHIPPED)
 
 
-def test_every_change_is_told(params: Path) -> None:
+def test_every_change_is_reported(params: Path) -> None:
     told = {str(change) for change in write_preset("shakespeare-char", params)}
     assert "model.context_length: 256 → 64" in told
     assert "tokenize.tokenizer.name: bpe → characters" in told

@@ -25,7 +25,7 @@ SECTIONS: dict[str, Choice | Choices] = {
     [("train.schedule.final=0.1", "linear.final"), ("train.loss.gamma=2", "cross_entropy.gamma"),
      ("train.eval_callbacks.patience=2", "NAME.patience"), ("export.formats.huggingface=true", "huggingface")],
 )  # fmt: skip
-def test_an_option_outside_its_components_section_is_told_where_to_stand(override: str, wanted: str) -> None:
+def test_an_option_outside_its_components_section_is_reported_with_its_key(override: str, wanted: str) -> None:
     with pytest.raises(ParamsError, match=rf"{override.partition('=')[0].rpartition('.')[0]}: .*{wanted}"):
         load_params(REPOSITORY / "params.yaml", [override])
 
@@ -35,7 +35,7 @@ def test_an_option_outside_its_components_section_is_told_where_to_stand(overrid
     [("model.family=gpt2", "model.name"), ("model.qkv_bias=true", "model.gpt2.qkv_bias"),
      ("model.rope_theta=500", "model.llama.rope_theta"), ("model.init=pytorch", "model.llama.init")],
 )  # fmt: skip
-def test_a_key_that_has_moved_is_told_where_to(override: str, wanted: str) -> None:
+def test_a_moved_key_is_reported_with_its_new_name(override: str, wanted: str) -> None:
     with pytest.raises(
         ParamsError, match=rf"{override.partition('=')[0].rpartition('.')[2]} is now .*{wanted}"
     ) as told:

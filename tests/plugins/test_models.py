@@ -42,7 +42,7 @@ def test_what_has_blocks_is_compiled_and_sharded_by_them_and_else_as_a_whole() -
 
 
 @each
-def test_generation_goes_on_past_the_context_as_it_would_without_a_cache(name: str) -> None:
+def test_generation_continues_past_the_context_as_without_a_cache(name: str) -> None:
     torch.manual_seed(0)
     model = Architecture(component(name), SHAPE).make().double().eval()
     for parameter in model.parameters():

@@ -56,7 +56,7 @@ def text_of(parts: list[Part], split: str | None = None) -> str:
     return TOKENIZER.decode(token for token in ids_of(parts, split) if token != TOKENIZER.end_of_text)
 
 
-def test_a_document_keeps_its_side_whatever_other_documents_there_are(tmp_path: Path) -> None:
+def test_a_document_keeps_its_split_if_other_documents_change(tmp_path: Path) -> None:
     many = {f"text-{number}": f"the river {number}" for number in range(40)}
     few = dict(itertools.islice(many.items(), 0, None, 3))
     splits = []
@@ -67,7 +67,7 @@ def test_a_document_keeps_its_side_whatever_other_documents_there_are(tmp_path: 
     assert set(splits[0].values()) == set(SPLITS)
 
 
-def test_the_share_of_documents_on_each_side_is_near_what_was_asked() -> None:
+def test_the_share_of_documents_in_each_split_is_near_its_param() -> None:
     splits = [split_of(f"document {number}", 1, 0.1, 0.2) for number in range(5000)]
     assert splits.count("val") / 5000 == pytest.approx(0.1, abs=0.02)
     assert splits.count("test") / 5000 == pytest.approx(0.2, abs=0.02)
@@ -84,7 +84,7 @@ def test_a_test_share_of_0_puts_no_document_there() -> None:
 
 @settings(deadline=None)
 @given(shares=SHARES, seed=st.integers(0, 2**63 - 1))
-def test_splitting_by_document_keeps_each_document_whole_on_one_side(
+def test_splitting_by_document_keeps_each_document_in_one_split(
     tokens: TokenFolder, shares: tuple[float, float], seed: int
 ) -> None:
     parts = list(by_document(tokens, seed, *shares))
@@ -161,7 +161,7 @@ def test_a_document_at_the_cut_may_be_larger_than_memory(
     assert peaks[1] < 1.5 * peaks[0]
 
 
-def test_a_side_that_is_read_in_pieces_has_its_whole_texts_ids(
+def test_a_split_that_is_read_in_pieces_has_the_ids_of_its_whole_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.data.tokens._BLOCK", 7)
@@ -214,7 +214,7 @@ def write_splits(folder: Path, splits: dict[str, str | None]) -> TokenFolder:
     return TokenFolder(folder, "")
 
 
-def test_predefined_keeps_the_sides_that_the_corpus_gave(tmp_path: Path) -> None:
+def test_predefined_keeps_the_splits_of_the_corpus(tmp_path: Path) -> None:
     given: dict[str, str | None] = {"a": "train", "b": "val", "c": "train", "d": "test"}
     assert {part.name: part.split for part in predefined(write_splits(tmp_path, given))} == given
 
@@ -237,7 +237,7 @@ def test_predefined_says_what_was_found_when_a_split_is_missing(
         list(predefined(write_splits(tmp_path, given)))
 
 
-def test_folders_and_files_named_after_the_sides_are_split_so(project: Project) -> None:
+def test_folders_and_files_named_after_splits_are_assigned_to_them(project: Project) -> None:
     raw = project.root / "data" / "raw"
     for number, path in enumerate(sorted(raw.glob("*.txt"))):
         split = ("train", "train", "train", "Validation")[number % 4]
@@ -262,7 +262,7 @@ def part(split: str, name: str, digest: str | None) -> Part:
     return Part(split, name, [np.array([1, 2], dtype=np.uint16)], digest)
 
 
-def test_of_two_sides_the_one_held_out_more_strictly_keeps_the_text() -> None:
+def test_the_more_strictly_held_out_split_keeps_a_duplicate() -> None:
     parts = [
         part("train", "a", "1"), part("train", "b", "2"), part("val", "c", "1"), part("val", "d", "3"),
         part("test", "e", "3"), part("test", "f", "1"), part("train", "g", "2"), part("train", "h", None),
@@ -287,7 +287,7 @@ def test_without_its_duplicates_no_text_is_on_two_splits(placed: list[tuple[str,
         assert not texts[0] & texts[1]
 
 
-def test_a_side_that_gets_far_less_than_it_was_to_get_is_told(project: Project) -> None:
+def test_a_split_that_gets_far_less_than_its_share_is_reported(project: Project) -> None:
     raw = project.root / "data" / "raw"
     settings = ("--set", "split.seed=1", "--set", "split.val=0.2", "--set", "split.test=0.2")
     for path in sorted(raw.glob("*.txt")):

@@ -208,7 +208,9 @@ def assert_same_bits(one: Any, other: Any) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def went_on(folder: Path, seed: int, dropout: float = 0.3, **changes: Any) -> tuple[TrainingRun, TrainState]:
+def start_or_resume(
+    folder: Path, seed: int, dropout: float = 0.3, **changes: Any
+) -> tuple[TrainingRun, TrainState]:
     """What the train stage does: begins, or goes on from the newest saved state.
 
     `seed` decides the weights and random generators before that, which a saved state has to override.

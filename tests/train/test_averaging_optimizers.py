@@ -85,7 +85,7 @@ def test_it_keeps_the_contract(chosen: Optimizer) -> None:
     check_optimizer(chosen)
 
 
-def went_on(folder: Path, seed: int, **changes: Any) -> tuple[TrainingRun, TrainState]:
+def start_or_resume(folder: Path, seed: int, **changes: Any) -> tuple[TrainingRun, TrainState]:
     run = make_run(folder, model=make_model(seed, 0.3), **changes)
     saved = run.saver.store.load()
     state = TrainState.restore(saved, run) if saved else TrainState()
@@ -93,21 +93,21 @@ def went_on(folder: Path, seed: int, **changes: Any) -> tuple[TrainingRun, Train
     return run, state
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, chosen: Optimizer) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, chosen: Optimizer) -> None:
     never = StopAt(time=10**9)
-    whole = went_on(tmp_path / "whole", 0, stop=never)
+    whole = start_or_resume(tmp_path / "whole", 0, stop=never)
     for time in range(1, never.asked, 11):
         with pytest.raises(Interrupted):
-            went_on(tmp_path / str(time), 0, stop=StopAt(time=time))
-        assert_same_run(went_on(tmp_path / str(time), 7), whole)
+            start_or_resume(tmp_path / str(time), 0, stop=StopAt(time=time))
+        assert_same_run(start_or_resume(tmp_path / str(time), 7), whole)
 
 
-def test_its_evaluation_weights_are_evaluated_and_training_goes_on_with_the_others(
+def test_its_evaluation_weights_are_evaluated_and_training_continues_with_the_others(
     tmp_path: Path, chosen: Optimizer
 ) -> None:
     """Evaluated at every step or only at the end, it learns the same."""
-    often, state = went_on(tmp_path / "often", 0, every=1)
-    seldom, _ = went_on(tmp_path / "seldom", 0, every=100)
+    often, state = start_or_resume(tmp_path / "often", 0, every=1)
+    seldom, _ = start_or_resume(tmp_path / "seldom", 0, every=100)
     assert_same_bits(weights(often), weights(seldom))
     trained = weights(often)
     with evaluation_weights(often, state):
@@ -118,7 +118,7 @@ def test_its_evaluation_weights_are_evaluated_and_training_goes_on_with_the_othe
     assert_same_bits(state.best_weights, evaluated)
 
 
-def test_an_optimizer_is_told_the_steps_of_the_run_before_it_is_extended(
+def test_an_optimizer_gets_the_steps_of_the_run_without_the_extension(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []

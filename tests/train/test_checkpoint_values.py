@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import REGISTRY, TEXT, TOKENIZER, make_model, went_on
+from small_run import REGISTRY, TEXT, TOKENIZER, make_model, start_or_resume
 
 from pipeline.core.errors import CheckpointError, DataError
 from pipeline.core.files import write_json, write_manifest
@@ -23,12 +23,12 @@ from pipeline.train.state import check_training_checkpoint
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> CheckpointStore:
     folder = tmp_path_factory.mktemp("finished")
-    run, _ = went_on(folder, 0, save_seconds=0.0)
+    run, _ = start_or_resume(folder, 0, save_seconds=0.0)
     store: CheckpointStore = run.saver.store
     return store
 
 
-def test_a_state_as_it_was_saved_is_used(finished: CheckpointStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unchanged_checkpoint_is_used(finished: CheckpointStore, capsys: pytest.CaptureFixture[str]) -> None:
     saved = finished.load(partial(check_training_checkpoint, architecture=make_model().architecture, total_steps=6))
     assert saved is not None
     assert saved["run"]["step"] == 6
@@ -71,7 +71,7 @@ BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("change", BROKEN)
-def test_a_state_with_other_values_is_passed_over(
+def test_a_checkpoint_with_invalid_values_is_skipped(
     change: str, finished: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = load_tensors(finished.checkpoints()[-1] / "state.pth")

@@ -36,7 +36,7 @@ from pipeline.train.state import TrainState
 STEPS, BATCH = 50, 8
 
 
-def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
+def run_ranks(count: int, work: Callable[..., None], *arguments: Any) -> None:
     """Runs `work(ranks, *arguments)` in `count` processes of one process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -124,8 +124,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     folder = tmp_path_factory.mktemp("curves")
     long = request.config.getoption("long")
     curves(Ranks(), folder, ALL if long else ON_TWO)
-    together(2, curves, folder, ALL if long else ON_TWO)
-    together(4, curves, folder, ALL if long else ON_FOUR)
+    run_ranks(2, curves, folder, ALL if long else ON_TWO)
+    run_ranks(4, curves, folder, ALL if long else ON_FOUR)
     return {count: torch.load(folder / f"curves-{count}.pth") for count in (1, 2, 4)}
 
 
@@ -158,21 +158,21 @@ def orthogonal_steps(ranks: Ranks, folder: Path) -> None:
         TrainState(),
     )
     losses = [train_step(run, state)[0] for _ in range(10)]
-    whole = run.parallel.full(run.model.state_dict())
+    weights_now = run.parallel.full(run.model.state_dict())
     if ranks.is_rank0:
-        torch.save((losses, whole), folder / f"muon-{ranks.world_size}.pth")
+        torch.save((losses, weights_now), folder / f"muon-{ranks.world_size}.pth")
 
 
-def test_muon_orthogonalises_whole_matrices_when_they_are_shared_out(tmp_path: Path) -> None:
+def test_muon_orthogonalises_full_matrices_when_they_are_sharded(tmp_path: Path) -> None:
     """Its Newton-Schulz steps are in bfloat16: ten of them end 3 to 4% of the way from where float32 would, and
     another order of summing does as much. One that saw only a share of each matrix ends 50 to 100% away."""
     orthogonal_steps(Ranks(), tmp_path)
-    together(2, orthogonal_steps, tmp_path)
+    run_ranks(2, orthogonal_steps, tmp_path)
     (alone, weights_alone), (shared, weights_shared) = (torch.load(tmp_path / f"muon-{n}.pth") for n in (1, 2))
     assert shared == pytest.approx(alone, rel=1e-4)
-    begun = make_model().state_dict()
+    initial = make_model().state_dict()
     for name in ("blocks.0.attention.qkv.weight", "blocks.1.mlp.up.weight", "blocks.1.mlp.down.weight"):
-        moved = (weights_alone[name] - begun[name]).norm()
+        moved = (weights_alone[name] - initial[name]).norm()
         assert (weights_shared[name] - weights_alone[name]).norm() < 0.08 * moved
 
 
@@ -256,14 +256,14 @@ def decisions(ranks: Ranks, folder: Path) -> None:
 
 
 def test_all_ranks_decide_as_one(tmp_path: Path) -> None:
-    """A callback's stop, its error and a signal that comes to one rank; the callback saw the whole model."""
-    together(2, decisions, tmp_path)
+    """A callback's stop, its error and a signal that comes to one rank; the callback saw the full model."""
+    run_ranks(2, decisions, tmp_path)
 
 
 # ── from two ranks to one, and back ───────────────────────────────────────────────────────────────
 
 
-def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[TrainingRun, TrainState]:
+def load_newest(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[TrainingRun, TrainState]:
     """A run with its newest state, if there is one."""
     run = curve(
         folder, ranks, strategy=strategy, total_windows=10 * BATCH, every=3, callbacks=(Looks(),), **changes
@@ -274,10 +274,10 @@ def begun(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> tuple[Tr
     return run, TrainState.restore(saved, run) if saved else TrainState()
 
 
-def went_on(
+def start_or_resume(
     ranks: Ranks, folder: Path, strategy: str, stop: StopSignal | None = None, **changes: Any
 ) -> tuple[TrainingRun, TrainState]:
-    run, state = begun(ranks, folder, strategy, stop=stop, **changes)
+    run, state = load_newest(ranks, folder, strategy, stop=stop, **changes)
     if stop is None:
         train(run, state)
     else:
@@ -289,14 +289,14 @@ def went_on(
 def pass_on(ranks: Ranks, folder: Path) -> None:
     """Goes on with what one rank left, and leaves something for one rank."""
     for strategy in ("ddp", "fsdp"):
-        run, state = went_on(ranks, folder / f"{strategy}-one-to-two", strategy)
-        whole = run.parallel.full(run.model.state_dict()), run.parallel.full(run.optimizer.state_dict())
+        run, state = start_or_resume(ranks, folder / f"{strategy}-one-to-two", strategy)
+        saved = run.parallel.full(run.model.state_dict()), run.parallel.full(run.optimizer.state_dict())
         if ranks.is_rank0:
-            torch.save((state.history, *whole), folder / f"{strategy}-one-to-two.pth")
-        went_on(ranks, folder / f"{strategy}-two-to-one", strategy, StopSignalAfter(25))
-        went_on(ranks, folder / f"{strategy}-two-to-two", strategy, StopSignalAfter(25))
-        again, _ = went_on(ranks, folder / f"{strategy}-two-to-two", strategy)
-        straight, _ = went_on(ranks, folder / f"{strategy}-straight", strategy)
+            torch.save((state.history, *saved), folder / f"{strategy}-one-to-two.pth")
+        start_or_resume(ranks, folder / f"{strategy}-two-to-one", strategy, StopSignalAfter(25))
+        start_or_resume(ranks, folder / f"{strategy}-two-to-two", strategy, StopSignalAfter(25))
+        again, _ = start_or_resume(ranks, folder / f"{strategy}-two-to-two", strategy)
+        straight, _ = start_or_resume(ranks, folder / f"{strategy}-straight", strategy)
         ends = [each.parallel.full(each.model.state_dict()) for each in (again, straight)]
         if ranks.is_rank0:
             assert_same_bits(*ends)
@@ -307,9 +307,9 @@ class StopSignalAfter(StopOnOne):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_run_stopped_on_two_ranks_goes_on_on_one_and_the_other_way_round(strategy: str, passed_on: Path) -> None:
-    straight, state = went_on(Ranks(), passed_on / "straight", "one")
-    back, back_state = went_on(Ranks(), passed_on / f"{strategy}-two-to-one", "one")
+def test_a_run_stopped_on_two_ranks_resumes_on_one_and_vice_versa(strategy: str, passed_on: Path) -> None:
+    straight, state = start_or_resume(Ranks(), passed_on / "straight", "one")
+    back, back_state = start_or_resume(Ranks(), passed_on / f"{strategy}-two-to-one", "one")
     assert back.saver.store.checkpoints()[-1].name > "000001"  # the first one is of the two ranks
     history, model, optimizer = torch.load(passed_on / f"{strategy}-one-to-two.pth")
     for other in (back_state.history, history):
@@ -324,9 +324,9 @@ def test_a_run_stopped_on_two_ranks_goes_on_on_one_and_the_other_way_round(strat
 def resume_each(ranks: Ranks, folder: Path) -> None:
     """Stops a run in each order of the data, and goes on with it."""
     for name, order in BATCH_SAMPLERS.items():
-        went_on(ranks, folder / f"{name}-stopped", "ddp", StopSignalAfter(25), batch_sampler=order)
+        start_or_resume(ranks, folder / f"{name}-stopped", "ddp", StopSignalAfter(25), batch_sampler=order)
         ends = [
-            went_on(ranks, folder / f"{name}-{each}", "ddp", batch_sampler=order)
+            start_or_resume(ranks, folder / f"{name}-{each}", "ddp", batch_sampler=order)
             for each in ("stopped", "straight")
         ]
         (run, state), (straight, expected) = ends
@@ -336,35 +336,35 @@ def resume_each(ranks: Ranks, folder: Path) -> None:
 
 @pytest.mark.long
 def test_every_batch_sampler_resumes_on_two_ranks(tmp_path: Path) -> None:
-    together(2, resume_each, tmp_path)
+    run_ranks(2, resume_each, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def passed_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     for strategy in ("ddp", "fsdp"):
-        went_on(Ranks(), folder / f"{strategy}-one-to-two", "one", StopSignalAfter(25))
-    together(2, pass_on, folder)
+        start_or_resume(Ranks(), folder / f"{strategy}-one-to-two", "one", StopSignalAfter(25))
+    run_ranks(2, pass_on, folder)
     return folder
 
 
 # ── a state as shares ─────────────────────────────────────────────────────────────────────────────
 
 
-def whole(run: TrainingRun, state: TrainState) -> list[Any]:
-    """Weights, moments and best weights, whole on the first rank."""
+def full_state(run: TrainingRun, state: TrainState) -> list[Any]:
+    """Weights, moments and best weights, full on rank 0."""
     each = run.model.state_dict(), run.optimizer.state_dict(), state.best_weights
     return [run.parallel.full(value) for value in each]
 
 
-def leave_shares(ranks: Ranks, folder: Path) -> None:
+def leave_shards(ranks: Ranks, folder: Path) -> None:
     """Two states of a run that was stopped; and one rank of two that must not, or cannot, write its share."""
-    run, state = went_on(ranks, folder / "stopped", "fsdp", StopSignalAfter(25), save_seconds=0.0)
-    ended = whole(run, state)
+    run, state = start_or_resume(ranks, folder / "stopped", "fsdp", StopSignalAfter(25), save_seconds=0.0)
+    ended = full_state(run, state)
     if ranks.is_rank0:
         torch.save(ended, folder / "stopped.pth")
 
-    run, state = begun(ranks, folder / "faults", "fsdp", save_seconds=0.0)
+    run, state = load_newest(ranks, folder / "faults", "fsdp", save_seconds=0.0)
     (folder / "of-rank-0").mkdir(exist_ok=True)
     with pytest.raises(PipelineError, match=r"rank 1 does not see \S+of-rank-1.*runtime.strategy: fsdp"):
         write_shards({}, folder / f"of-rank-{ranks.rank}" / "shards", run.parallel.writers)
@@ -401,18 +401,18 @@ def fail_on_a_full_disk(value: Any, path: Path, crc: bool = True) -> None:
 
 def reshare(ranks: Ranks, folder: Path) -> None:
     """Reads on four ranks what two wrote, and goes on for a while."""
-    found = whole(*begun(ranks, folder / "stopped", "fsdp"))
+    found = full_state(*load_newest(ranks, folder / "stopped", "fsdp"))
     if ranks.is_rank0:
         torch.save(found, folder / "four.pth")
-    went_on(ranks, folder / "around", "fsdp", StopSignalAfter(12))
+    start_or_resume(ranks, folder / "around", "fsdp", StopSignalAfter(12))
 
 
 def end_on_two(ranks: Ranks, folder: Path) -> None:
     """Reads on two ranks what one wrote, and goes on to the end."""
-    found = whole(*begun(ranks, folder / "around", "fsdp"))
+    found = full_state(*load_newest(ranks, folder / "around", "fsdp"))
     if ranks.is_rank0:
         torch.save(found, folder / "two.pth")
-    run, state = went_on(ranks, folder / "around", "fsdp")
+    run, state = start_or_resume(ranks, folder / "around", "fsdp")
     ended = run.parallel.full(run.model.state_dict())
     if ranks.is_rank0:
         torch.save((state.history, ended), folder / "around.pth")
@@ -420,9 +420,9 @@ def end_on_two(ranks: Ranks, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `leave_shares` leaves."""
+    """What `leave_shards` writes."""
     folder = tmp_path_factory.mktemp("shares")
-    together(2, leave_shares, folder)
+    run_ranks(2, leave_shards, folder)
     return folder
 
 
@@ -451,34 +451,34 @@ def test_no_rank_writes_a_whole_tensor_and_one_process_reads_them_whole(shares: 
     moments = [each for values in beside["optimizer_state_dict"]["state"].values() for each in values.values()]
     assert all(tensor.is_meta == (tensor.ndim > 0) for tensor in moments)
 
-    alone = whole(*begun(Ranks(), stopped, "one"))
+    alone = full_state(*load_newest(Ranks(), stopped, "one"))
     assert_same_bits(alone, torch.load(shares / "stopped.pth"))
     assert alone[2]  # best weights
 
 
-def test_two_ranks_shares_go_on_on_four_ranks_on_one_and_on_two(shares: Path, passed_on: Path) -> None:
+def test_shards_of_two_ranks_resume_on_four_ranks_one_and_two(shares: Path, passed_on: Path) -> None:
     shutil.copytree(shares / "stopped", shares / "around")
-    together(4, reshare, shares)
+    run_ranks(4, reshare, shares)
     assert_same_bits(torch.load(shares / "four.pth"), torch.load(shares / "stopped.pth"))
-    alone = whole(*went_on(Ranks(), shares / "around", "one", StopSignalAfter(12)))
+    alone = full_state(*start_or_resume(Ranks(), shares / "around", "one", StopSignalAfter(12)))
     assert not (newest(shares / "around") / "shards").exists()
-    together(2, end_on_two, shares)
+    run_ranks(2, end_on_two, shares)
     assert_same_bits(torch.load(shares / "two.pth"), alone)
-    straight, state = went_on(Ranks(), passed_on / "straight", "one")
+    straight, state = start_or_resume(Ranks(), passed_on / "straight", "one")
     history, ended = torch.load(shares / "around.pth")
     for row, expected in zip(history, state.history, strict=True):
         assert row == pytest.approx(expected, rel=1e-9)
     torch.testing.assert_close(ended, weights(straight), rtol=1e-6, atol=1e-9)
 
 
-def test_a_damaged_share_is_named_and_the_state_before_is_taken(
+def test_a_corrupt_shard_is_named_and_the_previous_checkpoint_is_used(
     stopped: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     damaged = newest(stopped) / "shards" / "00001.pth"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    _, state = begun(Ranks(), stopped, "one")
+    _, state = load_newest(Ranks(), stopped, "one")
     before = sorted(stopped.glob("run/[0-9]*"))[-2]
     assert state.step == json.loads((before / "about.json").read_text())["step"]
     said = capfd.readouterr().out
@@ -496,13 +496,13 @@ class Harmful:
         return Path.touch, (self.path,)
 
 
-def test_a_share_that_would_run_code_is_refused(stopped: Path, tmp_path: Path) -> None:
+def test_a_shard_that_would_run_code_is_refused(stopped: Path, tmp_path: Path) -> None:
     folder = newest(stopped)
     for share in (folder / "shards").glob("*.pth"):
         torch.save({"weights": Harmful(tmp_path / "made")}, share)
     write_manifest(folder)
     with pytest.raises(CheckpointError, match=r"shards cannot be read \(Weights only load failed"):
-        begun(Ranks(), stopped, "one")
+        load_newest(Ranks(), stopped, "one")
     assert not (tmp_path / "made").exists()
 
 

@@ -27,7 +27,7 @@ SPEED = Speed(start=3.0, compile=20.0, window=0.5, update=0.25, evaluation=0.1)
         (300_000, 300_000, "3 days"),
     ],
 )
-def test_a_time_is_told_in_units_that_people_use(idle: float, now: float, words: str) -> None:
+def test_a_time_is_printed_in_usual_units(idle: float, now: float, words: str) -> None:
     assert str(Span(idle, now)) == words
 
 

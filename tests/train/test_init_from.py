@@ -48,9 +48,7 @@ def kept(project: Project, name: str = "artifacts/checkpoint") -> Path:
     "architecture",
     [pytest.param(each, marks=() if each == "llama" else pytest.mark.long) for each in ARCHITECTURES],
 )
-def test_a_run_goes_on_from_the_export_of_another_where_that_was(
-    trained_project: Project, architecture: str
-) -> None:
+def test_a_run_starts_from_the_export_of_another_at_its_loss(trained_project: Project, architecture: str) -> None:
     settings = [*ARCHITECTURES[architecture], *WHOLE]
     trained_project.succeed("train", *sets(*settings))
     first = losses(trained_project)
@@ -64,7 +62,7 @@ def test_a_run_goes_on_from_the_export_of_another_where_that_was(
     assert second[-1] < second[0] - 0.01
 
 
-def test_a_run_goes_on_from_a_checkpoint_on_other_texts(trained_project: Project) -> None:
+def test_a_run_starts_from_a_checkpoint_on_other_texts(trained_project: Project) -> None:
     kept(trained_project)
     for path in sorted((trained_project.root / "data" / "raw").iterdir())[:10]:
         path.write_text(f"in {path.stem} we listen to it. " * 100)
@@ -85,7 +83,7 @@ def test_a_run_goes_on_from_a_checkpoint_on_other_texts(trained_project: Project
     assert found[-1] < found[0]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits_and_other_weights_begin_another(
+def test_an_interrupted_run_resumes_to_the_same_bits_and_other_weights_start_another(
     trained_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = kept(trained_project)
@@ -124,7 +122,7 @@ def test_several_processes_begin_with_the_same_weights(trained_project: Project,
 
 
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_a_model_that_differs_is_told_in_one_line(trained_project: Project, command: str) -> None:
+def test_a_different_model_is_reported_in_one_line(trained_project: Project, command: str) -> None:
     kept(trained_project)
     result = trained_project.run(command, *sets(FROM, "model.n_layers=3", "model.n_heads=4"))
     assert result.code == 1

@@ -325,7 +325,7 @@ class BrokenAt:
         return nats
 
 
-def test_bad_steps_are_skipped_up_to_the_bound_and_each_is_told(
+def test_bad_steps_are_skipped_up_to_the_bound_and_each_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, state = make_run(tmp_path, loss=BrokenAt(3, 8), skip_bad_steps=2), TrainState()

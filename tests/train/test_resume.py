@@ -20,8 +20,8 @@ from small_run import (
     changed,
     make_model,
     make_run,
+    start_or_resume,
     weights,
-    went_on,
 )
 
 from pipeline.core.errors import Interrupted, PipelineError
@@ -55,24 +55,24 @@ class StopAt(StopSignal):
 def stopped_everywhere(folder: Path, every: int, **changes: Any) -> int:
     """Stops a run each `every`-th time that it asks, and lets it go on; returns how many times that was."""
     never = StopAt(time=10**9)
-    whole = went_on(folder / "whole", 0, stop=never, **changes)
+    whole = start_or_resume(folder / "whole", 0, stop=never, **changes)
     assert never.asked > 60
     assert list(whole[0].model.state_dict()) == list(make_model().state_dict())  # of compiled blocks, too
     steps = set()
     for time in range(0, never.asked, every):
         place = folder / str(time)
         with pytest.raises(Interrupted) as error:
-            went_on(place, 0, stop=StopAt(time=time), **changes)
+            start_or_resume(place, 0, stop=StopAt(time=time), **changes)
         assert error.value.signal_number == 2
         steps.add(CheckpointStore(place, "run").load()["run"]["step"])
-        assert_same_run(went_on(place, 7, **changes), whole)
+        assert_same_run(start_or_resume(place, 7, **changes), whole)
         shutil.rmtree(place)
     assert every > 2 or steps == set(range(7))
     return len(range(0, never.asked, every))
 
 
 @pytest.mark.faults
-def test_a_run_stopped_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path, tell: Tell) -> None:
+def test_a_run_stopped_at_any_moment_resumes_to_the_same_bits(tmp_path: Path, tell: Tell) -> None:
     """Dropout, accumulation, ends of epochs, evaluations and samples inside; every moment at which it can stop."""
     tries = stopped_everywhere(tmp_path, 1, **SMALL_EPOCHS)
     tell("stopped at each moment at which a small run can stop", tries, tries, tries)
@@ -100,10 +100,10 @@ def test_with_bf16_and_compiled_blocks(tmp_path: Path, tell: Tell, request: pyte
 
 def test_a_run_that_stops_again_and_again_ends_the_same(tmp_path: Path) -> None:
     """Each time a little further on: no state ever leads back."""
-    whole = went_on(tmp_path / "whole", 0)
+    whole = start_or_resume(tmp_path / "whole", 0)
     for tries in range(1, 60):
         try:
-            ended = went_on(tmp_path / "again", tries - 1, stop=StopAt(time=7 + 5 * tries))
+            ended = start_or_resume(tmp_path / "again", tries - 1, stop=StopAt(time=7 + 5 * tries))
             break
         except Interrupted:
             continue
@@ -111,7 +111,7 @@ def test_a_run_that_stops_again_and_again_ends_the_same(tmp_path: Path) -> None:
     assert_same_run(ended, whole)
 
 
-def test_a_saved_state_brings_every_random_generator_back(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_every_random_generator(tmp_path: Path) -> None:
     def draws() -> list[float]:
         return [torch.rand(()).item(), random.random(), np.random.rand(), np.random.randn(), random.gauss(0, 1)]
 
@@ -147,8 +147,8 @@ def test_a_field_that_is_added_to_the_state_is_copied_saved_restored_and_compare
 
 
 def test_a_complete_run_is_saved_as_it_ended(tmp_path: Path) -> None:
-    whole = went_on(tmp_path, 0)
-    assert_same_run(went_on(tmp_path, 3), whole)
+    whole = start_or_resume(tmp_path, 0)
+    assert_same_run(start_or_resume(tmp_path, 3), whole)
 
 
 # ── a process that dies ───────────────────────────────────────────────────────────────────────────
@@ -174,17 +174,17 @@ class Dies:
 def died(folder: Path, steps: int) -> CheckpointStore:
     """A run that died in its step number `steps`, having saved after each step."""
     with pytest.raises(MemoryError):
-        went_on(folder, 0, loss=Dies(steps), save_seconds=0.0, **SMALL_EPOCHS)
+        start_or_resume(folder, 0, loss=Dies(steps), save_seconds=0.0, **SMALL_EPOCHS)
     return CheckpointStore(folder, "run")
 
 
 @pytest.mark.parametrize("steps", range(1, 6))
-def test_a_run_that_died_goes_on_from_its_last_saved_state_to_the_same_bits(tmp_path: Path, steps: int) -> None:
-    whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
+def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(tmp_path: Path, steps: int) -> None:
+    whole = start_or_resume(tmp_path / "whole", 0, **SMALL_EPOCHS)
     saved = died(tmp_path / "died", steps).load()
     assert saved is not None
     assert saved["run"]["step"] == steps
-    assert_same_run(went_on(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
+    assert_same_run(start_or_resume(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
 
 
 def zero_a_page(path: Path) -> None:
@@ -215,10 +215,10 @@ DAMAGES = {
 
 @pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_state_is_passed_over_for_the_one_before_it(
+def test_a_corrupt_checkpoint_is_skipped_and_the_previous_one_is_used(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tell: Tell
 ) -> None:
-    whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
+    whole = start_or_resume(tmp_path / "whole", 0, **SMALL_EPOCHS)
     store = died(tmp_path / "died", 4)
     newest = store.checkpoints()[-1]
     DAMAGES[damage](newest)
@@ -228,20 +228,20 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
     assert saved["run"]["step"] == 3
     said = capsys.readouterr().out
     assert ("corrupt" in said and str(newest) in said) or damage == "only a temporary folder left"
-    assert_same_run(went_on(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
+    assert_same_run(start_or_resume(tmp_path / "died", 7, **SMALL_EPOCHS), whole)
     assert not list(store.folder.glob(".*"))
     tell(f"the newest state: {damage}", 1, 1, 1)
 
 
-def test_where_all_states_are_damaged_training_starts_over_and_says_so(
+def test_training_starts_over_with_a_message_if_all_checkpoints_are_corrupt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = went_on(tmp_path / "whole", 0, **SMALL_EPOCHS)
+    whole = start_or_resume(tmp_path / "whole", 0, **SMALL_EPOCHS)
     store = died(tmp_path / "died", 4)
     for state in store.checkpoints():
         flip_a_bit(state / "state.pth")
     capsys.readouterr()
-    assert_same_run(went_on(tmp_path / "died", 0, **SMALL_EPOCHS), whole)
+    assert_same_run(start_or_resume(tmp_path / "died", 0, **SMALL_EPOCHS), whole)
     assert "every training checkpoint of this run is corrupt: training starts over" in capsys.readouterr().out
 
 
@@ -262,7 +262,9 @@ class Slow(CheckpointStore):
         self.written.append(captured["run"]["step"])
 
 
-def test_training_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_step(tmp_path: Path) -> None:
+def test_training_continues_while_a_checkpoint_is_written_and_the_checkpoint_is_that_of_its_step(
+    tmp_path: Path,
+) -> None:
     run, state = make_run(tmp_path / "a", save_seconds=1e-9), TrainState()
     store = run.saver.store = Slow(tmp_path / "slow")
     steps = 0
@@ -287,7 +289,7 @@ def test_training_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_
     assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(other).items())
 
 
-def test_a_state_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Path) -> None:
     run = make_run(tmp_path, save_seconds=0.0)
 
     class Full(CheckpointStore):
@@ -319,7 +321,7 @@ def test_saving_takes_at_most_three_percent_of_the_time(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_weights_that_are_not_finite_are_no_state_to_keep(tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float) -> None:
     run, state = make_run(tmp_path), TrainState()
     run.saver.save_now(state.capture(run))
     with torch.no_grad():
@@ -338,7 +340,7 @@ def test_weights_that_are_finite_are_kept_even_where_their_sum_is_not(tmp_path: 
     assert len(run.saver.store.checkpoints()) == 1
 
 
-def test_saving_a_state_leaves_torchs_own_choice_of_checksums(tmp_path: Path) -> None:
+def test_saving_a_checkpoint_keeps_torchs_choice_of_checksums(tmp_path: Path) -> None:
     run, state = make_run(tmp_path), TrainState()
     run.saver.save_now(state.capture(run))
     assert torch.serialization.get_crc32_options()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import Project
 from small_run import assert_same_bits, assert_same_run, make_model, make_run, weights
-from test_distributed import StopSignalAfter, curve, together
+from test_distributed import StopSignalAfter, curve, run_ranks
 from test_resume import StopAt
 
 from pipeline.authoring.testing import check_eval_callback
@@ -193,7 +193,7 @@ def test_what_a_step_method_must_not_return_is_one_line(tmp_path: Path, odd: dic
 # ── the weights that are evaluated and published ──────────────────────────────────────────────────
 
 
-def test_the_average_is_evaluated_and_published_and_training_goes_on_with_its_own_weights(tmp_path: Path) -> None:
+def test_the_average_is_evaluated_and_published_and_training_continues_with_its_own_weights(tmp_path: Path) -> None:
     run = make_run(tmp_path / "average", callbacks=(Average(),), **{"evaluation.windows": 99})
     state = TrainState()
     train(run, state)
@@ -212,7 +212,7 @@ def test_the_average_is_evaluated_and_published_and_training_goes_on_with_its_ow
 # ── resume ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def went_on(folder: Path, seed: int, **changes: Any) -> tuple[TrainingRun, TrainState]:
+def start_or_resume(folder: Path, seed: int, **changes: Any) -> tuple[TrainingRun, TrainState]:
     run = make_run(folder, model=make_model(seed, 0.3), callbacks=(Average(),), log_every=1, **changes)
     saved = run.saver.store.load()
     state = TrainState.restore(saved, run) if saved else TrainState()
@@ -221,14 +221,14 @@ def went_on(folder: Path, seed: int, **changes: Any) -> tuple[TrainingRun, Train
 
 
 @pytest.mark.faults
-def test_a_run_with_a_stateful_step_callback_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_with_a_stateful_step_callback_resumes_to_the_same_bits(tmp_path: Path) -> None:
     never = StopAt(time=10**9)
-    whole = went_on(tmp_path / "whole", 0, stop=never)
+    whole = start_or_resume(tmp_path / "whole", 0, stop=never)
     assert len(whole[1].steps) == 6
     for time in range(0, never.asked, 9):
         with pytest.raises(Interrupted):
-            went_on(tmp_path / str(time), 0, stop=StopAt(time=time))
-        assert_same_run(went_on(tmp_path / str(time), 7), whole)
+            start_or_resume(tmp_path / str(time), 0, stop=StopAt(time=time))
+        assert_same_run(start_or_resume(tmp_path / str(time), 7), whole)
         live = (tmp_path / str(time) / "run" / "steps.tsv").read_text()
         assert live == (tmp_path / "whole" / "run" / "steps.tsv").read_text()
 
@@ -265,8 +265,8 @@ def averaged(ranks: Ranks, folder: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.long
-def test_a_stateful_step_callback_goes_on_to_the_same_bits_on_two_ranks(tmp_path: Path) -> None:
-    together(2, averaged, tmp_path)
+def test_a_stateful_step_callback_resumes_to_the_same_bits_on_two_ranks(tmp_path: Path) -> None:
+    run_ranks(2, averaged, tmp_path)
 
 
 # ── metrics/steps.tsv ─────────────────────────────────────────────────────────────────────────────

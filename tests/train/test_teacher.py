@@ -73,7 +73,7 @@ def taught(trained_project: Project) -> Project:
     return trained_project
 
 
-def test_a_pupil_that_begins_as_its_teacher_has_nothing_to_learn(taught: Project) -> None:
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn(taught: Project) -> None:
     taught.succeed("train", *CHOSEN, *sets(f"train.init_from={TEACHER}", "train.precision=fp32"))
     assert objectives(taught)[0] == pytest.approx(0, abs=1e-6)
     taught.succeed("train", *CHOSEN, *sets("train.precision=fp32"))

@@ -1,6 +1,7 @@
 """The person's own texts: the files under data/raw."""
 
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -10,14 +11,23 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.plugin import Corpus, Document, hookimpl
 
-from .finding import all_of, find, matching
-from .reading import FORMS, form
-from .records import json_lines, parquet_rows
+from .documents import document_text
+from .encodings import AUTO, declared, detected
+from .finding import all_of, find, matching, may_find
+from .reading import ARCHIVES, BLOCK, INCLUDED, PACKAGES, blocks, form
+from .records import json_items, json_lines, parquet_rows, table_rows
 from .text import Counts, TextReader, check_encoding, separated
 
 _SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LOOK_AT_MOST = 1 << 30
 """Characters that are read after a fault, for more of them."""
+_CONVERTED = 1 << 22
+"""As how many characters a file counts then that has to be converted."""
+_RECORDS = {
+    ".jsonl": json_lines, ".json": json_items, ".csv": table_rows, ".tsv": table_rows, ".parquet": parquet_rows,
+}  # fmt: skip
+_IN_MEMORY = 1 << 26
+_HTML = (".html", ".htm", ".xhtml")
 
 T = TypeVar("T")
 P = TypeVar("P", tuple[str, ...], dict[str, str])
@@ -25,21 +35,23 @@ _SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
 
 
 class Files(Corpus):
-    """Files under data/raw, in the order of their names: plain text, JSON lines (.jsonl) and parquet."""
+    """Files under data/raw, in the order of their names: plain text, JSON, tables, HTML, EPUB, DOCX and PDF."""
 
     name: ClassVar[str] = "files"
 
-    include: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = tuple(f"**/*{end}" for end in FORMS)
-    """Which files below data/raw, as globs (`*.txt` also finds .txt.gz and .txt.zst), names or folders."""
+    include: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = tuple(f"**/*{end}" for end in INCLUDED)
+    """Which files below data/raw, as globs (`*.txt` also finds .txt.gz and .txt.zst), names or folders; `**`
+    finds .txt, .md, .jsonl, .parquet, .csv, .tsv, .json, .html, .htm, .xhtml, .epub, .docx and .pdf."""
     text_field: Annotated[str, Field(min_length=1)] = "text"
-    """The field of a .jsonl file's lines, and the column of a .parquet file, that holds the text; `doc.text` is the
-    field `text` in the field `doc`."""
+    """The field of a .jsonl file's lines and a .json file's objects, and the column of a .csv, .tsv or .parquet
+    file, that holds the text; `doc.text` is the field `text` in the field `doc`."""
     null_text: Literal["error", "skip"] = "error"
     """A line or row whose text is null: `error` stops there, `skip` leaves it out and says how many there were."""
     separator: str = ""
     """Cuts a plain text into documents wherever it stands, such as `<|endoftext|>`; empty: a file is a document."""
     encoding: str = "utf-8"
-    """The files' encoding, by Python's name for it: utf-8, utf-16, latin-1, cp1252, shift_jis, gb18030, …"""
+    """The files' encoding, by Python's name for it: utf-8, utf-16, latin-1, cp1252, shift_jis, gb18030, …; `auto`
+    detects each file's, and says what it took it for. A page of HTML may name its own."""
     encodings: dict[str, str] = {}
     """The encodings of files that are in another, by patterns as in `include`; the first that matches counts."""
     errors: Literal["strict", "replace"] = "strict"
@@ -75,9 +87,18 @@ class Files(Corpus):
         return self
 
     def notes(self, root: Path) -> Iterator[str]:
-        left_out = find(root, self.include).told() if root.is_dir() else ""
-        if left_out:
-            yield f"files left out: {left_out}"
+        found = find(root, self.include) if root.is_dir() else None
+        if found and found.left_out:
+            yield f"files left out: {found.told()}"
+            if remedy := found.remedy():
+                yield remedy
+
+    def packages(self) -> Iterator[str]:
+        for ending, names in PACKAGES.items():
+            if any(may_find(pattern, ending) for pattern in self.include):
+                yield from names
+        if AUTO in (self.encoding, *self.encodings.values()):
+            yield "charset-normalizer"
 
     def documents(self, root: Path) -> Iterator[Document]:
         paths = self._paths(root)
@@ -90,13 +111,20 @@ class Files(Corpus):
                     told = text if isinstance(text, str) else _Blocks(text, faults)
                     yield Document(document.name, told, document.split)
         finally:  # also where only the beginning is read
-            if counts.replaced:
-                print(f"note: files: {counts.replaced:,} places that were no character became U+FFFD")
-            if counts.skipped:
-                print(f"note: files: {counts.skipped:,} records without a text (null) were skipped")
+            for line in counts.told():
+                print(f"note: files: {line}")
 
     def decoded(self, data: Iterable[bytes], name: str) -> Iterator[str]:
-        return self._reader(self.encoding, Counts()).translated(data, name)
+        if self.encoding != AUTO:
+            yield from self._reader(self.encoding, Counts()).translated(data, name)
+            return
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as copy:  # it is read twice
+            for block in data:
+                copy.write(block)
+            copy.seek(0)
+            encoding = detected(iter(partial(copy.read, BLOCK), b""), name)
+            copy.seek(0)
+            yield from self._reader(encoding, Counts()).translated(iter(partial(copy.read, BLOCK), b""), name)
 
     def _reader(self, encoding: str, counts: Counts) -> TextReader:
         return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip")
@@ -104,20 +132,33 @@ class Files(Corpus):
     def _documents(self, root: Path, path: Path, counts: Counts) -> Iterator[Document]:
         """One file's documents."""
         relative = path.relative_to(root)
-        name, side = relative.as_posix(), _side(relative)
-        pattern = matching(path, root, list(self.encodings))
-        reader = self._reader(self.encodings[pattern] if pattern else self.encoding, counts)
-        if form(path) == ".jsonl":
-            records: Iterable[tuple[int, str | Iterator[str]]] = json_lines(path, self.text_field, reader)
-        elif form(path) == ".parquet":
-            records = parquet_rows(path, self.text_field, reader)
+        name, side, kind = relative.as_posix(), _side(relative), form(path)
+        reader = self._reader(self._encoding(root, path, counts), counts)
+        if kind in _RECORDS:
+            records: Iterable[tuple[int, str | Iterator[str]]] = _RECORDS[kind](path, self.text_field, reader)
+        elif kind in PACKAGES:
+            yield Document(name, _Whole(partial(document_text, path, reader, counts)), side)
+            return
         elif self.separator:
             records = enumerate(separated(reader.text(path), self.separator), start=1)
         else:
-            yield Document(name, _Whole(path, reader), side)
+            yield Document(name, _Whole(partial(reader.text, path)), side)
             return
         for number, text in records:
             yield Document(f"{name}#{number}", text, side)
+
+    def _encoding(self, root: Path, path: Path, counts: Counts) -> str:
+        """A file's encoding: by pattern, or else as a page of HTML says itself, or else that of all files."""
+        pattern = matching(path, root, list(self.encodings))
+        encoding = self.encodings[pattern] if pattern else self.encoding
+        if form(path) in ARCHIVES:
+            return encoding  # they say their own
+        if not pattern and form(path) in _HTML and (own := declared(next(blocks(path), b""))):
+            return own
+        if encoding == AUTO:
+            encoding = detected(blocks(path), path)
+            counts.detect(encoding, path.relative_to(root).as_posix())
+        return encoding
 
     def _paths(self, root: Path) -> list[Path]:
         found = find(root, self.include)
@@ -128,13 +169,15 @@ class Files(Corpus):
             raise all_of(found.faults)
         if not found.texts:
             there = f" (left out: {found.told()})" if found.left_out else ""
-            raise FileNotFoundError(f"{root} holds no file that matches {', '.join(self.include)}{there}")
+            remedy = f": {found.remedy()}" if found.remedy() else ""
+            raise FileNotFoundError(f"{root} holds no file that matches {', '.join(self.include)}{there}{remedy}")
         return found.texts
 
     def _faults(self, root: Path, paths: list[Path], first: Exception) -> Exception:
         """One error for the first fault and those in the files after it, of which at most a gigabyte is read."""
         faults, characters = [first], 0
         for number, path in enumerate(paths):
+            characters += _CONVERTED * (form(path) in ARCHIVES)
             try:
                 for document in self._documents(root, path, Counts()):
                     for block in [document.text] if isinstance(document.text, str) else document.text:
@@ -167,11 +210,11 @@ class _Blocks:
 class _Whole:
     """A file's text in blocks, so that it may be larger than memory; each iteration reads it anew."""
 
-    def __init__(self, path: Path, reader: TextReader) -> None:
-        self._path, self._reader = path, reader
+    def __init__(self, read: Callable[[], Iterator[str]]) -> None:
+        self._read = read
 
     def __iter__(self) -> Iterator[str]:
-        return self._reader.text(self._path)
+        return self._read()
 
 
 def _side(path: PurePath) -> str | None:

@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from .reading import COMPRESSED, FORMS, check, form, is_compressed
+from .reading import COMPRESSED, FORMS, PACKAGES, check, form, is_compressed
 
 _SHOWN = 5
+_PATTERNS = 3
+"""More endings than these are proposed as one pattern."""
+_NOT_INCLUDED = " (not in include)"
 
 
 @dataclass
@@ -34,6 +38,18 @@ class Found:
         """What was left out in one line, such as `3 .pdf, 1 .html (not in include), 2 hidden`."""
         reasons = sorted(self.left_out.items(), key=lambda item: not item[0])
         return ", ".join(f"{_counts(kinds)}{reason}" for reason, kinds in reasons)
+
+    def remedy(self) -> str:
+        """How those that no pattern finds, but that could be read, are read; empty if there are none."""
+        endings = {form(Path(f"name{kind}")) for kind in self.left_out.get(_NOT_INCLUDED, ())}
+        known = sorted(endings & PACKAGES.keys())
+        if not known:
+            return ""
+        missing = any(find_spec(package) is None for ending in known for package in PACKAGES[ending])
+        extra = ", after `pip install -c constraints.txt -e '.[documents]'`" if missing else ""
+        each = ", ".join(f'"**/*{ending}"' for ending in known)
+        patterns = each if len(known) <= _PATTERNS else '"**" (every known ending)'
+        return f"to read {', '.join(known)}, add {patterns} to tokenize.corpus.files.include{extra}"
 
 
 def find(root: Path, patterns: Sequence[str]) -> Found:
@@ -63,7 +79,7 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
         elif relative.name.startswith("."):
             found.leave_out("", "hidden")
         else:
-            found.leave_out(" (not in include)", _ending(path, status))
+            found.leave_out(_NOT_INCLUDED, _ending(path, status))
     seen = set[tuple[int, int]]()
     for linked, path, status in sorted(files, key=lambda each: each[:2]):  # a file's own name before those of links
         identity = status.st_dev, status.st_ino
@@ -86,6 +102,12 @@ def matching(path: Path, root: Path, patterns: Sequence[str]) -> str | None:
     """The first of the patterns that finds `path`."""
     parts = path.relative_to(root).parts
     return next((pattern for pattern in patterns if _Pattern(root, pattern).matches(parts)), None)
+
+
+def may_find(pattern: str, ending: str) -> bool:
+    """Whether a pattern could find files of an ending, whichever files there are."""
+    suffix = PurePosixPath(pattern.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
+    return suffix not in FORMS or suffix == ending
 
 
 def all_of(faults: Sequence[Exception], more: str = "") -> Exception:

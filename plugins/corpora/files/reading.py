@@ -11,7 +11,19 @@ from typing import Any
 
 BLOCK = 1 << 20
 COMPRESSED = (".gz", ".zst")
-FORMS = (".txt", ".md", ".jsonl", ".parquet")
+INCLUDED = (".txt", ".md", ".jsonl", ".parquet")
+"""The endings that `include` finds by default."""
+
+PACKAGES: dict[str, tuple[str, ...]] = {
+    ".csv": (), ".tsv": (), ".json": (),
+    ".html": ("resiliparse",), ".htm": ("resiliparse",), ".xhtml": ("resiliparse",), ".epub": ("resiliparse",),
+    ".docx": ("mammoth", "resiliparse"), ".pdf": ("pypdfium2",),
+}  # fmt: skip
+"""The other endings that can be read, and the packages of the extra `documents` that make their text."""
+
+FORMS = (*INCLUDED, *PACKAGES)
+ARCHIVES = (".parquet", ".pdf", ".docx", ".epub")
+"""Endings of files that are compressed inside."""
 
 # A byte of zstd's can stand for tens of thousands: what is read at once decides how much comes out at once.
 _ZSTD_BLOCK = 1 << 11
@@ -35,9 +47,12 @@ def check(path: Path) -> None:
     Raises:
         ValueError: the package that reads this file is missing, or the file cannot be whole.
     """
-    if form(path) == ".parquet":
-        if is_compressed(path):
-            raise ValueError(f"{path}: a parquet file is compressed inside, not around: unpack it")
+    kind = form(path)
+    if kind in ARCHIVES and is_compressed(path):
+        raise ValueError(f"{path}: a {kind} file is compressed inside, not around: unpack it")
+    for package in PACKAGES.get(kind, ()):
+        needed(path, package, "documents")
+    if kind == ".parquet":
         needed(path, "pyarrow.parquet", "parquet")
     elif is_compressed(path) and not path.stat().st_size:
         raise ValueError(f"{path} is damaged: it is empty, which no compressed file is: replace it")

@@ -1,5 +1,6 @@
-"""Files that hold many documents: JSON lines and parquet."""
+"""Files that hold many documents: JSON lines, JSON, CSV and parquet."""
 
+import csv
 import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -38,23 +39,99 @@ def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int
         if not line.strip():
             continue
         place = f"{path} line {number}"
-        try:
-            record = json.loads(line)
-        except RecursionError:
-            raise ValueError(f"{place} is nested too deeply") from None
-        except ValueError as error:
-            raise ValueError(f"{place} is not JSON ({error}): each line holds an object of its own") from None
-        text = None if record is None else _field(record, field, place)
-        if text is None:
-            there = f": the field {field!r} holds null (there are: {_listed(record)})" if record else " holds null"
-            reader.skip_null(place + there)
-            continue
-        if not isinstance(text, str):
+        text = _record_text(_parsed(line, place, "each line holds an object of its own"), field, place, reader)
+        if text is not None:
+            yield number, text
+
+
+def json_items(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int, str]]:
+    """The texts of a .json file, with their numbers: it is a list of texts, or of objects that hold one in `field`,
+    or one such object.
+
+    Raises:
+        ValueError: it is not JSON, too long to be parsed as a whole, or has an item without a text.
+    """
+    blocks_of_text, length = [], 0
+    for text in reader.decoded(blocks(path), path):
+        blocks_of_text.append(text)
+        length += len(text)
+        if length > _LONGEST_LINE:
             raise ValueError(
-                f"{place}: the field {field!r} holds {_named(text)}, not a text (there are: "
-                f"{_listed(record)}): fix the line, or {_FIX}"
+                f"{path} has over {_LONGEST_LINE:,} characters of JSON: make a .jsonl of it, an object a line "
+                "(`jq -c '.[]'`)"
             )
-        yield number, reader.record(text, place)
+    value = _parsed("".join(blocks_of_text), str(path), "a file with an object on each line must end in .jsonl")
+    if not isinstance(value, list | dict):
+        raise ValueError(f"{path} holds {_named(value)}, where a list of texts or objects, or an object is meant")
+    for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
+        place = f"{path} item {number}"
+        if isinstance(item, str):
+            yield number, reader.record(item, place)
+        elif (found := _record_text(item, field, place, reader)) is not None:
+            yield number, found
+
+
+def _parsed(text: str, place: str, hint: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{place} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON ({error}): {hint}") from None
+
+
+def _record_text(record: Any, field: str, place: str, reader: TextReader) -> str | None:
+    """The text of a record; None for a null that is skipped."""
+    text = None if record is None else _field(record, field, place)
+    if text is None:
+        there = f": the field {field!r} holds null (there are: {_listed(record)})" if record else " holds null"
+        reader.skip_null(place + there)
+        return None
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{place}: the field {field!r} holds {_named(text)}, not a text (there are: "
+            f"{_listed(record)}): mend it, or {_FIX}"
+        )
+    return reader.record(text, place)
+
+
+def table_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[int, str]]:
+    """The text of each row's `column` of a .csv or .tsv file, with the row's number; the first names the columns.
+
+    A .csv may be separated by semicolons or tabs instead of commas, where its first row then has that column.
+
+    Raises:
+        ValueError: there is no such column, or a row has other fields than the first; names the file and the row.
+    """
+    csv.field_size_limit(_LONGEST_LINE)
+    lines_read = (line + "\n" for line in _lines(path, reader))
+    first = next(lines_read, "")
+    marks = "\t" if ".tsv" in path.name.lower() else ",;\t"
+    mark = next((each for each in marks if column in next(csv.reader([first], delimiter=each), [])), marks[0])
+    rows, number, names = csv.reader(chain([first], lines_read), delimiter=mark, strict=True), 0, list[str]()
+    try:
+        for row in rows:
+            if not row:
+                continue
+            if not names:
+                names = row
+                if names.count(column) != 1:
+                    how = f"{names.count(column)} columns" if column in names else "no column"
+                    raise ValueError(f"{path} has {how} {column!r} (its first row names: {_listed(names)}): {_FIX}")
+                place = names.index(column)
+                continue
+            number += 1
+            if len(row) != len(names):
+                raise ValueError(
+                    f"{path} row {number} (line {rows.line_num}) has {len(row)} fields, the first row {len(names)}"
+                    f": quote texts that contain {mark!r}, or mend it"
+                )
+            yield number, reader.record(row[place], f"{path} row {number}")
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} row {number + 1} (line {rows.line_num}) is no row of a table ({error}): mend it; in a quoted "
+            'text a quote is written twice ("")'
+        ) from None
 
 
 def _field(record: Any, field: str, place: str) -> Any:

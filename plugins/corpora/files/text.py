@@ -5,26 +5,30 @@ import difflib
 import io
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from encodings.aliases import aliases
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 
+from .encodings import AUTO
 from .reading import BLOCK, blocks
 
 _COMMON = ("utf-8", "utf-16", "latin-1", "cp1252", "shift_jis", "gb18030", "koi8-r")
 _NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "unicode_escape", "raw-unicode-escape"}
 _READ_THEIR_BOM = {"utf-16", "utf-32", "utf-8-sig"}
+_NAMED = 3
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def check_encoding(name: str) -> str:
-    """Returns `name`, which is an encoding of text files.
+    """Returns `name`, which is an encoding of text files, or `auto`.
 
     Raises:
         ValueError: it is none; names those that come close, or common ones.
     """
+    if name == AUTO:
+        return name
     try:
         codec = codecs.lookup(name)
         codecs.getincrementaldecoder(name)
@@ -34,21 +38,49 @@ def check_encoding(name: str) -> str:
         known = sorted({*aliases, *aliases.values(), *_COMMON})
         close = difflib.get_close_matches(name.lower(), known, n=1)
         suggestion = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"there is no text encoding {name!r}{suggestion} (common ones: {', '.join(_COMMON)})")
+        raise ValueError(
+            f"there is no text encoding {name!r}{suggestion} (common ones: {', '.join(_COMMON)}; or {AUTO})"
+        )
     return name
 
 
 @dataclass
 class Counts:
-    """What was changed while reading.
+    """What a person is told after reading.
 
     Attributes:
         replaced: Places that became U+FFFD.
         skipped: Records whose text is null.
+        blank_pages: Pages of .pdf files without text.
+        detected: The files whose encoding was detected, by encoding: how many, and the first ones' names.
     """
 
     replaced: int = 0
     skipped: int = 0
+    blank_pages: int = 0
+    detected: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+
+    def detect(self, encoding: str, name: str) -> None:
+        """Counts a file whose encoding was detected."""
+        count, names = self.detected.get(encoding, (0, []))
+        self.detected[encoding] = count + 1, [*names, name][:_NAMED]
+
+    def told(self) -> Iterator[str]:
+        """A line for each that there is."""
+        if self.replaced:
+            yield f"{self.replaced:,} places that were no character became U+FFFD"
+        if self.skipped:
+            yield f"{self.skipped:,} records without a text (null) were skipped"
+        if self.blank_pages:
+            yield f"{self.blank_pages:,} pages of .pdf files hold no text (blank, or pictures)"
+        if self.detected:
+            each = sorted(self.detected.items(), key=lambda item: (-item[1][0], item[0]))
+            told = (f"{count:,} {name} ({_some(names, count)})" for name, (count, names) in each)
+            yield f"encodings that were detected: {', '.join(told)}"
+
+
+def _some(names: list[str], count: int) -> str:
+    return ", ".join([name[-60:] for name in names] + ["…"] * (count > len(names)))
 
 
 class TextReader:
@@ -109,7 +141,8 @@ class TextReader:
                 start = offset + len(block) - len(error.object) + error.start
                 raise ValueError(
                     f"{path} is not {self._encoding.upper()} at byte {start:,} ({error.object[error.start]:#04x}): "
-                    "set tokenize.corpus.files.encoding to its own, or tokenize.corpus.files.errors: replace"
+                    f"set tokenize.corpus.files.encoding to its own ({AUTO} detects each file's), or "
+                    "tokenize.corpus.files.errors: replace"
                 ) from None
             except UnicodeError as error:  # UTF-16 that does not say its byte order
                 raise ValueError(

@@ -25,14 +25,14 @@ def sets(*values: str) -> list[str]:
 # ── what changed ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_very_same_run_goes_on(interrupted: Project) -> None:
+def test_the_same_run_resumes(interrupted: Project) -> None:
     out = interrupted.succeed("train").out
     assert "resuming from step 4" in out
     assert "starts over" not in out
     assert "note" not in out
 
 
-def test_a_changed_param_is_named_and_changed_back_the_run_goes_on(interrupted: Project) -> None:
+def test_a_changed_param_is_named_and_the_run_resumes_when_it_is_reset(interrupted: Project) -> None:
     changed = interrupted.succeed("train", *sets("train.optimizer.adamw.lr=0.01", "model.dropout=0.1")).out
     (line,) = [each for each in changed.splitlines() if "starts over" in each]
     assert line.endswith(": model.dropout 0.0 → 0.1; train.optimizer.adamw.lr 0.002 → 0.01")
@@ -65,13 +65,13 @@ def test_changed_code_and_versions_are_named(interrupted: Project, monkeypatch: 
 
 
 @pytest.mark.parametrize("setting", ["runtime.save_seconds=5", "runtime.restarts=3", "runtime.strategy=fsdp"])
-def test_runtime_that_changes_no_bit_is_not_spoken_of(interrupted: Project, setting: str) -> None:
+def test_runtime_that_changes_no_bit_prints_no_note(interrupted: Project, setting: str) -> None:
     out = interrupted.succeed("train", *sets(setting)).out
     assert "resuming from step 4" in out
     assert "note" not in out
 
 
-def test_other_threads_go_on_and_it_is_said_that_bits_may_differ(interrupted: Project) -> None:
+def test_other_threads_resume_with_a_note_that_bits_may_differ(interrupted: Project) -> None:
     out = interrupted.succeed("train", *sets("runtime.threads=2")).out
     assert "resuming from step 4" in out
     assert re.search(r"note: .*\(threads 1 → 2\)", out)
@@ -84,7 +84,7 @@ def test_threads_left_open_are_those_that_the_run_began_with(interrupted: Projec
     assert torch.get_num_threads() == 1
 
 
-def test_another_processor_is_said(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_processor_is_reported(interrupted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
     assert re.search(r"note: .*\(processor \S+ → ABACUS\)", interrupted.succeed("train").out)
 
@@ -101,7 +101,7 @@ def test_compiling_without_a_compiler_is_one_line(project: Project, monkeypatch:
 # ── the runs there are ────────────────────────────────────────────────────────────────────────────
 
 
-def test_runs_are_listed_and_forgotten(interrupted: Project) -> None:
+def test_runs_are_listed_and_deleted(interrupted: Project) -> None:
     interrupted.succeed("train", *sets("train.seed=7"))
     finished, unfinished = saved_runs(interrupted.root / ".resume")
     lines = interrupted.succeed("runs").out.splitlines()
