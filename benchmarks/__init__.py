@@ -1,1 +1,1 @@
-"""How fast the project is beside others that do the same, on the machine at hand: `make bench`."""
+"""Benchmarks of the project against similar projects, on the current machine: `make bench`."""

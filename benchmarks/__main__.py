@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures, prints the table with its verdicts, writes the results and RESULTS.md."""
+"""`python -m benchmarks`: measures, prints the table with verdicts, and writes the results and RESULTS.md."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ from benchmarks.measure import ROOT
 from benchmarks.results import FOLDER, Results, read
 
 ORDER = ("startup", "loading", "saving", "tokenizing", "generation", "training", "book", "learning")
-"""The subjects, each a module of this package; the short ones first."""
+"""The subjects, each a module of this package, the short ones first."""
 
 _BUSY = 0.5
-"""The load from which on others are said to disturb."""
+"""The load above which a note says that other processes may distort the results."""
 
 _clone = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--quick", is_flag=True, help="The short form: some three minutes, others eager only, into results/quick/."
+    "--quick",
+    is_flag=True,
+    help="Short version of about 3 minutes, other projects without compilation; writes to results/quick/.",
 )
-@click.option("--only", multiple=True, type=click.Choice(ORDER), help="Only this subject; may be repeated.")
+@click.option("--only", multiple=True, type=click.Choice(ORDER), help="Run only this subject. Repeatable.")
 @click.option("--nanogpt", type=_clone, envvar="NANOGPT", help="A clone of nanoGPT to compare with.")
-@click.option("--litgpt", type=_clone, envvar="LITGPT", help="A clone of litgpt; what it needs must be installed.")
+@click.option(
+    "--litgpt", type=_clone, envvar="LITGPT", help="A clone of litgpt; its requirements must be installed."
+)
 @click.option("--book", type=_clone, envvar="BOOK", help="A clone of the book's code (LLMs-from-scratch).")
-@click.option("--one-thread", is_flag=True, help="Training with one thread only, where others are at work.")
-@click.option("--whole-book", is_flag=True, help="All epochs of the book's run, where one is measured otherwise.")
-@click.option("--rounds", type=click.IntRange(min=1), help="Turns of each side: 5, and 3 in the short form.")
+@click.option("--one-thread", is_flag=True, help="Measure training with one thread only, for a busy machine.")
+@click.option("--whole-book", is_flag=True, help="Run all epochs of the book's training; the default is one.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds per side. Default: 5, with --quick 3.")
 def main(
     quick: bool,
     only: tuple[str, ...],
@@ -46,13 +50,13 @@ def main(
     whole_book: bool,
     rounds: int | None,
 ) -> None:
-    """Measure how fast the project is beside others, and hold the numbers against its goals.
+    """Measure the speed of the project and of similar projects, and compare it with the goals.
 
-    Texts that some of it needs (tinyshakespeare.txt, the-verdict.txt, tiktoken's gpt2 vocabulary) are looked for in
-    the folder that PIPELINE_TEST_DATA names; what is not there is left out, with a note.
+    Some subjects need texts (tinyshakespeare.txt, the-verdict.txt, tiktoken's gpt2 vocabulary) in the folder
+    PIPELINE_TEST_DATA. Subjects with missing texts are skipped with a note.
     """
     started = time.monotonic()
-    # Commands that run in other folders run this checkout's code, whatever is installed.
+    # Commands in other folders must run the code of this checkout, not an installed version.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     clones = {name: path for name, path in (("nanogpt", nanogpt), ("litgpt", litgpt), ("book", book)) if path}
     target = FOLDER / "quick" if quick else FOLDER

@@ -1,4 +1,4 @@
-"""The book's own run: ten epochs of GPT-2 small over a short story, with its evaluations and samples."""
+"""The training run of the book: ten epochs of GPT-2 small on a short story, with evaluations and samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every subject is handed: how thorough to be, where others' code and the texts are, a folder to work in."""
+"""The context of a benchmark: thoroughness, other projects' code, texts, and a working folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from benchmarks.results import Results, Row, compared
 
 @dataclass(frozen=True)
 class Context:
-    """How a subject measures.
+    """The context of a subject.
 
     Attributes:
-        quick: The short form, for every day; others are tried eager only.
-        rounds: Turns of each side; medians are over them.
-        folder: An empty folder of the subject's own, which is removed afterwards.
-        code: Clones of other projects by name ("nanogpt", "litgpt", "book"), where paths were given.
-        data: Texts and the gpt2 vocabulary, which PIPELINE_TEST_DATA names.
-        one_thread: Whether training is measured with one thread only, such as where other work is going on.
-        whole: Whether the book's run is done to its end.
-        results: Where rows go, and what was left out.
+        quick: The short version; other projects are not compiled.
+        rounds: Rounds per side; results are medians over them.
+        folder: An empty folder for the subject, removed afterwards.
+        code: Clones of other projects by name ("nanogpt", "litgpt", "book"), as far as given.
+        data: The folder PIPELINE_TEST_DATA with texts and the gpt2 vocabulary.
+        one_thread: Whether to measure training with one thread only, for a busy machine.
+        whole: Whether to run all epochs of the book's training.
+        results: The results, with what was skipped.
     """
 
     quick: bool
@@ -38,26 +38,26 @@ class Context:
     results: Results = field(repr=False)
 
     def add(self, row: Row) -> None:
-        """Takes a row into the results, and shows it."""
+        """Adds a row to the results and prints it."""
         from benchmarks.table import plain
 
         self.results.rows.append(row)
         click.echo(plain([Results(self.results.subject, [row])]).splitlines()[1])
 
     def skip(self, what: str, why: str) -> None:
-        """Notes what is not measured."""
+        """Records and prints what is not measured, and why."""
         self.results.skipped[what] = why
         click.echo(f"{what} is left out: {why}")
 
     def peer(self, name: str, shown: str) -> tuple[Path, ...] | None:
-        """The folders to import another project from; None, and a note, where its path was not given."""
+        """The folders to import another project from; None and a note if its path was not given."""
         if name in self.code:
             return (self.code[name],)
         self.skip(shown, f"no path to a clone was given (--{name})")
         return None
 
     def text(self, name: str) -> Path | None:
-        """A file of PIPELINE_TEST_DATA; None, and a note, without it."""
+        """A file in PIPELINE_TEST_DATA; None and a note if it is missing."""
         if self.data is None:
             self.skip(f"what needs {name}", "PIPELINE_TEST_DATA names no folder")
             return None
@@ -68,12 +68,12 @@ class Context:
 
     @property
     def vocabulary(self) -> dict[str, str]:
-        """The variables with which tiktoken finds the gpt2 encoding without a network."""
+        """Environment variables with which tiktoken loads the gpt2 encoding without network access."""
         cache = os.environ.get("TIKTOKEN_CACHE_DIR") or (str(self.data / "tiktoken") if self.data else "")
         return {"TIKTOKEN_CACHE_DIR": cache} if cache else {}
 
     def take_turns(self, sides: Sequence[Side]) -> dict[str, Measured]:
-        """As `measure.take_turns`; a side of another project that fails is left out, with its error."""
+        """Calls `measure.take_turns`. If the side of another project fails, it is skipped, with its error."""
         ours, others = sides[0], list(sides[1:])
         while True:
             try:
@@ -86,7 +86,7 @@ class Context:
                 self.skip(name, f"it failed: {why.splitlines()[-1] if why else 'no reason given'}")
 
     def compare(self, what: str, sides: Sequence[Side], unit: str, goals: dict[str, str]) -> dict[str, Measured]:
-        """Lets sides take turns and adds a row for each but the first, which is ours."""
+        """Measures the sides and adds a row for each one but the first, which is ours."""
         done = self.take_turns(sides)
         for side in sides[1:]:
             if side.name in done:

@@ -17,8 +17,8 @@ _UNIT = "tokens per processor-second"
 
 
 def run(context: Context) -> None:
-    """Eight tokens are given and 200 follow, greedily, with one prompt and one thread; with two threads, and with
-    eight prompts, 50 follow."""
+    """Greedy generation after prompts of eight tokens: 200 tokens with one prompt and one thread; 50 tokens with
+    two threads, and with eight prompts."""
     facts_of(Side("weights", "benchmarks.generation:weights", {"folder": str(context.folder)}, 2))
     _compare(context, 1, 1, _NEW // 4 if context.quick else _NEW)
     if not context.quick:
@@ -27,7 +27,7 @@ def run(context: Context) -> None:
 
 
 def _compare(context: Context, batch: int, threads: int, new: int) -> None:
-    """Each in fp32 and with weights in bf16; the goals are for the faster of ours and the faster of the other's."""
+    """Each side in fp32 and with bf16 weights; goals compare the faster variant of each side."""
     settings = {"folder": str(context.folder), "threads": threads, "batch": batch, "new": new}
     sides = [
         _side(name, dtype, {**settings, "dtype": dtype}, threads)
@@ -56,7 +56,7 @@ def _compare(context: Context, batch: int, threads: int, new: int) -> None:
 
 
 def _fastest(done: dict[str, Measured], name: str) -> str:
-    """The side of a name that was the fastest; empty where there is none."""
+    """The fastest variant of a side; empty if there is none."""
     candidates = [each for each in done if each.startswith(f"{name}, ")]
     return max(candidates, key=lambda each: done[each].rate, default="")
 
@@ -66,7 +66,7 @@ def _side(name: str, dtype: str, settings: dict[str, Any], threads: int) -> Side
 
 
 def weights(folder: str) -> tuple[None, dict[str, Any]]:
-    """Writes random weights of GPT-2 small: as ours, and as the export for transformers."""
+    """Writes random GPT-2 small weights, in our format and exported for transformers."""
     import torch
 
     from benchmarks.measure import ROOT
@@ -104,7 +104,7 @@ def _as(dtype: str) -> Any:
 
 
 def ours(folder: str, threads: int, batch: int, new: int, dtype: str) -> tuple[Work, dict[str, Any]]:
-    """`pipeline.model.generate`, which every command generates with; bf16 are the model's weights cast to it."""
+    """`pipeline.model.generate`, which all commands use; bf16 means weights cast to bf16."""
     import torch
     from pydantic import TypeAdapter
 
@@ -129,7 +129,7 @@ def ours(folder: str, threads: int, batch: int, new: int, dtype: str) -> tuple[W
 
 
 def transformers(folder: str, threads: int, batch: int, new: int, dtype: str) -> tuple[Work, dict[str, Any]]:
-    """Its `generate` with its key-value cache."""
+    """`generate` of transformers with its key-value cache."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -152,7 +152,7 @@ def transformers(folder: str, threads: int, batch: int, new: int, dtype: str) ->
 
 
 def book(folder: str, threads: int, batch: int, new: int) -> tuple[Work, dict[str, Any]]:
-    """Its generate_text_simple, which computes everything again for each token.
+    """The book's generate_text_simple, which recomputes the whole text for each token.
 
     So a token's cost depends on how many are before it, and on nothing else: one token at every twentieth length
     tells what all of them take.
@@ -184,7 +184,7 @@ def book(folder: str, threads: int, batch: int, new: int) -> tuple[Work, dict[st
 
 
 def _load_exported(model: Any, path: Path) -> None:
-    """GPT-2's published names and forms to the book's."""
+    """Copies weights with GPT-2's published names and shapes into the book's model."""
     import torch
     from safetensors.torch import load_file
 

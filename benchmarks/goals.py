@@ -1,4 +1,4 @@
-"""What the project wants to reach, and whether a row does."""
+"""The goals of the project, and whether a result reaches them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from benchmarks.results import Row
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound for a row's value, in the row's own kind: at least, or at most."""
+    """A lower or upper bound for the value of a row."""
 
     bound: float
     at_least: bool = True
 
     def reached(self, value: float) -> bool:
-        """Whether a value keeps the bound."""
+        """Whether a value satisfies the bound."""
         return value >= self.bound if self.at_least else value <= self.bound
 
 
@@ -41,11 +41,11 @@ GOALS = {
     "a repro with nothing to do": Goal(0.9),
     "MFU on a GPU": Goal(0.6),
 }
-"""By the names that rows give."""
+"""The goals by the names that rows refer to."""
 
 
 def verdict(row: Row) -> str:
-    """ "reached" or "missed"; empty where a row has no goal."""
+    """ "reached" or "missed"; empty if the row has no goal."""
     if not row.goal:
         return ""
     return "reached" if GOALS[row.goal].reached(row.value) else "missed"

@@ -1,7 +1,7 @@
 """GPU: GPT-2 small at context 1024 in bf16: tokens per second, share of the measured GEMM rate, peak memory.
 
-`benchmarks/gpu.sh` runs all of it. Each setting is measured in a process of its own, so that one that runs out of
-memory ends alone, and peak memory is its own.
+`benchmarks/gpu.sh` runs all settings. Each one is measured in a separate process, so that running out of memory
+does not affect the others, and its peak memory is known.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.ours import SHAPES, prepared
 from benchmarks.results import FOLDER, Results, Row, shown_command
 
 _TIMES = 5
-"""Groups of steps that are timed; the median counts."""
+"""The number of timed groups of steps; the result is the median."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """As tables show it."""
+        """The name in tables."""
         return f"{self.shape}, batch {self.batch_size}, {'compiled' if self.compiled else 'eager'}"
 
 
@@ -93,7 +93,7 @@ def main(
                 measured = _apart(json.dumps(asdict(one_setting)))
                 _add(found, one_setting, measured, gemm["flops"])
                 found.seconds = time.monotonic() - started
-                found.write(results)  # after each: what was measured is kept, whatever comes
+                found.write(results)  # after each setting, so that an interruption loses nothing
     click.echo(f"wrote gpu-{_slug(gemm['device'])}.json")
 
 
@@ -102,7 +102,7 @@ def _slug(name: str) -> str:
 
 
 def _apart(setting: str) -> dict[str, Any]:
-    """Measures a setting in a process of its own; {"error": …} where it failed."""
+    """Measures a setting in a separate process; {"error": …} if it failed."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--setting", setting], cwd=ROOT, capture_output=True, text=True,
@@ -111,8 +111,8 @@ def _apart(setting: str) -> dict[str, Any]:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         return {"error": lines[-1][:300]}
-    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return told
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
 
 
 def _add(found: Results, setting: Setting, measured: dict[str, Any], gemm: float) -> None:
@@ -167,7 +167,7 @@ def _measure(setting: Setting) -> dict[str, Any]:
 
 
 def _wait(device: str) -> None:
-    """A GPU's work is only asked for when a call returns."""
+    """Waits for the GPU: calls return before their work is done."""
     import torch
 
     if device != "cpu":
@@ -175,7 +175,7 @@ def _wait(device: str) -> None:
 
 
 def _gemm(device: str) -> dict[str, Any]:
-    """The best rate of bf16 products among some large sizes, as floating-point operations a second."""
+    """The best rate of bf16 matrix products of several large sizes, in floating-point operations per second."""
     import torch
 
     best = 0.0
@@ -198,7 +198,7 @@ Prepared = tuple[Callable[[], object], int, int]
 
 
 def _ours(setting: Setting) -> Prepared:
-    """The training loop's step, with the preset's params but for the sizes."""
+    """A step of the training loop, with the params of the preset except for the sizes."""
     from pipeline.train.loop import train_step
     from pipeline.train.state import TrainState
 
@@ -216,7 +216,7 @@ def _ours(setting: Setting) -> Prepared:
 
 
 def _nanogpt(setting: Setting) -> Prepared:
-    """Its model and optimizer as its train.py uses them on a GPU: bf16 autocast, clipping, fused AdamW."""
+    """nanoGPT's model and optimizer, as in its train.py on a GPU: bf16 autocast, clipping, fused AdamW."""
     import torch
 
     sys.path.insert(0, setting.code)

@@ -1,4 +1,4 @@
-"""Learning per second: tinyshakespeare's loss over every validation character, and the time that it took."""
+"""Learning speed: the loss on all validation characters of tinyshakespeare, and the training time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _CONTEXT = 64
 _SEEDS = (1, 2, 3, 4, 5)
 
-# What nanoGPT's README gives for a CPU; the last step is kept, as it is with ours.
+# The settings for a CPU in nanoGPT's README; the last checkpoint is scored, as for ours.
 _NANOGPT = [
     "--device=cpu",
     "--eval_iters=1",
@@ -55,7 +55,7 @@ def run(context: Context) -> None:
 
 
 def _preset(name: str) -> str:
-    """The preset, or the nearest one where there is none of this name yet."""
+    """The preset, or the most similar one if it does not exist yet."""
     from pipeline.params.presets import PRESETS
 
     return name if name in PRESETS else "shakespeare-char"
@@ -102,7 +102,7 @@ def _add_best(context: Context, name: str, ours: _Learned, theirs: _Learned | No
 
 
 class _Learned:
-    """A run's time, that of its steps and their compiling alone, and what a scored checkpoint told."""
+    """The time of a run, the time of its steps with compilation, and the scores of its checkpoint."""
 
     def __init__(self, time: Round, start: Round, facts: dict[str, Any]) -> None:
         self.time, self.loss, self.parameters = time, float(facts["loss"]), int(facts["parameters"])
@@ -110,7 +110,7 @@ class _Learned:
 
 
 def compiling(folder: Path) -> dict[str, str]:
-    """Nothing is compiled yet, and what is, is compiled in the process whose time is taken."""
+    """Environment variables for an empty compile cache, and compilation in the measured process."""
     return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
@@ -121,7 +121,7 @@ def _ours(context: Context, text: Path, preset: str, seed: int) -> _Learned:
     settings = (f"train.seed={seed}", "runtime.threads=1", *WHOLE_RUNS)
     environment = compiling(project.folder)
     take_turns([project.side("the data", ["tokenize", "split"], settings, 1.0, 1, environment)], 1)
-    # What start-up, evaluations and saving take: the same stage with a single step.
+    # The time of start-up, evaluations and saving: the same stage with a single step.
     short = [*settings, "train.budget.amount=1", "train.schedule.warmup_steps=0", "runtime.compile=false"]
     start = take_turns([project.side("start", ["train"], short, 1.0, 0, environment, 1)], 1)["start"].rounds[0]
     done = take_turns([project.side("ours", ["train"], settings, 1.0, 0, environment, 1)], 1)
@@ -130,7 +130,7 @@ def _ours(context: Context, text: Path, preset: str, seed: int) -> _Learned:
 
 
 def _nanogpt(context: Context, text: Path) -> _Learned | None:
-    """Its train.py on the same split; eager and compiled, compiling counted: the faster one."""
+    """nanoGPT's train.py on the same split, eager and compiled (with compile time); the faster one is used."""
     code = context.peer("nanogpt", "nanoGPT's run on tinyshakespeare")
     if code is None:
         return None
@@ -165,7 +165,8 @@ def _nanogpt(context: Context, text: Path) -> _Learned | None:
 
 
 def nanogpt_data(text: str, folder: str) -> tuple[None, dict[str, Any]]:
-    """What its prepare.py writes: the first nine tenths of the characters to train on, the rest to validate on."""
+    """Writes the files of nanoGPT's prepare.py: the first 90% of the characters for training, the rest for
+    validation."""
     import pickle
 
     import numpy as np
@@ -183,7 +184,7 @@ def nanogpt_data(text: str, folder: str) -> tuple[None, dict[str, Any]]:
 
 
 def score_nanogpt(folder: str, checkpoint: str) -> tuple[None, dict[str, Any]]:
-    """The loss of its last checkpoint, by its own model."""
+    """The loss of nanoGPT's last checkpoint, computed with its model."""
     import numpy as np
     import torch
     from model import GPT, GPTConfig
@@ -193,12 +194,12 @@ def score_nanogpt(folder: str, checkpoint: str) -> tuple[None, dict[str, Any]]:
     model.load_state_dict({name.removeprefix("_orig_mod."): each for name, each in saved["model"].items()})
     ids = np.fromfile(Path(folder) / "val.bin", dtype=np.uint16)
     count = sum(each.numel() for each in model.parameters())
-    # Given targets, it returns the logits of every place and not of the last one only.
+    # With targets, the model returns the logits of all positions instead of the last one only.
     return None, {"loss": mean_loss(lambda x: model(x, x)[0], ids), "parameters": count}
 
 
 def score_ours(folder: str) -> tuple[None, dict[str, Any]]:
-    """The loss of our last checkpoint (not of the best on this very text)."""
+    """The loss of our last checkpoint (the best one would be selected on this text)."""
 
     from pipeline.core.paths import Paths
     from pipeline.data.tokens import TokenFolder
@@ -207,16 +208,16 @@ def score_ours(folder: str) -> tuple[None, dict[str, Any]]:
     paths = Paths(Path(folder))
     checkpoint = load(paths.checkpoint, "last", plugins=paths.plugins)
     ids = TokenFolder(paths.splits, "").ids("val")
-    told = json.loads((paths.metrics / "train.json").read_text(encoding="utf-8"))
+    metrics_json = json.loads((paths.metrics / "train.json").read_text(encoding="utf-8"))
     return None, {
         "loss": mean_loss(lambda x: checkpoint.model(x).logits, ids),
         "parameters": checkpoint.model.architecture.parameter_count,
-        "told": told["val"]["loss"],
+        "told": metrics_json["val"]["loss"],
     }
 
 
 def mean_loss(logits: Callable[[torch.Tensor], torch.Tensor], ids: np.ndarray) -> float:
-    """Nats a character over all targets, in windows of 64 that do not overlap; the tail is a window of its own."""
+    """Nats per character over all targets, in non-overlapping windows of 64; the last window may be shorter."""
     import torch
     import torch.nn.functional as F
 

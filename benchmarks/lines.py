@@ -1,4 +1,4 @@
-"""Lines of Python in each room of pipeline/, of the core in all, and of plugins/: `python -m benchmarks.lines`."""
+"""Counts lines of Python by package of pipeline/, and in plugins/: `python -m benchmarks.lines`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from benchmarks.measure import ROOT
 
 OPTIONAL = ("commands", "comparison", "authoring", "exporting", "evaluate/report", "train/distributed")
-"""The rooms of pipeline/ that do not count as its core."""
+"""The packages of pipeline/ that do not count as core."""
 
 
 def rooms(root: Path = ROOT) -> Counter[str]:
-    """Lines of Python by room: an optional one, else the file or folder at the top of pipeline/."""
+    """Lines of Python by package: an optional one, else the top-level file or folder in pipeline/."""
     counts: Counter[str] = Counter()
     for path in sorted((root / "pipeline").rglob("*.py")):
         inside = path.relative_to(root / "pipeline").as_posix()
@@ -26,7 +26,7 @@ def _lines(path: Path) -> int:
 
 
 def table(root: Path = ROOT) -> list[str]:
-    """The core's rooms and their total, the optional ones and theirs, and plugins/."""
+    """The lines of the core packages, the optional packages (with totals), and plugins/."""
     counts = rooms(root)
     optional = {room: counts.pop(room) for room in OPTIONAL}
     rows = [(f"  {room}", lines) for room, lines in counts.items()] + [("the core", counts.total())]

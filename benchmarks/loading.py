@@ -1,4 +1,4 @@
-"""The data loader: microseconds a batch, beside nanoGPT's, and its share of a training step."""
+"""The data loader: microseconds per batch compared with nanoGPT's, and its share of a training step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKENS = 10_000_000
 
 
 def run(context: Context) -> None:
-    """Batches of shape M from ten million tokens; the share is that of the fastest step, M's."""
+    """Loads batches of shape M from ten million tokens. The share refers to a step of shape M, the fastest one."""
     shape = SHAPES["M"]
     settings = {"shape": shape, "tokens": _TOKENS}
     sides = [Side("ours", "benchmarks.loading:ours", settings)]
@@ -38,7 +38,7 @@ def run(context: Context) -> None:
 
 
 def _file(tokens: int, vocab_size: int) -> Path:
-    """Random ids in a file, as both sides read them."""
+    """Writes random ids to a file that both sides read."""
     import numpy as np
 
     folder = tempfile.mkdtemp()
@@ -48,7 +48,7 @@ def _file(tokens: int, vocab_size: int) -> Path:
 
 
 def ours(shape: dict[str, int], tokens: int) -> tuple[Work, dict[str, Any]]:
-    """What a training step does before the model is called."""
+    """Loads a batch as a training step does."""
     import numpy as np
     import torch
 
@@ -74,7 +74,7 @@ def ours(shape: dict[str, int], tokens: int) -> tuple[Work, dict[str, Any]]:
 
 
 def nanogpt(shape: dict[str, int], tokens: int, code: str) -> tuple[Work, dict[str, Any]]:
-    """Its train.py's get_batch, taken out of a script that would otherwise train."""
+    """get_batch of nanoGPT's train.py, extracted because importing the script would train."""
     import numpy as np
     import torch
 

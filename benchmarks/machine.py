@@ -1,4 +1,4 @@
-"""What the numbers were measured on: the processor, the versions, and how fast it multiplies matrices."""
+"""The machine: processor, versions, and the speed of matrix products."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "transformers", "tiktoken", "tokenizers", "numpy", "safete
 
 
 def machine() -> dict[str, Any]:
-    """The processor and what it can do, as plain values."""
+    """Facts about the processor, as plain values."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that the numbers depend on."""
+    """The versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -42,12 +42,12 @@ def versions() -> dict[str, str]:
 
 
 def gemm_side(dtype: str, threads: int) -> Side:
-    """Large matrix products: what the machine could do at the most."""
+    """A side with large matrix products: the maximum rate of the machine."""
     return Side(f"{dtype} GEMM", "benchmarks.machine:gemm", {"dtype": dtype, "threads": threads}, threads)
 
 
 def gemm(dtype: str, threads: int) -> tuple[Work, dict[str, Any]]:
-    """Products of 2048 × 2048 matrices; the work is in floating-point operations."""
+    """Multiplies 2048 × 2048 matrices; the work is in floating-point operations."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Sides that take turns: each in a process of its own, round by round, in processor time and in wall time."""
+"""Measures sides in alternating rounds, each side in a separate process, in processor time and wall time."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ ROOT = Path(__file__).resolve().parents[1]
 """The project's folder."""
 
 Work = Callable[[], float]
-"""A round: does some work, and returns how much it was."""
+"""A function that does the work of a round and returns its amount."""
 
 _UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of those that are compared.
+    """One of the compared programs.
 
     Attributes:
-        name: What tables call it.
-        target: `module:function`, which prepares the side in its process, warm-up and compiling included, and
-            returns a round and what there is to tell of it (plain values).
-        settings: The function's keyword arguments, plain values.
-        threads: Processor threads that it may use.
-        code: Folders of another project's code, which its process imports from.
-        environment: Further variables of its process.
+        name: The name in tables.
+        target: `module:function`, which prepares the side in its process, with warm-up and compilation, and returns
+            the function for a round and facts about the side (plain values).
+        settings: The keyword arguments of the function, plain values.
+        threads: The number of processor threads that it may use.
+        code: Folders of another project's code to import from.
+        environment: More environment variables of its process.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Round:
-    """What a round did: its work in the side's own unit, and the seconds that it took.
+    """The work of a round, in the unit of the side, and its duration.
 
     Attributes:
-        work: Such as tokens.
-        processor: Processor seconds of all threads and of child processes that have ended.
-        wall: Seconds on the clock.
+        work: The amount of work, such as a number of tokens.
+        processor: Processor seconds of all threads and finished child processes.
+        wall: Wall-clock seconds.
     """
 
     work: float
@@ -70,13 +70,13 @@ class Round:
 
     @property
     def wall_rate(self) -> float:
-        """Work per second on the clock."""
+        """Work per wall-clock second."""
         return self.work / max(self.wall, 1e-9)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A side's rounds, what it told of itself, and its peak memory in bytes."""
+    """The rounds of a side, facts about it, and its peak memory in bytes."""
 
     rounds: list[Round]
     facts: dict[str, Any]
@@ -94,16 +94,16 @@ class Measured:
 
     @property
     def wall(self) -> float:
-        """The median seconds of a round on the clock."""
+        """The median wall-clock seconds of a round."""
         return median(each.wall for each in self.rounds)
 
 
 class SideFailedError(Exception):
-    """A side's process ended with an error; the message holds the end of what it wrote."""
+    """The process of a side failed; the message has the end of its output."""
 
 
 def measured(work: Work) -> Round:
-    """Does a round and times it."""
+    """Runs a round and measures it."""
     wall, processor = time.perf_counter(), _processor_seconds()
     amount = work()
     return Round(amount, _processor_seconds() - processor, time.perf_counter() - wall)
@@ -115,12 +115,12 @@ def _processor_seconds() -> float:
 
 
 def peak_memory() -> int:
-    """Bytes that this process, or the largest child that it waited for, had at the most."""
+    """The peak memory in bytes of this process or its largest finished child process."""
     return max(processor.peak_memory(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _UNIT)
 
 
 def take_turns(sides: Sequence[Side], rounds: int) -> dict[str, Measured]:
-    """Prepares every side, all at once, then lets each do a round in turn, `rounds` times; by name.
+    """Prepares all sides at once, then runs `rounds` rounds of each, in alternation; returns the results by name.
 
     Turns, so that what else the machine does at a time strikes all sides alike.
 
@@ -138,19 +138,19 @@ def take_turns(sides: Sequence[Side], rounds: int) -> dict[str, Measured]:
 
 
 def facts_of(side: Side) -> dict[str, Any]:
-    """What a side tells of itself when it is prepared, without any round."""
+    """Prepares a side and returns its facts, without a round."""
     with Worker(side) as worker:
         return worker.prepared()
 
 
 def ratios(one: Iterable[Round], other: Iterable[Round], wall: bool = False) -> list[float]:
-    """How many times the other's rate the one's was, in each round."""
+    """The ratio of the rates of two sides in each round."""
     pairs = zip(one, other, strict=True)
     return [a.wall_rate / b.wall_rate if wall else a.rate / b.rate for a, b in pairs]
 
 
 class Worker:
-    """A side's process (`benchmarks.worker`), which prepares the side, and does a round whenever it is asked."""
+    """The process of a side (`benchmarks.worker`), which prepares the side and runs a round on request."""
 
     def __init__(self, side: Side) -> None:
         self.side = side
@@ -185,16 +185,16 @@ class Worker:
         self._process.communicate()
 
     def prepared(self) -> dict[str, Any]:
-        """Waits until the side is prepared; returns what it tells of itself."""
+        """Waits until the side is prepared; returns its facts."""
         facts: dict[str, Any] = self._answer()["facts"]
         return facts
 
     def round(self) -> Round:
-        """Lets the side do one round."""
+        """Runs one round of the side."""
         return Round(**self._ask({"do": "round"}))
 
     def peak_memory(self) -> int:
-        """Bytes that the side had at the most."""
+        """The peak memory of the side in bytes."""
         return int(self._ask({"do": "peak_memory"})["bytes"])
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Worker:
 
     def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # what it wrote before it ended is read below
+        with suppress(BrokenPipeError):  # its output is read below
             print(json.dumps(request), file=self._process.stdin, flush=True)
 
     def _answer(self) -> dict[str, Any]:
@@ -218,20 +218,20 @@ class Worker:
 
 
 ANSWER = "\x1eanswer "
-"""What the lines of a worker begin with that are answers, and not what the side itself prints."""
+"""The prefix of a worker's answers, which distinguishes them from output of the side."""
 
 
 def command(
     commands: list[list[str]], folder: str, work: float, cpus: int = 0, environment: dict[str, str] | None = None
 ) -> tuple[Work, dict[str, Any]]:
-    """A side that is one command line or several, in `folder`: their whole processes are measured.
+    """A side that runs one or more command lines in `folder`; their whole processes are measured.
 
     Args:
-        commands: Each a list of arguments; "python" stands for this Python.
-        folder: Where they run.
-        work: What they do together, in the side's unit.
-        cpus: How many processors they may use; 0 for all.
-        environment: Further variables.
+        commands: Lists of arguments; "python" stands for the current Python.
+        folder: The working folder.
+        work: The total work, in the unit of the side.
+        cpus: The number of processors that they may use; 0 for all.
+        environment: More environment variables.
     """
 
     def limit() -> None:

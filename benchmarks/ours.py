@@ -1,4 +1,4 @@
-"""The project's own side: its real code path, with its fastest settings; this is where those are chosen."""
+"""The side of this project: its real code path, with the fastest settings, which are chosen here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from pipeline.train.run import TrainingRun
 
 STEADY = ("train.precision=bf16", "runtime.compile=true")
-"""Settings for steps per second, where compiling is not counted."""
+"""Settings to measure steps per second, without compile time."""
 
 WHOLE_RUNS: tuple[str, ...] = ()
-"""Settings for whole runs of presets, where everything is counted: what a preset ships."""
+"""Settings to measure whole runs of presets, with everything included: those of the preset."""
 
 SHAPES: dict[str, dict[str, int]] = {
     name: dict(
@@ -32,11 +32,11 @@ SHAPES: dict[str, dict[str, int]] = {
         "tiny": (512, 16, 1, 2, 16, 2),
     }.items()
 }
-"""The models that are trained, all of GPT-2's form with a tied head, without dropout."""
+"""The trained models: GPT-2 with a tied head and without dropout."""
 
 
 def params(shape: dict[str, int], overrides: tuple[str, ...]) -> Params:
-    """The params of a shape: the preset of GPT-2 small, made smaller."""
+    """The params of a shape: the preset of GPT-2 small with other sizes."""
     from pipeline.params.presets import write_preset
     from pipeline.params.reader import load_params
 
@@ -50,7 +50,7 @@ def params(shape: dict[str, int], overrides: tuple[str, ...]) -> Params:
 
 
 def tokenizer(vocab_size: int) -> Tokenizer:
-    """A tokenizer of a given size, which no text was needed for: only its size counts here."""
+    """A dummy tokenizer with the given vocabulary size; only the size matters here."""
     from pipeline.data.patterns import GPT2_PATTERN
     from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -61,7 +61,7 @@ def tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
-    """What the train stage hands to its loop, for a shape and random text."""
+    """A `TrainingRun` for a shape and random text, as the train stage prepares it."""
     import numpy as np
 
     from pipeline.train.checkpoint_store import CheckpointStore
@@ -88,13 +88,13 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
 
 
 def training_side(shape: dict[str, int], threads: int, steps: int) -> Side:
-    """The training loop's steps; work is in tokens."""
+    """A round of steps of the training loop; the work is in tokens."""
     settings = {"shape": shape, "threads": threads, "steps": steps}
     return Side("ours", "benchmarks.ours:training", settings, threads)
 
 
 def training(shape: dict[str, int], threads: int, steps: int) -> tuple[Work, dict[str, Any]]:
-    """Prepares a run, and takes some steps that are not measured."""
+    """Prepares a run and takes warm-up steps."""
     from pipeline.train.loop import train_step
     from pipeline.train.state import TrainState
 
@@ -109,7 +109,7 @@ def training(shape: dict[str, int], threads: int, steps: int) -> tuple[Work, dic
 
 
 class TemporaryProject:
-    """A project in a folder of its own: the shipped plugins, a preset, and one's texts under data/raw."""
+    """A project in a temporary folder, with the shipped plugins, a preset, and texts below data/raw."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,7 +119,7 @@ class TemporaryProject:
 
     @property
     def raw(self) -> Path:
-        """Where the texts lie."""
+        """The folder of the texts."""
         return self.folder / "data" / "raw"
 
     def preset(self, name: str) -> None:
@@ -138,7 +138,7 @@ class TemporaryProject:
         environment: dict[str, str] | None = None,
         threads: int = 1,
     ) -> Side:
-        """Commands of `pipeline`, their whole processes, with the same settings for each.
+        """A side that runs commands of `pipeline` as whole processes, all with the same settings.
 
         Args:
             name: What the side is called.

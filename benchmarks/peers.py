@@ -1,6 +1,6 @@
 """Others that train the same model: transformers as installed; nanoGPT, litgpt and the book's code from clones.
 
-Their code is imported where it lies. Each takes steps on tokens that are at hand: no loader, no clipping, nothing
+Their code is imported from the clone. Each takes steps on tokens that are at hand: no loader, no clipping, nothing
 that would slow it down. Each precision that a project has is tried eager and compiled, and the fastest is kept.
 """
 
@@ -28,23 +28,23 @@ _PRECISIONS = {
     "litgpt": ("fp32", "bf16 autocast"),
     "the book": ("fp32",),
 }
-"""Who trains, and in what: the training scripts of nanoGPT and of the book have fp32 alone on a CPU."""
+"""The other projects and their precisions: the training scripts of nanoGPT and the book use only fp32 on a CPU."""
 
 _FUNCTIONS = {"nanoGPT": "nanogpt", "the book": "book"}
-"""Where function and clone are called otherwise than the side."""
+"""The names of function and clone, if they differ from the name of the side."""
 
 _TRIALS = 3
 
 
 def settings(name: str, quick: bool) -> list[str]:
-    """All that a side can be tried with; the short form does not compile."""
+    """All settings to try for a side; the short version does not compile."""
     forms = ("eager",) if quick else ("eager", "compiled")
     return [f"{precision}, {form}" for precision in _PRECISIONS[name] for form in forms]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A side's fastest setting, and the processor seconds a step of all that were tried, by setting."""
+    """The fastest setting of a side, and the processor seconds per step of all tried settings."""
 
     setting: str
     tried: dict[str, float]
@@ -54,14 +54,14 @@ class Chosen:
 
 
 def training_sides(context: Context, shape: Shape, threads: int, chosen: dict[str, Chosen]) -> list[Side]:
-    """Everyone who can train this shape, each with its fastest setting.
+    """The sides that can train this shape, each with its fastest setting.
 
     Args:
         context: How to measure.
         shape: The model and its batch.
-        threads: Of torch.
-        chosen: The settings that were found before, by side. Those of other sides are found and added, each in a
-            process that ends afterwards: what was only tried, and its compiling, does not count as a side's memory.
+        threads: The number of threads of torch.
+        chosen: The settings found so far, by side. Missing ones are found and added, in separate processes, so that
+            tried settings and compilation do not count in the peak memory of a side.
     """
     sides = []
     for name in _PRECISIONS:
@@ -89,12 +89,13 @@ def training_sides(context: Context, shape: Shape, threads: int, chosen: dict[st
 
 
 def fastest(tried: dict[str, float]) -> Chosen:
-    """The setting of the fewest processor seconds a step."""
+    """The setting with the fewest processor seconds per step."""
     return Chosen(min(tried, key=lambda setting: tried[setting]), tried)
 
 
 def transformers(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, dict[str, Any]]:
-    """GPT2LMHeadModel in a plain loop, which its Trainer can only add to; SDPA attention and fused AdamW."""
+    """GPT2LMHeadModel in a plain loop (its Trainer would only add overhead), with SDPA attention and fused
+    AdamW."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -115,7 +116,7 @@ def transformers(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[W
 
 
 def nanogpt(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, dict[str, Any]]:
-    """Its GPT and its optimizer; its train.py knows nothing but fp32 on a CPU."""
+    """nanoGPT's model and optimizer; its train.py supports only fp32 on a CPU."""
     import torch
     from model import GPT, GPTConfig
 
@@ -135,7 +136,7 @@ def nanogpt(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, 
 
 
 def litgpt(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, dict[str, Any]]:
-    """Its GPT in the form nearest to GPT-2's: LayerNorm, GELU, a tied head, rotary instead of learned positions."""
+    """litgpt's model in the configuration closest to GPT-2: LayerNorm, GELU, tied head, rotary positions."""
     import torch
     from litgpt.config import Config
     from litgpt.model import GPT
@@ -160,7 +161,7 @@ def litgpt(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, d
 
 
 def book(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, dict[str, Any]]:
-    """Its GPTModel, loss and optimizer, as its chapter has them."""
+    """The book's GPTModel, loss and optimizer, as in its training chapter."""
     import torch
     from gpt_train import calc_loss_batch
     from previous_chapters import GPTModel
@@ -182,7 +183,7 @@ def book(shape: Shape, threads: int, settings: Sequence[str]) -> tuple[Work, dic
 def _prepared(
     shape: Shape, loss: Loss, optimizer: torch.optim.Optimizer, settings: Sequence[str]
 ) -> tuple[Work, dict[str, Any]]:
-    """The step with a single setting; of several, what each took, or why it failed."""
+    """The step for a single setting; for several settings, the time of each, or its error."""
     steps: dict[str, Work] = {}
     failed: dict[str, str] = {}
     for setting in settings:
@@ -190,7 +191,7 @@ def _prepared(
         try:
             step()
             step()
-        except Exception as error:  # whatever a compiler may raise: the other settings are tried all the same
+        except Exception as error:  # compilers raise many types of exceptions; try the other settings
             failed[setting] = (str(error).strip() or type(error).__name__).splitlines()[0]
         else:
             steps[setting] = step
@@ -204,7 +205,7 @@ def _prepared(
 
 
 def _step(shape: Shape, loss: Loss, optimizer: torch.optim.Optimizer, setting: str) -> Work:
-    """A step of the optimizer; compiled are forward pass and loss, as a whole, and the backward pass with them."""
+    """An optimizer step. If compiled: forward pass, loss and backward pass as a whole."""
     import torch
 
     precision, _, form = setting.partition(", ")
@@ -227,7 +228,7 @@ def _step(shape: Shape, loss: Loss, optimizer: torch.optim.Optimizer, setting: s
 
 
 def book_run(text: str, epochs: int, threads: int) -> tuple[Work, dict[str, Any]]:
-    """The book's chapter from its text to its last sample, with the settings of its published curve."""
+    """The book's training chapter from its text to the last sample, with the settings of its published curve."""
     import gpt_train
     import tiktoken
     import torch

@@ -1,4 +1,4 @@
-"""What was measured, as rows, and their JSON files: one for each subject, with machine, versions and command."""
+"""Results as rows, and their JSON files: one per subject, with machine, versions and command."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ FOLDER = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison, or one number of ours.
+    """A comparison with another project, or a single number of ours.
 
     Attributes:
         what: What was measured, such as "training S, 1 thread".
-        against: Whom it is compared with; empty for a number that stands alone.
-        value: What is judged: how many times the other's rate, or the number itself.
+        against: The project compared with; empty for a single number.
+        value: The value for the goal: the ratio of our rate to the other's, or the number itself.
         kind: What `value` is: "times", "share", "seconds", "nats", "count" or "bytes".
-        unit: Of `ours` and `theirs`.
-        ours, theirs: The medians on both sides, where there are two.
-        wall: As `value`, in wall time.
+        unit: The unit of `ours` and `theirs`.
+        ours, theirs: The medians of both sides, for a comparison.
+        wall: Like `value`, but in wall time.
         rounds: The value of each round.
         goal: The key of its goal; empty for none.
-        note: What there is to say.
+        note: A remark.
     """
 
     what: str
@@ -52,15 +52,15 @@ class Row:
 
 @dataclass
 class Results:
-    """What a subject's benchmark found.
+    """The results of a subject.
 
     Attributes:
-        subject: Such as "training".
-        rows: The numbers.
-        skipped: What was not measured, and why.
-        seconds: How long it took.
+        subject: The subject, such as "training".
+        rows: The results.
+        skipped: What was not measured, with the reason.
+        seconds: The duration of the benchmark.
         machine, versions, command, date: Where, with what and when it was measured.
-        load: How many other processes wanted a core when it began, on average of the minute before.
+        load: The load average of the minute before the start.
     """
 
     subject: str
@@ -82,7 +82,7 @@ class Results:
 
 
 def read(folder: Path, subjects: Sequence[str]) -> list[Results]:
-    """The results that lie in a folder, in the order of `subjects`."""
+    """Reads the results in a folder, in the order of `subjects`."""
     found = []
     for subject in subjects:
         path = folder / f"{subject}.json"
@@ -93,7 +93,7 @@ def read(folder: Path, subjects: Sequence[str]) -> list[Results]:
 
 
 def compared(what: str, against: str, ours: Measured, theirs: Measured, unit: str, goal: str = "") -> Row:
-    """How many times the other's rate ours is: medians of the rounds' ratios, in processor and in wall time."""
+    """A row with the ratio of our rate to the other's: the median over rounds, in processor and wall time."""
     each = ratios(ours.rounds, theirs.rounds)
     setting = theirs.facts.get("setting")
     return Row(
@@ -110,6 +110,6 @@ def compared(what: str, against: str, ours: Measured, theirs: Measured, unit: st
 
 
 def shown_command(arguments: Sequence[str], module: str = "benchmarks") -> str:
-    """The command, without the folders of the machine that it was run on."""
+    """The command line, without paths of the machine."""
     words = [Path(word).name if word.startswith(("/", "~", ".")) else word for word in arguments]
     return shlex.join(["python", "-m", module, *words])

@@ -1,4 +1,4 @@
-"""Saving a checkpoint with its optimizer: beside torch.save, safetensors and the same bytes written raw."""
+"""Saving a training checkpoint, compared with torch.save, safetensors and writing the raw bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PARAMETERS = 25_000_000
 
 
 def run(context: Context) -> None:
-    """A model of 25 million parameters and its two moments, 300 MB; each write ends on the disk (fsync)."""
+    """A model of 25 million parameters with two moments, 300 MB; each write ends with fsync."""
     count = _PARAMETERS // 5 if context.quick else _PARAMETERS
     settings = {"count": count, "folder": str(context.folder)}
     sides = [
@@ -32,7 +32,7 @@ def run(context: Context) -> None:
 
 
 def _state(count: int) -> dict[str, Any]:
-    """Weights and AdamW's moments in some fifty tensors, as a checkpoint has them."""
+    """Weights and AdamW's moments in about fifty tensors, as in a checkpoint."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -45,7 +45,7 @@ def _state(count: int) -> dict[str, Any]:
 
 
 def ours(count: int, folder: str) -> tuple[Work, dict[str, Any]]:
-    """A whole state as training saves it: the file, its manifest of sha256, the rename; and the copy before it."""
+    """Saves a checkpoint as training does: copy, file, manifest with sha256, and rename."""
     import time
 
     from pipeline.model.checkpoint import tensor_bytes

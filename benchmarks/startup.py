@@ -1,4 +1,4 @@
-"""Start-up: `--help`, what imports torch too early, and what a `dvc repro` with nothing to do costs."""
+"""Start-up time: `--help`, commands that must not import torch, and `dvc repro` with nothing to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.measure import ROOT, Side
 from benchmarks.results import Row
 
 _LIGHT = ("--help", "tokenize --help", "split --help", "preset", "tokenize", "split")
-"""What must do without torch."""
+"""Commands that must not import torch."""
 
 _TEXT = "The river runs to a sea of light and stone. "
 
@@ -50,7 +50,7 @@ def _help(context: Context) -> None:
 
 
 def _imports(context: Context) -> None:
-    """How many of the light commands import torch."""
+    """The number of light commands that import torch."""
     from benchmarks.ours import TemporaryProject
 
     project = TemporaryProject(context.folder / "light")
@@ -75,7 +75,7 @@ def _imports(context: Context) -> None:
 
 
 def _repro(context: Context) -> None:
-    """`dvc repro` where nothing is out of date, beside what DVC itself takes for as many stages and files."""
+    """`dvc repro` with nothing to do, compared with DVC alone for as many stages and files."""
     project = context.folder / "repro"
     _copy(project)
 
@@ -87,7 +87,7 @@ def _repro(context: Context) -> None:
     do("git", "init", "-q")
     do("git", "add", "-A")
     do("git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost", "commit", "-qm", "all")
-    # What the stages write is made up: DVC compares checksums, whatever they are of.
+    # The outputs of the stages are dummy files: DVC only compares checksums.
     for out in ("tokens", "splits", "checkpoint", "export"):
         (project / "artifacts" / out).mkdir(parents=True)
         (project / "artifacts" / out / "made-up").write_text(out, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a study of variants and seeds found: its runs, what they come to, and its part of benchmarks/RESULTS.md."""
+"""Results of a study of variants and seeds: the runs, their summary, and its part of benchmarks/RESULTS.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.document import DOCUMENT, between, where
 from benchmarks.results import FOLDER, Results
 
 SHIPPED = "as shipped"
-"""The variant that the ablation's others are held against."""
+"""The variant with which the others of the ablation are compared."""
 
 FAST, EXACT = "fast", "fp32"
 """The variants of the study of precision."""
@@ -20,14 +20,14 @@ FAST, EXACT = "fast", "fp32"
 
 @dataclass(frozen=True)
 class Trained:
-    """A run that is done.
+    """A completed run.
 
     Attributes:
-        preset, variant, seed: Which one it is.
-        settings: What its variant sets.
-        loss: Of the last step, over all of val, in nats.
-        steps, losses: The evaluations on the way: val.loss over as many windows as the preset says, in nats.
-        parameters: The model's.
+        preset, variant, seed: The identity of the run.
+        settings: The settings of the variant.
+        loss: The loss of the last step on all of val, in nats.
+        steps, losses: The evaluations during training: val.loss on the preset's number of windows, in nats.
+        parameters: The number of parameters of the model.
         step_seconds: Processor seconds of the training steps, without the compiler's own processes.
         stage_seconds: Processor seconds of the whole train stage: start-up, compilers and evaluations as well.
     """
@@ -51,13 +51,13 @@ class Study(Results):
     runs: list[Trained] = field(default_factory=list)
 
     def of(self, preset: str, variant: str) -> list[Trained]:
-        """A variant's runs, by seed."""
+        """The runs of a variant, sorted by seed."""
         found = [run for run in self.runs if (run.preset, run.variant) == (preset, variant)]
         return sorted(found, key=lambda run: run.seed)
 
 
 def read(folder: Path, subject: str) -> Study | None:
-    """A study's results; None where there are none."""
+    """The results of a study, or None."""
     path = folder / f"{subject}.json"
     if not path.exists():
         return None
@@ -72,7 +72,7 @@ def difference(ours: Sequence[float], others: Sequence[float]) -> tuple[float, f
 
 
 def markdown(study: Study | None, subject: str) -> str:
-    """What stands between a study's two comments."""
+    """The Markdown between the two comments of a study."""
     if study is None or not study.runs:
         return f"Not measured yet: `python -m benchmarks.variants {subject}` fills this in.\n"
     parts = [where([study]), f"`{study.command}`, {study.seconds:,.0f} s\n"]

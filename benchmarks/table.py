@@ -15,17 +15,17 @@ from benchmarks.goals import GOALS, verdict
 from benchmarks.results import FOLDER, Results, Row, read
 
 SUBJECTS = ("training", "book", "learning", "generation", "tokenizing", "loading", "saving", "startup")
-"""What there are results of, in the order of the table."""
+"""The subjects, in the order of the table."""
 
 BEGIN, END = "<!-- benchmark table -->", "<!-- end of the benchmark table -->"
 _ENOUGH = 5
-"""The rounds from which on their quartiles are shown."""
+"""The minimum number of rounds for which quartiles are shown."""
 
 _HEADER = ("", "against", "ours", "theirs", "result", "wall", "goal", "verdict")
 
 
 def lines(results: Iterable[Results]) -> list[tuple[str, ...]]:
-    """The cells of every row, the header first."""
+    """The cells of all rows, with the header."""
     return [_HEADER, *(_cells(row) for each in results for row in each.rows)]
 
 
@@ -46,7 +46,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _spread(row: Row) -> str:
-    """The quartiles of the rounds of a comparison, where there are enough of them."""
+    """The quartiles over the rounds of a comparison, if there are enough rounds."""
     if row.kind not in ("times", "share") or len(row.rounds) < _ENOUGH:
         return ""
     low, _, high = quantiles(row.rounds, n=4, method="inclusive")
@@ -60,7 +60,7 @@ def _rate(value: float | None) -> str:
 
 
 def shown(value: float, kind: str) -> str:
-    """A value as its kind is read."""
+    """Formats a value by its kind."""
     if kind == "times":
         return f"{value:.2f}×"
     if kind == "share":
@@ -73,7 +73,7 @@ def shown(value: float, kind: str) -> str:
 
 
 def markdown(results: Iterable[Results]) -> str:
-    """What stands between the two comments: where it was measured, the rows of each subject, what was left out."""
+    """The Markdown between the two comments: machine, the rows of each subject, and what was skipped."""
     results = list(results)
     if not results:
         return "Nothing is measured yet: `make bench` fills this in.\n"
@@ -102,7 +102,7 @@ def plain(results: Iterable[Results]) -> str:
 
 
 def every(folder: Path = FOLDER) -> list[Results]:
-    """All results in a folder, those of GPUs last."""
+    """All results in a folder, with those of GPUs at the end."""
     return read(folder, [*SUBJECTS, *sorted(path.stem for path in folder.glob("gpu-*.json"))])
 
 

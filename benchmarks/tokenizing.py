@@ -1,4 +1,4 @@
-"""The tokenize stage beside bare tiktoken, and the memory of tokenize and split as the corpus grows."""
+"""The tokenize stage compared with tiktoken alone, and the memory of tokenize and split for growing corpora."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SETTINGS = (
 
 
 def run(context: Context) -> None:
-    """Speed over a hundred texts of a megabyte; memory over one text of one, ten and a hundred megabytes."""
+    """Speed on 100 texts of 1 MB; memory for one text of 1, 10 and 100 MB."""
     text = context.text("tinyshakespeare.txt")
     if text is None:
         return
@@ -32,7 +32,7 @@ def run(context: Context) -> None:
 
 
 def _copies(text: str, count: int) -> list[str]:
-    """Copies that differ, so that none is a duplicate."""
+    """Copies of the text with small differences, so that they are not removed as duplicates."""
     return [f"Copy {number}.\n\n{text}" for number in range(count)]
 
 
@@ -54,7 +54,7 @@ def _speed(context: Context, text: str, threads: int, copies: int) -> None:
 
 
 def bare_side(raw: str, out: str, threads: int, megabytes: float) -> tuple[Work, dict[str, Any]]:
-    """The faster way of using tiktoken, found on a part of the texts; whole processes are measured, as of ours."""
+    """The side of tiktoken with its faster API, chosen on a part of the texts; whole processes are measured."""
     from benchmarks.measure import command
 
     ways = {way: _process(way, raw, out, threads, 4) for way in WAYS}
@@ -89,7 +89,7 @@ def _batch(encoding: Any, texts: list[str], threads: int) -> list[Any]:
 
 
 def _numpy(encoding: Any, texts: list[str], threads: int) -> list[Any]:
-    if threads == 1:  # tiktoken is slower in any thread but the first that used the encoding
+    if threads == 1:  # tiktoken is slower in threads other than the first one that used the encoding
         return [encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda text: encoding.encode_to_numpy(text, disallowed_special=()), texts))
@@ -102,7 +102,7 @@ WAYS: dict[str, Callable[[Any, list[str], int], list[Any]]] = {
 
 
 def _memory(context: Context, text: str, sizes: tuple[int, ...]) -> None:
-    """How the peak memory of each stage's process at the largest size compares with that at ten copies."""
+    """The ratio of the peak memory of each stage at the largest size to that at ten copies."""
     peaks: dict[str, list[Measured]] = {"tokenize": [], "split": []}
     for copies in sizes:
         project = TemporaryProject(context.folder / f"memory-{copies}")

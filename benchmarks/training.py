@@ -1,4 +1,4 @@
-"""Training: tokens per processor-second on three shapes, beside others and beside bare matrix products."""
+"""Training: tokens per processor-second on three shapes, compared with other projects and with matrix products."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _UNIT = "tokens per processor-second"
 
 
 def run(context: Context) -> None:
-    """Each shape with one thread, M and B also with two, unless `one_thread`; all sides, and GEMM, take turns."""
+    """Each shape with one thread, M and B also with two (unless `one_thread`); rounds of all sides and GEMM
+    alternate."""
     if context.quick:
         context.skip("others compiled", "the short form tries them eager only")
     if context.one_thread:
@@ -28,7 +29,7 @@ def run(context: Context) -> None:
 
 
 def _shape(context: Context, name: str, threads: int, chosen: dict[str, Chosen]) -> None:
-    """Lets all sides train one shape; `chosen` holds others' fastest settings, found with one thread."""
+    """Measures all sides on one shape; `chosen` has the fastest settings of the others, found with one thread."""
     what = f"training {name}, {threads} thread{'s' * (threads > 1)}"
     peers = training_sides(context, SHAPES[name], threads, chosen)
     gemm = [gemm_side(dtype, threads) for dtype in ("fp32", "bf16")]
@@ -48,7 +49,7 @@ def _shape(context: Context, name: str, threads: int, chosen: dict[str, Chosen])
 
 
 def _share(what: str, ours: Measured, name: str, gemm: Measured) -> Row:
-    """What share of the machine's rate of matrix products the floating-point operations of training come to."""
+    """Adds a row with the FLOP rate of training as a share of the machine's rate of matrix products."""
     flops = ours.facts["flops_per_token"]
     each = [one.rate * flops / other.rate for one, other in zip(ours.rounds, gemm.rounds, strict=True)]
     wall = [one.wall_rate * flops / other.wall_rate for one, other in zip(ours.rounds, gemm.rounds, strict=True)]
@@ -60,7 +61,7 @@ def _share(what: str, ours: Measured, name: str, gemm: Measured) -> Row:
 
 
 def _memory(name: str, ours: Measured, theirs: Measured) -> Row:
-    """How many times our peak memory theirs is."""
+    """Adds a row with the ratio of their peak memory to ours."""
     return Row(
         "peak memory, training B", name, theirs.peak_memory / ours.peak_memory, "times", "MB",
         ours.peak_memory / 1e6, theirs.peak_memory / 1e6,

@@ -1,7 +1,7 @@
 """A preset trained under named variants with several seeds, through the project's own stages.
 
 `python -m benchmarks.variants ablation` changes one thing at a time, and shows what each is worth;
-`python -m benchmarks.variants precision` holds the fast path against fp32, evaluation by evaluation.
+`python -m benchmarks.variants precision` compares the fast path with fp32 at each evaluation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ONE_THREAD = ("runtime.device=cpu", "runtime.threads=1")
 
 @dataclass(frozen=True)
 class Variant:
-    """A name, and what is set for it."""
+    """A named set of settings."""
 
     name: str
     settings: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Variant:
 ABLATION = (
     Variant(SHIPPED),
     Variant("model gpt2", ("model.name=gpt2",)),
-    # Its embeddings and its head learn as fast as beside Muon, and nothing decays, as there.
+    # Same learning rate of embeddings and head as with Muon, and no weight decay, as there.
     Variant("AdamW for Muon", (
         "train.optimizer.name=adamw", "train.optimizer.adamw.lr=5e-3", "train.optimizer.adamw.embedding_lr_scale=4",
         "train.optimizer.adamw.weight_decay=0",
@@ -59,7 +59,7 @@ ABLATION = (
     Variant("fp32", ("train.precision=fp32",)),
     Variant("compiled", ("runtime.compile=true",)),
 )  # fmt: skip
-"""`shakespeare-fast`, and one change of it at a time."""
+"""`shakespeare-fast` and variants with one change each."""
 
 PRECISION = (
     Variant(FAST, ("train.precision=auto", "runtime.compile=true")),
@@ -68,16 +68,16 @@ PRECISION = (
 
 
 class Trainer:
-    """Trains a preset: tokenize and split run once, each training in a folder of its own."""
+    """Trains a preset. tokenize and split run once; each training runs in a separate folder."""
 
     def __init__(self, folder: Path, preset: str, text: Path | None, settings: tuple[str, ...] = ()) -> None:
         """Prepares the data.
 
         Args:
-            folder: An empty one.
-            preset: Its name.
-            text: What lies in data/raw; None for a corpus that needs nothing there.
-            settings: What is set for all runs.
+            folder: An empty folder.
+            preset: The name of the preset.
+            text: The file for data/raw; None for a corpus that needs no files.
+            settings: Settings for all runs.
         """
         self.preset, self._folder, self._settings = preset, folder, (*_ONE_THREAD, *settings)
         data = self._project()
@@ -98,7 +98,9 @@ class Trainer:
         side = project.side(variant.name, ["train"], settings, 1.0, 0, compiling(project.folder))
         stage = take_turns([side], 1)[variant.name].rounds[0]
         metrics = project.folder / "metrics"
-        told, clock = (json.loads((metrics / f"{name}.json").read_text()) for name in ("train", "performance"))
+        metrics_json, clock = (
+            json.loads((metrics / f"{name}.json").read_text()) for name in ("train", "performance")
+        )
         header, *rows = [line.split("\t") for line in (metrics / "history.tsv").read_text().splitlines()]
         history = [dict(zip(header, row, strict=True)) for row in rows]
         shutil.rmtree(project.folder)
@@ -107,10 +109,10 @@ class Trainer:
             variant=variant.name,
             seed=seed,
             settings=list(variant.settings),
-            loss=told["val"]["loss"],
+            loss=metrics_json["val"]["loss"],
             steps=[int(row["step"]) for row in history],
             losses=[float(row["val.loss"]) for row in history],
-            parameters=told["parameters"],
+            parameters=metrics_json["parameters"],
             step_seconds=clock["processor_seconds"],
             stage_seconds=stage.processor,
         )
@@ -122,7 +124,7 @@ class Trainer:
 
 
 def missing(study: Study, preset: str, variants: Iterable[Variant], seeds: int) -> list[tuple[Variant, int]]:
-    """What a study still lacks. All variants with one seed come before the next seed."""
+    """The runs that the study does not have yet: all variants with one seed, then the next seed."""
     done = {(run.variant, run.seed) for run in study.runs if run.preset == preset}
     variants = list(variants)
     return [(each, seed) for seed in range(1, seeds + 1) for each in variants if (each.name, seed) not in done]
@@ -135,7 +137,7 @@ def measure(
     train: Callable[[Variant, int], Trained],
     jobs: int = 1,
 ) -> None:
-    """Does the runs of a plan, `jobs` at once, and writes the study into the folder `target` after each.
+    """Runs a plan with `jobs` runs in parallel, and writes the study into the folder `target` after each run.
 
     A run that fails is noted among the skipped, and tried anew the next time.
     """
@@ -164,7 +166,7 @@ def measure(
 
 
 def begun(subject: str, fresh: bool, folder: Path = FOLDER) -> Study:
-    """The study to go on with: what it has, and this run's command and date.
+    """The study to continue: its earlier results, with the current command and date.
 
     Raises:
         click.ClickException: what it has was measured on another processor, or with other versions.
@@ -174,14 +176,14 @@ def begun(subject: str, fresh: bool, folder: Path = FOLDER) -> Study:
     if before:
         if (before.machine["processor"], before.versions) != (study.machine["processor"], study.versions):
             raise click.ClickException(
-                f"results/{subject}.json is of another processor or of other versions: --fresh starts anew"
+                f"results/{subject}.json is from another processor or other versions: use --fresh to start again"
             )
         study.runs, study.skipped, study.seconds = before.runs, before.skipped, before.seconds
     return study
 
 
 def _text() -> Path | None:
-    """tinyshakespeare; None, and a note, without it."""
+    """The file tinyshakespeare.txt; None and a note if it is missing."""
     folder = os.environ.get("PIPELINE_TEST_DATA")
     path = Path(folder or "", _TEXT).resolve()
     if folder and path.exists():
@@ -193,18 +195,20 @@ def _text() -> Path | None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("subject", type=click.Choice(["ablation", "precision"]))
-@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Seeds of each variant.")
-@click.option("--default-run", is_flag=True, help="precision: also of the default preset, on the documentation.")
-@click.option("--jobs", type=click.IntRange(1, 2), default=1, show_default=True, help="Runs at once.")
-@click.option("--fresh", is_flag=True, help="Forget the runs that are done.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Number of seeds per variant."
+)
+@click.option("--default-run", is_flag=True, help="precision: also run the default preset on its corpus.")
+@click.option("--jobs", type=click.IntRange(1, 2), default=1, show_default=True, help="Number of parallel runs.")
+@click.option("--fresh", is_flag=True, help="Discard earlier results.")
 def main(subject: str, seeds: int, default_run: bool, jobs: int, fresh: bool) -> None:
     """Train a preset under variants, and write benchmarks/results/ and benchmarks/RESULTS.md.
 
-    A study that was interrupted goes on with the runs that it lacks. PIPELINE_TEST_DATA names the folder that holds
+    An interrupted study continues with the missing runs. PIPELINE_TEST_DATA is the folder that has
     tinyshakespeare.txt.
     """
     if default_run and subject != "precision":
-        raise click.UsageError("--default-run is of precision")
+        raise click.UsageError("--default-run is only for precision")
     study, text = begun(subject, fresh), _text()
     variants = ABLATION if subject == "ablation" else PRECISION
     presets: list[tuple[str, Path | None]] = []

@@ -1,4 +1,4 @@
-"""The process of one side: prepares it, then does a round for each line that it reads."""
+"""The process of a side: prepares it, then runs a round for each request line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from benchmarks.measure import ANSWER, measured, peak_memory
 
 
 def main() -> None:
-    """Reads requests and writes answers, each a line of JSON, until the input ends."""
+    """Reads requests and writes answers, one JSON object per line, until end of input."""
     asked = json.loads(sys.stdin.readline())
     module, _, function = asked["target"].partition(":")
     settings = asked["settings"]
     if "torch" in sys.modules:
-        raise RuntimeError("torch must not be there before a side asks for it")
+        raise RuntimeError("torch must not be imported before a side needs it")
     work, facts = getattr(import_module(module), function)(**settings)
     _answer({"facts": facts})
     for line in sys.stdin:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,8 +231,12 @@ class _Compare(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--against" in args:
             start = args.index("--against")
-            names = [each if each.startswith("-") else f"--against={each}" for each in args[start + 1 :]]
-            args = args[:start] + (names or ["--against"])
+            valued = {name for each in self.params for name in each.opts if not getattr(each, "is_flag", False)}
+            rest = [
+                each if each.startswith("-") or before in valued - {"--against"} else f"--against={each}"
+                for before, each in pairwise(args[start:])
+            ]
+            args = args[:start] + (rest or ["--against"])
         return super().parse_args(ctx, args)
 
 
@@ -250,7 +255,7 @@ class _Compare(click.Command):
 @click.option("--text", "form", flag_value="text", default="text", hidden=True)
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="With --by: also write an HTML page with loss curves.",
+    help="Also write an HTML page with the curves of the runs.",
 )  # fmt: skip
 def compare(
     names: tuple[str, ...], against: tuple[str, ...], by: tuple[str, ...], form: str, html: Path | None
@@ -274,20 +279,20 @@ def compare(
     """
     if by and against:
         raise click.UsageError("--by and --against exclude each other: give all runs before --by")
-    if html and not by:
-        raise click.UsageError("--html needs --by: name the params of the sweep")
     if by:
         from pipeline.commands.compare import run_sweep
 
         _print_lines(run_sweep(Paths(Path.cwd()), names, by, form, html), wrap=form == "text")
         return
     if len(names) > 2 and not against:
-        raise click.UsageError(f"{len(names)} runs: give two, or put --against between the runs of two recipes")
+        raise click.UsageError(
+            f"{len(names)} runs: give two, or put --against between the runs of two recipes, or rank them with --by"
+        )
     if against and not names:
         raise click.UsageError("give the runs of the first recipe before --against")
     from pipeline.commands.compare import run
 
-    _print_lines(run(Paths(Path.cwd()), names, against, form), wrap=form == "text")
+    _print_lines(run(Paths(Path.cwd()), names, against, form, html), wrap=form == "text")
 
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")

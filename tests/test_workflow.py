@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY
 from test_docs import PAGES, blocks
 from test_dvc import STAGES, Clone
+from test_notebook import execute, notebook, shown_by
 
 from pipeline.cli import _run
 
@@ -26,6 +27,7 @@ NOTHING_TO_DO = "Data and pipelines are up to date"
 EXCEPTED = {
     "make repro": "sets up this very environment; its commands are `pipeline lock` and `dvc repro`",
     "make test": "is this very suite",
+    "docker ": "needs a Docker daemon; tests/test_container.py checks the Dockerfile",
     "make bench": "takes 40 minutes; tests/test_benchmarks.py runs parts of it",
     "python -m benchmarks": "takes 40 minutes; tests/test_benchmarks.py runs parts of it",
     "source ": "changes the shell that it is typed into",
@@ -199,3 +201,19 @@ def check_team(printed: Printed) -> None:
 
 
 CHECKS = {"comparing.md": check_comparing, "team.md": check_team}
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a run that is done: its second one trains."""
+    shell.clone.commit("first run")
+    run = notebook(CHANGE="train.optimizer.muon.lr=0.01", PROMPT="the river")
+    execute(run, shell.clone, monkeypatch, tmp_path)
+    assert "bits_per_byte" in shown_by(run, "metrics")
+    assert "Training report" in shown_by(run, "report")
+    assert "the river" in shown_by(run, "generate")
+    compared = shown_by(run, "change")
+    assert "Running stage 'train'" in compared
+    assert "train.optimizer.muon.lr" in compared
+    assert (shell.clone.root / "artifacts" / "export.zip").is_file()

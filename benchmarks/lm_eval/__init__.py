@@ -1,1 +1,1 @@
-"""The export scored by lm-evaluation-harness, on the held-out text that the pipeline itself was evaluated on."""
+"""Scores the export with lm-evaluation-harness, on the held-out text of the evaluate stage."""

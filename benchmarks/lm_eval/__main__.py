@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 def main(root: Path) -> int:
-    """Prints bits per byte by the harness and by the pipeline; returns 1 where they differ by 0.001 or more."""
+    """Prints bits per byte by the harness and by the pipeline; returns 1 if they differ by 0.001 or more."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         import lm_eval
@@ -48,7 +48,7 @@ def main(root: Path) -> int:
 
 
 def context_length(root: Path) -> int:
-    """The model's context, in tokens."""
+    """The context length of the exported model, in tokens."""
     config: dict[str, Any] = json.loads((root / "artifacts" / "checkpoint" / "config.json").read_text())
     length: int = config["shape"]["context_length"]
     return length

@@ -17,7 +17,7 @@ from pipeline.data.tokens import TokenFolder
 
 
 def write_documents(splits: Path, folder: Path, context_length: int) -> dict[str, int]:
-    """Writes VAL.jsonl and TEST.jsonl into `folder`; returns each split's first token, by its name."""
+    """Writes VAL.jsonl and TEST.jsonl into `folder`; returns the first token of each split by name."""
     tokens = TokenFolder(splits, "run `dvc repro`")
     folder.mkdir(parents=True, exist_ok=True)
     sides = [side for side in tokens.names if side != "train"]
@@ -29,7 +29,7 @@ def write_documents(splits: Path, folder: Path, context_length: int) -> dict[str
 
 
 def documents(tokens: TokenFolder, side: str, context_length: int) -> Iterator[dict[str, Any]]:
-    """Texts, each with the sign that its log-likelihood counts with and the bytes that it stands for."""
+    """Texts, each with the sign of its log-likelihood in the sum and its number of bytes."""
     ids, tokenizer = tokens.ids(side), tokens.tokenizer
     yield _document(tokenizer.decode(ids[1:]), 1, int(tokenizer.byte_lengths[ids[1:]].sum()))
     for end in (ids == tokenizer.end_of_text).nonzero()[0].tolist():

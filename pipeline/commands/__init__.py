@@ -1,1 +1,1 @@
-"""What people run beside the stages."""
+"""The commands other than the stages."""

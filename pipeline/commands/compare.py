@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
 
-def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -> Iterator[str]:
+def run(
+    paths: Paths, names: Sequence[str], against: Sequence[str], form: str, page: Path | None = None
+) -> Iterator[str]:
     """Compares two runs or two recipes; returns the lines to print.
 
     Args:
@@ -31,16 +33,22 @@ def run(paths: Paths, names: Sequence[str], against: Sequence[str], form: str) -
         names: A and B; default: the last commit and the working tree. With `against`: the runs of recipe A.
         against: The runs of recipe B, each with a different seed.
         form: "text", "markdown" or "json".
+        page: The file for an HTML page with the curves of the runs; None for no page.
 
     Raises:
         PipelineError: a run cannot be found or read, or the runs are not comparable.
     """
     groups = (names, against) if against else [[name] for name in [*names, *("HEAD", ".")[len(names) :]]]
-    first, second = ([read_run(find_source(paths.root, name)) for name in group] for group in groups)
+    sources = [[find_source(paths.root, name) for name in group] for group in groups]
+    first, second = ([read_run(source) for source in group] for group in sources)
     if against:
         _check_recipe("A", first)
         _check_recipe("B", second)
     comparison = _compare(RECIPES if against else CHECKPOINTS, first, second)
+    if page is not None:
+        from pipeline.comparison.comparison_page import read_curves, render
+
+        write_atomically(page, render(comparison, *([read_curves(each) for each in group] for group in sources)))
     if form == "json":
         return iter([as_json(comparison)])
     return as_markdown(comparison) if form == "markdown" else as_text(comparison)

@@ -1,4 +1,4 @@
-"""How long a run will take, in words: its parts, and on a busy machine a range."""
+"""Estimates the duration of a run and its parts; on a busy machine as a range."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Span:
-    """How long something takes.
+    """An estimated duration.
 
     Attributes:
-        idle: Seconds where no other program runs.
-        now: Seconds at the present load.
+        idle: Seconds on an otherwise idle machine.
+        now: Seconds at the current load.
     """
 
     idle: float
     now: float
 
     def __str__(self) -> str:
-        """Both ends, or one where they look the same."""
+        """The range, or a single value if both ends are formatted alike."""
         ends = duration(self.idle), duration(max(self.idle, self.now))
         if ends[0] == ends[1]:
             return ends[0]
@@ -43,12 +43,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long the parts of a run take.
+    """The estimated durations of the parts of a run.
 
     Attributes:
-        training: All of its steps.
-        compile: Compiling, at most: what was compiled before is kept by torch.
-        rest: Start and evaluations.
+        training: All training steps.
+        compile: Compilation, at most: torch caches compiled code.
+        rest: Start-up and evaluations.
     """
 
     training: Span
@@ -57,7 +57,7 @@ class Estimate:
 
     @classmethod
     def of(cls, params: Params, length: Length, data: TrainingData, speed: Speed) -> Estimate:
-        """The estimate for a run of some length, from the speed that was measured on this machine."""
+        """The estimate for a run, from the speed measured on this machine."""
 
         def span(seconds: float) -> Span:
             return Span(seconds, seconds * speed.slowdown)
@@ -76,13 +76,13 @@ class Estimate:
 
     @property
     def total(self) -> Span:
-        """The whole of the stage train."""
+        """The total duration of the train stage."""
         parts = (self.training, self.compile, self.rest)
         return Span(sum(part.idle for part in parts), sum(part.now for part in parts))
 
 
 def say_time(params: Params, length: Length, data: TrainingData, speed: Speed) -> None:
-    """Prints how long the run takes."""
+    """Prints the estimate."""
     found = Estimate.of(params, length, data, speed)
     tokens = length.total_windows * params.model.context_length
     fact("time", f"about {found.total} to train: {found.training} for {length.total_steps:,} steps")
@@ -91,13 +91,13 @@ def say_time(params: Params, length: Length, data: TrainingData, speed: Speed) -
     fact("", f"({' to '.join(dict.fromkeys(rates))} tokens/s){compiling}, {found.rest} for start and evaluations")
     if speed.busy:
         busy = f"other programs use {speed.others:.1f} of {cores()} cores"
-        say(f"note: {busy}: the shorter times are those without them")
+        say(f"note: {busy}: the shorter times are without them")
         if found.total.now > 2 * found.total.idle and torch.get_num_threads() > 1:
-            say("note: beside them, threads that wait cost less with OMP_WAIT_POLICY=passive in the environment")
+            say("note: OMP_WAIT_POLICY=passive in the environment makes waiting threads cheaper on a busy machine")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 40 s, 5 min, 2.5 h, 3 days."""
+    """Formats seconds for people: 40 s, 5 min, 2.5 h, 3 days."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 90 * 60:

@@ -1,4 +1,4 @@
-"""The samplers of generate and chat: those that params.yaml chooses, and what a person changes in them."""
+"""The samplers of generate and chat: those of params.yaml, with changes by options and chat commands."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pipeline.core.errors import ParamsError
 from pipeline.plugin.registry import Registry
 
 ORDER = ("temperature", "top_k", "top_p")
-"""The order of these samplers, where one of them is added to the others."""
+"""The order of these samplers when one is added."""
 
 Options = Mapping[str, Mapping[str, Any]]
 
 
 def with_option(
-    registry: Registry, names: Sequence[str], options: Options, place: str, value: Any
+    registry: Registry, names: Sequence[str], options: Options, key: str, value: Any
 ) -> tuple[list[str], Options]:
-    """The samplers' names and options with one option set; its sampler is added if it is not among them.
+    """Sets an option of a sampler, and adds the sampler if it is not in use; returns the new names and options.
 
     Args:
-        registry: The samplers that there are.
-        names: The samplers in use, in their order.
-        options: Options by sampler.
-        place: `sampler.option`, or `sampler`, if it has only one.
-        value: The option's value.
+        registry: The available samplers.
+        names: The samplers in use, in order.
+        options: The options by sampler.
+        key: `SAMPLER.OPTION`, or `SAMPLER` if it has a single option.
+        value: The value of the option.
 
     Raises:
-        ParamsError: there is no such sampler, or it has not exactly one option and none is named.
+        ParamsError: the sampler does not exist, or the option must be named because it has not exactly one.
     """
-    name, _, option = place.partition(".")
+    name, _, option = key.partition(".")
     known = list(type(registry.build("samplers", name, {}, "samplers")).model_fields)
     if not option:
         if len(known) != 1:
@@ -41,19 +41,19 @@ def with_option(
 
 
 def _added(names: Sequence[str], name: str) -> list[str]:
-    """The names with one more: before those that come later in ORDER, else at the end."""
+    """Adds a name: before the names that come later in ORDER, else at the end."""
     later = ORDER[ORDER.index(name) + 1 :] if name in ORDER else ()
-    place = next((number for number, each in enumerate(names) if each in later), len(names))
-    return [*names[:place], name, *names[place:]]
+    index = next((number for number, each in enumerate(names) if each in later), len(names))
+    return [*names[:index], name, *names[index:]]
 
 
 def with_flags(
     registry: Registry, names: Sequence[str], options: Options, flags: Mapping[str, float | None]
 ) -> tuple[list[str], Options]:
-    """The samplers' names and options with what `--temperature`, `--top-k` and `--top-p` set (None: nothing).
+    """Applies `--temperature`, `--top-k` and `--top-p` (None: not given); returns the new names and options.
 
     Raises:
-        ParamsError: a value is out of the sampler's bounds.
+        ParamsError: a value is out of bounds.
     """
     chosen = list(names)
     for name, value in flags.items():

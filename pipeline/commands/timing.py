@@ -1,4 +1,4 @@
-"""How long the parts of a run take: timed warm steps of it, and how far other programs slow them down."""
+"""Times warm steps of a run, and estimates how much other programs slow them down."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from pipeline.train.run import TrainingRun
 
 _WARM_SECONDS = 3.0
-"""Processor time of the warm steps together, from which on no further one is taken."""
+"""No more warm steps are run after this total processor time."""
 _FEWEST, _MOST = 3, 30
 _SLOW = 10.0
-"""Seconds of a step from which on a single warm one is enough."""
+"""If a step takes at least this many seconds, a single warm step is enough."""
 _BUSY = 0.3
-"""Cores that other programs use, from which on the machine counts as busy."""
+"""The machine counts as busy if other programs use at least this many cores."""
 _SPEEDUP = 0.8
 """n threads are n^0.8 times as fast as one: 1.7 times for two, 3 for four (small models, this project's steps)."""
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """What some work took.
+    """The measured duration of some work.
 
     Attributes:
-        wall: Seconds on the clock.
-        processor: Seconds of processor time, those of all threads and of started processes together.
+        wall: Wall-clock seconds.
+        processor: Processor seconds of all threads and child processes.
     """
 
     wall: float = 0.0
@@ -48,16 +48,16 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Speed:
-    """What the parts of a run take in seconds where no other program runs.
+    """The durations of the parts of a run, in seconds on an otherwise idle machine.
 
     Attributes:
-        start: Imports, and building the run.
-        compile: The first step of a compiled run, beyond what a warm one takes.
-        window: The gradients of one window.
-        update: The optimizer's part of a step.
-        evaluation: The evaluation of one window.
-        others: Cores that other programs used meanwhile.
-        slowdown: How many times as long everything takes with those programs beside it.
+        start: Imports and building the run.
+        compile: The first step of a compiled run, minus a warm step.
+        window: Computing the gradients of one window.
+        update: The optimizer step.
+        evaluation: Evaluating one window.
+        others: The number of cores that other programs used during the measurement.
+        slowdown: The factor by which these programs slow the run down.
     """
 
     start: float
@@ -75,7 +75,7 @@ class Speed:
 
 
 def others_at_work(run: TrainingRun, seconds: float = 0.5) -> float:
-    """Cores that other programs use, of those this process may use; 0 for hardly any, and for a run on a GPU."""
+    """The number of cores used by other programs, of those this process may use; 0 if negligible, and on a GPU."""
     if run.device.type != "cpu":
         return 0.0
     before, began = _all_programs(), time.perf_counter()
@@ -85,16 +85,16 @@ def others_at_work(run: TrainingRun, seconds: float = 0.5) -> float:
 
 
 def measure(run: TrainingRun, start: Seconds, size: int, others: float) -> Speed:
-    """Takes steps of `size` windows, and evaluates as many, until the times are those of a run that is under way.
+    """Runs and times steps and evaluations of `size` windows, until the times are those of warm steps.
 
-    On a CPU that others use, threads wait for each other, and even their processor time says little: there, one
-    thread is timed by its processor time.
+    On a busy CPU, threads wait for each other, and even their processor time is distorted. There, a single thread
+    is timed by its processor time.
 
     Args:
-        run: It is trained by some steps.
-        start: What it took to build it.
-        size: Windows that are computed at once.
-        others: As `others_at_work` says.
+        run: The run; it is trained for some steps.
+        start: The measured time to build it.
+        size: The number of windows computed at once.
+        others: The result of `others_at_work`.
     """
     params = {"micro_batch_size": size, "log_every": 0}
     phase = replace(run.phase, length=replace(run.length, batch_size=size))
@@ -128,17 +128,17 @@ def measure(run: TrainingRun, start: Seconds, size: int, others: float) -> Speed
 
 
 def since_start() -> Seconds:
-    """What this process has taken since it was started."""
+    """The time of this process since its start."""
     return Seconds(time.time() - psutil.Process().create_time(), time.process_time())
 
 
 def _idle(taken: Seconds, threads: int) -> float:
-    """Seconds that so many threads take for what took one of them this processor time."""
+    """The seconds that this many threads take for work that takes one thread the given processor time."""
     return taken.processor / float(threads**_SPEEDUP)
 
 
 def _warm(work: Callable[[], object], seconds: float = _WARM_SECONDS, fewest: int = _FEWEST) -> Seconds:
-    """The median of several times of the same work, the first time left out."""
+    """The median of repeated times without the first one."""
     _timed(work)
     warm: list[Seconds] = []
     while len(warm) < _MOST and (len(warm) < fewest or sum(each.processor for each in warm) < seconds):
@@ -161,7 +161,7 @@ def _timed(work: Callable[[], object]) -> Seconds:
 
 
 def _now() -> Seconds:
-    """The clock, and the processor time of this process and of those that it started, such as compilers."""
+    """The wall clock, and the processor time of this process and its child processes, such as compilers."""
     children = 0.0
     for child in psutil.Process().children(recursive=True):
         try:
@@ -172,10 +172,10 @@ def _now() -> Seconds:
 
 
 def _all_programs() -> float:
-    """Seconds that the cores which this process may use have worked for anyone so far."""
+    """The seconds that the cores available to this process have been busy, for any program."""
     each = psutil.cpu_times(percpu=True)
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cores())
-    resting = {"idle", "iowait", "guest", "guest_nice"}  # guests are counted as user, too
+    resting = {"idle", "iowait", "guest", "guest_nice"}  # guest time is also counted as user time
     return sum(
         sum(seconds for name, seconds in each[core]._asdict().items() if name not in resting)
         for core in usable

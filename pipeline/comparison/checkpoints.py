@@ -11,7 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.comparison.runs import PairedScores
-from pipeline.evaluate.bootstrap import RESAMPLES, Draws, effective, grouped, in_parts, interval, resampled
+from pipeline.evaluate.bootstrap import (
+    RESAMPLES,
+    Draws,
+    effective_count,
+    group_units,
+    in_chunks,
+    interval,
+    resampled,
+)
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,9 @@ def compare_checkpoints(paired: PairedScores) -> Difference:
     """
     first, second = paired.losses.tolist()
     count = len(paired.names)
-    totals = resampled(grouped(np.concatenate([paired.nats, paired.sizes]).T))
+    totals = resampled(group_units(np.concatenate([paired.nats, paired.sizes]).T))
     draws = totals[:, 1] / totals[:, 3] - totals[:, 0] / totals[:, 2]
-    ends = interval(draws, effective(paired.sizes[0])) if count > 1 else {"low": -np.inf, "high": np.inf}
+    ends = interval(draws, effective_count(paired.sizes[0])) if count > 1 else {"low": -np.inf, "high": np.inf}
     p_value = _sign_flip(_contributions(paired))
     return Difference(first, second, second - first, ends["low"], ends["high"], p_value, paired.what, count)
 
@@ -90,7 +98,7 @@ def _contributions(paired: PairedScores) -> Draws:
 
 
 def _sign_flip(contributions: Draws) -> float:
-    parts = grouped(contributions[:, None])[:, 0]
+    parts = group_units(contributions[:, None])[:, 0]
     # The tolerance makes flips count that equal the observed difference up to rounding.
     least = abs(float(parts.sum())) - 1e-12 * float(np.abs(parts).sum())
 
@@ -98,5 +106,5 @@ def _sign_flip(contributions: Draws) -> float:
         signs = generator.integers(2, size=(draws, len(parts)), dtype=np.int8) * 2.0 - 1
         return signs @ parts
 
-    reached = int((np.abs(in_parts(RESAMPLES, len(parts), flipped)) >= least).sum())
+    reached = int((np.abs(in_chunks(RESAMPLES, len(parts), flipped)) >= least).sum())
     return (1 + reached) / (1 + RESAMPLES)

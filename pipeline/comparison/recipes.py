@@ -10,7 +10,7 @@ import math
 
 from pipeline.comparison.checkpoints import Difference
 from pipeline.comparison.runs import PairedScores, Totals
-from pipeline.evaluate.bootstrap import LEVEL, effective, student_cdf, student_quantile
+from pipeline.evaluate.bootstrap import LEVEL, effective_count, student_cdf, student_quantile
 
 
 def compare_recipes(paired: PairedScores, first_seeds: int, alpha: float = 1 - LEVEL) -> Difference:
@@ -38,7 +38,7 @@ def compare_recipes(paired: PairedScores, first_seeds: int, alpha: float = 1 - L
         return Difference(first, second, second - first, -math.inf, math.inf, 1.0, paired.what, count)
     parts = [
         *((float(losses[group].var(ddof=1)) / len(losses[group]), len(losses[group]) - 1) for group in groups),
-        (_variance_from_text(paired, groups), effective(paired.sizes[0]) - 1),
+        (_variance_from_text(paired, groups), effective_count(paired.sizes[0]) - 1),
     ]
     variance = math.fsum(part for part, _ in parts)
     difference = second - first
@@ -59,7 +59,7 @@ def _variance_from_text(paired: PairedScores, groups: tuple[slice, slice]) -> fl
     of_seeds = sum(
         float((influences[group].var(axis=0, ddof=1) / len(influences[group])).sum()) for group in groups
     )
-    units = effective(paired.sizes[0])
+    units = effective_count(paired.sizes[0])
     return max(total - of_seeds, 0.0) * units / (units - 1)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.comparison.checkpoints import Difference, DocumentChange
+from pipeline.core.console import columns
 
 CHECKPOINTS = "checkpoints"
 RECIPES = "recipes"
 
-_QUESTION = {
+QUESTION = {
     CHECKPOINTS: "Do these two checkpoints differ on this text?",
     RECIPES: "Do these two recipes differ?",
 }
@@ -96,14 +98,14 @@ def as_text(comparison: Comparison) -> Iterator[str]:
     """Yields lines for a terminal."""
     for label, runs in (("A", comparison.first), ("B", comparison.second)):
         for run in runs:
-            yield f"{label}  {_described(run)}"
+            yield f"{label}  {described(run)}"
     yield ""
-    yield _QUESTION[comparison.question]
+    yield QUESTION[comparison.question]
     for side, found in comparison.sides.items():
         yield f"  {side:<5} {verdict(found, comparison.unit)}"
         yield f"        {_numbers(found)}"
-    yield f"  {_meaning(comparison)}"
-    for title, header, rows in _tables(comparison):
+    yield f"  {meaning(comparison)}"
+    for title, header, rows in tables(comparison):
         yield ""
         yield title
         yield from aligned([header, *rows])
@@ -111,26 +113,27 @@ def as_text(comparison: Comparison) -> Iterator[str]:
 
 def as_markdown(comparison: Comparison) -> Iterator[str]:
     """Yields Markdown lines."""
-    yield f"**{_QUESTION[comparison.question]}**"
+    yield f"**{QUESTION[comparison.question]}**"
     yield ""
     for label, runs in (("A", comparison.first), ("B", comparison.second)):
-        yield f"- {label}: " + "; ".join(_cell(_described(run)) for run in runs)
+        yield f"- {label}: " + "; ".join(_cell(described(run)) for run in runs)
     yield ""
     rows = [
-        [side, f"{found.first:.4f}", f"{found.second:.4f}", verdict(found, comparison.unit), _p(found)]
+        [side, f"{found.first:.4f}", f"{found.second:.4f}", verdict(found, comparison.unit), p_value(found)]
         for side, found in comparison.sides.items()
     ]
     yield from grid([["", "A", "B", "", "p"], *rows])
     yield ""
-    yield _meaning(comparison).replace("--against", "`--against`")
-    for title, header, cells in _tables(comparison):
+    yield meaning(comparison).replace("--against", "`--against`")
+    for title, header, cells in tables(comparison):
         yield ""
         yield f"{title}:"
         yield ""
         yield from grid([header, *cells])
 
 
-def _meaning(comparison: Comparison) -> str:
+def meaning(comparison: Comparison) -> str:
+    """What the interval covers, and what it does not."""
     if comparison.params and not any(found.difference for found in comparison.sides.values()):
         return (
             "The params differ, but the scores are equal: the params have no effect here, or `dvc repro` was "
@@ -139,20 +142,22 @@ def _meaning(comparison: Comparison) -> str:
     return _MEANING[comparison.question]
 
 
-def _described(run: dict[str, Any]) -> str:
+def described(run: dict[str, Any]) -> str:
+    """A run in words: its name, weights, step and seed."""
     seed = "" if run["seed"] is None else f", seed {run['seed']}"
     return f"{run['name']}: the {run['weights']} weights of step {run['step']:,}{seed}"
 
 
 def _numbers(found: Difference) -> str:
-    return f"A {found.first:.4f}  B {found.second:.4f}  p {_p(found)}  over {found.units:,} {found.what}"
+    return f"A {found.first:.4f}  B {found.second:.4f}  p {p_value(found)}  over {found.units:,} {found.what}"
 
 
-def _p(found: Difference) -> str:
+def p_value(found: Difference) -> str:
+    """p as people write it."""
     return f"{found.p_value:.2g}" if found.p_value >= 0.0002 else "< 0.0002"
 
 
-def _tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+def tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Yields tables as title, header and rows."""
     params = list(comparison.params.items())
     if not params:
@@ -178,13 +183,32 @@ def _value(value: Any) -> str:
     return "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yields the lines of a table for a terminal; empty rows are left out."""
+def aligned(rows: Iterable[Sequence[str]], width: int | None = None) -> Iterator[str]:
+    """A table's lines for a terminal; rows without cells are left out.
+
+    A table wider than `width` (the terminal's, unless given) is cut into several, each with the first column.
+    """
     rows = [[cell if len(cell) <= 60 else f"{cell[:59]}…" for cell in row] for row in rows if row]
+    if not rows:
+        return
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *others = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield f"  {'  '.join([first, *others])}".rstrip()
+    for number, shown in enumerate(_parts(widths, width or columns(sys.stdout) or sys.maxsize)):
+        if number:
+            yield ""
+        for row in rows:
+            yield f"  {'  '.join(row[column].ljust(widths[column]) for column in shown)}".rstrip()
+
+
+def _parts(widths: Sequence[int], width: int) -> Iterator[list[int]]:
+    """The columns of each part of a table: the first one and as many others as fit."""
+    shown, used = [0], 2 + widths[0]
+    for column, own in enumerate(widths[1:], start=1):
+        if used + 2 + own > width and len(shown) > 1:
+            yield shown
+            shown, used = [0], 2 + widths[0]
+        shown.append(column)
+        used += 2 + own
+    yield shown
 
 
 def grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:

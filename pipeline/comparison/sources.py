@@ -69,7 +69,7 @@ class Revision:
             ) from None
         except KeyError:
             raise DataError(
-                f"{self.name}: its {_REPORTS} hold no {inside}: {_REMEDY} there with this version, and commit"
+                f"{self.name}: its {_REPORTS} have no {inside}: {_REMEDY} there with this version, and commit"
             ) from None
 
     def _committed(self, path: str) -> str:

@@ -10,10 +10,8 @@ from pathlib import Path
 from pipeline.comparison.sweep import Curve, Sweep, labels
 from pipeline.comparison.sweep_rendering import answer, notes, table
 from pipeline.evaluate.report.chart import lay_out, number
-from pipeline.evaluate.report.page import REPORT, style_hash, templates
-from pipeline.evaluate.report.plots import Plot, Series
-
-_COLOURS = 8
+from pipeline.evaluate.report.page import render_page
+from pipeline.evaluate.report.plots import Plot, Series, colour
 
 
 @dataclass(frozen=True)
@@ -26,30 +24,20 @@ class Strip:
 
 def render(sweep: Sweep) -> str:
     """The page as one HTML text: no script, and a policy that lets it ask for nothing."""
-    from markupsafe import Markup
-
     here = Path(__file__).parent
-    styles = (REPORT / "page.css", here / "sweep.css")
-    style = "\n".join(path.read_text(encoding="utf-8").strip() for path in styles)
     head, *rows = table(sweep)
     low, high, strips = _strips(sweep)
-    page = templates(here, REPORT).get_template("sweep.html.j2")
-    return page.render(
+    return render_page(
+        here / "sweep.html.j2",
+        here / "sweep.css",
         sweep=sweep,
         answer=answer(sweep),
         notes=list(notes(sweep)),
         head=head,
-        rows=list(zip(_colours(sweep), rows, strips, strict=True)),
+        rows=[(colour(place), *each) for place, each in enumerate(zip(rows, strips, strict=True))],
         ends=(number(low, 4), number(high, 4)),
         charts=[lay_out(plot) for plot in _plots(sweep)],
-        style=Markup(style),
-        style_hash=style_hash(style),
     )
-
-
-def _colours(sweep: Sweep) -> list[str]:
-    """The CSS class of each recipe's lines. After eight recipes, the colours repeat with dashed lines."""
-    return [f"r{index % _COLOURS}" + " dashed" * (index >= _COLOURS) for index in range(len(sweep.recipes))]
 
 
 def _strips(sweep: Sweep) -> tuple[float, float, list[Strip]]:
@@ -82,7 +70,7 @@ def _plots(sweep: Sweep) -> list[Plot]:
 
 def _plot(name: str, title: str, sweep: Sweep, curves: Sequence[Curve]) -> Plot:
     series = [
-        Series(label, curve, colour)
-        for label, curve, colour in zip(labels(sweep), curves, _colours(sweep), strict=True)
+        Series(label, curve, colour(place))
+        for place, (label, curve) in enumerate(zip(labels(sweep), curves, strict=True))
     ]
-    return Plot(name, title, "nats a token, the mean of the seeds", "steps", "steps", series)
+    return Plot(name, title, "nats per token, mean of the seeds", "steps", "steps", series)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,8 +11,8 @@ import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TextIO
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 from tqdm.std import Bar
@@ -81,11 +82,50 @@ def say(text: str, indent: int = 2, wrap: bool = True) -> None:
     gone (`| head`, or Ctrl-C also ended `| tee`), the work continues without output.
     """
     text = printable(text)
+    _print(wrapped(text, sys.stdout, indent) if wrap else text)
+
+
+def _print(text: str) -> None:
+    stream = sys.stdout.stream if isinstance(sys.stdout, _AboveTheLine) else sys.stdout
     try:
-        tqdm.write(wrapped(text, sys.stdout, indent) if wrap else text, file=sys.stdout)
-        sys.stdout.flush()
+        tqdm.write(text, file=stream)
+        stream.flush()
     except BrokenPipeError:
         ignore_output()
+
+
+class _AboveTheLine(io.TextIOBase):
+    """Stands in for the standard output while there is a live line: what a plugin prints comes above that line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self._begun = stream, ""
+
+    def write(self, text: str) -> int:
+        """Prints the lines that are complete."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            _print(wrapped(line, self.stream))
+        return len(text)
+
+    def begin(self) -> None:
+        """Takes the stream's place."""
+        sys.stdout = self
+
+    def end(self) -> None:
+        """Prints what is left of a line, and gives the place back, unless another has taken it: a live line in an
+        abandoned generator ends late."""
+        if self._begun:
+            self.write("\n")
+        if sys.stdout is self:
+            sys.stdout = self.stream
+
+    def fileno(self) -> int:
+        """The stream's own."""
+        return self.stream.fileno()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self.stream.isatty()
 
 
 def ignore_output() -> None:
@@ -129,7 +169,7 @@ class _Line(tqdm):  # type: ignore[misc]
         return format(Bar(min(share, 1.0), default_len=width, charset=Bar.ASCII if self.ascii else Bar.UTF), "")
 
 
-class Progress(AbstractContextManager["Progress"]):
+class Progress:
     """One live line on a terminal; on a pipe, a plain line now and then.
 
     It shows how much is done, the time left and the speed of the last seconds, and the values given to `update`.
@@ -160,6 +200,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._shown: dict[str, str] = {}
         self._waits: list[str] = []
         self._waiting_since = self._waited = 0.0
+        self._exit = ExitStack()
         self._printed = time.monotonic()
         self._samples = deque([(self._printed, 0)])  # the clock, which stands still in `wait`, and the work done
         self._bar = _Line(
@@ -249,7 +290,15 @@ class Progress(AbstractContextManager["Progress"]):
             return (text + rest)[:width]
         return f"{text} {line.drawn_bar(self._done / self._total, room)}{rest}"
 
+    def __enter__(self) -> Self:
+        if not self._bar.disable:
+            above = _AboveTheLine(sys.stdout)
+            above.begin()
+            self._exit.callback(above.end)
+        return self
+
     def __exit__(self, *error: object) -> None:
+        self._exit.close()
         self._bar.clear()
         self._bar.close()
 

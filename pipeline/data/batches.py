@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.core.errors import DataError, PluginError
 from pipeline.data.tokens import Ids, IndexEntry
-from pipeline.plugin.calls import calling, guarded_items, label
+from pipeline.plugin.calls import calling, guarded_items, label, supported_arguments
 from pipeline.plugin.components import BatchSampler
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex
 
@@ -42,14 +42,20 @@ class TrainingWindows:
         """Windows in an epoch."""
         return self.index.text.windows
 
-    def offsets(self, first: int, last: int) -> list[int]:
+    def offsets(self, first: int, last: int, total_samples: int | None = None) -> list[int]:
         """The offsets of the samples first … last−1 of the run.
+
+        Args:
+            first, last: The samples.
+            total_samples: The number of samples of the run; None for an epoch's.
 
         Raises:
             PluginError: the sampler returns an invalid offset.
         """
-        with calling(self.sampler):
-            found = [self.sampler.offset(sample, self.seed, self.index) for sample in range(first, last)]
+        sampler, total = self.sampler, total_samples or self.per_epoch
+        more = supported_arguments(sampler, "offset", total_samples=total)
+        with calling(sampler):
+            found = [sampler.offset(sample, self.seed, self.index, **more) for sample in range(first, last)]
         end = len(self.ids) - self.context_length
         for sample, offset in enumerate(found, first):
             if not isinstance(offset, int | np.integer) or not 0 <= offset < end:

@@ -1,4 +1,4 @@
-"""What is to be beaten: a unigram model's bits per byte on the same held-out text (split measures xz's)."""
+"""The unigram baseline on the held-out text. The other baseline, xz, is measured by the split stage."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.evaluate.breakdown import Counts
 
 
 def unigram_bits_per_byte(train_counts: Counts, held_out: Ids, tokenizer: Tokenizer) -> float:
-    """Bits per byte of each held-out token's frequency in training, every token counted once more (Laplace).
+    """Bits per byte of a unigram model: token frequencies of the training text with add-one (Laplace) smoothing.
 
-    The first token is no target and special tokens are no text, as in the model's own number.
+    As in the model's bits per byte, the first token is not a target, and special tokens are not counted.
     """
     counts = train_counts + 1.0
     nats = -np.log(counts / counts.sum())

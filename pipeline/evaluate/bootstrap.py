@@ -1,8 +1,8 @@
-"""Confidence intervals by bootstrap: how much a number would vary if other text of the same kind were held out.
+"""Bootstrap confidence intervals: how much a number would vary with other held-out text of the same kind.
 
-The units that are drawn again, with replacement, are whole documents, since the tokens of a document are alike;
-where there are fewer than 30 documents they are blocks of text. Each draw adds the units' sums up and divides the
-totals, as the number itself was made (a ratio estimator): long documents weigh more.
+The resampled units are documents, because tokens of a document are correlated; with fewer than 30 documents they
+are blocks of text. Each resample adds up the sums of its units and divides the totals, as the number itself is
+computed (a ratio estimator), so that long documents have more weight.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ Draws = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def units(breakdown: Breakdown) -> tuple[str, list[UnitScore]]:
-    """What is resampled, and its name: "documents", or "blocks" where there are fewer than 30 documents."""
+    """The units to resample and their kind: "documents", or "blocks" if there are fewer than 30 documents."""
     if len(breakdown.documents) >= FEWEST_DOCUMENTS:
         return "documents", breakdown.documents
     return "blocks", breakdown.blocks
 
 
 def sums(scores: Sequence[UnitScore]) -> Sums:
-    """The units' tokens, nats, bytes, text nats and correct ones as columns, [units, 5]."""
+    """The units' tokens, nats, bytes, text nats and correct predictions as columns [units, 5]."""
     return np.array([unit[1:] for unit in scores], dtype=np.float64).reshape(-1, 5)
 
 
 def intervals(breakdown: Breakdown) -> dict[str, dict[str, float]]:
-    """95% intervals of `loss`, `perplexity`, `bits_per_byte` and `accuracy`, each with its `low` and `high`.
+    """95% intervals of `loss`, `perplexity`, `bits_per_byte` and `accuracy`, each with `low` and `high`.
 
-    A number that the text does not have, or that overflows, has none; with a single unit there is none at all.
+    Numbers that are undefined for this text or overflow are left out. With a single unit the result is empty.
     """
     _, scores = units(breakdown)
     if len(scores) < 2:
         return {}
     values = sums(scores)
-    count = effective(values[:, 0])
-    tokens, nats, size, text_nats, correct = resampled(grouped(values)).T
+    count = effective_count(values[:, 0])
+    tokens, nats, size, text_nats, correct = resampled(group_units(values)).T
     found = {"loss": interval(nats / tokens, count)}
     if found["loss"]["high"] <= _LARGEST_EXPONENT:
         found["perplexity"] = {end: math.exp(value) for end, value in found["loss"].items()}
@@ -58,15 +58,15 @@ def intervals(breakdown: Breakdown) -> dict[str, dict[str, float]]:
     return found | {"accuracy": interval(correct / tokens, count)}
 
 
-def effective(sizes: Draws) -> float:
-    """How many units of equal size say as much as these: (Σ size)² / Σ size² (Kish 1965, "Survey Sampling"), and
-    more than 1. A few long documents among short ones are few."""
+def effective_count(sizes: Draws) -> float:
+    """The effective number of units, (Σ size)² / Σ size² (Kish 1965, "Survey Sampling"), and at least 1.5. A few
+    long documents among many short ones give a small number."""
     return max(float(sizes.sum() ** 2 / (sizes**2).sum()), 1.5)
 
 
-def grouped(values: Sums) -> Sums:
-    """The units' sums [units, columns], taken together where there are more than 4,096 of them: every 4,096th goes
-    into the same group. The groups vary as the units do, and time and memory stay bounded."""
+def group_units(values: Sums) -> Sums:
+    """Merges the units' sums [units, columns] into at most 4,096 groups: every 4,096th unit is in the same group.
+    This bounds time and memory, and keeps the variance of the totals."""
     if len(values) <= _MOST_UNITS:
         return values
     groups = np.arange(len(values)) % _MOST_UNITS
@@ -74,30 +74,32 @@ def grouped(values: Sums) -> Sums:
 
 
 def resampled(values: Sums, resamples: int = RESAMPLES) -> Draws:
-    """The columns' totals of as many draws, [resamples, columns]; always the same draws for as many units."""
+    """The column totals of the resamples [resamples, columns]. For the same number of units, the draws are the
+    same."""
     count = len(values)
-    return in_parts(resamples, count, lambda generator, draws: _weights(generator, draws, count) @ values)
+    return in_chunks(resamples, count, lambda generator, draws: _weights(generator, draws, count) @ values)
 
 
-def in_parts(draws: int, units: int, draw: Callable[[np.random.Generator, int], Draws]) -> Draws:
-    """Calls `draw` for some of the draws at a time, so that [draws, units] never fills the memory."""
+def in_chunks(draws: int, units: int, draw: Callable[[np.random.Generator, int], Draws]) -> Draws:
+    """Calls `draw` for chunks of the draws, so that [draws, units] is never in memory as a whole."""
     generator = np.random.Generator(np.random.Philox(key=_SEED))
     size = max(1, _AT_ONCE // units)
     return np.concatenate([draw(generator, min(size, draws - first)) for first in range(0, draws, size)])
 
 
 def _weights(generator: np.random.Generator, draws: int, count: int) -> Draws:
-    """How often each of the `count` units is in each draw of `count` units, [draws, count]."""
+    """The multiplicity of each of the `count` units in each resample [draws, count]."""
     chosen = generator.integers(count, size=(draws, count))
     flat = (chosen + np.arange(draws)[:, None] * count).ravel()
     return np.bincount(flat, minlength=draws * count).reshape(draws, count).astype(np.float64)
 
 
 def interval(values: Draws, count: float) -> dict[str, float]:
-    """The 95% interval of a number whose draws are `values`, from units that are worth `count` equal ones.
+    """The 95% interval from the resampled `values`, with an effective number of `count` units.
 
     It is the expanded percentile interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap",
-    section 5.3): plain percentiles are too narrow for few units, by what Student's t and the divisor n − 1 fix.
+    section 5.3). Plain percentile intervals are too narrow for few units; Student's t and the divisor n − 1 correct
+    it.
     """
     quantile = student_quantile(1 - (1 - LEVEL) / 2, count - 1)
     tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * quantile)
@@ -111,7 +113,7 @@ _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(200)
 def student_cdf(t: float, degrees: float) -> float:
     """P(T ≤ t) of Student's t with `degrees` of freedom, by Gauss–Legendre quadrature.
 
-    With T = √ν · tan θ the density is cos^(ν−1) θ up to a constant, which is smooth and bounded.
+    With T = √ν · tan θ, the density of θ is proportional to cos^(ν−1) θ, which is smooth and bounded.
     """
     angle = math.atan(t / math.sqrt(degrees))
     log_norm = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - math.log(math.pi) / 2

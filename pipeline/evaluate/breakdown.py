@@ -1,7 +1,7 @@
-"""Where a model is good and where it is not: sums by document, by block of text, by position, by frequency.
+"""Breakdown of the loss: sums by document, by block of text, by position in the context, and by token frequency.
 
-Nothing is kept of a single token, so that held-out text of any length fits: each side has sums by document, by at
-most 128 blocks, by position in the context, and by power of ten of the token's count in training.
+No per-token data is stored, so that held-out text of any length fits in memory. Each text has sums by document, by
+block (at most 128), by position, and by power of ten of the token's count in the training text.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _POWERS = 10 ** np.arange(18)
 
 
 class UnitScore(NamedTuple):
-    """The sums of a document, or of a block of text.
+    """The sums over a document or a block of text.
 
     Attributes:
-        name: The document's name; a block's number.
-        tokens: Its targets: all its tokens, but for the first one of the split.
-        nats: Their negative log-likelihood.
-        bytes: Their text's size in UTF-8.
-        text_nats: The nats without those of special tokens, which are no text.
-        correct: How many of them were the likeliest token.
+        name: The name of the document, or the number of the block.
+        tokens: The number of targets: all tokens, except for the first one of the split.
+        nats: The sum of their negative log-likelihoods.
+        bytes: The size of their text in UTF-8.
+        text_nats: The nats without special tokens, which have no text.
+        correct: The number of targets that were the most likely token.
     """
 
     name: str
@@ -44,7 +44,7 @@ class UnitScore(NamedTuple):
 
 
 class PositionLoss(NamedTuple):
-    """The targets whose last known token is the context's number `position`, from 0; `nats` is their mean."""
+    """The targets predicted from the context position `position`, from 0; `nats` is their mean loss."""
 
     position: int
     tokens: int
@@ -52,7 +52,7 @@ class PositionLoss(NamedTuple):
 
 
 class FrequencyLoss(NamedTuple):
-    """The targets that occur in the training text `lowest` times or more, below the next such row; mean `nats`."""
+    """The targets that occur in the training text at least `lowest` times and below the next row's; mean `nats`."""
 
     lowest: int
     tokens: int
@@ -60,13 +60,14 @@ class FrequencyLoss(NamedTuple):
 
 
 class Breakdown(NamedTuple):
-    """One side's loss, taken apart. Rows without a target are left out, but for blocks.
+    """The loss of one held-out text by several groupings. Rows without targets are left out, except for blocks.
 
     Attributes:
-        documents: By document, in the text's order.
-        blocks: By block: 2, 4, … or 128 stretches of about equally many bytes, on average no shorter than a window.
+        documents: By document, in the order of the text.
+        blocks: By block: a power of two (at most 128) of stretches with about equally many bytes, on average at
+            least as long as a window.
         positions: By position in the context.
-        frequencies: By how often the token occurs in the training text: never, 1 to 9 times, 10 to 99, …
+        frequencies: By the token's count in the training text: 0, 1 to 9, 10 to 99, …
     """
 
     documents: list[UnitScore]
@@ -76,7 +77,7 @@ class Breakdown(NamedTuple):
 
 
 class BreakdownAccumulator:
-    """Adds up scores, which must come in the order of the text, into a `Breakdown`."""
+    """Accumulates scores, in the order of the text, into a `Breakdown`."""
 
     def __init__(
         self,
@@ -89,19 +90,19 @@ class BreakdownAccumulator:
     ) -> None:
         """
         Args:
-            ids: The side's tokens, all but the first of which are targets.
-            documents: The name and the first token of each of its documents.
-            train_counts: How often each id occurs in the training text [V].
-            byte_lengths: The bytes of text that each id stands for [V]; 0 for special tokens.
+            ids: The tokens of the text; all but the first are targets.
+            documents: The name and the offset of the first token of each document.
+            train_counts: The count of each id in the training text [V].
+            byte_lengths: The number of bytes of text of each id [V]; 0 for special tokens.
             context_length: T.
-            stride: How far the windows move.
+            stride: The distance between the starts of windows.
         """
         self._names = [name for name, _ in documents]
         self._starts = np.array([start for _, start in documents], dtype=np.int64)
         self._byte_lengths, self._context, self._stride = byte_lengths, context_length, stride
         self._bucket = np.searchsorted(_POWERS, train_counts, side="right")
         self._all_bytes = max(sum_of(ids[1:], byte_lengths), 1)
-        self._next, self._bytes_before = 1, 0  # the target that comes next, and the bytes of those before
+        self._next, self._bytes_before = 1, 0  # the offset of the next target, and the bytes before it
         blocks = _blocks(len(ids) - 1, context_length)
         self._documents = np.zeros((5, len(documents)))
         self._blocks = np.zeros((5, blocks))
@@ -109,24 +110,24 @@ class BreakdownAccumulator:
         self._frequencies = np.zeros((2, int(self._bucket.max()) + 1))
 
     def add(self, scores: Scores) -> None:
-        """Counts further targets, those that come next in the text."""
+        """Adds the scores of the next targets in the text."""
         count = len(scores.targets)
-        places = np.arange(self._next, self._next + count)
+        targets = np.arange(self._next, self._next + count)
         lengths = self._byte_lengths[scores.targets]
         ends = self._bytes_before + np.cumsum(lengths)
         ones = np.ones(count)
         columns = [ones, scores.nats, lengths, np.where(lengths > 0, scores.nats, 0.0), scores.correct]
-        document = np.searchsorted(self._starts, places, side="right") - 1
+        document = np.searchsorted(self._starts, targets, side="right") - 1
         _add(self._documents, document, columns)
         size = self._blocks.shape[1]
         _add(self._blocks, np.minimum((ends - lengths) * size // self._all_bytes, size - 1), columns)
-        _add(self._positions, positions(places - 1, self._context, self._stride), columns[:2])
+        _add(self._positions, positions(targets - 1, self._context, self._stride), columns[:2])
         _add(self._frequencies, self._bucket[scores.targets], columns[:2])
         self._next += count
         self._bytes_before += int(lengths.sum())
 
     def breakdown(self) -> Breakdown:
-        """All that was added."""
+        """The breakdown of all scores added so far."""
         return Breakdown(
             documents=[unit for unit in _units(self._names, self._documents) if unit.tokens],
             blocks=_units([str(number) for number in range(self._blocks.shape[1])], self._blocks),
@@ -138,21 +139,26 @@ class BreakdownAccumulator:
 
 
 def positions(targets: Counts, context_length: int, stride: int) -> Counts:
-    """How many tokens of its window came before each target, less one, where `evaluation_windows` made the windows;
-    `targets` are their numbers in the text, from 0 on."""
+    """The position in its window from which each target is predicted, with the windows of `evaluation_windows`.
+
+    `targets` are the indices of the targets in the text, from 0.
+    """
     windows: Counts = np.maximum(targets - context_length + stride, 0) // stride
     return targets - windows * stride
 
 
 def _blocks(targets: int, context_length: int) -> int:
-    """The largest power of two of blocks, at most 128, that are on average as long as a window: so that any two
-    runs' blocks can be paired, the finer ones taken together."""
+    """The number of blocks: the largest power of two, at most 128, with blocks at least as long as a window on
+    average.
+
+    Powers of two allow pairing the blocks of any two runs, by merging the finer ones.
+    """
     windows = max(targets // context_length, 1)
     return min(1 << (windows.bit_length() - 1), MOST_BLOCKS)
 
 
 def _add(sums: Sums, groups: np.ndarray[Any, Any], columns: Sequence[np.ndarray[Any, Any]]) -> None:
-    """Adds each column's values to its row of `sums` [columns, groups], by group."""
+    """Adds the values of each column, summed by group, to its row of `sums` [columns, groups]."""
     first, last = int(groups.min()), int(groups.max()) + 1
     for row, column in zip(sums, columns, strict=True):
         row[first:last] += np.bincount(groups - first, weights=column, minlength=last - first)
@@ -174,7 +180,7 @@ def _means(row: Callable[[int, int, float], Any], keys: Iterable[int], sums: Sum
 
 
 def token_counts(ids: Ids, vocab_size: int) -> Counts:
-    """How often each id occurs [V]; read in parts, since the ids may be more than memory holds."""
+    """The count of each id [V]. The ids are read in chunks, because they may not fit in memory."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(ids), _AT_ONCE):
         counts += np.bincount(ids[start : start + _AT_ONCE], minlength=vocab_size)
@@ -182,5 +188,5 @@ def token_counts(ids: Ids, vocab_size: int) -> Counts:
 
 
 def sum_of(ids: Ids, values: np.ndarray[Any, Any]) -> int:
-    """The sum of each id's value, read in parts."""
+    """The sum of the values of all ids, read in chunks."""
     return sum(int(values[ids[start : start + _AT_ONCE]].sum()) for start in range(0, len(ids), _AT_ONCE))

@@ -1,4 +1,4 @@
-"""What an evaluation found, for whatever writes it down."""
+"""The results of an evaluation, for the code that writes them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pipeline.model.run_record import RunRecord
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was evaluated, and the result.
+    """An evaluated checkpoint and the results.
 
     Attributes:
         checkpoint: The model and its tokenizer.
         splits: The text.
-        metrics: What metrics/evaluate.json holds.
-        about: What reports/evaluation.json holds: of each side its intervals, baselines and groups, too.
-        breakdowns: Of "val" and perhaps "test", where the loss lies.
-        samples: For each prompt, what was drawn from it in several ways.
-        record: What made the checkpoint.
+        metrics: The content of metrics/evaluate.json.
+        about: The content of reports/evaluation.json, with the intervals, baselines and groups of each text.
+        breakdowns: The breakdown of the loss of "val" and, if there is one, "test".
+        samples: For each prompt, continuations sampled in several ways.
+        record: The record of the run that trained the checkpoint.
         params: The effective params of the evaluation.
     """
 

@@ -1,4 +1,4 @@
-"""The chosen metrics: fed in the plain loss's pass over the tokens, also by group of documents; and tasks."""
+"""The chosen metrics, computed in the same pass as the loss, also by group of documents; and tasks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.plugin.calls import calling, check_numbers, label
 from pipeline.plugin.components import IGNORED, Metric, TaskMetric, TextModel, TokenScores
 
 _PLAIN = ("loss", "perplexity", "bits_per_byte", "tokens")
-"""What metrics/evaluate.json has of each text without any metric."""
+"""The numbers that metrics/evaluate.json always has for each text."""
 
 
 class MetricSums:
-    """Adds up what the chosen metrics ask of a text's targets, which must come in the order of the text.
+    """The sums of the chosen metrics over a text. Targets must be added in the order of the text.
 
     Attributes:
-        groups: The patterns of documents' names that have a document in this text.
+        groups: The patterns that match a document of this text.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class MetricSums:
     ) -> None:
         """
         Args:
-            metrics: The chosen ones, of which the tasks have nothing to do here.
-            patterns: Of documents' names: the groups.
-            documents: Name and first token of each document of the text.
-            byte_lengths: The bytes of text that each id stands for [V].
-            context_length, stride: T, and how far the windows move.
+            metrics: The chosen metrics; tasks are ignored.
+            patterns: The groups, as patterns of document names.
+            documents: The name and the offset of the first token of each document.
+            byte_lengths: The number of bytes of text of each id [V].
+            context_length, stride: T, and the distance between the starts of windows.
         """
         self._metrics = [metric for metric in metrics if not isinstance(metric, TaskMetric)]
         self._starts = np.array([start for _, start in documents], dtype=np.int64)
@@ -55,7 +55,7 @@ class MetricSums:
 
     @property
     def observe(self) -> Any:
-        """What `score` shows its logits; None where no metric asks for them, so that nothing is computed for it."""
+        """The observer of logits for `score`; None if there is no metric, so that no work is done for it."""
         return self._observe if self._metrics else None
 
     def _observe(
@@ -92,22 +92,22 @@ class MetricSums:
                 metric.update(self._sums[group, metric.name], scores)
 
     def results(self, group: str = "") -> dict[str, float]:
-        """The metrics' numbers over the text, or over a group of its documents.
+        """The metrics' numbers over the text or a group of its documents.
 
         Raises:
-            PluginError: a metric returned something else than numbers of names of their own.
+            PluginError: a metric returned invalid numbers or a name that is in use.
         """
-        taken = dict.fromkeys(_PLAIN, "the plain loss")
+        used_names = dict.fromkeys(_PLAIN, "the loss")
         found: dict[str, float] = {}
         for metric in self._metrics:
             with calling(metric):
                 numbers = metric.result(self._sums[group, metric.name])
-            found |= _own(numbers, metric, taken)
+            found |= _checked(numbers, metric, used_names)
         return found
 
 
 def group_numbers(documents: Sequence[UnitScore], sums: MetricSums) -> dict[str, dict[str, float]]:
-    """By pattern, the numbers of a text's documents whose names match it: the plain ones and the metrics'."""
+    """The numbers of each group of documents, by pattern: the loss and its relatives, and those of the metrics."""
     found = {}
     for pattern in sums.groups:
         members = [unit for unit in documents if fnmatchcase(unit.name, pattern)]
@@ -121,34 +121,36 @@ def group_numbers(documents: Sequence[UnitScore], sums: MetricSums) -> dict[str,
 
 
 def check_groups(patterns: Iterable[str], found: Iterable[Mapping[str, Any]]) -> None:
-    """Raises ParamsError where a pattern has no document in any held-out text."""
+    """Raises ParamsError if a pattern matches no document of any held-out text."""
     seen = {pattern for groups in found for pattern in groups}
     for pattern in patterns:
         if pattern not in seen:
             raise ParamsError(
                 f"evaluate.groups: {pattern!r} matches no held-out document: their names are in "
-                "reports/documents.tsv, and * stands for any characters"
+                "reports/documents.tsv, and * matches any characters"
             )
 
 
 def run_tasks(metrics: Sequence[Metric], model: TextModel) -> dict[str, float]:
-    """The numbers of the chosen tasks."""
-    taken: dict[str, str] = {}
+    """Runs the chosen tasks; returns their numbers."""
+    used_names: dict[str, str] = {}
     found: dict[str, float] = {}
     for metric in metrics:
         if isinstance(metric, TaskMetric):
             with calling(metric):
                 numbers = metric.run(model)
-            found |= _own(numbers, metric, taken)
+            found |= _checked(numbers, metric, used_names)
     return found
 
 
-def _own(numbers: Any, metric: Metric, taken: dict[str, str]) -> dict[str, float]:
-    """What a metric returned, checked; its names are added to those that are taken."""
+def _checked(numbers: Any, metric: Metric, used_names: dict[str, str]) -> dict[str, float]:
+    """Validates the numbers that a metric returned, and adds their names to `used_names`."""
     where = label(metric)
     check_numbers(numbers, where)
     for name in numbers:
-        if name in taken:
-            raise PluginError(f"{where} returned {name!r}, which {taken[name]} has: choose another name")
-        taken[name] = f"the metric {metric.name!r}"
+        if name in used_names:
+            raise PluginError(
+                f"{where} returned {name!r}, a name that {used_names[name]} uses: choose another name"
+            )
+        used_names[name] = f"the metric {metric.name!r}"
     return {name: float(value) for name, value in numbers.items()}

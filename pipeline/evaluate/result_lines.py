@@ -1,4 +1,4 @@
-"""The last lines of evaluate: a table of the numbers, and the result beside its baselines and the run before."""
+"""The last lines of evaluate: a table of numbers, and the result with its baselines and the previous run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ _BITS = "bits_per_byte"
 
 
 def read_before(paths: Paths) -> dict[str, tuple[str, float]]:
-    """The evaluation that a new one replaces: each text's digest, and its bits per byte; empty if there is none.
+    """The evaluation that is replaced: the digest and the bits per byte of each text; empty if there is none.
 
-    It is what reports/ holds, or, since DVC deletes outputs first, what DVC's cache has of it.
+    It is read from reports/, or, because DVC deletes outputs before it runs a stage, from DVC's cache.
     """
     names = (EVALUATION, f"{METRICS}/evaluate.json")
     files = {name: paths.reports / name for name in names}
     found: dict[str, tuple[str, float]] = {}
-    with suppress(PipelineError, OSError, ValueError, TypeError, KeyError, AttributeError):  # of another version
+    with suppress(
+        PipelineError, OSError, ValueError, TypeError, KeyError, AttributeError
+    ):  # files of another version
         if "DVC_STAGE" in os.environ and not paths.reports.exists():
             files = cached_folder(paths.root, _digest(paths))
         about, numbers = (json.loads(files[name].read_bytes()) for name in names)
@@ -44,12 +46,12 @@ def _digest(paths: Paths) -> str:
 
 
 def table(numbers: Numbers, about: Numbers, units: Mapping[str, str]) -> Iterator[str]:
-    """Lines with the numbers of each text in a column, their intervals, and their baselines.
+    """Yields a table with a column of numbers and one of intervals for each text, and the baselines.
 
     Args:
-        numbers: Each text's numbers by name.
-        about: What is known of each text beside them: its accuracy, its intervals and its baselines.
-        units: What each text's intervals are over, such as "31 documents".
+        numbers: The numbers of each text by name.
+        about: The accuracy, intervals and baselines of each text.
+        units: The resampled units of each text's intervals, such as "31 documents".
     """
     shown = {side: {**numbers[side], "accuracy": about[side]["accuracy"]} for side in about}
     found = (name for values in shown.values() for name in values if name != "tokens")
@@ -82,8 +84,7 @@ def table(numbers: Numbers, about: Numbers, units: Mapping[str, str]) -> Iterato
 
 
 def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, float]]) -> tuple[str, str]:
-    """The text that counts, which is test where there is one, and its result beside its baselines and the run
-    before."""
+    """The name of the main text (test, if there is one), and its result with its baselines and the previous run."""
     side = "test" if "test" in numbers else next(iter(numbers))
     if _BITS not in numbers[side]:
         return side, f"loss {_number(numbers[side]['loss'])} nats a token"
@@ -97,7 +98,7 @@ def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, flo
 
 
 def comparable(about: Numbers, before: Mapping[str, tuple[str, float]]) -> bool:
-    """Whether the run before was evaluated on one of the same texts."""
+    """Whether the previous run was evaluated on one of the same texts."""
     return any(side in before and before[side][0] == each["text"] for side, each in about.items())
 
 
@@ -109,14 +110,14 @@ def _change(now: float, before: float) -> str:
 
 
 def next_commands(prompts: Sequence[str], comparable: bool) -> str:
-    """What to run next: a continuation of the first prompt, and, where there was a run before, the comparison."""
+    """Commands to run next: generate, with the first prompt, and compare, if there is a comparable previous run."""
     prompt = prompts[0] if prompts and len(prompts[0]) < 24 else "The"
     quoted = f'"{prompt}"' if prompt.replace(" ", "").isalnum() else shlex.quote(prompt)
     return f"pipeline generate {quoted}" + (" · pipeline compare" if comparable else "")
 
 
 def _number(value: float | None) -> str:
-    """A number with some five digits."""
+    """The number with about five significant digits."""
     if value is None:
         return ""
     if abs(value) < 10:

@@ -1,4 +1,4 @@
-"""What a model writes after each prompt, drawn in several ways side by side."""
+"""Sample texts: continuations of each prompt, sampled in several ways."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """A text that the model wrote.
+    """A generated text.
 
     Attributes:
-        prompt: What it was given.
-        continuation: What it added.
-        drawn: How its tokens were drawn, in words.
+        prompt: The prompt.
+        continuation: The generated text.
+        drawn: The sampling method, for people.
+        end: The text of the end-of-text token if the model ended with one (it is not in `continuation`), else "".
     """
 
     prompt: str
     continuation: str
     drawn: str
+    end: str = ""
 
 
 def draw_samples(
     checkpoint: Checkpoint, params: GenerationParams, samplers: Sequence[Sampler]
 ) -> list[list[Sample]]:
-    """For each prompt what the samplers give, what the model itself does without any, and its likeliest text.
+    """For each prompt, a sample with the samplers, one without any sampler, and the greedy continuation.
 
-    The prompt number n is drawn with the seed `params.seed` + n, whatever the others are.
+    Prompt number n is sampled with the seed `params.seed` + n, independently of the other prompts.
     """
     if not params.prompts:
         return []
     device, tokenizer = device_of(checkpoint.model), checkpoint.tokenizer
+    end = tokenizer.decode([tokenizer.end_of_text])
     starts = [
         [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text] for prompt in params.prompts
     ]
@@ -53,10 +56,11 @@ def draw_samples(
             checkpoint.model, starts, params.max_new_tokens, samplers, generators, tokenizer.end_of_text
         )
         return [
-            Sample(prompt, tokenizer.decode(text), how) for prompt, text in zip(params.prompts, texts, strict=True)
+            Sample(prompt, tokenizer.decode(text), how, end if len(text) < params.max_new_tokens else "")
+            for prompt, text in zip(params.prompts, texts, strict=True)
         ]
 
-    ways = [drawn("the plain distribution", []), drawn("the likeliest token each time", [], random=False)]
+    ways = [drawn("without samplers", []), drawn("greedy (the most likely token)", [], random=False)]
     if samplers:
         ways.insert(0, drawn(", ".join(sampler.name for sampler in samplers), samplers))
     return [list(group) for group in zip(*ways, strict=True)]

@@ -1,4 +1,4 @@
-"""evaluate: every held-out token once, baselines beside it, samples, and the report."""
+"""evaluate: scores every held-out token once, computes baselines and samples, and writes the report."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KINDS = ["models", "samplers", "metrics"]
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and its tables."""
+    """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and tables."""
     evaluate_params = params.evaluate
     registry = Registry.load(paths.plugins, KINDS)
     samplers = registry.build_all(
@@ -115,8 +115,8 @@ def run(params: Params, paths: Paths) -> None:
         write_json(folder / RECORD, {"identity": identity})
         write_json(folder / METRICS / "evaluate.json", numbers)
 
-    _say_all(evaluation, tasks)
-    for first, *_ in evaluation.samples[:1]:  # the report has all of them
+    _print_results(evaluation, tasks)
+    for first, *_ in evaluation.samples[:1]:  # the report shows all of them
         say(f"\n{first.prompt}{first.continuation}\n", indent=0)
     fact(*result_lines.result(numbers, about, before))
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
@@ -124,25 +124,25 @@ def run(params: Params, paths: Paths) -> None:
 
 
 def _task_files(folder: Path) -> dict[str, str]:
-    """The digests of the files that tasks read, by name."""
+    """The digests of the files of tasks, by name."""
     check_symlinks(folder)
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def _check_same_run(paths: Paths) -> None:
-    """Raises DataError when metrics/ does not hold what the run that made the checkpoint wrote."""
+    """Raises DataError if the files in metrics/ are not from the run that made the checkpoint."""
     for name in ("train.json", "history.tsv"):
         path = paths.metrics / name
         if not path.is_file() or path.read_bytes() != (paths.checkpoint / METRICS / name).read_bytes():
             raise DataError(
-                f"{path} is not of the run that made {paths.checkpoint}: run `dvc checkout`, which brings what "
-                "belongs together, or run `python -m pipeline train`"
+                f"{path} is not from the run that made {paths.checkpoint}: run `dvc checkout` to restore matching "
+                "files, or `python -m pipeline train`"
             )
 
 
 def _write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> str:
-    """Writes the report, where this installation has report/; returns its name in the folder, or nothing."""
+    """Writes the report if pipeline/evaluate/report is installed; returns "/" and its name, else ""."""
     package = find_spec("pipeline.evaluate.report")
     if package is None or package.origin is None:  # an empty folder is a package without an origin
         return ""
@@ -159,7 +159,7 @@ def _stride(params: EvaluateParams, checkpoint: Checkpoint) -> int:
 def _about(
     params: EvaluateParams, checkpoint: Checkpoint, record: RunRecord, sides: dict[str, Any], paths: Paths
 ) -> dict[str, Any]:
-    """reports/evaluation.json: what was evaluated and how, and what is known of each text beside its numbers."""
+    """The content of reports/evaluation.json: what was evaluated and how, and details of each text."""
     return {
         "step": checkpoint.step,
         "weights": checkpoint.weights,
@@ -181,7 +181,7 @@ def _evaluate(
     metrics: Sequence[Metric],
     train_counts: Counts,
 ) -> tuple[dict[str, float], dict[str, Any], Breakdown]:
-    """A text's numbers for evaluate.json, what evaluation.json says of it, and where its loss lies."""
+    """Evaluates a text; returns its numbers for evaluate.json, its entry in evaluation.json, and its breakdown."""
     ids, tokenizer = splits.ids(side), checkpoint.tokenizer
     context = checkpoint.model.architecture.shape.context_length
     stride = _stride(params, checkpoint)
@@ -210,19 +210,20 @@ def _evaluate(
     return {**plain, **sums.results(), "tokens": summary.tokens}, about, breakdown
 
 
-def _say_all(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
+def _print_results(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
     """Prints the numbers of all texts as a table, then those of groups and of tasks."""
     sides = evaluation.about["sides"]
     drawn = {side: units(breakdown) for side, breakdown in evaluation.breakdowns.items()}
-    over = {side: f"{len(own):,} {what}" for side, (what, own) in drawn.items()}
+    over = {side: f"{len(scores):,} {what}" for side, (what, scores) in drawn.items()}
     for line in result_lines.table(evaluation.metrics, sides, over):
         say(line)
     for side, about in sides.items():
-        for pattern, own in about["groups"].items():
-            fact(side, f"{pattern}: {_listed({name: value for name, value in own.items() if name != 'documents'})}")
+        for pattern, group in about["groups"].items():
+            numbers = {name: value for name, value in group.items() if name != "documents"}
+            fact(side, f"{pattern}: {_format_numbers(numbers)}")
     if tasks:
-        fact("tasks", _listed(tasks))
+        fact("tasks", _format_numbers(tasks))
 
 
-def _listed(values: Mapping[str, float]) -> str:
+def _format_numbers(values: Mapping[str, float]) -> str:
     return "  ".join(f"{key.replace('_', ' ')} {value:,.4f}" for key, value in values.items())

@@ -1,4 +1,4 @@
-"""The breakdown as files in reports/, from which two runs are compared in pairs, and how to read them again."""
+"""Writes and reads the tables of the breakdown in reports/, which `pipeline compare` uses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AT_ONCE = 1 << 18
 
 
 def write_tables(breakdowns: Mapping[str, Breakdown], about: dict[str, Any], folder: Path) -> None:
-    """Writes the sides' breakdowns as tables, and evaluation.json, which says what was evaluated and how."""
+    """Writes the breakdowns of all texts as tables, and evaluation.json with what was evaluated and how."""
     for name, key, columns, field in (
         (DOCUMENTS, "document", _SUMS, "documents"),
         (BLOCKS, "block", _SUMS, "blocks"),
@@ -46,10 +46,10 @@ def _tsv(rows: Iterable[Sequence[object]]) -> str:
 
 
 def read_units(text: str) -> dict[str, list[UnitScore]]:
-    """The units of each side of a documents.tsv or blocks.tsv.
+    """The units of each text in a documents.tsv or blocks.tsv.
 
     Raises:
-        ValueError: the text is no such table.
+        ValueError: `text` is not such a table.
     """
     header, *rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
     if tuple(header[2:]) != _SUMS:
@@ -62,7 +62,8 @@ def read_units(text: str) -> dict[str, list[UnitScore]]:
 
 
 def digests(ids: Ids, tokenizer: Tokenizer) -> dict[str, str]:
-    """sha256 of a side's `tokens`, and of its `text` whatever the tokenizer: its bytes without special tokens."""
+    """sha256 of the `tokens`, and of the `text`: the bytes without special tokens, which do not depend on the
+    tokenizer."""
     tokens, text = hashlib.sha256(), hashlib.sha256()
     for start in range(0, len(ids), _AT_ONCE):
         part = ids[start : start + _AT_ONCE]

@@ -1,4 +1,4 @@
-"""A checkpoint as task metrics ask it: in texts."""
+"""The text interface to a checkpoint for task metrics."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from pipeline.plugin.components import TextModel
 
 
 def text_model(checkpoint: Checkpoint, ends: bool, batch_size: int, folder: Path) -> TextModel:
-    """The checkpoint as a `TextModel`.
+    """Wraps a checkpoint as a `TextModel`.
 
     Args:
         checkpoint: The model and its tokenizer.
-        ends: Whether documents ended with end-of-text in training, which then stands before each text.
-        batch_size: Windows computed at once.
-        folder: Where the tasks' texts lie.
+        ends: Whether documents ended with the end-of-text token in training. If so, it is put before each text.
+        batch_size: The number of windows computed at once.
+        folder: The folder of the tasks' files.
     """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     context, device = model.architecture.shape.context_length, device_of(model)
 
     def nats(prompt: str, texts: Sequence[str]) -> list[float]:
-        """The nats of each text after the prompt; of what is longer than the context, the last tokens are seen."""
+        """The nats of each text after the prompt. Longer texts than the context are scored in overlapping
+        windows."""
         before = [int(token) for token in tokenizer.encode(prompt)]
         before = [tokenizer.end_of_text, *before] if ends or not before else before
         ids: list[int] = []

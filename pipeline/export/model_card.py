@@ -1,7 +1,7 @@
-"""The model card: README.md in the export, what a model's page on the Hugging Face Hub shows.
+"""The model card: README.md of the export, which the Hugging Face Hub shows as the page of a model.
 
-Names, prompts and samples may hold anything. So whatever the template prints is escaped for one line of Markdown,
-unless a filter has made it safe: YAML's strings are JSON's, and texts stand in fences longer than any in them.
+Names, prompts and samples may contain anything, so the template escapes everything for one line of Markdown, unless
+a filter has made it safe: strings in YAML are JSON, and texts are in fences longer than any fence in them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _MEASURES = {
 
 
 class _Markdown(str):
-    """Text that may stand in the page as it is."""
+    """Text that is valid Markdown and needs no escaping."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the card says.
+    """The content of the card.
 
     Attributes:
         config: The architecture, and its number of parameters.
@@ -114,12 +114,12 @@ class ModelCard:
 
     @property
     def _measured(self) -> dict[str, Mapping[str, Any]]:
-        """The numbers of val and test, as far as they were measured."""
+        """The numbers of val and test that were measured."""
         sides = {side: (self.metrics or {}).get(side) for side in ("val", "test")}
         return {side: numbers for side, numbers in sides.items() if isinstance(numbers, Mapping)}
 
     def _numbers(self) -> dict[str, list[str]]:
-        """The rows of the table of numbers: a cell for each measured side."""
+        """The rows of the table of numbers, with a cell for each measured text."""
         sides = self._measured.values()
         rows = {shown: [_with_interval(side, name) for side in sides] for name, shown in _MEASURES.items()}
         for name in ("unigram", "xz"):
@@ -129,26 +129,26 @@ class ModelCard:
 
 
 def _escaped(value: Any) -> str:
-    """Text that stays text, on one line of Markdown."""
+    """Escapes text for one line of Markdown."""
     if isinstance(value, _Markdown):
         return value
     return _MARKUP.sub(r"\\\1", " ".join(printable(str(value)).split()))
 
 
 def _yaml(values: Mapping[str, Any]) -> _Markdown:
-    """A line for each key, in JSON, which is YAML: its strings, escaped to ASCII, can end neither themselves nor
-    the front matter."""
+    """Front matter with one line per key. Values are JSON, which is valid YAML; ASCII escapes keep strings from
+    ending themselves or the front matter."""
     return _Markdown("\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items()))
 
 
 def _fenced(text: str, language: str = "text") -> _Markdown:
-    """A block that nothing in it can end."""
+    """A fenced block with a fence longer than any in the text."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", text))])
     return _Markdown(f"{fence}{language}\n{printable(text)}\n{fence}")
 
 
 def _facts(proof: Mapping[str, Any]) -> str:
-    """What a verification.json says beside what stands elsewhere on the page."""
+    """The entries of a verification.json that are not elsewhere on the page."""
     return "; ".join(
         f"{key.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}"
         for key, value in proof.items()

@@ -1,4 +1,5 @@
-"""export: the model in forms that other programs load, each proven before it is published, and a model card."""
+"""export: writes the model in formats of other programs, verifies each before publishing, and writes a model
+card."""
 
 from __future__ import annotations
 
@@ -43,8 +44,10 @@ _SAMPLE_TOKENS = 80
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads the checkpoint and held-out text; writes artifacts/export: the first format at the top, each
-    further one in a folder of its name, and a verification.json beside each."""
+    """Reads the checkpoint and held-out text; writes artifacts/export.
+
+    The first format is at the top level, each further one in a folder of its name, each with a verification.json.
+    """
     export_params = params.export
     registry = Registry.load(paths.plugins, KINDS)
     exporters = registry.build_all(
@@ -81,7 +84,7 @@ def run(params: Params, paths: Paths) -> None:
         for number, exporter in enumerate(exporters):
             target = folder / exporter.name if number else folder
             target.mkdir(exist_ok=True)
-            proof = _proven(exporter, source, target)
+            proof = _export_and_verify(exporter, source, target)
             proofs[exporter.name] = {
                 "format": exporter.name,
                 "weights": export_params.weights,
@@ -91,16 +94,16 @@ def run(params: Params, paths: Paths) -> None:
             write_json(target / "verification.json", proofs[exporter.name])
             shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in proof.values())
             named = zip((name.replace("_", " ") for name in proof), shown, strict=True)
-            fact("proved", f"{exporter.name}: {', '.join(f'{name} {value}' for name, value in named)}")
+            fact("verified", f"{exporter.name}: {', '.join(f'{name} {value}' for name, value in named)}")
             if proof.get("reader") == "none":
-                say(f"         {exporter.name}'s reader is not installed: the files were only read back")
+                say(f"         the reader of {exporter.name} is not installed: the files were only read back")
         write_json(folder / RECORD, {"identity": identity})
         write_atomically(folder / "README.md", _card(paths, checkpoint, record, splits, proofs).text())
     fact("wrote", f"{paths.shown(paths.export)}; its README.md says how to load it")
 
 
-def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]:
-    """Exports into `folder`; returns the proof."""
+def _export_and_verify(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]:
+    """Exports into `folder` and verifies the export; returns the content of verification.json."""
     with refusals(exporter, "; nothing was published"):
         exporter.export(source, folder)
         if not any(folder.iterdir()):
@@ -114,26 +117,25 @@ def _proven(exporter: Any, source: ExportSource, folder: Path) -> dict[str, Any]
             json.dumps(proof, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise PluginError(
-                f"{label(exporter)}: verification.json cannot hold what verify returned: "
-                f"{describe_exception(error)}"
+                f"{label(exporter)}: verify returned values that are not valid JSON: {describe_exception(error)}"
             ) from None
     return proof
 
 
 @contextmanager
 def refusals(exporter: Any, then: str = "") -> Iterator[None]:
-    """An exporter's refusal as one line; `then` says what comes of it.
+    """Context manager: turns an exporter's ValueError into a one-line error. `then` is added to the message.
 
     Raises:
-        CheckpointError: the format has no form for such a model, or does not give back what was exported.
-        PluginError: the exporter raised something else.
+        CheckpointError: the format does not support the model, or the export does not reproduce the checkpoint.
+        PluginError: the exporter raised another exception.
     """
     with calling(exporter):
         try:
             yield
         except ValueError as error:
             why = " ".join(str(error).split())
-            choose = "choose others in export.formats.use, or [] for none"
+            choose = "choose other formats in export.formats.use, or [] for none"
             raise CheckpointError(f"export {exporter.name}: {why}{then}: {choose}") from error
 
 
@@ -163,8 +165,7 @@ def _card(
 
 
 def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
-    """What evaluate measured of these very weights, and what it says of each text beside its numbers; None where
-    there is no such evaluation."""
+    """The results and details of the evaluation of exactly these weights; None if there is no such evaluation."""
     about, measured = paths.reports / EVALUATION, paths.metrics / "evaluate.json"
     if not about.is_file() or not measured.is_file():
         return None
@@ -178,16 +179,16 @@ def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
     merged: dict[str, Any] = {"stride": evaluated.get("stride")}
     for side, numbers in metrics.items():
         if isinstance(numbers, dict):
-            said = described.get(side)
-            merged[side] = {**(said if isinstance(said, dict) else {}), **numbers}
+            described_side = described.get(side)
+            merged[side] = {**(described_side if isinstance(described_side, dict) else {}), **numbers}
     return merged
 
 
 def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:
-    """The beginning of held-out text, and what the model draws after it."""
+    """The beginning of the held-out text, and a continuation sampled from the model."""
     tokenizer = checkpoint.tokenizer
     prompt = [int(token) for token in splits.ids("val")[:_PROMPT_TOKENS]]
-    ends = [place for place, token in enumerate(prompt) if token == tokenizer.end_of_text and place]
+    ends = [position for position, token in enumerate(prompt) if token == tokenizer.end_of_text and position]
     prompt = prompt[: ends[0]] if ends else prompt
     drawn = generate(
         checkpoint.model, torch.tensor([prompt]), _SAMPLE_TOKENS, [lambda logits, tokens: logits / 0.8],
@@ -197,7 +198,7 @@ def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:
 
 
 class _Logits(torch.nn.Module):
-    """A model that gives logits and nothing else."""
+    """Wraps a model so that it returns only logits."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -209,7 +210,7 @@ class _Logits(torch.nn.Module):
 
 
 def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
-    """A checkpoint as an exporter sees it; its head and embedding are cut to the real vocabulary."""
+    """The `ExportSource` of a checkpoint. Head and embedding are cut to the vocabulary, without padding rows."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     vocab_size = model.architecture.shape.vocab_size
     weights = {name: tensor.detach().float().clone() for name, tensor in model.state_dict().items()}
@@ -217,11 +218,11 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         if name in weights:
             weights[name] = weights[name][:vocab_size].clone()
 
-    whole = _Logits(model).eval()
+    module = _Logits(model).eval()
 
     @torch.inference_mode()
     def logits(tokens: torch.Tensor) -> torch.Tensor:
-        return whole(tokens)  # type: ignore[no-any-return]
+        return module(tokens)  # type: ignore[no-any-return]
 
     def greedy(ids: Sequence[int], count: int) -> list[int]:
         return [int(token) for token in generate(model, torch.tensor([list(ids)]), count)]
@@ -229,7 +230,7 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
     return ExportSource(
         config=model.architecture.config.flatten(),
         weights=weights,
-        model=whole,
+        model=module,
         pattern=tokenizer.pattern,
         ranks=tokenizer.ranks,
         special_tokens=tokenizer.special_tokens,

@@ -1,6 +1,6 @@
-"""What exporters share: the tokenizer's file, the model as a graph, and the parts of a proof.
+"""Helpers for exporters: tokenizer.json, the model as a graph, and checks for `verify`.
 
-It is apart from `pipeline.plugin`, which every stage reads, so that a change to a proof does not train again.
+They are separate from `pipeline.plugin`, on which every stage depends, so that changes here do not retrain models.
 """
 
 from pipeline.exporting.graph import graph
@@ -14,18 +14,19 @@ from pipeline.exporting.proof import (
     check_logits,
     check_loss,
     check_tokenizer_json,
-    greedily,
-    needed,
+    greedy_from_logits,
+    missing_package,
+    reader_errors,
     real_batches,
     real_rows,
-    understood,
 )
-from pipeline.exporting.tokenizer_json import merges, reads_any_text, tokenizer_json, written
+from pipeline.exporting.tokenizer_json import byte_level_text, is_byte_level, merges, tokenizer_json
 
 __all__ = [
     "LARGEST_LOGIT_DIFFERENCE",
     "PROOF_TOKENS",
     "Logits",
+    "byte_level_text",
     "check_graph",
     "check_greedy",
     "check_ids",
@@ -33,13 +34,12 @@ __all__ = [
     "check_loss",
     "check_tokenizer_json",
     "graph",
-    "greedily",
+    "greedy_from_logits",
+    "is_byte_level",
     "merges",
-    "needed",
-    "reads_any_text",
+    "missing_package",
+    "reader_errors",
     "real_batches",
     "real_rows",
     "tokenizer_json",
-    "understood",
-    "written",
 ]

@@ -1,7 +1,7 @@
-"""The parts of a proof: ids over texts, logits over real text, what the text costs, and greedy text.
+"""Checks for `Exporter.verify`: ids of texts, logits and loss of held-out text, and greedy text.
 
-Each compares a reader of the export with the checkpoint, and raises ValueError where they differ, which refuses the
-export. `reader` names the program in that message.
+Each check compares a reader of the export with the checkpoint, and raises ValueError if they differ, which rejects
+the export. `reader` is the name of the program in the message.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.exporting.tokenizer_json import reads_any_text
+from pipeline.exporting.tokenizer_json import is_byte_level
 from pipeline.plugin.bytelevel import awkward_texts
 from pipeline.plugin.components import ExportSource
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 PROOF_TOKENS = 20_000
-"""Of held-out text that an export is proven with."""
+"""The number of held-out tokens to verify an export with."""
 LARGEST_LOGIT_DIFFERENCE = 1e-4
-"""Between a reader that computes in float32 and the checkpoint."""
+"""The tolerance for logits of a reader that computes in float32."""
 _GREEDY_TOKENS = 32
 _RANDOM_STRINGS = 2000
 _TOKENS_OF_LOSS = 2048
@@ -31,14 +31,14 @@ Logits = Callable[["torch.Tensor"], "torch.Tensor"]
 """ids [B, T] → logits [B, T, V]."""
 
 
-def needed(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
-    """The same error, which also says how to install what is missing."""
+def missing_package(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
+    """The same error with the command that installs the missing package."""
     return ModuleNotFoundError(f"{error}: install it with pip install -c constraints.txt -e '.[{extra}]'")
 
 
 @contextmanager
-def understood(file: Path, reader: str) -> Iterator[None]:
-    """Whatever a reader raises over a damaged file refuses the export."""
+def reader_errors(file: Path, reader: str) -> Iterator[None]:
+    """Context manager: turns any exception of a reader into a ValueError, which rejects the export."""
     try:
         yield
     except Exception as error:
@@ -55,31 +55,37 @@ def check_ids(
     reader: str,
     decode: Callable[[list[int]], str] | None = None,
 ) -> int:
-    """Over a real text, every token, every code point and thousands of random strings, `encode` gives the
-    checkpoint's ids, and `decode` the text. Returns how many texts that were."""
+    """Checks that `encode` gives the checkpoint's ids, and that `decode` gives the text back.
+
+    The texts are held-out text, every token, every code point, and thousands of random strings.
+
+    Returns:
+        The number of texts.
+    """
     texts = _texts(source)
     for text in texts:
         expected, got = source.encode(text).tolist(), encode(text)
         if got != expected:
-            raise ValueError(f"{reader} reads {text[:40]!r} as other ids: {got[:8]}, not {expected[:8]}")
+            raise ValueError(f"{reader} encodes {text[:40]!r} as {got[:8]}, not {expected[:8]}")
         if decode is not None and decode(got) != text:
-            raise ValueError(f"{reader} does not give {text[:40]!r} back from its ids")
+            raise ValueError(f"{reader} does not decode the ids of {text[:40]!r} to this text")
     return len(texts)
 
 
 def check_tokenizer_json(source: ExportSource, path: Path) -> int:
-    """`check_ids` of a tokenizer.json, as its own library reads it."""
+    """`check_ids` for a tokenizer.json, read with the library `tokenizers`."""
     from tokenizers import Tokenizer
 
-    with understood(path, "tokenizers"):
+    with reader_errors(path, "tokenizers"):
         tokenizer = Tokenizer.from_file(str(path))
     tokenizer.encode_special_tokens = True
     return check_ids(source, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, path.name)
 
 
 def _texts(source: ExportSource) -> list[str]:
-    """A real text and thousands of awkward ones; where only some characters are known, random strings of those."""
-    if not reads_any_text(source):
+    """Held-out text and thousands of difficult texts; for a character tokenizer, random strings of its
+    characters."""
+    if not is_byte_level(source):
         known, generator = [sequence.decode() for sequence in source.ranks], random.Random(0)
         strings = ["".join(generator.choices(known, k=generator.randint(1, 40))) for _ in range(_RANDOM_STRINGS)]
         return [source.text, "".join(known), *strings]
@@ -87,7 +93,7 @@ def _texts(source: ExportSource) -> list[str]:
 
 
 def _every_token(source: ExportSource) -> list[str]:
-    """Every token that is text, each on a line of its own: in other texts, longer tokens hide many of them."""
+    """Texts with every token on a separate line: elsewhere, many tokens only occur inside longer ones."""
     tokens = [sequence.decode(errors="ignore") for sequence in source.ranks]
     return ["\n".join(tokens[start : start + 1000]) for start in range(0, len(tokens), 1000)]
 
@@ -96,18 +102,18 @@ def _every_token(source: ExportSource) -> list[str]:
 
 
 def real_rows(source: ExportSource, rows: int = 4) -> torch.Tensor:
-    """Ids of held-out text [B, T]: as many whole contexts as there are, at most `rows`; else one shorter row."""
+    """Ids of held-out text [B, T]: up to `rows` full contexts, or one shorter row if the text is shorter."""
     import torch
 
     length = source.config["context_length"]
     ids = torch.from_numpy(source.encode(source.text)[: rows * length].astype("int64"))
-    whole = len(ids) // length
-    return ids[: whole * length].view(whole, length) if whole else ids[None]
+    full_rows = len(ids) // length
+    return ids[: full_rows * length].view(full_rows, length) if full_rows else ids[None]
 
 
 def real_batches(source: ExportSource) -> list[torch.Tensor]:
-    """Ids of held-out text in several batch sizes and lengths, 1 and the whole context among them; the last batch
-    also holds ends of text."""
+    """Ids of held-out text in several batch sizes and lengths, including 1 and the full context. The last batch
+    also has end-of-text ids."""
     import torch
 
     length = source.config["context_length"]
@@ -125,7 +131,8 @@ def check_logits(
     batches: Sequence[torch.Tensor] | None = None,
     tolerance: float = LARGEST_LOGIT_DIFFERENCE,
 ) -> float:
-    """The largest difference from the checkpoint's logits, over `batches` of ids [B, T] (else `real_rows`)."""
+    """Compares logits over `batches` of ids [B, T] (default: `real_rows`); returns the largest absolute
+    difference."""
     import torch
 
     difference = 0.0
@@ -142,8 +149,12 @@ def check_logits(
 
 
 def check_loss(source: ExportSource, logits: Logits, reader: str, most: float) -> tuple[float, float]:
-    """What held-out text costs in nats a token, by the checkpoint and by a reader whose weights are rounded; there
-    it may not cost `most` more."""
+    """Compares the loss of held-out text, for a reader with rounded weights; it may increase by at most `most`
+    nats.
+
+    Returns:
+        The losses of the checkpoint and of the reader, in nats per token.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -157,8 +168,8 @@ def check_loss(source: ExportSource, logits: Logits, reader: str, most: float) -
         )
     if not actual - expected <= most:
         raise ValueError(
-            f"by {reader} the held-out text costs {actual:.4f} nats a token, and by the checkpoint {expected:.4f}: "
-            f"more than {most:g} are lost"
+            f"the loss of {reader} on held-out text is {actual:.4f} nats a token, and {expected:.4f} with the "
+            f"checkpoint: it may increase by {most:g} at most"
         )
     return expected, actual
 
@@ -167,7 +178,8 @@ def check_loss(source: ExportSource, logits: Logits, reader: str, most: float) -
 
 
 def check_greedy(source: ExportSource, continued: Callable[[list[int], int], list[int]], reader: str) -> int:
-    """`continued(ids, n)` are the checkpoint's n ids. Returns how many were compared: up to an end of text."""
+    """Checks that `continued(ids, n)` gives the checkpoint's greedy ids, up to end-of-text; returns their
+    number."""
     length = source.config["context_length"]
     prompt = real_rows(source)[0, : max(1, min(8, length // 2))].tolist()
     count = min(_GREEDY_TOKENS, length - len(prompt))
@@ -180,8 +192,8 @@ def check_greedy(source: ExportSource, continued: Callable[[list[int], int], lis
     return shared
 
 
-def greedily(logits: Logits) -> Callable[[list[int], int], list[int]]:
-    """Greedy text of a reader that knows logits only: what `check_greedy` needs."""
+def greedy_from_logits(logits: Logits) -> Callable[[list[int], int], list[int]]:
+    """The greedy continuation for `check_greedy`, from a reader that only computes logits."""
     import torch
 
     def continued(prompt: list[int], count: int) -> list[int]:
@@ -197,15 +209,18 @@ def greedily(logits: Logits) -> Callable[[list[int], int], list[int]]:
 # ── all of it ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_graph(source: ExportSource, logits: Logits, reader: str, words: Path) -> dict[str, Any]:
-    """The whole proof of the model as a graph, with the tokenizer.json beside it: batches of several shapes, greedy
-    text, and ids. Returns what verification.json says of it."""
+def check_graph(source: ExportSource, logits: Logits, reader: str, tokenizer_file: Path) -> dict[str, Any]:
+    """Runs all checks for an exported graph and its tokenizer.json: logits in several shapes, greedy text, and ids.
+
+    Returns:
+        The entries for verification.json.
+    """
     batches = real_batches(source)
     return {
         "largest_logit_difference": check_logits(source, logits, reader, batches),
         "batches": ", ".join(f"{len(each)} x {each.shape[1]}" for each in batches),
-        "equal_greedy_tokens": check_greedy(source, greedily(logits), reader),
-        "texts_with_equal_ids": check_tokenizer_json(source, words),
+        "equal_greedy_tokens": check_greedy(source, greedy_from_logits(logits), reader),
+        "texts_with_equal_ids": check_tokenizer_json(source, tokenizer_file),
     }
 
 

@@ -1,4 +1,4 @@
-"""tokenizer.json: the checkpoint's tokenizer in the form that `tokenizers`, and all that builds on it, reads."""
+"""tokenizer.json: the checkpoint's tokenizer in the format of the library `tokenizers`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _CHARACTERS = byte_characters()
 
 
 def tokenizer_json(source: ExportSource) -> dict[str, Any]:
-    """The contents of tokenizer.json.
+    """The content of tokenizer.json.
 
     Raises:
         ValueError: a token is not made by merging two others.
     """
-    parts = _byte_level_bpe(source) if reads_any_text(source) else _characters(source)
+    parts = _byte_level_bpe(source) if is_byte_level(source) else _characters(source)
     return {
         "version": "1.0",
         "truncation": None,
@@ -29,13 +29,13 @@ def tokenizer_json(source: ExportSource) -> dict[str, Any]:
     }
 
 
-def reads_any_text(source: ExportSource) -> bool:
-    """Whether the tokenizer has a token for every byte; else it knows some characters only."""
+def is_byte_level(source: ExportSource) -> bool:
+    """Whether the tokenizer has a token for every byte. If not, it can only encode certain characters."""
     return all(bytes([byte]) in source.ranks for byte in range(256))
 
 
-def written(sequence: bytes) -> str:
-    """A token's bytes as printable characters, gpt2's convention."""
+def byte_level_text(sequence: bytes) -> str:
+    """The bytes of a token as printable characters, in GPT-2's mapping."""
     return "".join([_CHARACTERS[byte] for byte in sequence])
 
 
@@ -47,11 +47,11 @@ def merges(source: ExportSource) -> list[tuple[str, str]]:
     """
     longer = sorted((rank, sequence) for sequence, rank in source.ranks.items() if len(sequence) > 1)
     parts = [_parts(sequence, source.ranks) for _, sequence in longer]
-    return [(written(first), written(second)) for first, second in parts]
+    return [(byte_level_text(first), byte_level_text(second)) for first, second in parts]
 
 
 def _characters(source: ExportSource) -> dict[str, Any]:
-    """Each character is a word; without an unknown token, one that is not known is an error, as it is here."""
+    """A word-level model with one word per character. Without an unknown token, unknown characters are errors."""
     return {
         "pre_tokenizer": _split_by(source.pattern),
         "decoder": {"type": "Fuse"},
@@ -71,7 +71,7 @@ def _split_by(regex: str) -> dict[str, Any]:
 
 
 def _byte_level_bpe(source: ExportSource) -> dict[str, Any]:
-    """The checkpoint's split pattern, ids and merges."""
+    """A byte-level BPE model with the checkpoint's split pattern, ids and merges."""
     return {
         "pre_tokenizer": {
             "type": "Sequence",
@@ -90,9 +90,9 @@ def _byte_level_bpe(source: ExportSource) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            # Special tokens, too: one that is not in it gets the first free id, whatever its own.
+            # Special tokens must be in the vocabulary: otherwise they get the next free id instead of their own.
             "vocab": {
-                **{written(sequence): rank for sequence, rank in source.ranks.items()},
+                **{byte_level_text(sequence): rank for sequence, rank in source.ranks.items()},
                 **source.special_tokens,
             },
             "merges": [list(pair) for pair in merges(source)],
@@ -106,12 +106,12 @@ def _added_token(text: str, token: int) -> dict[str, Any]:
 
 
 def _parts(sequence: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two parts whose merge makes a token: what merging by rank leaves just before the token itself."""
-    parts = [sequence[place : place + 1] for place in range(len(sequence))]
+    """The two parts whose merge gives the token: the state of merging by rank before the last merge."""
+    parts = [sequence[index : index + 1] for index in range(len(sequence))]
     while len(parts) > 2:
         candidates = [(ranks.get(parts[i] + parts[i + 1], len(ranks) + 1), i) for i in range(len(parts) - 1)]
-        rank, place = min(candidates)
+        rank, index = min(candidates)
         if rank >= ranks[sequence]:
             raise ValueError(f"the token {sequence!r} is not made by merging two others")
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
     return parts[0], parts[1]

@@ -179,7 +179,7 @@ def _call_one(
         if not isinstance(text, str):
             raise PluginError(f"{label(callback)} called event.show with {type(text).__name__}, but it takes str")
         text.encode()  # raises for lone surrogates
-        say(f"{callback.name}: {text}".replace("\n", "\n  "))
+        say(f"{callback.name}: {' '.join(text.split())}")
         state.samples.append({"step": state.step, "callback": callback.name, "text": text})
 
     event = EvaluationEvent(

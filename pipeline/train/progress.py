@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import Self
 
 from pipeline.core.console import Progress
 from pipeline.train.run import TrainingRun
@@ -15,20 +16,17 @@ class TrainingProgress(Progress):
     """Shows steps, tokens a second and the last losses, and says when it evaluates or torch compiles."""
 
     def __init__(self, run: TrainingRun, state: TrainState) -> None:
-        self._run, self._evaluation_seconds, self._exit = run, 0.0, ExitStack()
+        self._run, self._evaluation_seconds = run, 0.0
         self._tokens = self._tokens_before(state.step)
         left = self._tokens_before(run.total_steps) - self._tokens
         super().__init__("training", "step", run.total_steps, state.step, work_unit="token", work_total=left)
         self._show_validation(state)
 
-    def __enter__(self) -> TrainingProgress:
+    def __enter__(self) -> Self:
+        super().__enter__()
         if self._run.parallel.compiled:
             self._exit.enter_context(_told_of_compiling(self))
         return self
-
-    def __exit__(self, *error: object) -> None:
-        self._exit.close()
-        super().__exit__(*error)
 
     def stepped(self, state: TrainState, loss: float) -> None:
         """Counts the step that `state` has taken; `loss` is what it optimised, in nats a token."""

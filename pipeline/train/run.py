@@ -144,7 +144,7 @@ class TrainingRun:
 
     def offsets(self, step: int) -> list[int]:
         """The token offsets of the windows of a step."""
-        return self.data.windows.offsets(*self.length.windows(step))
+        return self.data.windows.offsets(*self.length.windows(step), self.length.phase_windows[0])
 
     def autocast(self) -> torch.autocast:
         """A bfloat16 autocast context if the precision is bf16. Under FSDP2 the cast weights are not cached: that

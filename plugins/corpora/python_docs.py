@@ -27,7 +27,7 @@ class PythonDocs(Corpus):
 
     def notes(self, root: Path) -> Iterator[str]:
         if root.is_dir() and any(root.iterdir()):
-            yield "data/raw holds texts, but tokenize.corpus.name is python_docs: `files` reads yours"
+            yield "data/raw has texts, but tokenize.corpus.name is python_docs: set it to files to read them"
 
     def documents(self, root: Path) -> Iterator[Document]:
         library = Path(sysconfig.get_path("stdlib"))

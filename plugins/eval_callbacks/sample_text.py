@@ -25,7 +25,7 @@ class SampleText(EvalCallback):
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         if self.each == "evaluation" or _epoch_ended(event) or event.step == event.total_steps:
             text = event.generate(self.prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
-            event.show(" ".join(text.split()))
+            event.show(text)
         return {}
 
 

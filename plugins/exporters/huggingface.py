@@ -1,4 +1,4 @@
-"""A folder that Hugging Face transformers, and all that builds on it, loads: each model in its own form there."""
+"""A folder in the format of Hugging Face transformers."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ class HuggingFace(Exporter):
 
         form, end = _form(source), source.special_tokens[source.end_of_text]
         save_file(form.weights(source), folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "model.safetensors").chmod(0o644)  # as the other files: another user may serve it
+        (folder / "model.safetensors").chmod(0o644)  # readable like the other files: another user may serve it
         ends = {"bos_token_id": end, "eos_token_id": end}
         _write(folder / "config.json", {**form.config(source), **ends, "dtype": "float32"})
         _write(folder / "generation_config.json", {**ends, "pad_token_id": end})
@@ -31,7 +31,7 @@ class HuggingFace(Exporter):
         _write(
             folder / "tokenizer_config.json",
             {
-                # Any other class would rebuild the split pattern from its own and give wrong ids.
+                # Other classes would replace the split pattern by their own and give wrong ids.
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "bos_token": source.end_of_text,
                 "eos_token": source.end_of_text,
@@ -53,7 +53,7 @@ class HuggingFace(Exporter):
         held = model.state_dict()
         for name, tensor in _form(source).weights(source).items():
             if name not in held or not torch.equal(held[name], tensor):
-                raise ValueError(f"transformers does not hold the checkpoint's numbers in {name}")
+                raise ValueError(f"transformers: the numbers in {name} are not the checkpoint's")
 
         def ids(text: str) -> list[int]:
             read = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
@@ -70,7 +70,7 @@ class HuggingFace(Exporter):
 
 
 def _continued(model: Any, prompt: list[int], count: int) -> list[int]:
-    """The ids that transformers continues with, greedily."""
+    """The ids of the greedy continuation by transformers."""
     with torch.inference_mode():
         ids = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -81,12 +81,12 @@ def _continued(model: Any, prompt: list[int], count: int) -> list[int]:
 
 
 def _read_back(source: ExportSource, folder: Path) -> dict[str, Any]:
-    """Without transformers: what was written is read by the libraries that wrote it, and compared."""
+    """Verification without transformers: reads the files with safetensors and tokenizers, and compares them."""
     from safetensors.torch import load_file
 
     read, written = load_file(folder / "model.safetensors"), _form(source).weights(source)
     if read.keys() != written.keys() or any(not torch.equal(read[name], written[name]) for name in written):
-        raise ValueError("model.safetensors does not hold the checkpoint's weights")
+        raise ValueError("model.safetensors: the weights are not the checkpoint's")
     return {"reader": "none", "texts_with_equal_ids": check_tokenizer_json(source, folder / "tokenizer.json")}
 
 
@@ -98,7 +98,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 class _Form(NamedTuple):
-    """What a model is in transformers: its config.json, and its weights under their names there."""
+    """The form of a model in transformers: its config.json, and its weights by their names there."""
 
     config: Callable[[ExportSource], dict[str, Any]]
     weights: Callable[[ExportSource], dict[str, torch.Tensor]]
@@ -107,7 +107,7 @@ class _Form(NamedTuple):
 def _form(source: ExportSource) -> _Form:
     name = source.config["name"]
     if name not in _FORMS:
-        raise ValueError(f"transformers has no form for the model {name!r}; these have one: {', '.join(_FORMS)}")
+        raise ValueError(f"transformers does not support the model {name!r}, only: {', '.join(_FORMS)}")
     return _FORMS[name]
 
 
@@ -132,7 +132,7 @@ def _gpt2_config(source: ExportSource) -> dict[str, Any]:
 
 
 def _gpt2_weights(source: ExportSource) -> dict[str, torch.Tensor]:
-    """Its Conv1D holds a linear layer's weight transposed, and always has a bias."""
+    """GPT-2. Conv1D in transformers has the transposed weight of a linear layer, and always a bias."""
     source_weights = source.weights
     named = {
         "transformer.wte.weight": source_weights["token_embedding.weight"],
@@ -161,7 +161,7 @@ def _gpt2_weights(source: ExportSource) -> dict[str, torch.Tensor]:
 
 
 def _rotary_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the two models with rotary positions share; other models' defaults in transformers are written out."""
+    """The config entries that the two models with rotary positions share, including defaults of transformers."""
     return {
         "vocab_size": config["vocab_size"],
         "max_position_embeddings": config["context_length"],
@@ -170,7 +170,7 @@ def _rotary_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_attention_heads": config["n_heads"],
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "pad_token_id": None,  # its embedding would not learn, and padding here is end-of-text
+        "pad_token_id": None,  # a pad token would not be trained; end-of-text is used for padding
     }
 
 
@@ -191,7 +191,7 @@ def _modern_config(source: ExportSource) -> dict[str, Any]:
 
 
 def _llama_config(source: ExportSource) -> dict[str, Any]:
-    """The base of the rotary frequencies stands at both its places: version 5 of transformers moved it."""
+    """Llama. The base of the rotary frequencies is written twice, because transformers 5 renamed its key."""
     config = source.config
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -210,7 +210,7 @@ def _llama_config(source: ExportSource) -> dict[str, Any]:
 
 
 def _modern_weights(source: ExportSource) -> dict[str, torch.Tensor]:
-    """Norms have no weights."""
+    """modern (NanoChat). Norms have no weights."""
     return _rotary_weights(source, {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"})
 
 
@@ -226,13 +226,14 @@ def _llama_weights(source: ExportSource) -> dict[str, torch.Tensor]:
 
 
 def _rotary_weights(source: ExportSource, named: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Queries, keys and values have a projection each; `named` are the other parts of a block, ours and theirs."""
+    """Separate query, key and value projections. `named` maps the other parts of a block from our names to
+    theirs."""
     source_weights, config = source.weights, source.config
     head_dim = config["emb_dim"] // config["n_heads"]
     shared = config.get("n_kv_heads") or config["n_heads"]
     rows = [heads * head_dim for heads in (config["n_heads"], shared, shared)]
     weights = {"model.embed_tokens.weight": source_weights["token_embedding.weight"]}
-    if "head.weight" in source_weights:  # not where it is tied to the embedding
+    if "head.weight" in source_weights:  # absent if it is tied to the embedding
         weights["lm_head.weight"] = source_weights["head.weight"]
     for layer in range(config["n_layers"]):
         ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"

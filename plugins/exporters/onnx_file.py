@@ -1,4 +1,4 @@
-"""ONNX, which onnxruntime and many other programs load: on servers, phones and in browsers, without Python."""
+"""ONNX: a format for onnxruntime and many other programs, on servers, phones and in browsers, without Python."""
 
 import contextlib
 import importlib.util
@@ -20,16 +20,16 @@ from pipeline.exporting import (
     check_loss,
     check_tokenizer_json,
     graph,
-    needed,
+    missing_package,
+    reader_errors,
     real_batches,
     tokenizer_json,
-    understood,
 )
 from pipeline.plugin import Exporter, ExportSource, hookimpl
 
 _FILE, _INT8 = "model.onnx", "model.int8.onnx"
 _ONE_FILE = 1 << 30
-"""Bytes of weights up to which one file holds them: protobuf's limit is two gigabytes."""
+"""The maximum bytes of weights in a single file: protobuf is limited to 2 GB."""
 
 
 class Onnx(Exporter):
@@ -39,12 +39,12 @@ class Onnx(Exporter):
     name: ClassVar[str] = "onnx"
 
     int8: bool = False
-    """Whether model.int8.onnx is written beside it, with matrices in eight bits: less than half the size."""
+    """Whether to also write model.int8.onnx, with matrices in 8 bits: less than half the size."""
     int8_loss: Annotated[float, Field(ge=0)] = 0.05
-    """Nats a token that held-out text may cost more with eight bits; else the export is refused."""
+    """The allowed increase of the loss on held-out text with 8 bits, in nats per token; more rejects the export."""
 
     def export(self, source: ExportSource, folder: Path) -> None:
-        words = tokenizer_json(source)
+        tokenizer = tokenizer_json(source)
         try:
             import onnx  # noqa: F401 - torch and onnxruntime write with these
             import onnxscript  # noqa: F401
@@ -52,7 +52,7 @@ class Onnx(Exporter):
             if self.int8:
                 import onnxruntime.quantization
         except ModuleNotFoundError as error:
-            raise needed(error, "onnx") from None
+            raise missing_package(error, "onnx") from None
         size = sum(tensor.numel() * 4 for tensor in source.weights.values())
         with _in_silence():
             torch.onnx.export(
@@ -63,18 +63,18 @@ class Onnx(Exporter):
                 onnxruntime.quantization.quantize_dynamic(
                     folder / _FILE, folder / _INT8, use_external_data_format=size > 4 * _ONE_FILE
                 )
-        (folder / "tokenizer.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
     def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:
-        words = folder / "tokenizer.json"
+        tokenizer_path = folder / "tokenizer.json"
         if importlib.util.find_spec("onnxruntime") is None:
             proof = {"reader": "none", **_reference(source, folder / _FILE)}
-            return {**proof, "texts_with_equal_ids": check_tokenizer_json(source, words)}
+            return {**proof, "texts_with_equal_ids": check_tokenizer_json(source, tokenizer_path)}
         import onnxruntime
 
         proof = {
             "reader": f"onnxruntime {onnxruntime.__version__}",
-            **check_graph(source, _session(folder / _FILE), "onnxruntime", words),
+            **check_graph(source, _session(folder / _FILE), "onnxruntime", tokenizer_path),
         }
         if self.int8:
             expected, rounded = check_loss(source, _session(folder / _INT8), _INT8, self.int8_loss)
@@ -83,17 +83,17 @@ class Onnx(Exporter):
 
 
 def _session(path: Path) -> Logits:
-    """The logits of a file, by onnxruntime."""
+    """The logits of a file, computed by onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    with understood(path, "onnxruntime"):
+    with reader_errors(path, "onnxruntime"):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def logits(tokens: torch.Tensor) -> torch.Tensor:
-        with understood(path, "onnxruntime"):
+        with reader_errors(path, "onnxruntime"):
             (given,) = session.run(["logits"], {"input_ids": tokens.numpy()})
         return torch.from_numpy(given)
 
@@ -101,15 +101,15 @@ def _session(path: Path) -> Logits:
 
 
 def _reference(source: ExportSource, path: Path) -> dict[str, Any]:
-    """Without onnxruntime: onnx's own slow reference computes a few logits."""
+    """Verification without onnxruntime: the slow reference implementation of onnx computes a few logits."""
     import onnx.reference
 
-    with understood(path, "onnx"):
+    with reader_errors(path, "onnx"):
         onnx.checker.check_model(path)
         reference = onnx.reference.ReferenceEvaluator(str(path))
 
     def logits(tokens: torch.Tensor) -> torch.Tensor:
-        with understood(path, "onnx"):
+        with reader_errors(path, "onnx"):
             (given,) = reference.run(["logits"], {"input_ids": tokens.numpy()})
         return torch.from_numpy(given)
 
@@ -118,7 +118,7 @@ def _reference(source: ExportSource, path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _in_silence() -> Iterator[None]:
-    """Without the many remarks of torch, onnxscript and onnxruntime, which are about themselves."""
+    """Context manager: silences the log messages and warnings of torch, onnxscript and onnxruntime."""
     with (
         warnings.catch_warnings(action="ignore"),
         contextlib.redirect_stdout(io.StringIO()),

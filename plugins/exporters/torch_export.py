@@ -1,4 +1,4 @@
-"""torch.export's file: the model as a graph that torch alone runs, without this project's classes."""
+"""torch.export: the model as a graph that runs with torch alone, without this project's classes."""
 
 import json
 import warnings
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipeline.exporting import check_graph, graph, tokenizer_json, understood
+from pipeline.exporting import check_graph, graph, reader_errors, tokenizer_json
 from pipeline.plugin import Exporter, ExportSource, hookimpl
 
 _FILE = "model.pt2"
@@ -20,18 +20,18 @@ class TorchExport(Exporter):
     name: ClassVar[str] = "torch_export"
 
     def export(self, source: ExportSource, folder: Path) -> None:
-        words = tokenizer_json(source)
+        tokenizer = tokenizer_json(source)
         with warnings.catch_warnings(action="ignore"):
             torch.export.save(graph(source), folder / _FILE)
-        (folder / "tokenizer.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
     def verify(self, source: ExportSource, folder: Path) -> dict[str, Any]:
-        with understood(folder / _FILE, "torch.export"), warnings.catch_warnings(action="ignore"):
+        with reader_errors(folder / _FILE, "torch.export"), warnings.catch_warnings(action="ignore"):
             program = torch.export.load(folder / _FILE)
-        # An operation of anybody else's would have to be installed where the file is loaded.
+        # Operations of other packages would have to be installed wherever the file is loaded.
         foreign = {str(node.target) for node in program.graph_module.graph.nodes if _is_foreign(node)}
         if foreign:
-            raise ValueError(f"{_FILE} needs more than torch: {', '.join(sorted(foreign))}")
+            raise ValueError(f"{_FILE} needs operations that are not in torch: {', '.join(sorted(foreign))}")
         model = program.module()
 
         def logits(tokens: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,7 @@ class TorchExport(Exporter):
 
 
 def _is_foreign(node: torch.fx.Node) -> bool:
-    """Whether a step of the graph is neither torch's nor Python's own."""
+    """Whether a node of the graph calls an operation that is neither in torch nor in Python."""
     if node.op != "call_function":
         return False
     namespace = getattr(node.target, "namespace", None) or getattr(node.target, "__module__", "")

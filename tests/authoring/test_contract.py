@@ -38,6 +38,7 @@ from pipeline.plugin import (
     ModelShape,
     Optimizer,
     Sampler,
+    Schedule,
     StopTraining,
 )
 from pipeline.plugin.components import KINDS
@@ -110,7 +111,7 @@ def test_shipped_exporters_keep_the_contract(trained: Path, tmp_path: Path) -> N
         shutil.rmtree(folder)
         folder.mkdir()
         if entry.component.name == "gguf":
-            with pytest.raises(Refused, match="no form for the model 'modern'"):
+            with pytest.raises(Refused, match="model 'modern'"):
                 check_exporter(entry.component, tiny_source(modern), folder)
         elif entry.component.name != "onnx":  # slow: tests/plugins/test_exports.py has it
             check_exporter(entry.component, tiny_source(modern), folder)
@@ -278,9 +279,46 @@ def test_the_trackers_only_record() -> None:
     check_eval_callback(Recorder)
 
 
+class Untaught(Loss):
+    """A loss that takes a teacher and has no option that names it."""
+
+    name: ClassVar[str] = "untaught"
+
+    def __call__(self, output: ModelOutput, targets: torch.Tensor, teacher: Any) -> torch.Tensor:
+        return output.cross_entropy(targets)
+
+
+class Counting(Loss):
+    """A loss that counts its calls on its class."""
+
+    name: ClassVar[str] = "counting"
+    calls: ClassVar[list[int]] = []
+
+    def __call__(self, output: ModelOutput, targets: torch.Tensor) -> torch.Tensor:
+        self.calls.append(1)
+        return output.cross_entropy(targets)
+
+
+class Climbing(Schedule):
+    """A schedule that does not begin at the peak, and ends above it where `peak` is more than 1."""
+
+    name: ClassVar[str] = "climbing"
+    peak: float = 2.0
+
+    def __call__(self, step: int, steps: int, warmup: int) -> float:
+        return self.peak * step / steps
+
+
+def test_a_schedule_may_give_any_finite_number_from_0_on_as_in_training() -> None:
+    check_schedule(Climbing)
+
+
 @pytest.mark.parametrize(
     ("check", "component", "rule"),
     [
+        (check_loss, Untaught, "teacher: str"),
+        (check_loss, Counting, "changed calls of the class"),
+        (check_schedule, Climbing(peak=-1.0), r"climbing.*step 1 "),
         (check_loss, MeanLoss, "one number per target"),
         (check_loss, UnmaskedLoss, "ignored target"),
         (check_loss, PaddedLoss, "padding rows"),

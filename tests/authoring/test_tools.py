@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from functools import reduce
@@ -194,6 +195,23 @@ def test_the_options_that_the_next_steps_set_are_there(project: Project) -> None
         assert f"  {option}: " in project.succeed("plugins", "show", MINE[kind.plural]).out
         for step in ("pytest tests/plugins/test_", "git add plugins/", f"-S '+{setting}'", "pipeline schema"):
             assert step in out
+
+
+def test_the_contract_test_survives_a_renamed_option(project: Project) -> None:
+    write_all(project)
+    for plural, name in MINE.items():
+        test = (project.root / "tests" / "plugins" / f"test_{name}.py").read_text()
+        before, adapt, fact = test.partition("# Adapt")
+        (entry,) = (
+            entry
+            for entry in Registry.load(project.root / "plugins", [plural]).entries(plural)
+            if entry.component.name == name
+        )
+        options = [rf"\b{option}\b" for option in entry.component.model_fields]
+        assert options
+        assert adapt
+        assert not any(re.search(option, before) for option in options)
+        assert any(re.search(option, fact) for option in options)
 
 
 def test_new_needs_no_torch_where_the_kind_needs_none(project: Project) -> None:

@@ -270,7 +270,7 @@ def test_text_may_begin_with_a_slash_and_has_to_be_utf8(chat: Chat, monkeypatch:
 
 def test_a_full_context_is_told(chat: Chat) -> None:
     result = chat("the river", "", "", options=("--tokens", "10"))
-    told = re.findall(r"^\(the context was full: (\d+) tokens .* no longer seen\)$", result.err, flags=re.MULTILINE)
+    told = re.findall(r"^\(context full: .* first (\d+) tokens\)$", result.err, flags=re.MULTILINE)
     assert told == sorted(set(told), key=int)
     assert len(told) == len(result.err.splitlines()) >= 1
     assert chat("the", options=("--tokens", "3")).err == ""

@@ -16,6 +16,8 @@ import pytest
 from conftest import Project
 from made_runs import PARAMS, scored, write_run
 
+from pipeline.comparison.rendering import aligned
+
 SIDES = ("val", "test")
 
 
@@ -43,6 +45,16 @@ def folders(project: Project) -> Project:
         write_run(project.root / f"one{seed}", scored(10 + seed), recipe(seed))
         write_run(project.root / f"two{seed}", scored(20 + seed, shift=-0.1), recipe(seed, lr=0.03))
     return project
+
+
+def test_a_table_wider_than_the_terminal_is_cut_between_columns() -> None:
+    rows = [["", *(f"column {number}" for number in range(10))], ["row", *(str(number) for number in range(10))]]
+    assert len([*aligned(rows)]) == 2
+    lines = [*aligned(rows, width=40)]
+    assert max(map(len, lines)) <= 40
+    assert [word for line in lines for word in line.split() if word.isdecimal()].count("9") == 2
+    assert sum(line.startswith("  row ") for line in lines) == lines.count("") + 1
+    assert [*aligned([], width=40)] == []
 
 
 def test_two_folders_are_compared_in_words(folders: Project) -> None:
@@ -176,7 +188,7 @@ def test_what_may_not_be_compared_is_refused_in_one_line(folders: Project, case:
     ("arguments", "code", "says"),
     [
         (("a", "nowhere"), 1, ("'nowhere'",)),
-        (("a", "b", "one1"), 2, ("3 runs", "--against")),
+        (("a", "b", "one1"), 2, ("3 runs", "--against", "--by")),
         (("--against", "b"), 2, ("before --against",)),
         (("a", "--against"), 2, ("--against", "requires an argument")),
         (("a", "--against", "two1", "two2"), 1, ("recipe A", "seed")),
@@ -212,17 +224,19 @@ def git(root: Path, *arguments: str) -> str:
 def commit(root: Path, cache: Path) -> str:
     """Commits the project in `root` as DVC would: its reports into the cache, their md5 into dvc.lock."""
 
-    def kept(content: bytes, suffix: str = "") -> str:
+    def store_in_cache(content: bytes, suffix: str = "") -> str:
         digest = hashlib.md5(content).hexdigest() + suffix
         path = cache / "files" / "md5" / digest[:2] / digest[2:]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return digest
 
-    listing = [{"md5": kept(path.read_bytes()), "relpath": path.name} for path in (root / "reports").iterdir()]
+    listing = [
+        {"md5": store_in_cache(path.read_bytes()), "relpath": path.name} for path in (root / "reports").iterdir()
+    ]
     outs = [
         {"path": "metrics/evaluate.json"},
-        {"path": "reports", "md5": kept(json.dumps(listing).encode(), ".dir")},
+        {"path": "reports", "md5": store_in_cache(json.dumps(listing).encode(), ".dir")},
     ]
     (root / "dvc.lock").write_text(json.dumps({"stages": {"evaluate": {"outs": outs}}}))
     (root / ".gitignore").write_text("/reports/\n.dvc/\n")

@@ -129,7 +129,6 @@ def test_wrong_sweeps_are_one_line(sweep: Project) -> None:
         ((*BY, "a1", "other"), 1, ("a1 and other", "--by train.warmup")),
         (("compare", "--by", "train.nothing", "a1", "b1"), 1, ("train.nothing", "train.lr")),
         ((*BY, "a1", "--against", "b1"), 2, ("--by", "--against")),
-        (("compare", "a1", "b1", "--html", "x.html"), 2, ("--html", "--by")),
         (BY, 1, ("dvc exp run --queue", "train.lr")),
     ):
         result = sweep.run(*arguments)

@@ -14,7 +14,7 @@ from typing import TextIO
 import pytest
 
 from pipeline.core import console
-from pipeline.core.console import Progress, columns, wrapped
+from pipeline.core.console import Progress, columns, say, wrapped
 
 
 @pytest.fixture
@@ -123,3 +123,19 @@ def test_a_terminal_that_cannot_redraw_a_line_gets_plain_lines(
     monkeypatch.setattr(sys, "stderr", terminal[0])
     monkeypatch.setenv("TERM", "dumb")
     assert Progress("training", "step", 100)._bar.disable
+
+
+def test_what_a_plugin_prints_comes_above_the_line(
+    terminal: tuple[TextIO, Callable[[int], None]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal[0])
+    before = sys.stdout
+    with Progress("training", "step", 100):
+        print("first", 1, end="")
+        print("\nsecond\nthird", end="")
+        say("said")
+        assert capsys.readouterr().out == "first 1\nsecond\nsaid\n"
+    assert capsys.readouterr().out == "third\n"
+    assert sys.stdout is before

@@ -227,3 +227,18 @@ def test_windows_of_a_smaller_stride_see_at_least_the_rest_of_the_context() -> N
     for window in evaluation_windows(101, 8, 3)[1:]:
         first_target = window.end - window.counted
         assert first_target - window.start >= 8 - 3
+
+
+class Counted(BatchSampler):
+    """Reads the text from its start, and, after the run's samples, its first window."""
+
+    name: ClassVar[str] = "counted"
+
+    def offset(self, sample: int, seed: int, index: TokenIndex, total_samples: int) -> int:
+        return sample if sample < total_samples else 0
+
+
+def test_a_sampler_may_ask_for_the_number_of_samples_of_the_run() -> None:
+    data = TrainingWindows(np.zeros(100, np.uint16), windows(100).index, Counted(), 1)
+    assert data.offsets(1, 6, total_samples=4) == [1, 2, 3, 0, 0]
+    assert data.offsets(data.per_epoch - 1, data.per_epoch + 1) == [data.per_epoch - 1, 0]

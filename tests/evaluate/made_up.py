@@ -21,6 +21,8 @@ def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: i
             "val.bits_per_byte": 1.7 + 2.0 / (1 + number),
             **({"learning_rate": 3e-4 / number, "grad_norm": 0.7, "tokens_per_sec": 12_000.0} if number else {}),
             "processor_seconds": 30.0 * number,
+            "weights.attention": 0.02 + 0.01 * number,
+            "weights.mlp": 0.03 + 0.005 * number,
         }
         for number in range(evaluations)
     ]

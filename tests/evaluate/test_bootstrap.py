@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate.bootstrap import (
-    grouped,
+    group_units,
     interval,
     intervals,
     resampled,
@@ -27,8 +27,15 @@ def made(documents: int, blocks: int = 16, seed: int = 0, size: int = 4) -> Brea
         tokens = generator.integers(50, 500, count)
         loss = generator.normal(4, 0.5, count)
         return [
-            UnitScore(str(number), int(own), float(own * nats), int(own) * size, float(own * nats), int(own) // 3)
-            for number, (own, nats) in enumerate(zip(tokens, loss, strict=True))
+            UnitScore(
+                str(number),
+                int(count),
+                float(count * nats),
+                int(count) * size,
+                float(count * nats),
+                int(count) // 3,
+            )
+            for number, (count, nats) in enumerate(zip(tokens, loss, strict=True))
         ]
 
     return Breakdown(documents=some(documents), blocks=some(blocks), positions=[], frequencies=[])
@@ -88,7 +95,7 @@ def test_a_great_many_documents_take_bounded_memory_and_as_wide_an_interval() ->
     generator = np.random.default_rng(2)
     values = np.stack([np.ones(300_000), generator.normal(4, 0.5, 300_000)], axis=1)
     tracemalloc.start()
-    totals = resampled(grouped(values), 500)
+    totals = resampled(group_units(values), 500)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6

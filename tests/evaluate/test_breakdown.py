@@ -60,10 +60,10 @@ def test_each_row_is_the_sum_of_its_tokens(stride: int, batch_size: int) -> None
     places = np.arange(1, len(IDS))
     text = LENGTHS[scores.targets] > 0
 
-    def unit(name: str, own: np.ndarray) -> UnitScore:
-        size = int(LENGTHS[scores.targets[own]].sum())
-        nats, text_nats = float(scores.nats[own].sum()), float(scores.nats[own & text].sum())
-        return UnitScore(name, int(own.sum()), nats, size, text_nats, int(scores.correct[own].sum()))
+    def unit(name: str, selected: np.ndarray) -> UnitScore:
+        size = int(LENGTHS[scores.targets[selected]].sum())
+        nats, text_nats = float(scores.nats[selected].sum()), float(scores.nats[selected & text].sum())
+        return UnitScore(name, int(selected.sum()), nats, size, text_nats, int(scores.correct[selected].sum()))
 
     ends = [(name, start, end) for (name, start), end in zip(DOCUMENTS, [*STARTS[1:], len(IDS)], strict=True)][1:]
     expected = [
@@ -74,12 +74,12 @@ def test_each_row_is_the_sum_of_its_tokens(stride: int, batch_size: int) -> None
     for mine, theirs in zip(found.documents, expected, strict=True):
         assert mine[1:] == pytest.approx(theirs[1:], rel=1e-12)
     for row in found.positions:
-        own = known == row.position
-        assert (row.tokens, row.nats) == (own.sum(), pytest.approx(scores.nats[own].mean(), rel=1e-12))
+        selected = known == row.position
+        assert (row.tokens, row.nats) == (selected.sum(), pytest.approx(scores.nats[selected].mean(), rel=1e-12))
     assert sum(row.tokens for row in found.positions) == len(IDS) - 1
     for row, (low, high) in zip(found.frequencies, [(0, 1), (1, 10), (10, 100), (100, 1000)], strict=True):
-        own = (COUNTS[scores.targets] >= low) & (COUNTS[scores.targets] < high)
-        assert row == (low, own.sum(), pytest.approx(scores.nats[own].mean(), rel=1e-12))
+        selected = (COUNTS[scores.targets] >= low) & (COUNTS[scores.targets] < high)
+        assert row == (low, selected.sum(), pytest.approx(scores.nats[selected].mean(), rel=1e-12))
 
 
 def expected_positions(stride: int) -> np.ndarray:

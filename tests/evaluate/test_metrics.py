@@ -76,12 +76,12 @@ def test_a_metric_sees_each_target_once_in_parts_of_any_size_and_changes_no_scor
     assert sums.groups == ["document 2", "document [34]"]
     ranges = {"": (1, len(IDS)), "document 2": (STARTS[2], STARTS[3]), "document [34]": (STARTS[3], len(IDS))}
     for group, (first, last) in ranges.items():
-        own = slice(first - 1, last - 1)
+        selected = slice(first - 1, last - 1)
         found = sums.results(group)
         assert found["count"] == last - first
         assert found["targets"] == IDS[first:last].astype(int).sum()
-        assert found["nats"] == pytest.approx(scores.nats[own].sum(), rel=1e-12)
-        assert found["correct"] == scores.correct[own].sum()
+        assert found["nats"] == pytest.approx(scores.nats[selected].sum(), rel=1e-12)
+        assert found["correct"] == scores.correct[selected].sum()
         assert found["bytes"] == LENGTHS[IDS[first:last]].sum()
 
 
@@ -218,9 +218,7 @@ class Changes(Worse):
         sums["total"] += float(scores.logits.exp_().sum())
 
 
-@pytest.mark.parametrize(
-    ("metric", "rule"), [(Worse, "those of the whole"), (Changes, "logits must not be changed")]
-)
+@pytest.mark.parametrize(("metric", "rule"), [(Worse, "as the whole"), (Changes, "logits must not be changed")])
 def test_the_contract_refuses(metric: type[Metric], rule: str) -> None:
     with pytest.raises(AssertionError, match=rule):
         check_metric(metric)
@@ -237,13 +235,13 @@ def checkpoint(trained: Path) -> Checkpoint:
 def test_a_texts_score_is_its_tokens_nats_after_the_prompt(checkpoint: Checkpoint, trained: Path) -> None:
     model = text_model(checkpoint, ends=True, batch_size=3, folder=trained)
     prompt, text = "the river", " runs to the sea"
-    before, own = (list(checkpoint.tokenizer.encode(each)) for each in (prompt, text))
-    ids = [checkpoint.tokenizer.end_of_text, *before, *own]
+    before, text_ids = (list(checkpoint.tokenizer.encode(each)) for each in (prompt, text))
+    ids = [checkpoint.tokenizer.end_of_text, *before, *text_ids]
     assert len(ids) <= 17  # they fit into the context
     with torch.no_grad():
         logits = checkpoint.model(torch.tensor([[int(each) for each in ids]])).logits[0].double()
     nats = -logits.log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor([int(each) for each in ids[1:]])]
-    assert model.score(text, prompt) == pytest.approx(nats[-len(own) :].sum().item(), rel=1e-5)
+    assert model.score(text, prompt) == pytest.approx(nats[-len(text_ids) :].sum().item(), rel=1e-5)
     assert model.score(prompt + text) == pytest.approx(model.score(prompt) + model.score(text, prompt), rel=1e-5)
     assert model.score("") == 0
     options = [" listen to a stone", " runs", "", " the"]
@@ -256,9 +254,9 @@ def test_a_long_text_is_scored_in_windows_each_token_once(checkpoint: Checkpoint
     model = text_model(checkpoint, ends=True, batch_size=3, folder=trained)
     ids = TokenFolder(trained / "artifacts" / "splits", "").ids("val")[:90]
     text = checkpoint.tokenizer.decode(ids[checkpoint.tokenizer.byte_lengths[ids] > 0])
-    own = np.array([checkpoint.tokenizer.end_of_text, *checkpoint.tokenizer.encode(text)], dtype=np.uint32)
-    windows = evaluation_windows(len(own), 16, 8)
-    expected = sum(each.nats.sum() for each in score(checkpoint.model, own, windows, 5))
+    text_ids = np.array([checkpoint.tokenizer.end_of_text, *checkpoint.tokenizer.encode(text)], dtype=np.uint32)
+    windows = evaluation_windows(len(text_ids), 16, 8)
+    expected = sum(each.nats.sum() for each in score(checkpoint.model, text_ids, windows, 5))
     assert model.score(text) == pytest.approx(expected, rel=1e-6)
     half = len(text) // 2
     assert 0 < model.score(text[half:], text[:half]) < expected

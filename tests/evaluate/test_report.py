@@ -23,17 +23,19 @@ from pipeline.evaluate.breakdown import PositionLoss
 from pipeline.evaluate.report.chart import labelled, lay_out, nice_ticks, number
 from pipeline.evaluate.report.figures import write_figures
 from pipeline.evaluate.report.heads import habit, spread
-from pipeline.evaluate.report.page import LEVELS, duration, level, render
+from pipeline.evaluate.report.page import LEVELS, breakable, duration, level, render, written
 from pipeline.evaluate.report.plots import (
     Axis,
     Plot,
     Series,
+    callback_plots,
+    objective_plots,
     position_plot,
-    step_plots,
     training_axes,
     training_plots,
 )
 from pipeline.evaluate.report.records import Training
+from pipeline.evaluate.samples import Sample
 
 STYLE = (REPOSITORY / "pipeline" / "evaluate" / "report" / "page.css").read_text(encoding="utf-8")
 
@@ -46,7 +48,7 @@ class Skeleton(HTMLParser):
         self.tags: list[Any] = []
         self.addresses: list[str] = []
         self.text = ""
-        self.feed(page)
+        self.feed(re.sub('<wbr>|<span class="mark">↵</span>', "", page))  # what the report adds within texts
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -132,10 +134,9 @@ def test_every_text_stands_out_from_what_is_behind_it(theme: str) -> None:
     light, dark = STYLE.split("@media (prefers-color-scheme: dark)")
     found = re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", light if theme == "light" else dark)
     colours = dict(found)
-    assert len(colours) == 17
-    pairs = [
-        (text, behind) for text in ("text", "soft", "val", "train", "test", "other") for behind in ("page", "card")
-    ]
+    assert len(colours) == 25
+    inks = ("text", "soft", "val", "train", "test", "other", *(f"r{number}" for number in range(8)))
+    pairs = [(ink, behind) for ink in inks for behind in ("page", "card")]
     pairs += [("text", f"l{number}") for number in range(len(LEVELS) + 1)] + [("page", "text")]
     for text, behind in pairs:
         one, other = sorted((luminance(colours[text]), luminance(colours[behind])))
@@ -220,7 +221,8 @@ def test_numbers_read_as_people_write_them() -> None:
 
 def test_a_read_out_says_what_the_points_say() -> None:
     chart = lay_out(plot((0, 8.3), (200, 4.554), (400, 3.951)))
-    assert [each.text for each in chart.readouts] == ["0 steps · 8.3", "200 steps · 4.554", "400 steps · 3.951"]
+    rows = [each.rows for each in chart.readouts]
+    assert rows == [["0 steps · 8.3"], ["200 steps · 4.554"], ["400 steps · 3.951"]]
     assert chart.readouts[1].at == 50
     assert "train from 8.3 to 3.951, lowest 3.951 at 400" in chart.summary
 
@@ -229,7 +231,7 @@ def test_many_evaluations_keep_their_line_and_lose_some_read_outs() -> None:
     chart = lay_out(plot(*((step, 1.0 + 1 / (1 + step)) for step in range(5000))))
     assert len(chart.lines[0].corners.split()) == 5000
     assert len(chart.readouts) <= 60
-    assert chart.readouts[-1].text.startswith("4,999 steps")
+    assert chart.readouts[-1].rows[0].startswith("4,999 steps")
 
 
 def test_positions_are_pooled_without_changing_their_mean() -> None:
@@ -249,8 +251,11 @@ def test_the_axes_of_training_are_those_for_which_there_are_numbers() -> None:
     assert [axis.name for axis in training_axes([{"step": 0.0}, {"step": 5.0}])] == ["steps"]
 
 
+STEPS = Axis("steps", "step", "steps", "steps")
+
+
 def test_curves_of_single_steps_are_theirs_and_of_very_many_steps_some() -> None:
-    report, steps = made_up(), Axis("steps", "step", "steps", "steps")
+    report = made_up()
     rows = [
         {
             "step": step,
@@ -261,16 +266,79 @@ def test_curves_of_single_steps_are_theirs_and_of_very_many_steps_some() -> None
         }
         for step in range(1, 2001)
     ]
-    report = replace(report, training=replace(report.training, steps=rows))
-    plots = {plot.name: plot.series[0].points for plot in step_plots(report, steps)}
-    assert list(plots) == ["objective", "mine"]
-    assert plots["mine"] == [(step, step / 2) for step in range(1, 2001, 4)]
-    norms = {plot.name: plot for plot in training_plots(report, steps)}["grad_norm"]
+    training = replace(report.training, steps=rows)
+    report = replace(report, training=training)
+    assert [plot.name for plot in objective_plots(training, STEPS)] == ["objective"]
+    (mine,) = (plot.series for plot in callback_plots(training, STEPS) if plot.name == "mine")
+    assert mine[0].points == [(step, step / 2) for step in range(1, 2001, 4)]
+    norms = {plot.name: plot for plot in training_plots(report, STEPS)}["grad_norm"]
     assert len(norms.series[0].points) == 500
-    assert "Objective of single steps" in render(report)
+    assert "of single steps" in render(report)
     time = training_axes(report.training.history)[-1]  # of which single steps know nothing
-    assert step_plots(report, time) == []
+    assert objective_plots(training, time) == []
+    assert [plot.name for plot in callback_plots(training, time)] == ["weights"]
     assert len({plot.name: plot for plot in training_plots(report, time)}["grad_norm"].series[0].points) == 5
+
+
+def test_numbers_of_callbacks_at_evaluations_are_drawn_those_with_one_prefix_together() -> None:
+    rows = [
+        {"step": step, "val.loss": 3.0, "val.f1": 0.5, "w.a": 1.0 + step, "w.b": 2.0, "alone": 7.0}
+        for step in range(3)
+    ]
+    training = Training(history=rows, performance={}, samples=[])
+    plots = {
+        plot.name: {line.label: line.points for line in plot.series} for plot in callback_plots(training, STEPS)
+    }
+    assert {name: list(lines) for name, lines in plots.items()} == {
+        "val.f1": ["val.f1"], "w": ["a", "b"], "alone": ["alone"],
+    }  # fmt: skip
+    assert plots["w"]["a"] == [(0, 1), (1, 2), (2, 3)]
+    assert len({line.colour for plot in callback_plots(training, STEPS) for line in plot.series}) == 3
+
+
+# ── texts and names ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_line_breaks_are_kept_and_marked_and_so_is_the_end_of_a_text() -> None:
+    assert written("a\n\n<b>") == 'a<span class="mark">↵</span>\n<span class="mark">↵</span>\n&lt;b&gt;'
+    report = made_up()
+    sample = Sample("prompt", "\n", "greedy", end="<|endoftext|>")
+    page = render(replace(report, samples=[[sample]]))
+    shown = '<b>prompt</b><span class="mark">↵</span>\n<span class="mark">&lt;|endoftext|&gt;</span></pre>'
+    assert shown in page
+    assert "&lt;|endoftext|&gt;" not in render(report)
+
+
+def test_names_break_after_separators_and_never_in_a_word() -> None:
+    assert breakable("library/model_files.py") == "library/<wbr>model_<wbr>files.py"
+    assert breakable("a/__init__.py") == "a/<wbr>__init__.py"
+    assert breakable("<Donaudampfschifffahrt>") == "&lt;Donaudampfschifffahrt&gt;"
+    digest = hashlib.sha256().hexdigest()
+    assert breakable(digest).replace("<wbr>", "") == digest
+    assert max(map(len, breakable(digest).split("<wbr>"))) < 30  # fits a phone
+
+
+def test_the_unscored_token_is_not_coloured() -> None:
+    page = render(made_up())
+    assert page.count('<span class="unscored">plain</span>') == 2  # one of each side
+    assert "not scored" in page
+    scored = [replace(each, tokens=each.tokens[1:]) for each in made_up().excerpts]
+    assert "not scored" not in render(replace(made_up(), excerpts=scored))
+
+
+def test_the_easiest_and_the_hardest_documents_are_two_lists() -> None:
+    page = render(made_up())
+    lists = re.findall(r'<h4>(\w+)</h4>\n<ol class="documents">(.*?)</ol>', page, re.DOTALL)
+    names = {title: re.findall("plain/<wbr>([0-9]+)<", items) for title, items in lists}
+    assert names == {
+        "Easiest": [str(number) for number in range(8)],
+        "Hardest": [str(number) for number in range(30, 22, -1)],
+    }
+    report = made_up()
+    few = report.breakdowns["val"]._replace(documents=report.breakdowns["val"].documents[:3])
+    page = render(replace(report, breakdowns={"val": few}))
+    assert page.count('<ol class="documents">') == 1
+    assert "Hardest" not in page
 
 
 # ── tokens and heads ──────────────────────────────────────────────────────────────────────────────
@@ -285,7 +353,7 @@ def test_a_heads_habit_is_its_share_of_the_weights() -> None:
     for row in range(5):
         weights[row, max(row - 1, 0)] = 0.75
         weights[row, row] += 0.25
-    assert habit(weights) == pytest.approx({"itself": 0.25, "the one before": 0.75, "the first": 0.0})
+    assert habit(weights) == pytest.approx({"itself": 0.25, "the previous": 0.75, "the first": 0.0})
     assert habit(np.eye(2)) == {}
 
 

@@ -95,14 +95,14 @@ def _in_workers(
     for number in range(options.workers):
         pid = os.fork()
         if pid == 0:
-            own = folder / f"worker-{number}"
-            own.mkdir()
+            worker_folder = folder / f"worker-{number}"
+            worker_folder.mkdir()
             with (folder / f"{number}.jsonl").open("w", encoding="utf-8") as file:
                 for place, id in enumerate(ids(options.seed, kinds, not options.random)):
                     if time.monotonic() >= end or place >= options.cases:
                         break
                     if place % options.workers == number:
-                        file.write(_line(id, values, template, own, limits) + "\n")
+                        file.write(_line(id, values, template, worker_folder, limits) + "\n")
                         file.flush()
             os._exit(0)
         workers.append(pid)

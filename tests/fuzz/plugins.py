@@ -141,23 +141,23 @@ _MISSHAPEN = {
 }
 
 
-def plugin(kind: str, body: str = "", place: str = "work", before: str = "", fields: str = "") -> str:
+def plugin(kind: str, body: str = "", point: str = "work", before: str = "", fields: str = "") -> str:
     """The source of a plugin whose component `fuzzed` runs `body` at a place, and otherwise works."""
-    own = _KINDS[kind]
-    at = {each: body if each == place else "pass" for each in _PLACES}
-    done = f"return {own.works}" if kind != "exporters" else own.works
+    details = _KINDS[kind]
+    at = {each: body if each == point else "pass" for each in _PLACES}
+    done = f"return {details.works}" if kind != "exporters" else details.works
     verify = (
         "\n    def verify(self, source, folder):\n        return {'reader': 'x'}\n" if kind == "exporters" else ""
     )
     return (
         f"{_HEAD}import dataclasses\nfrom pydantic import field_validator\n\n{at['import']}\n\n\n{before}"
-        f'class Fuzzed({own.base}):\n    """A plugin."""\n\n    name: ClassVar[str] = "fuzzed"\n'
+        f'class Fuzzed({details.base}):\n    """A plugin."""\n\n    name: ClassVar[str] = "fuzzed"\n'
         "    number: int = 1\n"
         f"{fields}    {at['class']}\n\n"
         f"    @field_validator('number')\n    @classmethod\n    def _number(cls, value):\n"
         f"        {at['validator']}\n        return value\n\n"
         f"    def model_post_init(self, context):\n        {at['init']}\n\n"
-        f"    def {own.method}(self, {own.arguments}):\n        {at['work']}\n        {done}\n{verify}\n\n"
+        f"    def {details.method}(self, {details.arguments}):\n        {at['work']}\n        {done}\n{verify}\n\n"
         f"@hookimpl\ndef register_{kind}():\n    {at['hook']}\n    return [Fuzzed]\n"
     )
 
@@ -173,10 +173,14 @@ def chosen(kind: str, source: str, options: str = "{number: 2}") -> Break:
     return both(write(f"plugins/{kind}/fuzzed.py", source), set_param(key, value), edit("params.yaml", change))
 
 
-def _raising(kind: str, raised: str, place: str) -> Case:
-    source = plugin(kind, f"raise {raised}", place)
+def _raising(kind: str, raised: str, point: str) -> Case:
+    source = plugin(kind, f"raise {raised}", point)
     return case(
-        f"{kind}: {raised} at {place}", _KINDS[kind].command, chosen(kind, source), want="error", names="fuzzed"
+        f"{kind}: {raised} at {point}",
+        _KINDS[kind].command,
+        chosen(kind, source),
+        want="error",
+        names="fuzzed",
     )
 
 
@@ -213,9 +217,9 @@ def _typed(kind: str, annotation: str, default: str, value: str) -> Case:
 
 
 FIXED: list[Case] = [
-    *(_raising(kind, raised, place) for kind in _KINDS for place in ("import", "work")
+    *(_raising(kind, raised, point) for kind in _KINDS for point in ("import", "work")
       for raised in ("SystemExit(0)", "SystemExit(3)", "Own('x')", "KeyError('x')")),
-    *(_raising(kind, raised, place) for kind in ("losses", "samplers") for place in ("validator", "init", "hook",
+    *(_raising(kind, raised, point) for kind in ("losses", "samplers") for point in ("validator", "init", "hook",
         "class")
       for raised in ("SystemExit(0)", "Own('x')", "KeyError('x')", "RuntimeError('x')")),
     case("argparse at import", "train", chosen("losses", plugin(

@@ -416,13 +416,13 @@ def _not_finite(stage: str, out: str, root: Path) -> str:
 def _traceback(text: str) -> tuple[str, str]:
     """The exception's line, and its type with the last frame of the project's own."""
     frames = re.findall(r'File "([^"]*)", line (\d+), in (\S+)', text)
-    own = (
+    project_frames = (
         [each for each in frames if "/pipeline/" in each[0] and "site-packages" not in each[0]]
         or frames
         or [("?", "0", "?")]
     )
     plugin = [each for each in frames if "/plugins/" in each[0]]
-    file, line, function = (plugin or own)[-1]
+    file, line, function = (plugin or project_frames)[-1]
     file = re.sub(r".*/((?:pipeline|plugins)/)", r"\1", file)
     tail = text[text.rindex('  File "') :] if frames else text
     last = next((line for line in tail.splitlines() if re.match(r"\w", line)), text.strip())

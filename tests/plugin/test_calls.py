@@ -33,8 +33,8 @@ SAMPLERS: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
     "narrower": (lambda logits: logits[:, 1:], "returned [2, 4]"),
     "flat": (lambda logits: logits.flatten(), "returned [10]"),
     "elsewhere": (lambda logits: logits.to("meta"), "on meta"),
-    "+inf": (lambda logits: logits.fill_(math.inf), "+inf among the logits"),
-    "one +inf": (lambda logits: logits.scatter(1, torch.zeros(2, 1).long(), math.inf), "+inf among the logits"),
+    "+inf": (lambda logits: logits.fill_(math.inf), "+inf"),
+    "one +inf": (lambda logits: logits.scatter(1, torch.zeros(2, 1).long(), math.inf), "+inf"),
     "all -inf": (lambda logits: logits.fill_(-math.inf), "no token to draw"),
     "nan": (lambda logits: logits.scatter(1, torch.zeros(2, 1).long(), math.nan), "NaN"),
 }

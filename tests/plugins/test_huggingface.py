@@ -172,7 +172,7 @@ def test_llamas_positions_are_turned_alike_to_the_bit(theta: float) -> None:
 def test_a_model_that_transformers_does_not_have_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
     given = source(bpe)
     other = replace(given, config={**given.config, "name": "perceptron"})
-    with pytest.raises(ValueError, match="no form for the model 'perceptron'; these have one: gpt2, modern, ll"):
+    with pytest.raises(ValueError, match=r"model 'perceptron'.*gpt2, modern, llama"):
         exporter().export(other, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -217,9 +217,9 @@ def damage(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.safetensors", "does not hold the checkpoint's numbers in"),
+        ("model.safetensors", "not the checkpoint's"),
         ("config.json", "logits differ"),
-        ("tokenizer.json", "as other ids"),
+        ("tokenizer.json", "encodes"),
     ],
 )
 @pytest.mark.parametrize("architecture", ["gpt2", "modern", "llama"])

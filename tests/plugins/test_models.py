@@ -87,7 +87,7 @@ def test_it_trains_evaluates_generates_and_exports_what_can_be_traced(name: str,
     for format in ("huggingface", "gguf"):
         refused = project.run("export", *chosen, "--set", f"export.formats.use=[{format}]")
         assert refused.code == 1
-        assert f"no form for the model '{name}'" in refused.err
+        assert f"model '{name}'" in refused.err
         assert refused.err.count("\n") == 1
     (project.root / "plugins" / "models" / f"{name}.py").unlink()
     missing = project.run("generate", "the", *chosen)

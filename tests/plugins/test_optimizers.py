@@ -115,8 +115,8 @@ def test_a_saved_and_loaded_optimizer_goes_on_to_the_bit(name: str, architecture
     other.load_state_dict(saved[0])
     loaded.load_state_dict(saved[1])
     assert (head_weight(other) is other.token_embedding.weight) == (architecture != "modern")
-    for each, own in ((model, optimizer), (other, loaded)):
-        train(each, own, 3)
+    for each, part_optimizer in ((model, optimizer), (other, loaded)):
+        train(each, part_optimizer, 3)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
 
@@ -236,8 +236,8 @@ def test_muon_treats_queries_keys_and_values_as_three_matrices() -> None:
         gradient = torch.randn(48, 16, generator=torch.Generator().manual_seed(number))
         gradient[32:] *= 1000  # values' gradients are of another size than queries' and keys'
         fused.grad, whole.grad = gradient.clone(), gradient.clone()
-        for part, own in zip(apart, gradient.chunk(3), strict=True):
-            part.grad = own.clone()
+        for part, source in zip(apart, gradient.chunk(3), strict=True):
+            part.grad = source.clone()
         for each in (optimizer, other, one):
             each.step()
         assert torch.equal(fused, torch.cat(list(apart)))
@@ -250,13 +250,13 @@ def test_muon_knows_where_keys_begin_though_queries_are_more() -> None:
     shapes = {"q": (16, 16), "k": (4, 16), "v": (4, 16)}
     apart, other = with_muon({f"blocks.0.attention.{part}.weight": shape for part, shape in shapes.items()})
     with torch.no_grad():
-        for part, own in zip(apart, fused.split([16, 4, 4]), strict=True):
-            part.copy_(own)
+        for part, source in zip(apart, fused.split([16, 4, 4]), strict=True):
+            part.copy_(source)
     for number in range(3):
         gradient = torch.randn(24, 16, generator=torch.Generator().manual_seed(number))
         fused.grad = gradient.clone()
-        for part, own in zip(apart, gradient.split([16, 4, 4]), strict=True):
-            part.grad = own.clone()
+        for part, source in zip(apart, gradient.split([16, 4, 4]), strict=True):
+            part.grad = source.clone()
         for each in (optimizer, other):
             each.step()
         torch.testing.assert_close(fused, torch.cat(list(apart)), rtol=0, atol=8 * U * LR)
@@ -283,9 +283,9 @@ def test_muon_orthogonalises_matrices_of_one_shape_together_and_each_for_itself(
     monkeypatch.setitem(MODULE, "newton_schulz", noted)
     step(together, optimizer, 0)
     assert sorted(batches) == [(6, 16, 16), (6, 16, 64)]  # up and down; out, and the three of qkv
-    for one, other, own in zip(alone, together, optimizers, strict=True):
+    for one, other, part_optimizer in zip(alone, together, optimizers, strict=True):
         one.grad = other.grad
-        own.step()
+        part_optimizer.step()
         torch.testing.assert_close(one, other, rtol=0, atol=8 * U * LR)
 
 

@@ -33,7 +33,7 @@ def apply(logits: torch.Tensor, *samplers: Sampler) -> torch.Tensor:
     return logits
 
 
-def kept(logits: torch.Tensor, *samplers: Sampler) -> list[list[int]]:
+def kept_tokens(logits: torch.Tensor, *samplers: Sampler) -> list[list[int]]:
     return [row.isfinite().nonzero()[:, 0].tolist() for row in apply(logits, *samplers)]
 
 
@@ -41,31 +41,31 @@ def kept(logits: torch.Tensor, *samplers: Sampler) -> list[list[int]]:
     ("p", "expected"), [(0.5, [0]), (0.7, [0, 1]), (0.85, [0, 1]), (0.95, [0, 1, 2]), (1.0, [0, 1, 2])]
 )
 def test_top_p_keeps_the_fewest_tokens_that_reach_p(p: float, expected: list[int]) -> None:
-    assert kept(logits_of(0.6, 0.3, 0.1), make("top_p", p=p)) == [expected]
+    assert kept_tokens(logits_of(0.6, 0.3, 0.1), make("top_p", p=p)) == [expected]
 
 
 def test_top_p_keeps_the_likeliest_wherever_it_stands() -> None:
-    assert kept(torch.tensor([[0.1, 0.3, 0.6], [0.6, 0.1, 0.3]]).log(), make("top_p", p=0.5)) == [[2], [0]]
+    assert kept_tokens(torch.tensor([[0.1, 0.3, 0.6], [0.6, 0.1, 0.3]]).log(), make("top_p", p=0.5)) == [[2], [0]]
 
 
 def test_top_p_never_leaves_a_row_empty() -> None:
-    assert kept(logits_of(0.25, 0.25, 0.25, 0.25), make("top_p", p=1e-9)) == [[0]]
+    assert kept_tokens(logits_of(0.25, 0.25, 0.25, 0.25), make("top_p", p=1e-9)) == [[0]]
 
 
 def test_top_k_then_top_p_renormalises_between() -> None:
     # Among the two likeliest, the first has 0.4 / 0.7 = 0.57 of the probability: it reaches 0.5 alone.
     logits = logits_of(0.4, 0.3, 0.2, 0.1)
-    assert kept(logits, make("top_k", k=2), make("top_p", p=0.5)) == [[0]]
-    assert kept(logits, make("top_p", p=0.5), make("top_k", k=2)) == [[0, 1]]
+    assert kept_tokens(logits, make("top_k", k=2), make("top_p", p=0.5)) == [[0]]
+    assert kept_tokens(logits, make("top_p", p=0.5), make("top_k", k=2)) == [[0, 1]]
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, [1]), (2, [1, 2]), (3, [0, 1, 2]), (100, [0, 1, 2])])
 def test_top_k_keeps_exactly_k(k: int, expected: list[int]) -> None:
-    assert kept(logits_of(0.1, 0.6, 0.3), make("top_k", k=k)) == [expected]
+    assert kept_tokens(logits_of(0.1, 0.6, 0.3), make("top_k", k=k)) == [expected]
 
 
 def test_top_1_keeps_one_token_also_among_equals() -> None:
-    assert len(kept(torch.zeros(1, 5), make("top_k", k=1))[0]) == 1
+    assert len(kept_tokens(torch.zeros(1, 5), make("top_k", k=1))[0]) == 1
 
 
 @pytest.mark.parametrize("sampler", [make("temperature", value=0.0), make("greedy"), make("top_k", k=1)])
@@ -127,26 +127,26 @@ def test_top_p_reaches_p_and_would_not_without_its_last_token(rows: list[list[fl
     logits = torch.tensor(rows, dtype=torch.float64)
     probabilities = logits.softmax(dim=-1)
     mask = apply(logits, make("top_p", p=p)).isfinite()
-    for row, own in zip(probabilities, mask, strict=True):
-        assert row[own].sum() >= p - 1e-9
-        assert row[own].sum() - row[own].min() < p + 1e-9
-        assert not (~own).any() or row[~own].max() <= row[own].min()
+    for row, allowed in zip(probabilities, mask, strict=True):
+        assert row[allowed].sum() >= p - 1e-9
+        assert row[allowed].sum() - row[allowed].min() < p + 1e-9
+        assert not (~allowed).any() or row[~allowed].max() <= row[allowed].min()
 
 
 @pytest.mark.parametrize(
     ("p", "expected"), [(0.0, [0, 1, 2]), (0.3, [0, 1]), (0.5, [0, 1]), (0.51, [0]), (1.0, [0])]
 )
 def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(p: float, expected: list[int]) -> None:
-    assert kept(torch.tensor([[math.log(0.6), math.log(0.3) + 1e-6, math.log(0.1)]]), make("min_p", p=p)) == [
-        expected
-    ]
+    assert kept_tokens(
+        torch.tensor([[math.log(0.6), math.log(0.3) + 1e-6, math.log(0.1)]]), make("min_p", p=p)
+    ) == [expected]
 
 
 def test_typical_prefers_the_expected_surprise_to_the_likeliest_token() -> None:
     # Surprises 0.69, 1.39, 2.08, 2.08 nats, 1.21 of them expected: the second token is nearest.
     logits = logits_of(0.5, 0.25, 0.125, 0.125)
-    assert kept(logits, make("typical", p=0.2)) == [[1]]
-    assert kept(logits, make("typical", p=0.7)) == [[0, 1]]
+    assert kept_tokens(logits, make("typical", p=0.2)) == [[1]]
+    assert kept_tokens(logits, make("typical", p=0.7)) == [[0, 1]]
 
 
 def test_a_repetition_penalty_makes_earlier_tokens_less_likely_whatever_their_sign() -> None:

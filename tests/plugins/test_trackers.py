@@ -250,9 +250,9 @@ def test_logging_changes_no_result_and_an_interrupted_run_goes_on_in_its_curves(
 
 def tree(root: Path) -> dict[str, bytes]:
     """Every file of a project but what training itself writes, git's and DVC's own, and the curves."""
-    own = {".git", ".resume", "metrics", "artifacts", "__pycache__", "tmp", *FOLDERS.values()}
+    ignored = {".git", ".resume", "metrics", "artifacts", "__pycache__", "tmp", *FOLDERS.values()}
     files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {str(path): path.read_bytes() for path in files if not own & set(path.relative_to(root).parts)}
+    return {str(path): path.read_bytes() for path in files if not ignored & set(path.relative_to(root).parts)}
 
 
 @pytest.mark.parametrize("stage", [False, True])
@@ -297,9 +297,9 @@ def test_dvc_looks_away_from_the_curves() -> None:
 def refused(connect: Callable[..., None]) -> Callable[..., None]:
     """Only what is on this machine is connected with."""
 
-    def local(own: socket.socket, address: Any) -> None:
-        assert own.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"), address
-        connect(own, address)
+    def local(connection: socket.socket, address: Any) -> None:
+        assert connection.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"), address
+        connect(connection, address)
 
     return local
 

@@ -29,6 +29,7 @@ from small_run import (
 from pipeline.core.errors import PipelineError, PluginError
 from pipeline.data.batches import TrainingWindows
 from pipeline.model.architecture import LanguageModel
+from pipeline.plugin import BatchSampler, TokenIndex
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss, ModelOutput, StopTraining
 from pipeline.train.components import Components
 from pipeline.train.evaluation import evaluate
@@ -108,6 +109,23 @@ def test_an_epochs_budget_reads_every_window_the_same_number_of_times(tmp_path: 
     assert run.length.total_windows % run.length.batch_size
     read = [offset for step in range(run.total_steps) for offset in run.offsets(step)]
     assert sorted(read) == sorted(3 * list(range(0, CONTEXT * data.per_epoch, CONTEXT)))
+
+
+class Backwards(BatchSampler):
+    """Reads from the run's last sample back to its first, then from the start of the text."""
+
+    name: ClassVar[str] = "backwards"
+
+    def offset(self, sample: int, seed: int, index: TokenIndex, total_samples: int) -> int:
+        return max(total_samples - 1 - sample, 0)
+
+
+def test_a_batch_sampler_may_ask_for_the_samples_of_the_run_before_its_extension(tmp_path: Path) -> None:
+    run = make_run(tmp_path, total_windows=6)
+    run = replace(run, data=replace(run.data, windows=replace(run.data.windows, sampler=Backwards())))
+    run = replace(run, phase=replace(run.phase, length=replace(run.length, phase_windows=(6, 4))))
+    read = [offset for step in range(run.total_steps) for offset in run.offsets(step)]
+    assert read == [5, 4, 3, 2, 1, 0, 0, 0, 0, 0]
 
 
 def test_a_budget_in_flops_ends_with_the_window_that_reaches_it(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tracemalloc
 from itertools import accumulate, pairwise
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.data.batches import token_index
 from pipeline.data.tokens import IndexEntry
+from pipeline.plugin.calls import supported_arguments
 from pipeline.plugin.components import BatchSampler
 from pipeline.plugin.order import TokenIndex
 
@@ -31,6 +32,7 @@ def text_index(component: BatchSampler, windows: int, shift: bool = True) -> Tok
     return token_index(tokens, context_length, shift, component, documents)
 
 
+@keeps_no_state
 def check_batch_sampler(component: type[BatchSampler] | BatchSampler) -> None:
     """Checks a batch sampler: valid offsets that depend only on the sample's number, in little memory for long
     texts; with `once_an_epoch`, each window exactly once per epoch.
@@ -42,14 +44,15 @@ def check_batch_sampler(component: type[BatchSampler] | BatchSampler) -> None:
     for shift in (False, True):
         index = text_index(sampler, 300, shift)
         samples = [*range(3 * index.text.windows), *far]
-        offsets = [sampler.offset(sample, 1, index) for sample in samples]
+        more = supported_arguments(sampler, "offset", total_samples=2 * index.text.windows)  # and an extension
+        offsets = [sampler.offset(sample, 1, index, **more) for sample in samples]
         for sample, offset in zip(samples, offsets, strict=True):
             assert isinstance(offset, int), f"sample {sample}: {offset!r} is not an integer"
             last = index.tokens - index.context_length - 1
             assert 0 <= offset <= last, f"sample {sample}: no window begins at {offset}: offsets are 0 to {last}"
         again = type(sampler)(**sampler.model_dump())
         for sample, offset in reversed(list(zip(samples, offsets, strict=True))):
-            assert again.offset(sample, 1, index) == offset, (
+            assert again.offset(sample, 1, index, **more) == offset, (
                 f"sample {sample}: the same sample must always have the same offset"
             )
         if sampler.once_an_epoch:
@@ -60,7 +63,7 @@ def check_batch_sampler(component: type[BatchSampler] | BatchSampler) -> None:
     index = text_index(sampler, 1_000_000)
     tracemalloc.start()
     for sample in (0, *far):
-        sampler.offset(sample, 1, index)
+        sampler.offset(sample, 1, index, **more)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < _BYTES_AT_MOST, f"for a text of 1,000,000 windows it uses {peak:,} bytes: it must not list them"

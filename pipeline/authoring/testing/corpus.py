@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.components import Corpus
 
 
+@keeps_no_state
 def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:
     """Checks a corpus: the same documents each time, unique names, and text.
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-from pipeline.authoring.testing.toy import TOY_CONTEXT, ToyNet, instance_of, saved_and_loaded, weights_of
+from pipeline.authoring.testing.toy import (
+    TOY_CONTEXT,
+    ToyNet,
+    instance_of,
+    keeps_no_state,
+    saved_and_loaded,
+    weights_of,
+)
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StepEvent, StopTraining
 
 
@@ -51,6 +58,7 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     return shared | values
 
 
+@keeps_no_state
 def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
     """Checks a callback: it returns finite numbers; its memory has only plain values and tensors, and its results
     depend only on the memory and the events; only the step methods change weights or gradients.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.components import Exporter, ExportSource
 
 
@@ -16,6 +16,7 @@ class Refused(AssertionError):  # noqa: N818 - an answer, not an error
     """The exporter refuses the model: the format does not support it, or it does not know the architecture."""
 
 
+@keeps_no_state
 def check_exporter(component: type[Exporter] | Exporter, source: ExportSource, folder: Path) -> None:
     """Checks an exporter: `verify` accepts what `export` wrote, and rejects the same files for another model.
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.calls import supported_arguments
 from pipeline.plugin.components import IGNORED, Loss, ModelOutput
 
 
+@keeps_no_state
 def check_loss(component: type[Loss] | Loss) -> None:
     """Checks a loss: finite nats [B, T]; 0 and without gradient at masked targets; gradients scale with the
     loss."""
     loss = instance_of(component)
+    if supported_arguments(loss, "__call__", teacher=None):
+        assert isinstance(getattr(loss, "teacher", None), str), (
+            "__call__ takes a teacher, so it needs an option that names the teacher's folder: "
+            'teacher: str = "data/weights/teacher"'
+        )
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 5, 8, generator=generator)
     head = torch.randn(16, 8, generator=generator)  # 11 tokens and 5 rows of padding

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.components import Metric, TaskMetric, TextModel, TokenScores
 
 
@@ -29,6 +29,7 @@ def token_scores(count: int = 40, seed: int = 0) -> TokenScores:
     )  # fmt: skip
 
 
+@keeps_no_state
 def check_metric(component: type[Metric] | Metric, tasks: Path | None = None) -> None:
     """Checks a metric: finite, reproducible numbers; sums over parts of a text add up to the sums over the whole.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.authoring.testing.toy import instance_of, saved_and_loaded
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state, saved_and_loaded
 from pipeline.core.errors import ParamsError
 from pipeline.model.architecture import Architecture, LanguageModel, checked_forward
 from pipeline.plugin.components import Model, ModelShape
@@ -16,6 +16,7 @@ from pipeline.plugin.components import Model, ModelShape
 _VOCAB_SIZE, _CONTEXT = 11, 8
 
 
+@keeps_no_state
 def check_model(component: type[Model] | Model) -> None:
     """Checks a model: it is causal; rows are independent; the results are the same with the cache (if it has one)
     and after saving and loading; every parameter gets a gradient; with `document_end`, documents are separate."""

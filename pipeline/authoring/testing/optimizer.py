@@ -6,12 +6,20 @@ import math
 
 import torch
 
-from pipeline.authoring.testing.toy import ToyNet, instance_of, saved_and_loaded, train_steps, weights_of
+from pipeline.authoring.testing.toy import (
+    ToyNet,
+    instance_of,
+    keeps_no_state,
+    saved_and_loaded,
+    train_steps,
+    weights_of,
+)
 from pipeline.plugin.calls import supported_arguments
 from pipeline.plugin.components import Optimizer
 from pipeline.train.components import has_modes, set_mode
 
 
+@keeps_no_state
 def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
     """Checks an optimizer: it holds each parameter once, lowers the loss, follows the schedule, and resumes
     bit-identically."""

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from pipeline.authoring.testing.toy import instance_of
+from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.calls import supported_arguments
 from pipeline.plugin.components import Sampler
 
 
+@keeps_no_state
 def check_sampler(component: type[Sampler] | Sampler) -> None:
     """Checks a sampler: same shape, independent rows, −inf stays −inf, and at least one token per row, for several
     draws."""

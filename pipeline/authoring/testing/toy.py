@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +14,8 @@ from pipeline.authoring.options import check_options
 from pipeline.plugin.components import Component, ModelOutput
 
 C = TypeVar("C", bound=Component)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def instance_of(component: type[C] | C) -> C:
@@ -21,6 +25,36 @@ def instance_of(component: type[C] | C) -> C:
     )
     check_options(built)
     return built
+
+
+def keeps_no_state(check: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a check, whose first argument is the component: calls must not change attributes of its class."""
+
+    @wraps(check)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        cls = args[0] if isinstance(args[0], type) else type(args[0])
+        before = _class_attributes(cls)
+        result = check(*args, **kwargs)
+        after = _class_attributes(cls)
+        changed = sorted(name for name in before | after if before.get(name) != after.get(name))
+        assert not changed, (
+            f"calls changed {', '.join(changed)} of the class: a component keeps no state, so that runs resume and "
+            "repeat; what must last belongs into the memory that a method is given"
+        )
+        return result
+
+    return checked
+
+
+def _class_attributes(cls: type) -> dict[str, str]:
+    """The attributes that a plugin's classes define, as text."""
+    own = [each for each in cls.__mro__ if each.__module__.partition(".")[0] not in ("pipeline", "pydantic", "abc")]
+    return {
+        name: repr(value)
+        for each in reversed(own)
+        for name, value in vars(each).items()
+        if not name.startswith(("__", "_abc_", "model_"))
+    }
 
 
 def saved_and_loaded(values: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,10 @@ from pipeline.evaluate.report.plots import Plot, Point
 _TICKS = 5
 _READOUTS = 60
 _DOTS = 30
+_MARGIN, _WITH_LABELS = 0.06, 0.12
+"""Room above and below the curves, and where labels of level lines stand there."""
+_LINE, _LABEL = 42, 28
+"""Characters of a read-out's line and of a label in it that fit beside the axis of a phone."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,13 @@ class Tick:
 
     at: float
     label: str
+
+
+@dataclass(frozen=True)
+class Reference(Tick):
+    """A level line. Its label stands on the side of it on which the curves do not end: above or `below`."""
+
+    below: bool
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class ReadOut:
     at: float
     left: float
     width: float
-    text: str
+    rows: list[str]
     dots: list[tuple[str, float]]
 
 
@@ -57,7 +68,7 @@ class Chart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     lines: list[Line]
-    references: list[Tick]
+    references: list[Reference]
     interval: tuple[float, float] | None
     readouts: list[ReadOut]
     summary: str
@@ -88,8 +99,11 @@ def lay_out(plot: Plot) -> Chart:
     series = [[point for point in each.points if _fits(point, plot)] for each in plot.series]
     points = [point for each in series for point in each]
     levels = [value for _, value in plot.references] + list(plot.interval or ())
-    x = _scale([place for place, _ in points], plot.log_x, padded=False)
-    y = _scale([value for _, value in points] + levels, plot.log_y, padded=True)
+    x = _scale([place for place, _ in points], plot.log_x, margin=0.0)
+    margin = _WITH_LABELS if plot.references else _MARGIN
+    y = _scale([value for _, value in points] + levels, plot.log_y, margin)
+
+    ends = min((each[-1][1] for each in series if each), default=0.0)
 
     def place(point: Point) -> Point:
         return x(point[0]), round(100 - y(point[1]), 2)
@@ -110,7 +124,10 @@ def lay_out(plot: Plot) -> Chart:
         x_ticks=[Tick(x(value), label) for value, label in labelled(x.ticks)],
         y_ticks=[Tick(round(100 - y(value), 2), label) for value, label in labelled(y.ticks)],
         lines=lines,
-        references=[Tick(round(100 - y(value), 2), f"{name} {number(value)}") for name, value in plot.references],
+        references=[
+            Reference(round(100 - y(value), 2), f"{name} {number(value)}", below=ends > value)
+            for name, value in plot.references
+        ],
         interval=(round(100 - y(plot.interval[1]), 2), round(100 - y(plot.interval[0]), 2))
         if plot.interval
         else None,
@@ -126,18 +143,19 @@ def _fits(point: Point, plot: Plot) -> bool:
     return not (plot.log_x and place <= 0) and not (plot.log_y and value <= 0)
 
 
-def _scale(values: Sequence[float], log: bool, padded: bool) -> _Scale:
+def _scale(values: Sequence[float], log: bool, margin: float) -> _Scale:
+    """A scale that holds the values, and a margin on both sides, as a share of what they span."""
     low, high = min(values, default=1.0), max(values, default=1.0)
     if log:
-        margin = math.exp(0.06 * (math.log(high) - math.log(low))) if high > low else 2.0
-        below = max(low / margin, min(low, sys.float_info.min))  # not 0, which has no logarithm
-        return _Scale(below, high * margin, log) if padded or high == low else _Scale(low, high, log)
+        factor = math.exp(margin * (math.log(high) - math.log(low))) if high > low else 2.0
+        below = max(low / factor, min(low, sys.float_info.min))  # not 0, which has no logarithm
+        return _Scale(below, high * factor, log)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # as good as one value
         half = abs(high) * 0.5 or 1.0
         return _Scale(low - half, high + half, log)
-    margin = (high - low) * 0.06 if padded else 0.0
-    below = 0.0 if low >= 0 and low - margin < 0 else low - margin
-    return _Scale(below, high + margin, log)
+    room = (high - low) * margin
+    below = 0.0 if low >= 0 and low - room < 0 else low - room
+    return _Scale(below, high + room, log)
 
 
 def nice_ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
@@ -214,17 +232,23 @@ def _readouts(plot: Plot, series: list[list[Point]], place: Callable[[Point], Po
             if point[0] == value
         ]
         many = len(plot.series) > 1
-        texts = [f"{label} {number(point[1], 4)}" if many else number(point[1], 4) for _, label, point in own]
+        texts = [f"{_cut(label)} {number(point[1], 4)}" if many else number(point[1], 4) for _, label, point in own]
+        rows = [f"{number(value)} {plot.x_unit}", *texts]
+        line = " · ".join(rows)
         readouts.append(
             ReadOut(
                 at=left,
                 left=round(borders[index], 2),
                 width=round(borders[index + 1] - borders[index], 2),
-                text=" · ".join([f"{number(value)} {plot.x_unit}", *texts]),
+                rows=[line] if len(line) <= _LINE else rows,
                 dots=[(plot.series[line].colour, place(point)[1]) for line, _, point in own],
             )
         )
     return readouts
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
 
 
 def _summary(plot: Plot, series: list[list[Point]]) -> str:

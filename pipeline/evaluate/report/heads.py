@@ -74,6 +74,6 @@ def habit(weights: np.ndarray) -> dict[str, float]:
     rows = np.arange(2, length)
     return {
         "itself": float(weights[rows, rows].mean()),
-        "the one before": float(weights[rows, rows - 1].mean()),
+        "the previous": float(weights[rows, rows - 1].mean()),
         "the first": float(weights[rows, 0].mean()),
     }

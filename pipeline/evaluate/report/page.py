@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +21,11 @@ from pipeline.evaluate.report.figures import write_figures
 from pipeline.evaluate.report.heads import columns, head_pictures, spread
 from pipeline.evaluate.report.plots import (
     Axis,
+    Plot,
+    callback_plots,
     has_points,
+    objective_plots,
     position_plot,
-    step_plots,
     training_axes,
     training_plots,
 )
@@ -28,6 +33,7 @@ from pipeline.evaluate.report.records import Report
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 REPORT = Path(__file__).parent
 LEVELS = (0.25, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0)
@@ -37,8 +43,8 @@ _ROWS = 60
 CARDS = (
     ("bits_per_byte", "bits per byte"),
     ("perplexity", "perplexity"),
-    ("loss", "nats a token"),
-    ("accuracy", "likeliest token is right"),
+    ("loss", "loss, nats per token"),
+    ("accuracy", "top-1 accuracy"),
 )
 
 
@@ -52,37 +58,49 @@ def write_page(report: Report, folder: Path) -> None:
 
 def render(report: Report) -> str:
     """The page as one HTML text: no script, and a policy that lets it ask for nothing."""
-    from markupsafe import Markup
-
-    style = (REPORT / "page.css").read_text(encoding="utf-8").strip()
     positions = position_plot(report.breakdowns)
-    return (
-        templates(REPORT)
-        .get_template("page.html.j2")
-        .render(
-            report=report,
-            sides=[side for side in ("val", "test") if side in report.metrics],
-            cards=CARDS,
-            style=Markup(style),
-            style_hash=style_hash(style),
-            curves=_curves(report),
-            positions=lay_out(positions) if has_points(positions) else None,
-            bars=_baseline_bars(report),
-            drawn=_drawn(report),
-            levels=LEVELS,
-            evaluations=_some(report.training.history),
-            timeline=_some(_timeline(report)),
-            documents={name: _documents(side) for name, side in report.breakdowns.items() if side.documents},
-            frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
-            head_columns=columns(len(report.attention.heads)) if report.attention else 0,
-            heads=head_pictures(report.attention) if report.attention else [],
-            params={name: flatten(section).items() for name, section in report.params.items()},
-        )
+    return render_page(
+        REPORT / "page.html.j2",
+        report=report,
+        sides=[side for side in ("val", "test") if side in report.metrics],
+        cards=CARDS,
+        curves=_curves(report),
+        positions=lay_out(positions) if has_points(positions) else None,
+        bars=_baseline_bars(report),
+        drawn=_drawn(report),
+        end=next((sample.end for group in report.samples for sample in group if sample.end), ""),
+        levels=LEVELS,
+        unscored=any(token.nats is None for excerpt in report.excerpts for token in excerpt.tokens),
+        evaluations=_some(report.training.history),
+        timeline=_some(_timeline(report)),
+        documents={name: _documents(side) for name, side in report.breakdowns.items() if side.documents},
+        frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
+        head_columns=columns(len(report.attention.heads)) if report.attention else 0,
+        heads=head_pictures(report.attention) if report.attention else [],
+        params={name: flatten(section).items() for name, section in report.params.items()},
     )
 
 
-def templates(*folders: Path) -> Environment:
-    """What renders the templates in some folders: escaped, strict about names, with the report's filters."""
+def render_page(template: Path, *styles: Path, **values: Any) -> str:
+    """A page that extends base.html.j2, as one HTML text with its style in it.
+
+    Args:
+        template: Its file; its folder may hold more that it includes.
+        styles: Style sheets beside page.css.
+        values: What the template shows.
+    """
+    from markupsafe import Markup
+
+    sheets = (path.read_text(encoding="utf-8").strip() for path in (REPORT / "page.css", *styles))
+    style = Markup("\n".join(sheets))
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    page = _templates(template.parent, REPORT).get_template(template.name)
+    return page.render(style=style, style_hash=digest, **values)
+
+
+@cache
+def _templates(*folders: Path) -> Environment:
+    """Renders the templates in some folders: escaped, strict about names, with the report's filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -92,13 +110,9 @@ def templates(*folders: Path) -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(printable=printable, number=number, duration=duration, level=level, piece=piece)
+    filters = (printable, number, duration, level, piece, breakable, setting, written)
+    environment.filters.update({each.__name__: each for each in filters})
     return environment
-
-
-def style_hash(style: str) -> str:
-    """The digest by which a page's policy admits its own style."""
-    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
 
 
 def duration(seconds: float) -> str:
@@ -122,6 +136,32 @@ def piece(text: str) -> str:
     return printable(seen) or "∅"
 
 
+_BREAKS = re.compile(r"(?<=[/:,=])(?=[^/:,=\s])|(?<=[^\W_][_.-])(?=[^/_.:,=\s-])(?!\w{1,4}$)")
+_LONGEST = 28
+"""Characters of a part without separators, such as a digest, that stay on one line."""
+
+
+def breakable(text: str) -> Markup:
+    """A name that may break after its separators (/, _, ., -, …), but not in a word, nor before a suffix."""
+    from markupsafe import Markup, escape
+
+    parts = _BREAKS.split(printable(text))
+    pieces = [part[at : at + _LONGEST] for part in parts for at in range(0, len(part), _LONGEST)]
+    return Markup("<wbr>").join(map(escape, pieces))
+
+
+def setting(value: object) -> str:
+    """A param as params.yaml can hold it."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def written(text: str) -> Markup:
+    """A text whose line breaks are kept, and marked: at its end and in an empty line nobody sees them otherwise."""
+    from markupsafe import Markup, escape
+
+    return Markup('<span class="mark">↵</span>\n').join(map(escape, printable(text).split("\n")))
+
+
 def _drawn(report: Report) -> str:
     """What the intervals were drawn over, in words: the last side's."""
     if not report.breakdowns:
@@ -136,10 +176,13 @@ def _some(rows: list[Any]) -> list[Any]:
 
 
 def _curves(report: Report) -> list[tuple[Axis, list[Chart]]]:
-    axes = training_axes(report.training.history)
-    return [
-        (axis, [lay_out(plot) for plot in training_plots(report, axis) + step_plots(report, axis)]) for axis in axes
-    ]
+    training = report.training
+    return [(axis, [lay_out(plot) for plot in _plots(report, axis)]) for axis in training_axes(training.history)]
+
+
+def _plots(report: Report, axis: Axis) -> list[Plot]:
+    training = report.training
+    return training_plots(report, axis) + objective_plots(training, axis) + callback_plots(training, axis)
 
 
 @dataclass(frozen=True)
@@ -159,7 +202,7 @@ def _bars(rows: list[tuple[str, float, bool]]) -> list[Bar]:
 
 def _baseline_bars(report: Report) -> dict[str, list[Bar]]:
     """Bits per byte of the model and of its baselines, by side; the best on top."""
-    names = {"unigram": "token frequencies", "xz": "xz, a file compressor"}
+    names = {"unigram": "unigram model", "xz": "xz -9e compression"}
     bars = {}
     for side in ("val", "test"):
         numbers = report.metrics.get(side, {})
@@ -187,12 +230,14 @@ class DocumentRow:
 
 
 def _documents(side: Breakdown) -> tuple[list[DocumentRow], list[DocumentRow]]:
-    """The documents from the lowest loss to the highest: all of a few, or the first and the last of many."""
+    """The easiest documents and the hardest, each from the extreme inward; of a few, all are in the first list."""
     means = sorted((each.nats / each.tokens, each.name, each.tokens) for each in side.documents)
     longest = (means[-1][0] if means else 0.0) or 1.0
     rows = [DocumentRow(name, tokens, mean, round(100 * mean / longest, 1)) for mean, name, tokens in means]
-    half = len(rows) // 2
-    return rows[: min(_DOCUMENTS, len(rows) - half)], rows[half:][-min(_DOCUMENTS, half) :] if half else []
+    if len(rows) <= _DOCUMENTS:
+        return rows, []
+    half = min(_DOCUMENTS, len(rows) // 2)
+    return rows[:half], rows[: -half - 1 : -1]
 
 
 @dataclass(frozen=True)

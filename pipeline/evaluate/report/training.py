@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,31 @@ def read_training(checkpoint: Path) -> Training:
     metrics = checkpoint / METRICS
     try:
         return Training(
-            history=_with_times(_read_table(metrics / "history.tsv"), _read_table(metrics / "timing.tsv")),
+            **parse_curves(*((metrics / name).read_text(encoding="utf-8") for name in CURVES)),
             performance=json.loads((metrics / "performance.json").read_text(encoding="utf-8")),
             samples=_read_samples(checkpoint / SAMPLES),
-            steps=_read_table(metrics / "steps.tsv"),
         )
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         reason = f"{type(error).__name__}: {error}): train again"
         raise CheckpointError(f"{checkpoint}: its record of training is damaged ({reason}") from None
 
 
-def _read_table(path: Path) -> list[dict[str, float]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        return [{name: float(value) for name, value in row.items() if value} for row in rows]
+CURVES = ("history.tsv", "timing.tsv", "steps.tsv")
+"""The files of metrics/ that hold curves."""
+
+
+def parse_curves(history: str, timing: str, steps: str) -> dict[str, list[dict[str, float]]]:
+    """The rows of a run's curves as `Training` has them: history, steps.
+
+    Raises:
+        ValueError, TypeError, KeyError, csv.Error: the texts are not what training writes.
+    """
+    return {"history": _with_times(_rows(history), _rows(timing)), "steps": _rows(steps)}
+
+
+def _rows(table: str) -> list[dict[str, float]]:
+    rows = csv.DictReader(io.StringIO(table, newline=""), delimiter="\t")
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
 def _with_times(history: list[dict[str, float]], timing: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -35,6 +35,9 @@ class BatchSampler(Component):
             sample: The number of the sample in the run.
             seed: `train.seed`.
             index: The training text.
+
+        It may also have a parameter `total_samples`: how many samples the run reads, an extension
+        (`train.extension`) not included, whose samples have higher numbers.
         """
 
     def sources(self, documents: Iterator[IndexedDocument]) -> Iterable[str]:

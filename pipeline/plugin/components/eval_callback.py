@@ -49,7 +49,7 @@ class EvaluationEvent(TrainingEvent):
     Attributes:
         history: The metrics of the previous evaluations, oldest first.
         generate: `generate(prompt, max_new_tokens, temperature=0.0)` returns the prompt and its continuation.
-        show: `show(text)` prints a text and adds it to the report.
+        show: `show(text)` prints a text on one line and adds it, unchanged, to the report.
     """
 
     history: Sequence[Mapping[str, float]]

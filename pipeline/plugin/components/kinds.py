@@ -50,7 +50,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("loss", "losses", Loss, "train.loss.name", ("inputs", "step", "total_steps", "teacher")),
         Kind("optimizer", "optimizers", Optimizer, "train.optimizer.name", ("total_steps",)),
         Kind("schedule", "schedules", Schedule, "train.schedule.name"),
-        Kind("batch sampler", "batch_samplers", BatchSampler, "train.batch_sampler.name"),
+        Kind("batch sampler", "batch_samplers", BatchSampler, "train.batch_sampler.name", ("total_samples",)),
         Kind("eval callback", "eval_callbacks", EvalCallback, "train.eval_callbacks.use"),
         Kind("sampler", "samplers", Sampler, "evaluate.samplers.use", ("prompt_length", "memory")),
         Kind("metric", "metrics", Metric, "evaluate.metrics.use"),

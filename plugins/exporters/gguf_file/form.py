@@ -1,4 +1,4 @@
-"""What each model is in GGUF: its name there, its numbers, and its tensors under llama.cpp's names."""
+"""The GGUF form of each model: architecture name, metadata, and tensors with llama.cpp's names."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from pipeline.plugin import ExportSource
 
 
 class Form(NamedTuple):
-    """What llama.cpp calls an architecture, its numbers (their keys without that name) and its tensors."""
+    """llama.cpp's name of the architecture, its metadata (keys without the name as prefix), and its tensors."""
 
     arch: str
     numbers: dict[str, int | float]
@@ -17,15 +17,15 @@ class Form(NamedTuple):
 
 
 def form(source: ExportSource) -> Form:
-    """The model's form.
+    """The GGUF form of the model.
 
     Raises:
-        ValueError: llama.cpp has none for this model.
+        ValueError: llama.cpp does not support the model.
     """
     name = source.config["name"]
     if name not in _FORMS:
         raise ValueError(
-            f"llama.cpp has no form for the model {name!r}, only for {' and '.join(_FORMS)}: train with one of "
+            f"llama.cpp does not support the model {name!r}, only {' and '.join(_FORMS)}: train with one of "
             "these as model.name, or leave gguf out of export.formats.use"
         )
     if source.config.get("document_end") is not None:
@@ -47,18 +47,20 @@ def _sizes(source: ExportSource) -> dict[str, int | float]:
     }
 
 
-def _named(weights: Mapping[str, torch.Tensor], layers: int, parts: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """The embedding, the head where it is not the embedding, and each block's `parts`: their name, our name."""
-    named = {"token_embd.weight": weights["token_embedding.weight"]}
+def _rename_tensors(
+    weights: Mapping[str, torch.Tensor], layers: int, parts: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """The embedding, the untied head, and the `parts` of each block (GGUF name → name in this project)."""
+    tensors = {"token_embd.weight": weights["token_embedding.weight"]}
     if "head.weight" in weights:
-        named["output.weight"] = weights["head.weight"]
+        tensors["output.weight"] = weights["head.weight"]
     for layer in range(layers):
-        named |= {f"blk.{layer}.{theirs}": weights[f"blocks.{layer}.{ours}"] for theirs, ours in parts.items()}
-    return named
+        tensors |= {f"blk.{layer}.{theirs}": weights[f"blocks.{layer}.{ours}"] for theirs, ours in parts.items()}
+    return tensors
 
 
 def _gpt2(source: ExportSource) -> Form:
-    """A missing bias is one of zeros: there it is always added."""
+    """GPT-2. llama.cpp always adds the qkv bias, so a missing one is written as zeros."""
     weights, parts = source.weights, {}
     for theirs, ours in (
         ("attn_norm", "attention_norm"),
@@ -77,7 +79,7 @@ def _gpt2(source: ExportSource) -> Form:
         "gpt2",
         {**_sizes(source), "attention.layer_norm_epsilon": 1e-5},
         {
-            **_named(zeros | dict(weights), source.config["n_layers"], parts),
+            **_rename_tensors(zeros | dict(weights), source.config["n_layers"], parts),
             "position_embd.weight": weights["position_embedding.weight"],
             "output_norm.weight": weights["norm.weight"],
             "output_norm.bias": weights["norm.bias"],
@@ -86,7 +88,8 @@ def _gpt2(source: ExportSource) -> Form:
 
 
 def _llama(source: ExportSource) -> Form:
-    """Queries, keys and values have a projection each, the first two with their rows as llama.cpp turns them."""
+    """Llama. Queries, keys and values are separate tensors; rows of the first two are in llama.cpp's rotary
+    order."""
     config, weights = source.config, source.weights
     heads, shared = config["n_heads"], config["n_kv_heads"] or config["n_heads"]
     size = config["emb_dim"] // heads
@@ -98,13 +101,13 @@ def _llama(source: ExportSource) -> Form:
         "ffn_up.weight": "mlp.up.weight",
         "ffn_down.weight": "mlp.down.weight",
     }
-    tensors = _named(weights, config["n_layers"], parts) | {"output_norm.weight": weights["norm.weight"]}
+    tensors = _rename_tensors(weights, config["n_layers"], parts) | {"output_norm.weight": weights["norm.weight"]}
     for layer in range(config["n_layers"]):
         q, k, v = weights[f"blocks.{layer}.attention.qkv.weight"].split(
             [heads * size, shared * size, shared * size]
         )
-        tensors[f"blk.{layer}.attn_q.weight"] = _interleaved(q, heads)
-        tensors[f"blk.{layer}.attn_k.weight"] = _interleaved(k, shared)
+        tensors[f"blk.{layer}.attn_q.weight"] = _interleave_rows(q, heads)
+        tensors[f"blk.{layer}.attn_k.weight"] = _interleave_rows(k, shared)
         tensors[f"blk.{layer}.attn_v.weight"] = v
     numbers = {
         "attention.head_count_kv": shared,
@@ -115,8 +118,9 @@ def _llama(source: ExportSource) -> Form:
     return Form("llama", _sizes(source) | numbers, tensors)
 
 
-def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of queries or keys: here a head's first half is turned with its second, there neighbours are."""
+def _interleave_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Reorders rows of queries or keys: here the first half of a head rotates with the second, there adjacent
+    rows."""
     rows, columns = weight.shape
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 

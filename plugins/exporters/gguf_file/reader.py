@@ -1,4 +1,4 @@
-"""A model from a GGUF file alone, as llama.cpp computes it: what proves that the file says what it should.
+"""Computes a model from a GGUF file alone, as llama.cpp does, to verify the file.
 
 It shares nothing with what wrote the file: names, shapes and numbers come from the file, and the graph is that of
 llama.cpp's `llm_build_gpt2` and `llm_build_llama`.
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
 class GgufModel:
-    """Tensors and numbers of a file, in float32."""
+    """The model in a GGUF file, computed in float32."""
 
     def __init__(self, path: Path) -> None:
         reader = GGUFReader(path)
@@ -57,7 +57,7 @@ class GgufModel:
         return self._linear(attended.transpose(1, 2).flatten(2), f"{name}.attn_output")
 
     def _turned(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Neighbouring numbers are a pair: ggml's "normal" rotary positions."""
+        """Applies rotary positions to pairs of adjacent numbers: ggml's "normal" mode."""
         size = self._number("rope.dimension_count")
         frequencies = self._number("rope.freq_base") ** (-torch.arange(0, size, 2) / size)
         angles = positions[:, None] * frequencies
@@ -88,21 +88,21 @@ class GgufModel:
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """The tokens that no text is read as (llama.cpp's type "control"), and their ids."""
+        """The special tokens (llama.cpp's type "control") and their ids."""
         types = self.values["tokenizer.ggml.token_type"]
         return {
             token: number for number, token in enumerate(self.values["tokenizer.ggml.tokens"]) if types[number] == 3
         }
 
     def tokenizer(self, end_of_text: str) -> Tokenizer:
-        """The file's own tokens and merges, with the split pattern that its name stands for.
+        """The tokenizer from the tokens and merges in the file, with the split pattern of its name.
 
         Raises:
-            ValueError: it is no gpt2 tokenizer, adds a token by itself, or ends a text with another one.
+            ValueError: the file does not have a gpt2 tokenizer, adds tokens, or has another end-of-text token.
         """
         metadata = {name.removeprefix("tokenizer.ggml."): value for name, value in self.values.items()}
         if (metadata["model"], metadata["pre"], metadata["add_bos_token"]) != ("gpt2", "gpt-2", False):
-            raise ValueError("it does not hold a gpt2 tokenizer that adds nothing")
+            raise ValueError("its tokenizer is not gpt2 without added tokens")
         tokens: list[str] = metadata["tokens"]
         for key in ("bos_token_id", "eos_token_id"):
             if tokens[metadata[key]] != end_of_text:

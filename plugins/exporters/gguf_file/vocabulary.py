@@ -1,8 +1,8 @@
-"""The tokenizer as GGUF holds it: tokens, what each is, merges. llama.cpp knows split patterns by name only."""
+"""The tokenizer in GGUF: tokens, their types, and merges. llama.cpp identifies split patterns by name."""
 
 from typing import NamedTuple
 
-from pipeline.exporting import merges, reads_any_text, written
+from pipeline.exporting import byte_level_text, is_byte_level, merges
 from pipeline.plugin import ExportSource
 
 _GPT2 = {
@@ -10,12 +10,12 @@ _GPT2 = {
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
 }
-"""The pattern that llama.cpp calls gpt-2, as people write it."""
+"""The split pattern that llama.cpp calls gpt-2."""
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5
 
 
 class Vocabulary(NamedTuple):
-    """Tokens by id as printable characters, their types, merges as "first second", and the id that ends a text."""
+    """Tokens by id in printable characters, their types, merges as "first second", and the end-of-text id."""
 
     tokens: list[str]
     types: list[int]
@@ -24,16 +24,16 @@ class Vocabulary(NamedTuple):
 
 
 def vocabulary(source: ExportSource) -> Vocabulary:
-    """The tokenizer's form.
+    """The GGUF form of the tokenizer.
 
     Raises:
-        ValueError: llama.cpp has none for it.
+        ValueError: llama.cpp does not support it.
     """
     fix = "train with tokenize.tokenizer.name: bpe (or tiktoken's gpt2), or leave gguf out of export.formats.use"
-    if not reads_any_text(source):
-        raise ValueError(f"llama.cpp reads no tokenizer of characters, only a byte-level BPE: {fix}")
+    if not is_byte_level(source):
+        raise ValueError(f"llama.cpp does not support character tokenizers, only byte-level BPE: {fix}")
     if len(source.ranks) == 256:
-        raise ValueError(f"llama.cpp reads no tokenizer of single bytes, only a BPE with merges: {fix}")
+        raise ValueError(f"llama.cpp does not support a tokenizer of single bytes, only BPE with merges: {fix}")
     if source.pattern not in _GPT2:
         raise ValueError(
             f"llama.cpp does not know the tokenizer's split pattern ({source.pattern[:40]}…), only gpt2's: {fix}"
@@ -41,11 +41,11 @@ def vocabulary(source: ExportSource) -> Vocabulary:
     size = source.config["vocab_size"]
     tokens, types = [f"[UNUSED{token}]" for token in range(size)], [_UNUSED] * size
     for sequence, token in source.ranks.items():
-        tokens[token], types[token] = written(sequence), _NORMAL
+        tokens[token], types[token] = byte_level_text(sequence), _NORMAL
     for text, token in source.special_tokens.items():
         tokens[token], types[token] = text, _CONTROL
     if len(set(tokens)) != size:
         twice = next(token for token in tokens if tokens.count(token) > 1)
-        raise ValueError(f"two tokens are written {twice!r}, which llama.cpp cannot tell apart: {fix}")
+        raise ValueError(f"two tokens have the same text {twice!r}, which llama.cpp does not support: {fix}")
     pairs = [f"{first} {second}" for first, second in merges(source)]
     return Vocabulary(tokens, types, pairs, source.special_tokens[source.end_of_text])
