@@ -1,11 +1,11 @@
-"""How good the settings of `pipeline fit` are: beside random ones, for the same processor time, on texts that you name.
+"""How good the settings of `pipeline fit` are, compared with random settings at the same processor time.
 
-`python -m benchmarks.fit TEXT... --seconds 120` trains, on each text (a file or a folder), what fit chooses with three
-seeds, and 16 settings that are drawn at random, always the same ones; the best of these get three seeds, too. A run gets
-as many steps as take so many seconds of one thread's processor time, as its own first steps measure; it is neither
-compiled nor counted what starting and evaluating take. So other programs on the machine change little.
+`python -m benchmarks.fit TEXT... --seconds 120` trains on each text (a file or a folder) what fit chooses, with
+three seeds, and 16 random settings, the same ones on every text; the best two of them get three seeds as well. Each
+run gets as many steps as one thread takes in these seconds of processor time, measured on its own first steps.
+Start, evaluations and compiling do not count, so other programs on the machine change little.
 
-Each run adds a line to a file of JSON lines, and a study that was interrupted goes on where it ended.
+Each run adds a line to a file of JSON lines; an interrupted study continues where it ended.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Trainer:
 
         size = float(sum(path.stat().st_size for path in _files(self.text)))
         values: dict[str, Any] = {
-            "tokenize.tokenizer.bpe.vocab_size": 4096, "model.n_layers": 2, "model.emb_dim": 128, "model.n_heads": 2,
-            "model.context_length": 64, "model.dropout": 0.0, "train.batch_size": 24,
+            "tokenize.tokenizer.bpe.vocab_size": 4096, "model.n_layers": 2, "model.emb_dim": 128,
+            "model.n_heads": 2, "model.context_length": 64, "model.dropout": 0.0, "train.batch_size": 24,
         }  # fmt: skip
         for _ in range(2):  # the speed of another shape, then that of the chosen one
             run, seconds = self._run(values), self._step_seconds(values)
@@ -199,8 +199,8 @@ def _files(text: Path) -> list[Path]:
 
 
 def missing(rows: Iterable[dict[str, Any]], texts: Iterable[str], settings: int) -> list[tuple[str, str, int]]:
-    """The runs that a study lacks, as text, setting and seed: fit first, then each random setting on every text, then
-    further seeds of the best; these are known once the others are done."""
+    """The runs that a study lacks, as text, setting and seed: fit, each random setting, further seeds of fit, and,
+    once these are done, further seeds of the best random settings."""
     done = {(row["text"], row["setting"], row["seed"]): row["bits_per_byte"] for row in rows}
     texts, plan = list(texts), []
     plan += [(text, _CHOSEN, _SEEDS[0]) for text in texts]

@@ -1,7 +1,8 @@
-"""The rules of `pipeline fit`: from the size of the text and the computation that fits the time, a whole setting.
+"""The rules of `pipeline fit`: all settings follow from the size of the text and the computation that fits the
+time.
 
-Each rule is a formula or a small table. They were chosen on text in English and Python source of one to four megabytes,
-and join the presets' values, which were tuned by hand from ten seconds to five minutes of training.
+Each rule is a formula or a small table. They join the values of the presets, which were tuned from ten seconds to
+five minutes of training, and were checked on English text and Python source of one to four megabytes.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 _SHAPES = (
-    (1, 64, 2), (2, 64, 2), (2, 96, 3), (2, 128, 2), (3, 128, 2), (4, 128, 2), (4, 160, 5), (4, 192, 3), (5, 256, 4),
-    (6, 320, 5), (6, 384, 6), (8, 512, 8), (10, 640, 10), (12, 768, 12), (16, 1024, 16), (20, 1280, 20), (24, 1536, 24),
+    (1, 64, 2), (2, 64, 2), (2, 96, 3), (2, 128, 2), (3, 128, 2), (4, 128, 2), (4, 160, 5), (4, 192, 3),
+    (5, 256, 4), (6, 320, 5), (6, 384, 6), (8, 512, 8), (10, 640, 10), (12, 768, 12), (16, 1024, 16),
+    (20, 1280, 20), (24, 1536, 24),
 )  # fmt: skip
-"""Layers, width and heads, by size: width about 40 times the layers, as small models of any kind have it."""
+"""Layers, width and heads, by size: the width is some 40 to 64 times the number of layers."""
 _ANCHOR_FLOPS, _ANCHOR_BLOCKS, _ANCHOR_BATCH = 5e13, 1.77e6, 2048
 """The default run: its computation, the parameters of its blocks, and the tokens of a step."""
 _MOST_EPOCHS = 15
-"""Reading a text 4 times is nearly as good as new text, and beyond some 16 times little is learned (Muennighoff et al.,
-2023)."""
+"""Reading a text 4 times is nearly as good as reading new text; beyond 16 times little is gained (Muennighoff et
+al., 2023, "Scaling Data-Constrained Language Models")."""
 _BLOCKS_PER_TOKEN = 3.5
-"""Parameters of the blocks for each token of the text; a larger model learns a small text by heart."""
-_HELD_OUT_TOKENS = 200_000
-"""Tokens of val, and of test, that are enough: more of them cost time at each end of a run."""
+"""The largest number of block parameters per token of the text; a larger model overfits."""
+_HELD_OUT_TOKENS = 100_000
+"""Tokens of val, and of test, that are enough; more only make evaluations slower."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ class Setting:
 def vocabulary(size: float, flops: float) -> int:
     """The size of the BPE vocabulary for a text of `size` bytes; 0 for characters.
 
-    A larger vocabulary makes the text shorter, so that the same computation reads more of it. Two things limit it: each
-    token must occur often enough to be learned, and the output head must not cost much more than the blocks.
+    With a larger vocabulary the text has fewer tokens, so the same computation reads more of it. Two things limit
+    the vocabulary: each token must occur often enough to be learned, and the output head must not cost much more
+    than the blocks.
     """
     if size < 50e3:
         return 0
@@ -107,10 +110,10 @@ def split_share(tokens: float) -> float:
 
 
 def setting(tokens: float, vocab_size: int, flops: float) -> Setting:
-    """The setting for a training text of `tokens` tokens and so many floating-point operations.
+    """The setting for a training text of `tokens` tokens and a number of floating-point operations, C.
 
-    Model and batch grow with the computation C: the blocks have N ∝ C^0.4 parameters, a step has ∝ C^0.1 tokens (C^0.25
-    for large runs), and the steps take the rest. That joins the presets from 5·10¹¹ to 5·10¹³ operations.
+    The blocks get N ∝ C^0.4 parameters, a step ∝ C^0.1 tokens (C^0.25 for large runs), and the number of steps
+    follows. These exponents join the presets, from 5·10¹¹ to 5·10¹³ operations.
     """
     size = min(_blocks(flops), _BLOCKS_PER_TOKEN * tokens)
     layers, width, heads = _SHAPES[_shape(size)]
@@ -130,8 +133,8 @@ def setting(tokens: float, vocab_size: int, flops: float) -> Setting:
     return _with_steps(
         Setting(
             n_layers=layers, emb_dim=width, n_heads=heads, context_length=context, dropout=_dropout(epochs),
-            batch_size=windows, micro_batch_size=min(windows, max(1, 16384 // context)), steps=steps, warmup_steps=0,
-            lr=0.0, adamw_lr=0.0, momentum=0.0, epochs=epochs, limited=most < affordable,
+            batch_size=windows, micro_batch_size=min(windows, max(1, 16384 // context)), steps=steps,
+            warmup_steps=0, lr=0.0, adamw_lr=0.0, momentum=0.0, epochs=epochs, limited=most < affordable,
         ),
         steps,
         tokens,
@@ -139,10 +142,10 @@ def setting(tokens: float, vocab_size: int, flops: float) -> Setting:
 
 
 def with_steps(chosen: Setting, steps: int, tokens: float) -> Setting:
-    """The setting for another number of steps, since they take longer or shorter than was thought.
+    """The setting with another number of steps, after the duration of a step was measured.
 
-    Fewer steps need higher rates and a shorter momentum: the rate falls with √steps. The AdamW part takes half the
-    rate, and less for wide models.
+    Shorter runs need higher learning rates, ∝ 1/√steps, and less momentum. The AdamW part gets half of Muon's rate,
+    and less in wide models.
     """
     most = max(20, int(_MOST_EPOCHS * tokens / (chosen.batch_size * chosen.context_length)))
     return _with_steps(chosen, min(steps, most), tokens, limited=steps >= most)
@@ -165,12 +168,12 @@ def _with_steps(chosen: Setting, steps: int, tokens: float, limited: bool | None
 
 
 def _dropout(epochs: float) -> float:
-    """None for a text that is read about once, more the more often it is read."""
+    """No dropout for a text that is read once; more, the more often it is read."""
     return (0.0, 0.1, 0.2, 0.3)[bisect_right([1.5, 4, 10], epochs)]
 
 
 def _blocks(flops: float) -> float:
-    return _ANCHOR_BLOCKS * (flops / _ANCHOR_FLOPS) ** 0.4
+    return float(_ANCHOR_BLOCKS * (flops / _ANCHOR_FLOPS) ** 0.4)
 
 
 def _shape(blocks: float) -> int:
