@@ -271,7 +271,8 @@ def _explain(fit: _Fit, minutes: float) -> None:
         else f"the size that learns most in {minutes:g} min on this machine"
     )
     model = params.model
-    _line("model", f"{model.n_layers} layers of width {model.emb_dim}, {parameters:,} parameters: {why}")
+    layers = "1 layer" if model.n_layers == 1 else f"{model.n_layers} layers"
+    _line("model", f"{layers} of width {model.emb_dim}, {parameters:,} parameters: {why}")
     _line(
         "batch",
         f"{params.train.batch_size} windows of {model.context_length} tokens: short runs learn more from many small"
@@ -287,11 +288,8 @@ def _explain(fit: _Fit, minutes: float) -> None:
     else:
         _line("length", f"{chosen.steps:,} steps: {read} in the time")
     overfits = "expect overfitting" if each < 1 and chosen.epochs > 1.5 else "overfitting is not expected"
-    _line(
-        "dropout",
-        f"{model.dropout:g}: with {each:.2g} tokens of text per parameter, read {chosen.epochs:.2g} times, {overfits}"
-        "; the best weights are kept",
-    )
+    why = f"{each:.2g} tokens of text per parameter, read {chosen.epochs:.2g} times: {overfits}"
+    _line("dropout", f"{model.dropout:g}; {why}; the best weights are kept")
     _line(
         "rates",
         f"{chosen.lr:g} for muon, {chosen.adamw_lr:g} for its AdamW part, momentum {chosen.momentum:g}: the fewer "
@@ -310,7 +308,7 @@ def _about_split(params: Params, text: _Text) -> str:
             if text.documents > 1
             else "it is one document"
         )
-        return f"the last {split.val + split.test:.1%} of the text are held out for val and test: {why}"
+        return f"the last {split.val + split.test:.0%} of the text is held out for val and test: {why}"
     return f"{split.val:.1%} of the documents are held out for val, {split.test:.1%} for test"
 
 
