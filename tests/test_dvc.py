@@ -205,7 +205,7 @@ def test_a_second_repro_runs_nothing(clone: Clone) -> None:
 def test_a_changed_sampler_evaluates_again_and_does_not_train(clone: Clone) -> None:
     path = clone.root / "plugins" / "samplers" / "top_k.py"
     source = path.read_text()
-    path.write_text(source.replace("likeliest tokens", "k most likely tokens"))
+    path.write_text(source.replace("most likely tokens", "likeliest tokens"))
     assert clone.repro() == ["evaluate"]
     path.write_text(source)
     assert clone.repro() == []  # from the run cache
@@ -335,7 +335,7 @@ def test_a_comment_in_what_all_stages_share_changes_no_output_and_computes_nothi
         file.write("\n# A comment.\n")
     output = clone.run("dvc", "repro").stdout
     for stage in ("train", "evaluate", "export"):
-        assert f"nothing that decides the result of {stage} has changed" in output
+        assert f"the result of {stage} is unchanged" in output
     assert clone.git("status", "--porcelain", "metrics") == ""
     outputs = [outs_of(text) for text in (before, (clone.root / "dvc.lock").read_text())]
     assert outputs[0] == outputs[1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import REPOSITORY, words
+from conftest import REPOSITORY, made_up_text
 from nbclient import NotebookClient
 from ruamel.yaml import YAML
 from test_dvc import Clone
@@ -85,7 +85,7 @@ def test_it_trains_on_an_own_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (clone.root / "data" / "raw.dvc").unlink()
     clone.set_params("tokenize.corpus.name=python_docs")
     clone.commit("without texts")
-    (tmp_path / "my text.txt").write_text(words(1, 4000))
+    (tmp_path / "my text.txt").write_text(made_up_text(1, 4000))
     own = (tmp_path / "my text.txt").as_uri()
     run = notebook(TEXT=own, SETTINGS=["train.budget.amount=12"], CHANGE="train.optimizer.adamw.lr=0.01")
     execute(run, clone, monkeypatch, tmp_path)

@@ -47,6 +47,12 @@ EXCEPTED = {
 }
 """The beginnings of commands that no test here runs, and why."""
 
+SHORTER = {
+    "lr=0.01,0.04 -S train.seed=1,2,3": "lr=0.01 -S train.seed=1",
+    "dvc exp remove adamw": "true",
+}
+"""Without --long: one queued run, which is ranked beside the experiment `adamw`."""
+
 FURTHER = {"dvc exp run --temp -S train.loss.name=steep": "test_docs.py trains with this loss"}
 """The beginnings of commands that run with --long only: further cases of what runs anyway."""
 
@@ -76,12 +82,14 @@ class Shell:
         if folder := re.fullmatch(r"cd (\S+)", line):
             self.clone.root = (self.clone.root / folder[1]).resolve(strict=True)
             return ""
-        if line.startswith("pipeline ") and not re.search(r"[|&><$]", line):
+        if " && " in line:
+            return "".join(self.type(each) for each in line.split(" && "))
+        if line.startswith("pipeline ") and not re.search(r"[|><$]", line):
             return self._call(line)
         if line == "dvc exp apply NAME":
             line = line.replace("NAME", self.clone.run("dvc", "exp", "list", "--name-only").stdout.split()[-1])
         # The installed `pipeline` would run the code of this repository, not that of the clone.
-        command = re.sub(r"(^|&& |\| )pipeline ", r"\1python -m pipeline ", line)
+        command = re.sub(r"(^|\| )pipeline ", r"\1python -m pipeline ", line)
         result = self.clone.run("bash", "-c", command, check=False)
         assert result.returncode == 0, f"{line}\n{result.stdout}"
         if "dvc queue start" in line:
@@ -187,10 +195,9 @@ def check_comparing(printed: Printed) -> None:
     assert "val" in compared
     assert "train.optimizer.name" in compared
     (ranked,) = outputs(printed, "pipeline compare --by")
+    assert "lr=0.01" in ranked
     (shown,) = outputs(printed, "dvc exp show")
-    for rate in ("0.01", "0.04"):
-        assert f"lr={rate}" in ranked
-        assert rate in shown
+    assert "0.01" in shown
 
 
 def check_team(printed: Printed) -> None:

@@ -82,10 +82,10 @@ class _Settings:
         self.use(*with_option(self.registry, self.names, self.options, key, parsed))
 
     def __str__(self) -> str:
-        return "; ".join(filter(None, [", ".join(map(_shown, self.samplers)), f"{self.tokens} tokens a turn"]))
+        return "; ".join(filter(None, [", ".join(map(_describe, self.samplers)), f"{self.tokens} tokens a turn"]))
 
 
-def _shown(sampler: Any) -> str:
+def _describe(sampler: Any) -> str:
     values = sampler.model_dump()
     only = len(values) == 1
     return " ".join([sampler.name, *(f"{value}" if only else f"{name}={value}" for name, value in values.items())])
@@ -183,11 +183,11 @@ class _Session:
         _note(_HELP)
 
     def do_undo(self) -> None:
-        self._take_back()
+        self._undo_turn()
         _note(f"(the text ends with {self._text[-40:]!r})" if self._text else "(an empty text)")
 
     def do_retry(self) -> None:
-        self._turn(self._take_back().typed)
+        self._turn(self._undo_turn().typed)
 
     def do_reset(self) -> None:
         self._begin()
@@ -216,7 +216,7 @@ class _Session:
         self._settings.use(names, self._settings.options)
         _note(str(self._settings))
 
-    def _take_back(self) -> _Turn:
+    def _undo_turn(self) -> _Turn:
         if not self._turns:
             raise ParamsError("there is no turn to undo")
         turn = self._turns.pop()
@@ -237,14 +237,14 @@ class _Session:
         try:
             self._continue()
         except PipelineError:
-            self._take_back()
+            self._undo_turn()
             raise
 
     def _add(self, ids: list[int]) -> None:
         self._read.add(torch.tensor([ids], dtype=torch.long, device=self._read.tokens.device))
 
     @torch.inference_mode()
-    def _draw(self, start: int, state: SequenceState) -> int:
+    def _sample_token(self, start: int, state: SequenceState) -> int:
         """Samples the next token and adds it. The samplers receive the tokens in the model's context; those before
         `start` are the prompt."""
         read = self._read
@@ -260,7 +260,7 @@ class _Session:
         state = SequenceState(start)
         with _interrupts() as interrupts:
             while len(drawn) < self._settings.tokens and not (interrupts or ended or stream.stopped):
-                token = self._draw(start, state)
+                token = self._sample_token(start, state)
                 ended = token == self._tokenizer.end_of_text
                 if not ended:
                     drawn.append(token)

@@ -129,8 +129,8 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
 def _check_environment(paths: Paths) -> None:
     changes = environment_changes(paths.environment, Registry.load(None).packages())
     if changes:
-        told = "; ".join(changes)
-        say(f"note: environment.yaml is not up to date ({told}), so DVC misses the change: run `pipeline lock`")
+        listed = "; ".join(changes)
+        say(f"note: environment.yaml is not up to date ({listed}), so DVC misses the change: run `pipeline lock`")
     else:
         fact("versions", "environment.yaml is up to date")
 

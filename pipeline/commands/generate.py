@@ -83,14 +83,14 @@ def run(
     chosen = registry.build_all("samplers", names, options, "evaluate.samplers")
     checkpoint = load_model(params, paths, registry, weights, precision)
     first = evaluate_params.generation.seed if seed is None else seed
-    wanted = [
+    requests = [
         Continuation(prompt, sample + 1, first + number * num_samples + sample)
         for number, prompt in enumerate(prompts)
         for sample in range(num_samples)
     ]
     length = tokens or evaluate_params.generation.max_new_tokens
-    live = len(wanted) == 1 and not as_json
-    for each in _continued(checkpoint, wanted, length, chosen, stops, live):
+    live = len(requests) == 1 and not as_json
+    for each in _generate(checkpoint, requests, length, chosen, stops, live):
         if as_json:
             sys.stdout.write(json_line(asdict(each)))
             sys.stdout.flush()
@@ -152,9 +152,9 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
-def _continued(
+def _generate(
     checkpoint: Checkpoint,
-    wanted: Sequence[Continuation],
+    requests: Sequence[Continuation],
     length: int,
     samplers: Sequence[SamplerLike],
     stops: Sequence[str],
@@ -167,10 +167,10 @@ def _continued(
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     device = device_of(model)
     starts = [
-        encoded(each.prompt, tokenizer) for each in wanted
+        encoded(each.prompt, tokenizer) for each in requests
     ]  # encode all prompts first, so that errors come before any output
-    streams = [TextStream(tokenizer, stops) for _ in wanted]
-    texts = [""] * len(wanted)
+    streams = [TextStream(tokenizer, stops) for _ in requests]
+    texts = [""] * len(requests)
 
     def add(number: int, new: str) -> None:
         texts[number] += new
@@ -183,15 +183,15 @@ def _continued(
         return stream.stopped
 
     if live:
-        show(wanted[0].prompt)
+        show(requests[0].prompt)
     rows = _rows_at_once(model)
-    for first in range(0, len(wanted), rows):
+    for first in range(0, len(requests), rows):
         drawn = generate_batch(
             model,
             starts[first : first + rows],
             length,
             samplers,
-            [torch.Generator(device).manual_seed(each.seed) for each in wanted[first : first + rows]],
+            [torch.Generator(device).manual_seed(each.seed) for each in requests[first : first + rows]],
             tokenizer.end_of_text,
             partial(should_stop, first),
         )
@@ -199,7 +199,7 @@ def _continued(
             stream = streams[number]
             add(number, stream.finish())
             reason = "stop" if stream.stopped else "end_of_text" if len(ids) < length else "length"
-            yield replace(wanted[number], continuation=texts[number], tokens=len(ids), finish_reason=reason)
+            yield replace(requests[number], continuation=texts[number], tokens=len(ids), finish_reason=reason)
 
 
 def _rows_at_once(model: LanguageModel) -> int:

@@ -50,11 +50,11 @@ def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
         PipelineError: a name matches no run or several runs.
     """
     runs = saved_runs(root)
-    chosen = [_named(name, runs) for name in names] if names else runs
-    kept = runs[:keep]
+    chosen = [_find_run(name, runs) for name in names] if names else runs
+    newest = runs[:keep]
     removed = freed = 0
     for run in chosen:
-        if run in kept:
+        if run in newest:
             continue
         process = run.running
         if process or not run.remove():
@@ -64,7 +64,7 @@ def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
     yield f"removed the checkpoints of {removed} run{'' if removed == 1 else 's'}, {format_bytes(freed)}"
 
 
-def _named(name: str, runs: Sequence[SavedRun]) -> SavedRun:
+def _find_run(name: str, runs: Sequence[SavedRun]) -> SavedRun:
     found = [run for run in runs if run.folder.name.startswith(name)]
     if len(found) != 1:
         there_are = ", ".join(run.folder.name for run in runs) or "none"

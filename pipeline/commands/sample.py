@@ -65,9 +65,9 @@ class Beginning:
                 self.cut = True
                 return
             blocks = [document.text] if isinstance(document.text, str) else document.text
-            yield replace(document, text=self._taken(blocks))
+            yield replace(document, text=self._limited(blocks))
 
-    def _taken(self, blocks: Iterable[str]) -> Iterator[str]:
+    def _limited(self, blocks: Iterable[str]) -> Iterator[str]:
         for block in blocks:
             if self.left <= 0:
                 self.cut = True
@@ -78,18 +78,18 @@ class Beginning:
 
 def tokenize_sample(params: Params, paths: Paths, folder: Path) -> Sample:
     """Tokenizes and splits the corpus (only the beginning of a large one) into `folder`, and prints their notes."""
-    scratch, said = _Scratch(paths.root, folder), io.StringIO()
+    scratch, output = _Scratch(paths.root, folder), io.StringIO()
     beginning = beginning_of_corpus(params, paths)
     corpus = tokenize.build_corpus(params, paths)
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(output):
             tokenize.write_tokens(params, scratch, corpus, beginning)
             if beginning.cut:  # whether documents leave a side empty cannot be told from a part: split by position
                 by_position = params.split.model_copy(update={"by": "position", "unit": "tokens"})
                 params = params.model_copy(update={"split": by_position})
             split.run(params, scratch)
     finally:
-        for line in said.getvalue().splitlines():
+        for line in output.getvalue().splitlines():
             if line.startswith(("note:", "removed")):
                 say(line)
     read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]

@@ -72,7 +72,7 @@ def run(
 
     for file in files:
         if by_token and not as_json:
-            say(f"\n── {_named(file)} ──")
+            say(f"\n── {_display_name(file)} ──")
         summary = Summary(tokenizer.byte_lengths)
         view = token_view(file, tokenizer, as_json) if by_token else None
         blocks = _ids(file, tokenizer, corpus)
@@ -89,7 +89,9 @@ def run(
                 if progress is not None:
                     progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
         if not summary.tokens:
-            raise DataError(f"{_named(file)} has a single token, which nothing precedes: there is nothing to score")
+            raise DataError(
+                f"{_display_name(file)} has a single token, which nothing precedes: there is nothing to score"
+            )
         if view is not None:
             view.end()
         add_row({"file": file}, summary)
@@ -100,19 +102,19 @@ def run(
             say(line)
 
 
-def _named(file: str) -> str:
+def _display_name(file: str) -> str:
     return "the standard input" if file == "-" else file
 
 
 def _ids(file: str, tokenizer: Tokenizer, corpus: Corpus) -> Iterator[Ids]:
     """Yields the ids of a file in one or more non-empty blocks."""
     empty = True
-    for _, ids in encode([Document(_named(file), _text(file, corpus))], tokenizer, threads=1):
+    for _, ids in encode([Document(_display_name(file), _text(file, corpus))], tokenizer, threads=1):
         if len(ids):
             empty = False
             yield ids
     if empty:
-        raise DataError(f"{_named(file)} is empty: there is nothing to score")
+        raise DataError(f"{_display_name(file)} is empty: there is nothing to score")
 
 
 def _text(file: str, corpus: Corpus) -> Iterator[str]:
@@ -120,7 +122,7 @@ def _text(file: str, corpus: Corpus) -> Iterator[str]:
     ends)."""
     with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as data:
         try:
-            yield from corpus.decoded(iter(partial(data.read, _BLOCK), b""), _named(file))
+            yield from corpus.decoded(iter(partial(data.read, _BLOCK), b""), _display_name(file))
         except ValueError as error:
             raise DataError(str(error)) from None
 
@@ -130,7 +132,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     cells = [["", *(name.replace("_", " ") for name in _COLUMNS)]]
     for row in rows:
         numbers = [form.format(row[name]) if name in row else "-" for name, form in _COLUMNS.items()]
-        cells.append([printable(_named(row["file"])) if "file" in row else "all", *numbers])
+        cells.append([printable(_display_name(row["file"])) if "file" in row else "all", *numbers])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for first, *others in cells:
         yield "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])])

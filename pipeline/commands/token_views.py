@@ -69,14 +69,14 @@ class Table(TokenView):
         self._titles = ""
 
 
-class Coloured(TokenView):
+class ColouredText(TokenView):
     """The text, each token on a background colour that shows its loss."""
 
     def __init__(self, file: str, tokenizer: Tokenizer) -> None:
         super().__init__(file, tokenizer)
         self._text = TextStream(tokenizer)
         keys = [*((f"below {nats:g}", shade) for nats, shade in _SHADES), ("more", _WORST)]
-        sys.stdout.write(f"nats:  {'  '.join(_painted(f' {text} ', shade) for text, shade in keys)}\n\n")
+        sys.stdout.write(f"nats:  {'  '.join(_colour(f' {text} ', shade) for text, shade in keys)}\n\n")
 
     def unscored(self, token: int) -> None:
         super().unscored(token)
@@ -89,10 +89,10 @@ class Coloured(TokenView):
         self._paint(self._text.finish() + "\n\n", "")
 
     def _paint(self, text: str, shade: str) -> None:
-        sys.stdout.write(_painted(printable(text), shade))
+        sys.stdout.write(_colour(printable(text), shade))
 
 
-def _painted(text: str, shade: str) -> str:
+def _colour(text: str, shade: str) -> str:
     """The text on a background colour. Line breaks get no colour: a terminal would colour the rest of the line."""
     return "\n".join(f"\x1b[{shade}m{line}\x1b[0m" if shade and line else line for line in text.split("\n"))
 
@@ -101,4 +101,4 @@ def token_view(file: str, tokenizer: Tokenizer, as_json: bool) -> TokenView:
     """The view to use: JSON lines if requested, else colours on a terminal that supports them, else a table."""
     if as_json:
         return JsonLines(file, tokenizer)
-    return Coloured(file, tokenizer) if sys.stdout.isatty() and not colourless() else Table(file, tokenizer)
+    return ColouredText(file, tokenizer) if sys.stdout.isatty() and not colourless() else Table(file, tokenizer)

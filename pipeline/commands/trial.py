@@ -132,9 +132,9 @@ def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) 
     try:
         sender.send(_try_steps(params, paths, splits))
     except BaseException as error:
-        told = isinstance(error, PipelineError | OSError) or out_of_memory(error)
+        has_message = isinstance(error, PipelineError | OSError) or out_of_memory(error)
         sender.send(
-            error if told else PipelineError(f"a trial step of training raised {describe_exception(error)}")
+            error if has_message else PipelineError(f"a trial step of training raised {describe_exception(error)}")
         )
 
 

@@ -42,20 +42,20 @@ def _on_terminal(root: Path, seconds: float) -> None:
 
 
 def _as_lines(root: Path, seconds: float) -> None:
-    said: list[str] = []
+    printed: list[str] = []
     watched: Path | None = Path()  # not yet a run
     while True:
         folder = _newest(root)
         running = folder and running_process(folder)  # checked before reading, so that the last line is not missed
         lines = _lines(folder) if folder else []
         if folder != watched:
-            watched, said = folder, []
+            watched, printed = folder, []
             say(_status(folder))
-        if said != lines[: len(said)]:  # a resumed run has rewritten the file
-            said = []
-        for line in lines[len(said) :] if said else [*lines[:1], *lines[1:][-_SHOWN:]]:
+        if printed != lines[: len(printed)]:  # a resumed run has rewritten the file
+            printed = []
+        for line in lines[len(printed) :] if printed else [*lines[:1], *lines[1:][-_SHOWN:]]:
             say(line)
-        said = lines
+        printed = lines
         if not running:
             return
         time.sleep(seconds)
@@ -88,11 +88,11 @@ def _lines(folder: Path) -> list[str]:
     widths = [max(len(name), 10) for name in header]
     return [
         "  ".join(f"{printable(text):>{width}}" for text, width in zip(row, widths, strict=True))
-        for row in [header, *(list(map(_short, row)) for row in whole)]
+        for row in [header, *(list(map(_format_number, row)) for row in whole)]
     ]
 
 
-def _short(number: str) -> str:
+def _format_number(number: str) -> str:
     try:
         return number if number.lstrip("-").isdigit() else f"{float(number):.5g}"
     except ValueError:

@@ -73,10 +73,10 @@ class Revision:
             ) from None
 
     def _committed(self, path: str) -> str:
-        found = _git(self.root, "show", f"{self.commit}:./{path}")
-        if found is None:
+        text = _git(self.root, "show", f"{self.commit}:./{path}")
+        if text is None:
             raise DataError(f"{self.name}: {path} is not in that commit: {_REMEDY}, then `git add` it and commit")
-        return found
+        return text
 
     @cached_property
     def _reports(self) -> dict[str, Path]:
@@ -96,11 +96,11 @@ class Revision:
             )
         files = cached_folder(self.root, digest)
         if not files:
-            brings = "`dvc fetch --all-commits` gets them from a remote"
+            remedy = "`dvc fetch --all-commits` gets them from a remote"
             if self.experiment:
-                brings = f"`dvc exp pull REMOTE {self.name}` (a git remote) gets them if they were pushed"
+                remedy = f"`dvc exp pull REMOTE {self.name}` (a git remote) gets them if they were pushed"
             raise DataError(
-                f"{self.name}: its {_REPORTS} are not in DVC's cache: {brings}, and "
+                f"{self.name}: its {_REPORTS} are not in DVC's cache: {remedy}, and "
                 f"`git checkout {self.commit[:10]} && dvc repro evaluate` recreates them"
             )
         return files
@@ -119,18 +119,22 @@ def find_source(root: Path, name: str) -> RunSource:
     if commit:
         return Revision(root, name, commit.strip())
     experiments = _experiments(root)
-    found = [each.commit for each in experiments if each.name == name]
-    if len(found) == 1:
-        return Revision(root, name, found[0], experiment=True)
-    if found:
-        commits = ", ".join(each[:7] for each in found)
+    matches = [each.commit for each in experiments if each.name == name]
+    if len(matches) == 1:
+        return Revision(root, name, matches[0], experiment=True)
+    if matches:
+        commits = ", ".join(each[:7] for each in matches)
         raise PipelineError(f"{name!r} is the name of several experiments: give one of the commits {commits}")
     if _git(root, "rev-parse", "--git-dir") is None:
         raise PipelineError(
             f"{name!r} is not a folder with metrics/ and reports/, and this is not a git repository"
         )
-    there = f" (experiments: {', '.join(sorted(each.name for each in experiments))})" if experiments else ""
-    raise PipelineError(f"{name!r} is not a folder with results, a git revision or a DVC experiment{there}")
+    known_experiments = (
+        f" (experiments: {', '.join(sorted(each.name for each in experiments))})" if experiments else ""
+    )
+    raise PipelineError(
+        f"{name!r} is not a folder with results, a git revision or a DVC experiment{known_experiments}"
+    )
 
 
 @dataclass(frozen=True)
@@ -145,12 +149,12 @@ class Experiments:
 def find_experiments(root: Path, name: str) -> Experiments | None:
     """The experiments based on the git revision `name`; None if it is not a revision or has none."""
     commit = (_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") or "").strip()
-    found = Experiments(
+    experiments = Experiments(
         [Revision(root, each.name, each.commit, True) for each in _experiments(root) if each.baseline == commit],
         _queued(root, "failed", commit),
         _queued(root, "stash", commit),
     )
-    return found if commit and (found.done or found.failed or found.waiting) else None
+    return experiments if commit and (experiments.done or experiments.failed or experiments.waiting) else None
 
 
 @dataclass(frozen=True)
@@ -165,13 +169,13 @@ class _Reference:
 def _experiments(root: Path) -> list[_Reference]:
     """All DVC experiments, sorted by name."""
     listed = _git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
-    found = []
+    references = []
     for line in listed.splitlines():
         commit, _, reference = line.partition(" ")
         parts = reference.split("/")
         if len(parts) == 5 and len(parts[2]) == 2:  # other references are DVC's queue and internal data
-            found.append(_Reference(parts[2] + parts[3], parts[4], commit))
-    return found
+            references.append(_Reference(parts[2] + parts[3], parts[4], commit))
+    return references
 
 
 def _queued(root: Path, state: str, baseline: str) -> list[str]:

@@ -34,6 +34,7 @@ def render(sweep: Sweep) -> str:
         answer=answer(sweep),
         notes=list(notes(sweep)),
         head=head,
+        shown=head.index("p") + 1,
         rows=[(colour(place), *each) for place, each in enumerate(zip(rows, strips, strict=True))],
         ends=(number(low, 4), number(high, 4)),
         charts=[lay_out(plot) for plot in _plots(sweep)],
@@ -62,15 +63,15 @@ def _plots(sweep: Sweep) -> list[Plot]:
     last = max((curve[-1][0] for curve in curves if curve), default=0.0)
     later = [[point for point in curve if point[0] >= last / 2] for curve in curves]
     plots = [
-        _plot("loss", "Validation loss", sweep, curves),
-        _plot("later", "Validation loss, the later half", sweep, later),
+        _plot("loss", "nats per token, mean of the seeds", sweep, curves),
+        _plot("later", "the later half", sweep, later),
     ]
     return [plot for plot in plots if any(len(series.points) > 1 for series in plot.series)]
 
 
-def _plot(name: str, title: str, sweep: Sweep, curves: Sequence[Curve]) -> Plot:
+def _plot(name: str, about: str, sweep: Sweep, curves: Sequence[Curve]) -> Plot:
     series = [
         Series(label, curve, colour(place))
         for place, (label, curve) in enumerate(zip(labels(sweep), curves, strict=True))
     ]
-    return Plot(name, title, "nats per token, mean of the seeds", "steps", "steps", series)
+    return Plot(name, "Validation loss", about, "steps", "steps", series)

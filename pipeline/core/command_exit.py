@@ -1,4 +1,4 @@
-"""How a command ends: its error in one line, and its exit code; and how a signal ends it."""
+"""The end of a command: one-line errors, exit codes, and signals."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from types import FrameType
 from pipeline.core.errors import Interrupted
 
 _LONGEST_MESSAGE = 4000
-"""Characters of an error."""
+"""The maximum number of characters of an error."""
 _COMPILERS = {"g++", "c++", "clang++", "clang", "cc1plus", "as", "collect2", "ld"}
-"""Names of the processes that compile generated C++, beside torch's own compile workers."""
+"""Names of processes that compile generated C++, beside torch's compile workers."""
 
 
 def show_traceback(error: BaseException) -> None:
-    """Prints where an error came from, for whoever writes a plugin and asks for it by PIPELINE_TRACEBACK=1."""
+    """Prints the traceback of an error if PIPELINE_TRACEBACK is set, for authors of plugins."""
     if os.environ.get("PIPELINE_TRACEBACK"):
         traceback.print_exception(error)
 
 
 def stop_on_sigterm() -> None:
-    """Has SIGTERM unwind the command, as Ctrl-C does."""
+    """Makes SIGTERM raise Interrupted, as Ctrl-C raises KeyboardInterrupt."""
     process = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        signal.signal(number, signal.SIG_DFL)  # a second one kills at once
         if os.getpid() != process:  # a forked child
             os.kill(os.getpid(), number)
         raise Interrupted(number, "stopped by SIGTERM")
@@ -37,25 +37,25 @@ def stop_on_sigterm() -> None:
 
 
 def stopped(message: str, number: int) -> int:
-    """Says that the command stopped as it was asked to, and ends the compiler's processes, which would go on.
+    """Prints that the command stopped, and kills compiler processes, which would continue; returns the exit code.
 
-    Other children are left alone: trackers' ones are still writing."""
+    Other child processes continue: those of trackers still write."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it has ended by itself
+        with suppress(psutil.Error):  # it has exited
             if child.name() in _COMPILERS or any("torch/_inductor" in part for part in child.cmdline()):
                 child.kill()
     return fail(message, 128 + number, "")
 
 
 def fail(message: str, code: int, kind: str = "error: ") -> int:
-    """Prints an error in one line on stderr; returns the exit code."""
+    """Prints an error as one line on stderr; returns the exit code."""
     from pipeline.core.console import printable, wrapped
 
     line = " ".join(message.split())
-    if len(line) > _LONGEST_MESSAGE:  # a value of a megabyte, say
+    if len(line) > _LONGEST_MESSAGE:  # for example, with a value of a megabyte
         line = f"{line[: _LONGEST_MESSAGE // 2]} … {line[-_LONGEST_MESSAGE // 2 :]}"
-    with suppress(BrokenPipeError):  # the exit code still says it
+    with suppress(BrokenPipeError):  # the exit code still reports it
         print(wrapped(f"{kind}{printable(line)}", sys.stderr), file=sys.stderr, flush=True)
     return code

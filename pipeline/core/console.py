@@ -88,8 +88,9 @@ def say(text: str, indent: int = 2, wrap: bool = True) -> None:
 def _print(text: str) -> None:
     stream = sys.stdout.stream if isinstance(sys.stdout, _AboveTheLine) else sys.stdout
     try:
-        tqdm.write(text, file=stream)
-        stream.flush()
+        with tqdm.external_write_mode(file=sys.stdout):  # which takes the live line away meanwhile
+            stream.write(f"{text}\n")
+            stream.flush()
     except BrokenPipeError:
         ignore_output()
 

@@ -1,7 +1,7 @@
-"""Outputs of an earlier `dvc repro` as DVC keeps them: dvc.lock names them, DVC's cache holds them.
+"""Outputs of an earlier `dvc repro`: dvc.lock has their digests, DVC's cache has their files.
 
-DVC deletes a stage's outputs before it runs the stage, so what it made before is found here only. DVC itself is
-asked where its cache is, and never imported.
+DVC deletes a stage's outputs before it runs the stage, so that earlier outputs are only in the cache. DVC is called
+for the location of its cache, and never imported.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 @dataclass(frozen=True)
 class _Listed:
-    """A file of a folder, as DVC's cache lists it."""
+    """An entry of a folder's listing in DVC's cache."""
 
     relpath: str
     md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
 def recorded_digest(lock: str, stage: str, kind: str, path: str) -> str | None:
-    """The digest of a stage's output (`kind` "outs") or dependency ("deps") by the text of dvc.lock; None where it
-    names none."""
+    """The digest of a stage's output (`kind` "outs") or dependency ("deps") in the text of dvc.lock; None if it has
+    none."""
     try:
         files: list[Any] = yaml_values(lock)["stages"][stage][kind]
         found = next((str(file["md5"]) for file in files if file["path"] == path), "")
-    except (KeyError, TypeError, ValueError, YAMLError):  # such as merge conflict markers
+    except (KeyError, TypeError, ValueError, YAMLError):  # for example, merge conflict markers
         return None
     return found if _DIGEST.fullmatch(found) else None
 
 
 def cached_file(root: Path, digest: str) -> Path | None:
-    """The file of the cache with this digest; None where it is not there, such as only in a remote."""
+    """The cached file with this digest; None if it is not in the cache (it may be in a remote)."""
     for cache in _caches(root):
         path = cache / "files" / "md5" / digest[:2] / digest[2:]
         if path.is_file():
@@ -57,15 +57,15 @@ def cached_file(root: Path, digest: str) -> Path | None:
 
 
 def cached_folder(root: Path, digest: str) -> dict[str, Path]:
-    """The files of a folder of the cache by their path in it; empty unless all are there.
+    """The files of a cached folder, by their paths in it; empty unless all of them are cached.
 
     Raises:
-        DataError: the cache's list of the folder's files is damaged.
+        DataError: the folder's listing is corrupt.
     """
     listing = cached_file(root, digest)
     if listing is None:
         return {}
-    fix = "it is of DVC's cache: remove it, and `dvc fetch` or `dvc repro`"
+    fix = "it is in DVC's cache: remove it, and run `dvc fetch` or `dvc repro`"
     entries = read_values(listing, list[_Listed], fix)
     if any(PurePath(each.relpath).is_absolute() or ".." in PurePath(each.relpath).parts for each in entries):
         raise DataError(f"{listing} is damaged (it lists a file outside of its folder): {fix}")
@@ -74,10 +74,10 @@ def cached_folder(root: Path, digest: str) -> dict[str, Path]:
 
 
 def copy_files(files: dict[str, Path], folder: Path) -> None:
-    """Copies a folder of the cache.
+    """Copies files of a cached folder to `folder`.
 
     Raises:
-        DataError: a file is not what its name, which is its md5, says.
+        DataError: a file's md5 differs from its name.
     """
     for name, path in files.items():
         copy = folder / name
@@ -85,11 +85,11 @@ def copy_files(files: dict[str, Path], folder: Path) -> None:
         shutil.copyfile(path, copy)
         with copy.open("rb") as file:
             if hashlib.file_digest(file, "md5").hexdigest() != path.parent.name + path.name:
-                raise DataError(f"{path} of DVC's cache is damaged: remove it, and `dvc fetch` or `dvc repro`")
+                raise DataError(f"{path} in DVC's cache is damaged: remove it, and run `dvc fetch` or `dvc repro`")
 
 
 def _caches(root: Path) -> Iterator[Path]:
-    """Where DVC's cache is by default, and then where its settings have it."""
+    """The cache folders: DVC's default, then the configured one."""
     yield Path(os.environ.get("DVC_ROOT") or root) / ".dvc" / "cache"
     configured = _configured_cache(root)
     if configured:
@@ -98,7 +98,7 @@ def _caches(root: Path) -> Iterator[Path]:
 
 @lru_cache
 def _configured_cache(root: Path) -> Path | None:
-    """What DVC says, which takes it a second; None where it cannot."""
+    """The configured cache, as `dvc cache dir` prints it (it takes a second); None if that fails."""
     ask = [sys.executable, "-m", "dvc", "cache", "dir"]
     done = subprocess.run(ask, cwd=root, capture_output=True, check=False)
     return Path(done.stdout.decode().strip()) if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""environment.yaml: what is installed that decides results, written down so that DVC sees an upgrade."""
+"""environment.yaml: the installed versions that decide results, recorded so that DVC notices an upgrade."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEADER = """\
 
 
 def versions() -> dict[str, str]:
-    """Python's major.minor and the versions of the packages that decide a trained model's bits."""
+    """Python's major.minor version, and the versions of the packages that decide results."""
     python = ".".join(platform.python_version_tuple()[:2])
     packages = {
         name: metadata.version(name).partition("+")[0] for name in ("torch", "numpy", "tokenizers", "tiktoken")
@@ -23,16 +23,16 @@ def versions() -> dict[str, str]:
 
 
 def environment_yaml(plugins: Mapping[str, Mapping[str, str]]) -> str:
-    """What environment.yaml should hold now; `plugins` are the versions of plugin packages, by kind and by name."""
+    """The current content of environment.yaml; `plugins` has the versions of plugin packages, by kind and name."""
     lines = [f'{name}: "{version}"' for name, version in versions().items()]
     lines += ["plugins:", *(f"  {kind}: {json.dumps(packages)}" for kind, packages in plugins.items())]
     return _HEADER + "\n".join(lines) + "\n"
 
 
 def environment_changes(path: Path, plugins: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What environment.yaml at `path` says otherwise than it should now; see `environment_yaml`."""
+    """The differences between environment.yaml at `path` and its current content, as "torch 2.1 → 2.2"."""
     if not path.is_file():
-        return ["there was none"]
+        return ["new file"]
     old, new = _values(path.read_text(encoding="utf-8", errors="replace")), _values(environment_yaml(plugins))
     return [
         f"{name} {old.get(name, 'none')} → {new.get(name, 'none')}"
@@ -42,6 +42,6 @@ def environment_changes(path: Path, plugins: Mapping[str, Mapping[str, str]]) ->
 
 
 def _values(text: str) -> dict[str, str]:
-    """What stands on each line, by its key."""
+    """The value of each line, by key."""
     parts = [line.partition(":") for line in text.splitlines() if not line.startswith("#")]
     return {name.strip(): value.strip() for name, _, value in parts if value.strip()}

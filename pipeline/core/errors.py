@@ -1,4 +1,4 @@
-"""The errors that a person can cause: each is one line that says what, where, and how to fix it."""
+"""Errors that users can cause. Each message is one line: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import errno
 import re
 
 _LONGEST = 500
-"""Characters of somebody else's exception that a message repeats."""
+"""The maximum number of characters of another library's exception in a message."""
 
 
 class PipelineError(Exception):
-    """Any error that the command line prints as one line, with exit code 1."""
+    """An error that the command line prints as one line, with exit code 1."""
 
 
 class ParamsError(PipelineError):
-    """params.yaml, `--params` or `--set` holds something that cannot be used."""
+    """A value in params.yaml, `--params` or `--set` is invalid."""
 
 
 class PluginError(PipelineError):
-    """A plugin cannot be loaded, breaks its contract, or does not exist; the message names the plugin's file."""
+    """A plugin is missing, cannot be loaded, or breaks its contract; the message names the plugin's file."""
 
 
 class DataError(PipelineError):
-    """A text, token file or split is missing, damaged or does not fit."""
+    """A text, token file or split is missing, corrupt, or does not fit."""
 
 
 class CheckpointError(PipelineError):
-    """A checkpoint or an export is missing, damaged or does not fit."""
+    """A checkpoint or an export is missing, corrupt, or does not fit."""
 
 
 def describe_exception(error: BaseException) -> str:
-    """An exception's type and text as one line of bounded length."""
+    """The type and message of an exception as one line of bounded length."""
     try:
         text = str(error)
-    except BaseException:  # an exception of somebody else's code: so is its text
-        text = "(its text cannot be shown)"
+    except BaseException:  # foreign code, which may fail in __str__
+        text = "(no message: its __str__ failed)"
     words = " ".join(f"{type(error).__name__}: {text[:2000]}".split()).removesuffix(":")
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
 
 
 class StopRequested(BaseException):
-    """The run stops here, between two micro-batches or evaluation batches; what is half done is done again later.
+    """Stops a run between two micro-batches or evaluation batches; a resumed run repeats the unfinished step.
 
-    No Exception, so that no plugin catches it by accident.
+    Not an Exception, so that plugins do not catch it by accident.
     """
 
     def __init__(self, number: int) -> None:
@@ -51,9 +51,9 @@ class StopRequested(BaseException):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived (a training run has been saved); the process exits with 128 + the signal's number.
+    """Ends the process after SIGINT or SIGTERM, with exit code 128 + the signal's number. A training run is saved.
 
-    No Exception, so that no plugin catches it by accident.
+    Not an Exception, so that plugins do not catch it by accident.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -65,28 +65,28 @@ _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memo
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the machine or of a GPU ran out."""
+    """Whether an error says that the machine or a GPU ran out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
     )
 
 
-_FILE_IN_THE_WAY = "a file lies where a folder is needed: move it away"
+_FILE_IN_THE_WAY = "a file is in the place of a folder: move it away"
 _FIX = {
     errno.EACCES: "change its permissions",
     errno.EPERM: "change its permissions",
-    errno.EROFS: "it lies on a read-only disk: work in another folder",
+    errno.EROFS: "the disk is read-only: work in another folder",
     errno.ENOSPC: "make room on the disk and run it again",
     errno.EDQUOT: "make room on the disk and run it again",
     errno.EFBIG: "raise the limit on file sizes (`ulimit -f`) and run it again",
     errno.EMFILE: "raise the limit on open files (`ulimit -n`) and run it again",
     errno.EEXIST: _FILE_IN_THE_WAY,
     errno.ENOTDIR: _FILE_IN_THE_WAY,
-    errno.EISDIR: "a folder lies where a file is needed: move it away",
+    errno.EISDIR: "a folder is in the place of a file: move it away",
 }
 
 
 def explain_os_error(error: OSError) -> str:
-    """What the operating system refused, on which file, and how to fix it."""
+    """The message of an OSError: the file, the reason, and how to fix it."""
     parts = [error.filename2 or error.filename, error.strerror or str(error), _FIX.get(error.errno or 0)]
     return ": ".join(str(part) for part in parts if part)

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: atomic writes, checksums and locks."""
+"""Atomic writes, checksums and locks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes `content` so that a reader, or a crash at any moment, sees the old file or the new one."""
+    """Writes a file atomically: after a crash at any moment, there is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode() if isinstance(content, str) else content
     partial = beside(path, "partial")
@@ -38,15 +38,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def beside(target: Path, kind: str, pid: int | None = None) -> Path:
-    """The hidden name beside a target for its new content ("partial") or its former one ("old")."""
+    """The hidden path beside a target for its new content (`kind` "partial") or its old one ("old")."""
     return target.with_name(f".{target.name}.{kind}-{os.getpid() if pid is None else pid}")
 
 
 @contextmanager
 def report_full_disk(size: int, path: Path) -> Iterator[None]:
-    """If the disk is full inside the block, says how much space is missing for `size` bytes at `path`.
+    """Converts "disk full" errors of the block into a PipelineError that says how much space `size` bytes at `path`
+    need.
 
-    The block must remove partial files before it ends: their space counts as free.
+    The block must remove its partial files, since their space counts as free.
     """
     try:
         yield
@@ -61,7 +62,7 @@ def report_full_disk(size: int, path: Path) -> Iterator[None]:
 
 
 def format_bytes(size: float) -> str:
-    """A number of bytes with its unit: "1.5 GB"."""
+    """Formats a number of bytes: "1.5 GB"."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:
             return f"{size / unit:,.1f} {name}"
@@ -69,17 +70,21 @@ def format_bytes(size: float) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with two spaces of indentation; NaN and infinity are refused (they are not JSON)."""
+    """Writes indented JSON; raises ValueError for NaN and infinity, which JSON lacks."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, fix: str) -> Any:
-    """Reads JSON that an earlier stage wrote; `fix` says what to run when it is missing or damaged."""
+    """Reads a JSON file.
+
+    Raises:
+        DataError: it is missing or corrupt; `fix` ends the message.
+    """
     return read_values(path, object, fix)
 
 
 def sha256(path: Path) -> str:
-    """The file's sha256 in hexadecimal."""
+    """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -94,13 +99,13 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What manifest.json holds: an entry for each file."""
+    """The content of manifest.json: an entry per file."""
 
     files: dict[str, _Entry]
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes manifest.json: the size and sha256 of every file in `folder`."""
+    """Writes manifest.json with the size and sha256 of every file in `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -110,10 +115,10 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path, fix: str) -> None:
-    """Checks every file in `folder` against its manifest.
+    """Checks all files of `folder` against its manifest.
 
     Raises:
-        DataError: a file is missing or differs from what was written.
+        DataError: a file is missing or corrupt; `fix` ends the message.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: {fix}")
@@ -125,13 +130,13 @@ def verify_manifest(folder: Path, fix: str) -> None:
         if not path.is_file():
             raise DataError(f"{path} is missing: {fix}")
         if path.stat().st_size != entry.bytes:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes where {entry.bytes:,} were written: {fix}")
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes instead of {entry.bytes:,}: {fix}")
         if sha256(path) != entry.sha256:
-            raise DataError(f"{path} is damaged (its sha256 is not the one that was written): {fix}")
+            raise DataError(f"{path} is damaged (wrong sha256): {fix}")
 
 
 def recorded_sha256(path: Path) -> str:
-    """A file's sha256 from the manifest beside it (`verify_manifest` checks that it is the file's)."""
+    """A file's sha256 according to the manifest beside it, which `verify_manifest` checks."""
     manifest = path.parent / MANIFEST
     entry = read_values(manifest, _Manifest, "make the folder again").files.get(path.name)
     if entry is None:
@@ -141,17 +146,17 @@ def recorded_sha256(path: Path) -> str:
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
-    """Holds an exclusive lock, which the operating system releases when the process ends.
+    """Holds an exclusive lock on a file. The operating system releases it when the process ends.
 
     Raises:
-        PipelineError: another process holds it; the message names that process.
+        PipelineError: another process holds it; `what` and that process's id are in the message.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                raise BlockingIOError  # its holder removed the file after it was opened here
+                raise BlockingIOError  # the holder removed the file after this open
         except (BlockingIOError, FileNotFoundError):
             file.seek(0)
             holder = file.read().strip() or "unknown"

@@ -1,4 +1,4 @@
-"""What code and which versions decide a result, and its fingerprint."""
+"""Fingerprints: hashes of the params, data, code and versions that decide a result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.core.source import code_digest, import_closure, plugin_closure, to
 def code_identity(
     module: str, sources: Iterable[Path], plugins: Path, packages: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """The code of a stage and of its plugins (by syntax tree, so that comments do not count), and versions.
+    """Digests of the code of a stage and its plugins (of syntax trees, without comments), and versions.
 
     Args:
-        module: The stage's module; what it imports counts, and the templates beside it.
-        sources: The files of the plugins that it uses; what they import of the project and of this package counts.
-        plugins: The project's folder of plugins.
-        packages: The installed packages that bring such plugins, with their versions.
+        module: The stage's module. Its imports within the package and the templates beside them are included.
+        sources: The files of the chosen plugins. Their imports from the project and this package are included.
+        plugins: The project's plugins folder.
+        packages: The installed packages that provide chosen plugins, with versions.
     """
     root = Path(__file__).resolve().parents[2]
     files = {file for source in sources for file in plugin_closure(source, plugins.parent)}
@@ -37,26 +37,26 @@ def code_identity(
 
 
 def _digests(files: Iterable[Path], root: Path) -> dict[str, str]:
-    """Each file's digest by its path, as messages name it."""
+    """The digest of each file, by its path for messages."""
     return {
         _shown(path, root): code_digest(path) if path.suffix == ".py" else sha256(path) for path in sorted(files)
     }
 
 
 def _shown(path: Path, root: Path) -> str:
-    # Of an installed package, without the folder that it is installed in.
+    # For an installed package, without its site-packages folder.
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else "/".join(path.parts[-2:])
 
 
 def _imported(files: Iterable[Path]) -> dict[str, str]:
-    """The versions of the packages that these files import."""
+    """The versions of the installed packages that these files import."""
     names = {name for file in files for name in top_level_imports(file)} - {"torch", "numpy", "pipeline"}
     owners = metadata.packages_distributions() if names else {}
     return {owner: metadata.version(owner) for name in sorted(names) for owner in owners.get(name, [])}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
-    """A short hash of an identity."""
+    """A short hash of an identity (16 hexadecimal digits)."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -67,14 +67,14 @@ def output_fingerprint(
     origins: tuple[Iterable[Path], Mapping[str, str]],
     plugins: Path,
 ) -> str:
-    """The fingerprint of what decides the output of a stage.
+    """The fingerprint of a stage's output: of everything that decides it.
 
     Args:
         module: The stage's module.
-        params: The params that it uses, with the options of the components that they choose.
-        inputs: Files whose digests stand for all that it reads; one that is missing is left out.
-        origins: The files of those components, and the installed packages that bring some, with their versions.
-        plugins: The project's folder of plugins.
+        params: The params of the stage, with the options of the chosen components.
+        inputs: Files whose digests represent all inputs; missing ones are ignored.
+        origins: The files of the chosen components, and the installed packages among them with their versions.
+        plugins: The project's plugins folder.
     """
     sources, packages = origins
     read = {path.parent.name: sha256(path) for path in inputs if path.is_file()}

@@ -1,4 +1,4 @@
-"""Params as a result records them: the effective ones, and how two sets of them differ."""
+"""The effective params of a result, and the differences between two sets of params."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 def effective(section: Mapping[str, Any]) -> dict[str, Any]:
     """The params of a section, or of all of params.yaml, without the options of components that are not chosen.
 
-    A section with `name` or `use` chooses components; the options of the chosen ones are kept as they are.
+    A section with `name` or `use` chooses components.
     """
     if "name" in section or "use" in section:
         chosen = _chosen(section)
@@ -19,9 +19,9 @@ def effective(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The effective params that differ, by dotted name: the old and the new value, None where there is none.
+    """The effective params that differ, by dotted name, as (old, new) values; None for an absent one.
 
-    Where another component is chosen, its name is listed and its options are not.
+    If another component is chosen, only its name is listed, not its options.
     """
     return _changed(effective(old), effective(new), "")
 
@@ -39,15 +39,15 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> dic
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What `changed` finds, each as a person reads it: `model.dropout 0.0 → 0.2`."""
+    """The result of `changed` for messages, such as `model.dropout 0.0 → 0.2`."""
     return _rendered(changed(old, new))
 
 
 def contradictions(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """The effective params that both sides have with different values, each as `model.dropout 0.0 → 0.2`.
+    """The effective params that both sides have with different values, such as `model.dropout 0.0 → 0.2`.
 
-    What only one side has is no contradiction: a record has no params that decided nothing, and has the defaults of
-    options that were not given.
+    Params of only one side are ignored: a record lacks those that had no effect, and includes the defaults of
+    omitted options.
     """
     old, new = flatten(effective(recorded)), flatten(effective(given))
     return _rendered({name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]})

@@ -1,4 +1,4 @@
-"""Where everything lies: the file names that the stages, dvc.yaml and people share."""
+"""The paths of the project: file names that the stages, dvc.yaml and users share."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 EVALUATION = "evaluation.json"
-"""The file in reports/ that says what was evaluated and how."""
+"""The file in reports/ with the details of an evaluation."""
 RECORD = "run.json"
-"""The file in a stage's output that says what made it: `identity` is its fingerprint."""
+"""The file in a stage's output with the record of its run; `identity` is its fingerprint."""
 METRICS = "metrics"
-"""The folder in a stage's output that holds copies of the metrics that belong to it."""
+"""The folder in a stage's output with copies of its metrics."""
 
 
 class Paths:
-    """The project's folders and files, below `root` (the folder in which a command was started)."""
+    """The project's folders and files; `root` is the working directory of the command."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -30,10 +30,10 @@ class Paths:
         self.environment = root / "environment.yaml"
         self.schema = root / "params.schema.json"
         self.reference = root / "docs" / "params.md"
-        # DVC deletes a stage's outputs before each run and runs some experiments in a copy of the project: training
-        # checkpoints lie outside the outputs, in the main project (DVC_ROOT).
+        # Outside the outputs, which DVC deletes before each run, and in the main project (DVC_ROOT): DVC runs some
+        # experiments in a copy.
         self.resume = Path(os.environ.get("DVC_ROOT") or root) / ".resume"
 
     def shown(self, path: Path) -> str:
-        """A path as messages name it: relative to the project."""
+        """The path relative to the project, for messages."""
         return path.relative_to(self.root).as_posix()

@@ -1,4 +1,4 @@
-"""The cores and the memory of this process, without torch: tokenize and split do not import it."""
+"""The CPU cores and the memory of this process; without torch, which tokenize and split do not import."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory() -> int:
-    """The largest resident memory of this process so far, in bytes.
+    """The peak resident memory of this process, in bytes.
 
-    On Linux from /proc: `getrusage` counts the peak of the process that started this one, too.
+    On Linux it is read from /proc: `getrusage` includes the peak of the parent process.
     """
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None

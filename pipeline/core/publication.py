@@ -1,4 +1,4 @@
-"""Publishing: a stage's outputs replace the earlier ones together, also when the process is killed meanwhile."""
+"""Atomic publishing: all outputs of a stage are replaced together, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _SECONDS_TO_PUBLISH = 10.0
 
 @contextmanager
 def published_folder(path: Path, paths: Paths) -> Iterator[Path]:
-    """Yields an empty folder that replaces `path` when the block ends without an error, together with its metrics.
+    """Yields an empty folder that replaces `path`, with its metrics, when the block ends without an error.
 
-    Each file of its metrics/ also replaces the file of that name in the project's metrics/. Everything is staged
-    beside what it replaces, then a journal names it, then it is renamed: an error leaves the old outputs, and what
-    a killed process leaves is completed by `recover`.
+    Each file of its metrics/ also replaces the file of the same name in the project's metrics/. All new content is
+    written beside the old, recorded in a journal, then renamed. After an error, the old outputs remain; after a
+    kill, `recover` completes the renames.
 
     Raises:
-        PipelineError: a file is in the way.
-        OSError: something cannot be written; nothing was replaced.
+        PipelineError: `path` is a file.
+        OSError: a file cannot be written; nothing is replaced.
     """
     recover(paths)
     if os.path.lexists(path) and not path.is_dir():
-        raise PipelineError(f"{path} is no folder, and a folder is to be written there: move it away")
+        raise PipelineError(f"{path} is a file in the place of an output folder: move it away")
     targets = [path]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,21 +54,22 @@ def published_folder(path: Path, paths: Paths) -> Iterator[Path]:
         _sync(*staged.rglob("*"), *(beside(target, "partial") for target in targets), *_parents(targets))
         _replace(targets, paths)
     finally:
-        if not _journal(paths).exists():  # it stays only where what it names must still be completed
+        if not _journal(paths).exists():  # a journal means that renames must be completed
             for target in targets:
                 _remove(beside(target, "partial"))
                 _remove(beside(target, "old"))
 
 
 def recover(paths: Paths) -> bool:
-    """Completes a publication that a killed process left half done, and removes dead processes' staged files.
+    """Completes a publication that a killed process left unfinished, and removes the temporary files of dead
+    processes.
 
     Returns:
-        Whether there was such a publication.
+        Whether there was an unfinished publication.
 
     Raises:
         OSError: it cannot be completed.
-        PipelineError: its journal is damaged, or another process publishes for too long.
+        PipelineError: the journal is corrupt, or another process publishes for too long.
     """
     if not _journal(paths).exists() and not any(_leftovers(paths)):
         return False
@@ -81,11 +82,11 @@ def recover(paths: Paths) -> bool:
     except OSError:
         if _journal(paths).exists():
             raise
-        return False  # such as leftovers in a folder that this user only reads
+        return False  # for example, leftovers in a read-only folder
 
 
 def _replace(targets: list[Path], paths: Paths) -> None:
-    """Replaces all targets by what is staged beside them, or none."""
+    """Replaces all targets with their staged content, or none."""
     journal, pid = _journal(paths), os.getpid()
     with _publishing(paths):
         _complete(paths)
@@ -104,11 +105,11 @@ def _replace(targets: list[Path], paths: Paths) -> None:
 
 
 def _complete(paths: Paths) -> bool:
-    """Replaces what the journal names, where there is one; whoever holds the lock may do so."""
+    """Completes the renames in the journal, if there is one. The caller must hold the lock."""
     journal = _journal(paths)
     if not journal.exists():
         return False
-    fix = f"remove it, and run the stages again whose outputs changed last (`ls -lt {paths.shown(journal.parent)}`)"
+    fix = f"remove it, and run the stages whose outputs changed last again (`ls -lt {paths.shown(journal.parent)}`)"
     try:
         value = read_json(journal, fix)
         pid, targets = int(value["pid"]), [Path(name) for name in value["targets"]]
@@ -125,7 +126,7 @@ def _complete(paths: Paths) -> bool:
 
 
 def _forward(target: Path, pid: int) -> None:
-    """Puts what is staged in the target's place; may be repeated after a kill at any moment."""
+    """Replaces a target with its staged content. It can be repeated after a kill at any moment."""
     staged, old = beside(target, "partial", pid), beside(target, "old", pid)
     if not os.path.lexists(staged):
         return
@@ -136,7 +137,7 @@ def _forward(target: Path, pid: int) -> None:
 
 
 def _back(target: Path, pid: int) -> None:
-    """Undoes `_forward`, of which any part was done."""
+    """Undoes `_forward`, even if it was done in part."""
     staged, old = beside(target, "partial", pid), beside(target, "old", pid)
     if not os.path.lexists(staged) and os.path.lexists(target):
         os.rename(target, staged)
@@ -150,7 +151,7 @@ def _journal(paths: Paths) -> Path:
 
 @contextmanager
 def _publishing(paths: Paths) -> Iterator[None]:
-    """Waits for other processes that replace outputs, which takes them milliseconds."""
+    """Holds the publishing lock; waits for other processes, which hold it for milliseconds."""
     end = time.monotonic() + _SECONDS_TO_PUBLISH
     while True:
         with ExitStack() as held:
@@ -166,7 +167,7 @@ def _publishing(paths: Paths) -> Iterator[None]:
 
 
 def _leftovers(paths: Paths) -> Iterator[Path]:
-    """What processes that ended left beside the project's outputs and other files that commands write."""
+    """Temporary files of dead processes beside the project's outputs and other files that commands write."""
     for folder in (paths.root, paths.tokens.parent, paths.metrics, paths.reference.parent):
         for path in folder.glob(".*-*"):
             owner = _LEFTOVER.search(path.name)
@@ -175,7 +176,7 @@ def _leftovers(paths: Paths) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, a link or a folder, if it is there and can be removed."""
+    """Removes a file, link or folder if possible; ignores errors."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -188,20 +189,20 @@ def _parents(targets: list[Path]) -> set[Path]:
 
 
 def _sync(*paths: Path) -> None:
-    """Has the disk hold files, and the names in folders, before anything that follows."""
+    """Syncs files, and the entries of folders, to disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not sync folders
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without fsync for folders
                 raise
         finally:
             os.close(descriptor)
 
 
 def _is_another(pid: int) -> bool:
-    """Whether `pid` is another process that is alive (in a container, a later run may get the same pid)."""
+    """Whether `pid` is another live process. In a container, a later run may have the same pid."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,7 +1,7 @@
-"""A result that DVC makes again although nothing that decides it has changed: published from DVC's cache as it was.
+"""Publishes a stage's earlier result from DVC's cache if nothing that decides it has changed.
 
-DVC compares files, so a comment, or a plugin that nobody chose, starts a stage. Each of these outputs is a folder
-that holds the fingerprint of what decides it, and copies of the stage's metrics, which DVC does not cache.
+DVC compares files: a changed comment, or an unused plugin, makes it run a stage again. The output folder holds the
+fingerprint of everything that decides it, and copies of the stage's metrics, which DVC does not cache.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def republished(stage: str, output: Path, identity: str, paths: Paths) -> bool:
-    """Publishes the output that dvc.lock names once more, with its metrics, if it has this fingerprint.
+    """Publishes the output in dvc.lock again, with its metrics, if its fingerprint is `identity`.
 
     Returns:
-        Whether it did. It does so only for a stage that DVC started: a stage that a person starts computes. Where
-        DVC's cache lacks the output and a remote may have it, a line says how to get it.
+        Whether it did. It never does for a stage that a user starts directly. If DVC's cache lacks the output but a
+        remote may have it, it prints how to fetch it.
     """
     if "DVC_STAGE" not in os.environ:
         return False
@@ -48,8 +48,8 @@ def republished(stage: str, output: Path, identity: str, paths: Paths) -> bool:
         return False
     metrics = sorted((output / METRICS).glob("*"))
     say(
-        f"nothing that decides the result of {stage} has changed: it is published again from DVC's cache; "
-        f"`python -m pipeline {stage}` makes it anew"
+        f"the result of {stage} is unchanged: it is published again from DVC's cache; to compute it anew, run "
+        f"`python -m pipeline {stage}`"
     )
     fact(
         "wrote", ", ".join(paths.shown(path) for path in [output, *(paths.metrics / each.name for each in metrics)])
@@ -68,6 +68,6 @@ def _say_where(stage: str, paths: Paths) -> None:
     config = paths.root / ".dvc" / "config"
     if config.is_file() and "remote" in config.read_text(encoding="utf-8"):
         say(
-            f"note: DVC's cache lacks the output of {stage} that dvc.lock names: if nothing that decides it has "
-            f"changed since, stop here, run `dvc fetch {stage}`, and it need not be made again"
+            f"note: DVC's cache lacks the output of {stage} in dvc.lock. If nothing that decides it has changed, "
+            f"stop this run and run `dvc fetch {stage}`"
         )

@@ -1,4 +1,4 @@
-"""What a source file runs: its imports and its code, read from the syntax tree without running the file."""
+"""Imports and code digests of source files, from their syntax trees."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PACKAGE = "pipeline"
 
 
 def import_closure(module: str, root: Path, plugins: Iterable[Path] = ()) -> set[Path]:
-    """The package's files that importing `module`, or these files of plugins, can run, relative to `root` (the
-    folder above the package).
+    """The package's files that importing `module` or the files `plugins` can run, relative to `root` (the folder
+    above the package).
 
-    Imports inside functions count; those under `if TYPE_CHECKING` do not; nor do packages whose
-    `__init__.py` holds only a docstring.
+    It includes imports inside functions. It excludes imports under `if TYPE_CHECKING`, and `__init__.py` files with
+    only a docstring.
     """
     names = {module, *(name for path in plugins for level, name in _imports(path) if not level)}
     first = [file for name in names if name.split(".")[0] == PACKAGE for file in _files(root, name)]
@@ -26,11 +26,11 @@ def import_closure(module: str, root: Path, plugins: Iterable[Path] = ()) -> set
 
 
 def plugin_closure(path: Path, project: Path) -> set[Path]:
-    """A plugin's file and the files of the project that it imports, and those that these import, and so on.
+    """A plugin's file and the project's files that it imports, directly or indirectly.
 
-    Relative imports count, and absolute ones of what lies in the folder `project` (such as
-    `plugins.losses._shared`), this package aside. Imports inside functions and the `__init__.py` of imported
-    packages count; imports under `if TYPE_CHECKING` do not.
+    It includes relative imports, absolute imports of files in the folder `project` (such as
+    `plugins.losses._shared`) except this package, imports inside functions, and the `__init__.py` of imported
+    packages. It excludes imports under `if TYPE_CHECKING`.
 
     Raises:
         PluginError: a file is not valid Python.
@@ -39,7 +39,7 @@ def plugin_closure(path: Path, project: Path) -> set[Path]:
 
 
 def top_level_imports(path: Path) -> set[str]:
-    """The top-level packages that a file imports absolutely, inside functions too; not under `if TYPE_CHECKING`.
+    """The top-level packages that a file imports, also inside functions, but not under `if TYPE_CHECKING`.
 
     Raises:
         PluginError: the file is not valid Python.
@@ -48,10 +48,10 @@ def top_level_imports(path: Path) -> set[str]:
 
 
 def code_digest(path: Path) -> str:
-    """The sha256 of a file's code, in hexadecimal: comments, docstrings and formatting do not change it.
+    """The sha256 of a file's code, in hexadecimal; comments, docstrings and formatting do not change it.
 
-    All statements that are only a string are left out, the descriptions below a pydantic model's fields among
-    them. The digest depends on Python's minor version, which decides the syntax tree.
+    All string statements are ignored, including the docstrings of a pydantic model's fields. The digest depends on
+    Python's minor version, which decides the syntax tree.
 
     Raises:
         PluginError: the file is not valid Python.
@@ -74,7 +74,8 @@ def _has_code(path: Path) -> bool:
 
 
 def _closure(files: Iterable[Path], root: Path, follow: Callable[[str], bool]) -> set[Path]:
-    """The files and what they import, relatively or from those top-level packages in `root` that `follow` names."""
+    """The files and their imports: relative ones, and those from top-level packages in `root` that `follow`
+    accepts."""
     seen: set[Path] = set()
     waiting = list(files)
     while waiting:
@@ -91,7 +92,8 @@ def _closure(files: Iterable[Path], root: Path, follow: Callable[[str], bool]) -
 
 
 def _files(folder: Path, name: str) -> Iterator[Path]:
-    """The files that importing the module `name` from `folder` runs: packages' `__init__.py` and the module."""
+    """The files that importing the module `name` from `folder` runs: the module and the `__init__.py` of
+    packages."""
     path = folder
     if (path / "__init__.py").is_file():
         yield path / "__init__.py"
@@ -101,7 +103,8 @@ def _files(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _imports(path: Path) -> Iterator[tuple[int, str]]:
-    """The modules that a file may import, as level (0: absolute) and name; `from a import b` may import a.b."""
+    """The modules that a file may import, as (level, name), level 0 for absolute. `from a import b` may import
+    a.b."""
     for node in _running(_parse(path)):
         if isinstance(node, ast.Import):
             yield from ((0, alias.name) for alias in node.names)
@@ -110,7 +113,7 @@ def _imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _running(tree: ast.Module) -> Iterator[ast.AST]:
-    """Every node but those that only type checkers read."""
+    """All nodes except those under `if TYPE_CHECKING`."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()

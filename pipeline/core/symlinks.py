@@ -1,8 +1,8 @@
-"""Folders behind links below data/, which DVC does not look into: their files are recorded where it does.
+"""Symbolic links to folders below data/: DVC does not follow them, so a manifest records their files for it.
 
-Beside each such link NAME lies `.NAME.manifest.json`: the names, sizes and times of the files behind it. `pipeline
-lock` writes it, DVC sees it change as a part of the folder that it lies in, and the stages refuse an outdated one.
-Folders that cannot be read are skipped: whoever reads the texts refuses them.
+Beside each such link NAME is `.NAME.manifest.json` with the names, sizes and times of the files behind it.
+`pipeline lock` writes it, DVC detects its changes, and the stages refuse an outdated one. Unreadable folders are
+skipped here; the corpus reports them.
 """
 
 from __future__ import annotations
@@ -19,35 +19,37 @@ _ENDING = ".manifest.json"
 
 
 def record_symlinks(data: Path) -> Iterator[str]:
-    """Writes the manifest of each link to a folder below `data` and removes those without a link; says which."""
+    """Writes the manifest of each link to a folder below `data`, and removes those without a link; yields a message
+    for each change."""
     for link, manifest, text in _links(data):
         name = manifest.relative_to(data.parent)
         if text is None:
             manifest.unlink()
-            yield f"{name} removed: {link.name} is no link to a folder now"
+            yield f"{name} removed: {link.name} is not a link to a folder"
         elif _read(manifest) != text:
             write_atomically(manifest, text)
             yield f"{name} written: the files behind the link {link.name}"
 
 
 def check_symlinks(data: Path) -> None:
-    """Checks that the manifests of the links to folders below `data` are up to date.
+    """Checks that the manifests of links to folders below `data` are up to date.
 
     Raises:
-        DataError: one is missing or is not up to date, or its link is gone.
+        DataError: a manifest is missing or outdated, or has no link.
     """
     for link, manifest, text in _links(data):
         name = link.relative_to(data.parent)
         if text is None:
-            raise DataError(f"{name} was a link to a folder and is none now: fix it, or run `pipeline lock`")
+            raise DataError(f"{name} is no longer a link to a folder: restore it, or run `pipeline lock`")
         if _read(manifest) != text:
-            what = "were changed" if manifest.is_file() else "are not recorded"
-            raise DataError(f"{name} is a link to a folder, which DVC does not look into, and its files {what}: "
+            what = "have changed" if manifest.is_file() else "are not recorded"
+            raise DataError(f"{name} is a link to a folder, which DVC does not follow, and its files {what}: "
                             "run `pipeline lock` before `dvc repro`")  # fmt: skip
 
 
 def _links(data: Path) -> Iterator[tuple[Path, Path, str | None]]:
-    """Each link to a folder, its manifest, and what that should hold; None for a manifest without its link."""
+    """Each link to a folder, its manifest, and the manifest's current content; None for a manifest without a
+    link."""
     for folder, folders, files in os.walk(data):
         links = {name for name in folders if os.path.islink(os.path.join(folder, name))}
         recorded = {name[1 : -len(_ENDING)] for name in files if name[:1] == "." and name.endswith(_ENDING)}
@@ -61,7 +63,7 @@ def _read(manifest: Path) -> str | None:
 
 
 def _files_behind(link: Path) -> str:
-    """The names, sizes and times (in ns) of all files behind a link, as JSON; each folder only once."""
+    """The names, sizes and times (in ns) of all files behind a link, as JSON. Each folder is visited once."""
     files, seen = dict[str, tuple[int, int]](), set[tuple[int, int]]()
     for folder, names, found in os.walk(link, followlinks=True):
         status = os.stat(folder)

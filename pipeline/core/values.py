@@ -1,4 +1,4 @@
-"""Values that a person, or another program, wrote: what is wrong with them, in one line."""
+"""Validation of values that users or other programs wrote, with one-line messages."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ LayerCount = Annotated[int, Field(gt=0, le=10_000)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
 InMemoryCount = Annotated[int, Field(gt=0, le=2**20)]
-"""What is held in memory together: windows, or the tokens of a text that is drawn."""
+"""A count of things in memory at the same time: windows of a batch, or tokens of a generated text."""
 
 DEVICE = r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-"""Of a record that this version wrote: exactly its fields, with finite numbers."""
+"""For records of this version: exactly the declared fields, finite numbers."""
 OPEN = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-"""Of a record of which only some fields are used here."""
+"""For records with further fields, which are ignored."""
 
 _EXPECTED = {"tuple_type": "a list", "dict_type": "a section of keys", "model_type": "a section of keys"}
 _LONGEST = 80
 
 
 def explain(error: ValueError, where: str = "", known: Sequence[str] = ()) -> str:
-    """What is wrong, as one line: of a validation error each place, what is wrong there, and what is known.
+    """The message of a validation error in one line: the key and the problem of each invalid value.
 
     Args:
-        error: pydantic's, or a plain one.
-        where: The place of the whole value.
-        known: The valid keys.
+        error: A pydantic ValidationError, or a plain ValueError.
+        where: The dotted key of the validated value.
+        known: The valid keys, for messages about an unknown one.
     """
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
@@ -59,13 +59,13 @@ def explain(error: ValueError, where: str = "", known: Sequence[str] = ()) -> st
 def _shown(value: object) -> str:
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # Python refuses to write whole numbers of more than 4,300 digits
-        text = "a value that is too large to be shown"
+    except (ValueError, RecursionError):  # Python refuses integers of more than 4,300 digits
+        text = "a value that is too long to print"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def check_fields(kind: type[T], fields: Mapping[str, Any]) -> T:
-    """A dataclass from values that are not JSON, such as tensors.
+    """Validates a dataclass from values that are not JSON, such as tensors.
 
     Raises:
         ValidationError: a field is missing, unknown, or of another type.
@@ -77,10 +77,10 @@ def check_fields(kind: type[T], fields: Mapping[str, Any]) -> T:
 
 
 def read_values(path: Path, kind: type[T], fix: str, raised: type[PipelineError] = DataError) -> T:
-    """Reads JSON as what it must hold; `fix` says what to run when it is missing, damaged or holds something else.
+    """Reads a JSON file and validates it as `kind`.
 
     Raises:
-        DataError (or what is to be `raised`): it cannot be used; names the file and the first places.
+        DataError (or `raised`): it is missing, corrupt or invalid; `fix` ends the message.
     """
     try:
         content = path.read_bytes()
@@ -92,7 +92,7 @@ def read_values(path: Path, kind: type[T], fix: str, raised: type[PipelineError]
 def parse_values(
     content: str | bytes, kind: type[T], what: str, fix: str, raised: type[PipelineError] = DataError
 ) -> T:
-    """JSON as what it must hold; `what` names it. See `read_values`."""
+    """As `read_values`, for JSON content; `what` names it in messages."""
     try:
         return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:

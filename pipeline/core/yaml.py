@@ -1,4 +1,4 @@
-"""YAML as DVC reads it, of which a short text stands for few values."""
+"""YAML as DVC reads it, within limits of size."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, DocumentStartEvent, NodeEvent, ScalarEvent
 
 _LONGEST = 1 << 18
-"""Characters; params.yaml and dvc.lock have thousands, and the reader takes seconds for this many."""
+"""The maximum number of characters, for which the reader takes seconds; params.yaml has thousands."""
 _MOST_VALUES = 100_000
 _DEEPEST = 50
 
 
 def yaml_values(text: str) -> Any:
-    """YAML 1.2: `1e-3` is a number, `yes` is text, and no tag builds a Python object.
+    """Parses YAML 1.2: `1e-3` is a number, `yes` is a string, and tags do not build Python objects.
 
-    The values are those that JSON has too: sections with text as keys, lists, text, numbers, true, false and null.
+    Only values that JSON has are allowed: mappings with string keys, lists, strings, numbers, true, false and null.
 
     Raises:
-        YAMLError: the text is no YAML, a value is none of these, or they are too many or too large.
+        YAMLError: the text is not valid YAML, has other values, or is too large.
     """
     try:
         _check_size(text)
@@ -30,13 +30,13 @@ def yaml_values(text: str) -> Any:
         _check(values, "")
     except YAMLError:
         raise
-    except Exception as error:  # the library's own: a date's month 13, !!bool maybe, a number of 4,301 digits, …
+    except Exception as error:  # the library's: month 13, !!bool maybe, 4,301 digits, …
         raise YAMLError(f"a value cannot be read ({' '.join(str(error).split())}): put text into quotes") from None
     return values
 
 
 def read_yaml(path: Path) -> str:
-    """The text of a YAML file, no more of it than `yaml_values` takes; a byte order mark is left out.
+    """The text of a YAML file, without a byte order mark, up to the size that `yaml_values` accepts.
 
     Raises:
         OSError, UnicodeDecodeError: it cannot be read as UTF-8.
@@ -46,12 +46,12 @@ def read_yaml(path: Path) -> str:
 
 
 def _check_size(text: str) -> None:
-    """Refuses what would take the reader too long, or too much memory, before it builds anything.
+    """Rejects YAML that would take the reader too much time or memory, before it builds values.
 
     An alias counts as all values of its anchor: nine lines of nine aliases each would stand for 9⁹ values.
     """
     if len(text) > _LONGEST:
-        raise YAMLError(f"it has over {_LONGEST:,} characters: bring a file of settings, not of data")
+        raise YAMLError(f"it has over {_LONGEST:,} characters: it must be a file of settings, not of data")
     anchors: dict[str, int] = {}
     opened: list[tuple[str | None, int]] = []
     count = documents = 0
@@ -59,7 +59,7 @@ def _check_size(text: str) -> None:
         documents += isinstance(event, DocumentStartEvent)
         if isinstance(event, AliasEvent):
             if event.anchor in [anchor for anchor, _ in opened]:
-                raise YAMLError(f"*{event.anchor} stands inside &{event.anchor} itself: write the value out")
+                raise YAMLError(f"*{event.anchor} is inside &{event.anchor}: write the value out")
             count += anchors.get(event.anchor, 1)
         elif isinstance(event, NodeEvent):
             count += 1
@@ -80,18 +80,18 @@ def _check_size(text: str) -> None:
 
 
 def _check(value: Any, where: str) -> None:
-    """Refuses what JSON cannot hold, by its dotted name."""
+    """Rejects values that JSON lacks; the message has the dotted key."""
     name = where.rstrip(".") or "it"
     if isinstance(value, dict):
         for key, each in value.items():
             if not isinstance(key, str):
-                raise YAMLError(f"the key {key!r} of {name} is no text: put it into quotes")
+                raise YAMLError(f"the key {key!r} of {name} is not a string: put it into quotes")
             _check(each, f"{where}{key}.")
     elif isinstance(value, list):
         for number, each in enumerate(value):
             _check(each, f"{where}{number}.")
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**64:
-            raise YAMLError(f"{name} is a whole number of more than 64 bits: choose a smaller one")
+            raise YAMLError(f"{name} is an integer of more than 64 bits: choose a smaller one")
     elif value is not None and not isinstance(value, str | float):
-        raise YAMLError(f"{name} is a {type(value).__name__}: put text into quotes, and take out tags")
+        raise YAMLError(f"{name} is a {type(value).__name__}: put strings into quotes, and remove tags")

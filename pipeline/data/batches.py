@@ -86,30 +86,30 @@ def token_index(
         DataError: the sampler refuses the documents, or a source has no window.
         PluginError: the sampler does not name one source per document.
     """
-    begins = tokens - context_length  # the number of valid window offsets
-    text = Source("", context_length, shift, (0,), (0,), begins)
+    n_offsets = tokens - context_length  # the number of valid window offsets
+    text = Source("", context_length, shift, (0,), (0,), n_offsets)
     if type(sampler).sources is BatchSampler.sources:
         return TokenIndex(tokens, context_length, text, {})
     found: dict[str, _Spans] = {}
     entries, copies = tee(documents)
-    told = (IndexedDocument(entry.name, entry.tokens) for entry in copies)
-    names = guarded_items(sampler, lambda: sampler.sources(told), passes=(ValueError,))
+    indexed = (IndexedDocument(entry.name, entry.tokens) for entry in copies)
+    names = guarded_items(sampler, lambda: sampler.sources(indexed), passes=(ValueError,))
     try:
         for entry, name in zip_longest(entries, names):
             if entry is None or not isinstance(name, str):
                 raise PluginError(f"{label(sampler)}: sources must yield one str per document, not {name!r}")
-            found.setdefault(name, _Spans()).add(entry.start, min(entry.end, begins))
+            found.setdefault(name, _Spans()).add(entry.start, min(entry.end, n_offsets))
     except ValueError as error:
         raise DataError(f"train.batch_sampler.{sampler.name}: {error}") from None
-    for name, runs in found.items():
-        if not runs.tokens:
+    for name, spans in found.items():
+        if not spans.tokens:
             raise DataError(
                 f"train.batch_sampler.{sampler.name}: all of {name!r} lies in the last {context_length} tokens of "
                 "the training split, where no window fits: remove it, or add text"
             )
     sources = {
-        name: Source(name, context_length, shift, runs.starts, runs.before, runs.tokens)
-        for name, runs in found.items()
+        name: Source(name, context_length, shift, spans.starts, spans.before, spans.tokens)
+        for name, spans in found.items()
     }
     return TokenIndex(tokens, context_length, text, sources)
 

@@ -107,13 +107,13 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) ->
     waiting: deque[Future[list[tuple[Piece, TokenIds]]]] = deque()
     per_thread = local()
 
-    def begin() -> None:
+    def init_thread() -> None:
         per_thread.tokenizer = replace(tokenizer)  # tiktoken is slower when threads share one
 
     def ids_of(batch: list[Piece]) -> list[tuple[Piece, TokenIds]]:
         return [(piece, _ids(piece, per_thread.tokenizer)) for piece in batch]
 
-    with ThreadPoolExecutor(threads, initializer=begin) as pool:
+    with ThreadPoolExecutor(threads, initializer=init_thread) as pool:
         for batch in _batches(pieces(documents, tokenizer.pattern)):
             waiting.append(pool.submit(ids_of, batch))
             if len(waiting) > 2 * threads:

@@ -173,7 +173,7 @@ def checked_forward(model: LanguageModel, ids: torch.Tensor, *cache: object) -> 
     """Calls the model on ids [B, T] and checks its output.
 
     Raises:
-        PluginError: the output is no ModelOutput, or has wrong shapes.
+        PluginError: the output is not a ModelOutput, or has wrong shapes.
     """
     return checked_output(model(ids, *cache), model, ids)
 

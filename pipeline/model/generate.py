@@ -245,7 +245,7 @@ def _check_logits(sampler: Sampler, result: Any, logits: torch.Tensor) -> torch.
         raise PluginError(f"{label(sampler)} must return logits, not {type(result).__name__}")
     if result.shape != logits.shape or not result.is_floating_point() or result.device != logits.device:
         raise PluginError(
-            f"{label(sampler)} returned {list(result.shape)} {result.dtype} on {result.device}, where it was given "
+            f"{label(sampler)} returned {list(result.shape)} {result.dtype} on {result.device} instead of "
             f"logits {list(logits.shape)} {logits.dtype} on {logits.device}"
         )
     if not bool(result.amax(dim=-1).isfinite().all()):  # NaN propagates through amax

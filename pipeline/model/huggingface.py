@@ -144,7 +144,7 @@ _FORMATS = {
 _ABSENT = {"final_logit_softcapping": 15.0}
 """Defaults of absent keys in transformers that are not supported here."""
 _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""Suffixes of tensors in older files that are no weights: masks and frequencies, which follow from the sizes."""
+"""Suffixes of tensors in older files other than weights: masks and frequencies, which follow from the sizes."""
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -1,1 +1,1 @@
-"""params.yaml: typed, read, preset, described."""
+"""The params: types, reader, presets, JSON schema and reference."""

@@ -1,7 +1,7 @@
-"""Params: params.yaml as typed, checked, frozen values, one model for each stage.
+"""Params: params.yaml as typed, validated, frozen models, one for each stage.
 
-Every key is required: params.yaml is the one home of every default, so DVC sees every value that decides a
-result. Sections of components (losses, optimizers, …) are checked by the stage that loads those components.
+Every key is required: params.yaml holds all defaults, so that DVC sees every value that decides a result. The stage
+that loads the components (losses, optimizers, …) validates their options.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.core.values import DEVICE, Dimension, InMemoryCount, LayerCount, N
 
 def _utf8(text: str) -> str:
     if text != text.encode(errors="ignore").decode():
-        raise ValueError("it holds half a surrogate pair, which is no text: remove it")
+        raise ValueError("it holds a lone surrogate, which is not valid text: remove it")
     return text
 
 
@@ -34,7 +34,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
-    """A part of params.yaml."""
+    """A section of params.yaml."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
@@ -42,7 +42,7 @@ class Section(BaseModel):
 
 
 class _Options(Section):
-    """A choice among components; every further key is a component's name with its options."""
+    """A choice of components. Every additional key is a component's name with its options."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, dict[str, Any]]
@@ -54,7 +54,7 @@ class _Options(Section):
         for key in keys:
             if not isinstance(values[key], dict):
                 name = values.get("name", "NAME")
-                raise ValueError(f"{key} is not a component with its options: is {name}.{key} meant?")
+                raise ValueError(f"{key} is not a component with options: did you mean {name}.{key}?")
         return values
 
     @property
@@ -64,20 +64,20 @@ class _Options(Section):
 
 
 class Choice(_Options):
-    """One component: `name` chooses it, and its options stand under its name."""
+    """A choice of one component by `name`; its options are under its name."""
 
     name: str
 
 
 class Choices(_Options):
-    """Several components: `use` lists them in order, and their options stand under their names."""
+    """A choice of several components by `use`, in order; their options are under their names."""
 
     use: Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class BpeParams(Section):
     vocab_size: Annotated[int, Field(ge=257, le=2**20)]
-    """Tokens in all, the 256 bytes and end-of-text included."""
+    """The number of tokens, including the 256 bytes and end-of-text."""
 
 
 class TiktokenParams(Section):
@@ -87,18 +87,18 @@ class TiktokenParams(Section):
 
 class TokenizerFileParams(Section):
     path: Annotated[str, AfterValidator(partial(_below, "data", "data/tokenizer.json"))]
-    """A byte-level BPE as tokenizer.json or in tiktoken's form, or the tokenizer.json of a checkpoint, below data/
-    (DVC sees changes only there)."""
+    """A byte-level BPE (a tokenizer.json or a tiktoken file) or a checkpoint's tokenizer.json, below data/, where
+    DVC sees changes."""
     pattern: Text
-    """How the tokenizer of a tiktoken file cuts text into words: `gpt2` or a regular expression."""
+    """The split pattern of a tiktoken file: `gpt2`, or a regular expression that cuts text into words."""
     end_of_text: Annotated[Text, Field(min_length=1)]
-    """The special token that ends a document; it is added where the file has none of this name."""
+    """The special token that ends a document; it is added if the file lacks it."""
 
 
 class TokenizerParams(Section):
     name: Literal["bpe", "characters", "bytes", "tiktoken", "file"]
-    """`bpe` is trained on the corpus, `characters` are those of the corpus, `bytes` need no training, `tiktoken`
-    takes a published encoding, `file` a byte-level BPE made elsewhere."""
+    """`bpe` is trained on the corpus; `characters` has the characters of the corpus; `bytes` has the 256 bytes;
+    `tiktoken` is a published encoding; `file` is a tokenizer from a file."""
     bpe: BpeParams
     tiktoken: TiktokenParams
     file: TokenizerFileParams
@@ -106,55 +106,56 @@ class TokenizerParams(Section):
 
 class TokenizeParams(Section):
     corpus: Choice
-    """Where the text comes from."""
+    """The source of the text."""
     tokenizer: TokenizerParams
     end_of_text: bool
-    """Whether each document ends with one end-of-text token."""
+    """Whether each document ends with an end-of-text token."""
 
 
 class SplitParams(Section):
     by: Literal["document", "position", "predefined"]
-    """`document` puts whole documents on a side; `position` cuts the corpus: train first, then val, then test;
-    `predefined` goes by folders or files named train, val (valid, validation) and test."""
+    """`document` assigns whole documents at random; `position` cuts the corpus: train, then val, then test;
+    `predefined` uses folders or files named train, val (or valid, validation) and test."""
     unit: Literal["tokens", "characters"]
-    """What `by: position` counts; `characters` cuts the text and tokenizes both sides anew."""
+    """The unit of the cuts of `by: position`; `characters` cuts the text and tokenizes the parts again."""
     val: Fraction
-    """The share of validation, of documents or of the corpus's length (`predefined` takes what there is)."""
+    """The share of val: of the documents, or of the corpus's length. `predefined` ignores it."""
     test: Fraction
-    """The share of the test split; 0 means none."""
+    """The share of test; 0 for no test split. `predefined` ignores it."""
     seed: Seed
-    """Which documents are held out; a document keeps its side when others come or go."""
+    """Decides which documents are held out. A document keeps its split if others are added or removed."""
     duplicates: Literal["report", "remove"]
-    """Texts on two sides: `report` names them, `remove` keeps the held-out one (test's, then val's) only."""
+    """Equal texts in two splits: `report` prints them; `remove` keeps only the held-out one (in test, else in
+    val)."""
 
     @model_validator(mode="after")
     def _leaves_enough(self) -> SplitParams:
         if self.val == 0:
-            raise ValueError("val must be above 0: training is judged on it")
+            raise ValueError("val must be above 0: training is evaluated on it")
         if self.val + self.test >= 1:
-            raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on: lower one of them")
+            raise ValueError(f"val {self.val} and test {self.test} leave nothing for train: lower one of them")
         return self
 
 
 class ModelParams(Choice):
     context_length: Dimension
-    """Tokens that the model sees at once."""
+    """The number of tokens that the model sees."""
     n_layers: LayerCount
-    """Transformer blocks."""
+    """The number of transformer blocks."""
     n_heads: Dimension
-    """Attention heads in each block."""
+    """The number of attention heads per block."""
     emb_dim: Dimension
-    """Width: numbers that describe a token; a multiple of n_heads."""
+    """The embedding size, a multiple of n_heads."""
     dropout: Fraction
-    """Share of activations dropped in training (embeddings and residual branches; in gpt2 attention, too)."""
+    """The dropout of embeddings and residual branches in training; in gpt2 also of attention weights."""
     pad_vocab_to: Dimension
-    """The head's rows are padded to a multiple of this; padding is never sampled and never in the loss."""
+    """Pads the vocabulary's rows to a multiple of this number. Padding is neither sampled nor in the loss."""
     document_mask: bool
-    """Whether a token sees only its own document where a window holds several (needs `tokenize.end_of_text`)."""
+    """Whether tokens see only their own document in a window of several; needs `tokenize.end_of_text`."""
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The keys that every architecture has."""
+        """The keys that all architectures share."""
         return {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
 
     @model_validator(mode="before")
@@ -177,7 +178,7 @@ _MOVED = (
     | {key: f"llama.{key}" for key in ("n_kv_heads", "mlp_dim", "rope_theta", "norm_eps")}
     | {key: f"gpt2.{key}, or model.llama.{key}" for key in ("tied_head", "init")}
 )
-"""Keys that the section `model` once had, and where they are now."""
+"""Old keys of the section `model`, and the new ones."""
 
 
 def _number(amount: Any) -> Any:
@@ -192,70 +193,72 @@ BudgetAmount = Annotated[int | float, Field(lt=1e30), BeforeValidator(_number)]
 
 class BudgetParams(Section):
     unit: Literal["steps", "epochs", "tokens", "flops"]
-    """What `amount` counts; `flops`: floating-point operations of training, as docs/comparing.md counts them."""
+    """The unit of `amount`. `flops` are the floating-point operations of training (see docs/comparing.md)."""
     amount: Annotated[BudgetAmount, Field(gt=0)]
-    """How long to train; above 0; for flops it may be written as 1e15."""
+    """The length of training, above 0. For flops it may be written as 1e15."""
 
 
 class ScheduleParams(Choice):
     warmup_steps: NonNegativeInt
-    """Steps in which the rate climbs, linearly, to its peak."""
+    """The number of steps in which the learning rate rises linearly to its peak."""
 
 
 class ExtensionParams(Section):
     amount: Annotated[BudgetAmount, Field(ge=0)]
-    """How much longer a finished run is trained, in the budget's unit; 0 for not at all."""
+    """How much longer to train a finished run, in the budget's unit; 0 for no extension."""
     peak: Annotated[float, Field(gt=0, le=1)]
-    """What the learning rate climbs to once more, as a share of its first peak (one that is still there stays)."""
+    """The second peak of the learning rate, as a share of the first one. A rate that is still at its peak stays
+    there."""
 
 
 class EvaluationParams(Section):
     every: PositiveInt
-    """Steps between evaluations; step 0 and the last step are always evaluated."""
+    """The number of steps between evaluations. Step 0 and the last step are always evaluated."""
     windows: PositiveInt
-    """Context windows of train and of val that each evaluation reads (the final one reads all of val)."""
+    """The number of windows of train and of val in each evaluation; the final one reads all of val."""
 
 
 class TrainParams(Section):
     seed: Seed
-    """Decides the initial weights, the data's order and dropout."""
+    """Decides the initial weights, the order of the data, and dropout."""
     init_from: Annotated[
         str, AfterValidator(lambda path: path and _below("data/weights", "data/weights/gpt2", path))
     ]
-    """Weights to start from, below data/weights/ (DVC sees changes only there): a Hugging Face folder of a GPT-2,
-    NanoChat or Llama model, or a checkpoint (its best weights, or one of its .pth files); empty for random ones.
-    `model` and the tokenizer must be theirs, but for a shorter context."""
+    """Pretrained weights below data/weights/, where DVC sees changes: a Hugging Face folder of a GPT-2, NanoChat or
+    Llama model, a checkpoint's folder (its best weights), or one of its .pth files. Empty for random weights.
+    `model` and the tokenizer must match; the context may be shorter."""
     budget: BudgetParams
     extension: ExtensionParams
-    """Goes on with the run that the other params describe, from its finished state; that run is trained first where
-    its state is not there."""
+    """Trains the run of the other params for longer, from its finished checkpoint; without one, that run is trained
+    first."""
     batch_size: InMemoryCount
-    """Context windows in an optimizer step."""
+    """The number of context windows per optimizer step."""
     micro_batch_size: InMemoryCount
-    """Windows computed at once; smaller ones accumulate gradients and need less memory."""
+    """The number of windows per forward and backward pass. Fewer need less memory; gradients are accumulated."""
     precision: Literal["auto", "fp32", "bf16"]
-    """`bf16` computes in bfloat16 with float32 weights; `auto` does where the processor has instructions for
-    it, and on an Apple GPU that passes a test."""
+    """`bf16` computes in bfloat16 with float32 weights. `auto` chooses it if the device has instructions for it; an
+    Apple GPU must pass a test."""
     shift_windows: bool
-    """Whether each epoch cuts the training text at other places."""
+    """Whether each epoch cuts the training text at other offsets."""
     batch_sampler: Choice
-    """The order in which the windows of the training text are read."""
+    """The order of the training windows."""
     grad_clip: Annotated[float, Field(ge=0)]
-    """Largest norm of the gradient; 0 leaves it as it is."""
+    """The maximum norm of the gradient; 0 for no clipping."""
     skip_bad_steps: NonNegativeInt
-    """Steps whose loss or gradient is not finite that are skipped, each with a message; one more stops the run."""
+    """The maximum number of steps to skip, with a message, because their loss or gradient is not finite; one more
+    stops the run."""
     schedule: ScheduleParams
-    """How the learning rate moves."""
+    """The schedule of the learning rate."""
     loss: Choice
-    """What training minimises."""
+    """The training loss."""
     optimizer: Choice
-    """How the weights follow the gradients."""
+    """The optimizer."""
     log_every: NonNegativeInt
-    """Steps between rows of metrics/steps.tsv (loss, rate, gradient norm, callbacks' numbers); 0 for none. It
-    changes nothing else."""
+    """The number of steps between rows of metrics/steps.tsv (loss, learning rate, gradient norm, callbacks'
+    numbers); 0 for no rows. It does not change the result."""
     evaluation: EvaluationParams
     eval_callbacks: Choices
-    """What is done after each evaluation, or at each step, of training."""
+    """Actions in each step or after each evaluation."""
 
 
 # ── evaluate and export ───────────────────────────────────────────────────────────────────────────
@@ -265,59 +268,59 @@ Weights = Literal["best", "last"]
 
 class GenerationParams(Section):
     prompts: Annotated[tuple[Text, ...], Field(strict=False)]
-    """Texts that the samples continue."""
+    """The prompts of the samples."""
     max_new_tokens: InMemoryCount
-    """Length of a sample, in tokens."""
+    """The maximum length of a sample, in tokens."""
     seed: Seed
-    """Decides the samples' draws."""
+    """The seed of the samples."""
 
 
 class EvaluateParams(Section):
     weights: Weights
-    """`best` are those with the lowest validation loss, `last` those of the last step."""
+    """`best` for the lowest validation loss, `last` for the last step."""
     stride: Annotated[float, Field(gt=0, le=1)]
-    """How far evaluation's windows move, as a share of the context; 1 means they do not overlap."""
+    """The stride of the evaluation windows, as a share of the context; 1 for no overlap."""
     batch_size: InMemoryCount
-    """Windows computed at once; it does not change the numbers."""
+    """The number of windows per forward pass. It does not change the metrics."""
     generation: GenerationParams
     samplers: Choices
-    """How the next token's distribution is changed before the draw."""
+    """Changes to the distribution of the next token before each draw, in order."""
     metrics: Choices
-    """What is measured beside the plain loss, over the same tokens or by tasks of its own."""
+    """Metrics beside the plain loss: over the same tokens, or from tasks."""
     groups: Annotated[tuple[Text, ...], Field(strict=False)]
-    """Patterns of documents' names, such as `wiki/*`: the numbers of those documents apart, in evaluation.json."""
+    """Patterns of document names, such as `wiki/*`: evaluation.json has the metrics of each group."""
 
 
 class ExportParams(Section):
     weights: Weights
-    """Which weights are exported."""
+    """The weights to export."""
     formats: Choices
-    """The forms that the model is exported in; the first lies at the top of artifacts/export."""
+    """The export formats. The first one is written to artifacts/export itself, the others to subfolders."""
 
 
 class RuntimeParams(Section):
     device: Annotated[str, Field(pattern=DEVICE)]
-    """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
+    """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     threads: Annotated[int, Field(ge=0, le=1024)]
-    """Processor threads of each process; 0 means that the processes share the cores."""
+    """CPU threads per process; 0 shares the cores among the processes."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
-    """Processes that train together on this machine; `auto` is one for each GPU."""
+    """The number of processes on this machine; `auto` is one per GPU."""
     strategy: Literal["ddp", "fsdp"]
-    """With several processes: `ddp` keeps the whole model on each, `fsdp` a share of it (for what does not fit)."""
+    """For several processes: `ddp` keeps the full model on each; `fsdp` shards it, for models that do not fit."""
     restarts: Annotated[int, Field(ge=0, le=1000)]
-    """How often the processes are started again, from the last state, when one of them was killed or crashed."""
+    """How often to restart the processes from the last checkpoint after a crash."""
     compile: bool | Literal["auto"]
-    """Whether blocks and loss are compiled: slow to begin, then faster; needs a C++ compiler. `auto` does for long
-    runs, where there is one, but not on an Apple GPU."""
+    """Whether to compile model blocks and loss: a slow start, then faster steps. It needs a C++ compiler. `auto`
+    compiles long runs if there is one, except on an Apple GPU."""
     keep_memory: bool
-    """Whether the C library keeps freed memory for the next step instead of giving it back (glibc only): faster."""
+    """Whether the C library keeps freed memory for the next step, which is faster (glibc only)."""
     save_seconds: Annotated[float, Field(ge=0)]
-    """Seconds between the states that an interrupted run resumes from, or longer where saving would cost over 3% of
-    the time; 0 saves after every step, whatever it costs."""
+    """The minimum number of seconds between training checkpoints; more if saving would take over 3% of the time. 0
+    saves after every step."""
 
 
 class Params(Section):
-    """All of params.yaml."""
+    """All params."""
 
     tokenize: TokenizeParams
     split: SplitParams
@@ -330,7 +333,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _documents_have_ends(self) -> Params:
         if self.model.document_mask and not self.tokenize.end_of_text:
-            raise ValueError("model.document_mask needs tokenize.end_of_text: true: it is what ends a document")
+            raise ValueError("model.document_mask needs tokenize.end_of_text: true, to mark the ends of documents")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Reads params.yaml and the values of `--set`; errors name the key and what would fit."""
+"""Reads params.yaml and `--set`; errors name the key and the valid values."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from pipeline.params.params import Params
 
 
 def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
-    """Reads and checks a params file, after setting each override (`section.key=value`, the value as YAML).
+    """Reads a params file, applies the overrides (`section.key=value`, the value as YAML), and validates the
+    result.
 
     Raises:
-        ParamsError: the file or an override cannot be read, or a value does not fit; one line that names
-            the file, the key and what would fit.
+        ParamsError: the file or an override cannot be read, or a value is invalid; one line that names the file,
+            the key and the valid values.
     """
     values = read_sections(path)
     keys = [_set(values, override) for override in overrides]
@@ -34,15 +35,15 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
 
 
 def read_sections(path: Path, load: Callable[[str], Any] = yaml_values) -> dict[str, Any]:
-    """The unchecked sections of a params file, as `load` reads its YAML.
+    """The sections of a params file, not validated; `load` parses the YAML.
 
     Raises:
-        ParamsError: the file is missing, is no YAML, or holds no sections.
+        ParamsError: the file is missing, is not valid YAML, or has no sections.
     """
     try:
         text = read_yaml(path)
     except FileNotFoundError:
-        raise ParamsError(f"{path} is missing: run this in the project's folder, or give --params FILE") from None
+        raise ParamsError(f"{path} is missing: run this in the project's folder, or pass --params FILE") from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     try:
@@ -51,7 +52,7 @@ def read_sections(path: Path, load: Callable[[str], Any] = yaml_values) -> dict[
     except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise ParamsError(f"{path.name}{line}: not usable YAML: {_first_line(error)}") from None
+        raise ParamsError(f"{path.name}{line}: not valid YAML: {_first_line(error)}") from None
     if not isinstance(values, dict):
         what = "holds a list" if isinstance(values, list) else f"holds the value {values!r}"
         what = "is empty" if values is None else what
@@ -64,7 +65,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _set(values: dict[str, Any], override: str) -> str:
-    """Sets a value; returns its key."""
+    """Applies an override to `values`; returns its key."""
     key, equals, text = override.partition("=")
     shown = override if len(override) <= 80 else f"{override[:80]}…"
     path = key.strip().split(".")
@@ -73,7 +74,7 @@ def _set(values: dict[str, Any], override: str) -> str:
     try:
         value = yaml_values(text) if text.strip() else None
     except YAMLError as error:
-        raise ParamsError(f"--set {shown!r}: the value is not usable YAML: {_first_line(error)}") from None
+        raise ParamsError(f"--set {shown!r}: the value is not valid YAML: {_first_line(error)}") from None
     section: Any = values
     for part in path[:-1]:
         section = section.setdefault(part, {}) if isinstance(section, dict) else None
@@ -103,7 +104,7 @@ def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
 
 
 def _find_key(key: str, values: Any, where: str = "") -> Iterator[str]:
-    """The dotted names of the file's keys with this name."""
+    """The dotted names of all keys of the file with this name."""
     for name, value in values.items() if isinstance(values, dict) else ():
         if name == key:
             yield f"{where}{name}"

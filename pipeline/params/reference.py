@@ -1,4 +1,4 @@
-"""docs/params.md: every key of params.yaml, what it takes, its shipped value and its meaning, from the models."""
+"""docs/params.md: every key of params.yaml with its type, its shipped value and its meaning."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Json = Mapping[str, Any]
 _HEADER = """\
 # Params
 
-Every key of `params.yaml`, with the value of the shipped file. `pipeline schema` writes this page and
-`params.schema.json` from the models that check the file, so a new component of yours appears here too.
+Every key of `params.yaml`, with its value in the shipped file. `pipeline schema` writes this page and
+`params.schema.json` from the code that validates the file, including the components of your plugins.
 """
 
 
 def reference(plugins: Path) -> str:
-    """The page, as Markdown."""
+    """The page as Markdown."""
     whole, values = schema(plugins), default_values()
     lines = [_HEADER]
     for name, field in whole["properties"].items():
@@ -32,7 +32,7 @@ def reference(plugins: Path) -> str:
 
 
 def _section(path: str, section: Json, values: Json, definitions: Json) -> Iterator[str]:
-    """A table of the section's common keys, then its subsections and its choices of components."""
+    """A table of a section's plain keys, then its subsections and its choices of components."""
     fields: Json = _resolved(section, definitions)["properties"]
     sections = {name for name, field in fields.items() if _resolved(field, definitions).get("type") == "object"}
     plain = {name: field for name, field in fields.items() if name not in sections}
@@ -47,7 +47,7 @@ def _section(path: str, section: Json, values: Json, definitions: Json) -> Itera
 
 
 def _choice(path: str, choice: Json, values: Json, definitions: Json) -> Iterator[str]:
-    """What there is to choose from, and each component's common options."""
+    """The components to choose from, and the options of each."""
     if choice.get("description"):
         yield f"{choice['description']}\n"
     key = "name" if "name" in choice["properties"] else "use"

@@ -1,4 +1,4 @@
-"""params.schema.json, made from the params models: with it, editors complete and explain params.yaml."""
+"""params.schema.json, generated from the params models: editors use it to complete and explain params.yaml."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.plugin.options import options_schema
 from pipeline.plugin.registry import Registry
 
 COMPONENT_SECTIONS = {kind.chosen_by.rpartition(".")[0]: kind.plural for kind in KINDS.values()}
-"""The sections of params.yaml that choose components, and of which kind."""
+"""The sections of params.yaml that choose components, with the kind of the components."""
 
 
 def schema(plugins: Path) -> dict[str, Any]:
-    """The JSON schema of params.yaml, with the options of every component."""
+    """The JSON schema of params.yaml, including the options of every component."""
     registry = Registry.load(plugins)
     whole = Params.model_json_schema()
     definitions = whole["$defs"]

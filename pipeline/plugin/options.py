@@ -51,7 +51,7 @@ def with_options(component: type[C], options: Mapping[str, Any], where: str) -> 
         PluginError: the component's code raised an exception.
     """
     try:
-        text = json.dumps(options, default=_dated, ensure_ascii=False).encode()
+        text = json.dumps(options, default=_date_to_text, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ParamsError(
             f"{where}: an option has a value of an unsupported type: {describe_exception(error)}"
@@ -63,7 +63,7 @@ def with_options(component: type[C], options: Mapping[str, Any], where: str) -> 
             raise ParamsError(explain(error, where, list(component.model_fields))) from None
 
 
-def _dated(value: Any) -> str:
+def _date_to_text(value: Any) -> str:
     """Turns dates, which YAML parses, back into text."""
     if isinstance(value, date):  # or its subclass datetime
         return value.isoformat()

@@ -223,18 +223,18 @@ class Registry:
             if not isinstance(module, ModuleType):
                 raise PluginError("the entry point must name a module")
             file = Path(module.__file__ or "").absolute()
-            taken = ""
-            for kind, component in _registered(module, kinds, folder):
+            conflict = ""
+            for kind, component in _registered_components(module, kinds, folder):
                 key = (kind.plural, component.name)
                 if other := found.get(key) or self._entries[kind.plural].get(component.name):
-                    taken = f"its {kind.singular} {component.name!r} has the name of one in {other.source}"
+                    conflict = f"its {kind.singular} {component.name!r} has the name of one in {other.source}"
                 found[key] = Entry(component, source, file, distribution)
-            if taken:
-                raise PluginError(f"{taken}: rename one of them")
+            if conflict:
+                raise PluginError(f"{conflict}: rename one of them")
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything, SystemExit included
-            message = f"{source}: {_cause(error, path)}"
+            message = f"{source}: {_describe_error(error, path)}"
             plurals = frozenset(kind.plural for kind in kinds)
             self.broken.append(Broken(source, message, plurals, frozenset(found), distribution))
             return
@@ -276,7 +276,7 @@ def _import_file(path: Path, plural: str) -> ModuleType:
     return module
 
 
-def _cause(error: BaseException, path: Path | None) -> str:
+def _describe_error(error: BaseException, path: Path | None) -> str:
     """The error in one line: the broken rule, or the plugin's exception and its line."""
     if isinstance(error, PluginError):
         return str(error)
@@ -293,7 +293,7 @@ def _cause(error: BaseException, path: Path | None) -> str:
 # ── the contract ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _registered(
+def _registered_components(
     module: ModuleType, kinds: Iterable[Kind], folder: Kind | None
 ) -> Iterator[tuple[Kind, type[Component]]]:
     """Yields the validated components of these kinds that `module` registers.
@@ -304,7 +304,7 @@ def _registered(
     hooks = {kind.hook: kind for kind in KINDS.values()}
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    _check_marks(module, hooks, manager)
+    _check_hook_names(module, hooks, manager)
     try:
         manager.register(module)
     except pluggy.PluginValidationError as error:
@@ -331,7 +331,7 @@ def _registered(
                 yield kind, component
 
 
-def _check_marks(module: ModuleType, hooks: Mapping[str, Kind], manager: pluggy.PluginManager) -> None:
+def _check_hook_names(module: ModuleType, hooks: Mapping[str, Kind], manager: pluggy.PluginManager) -> None:
     """Raises PluginError for a misspelt hook and a missing @hookimpl, which pluggy ignores silently."""
     for name, value in vars(module).items():
         if not inspect.isroutine(value):

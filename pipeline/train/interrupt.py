@@ -49,7 +49,7 @@ class Parent:
     above: int = 0
 
     @property
-    def gone(self) -> bool:
+    def died(self) -> bool:
         """Whether it died: then this process, or its shell, has got another parent."""
         if os.getppid() != self.pid:
             return True
@@ -88,7 +88,7 @@ class StopSignal:
     @property
     def number(self) -> int | None:
         """The signal to stop for, or None. The death of the parent counts as SIGTERM."""
-        if self.received is None and self.parent is not None and self.parent.gone:
+        if self.received is None and self.parent is not None and self.parent.died:
             self.received = signal.SIGTERM
             say("the parent process died: saving, then exiting")
         return self.received

@@ -54,7 +54,7 @@ class Onnx(Exporter):
         except ModuleNotFoundError as error:
             raise missing_package(error, "onnx") from None
         size = sum(tensor.numel() * 4 for tensor in source.weights.values())
-        with _in_silence():
+        with _silenced():
             torch.onnx.export(
                 graph(source), (), folder / _FILE, dynamo=True, verbose=False, external_data=size > _ONE_FILE,
                 input_names=["input_ids"], output_names=["logits"],
@@ -117,7 +117,7 @@ def _reference(source: ExportSource, path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _in_silence() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Context manager: silences the log messages and warnings of torch, onnxscript and onnxruntime."""
     with (
         warnings.catch_warnings(action="ignore"),

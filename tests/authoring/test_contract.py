@@ -118,7 +118,7 @@ def test_shipped_exporters_keep_the_contract(trained: Path, tmp_path: Path) -> N
 
 
 class MeanLoss(Loss):
-    """One number for the batch instead of one a target."""
+    """Returns one number for the batch instead of one per target."""
 
     name: ClassVar[str] = "mean"
 
@@ -164,7 +164,7 @@ class Straying(BatchSampler):
 
 
 class Remembering(BatchSampler):
-    """Draws from a generator that it keeps."""
+    """Uses a random generator with state."""
 
     name: ClassVar[str] = "remembering"
     generator: ClassVar[random.Random] = random.Random(0)
@@ -174,7 +174,7 @@ class Remembering(BatchSampler):
 
 
 class Repeating(BatchSampler):
-    """Claims to read each window once, and reads the first one again and again."""
+    """Claims to read each window once, but always reads the first one."""
 
     name: ClassVar[str] = "repeating"
     once_an_epoch: ClassVar[bool] = True
@@ -184,7 +184,7 @@ class Repeating(BatchSampler):
 
 
 class Listing(BatchSampler):
-    """Holds the order of an epoch."""
+    """Stores the order of an epoch in memory."""
 
     name: ClassVar[str] = "listing"
 
@@ -194,7 +194,7 @@ class Listing(BatchSampler):
 
 
 class WanderingSampler(Sampler):
-    """Adds noise: the draw is not its business."""
+    """Adds random noise, which a sampler must not do."""
 
     name: ClassVar[str] = "wandering"
 
@@ -203,7 +203,7 @@ class WanderingSampler(Sampler):
 
 
 class EmptySampler(Sampler):
-    """Rules every token out."""
+    """Excludes every token."""
 
     name: ClassVar[str] = "empty"
 
@@ -212,7 +212,7 @@ class EmptySampler(Sampler):
 
 
 class RevivingSampler(Sampler):
-    """Lets tokens back in that another sampler ruled out."""
+    """Restores tokens that another sampler excluded."""
 
     name: ClassVar[str] = "reviving"
 
@@ -221,7 +221,7 @@ class RevivingSampler(Sampler):
 
 
 class MeddlingCallback(EvalCallback):
-    """Changes the model that it should look at."""
+    """Changes the model."""
 
     name: ClassVar[str] = "meddling"
 
@@ -232,7 +232,7 @@ class MeddlingCallback(EvalCallback):
 
 
 class ShadowingCallback(EvalCallback):
-    """Returns a number under a name that is taken."""
+    """Returns a number with a name that is in use."""
 
     name: ClassVar[str] = "shadowing"
 
@@ -241,7 +241,7 @@ class ShadowingCallback(EvalCallback):
 
 
 class Recorder(EvalCallback):
-    """Claims to record only."""
+    """Has records_only."""
 
     name: ClassVar[str] = "recorder"
     records_only: ClassVar[bool] = True
@@ -251,14 +251,14 @@ class Recorder(EvalCallback):
 
 
 class NumberingRecorder(Recorder):
-    """Returns a number all the same."""
+    """Has records_only, but returns a number."""
 
     def on_evaluation(self, event: Any) -> Any:
         return {"mine": 1.0}
 
 
 class ShowingRecorder(Recorder):
-    """Adds to the run's samples all the same."""
+    """Has records_only, but shows a text."""
 
     def on_evaluation(self, event: Any) -> Any:
         event.show("a text")
@@ -266,7 +266,7 @@ class ShowingRecorder(Recorder):
 
 
 class StoppingRecorder(Recorder):
-    """Ends the run all the same."""
+    """Has records_only, but stops the run."""
 
     def on_evaluation(self, event: Any) -> Any:
         raise StopTraining("enough")
@@ -343,7 +343,7 @@ def test_broken_components_are_refused(check: Callable[[Any], None], component: 
 
 
 class Attends(nn.Module):
-    """A model with one learned matrix for each place; `wrong` names what it does wrongly."""
+    """A model that mixes positions with a learned matrix; `wrong` is the rule that it breaks."""
 
     def __init__(self, shape: ModelShape, wrong: str) -> None:
         super().__init__()
@@ -382,7 +382,7 @@ class Attends(nn.Module):
 
 
 class Mixes(Model):
-    """A model that does one thing wrongly, or none."""
+    """A model that breaks one rule, or none."""
 
     name: ClassVar[str] = "mixes"
     wrong: str = ""

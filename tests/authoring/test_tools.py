@@ -1,4 +1,4 @@
-"""`pipeline plugins`: it lists and explains what there is, writes components that work, and checks one's own."""
+"""`pipeline plugins`: lists and explains components, creates working ones, and checks plugin files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry, plugin_files
 
 MINE = {kind.plural: f"my_{kind.singular.replace(' ', '_')}" for kind in KINDS.values()}
-"""The name of the component that a test writes of each kind."""
+"""The name of the component that the tests create, by kind."""
 
 
 def python(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -317,7 +317,7 @@ def test_an_exporter_is_checked_with_the_trained_model_where_there_is_one(traine
 
 
 def exporter_that_knows(project: Project, *known: str) -> None:
-    """A new exporter that refuses every model but these."""
+    """Creates an exporter that only supports these models."""
     project.succeed("plugins", "new", "exporter", "mine")
     path = project.root / "plugins" / "exporters" / "mine.py"
     working = "        (folder / _FILE).write_bytes"
@@ -346,7 +346,7 @@ def test_an_exporter_that_knows_no_model_at_all_breaks_its_contract(project: Pro
 
 
 def broken(project: Project, old: str, new: str) -> Path:
-    """A new loss with one thing changed."""
+    """Creates a loss with one change in its source."""
     project.succeed("plugins", "new", "loss", "mine")
     path = project.root / "plugins" / "losses" / "mine.py"
     assert old in path.read_text()

@@ -1,4 +1,4 @@
-"""pipeline check: what is known before a run, with nothing written and every obstacle told."""
+"""pipeline check: prints all problems, and writes nothing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.plugin.registry import Registry
 
 @pytest.fixture
 def untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what is told before the trial steps, which take a while."""
+    """Skips the trial steps, which take some time."""
     monkeypatch.setattr("pipeline.commands.check._measure", lambda *arguments: None)
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
-    """Every path with a file's bytes; not what Python keeps of imported plugins."""
+    """The bytes of all files by path, without Python's caches."""
     paths = [path for path in root.rglob("*") if "__pycache__" not in path.parts]
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
@@ -202,7 +202,7 @@ def test_what_git_and_dvc_do_not_track_is_told(project: Project) -> None:
     told = project.succeed("check").out
     assert "git does not track plugins/losses/_draft.py:" in told
     assert "DVC does not track data/raw" in told
-    assert "environment.yaml is not up to date (there was none)" in told
+    assert "environment.yaml is not up to date (new file)" in told
     project.succeed("lock")
     path = project.root / "environment.yaml"
     path.write_text(re.sub("torch: .*", 'torch: "1.0"', path.read_text()))

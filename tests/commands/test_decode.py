@@ -1,4 +1,4 @@
-"""Text as its tokens come: no half characters, and nothing that a stop string takes back."""
+"""Incremental decoding: only complete characters, and no text that belongs to a stop string."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ stop_strings = st.lists(st.text(LETTERS, min_size=1, max_size=3), max_size=3)
 
 
 def stream(pieces: list[bytes], stops: list[str]) -> tuple[list[str], bool]:
-    """What comes out after each token, of these bytes, and at the end; and whether it stopped."""
+    """The text after each token with these bytes, and at the end; and whether it stopped."""
     tokenizer: Any = SimpleNamespace(token_bytes=pieces)
     text = TextStream(tokenizer, stops)
     shown = []
@@ -27,7 +27,7 @@ def stream(pieces: list[bytes], stops: list[str]) -> tuple[list[str], bool]:
 
 
 def up_to_a_stop(text: str, stops: list[str]) -> str:
-    """The text before the stop string that is complete first, and of those the longest."""
+    """The text before the stop string that is completed first; of several, the longest."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:

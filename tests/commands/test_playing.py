@@ -1,4 +1,4 @@
-"""What is done with a trained model: generate, chat and score, as commands."""
+"""The commands generate, chat and score."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lines(out: str) -> list[dict[str, Any]]:
 
 
 def typed(text: str | bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts text on the standard input."""
+    """Replaces standard input by a text."""
     data = text if isinstance(text, bytes) else text.encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8", errors="surrogateescape"))
 
@@ -187,7 +187,7 @@ GREEDY = ("--sampler", "greedy", "--tokens", "3")  # a text has one continuation
 
 
 def test_a_turn_goes_on_with_the_text(chat: Chat) -> None:
-    """No longer than the context, so that all of it is seen."""
+    """The text is shorter than the context, so the model sees all of it."""
     first = chat("the", options=GREEDY).out.removesuffix("\n")
     second = chat("the", " sea", options=GREEDY).out.removesuffix("\n")
     assert second.startswith(f"{first} sea")
@@ -330,7 +330,7 @@ def test_a_sampler_knows_where_a_turn_began_and_has_a_memory_of_it(chat: Chat) -
 
 
 def test_at_a_terminal(trained_project: Project) -> None:
-    """What is typed is shown once, by the terminal; Ctrl-C forgets a line, Ctrl-D ends the session."""
+    """The terminal echoes input once; Ctrl-C discards a line, Ctrl-D ends the session."""
     settings = [part for value in TINY for part in ("--set", value)]
     above, below = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", "TERM": "dumb"}
@@ -371,7 +371,7 @@ def test_at_a_terminal(trained_project: Project) -> None:
 
 @pytest.fixture
 def texts(trained_project: Project) -> tuple[Path, Path]:
-    """Two texts that the model has not seen: one of many windows, one with characters of several bytes."""
+    """Two unseen texts: one with many windows, one with multi-byte characters."""
     long, short = trained_project.root / "long.txt", trained_project.root / "short.txt"
     long.write_text(made_up_text(99, 300))
     short.write_text("the sea — é\r\n\tlistens\n", newline="")

@@ -1,4 +1,4 @@
-"""Text in blocks is scored as the whole text is, and only a part of it is held."""
+"""A text in blocks gets the same scores as the whole text, with only a part of it in memory."""
 
 from __future__ import annotations
 

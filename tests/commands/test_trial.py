@@ -1,4 +1,4 @@
-"""Trial steps: what they measure is what training takes, and a child process that runs out of memory ends alone."""
+"""Trial steps: their measurements match training, and only the child process dies if memory runs out."""
 
 from __future__ import annotations
 

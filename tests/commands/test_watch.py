@@ -1,4 +1,4 @@
-"""runs --watch: what is shown while a run trains."""
+"""runs --watch: the steps of a training run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(count: int) -> list[dict[str, float]]:
 
 @pytest.fixture
 def live(tmp_path: Path) -> LiveTable:
-    """A run that has taken thirty steps, and an older one."""
+    """A run with thirty steps, and an older run."""
     for name, age in (("older", 100.0), ("newer", 0.0)):
         table = LiveTable(tmp_path / name / STEPS)
         table.update(rows(30))
@@ -31,7 +31,7 @@ def live(tmp_path: Path) -> LiveTable:
 
 
 def sleeping(monkeypatch: pytest.MonkeyPatch, *then: object) -> None:
-    """Each sleep does the next thing; after the last one Ctrl-C comes."""
+    """Each sleep performs the next action; after the last one, KeyboardInterrupt is raised."""
     things = iter(then)
 
     def sleep(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Runs made of random scores, as files in a project's folder; and the same as records."""
+"""Synthetic runs with random scores, as files in a folder or as records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARAMS = {
 
 
 def scored(seed: int, units: int = 40, shift: float = 0.0, size: int = 4) -> Breakdown:
-    """The text is always the same; `seed` decides how well each document is predicted."""
+    """The text is always the same; `seed` determines the loss of each document."""
     text, run = np.random.default_rng(0), np.random.default_rng(seed)
     tokens = text.integers(50, 500, units)
     loss = text.normal(4, 0.5, units) + run.normal(shift, 0.05, units)
@@ -39,7 +39,7 @@ def scored(seed: int, units: int = 40, shift: float = 0.0, size: int = 4) -> Bre
 
 
 def write_run(folder: Path, breakdown: Breakdown, params: dict[str, Any] | None = None, **about: Any) -> None:
-    """Writes metrics/ and reports/ of a run whose val and test text scored alike."""
+    """Writes metrics/ and reports/ of a run with equal scores on val and test."""
     folder.mkdir(parents=True, exist_ok=True)
     nats, tokens = (sum(each[column] for each in breakdown.documents) for column in (2, 1))
     facts: dict[str, Any] = {
@@ -62,7 +62,7 @@ def simulated(
     """Two recipes' runs on the same `units` documents.
 
     Args:
-        generator: Decides everything.
+        generator: The random generator.
         seeds: The runs of each recipe.
         units: The documents.
         between: How a run's loss varies with its seed, on all documents alike.

@@ -1,4 +1,4 @@
-"""Recipes compared for real: tiny models on tinyshakespeare, five seeds each."""
+"""Compares recipes with real training: tiny models on tinyshakespeare, five seeds each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = (
 
 
 def train_one(root: Path, folder: Path, *settings: str) -> None:
-    """Trains on the splits in `root` and leaves metrics/ and reports/ in `folder`."""
+    """Trains on the splits in `root` and writes metrics/ and reports/ into `folder`."""
     params = load_params(REPOSITORY / "params.yaml", [*SMALL, *settings])
     train.run(params, Paths(root))
     evaluate.run(params, Paths(root))

@@ -1,4 +1,5 @@
-"""Comparisons hold their level: what does not differ is called equal 19 times in 20, what differs is found."""
+"""Comparisons keep their significance level: equal runs are called equal 19 times in 20, and differences are
+found."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ SCENES = {
 def called_different(
     tries: int, seeds: tuple[int, int], units: int, scene: tuple[float, float, float], effect: float = 0.0
 ) -> float:
-    """The share of comparisons that call two recipes different."""
+    """The share of comparisons with a significant difference."""
     generator = np.random.default_rng(1)
     found = (compare_recipes(simulated(generator, seeds, units, *scene, effect), seeds[0]) for _ in range(tries))
     return sum(each.significant for each in found) / tries

@@ -1,4 +1,4 @@
-"""A sweep is answered: recipes ranked over their seeds, chance told from difference, what does not count named."""
+"""Sweeps: recipes are ranked over their seeds, differences are tested, and unused runs are listed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def names(*letters: str) -> list[str]:
 
 @pytest.fixture
 def sweep(project: Project) -> Project:
-    """Three rates with three seeds each: b is better than a by 0.2, c as good as b."""
+    """Three learning rates with three seeds each: b is better than a by 0.2, c equals b."""
     for letter, lr, shift in (("a", 0.01, 0.2), ("b", 0.02, 0.0), ("c", 0.04, 0.0)):
         for seed in (1, 2, 3):
             run_of(project.root, f"{letter}{seed}", seed, lr, shift)

@@ -18,9 +18,15 @@ from pipeline.core.console import Progress, columns, say, wrapped
 
 
 @pytest.fixture
-def terminal() -> Iterator[tuple[TextIO, Callable[[int], None]]]:
+def ends() -> tuple[int, int]:
+    """A terminal's own end, and the end that programs write to."""
+    return pty.openpty()
+
+
+@pytest.fixture
+def terminal(ends: tuple[int, int]) -> Iterator[tuple[TextIO, Callable[[int], None]]]:
     """A terminal to write to, and what sets its width."""
-    master, slave = pty.openpty()
+    master, slave = ends
 
     def resize(width: int) -> None:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
@@ -139,3 +145,23 @@ def test_what_a_plugin_prints_comes_above_the_line(
         assert capsys.readouterr().out == "first 1\nsecond\nsaid\n"
     assert capsys.readouterr().out == "third\n"
     assert sys.stdout is before
+
+
+def test_messages_and_prints_take_the_place_of_the_line(
+    ends: tuple[int, int], terminal: tuple[TextIO, Callable[[int], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, terminal[0])
+    with Progress("training", "step", 100):
+        say("said")
+        print("printed")
+    print("end", flush=True)
+    received = b""
+    while b"end" not in received:
+        received += os.read(ends[0], 65536)
+    drawn, _, _ = received.decode().partition("end")
+    for text in ("said", "printed"):
+        before, after = drawn.split(f"{text}\r\n")
+        assert before.endswith("\r\x1b[K")
+        assert "training 0/100" in after  # drawn again
+    assert drawn.rstrip("\r").endswith("\x1b[K")

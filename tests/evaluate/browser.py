@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven through a pipe by the DevTools protocol, without any further package."""
+"""Drives a headless Chromium through a pipe with the DevTools protocol, without further packages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PATIENCE = 60.0
 
 
 def chromium() -> str | None:
-    """The browser's path, or None where there is none."""
+    """The path of the browser, or None."""
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 class Browser:
-    """One tab. `events` holds what the browser told: requests, messages of the console, errors."""
+    """A tab. `events` are the events from the browser: requests, console messages, errors."""
 
     def __init__(self, reader: int, writer: int) -> None:
         self.events: list[dict[str, Any]] = []
@@ -63,7 +63,7 @@ class Browser:
         return answer
 
     def open(self, path: Path, width: int = 1100, height: int = 900, dark: bool = False) -> None:
-        """Opens a file at a width in pixels, in the light or the dark of the person's system."""
+        """Opens a file with a window width in pixels and a light or dark colour scheme."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -74,33 +74,33 @@ class Browser:
         self.events = [event for event in self.events if event.get("method") != "Page.loadEventFired"]
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page (the page's own policy does not hold for it)."""
+        """Evaluates a JavaScript expression in the page, bypassing the page's security policy."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def point(self, x: float, y: float) -> None:
-        """Moves the mouse there."""
+        """Moves the mouse to a position."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def press(self, key: str, code: int) -> None:
-        """Presses and lets go of a key."""
+        """Presses and releases a key."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
-        """Writes what is to be seen, or the whole page, as a PNG."""
+        """Writes a PNG of the visible part or of the whole page."""
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(answer["data"]))
 
     def told(self, *methods: str) -> list[dict[str, Any]]:
-        """The params of the events of these names."""
+        """The params of all events with these names."""
         return [event["params"] for event in self.events if event.get("method") in methods]
 
 
 @contextmanager
 def browsing(home: Path) -> Iterator[Browser]:
-    """A browser whose files lie in `home`; it is ended afterwards."""
+    """Starts a browser with its profile in `home`, and closes it afterwards."""
     path = chromium()
     assert path is not None
     to_browser, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""A report of made-up numbers, with the same text in every place where a person's or a model's text can stand."""
+"""A synthetic report with the same text wherever a text of a user or a model may occur."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals: the size that theory says, the coverage that is promised, always the same, in bounded memory."""
+"""Bootstrap intervals: theoretical width, nominal coverage, reproducible, bounded memory."""
 
 from __future__ import annotations
 

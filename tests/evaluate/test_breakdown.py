@@ -1,4 +1,4 @@
-"""The breakdown: the same sums as adding token by token, whatever the batches; the tables that hold it."""
+"""The breakdown: equal to sums over single tokens for any batch size; and its tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics: one pass over the tokens, whatever its parts; groups of documents; the shipped ones; tasks."""
+"""Metrics: one pass over the tokens in parts of any size; groups of documents; shipped metrics; tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def result(metric: Metric, *parts: TokenScores) -> dict[str, float]:
 
 
 class Sees(Metric):
-    """Sums of all that a metric is shown, told apart by the token's number in the text."""
+    """Sums of all inputs of a metric, weighted by the index of the token in the text."""
 
     name: ClassVar[str] = "sees"
 
@@ -162,7 +162,7 @@ def test_groups_and_metrics_stand_where_they_are_asked_for(trained_project: Proj
 
 
 class Returns(Metric):
-    """Returns what it is told to."""
+    """Returns the given result."""
 
     name: ClassVar[str] = "returns"
     what: ClassVar[Any] = None
@@ -181,7 +181,7 @@ class Returns(Metric):
         (lambda sums: None, ["dict of numbers"]),
         (lambda sums: {"mine": float("nan")}, ["'mine'", "finite"]),
         (lambda sums: {"mine": "1"}, ["'mine'", "number"]),
-        (lambda sums: {"loss": 1.0}, ["'loss'", "plain loss"]),
+        (lambda sums: {"loss": 1.0}, ["'loss'", "returned"]),
         (lambda sums: {"accuracy_top5": 1.0}, ["'accuracy_top5'", "'top5'"]),
         (lambda sums: {"mine": sums["nats"]}, ["'mine'", "number"]),
         (lambda sums: 1 / 0, ["ZeroDivisionError"]),
@@ -199,7 +199,7 @@ def test_what_a_metric_wrongly_returns_is_an_error_that_names_it(
 
 
 class Worse(Metric):
-    """A mean of means: its sums do not add."""
+    """A mean of means: its sums do not add up."""
 
     name: ClassVar[str] = "worse"
 
@@ -212,13 +212,13 @@ class Worse(Metric):
 
 
 class Changes(Worse):
-    """Changes what it is shown."""
+    """Changes its input."""
 
     def update(self, sums: dict[str, float], scores: TokenScores) -> None:
         sums["total"] += float(scores.logits.exp_().sum())
 
 
-@pytest.mark.parametrize(("metric", "rule"), [(Worse, "as the whole"), (Changes, "logits must not be changed")])
+@pytest.mark.parametrize(("metric", "rule"), [(Worse, "as the whole"), (Changes, "logits")])
 def test_the_contract_refuses(metric: type[Metric], rule: str) -> None:
     with pytest.raises(AssertionError, match=rule):
         check_metric(metric)
@@ -279,7 +279,7 @@ def test_choices_are_read_from_a_file_below_data_tasks(checkpoint: Checkpoint, t
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0], lines[0]]))
     assert run_tasks([shipped("choices", file="mine.jsonl"), shipped("top5")], model) == {"choice_accuracy": 0.75}
     for wrong, tokens in {
-        '{"prompt": "a", "options": ["b"], "answer": 1}': ("mine.jsonl line 1", "answer 1"),
+        '{"prompt": "a", "options": ["b"], "answer": 1}': ("mine.jsonl line 1", "answer", "1"),
         '{"prompt": "a", "options": ["b"]}': ("mine.jsonl line 1", "answer"),
         "the river": ("mine.jsonl line 1", "JSON"),
         "": ("mine.jsonl", "empty"),
@@ -295,7 +295,7 @@ def test_choices_are_read_from_a_file_below_data_tasks(checkpoint: Checkpoint, t
 
 def test_two_tasks_share_no_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
     class Twin(TaskMetric):
-        """Has another's name."""
+        """Returns a number with a name in use."""
 
         name: ClassVar[str] = "twin"
 
@@ -303,7 +303,7 @@ def test_two_tasks_share_no_name(checkpoint: Checkpoint, tmp_path: Path) -> None
             return {"length": float(len(model.generate("a", 3)))}
 
     class Other(Twin):
-        """Has it, too."""
+        """Returns the same name."""
 
         name: ClassVar[str] = "other"
 

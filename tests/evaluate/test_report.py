@@ -1,4 +1,4 @@
-"""The report: nothing in it can break out or ask for anything, and the same run gives the same bytes."""
+"""The report: texts are escaped, no network requests, and the same run gives the same bytes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from made_up import made_up
 
 from pipeline.evaluate.breakdown import PositionLoss
-from pipeline.evaluate.report.chart import labelled, lay_out, nice_ticks, number
+from pipeline.evaluate.report.chart import lay_out, nice_ticks, number, tick_labels
 from pipeline.evaluate.report.figures import write_figures
-from pipeline.evaluate.report.heads import habit, spread
-from pipeline.evaluate.report.page import LEVELS, breakable, duration, level, render, written
+from pipeline.evaluate.report.heads import evenly_spaced_indices, habit
+from pipeline.evaluate.report.page import LEVELS, breakable, duration, level, render, visible_line_breaks
 from pipeline.evaluate.report.plots import (
     Axis,
     Plot,
@@ -41,7 +41,7 @@ STYLE = (REPOSITORY / "pipeline" / "evaluate" / "report" / "page.css").read_text
 
 
 class Skeleton(HTMLParser):
-    """Tags, their attributes' names, and what may lead elsewhere; all that a text could add by breaking out."""
+    """Tags, attribute names and links: everything that an unescaped text could add."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -210,12 +210,12 @@ def test_ticks_are_few_and_round(low: float, span: float) -> None:
 
 
 def test_numbers_read_as_people_write_them() -> None:
-    written = {
+    visible_line_breaks = {
         0.0: "0", 4.262465: "4.262", 70.98: "70.98", 0.02: "0.02", 0.0003: "3e-4", 2.5e-5: "2.5e-5", -1.5: "-1.5",
         2200.0: "2,200", 13_317.8: "13.3 k", 3_342_336.0: "3.34 M", 1.24e8: "124 M",
     }  # fmt: skip
-    assert {value: number(value) for value in written} == written
-    assert [label for _, label in labelled([0, 5e3, 1e4])] == ["0", "5 k", "10 k"]
+    assert {value: number(value) for value in visible_line_breaks} == visible_line_breaks
+    assert [label for _, label in tick_labels([0, 5e3, 1e4])] == ["0", "5 k", "10 k"]
     assert [duration(seconds) for seconds in (4.2, 338.3, 20_000)] == ["4 s", "5 min 38 s", "5 h 33 min"]
 
 
@@ -300,7 +300,7 @@ def test_numbers_of_callbacks_at_evaluations_are_drawn_those_with_one_prefix_tog
 
 
 def test_line_breaks_are_kept_and_marked_and_so_is_the_end_of_a_text() -> None:
-    assert written("a\n\n<b>") == 'a<span class="mark">↵</span>\n<span class="mark">↵</span>\n&lt;b&gt;'
+    assert visible_line_breaks("a\n\n<b>") == 'a<span class="mark">↵</span>\n<span class="mark">↵</span>\n&lt;b&gt;'
     report = made_up()
     sample = Sample("prompt", "\n", "greedy", end="<|endoftext|>")
     page = render(replace(report, samples=[[sample]]))
@@ -358,8 +358,8 @@ def test_a_heads_habit_is_its_share_of_the_weights() -> None:
 
 
 def test_of_a_large_model_some_layers_are_shown_evenly_spaced() -> None:
-    assert spread(4, 12) == [0, 1, 2, 3]
-    shown = spread(48, 12)
+    assert evenly_spaced_indices(4, 12) == [0, 1, 2, 3]
+    shown = evenly_spaced_indices(48, 12)
     assert len(shown) == 12
     assert shown[0] == 0
     assert shown[-1] == 47

@@ -1,4 +1,4 @@
-"""The report as people open it, in a real Chromium: it asks for nothing, fits a phone, answers without a script."""
+"""The report in a real Chromium: no network requests, fits a phone, interactive without scripts."""
 
 from __future__ import annotations
 

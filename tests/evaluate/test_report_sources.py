@@ -4,6 +4,7 @@ attention uses, the times those that training wrote."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.report.attention import attention_weights, read_attention
 from pipeline.evaluate.report.excerpt import read_excerpt, token_views
 from pipeline.evaluate.report.training import read_training
+from pipeline.evaluate.samples import draw_samples
 from pipeline.model import attention
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.scoring import score
+from pipeline.params.params import GenerationParams
+from pipeline.plugin import Sampler
 
 TOKENIZER = Tokenizer("bytes", r"[\s\S]", {bytes([byte]): byte for byte in range(256)}, {"<|endoftext|>": 256})
 SIZES = {
@@ -37,7 +41,7 @@ IDS = np.array([*"So über the sea".encode(), 256, *b"and on, on"], dtype=np.int
 
 
 def model(name: str) -> LanguageModel:
-    """A model whose weights are large enough that its heads do not look everywhere alike."""
+    """A model with large weights, so that its attention is not uniform."""
     torch.manual_seed(1)
     made = MODELS[name].make()
     with torch.no_grad():
@@ -95,7 +99,7 @@ def test_a_tokens_loss_is_that_of_the_evaluation(name: str) -> None:
 
 
 def splits(folder: Path, *texts: str) -> TokenFolder:
-    """A folder with one side, val, of these documents."""
+    """A folder with one split, val, with these documents."""
     with TokenWriter(folder, "val", TOKENIZER) as writer:
         for number, text in enumerate(texts):
             writer.write(np.array([*text.encode(), 256]))
@@ -123,6 +127,26 @@ def test_of_short_documents_the_longest_is_read(tmp_path: Path) -> None:
     assert excerpt.document == "document 0"
     assert [token.text for token in excerpt.tokens] == ["a", "b", "<|endoftext|>"]
     assert excerpt.tokens[0].nats is None  # nothing stands before it
+
+
+class Only(Sampler):
+    """Keeps a single token."""
+
+    name: ClassVar[str] = "only"
+    token: int
+
+    def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(logits, -torch.inf).index_fill(1, torch.tensor([self.token]), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("token", "written", "end"), [(TOKENIZER.end_of_text, "", "<|endoftext|>"), (ord("a"), "aaa", "")]
+)
+def test_a_sample_says_where_the_model_ended_it(token: int, written: str, end: str) -> None:
+    checkpoint = Checkpoint(model("gpt2"), TOKENIZER, 1, "best")
+    params = GenerationParams(prompts=("b",), max_new_tokens=3, seed=1)
+    ((sample, *_),) = draw_samples(checkpoint, params, [Only(token=token)])
+    assert (sample.continuation, sample.end) == (written, end)
 
 
 def test_a_text_of_one_token_has_no_maps() -> None:

@@ -1,4 +1,4 @@
-"""The model card: true to its numbers, and nothing in a text or a name breaks out of it."""
+"""The model card: correct numbers, and texts and names are escaped."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_stage_writes_it_from_what_was_evaluated(trained_project: Project) -
     assert values[("test", "bits_per_byte")] == metrics["test"]["bits_per_byte"]
     assert values[("val", "loss")] == metrics["val"]["loss"]
     assert '"vocab_size": 320' in text
-    assert "muon" not in text.split("## How it was made")[1]  # what was not chosen
+    assert "muon" not in text.split("## Training")[1]  # what was not chosen
     trained_project.succeed("train", "--set", "train.seed=2")
     trained_project.succeed("export")
     assert "were not evaluated" in (folder / "README.md").read_text()  # those numbers are the other model's

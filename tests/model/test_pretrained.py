@@ -330,7 +330,7 @@ def test_a_tokenizer_with_more_ids_than_the_weights_have_rows_is_refused(tmp_pat
     [
         ("data/nowhere", "data/nowhere is missing: copy a whole checkpoint"),
         ("data/note.txt", "data/note.txt is no file of a checkpoint's weights"),
-        ("data/first/best.pth", r"best.pth has .* bytes where .* were written"),
+        ("data/first/best.pth", r"best.pth has .* bytes instead of"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(name: str, message: str, tmp_path: Path) -> None:

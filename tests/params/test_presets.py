@@ -98,7 +98,7 @@ def test_every_change_is_told(params: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [", "line 1: not usable YAML"), ("- a\n- b\n", "holds a list"), ("", "is empty"), ("a: !!int b", "'b'")],
+    [("a: [", "line 1: not valid YAML"), ("- a\n- b\n", "holds a list"), ("", "is empty"), ("a: !!int b", "'b'")],
 )
 def test_a_file_that_cannot_be_read_stays_as_it_is(params: Path, content: str, message: str) -> None:
     params.write_text(content)

@@ -1,4 +1,4 @@
-"""What a sampler, a corpus and a class raise or return that they must not: one line that names the file."""
+"""Exceptions and invalid results of samplers, corpora and classes become one line that names the file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CORPORA: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 class OddSampler(Sampler):
-    """Returns what it must not."""
+    """Returns an invalid result."""
 
     name: ClassVar[str] = "odd"
     case: str
@@ -73,7 +73,7 @@ class OddSampler(Sampler):
 
 
 class OddCorpus(Corpus):
-    """Yields what it must not."""
+    """Yields invalid documents."""
 
     name: ClassVar[str] = "odd"
     case: str

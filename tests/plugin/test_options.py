@@ -1,4 +1,4 @@
-"""Options of every type that is shown can be set from params.yaml, and are recorded as params.yaml holds them."""
+"""Options of every type can be set from params.yaml, and are recorded as params.yaml holds them."""
 
 from __future__ import annotations
 

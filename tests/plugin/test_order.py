@@ -33,7 +33,7 @@ def test_seeds_epochs_and_sources_have_orders_of_their_own() -> None:
 
 
 def deviation(counts: Counter[object], cells: int, degrees: int) -> float:
-    """How many standard deviations the chi-square of equally likely cells lies above what chance gives it."""
+    """The chi-square statistic for equally likely cells, in standard deviations above its mean."""
     expected = counts.total() / cells
     empty = (cells - len(counts)) * expected
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values()) + empty
@@ -60,7 +60,7 @@ def test_over_the_keys_each_permutation_comes_equally_often(size: int) -> None:
 
 @pytest.mark.parametrize("size", [10_000, 1_000_003, 10**12])
 def test_a_large_one_looks_like_a_real_shuffle(size: int) -> None:
-    """Where the numbers go, how far neighbours lie apart, and which tenths follow which: as in a random order."""
+    """Positions, distances of neighbours, and pairs of deciles are distributed as in a random order."""
     count = 10_000
     found = [permuted(number, size, 1, 0) for number in range(count)]
     shuffle = random.Random(1).sample(range(size), count)

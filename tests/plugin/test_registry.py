@@ -1,4 +1,4 @@
-"""Finding plugins: dropped files and installed packages work; every broken one is named with its file."""
+"""The registry: files in plugins/ and installed packages are loaded; messages for broken ones name the file."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_callback_that_can_do_nothing_is_one_line(tmp_path: Path, case: str) -
 
 
 def write_loss(project: Project, source: str | bytes) -> None:
-    """Makes this the file plugins/losses/mine.py."""
+    """Writes plugins/losses/mine.py with this source."""
     content = source if isinstance(source, bytes) else source.encode()
     (project.root / "plugins" / "losses" / "mine.py").write_bytes(content)
 

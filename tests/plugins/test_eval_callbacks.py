@@ -120,6 +120,12 @@ def test_weight_norms_are_those_of_the_parts(tied: bool) -> None:
 # ── sample_text ───────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_sample_keeps_its_line_breaks() -> None:
+    training = Training()
+    training.evaluate(callback("sample_text", prompt="a\n\n  b"), 0)
+    assert training.shown == ["0 a\n\n  b"]
+
+
 def sampled(epochs: list[float], **options: Any) -> list[int]:
     """The evaluations, of which `epochs` tells how far each is, that show a sample."""
     training = Training(total_steps=len(epochs) - 1)

@@ -17,7 +17,7 @@ from pipeline.model.architecture import Architecture
 from pipeline.model.generate import generate
 from pipeline.plugin import ModelShape
 from pipeline.plugin.registry import Registry
-from pipeline.train.parallel import parts
+from pipeline.train.parallel import units
 
 EXAMPLES = Path(__file__).with_name("models")
 SHAPE = ModelShape(50, context_length=8, n_layers=2, n_heads=2, emb_dim=16, dropout=0.0, pad_vocab_to=64)
@@ -37,8 +37,8 @@ def test_it_keeps_the_contract(name: str) -> None:
 
 def test_what_has_blocks_is_compiled_and_sharded_by_them_and_else_as_a_whole() -> None:
     moe, gla = (Architecture(component(name), SHAPE).make() for name in ("moe", "gla"))
-    assert parts(moe) == list(moe.blocks)
-    assert parts(gla) == [gla]
+    assert units(moe) == list(moe.blocks)
+    assert units(gla) == [gla]
 
 
 @each

@@ -322,8 +322,8 @@ def test_any_torch_optimizer_takes_its_own_options() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_name": "Adamm"}, "torch.optim has no 'Adamm'"),
-        ({"class_name": "LBFGS"}, "torch.optim has no 'LBFGS'"),
+        ({"class_name": "Adamm"}, "torch.optim .* 'Adamm'"),
+        ({"class_name": "LBFGS"}, "torch.optim .* 'LBFGS'"),
         ({"options": {"momentum": 0.9}}, "NAdam has no option 'momentum'"),
         ({"options": {"weight_decay": -1.0}}, "NAdam refuses these options"),
     ],

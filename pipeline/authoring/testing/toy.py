@@ -28,7 +28,7 @@ def instance_of(component: type[C] | C) -> C:
 
 
 def keeps_no_state(check: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a check, whose first argument is the component: calls must not change attributes of its class."""
+    """Decorator of a check: asserts that the calls do not change attributes of the component's class."""
 
     @wraps(check)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -38,8 +38,8 @@ def keeps_no_state(check: Callable[P, T]) -> Callable[P, T]:
         after = _class_attributes(cls)
         changed = sorted(name for name in before | after if before.get(name) != after.get(name))
         assert not changed, (
-            f"calls changed {', '.join(changed)} of the class: a component keeps no state, so that runs resume and "
-            "repeat; what must last belongs into the memory that a method is given"
+            f"calls changed {', '.join(changed)} of the class: a component must be stateless, so that runs are "
+            "reproducible and can be resumed; keep state in the memory that the method receives"
         )
         return result
 
@@ -47,11 +47,13 @@ def keeps_no_state(check: Callable[P, T]) -> Callable[P, T]:
 
 
 def _class_attributes(cls: type) -> dict[str, str]:
-    """The attributes that a plugin's classes define, as text."""
-    own = [each for each in cls.__mro__ if each.__module__.partition(".")[0] not in ("pipeline", "pydantic", "abc")]
+    """The attributes defined by the plugin's classes, as text."""
+    plugin_classes = [
+        each for each in cls.__mro__ if each.__module__.partition(".")[0] not in ("pipeline", "pydantic", "abc")
+    ]
     return {
         name: repr(value)
-        for each in reversed(own)
+        for each in reversed(plugin_classes)
         for name, value in vars(each).items()
         if not name.startswith(("__", "_abc_", "model_"))
     }

@@ -1,1 +1,1 @@
-"""The report: one HTML page that needs nothing from anywhere, and its figures as files."""
+"""The report: a self-contained HTML page, and its figures as files."""

@@ -1,4 +1,4 @@
-"""Where each head looks: the weights of its attention in one text, computed beside the model's own forward pass."""
+"""Attention maps: the attention weights of each head for one text, computed during the forward pass."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from pipeline.data.tokens import Ids
-from pipeline.evaluate.report.excerpt import shown
-from pipeline.evaluate.report.heads import spread
+from pipeline.evaluate.report.excerpt import token_text
+from pipeline.evaluate.report.heads import evenly_spaced_indices
 from pipeline.evaluate.report.records import AttentionMaps
 from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.attention import Attention
@@ -18,21 +18,24 @@ from pipeline.model.device import device_of
 from pipeline.model.scoring import evaluating
 
 TOKENS = 28
-"""The most tokens of a map: each is still to be told apart on a phone."""
+"""The maximum number of tokens of a map, so that tokens are distinguishable on a phone."""
 _LAYERS, _HEADS = 12, 12
 
 
 def read_attention(checkpoint: Checkpoint, ids: Ids) -> AttentionMaps | None:
-    """The maps of the first tokens of a held-out text; None where the context is too short to
-    look anywhere, or the model has no `Attention` of the pipeline's blocks."""
+    """The maps for the first tokens of a held-out text. None if the context has only one token, or the model does
+    not use `Attention` of `pipeline.model.blocks`."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     tokens = ids[: min(TOKENS, model.architecture.shape.context_length)].astype(np.int64)
     if len(tokens) < 2 or not any(isinstance(module, Attention) for module in model.modules()):
         return None
     weights = attention_weights(model, torch.from_numpy(tokens).to(device_of(model))).cpu().numpy()
-    layers, heads = spread(weights.shape[0], _LAYERS), spread(weights.shape[1], _HEADS)
+    layers, heads = (
+        evenly_spaced_indices(weights.shape[0], _LAYERS),
+        evenly_spaced_indices(weights.shape[1], _HEADS),
+    )
     return AttentionMaps(
-        tokens=[shown(tokenizer, int(token)) for token in tokens],
+        tokens=[token_text(tokenizer, int(token)) for token in tokens],
         weights=weights[np.ix_(layers, heads)],
         layers=[layer + 1 for layer in layers],
         heads=[head + 1 for head in heads],
@@ -41,10 +44,10 @@ def read_attention(checkpoint: Checkpoint, ids: Ids) -> AttentionMaps | None:
 
 @torch.no_grad()
 def attention_weights(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """How much each token [T] looks at each one, as [layers, heads, T, T] in float32; rows add up to 1.
+    """The attention weights for tokens [T] as [layers, heads, T, T] in float32; each row adds up to 1.
 
-    Each attention's own input is read on its way in, and softmax(q·k/√d) is formed from the very queries and keys
-    that it computes from that, so the fused kernels, which never hold these weights, stay as they are.
+    The fused kernels do not return the weights, so hooks read the input of each attention, and softmax(q·k/√d) is
+    computed from the queries and keys of this input.
     """
     seen: list[torch.Tensor] = []
 
@@ -52,7 +55,7 @@ def attention_weights(model: LanguageModel, tokens: torch.Tensor) -> torch.Tenso
         assert isinstance(attention, Attention)
         x, rotation, mask, *_ = inputs
         q, k, _ = attention.project(x, rotation)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # heads may share their keys
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped-query attention: heads share keys
         if mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         scores = (q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5

@@ -1,7 +1,7 @@
-"""A plot laid out for the page: ticks, paths and read-outs, placed in percent of the area that they are drawn in.
+"""Lays out a plot for the page: ticks, lines and tooltips, with positions in percent of the plot area.
 
-Lines are stretched to whatever width there is, while text, dots and strokes keep their size: so a figure is as
-readable on a phone as on a wide screen, and its colours follow the page's.
+Lines are stretched to the available width; text, dots and strokes keep their size. So a figure is readable on a
+phone and on a wide screen, and it uses the colours of the page.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _TICKS = 5
 _READOUTS = 60
 _DOTS = 30
 _MARGIN, _WITH_LABELS = 0.06, 0.12
-"""Room above and below the curves, and where labels of level lines stand there."""
+"""The margin above and below the curves, where labels of reference lines are placed."""
 _LINE, _LABEL = 42, 28
-"""Characters of a read-out's line and of a label in it that fit beside the axis of a phone."""
+"""The maximum number of characters of a tooltip's line and of a label in it, on a phone."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where, in percent from the left or the top, and what it says."""
+    """A tick: its position in percent from the left or the top, and its label."""
 
     at: float
     label: str
@@ -33,14 +33,14 @@ class Tick:
 
 @dataclass(frozen=True)
 class Reference(Tick):
-    """A level line. Its label stands on the side of it on which the curves do not end: above or `below`."""
+    """A horizontal reference line. Its label is above or `below` it, on the side where the curves do not end."""
 
     below: bool
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line: its label, colour and last value, its corners in a square of 1000 and its dots in percent."""
+    """A line: label, colour and last value, its points in a square of 1000 × 1000, and its dots in percent."""
 
     label: str
     colour: str
@@ -51,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True)
 class ReadOut:
-    """A column that shows numbers when it is pointed at: its place and width, the text and the dots, in percent."""
+    """A tooltip for a column of the plot: position and width of the column, text, and dots, in percent."""
 
     at: float
     left: float
@@ -62,7 +62,7 @@ class ReadOut:
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything the page needs to draw a plot; `summary` says in words what there is to see."""
+    """All that the template needs to draw a plot. `summary` is a text description for screen readers."""
 
     plot: Plot
     x_ticks: list[Tick]
@@ -76,7 +76,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Values → percent of an axis, and its ticks."""
+    """Maps values to percent of an axis; has the ticks of the axis."""
 
     low: float
     high: float
@@ -95,34 +95,34 @@ class _Scale:
 
 
 def lay_out(plot: Plot) -> Chart:
-    """Where everything of a plot goes. Values that are not finite, or not positive on a log scale, are left out."""
+    """Lays out a plot. Values that are not finite, or not positive on a log scale, are left out."""
     series = [[point for point in each.points if _fits(point, plot)] for each in plot.series]
     points = [point for each in series for point in each]
     levels = [value for _, value in plot.references] + list(plot.interval or ())
-    x = _scale([place for place, _ in points], plot.log_x, margin=0.0)
+    x = _scale([position for position, _ in points], plot.log_x, margin=0.0)
     margin = _WITH_LABELS if plot.references else _MARGIN
     y = _scale([value for _, value in points] + levels, plot.log_y, margin)
 
     ends = min((each[-1][1] for each in series if each), default=0.0)
 
-    def place(point: Point) -> Point:
+    def position(point: Point) -> Point:
         return x(point[0]), round(100 - y(point[1]), 2)
 
     lines = [
         Line(
             each.label,
             each.colour,
-            " ".join(f"{left * 10:.0f},{top * 10:.0f}" for left, top in map(place, own)),
-            [place(point) for point in own] if len(own) <= _DOTS else [],
-            number(own[-1][1]),
+            " ".join(f"{left * 10:.0f},{top * 10:.0f}" for left, top in map(position, points)),
+            [position(point) for point in points] if len(points) <= _DOTS else [],
+            number(points[-1][1]),
         )
-        for each, own in zip(plot.series, series, strict=True)
-        if own
+        for each, points in zip(plot.series, series, strict=True)
+        if points
     ]
     return Chart(
         plot=plot,
-        x_ticks=[Tick(x(value), label) for value, label in labelled(x.ticks)],
-        y_ticks=[Tick(round(100 - y(value), 2), label) for value, label in labelled(y.ticks)],
+        x_ticks=[Tick(x(value), label) for value, label in tick_labels(x.ticks)],
+        y_ticks=[Tick(round(100 - y(value), 2), label) for value, label in tick_labels(y.ticks)],
         lines=lines,
         references=[
             Reference(round(100 - y(value), 2), f"{name} {number(value)}", below=ends > value)
@@ -131,26 +131,26 @@ def lay_out(plot: Plot) -> Chart:
         interval=(round(100 - y(plot.interval[1]), 2), round(100 - y(plot.interval[0]), 2))
         if plot.interval
         else None,
-        readouts=_readouts(plot, series, place),
+        readouts=_readouts(plot, series, position),
         summary=_summary(plot, series),
     )
 
 
 def _fits(point: Point, plot: Plot) -> bool:
-    place, value = point
-    if not (math.isfinite(place) and math.isfinite(value)):
+    position, value = point
+    if not (math.isfinite(position) and math.isfinite(value)):
         return False
-    return not (plot.log_x and place <= 0) and not (plot.log_y and value <= 0)
+    return not (plot.log_x and position <= 0) and not (plot.log_y and value <= 0)
 
 
 def _scale(values: Sequence[float], log: bool, margin: float) -> _Scale:
-    """A scale that holds the values, and a margin on both sides, as a share of what they span."""
+    """A scale that covers the values with a margin on both sides, as a share of their range."""
     low, high = min(values, default=1.0), max(values, default=1.0)
     if log:
         factor = math.exp(margin * (math.log(high) - math.log(low))) if high > low else 2.0
-        below = max(low / factor, min(low, sys.float_info.min))  # not 0, which has no logarithm
+        below = max(low / factor, min(low, sys.float_info.min))  # not 0: log 0 is undefined
         return _Scale(below, high * factor, log)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # as good as one value
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # practically a single value
         half = abs(high) * 0.5 or 1.0
         return _Scale(low - half, high + half, log)
     room = (high - low) * margin
@@ -168,7 +168,7 @@ def nice_ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, and what lies between them where there is room, or round values where there are too few."""
+    """Powers of ten, with values between them if there is room, or round values if there are too few powers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = -(-len(powers) // (_TICKS + 1))
     for factors in ((1, 2, 5), (1, 3), (1,)):
@@ -180,16 +180,16 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 _UNITS = ((1e12, 1e12, " T"), (1e9, 1e9, " G"), (1e6, 1e6, " M"), (1e4, 1e3, " k"))
-"""From which size on, in what, and its letter."""
+"""The units of numbers: minimum value, divisor, and letter."""
 
 
 def number(value: float, digits: int = 3, beside: float = 0.0) -> str:
-    """A number as people read it: thousands as k, M, G or T, tiny ones with an exponent.
+    """Formats a number for people: large ones with k, M, G or T, tiny ones with an exponent.
 
     Args:
         value: The number.
-        digits: How many of them are shown at least, up to the zeros at the end.
-        beside: The largest number that it stands beside: both are in the same unit.
+        digits: The number of significant digits; trailing zeros are dropped.
+        beside: The largest of the numbers it is shown with, to use the same unit.
     """
     size = max(abs(value), abs(beside))
     for least, unit, letter in _UNITS:
@@ -210,29 +210,31 @@ def _plain(value: float, decimals: int) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def labelled(ticks: list[float]) -> list[tuple[float, str]]:
-    """Each tick with its label, all in the same unit."""
+def tick_labels(ticks: list[float]) -> list[tuple[float, str]]:
+    """The ticks with labels, all in the same unit."""
     largest = max((abs(tick) for tick in ticks), default=0.0)
     return [(tick, "0" if abs(tick) < largest * 1e-9 else number(tick, beside=largest)) for tick in ticks]
 
 
-def _readouts(plot: Plot, series: list[list[Point]], place: Callable[[Point], Point]) -> list[ReadOut]:
-    """A column around each place that has a point, or around some of them, evenly spaced."""
+def _readouts(plot: Plot, series: list[list[Point]], position: Callable[[Point], Point]) -> list[ReadOut]:
+    """Tooltips at each x value that has a point, or at some of them, evenly spaced."""
     places = sorted({left for each in series for left, _ in each})
     every = max(1, -(-len(places) // _READOUTS))
     chosen = places[::-1][::every][::-1]
-    lefts = [place((value, 1.0))[0] for value in chosen]
+    lefts = [position((value, 1.0))[0] for value in chosen]
     borders = [0.0, *((one + other) / 2 for one, other in pairwise(lefts)), 100.0]
     readouts = []
     for index, (value, left) in enumerate(zip(chosen, lefts, strict=True)):
-        own = [
+        nearest = [
             (line, plot.series[line].label, point)
             for line, points in enumerate(series)
             for point in points
             if point[0] == value
         ]
         many = len(plot.series) > 1
-        texts = [f"{_cut(label)} {number(point[1], 4)}" if many else number(point[1], 4) for _, label, point in own]
+        texts = [
+            f"{_cut(label)} {number(point[1], 4)}" if many else number(point[1], 4) for _, label, point in nearest
+        ]
         rows = [f"{number(value)} {plot.x_unit}", *texts]
         line = " · ".join(rows)
         readouts.append(
@@ -241,7 +243,7 @@ def _readouts(plot: Plot, series: list[list[Point]], place: Callable[[Point], Po
                 left=round(borders[index], 2),
                 width=round(borders[index + 1] - borders[index], 2),
                 rows=[line] if len(line) <= _LINE else rows,
-                dots=[(plot.series[line].colour, place(point)[1]) for line, _, point in own],
+                dots=[(plot.series[line].colour, position(point)[1]) for line, _, point in nearest],
             )
         )
     return readouts

@@ -1,4 +1,4 @@
-"""Held-out text, token by token: how surprising each token was, and what the model expected in its place."""
+"""Excerpts of held-out text: the loss of each token, and the tokens that the model expected."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from pipeline.model.scoring import evaluating
 
 EXPECTED = 5
 TOKENS = 240
-"""The most tokens of an excerpt: a screenful."""
+"""The maximum number of tokens of an excerpt, about one screen."""
 _READABLE = 120
-"""Tokens from which a document is long enough to be chosen, if there is such a one."""
+"""The minimum number of tokens of a document to choose, if there is one that long."""
 
 
 def read_excerpt(checkpoint: Checkpoint, splits: TokenFolder, side: str, documents: list[UnitScore]) -> Excerpt:
-    """The beginning of the document whose mean loss is the middle one of all that are long enough.
+    """The beginning of the document with the median loss among those that are long enough.
 
-    Nobody picks it, so it is neither the best nor the worst; the text before it is not read.
+    The choice is automatic, and neither the best nor the worst. The text before the document is not used as
+    context.
 
     Args:
         checkpoint: The model and its tokenizer.
         splits: The held-out text.
         side: "val" or "test".
-        documents: The loss of each of its documents.
+        documents: The losses of its documents.
     """
     entries = list(splits.documents(side))
     length = min(TOKENS, checkpoint.model.architecture.shape.context_length)
@@ -42,7 +43,7 @@ def read_excerpt(checkpoint: Checkpoint, splits: TokenFolder, side: str, documen
         max(entries, key=lambda entry: entry.tokens)
     ]
     chosen = sorted(candidates, key=lambda entry: (losses.get(entry.name, 0.0), entry.start))[len(candidates) // 2]
-    start = max(chosen.start - 1, 0)  # the end of the document before is the first token's context
+    start = max(chosen.start - 1, 0)  # include the end-of-text before it as context of the first token
     ids = splits.ids(side)[start : chosen.start + min(chosen.tokens, length)].astype(np.int64)
     tokens = token_views(checkpoint.model, checkpoint.tokenizer, ids[: length + 1])
     return Excerpt(side, chosen.name, tokens[chosen.start - start :])
@@ -50,8 +51,8 @@ def read_excerpt(checkpoint: Checkpoint, splits: TokenFolder, side: str, documen
 
 @torch.no_grad()
 def token_views(model: LanguageModel, tokenizer: Tokenizer, ids: np.ndarray) -> list[Token]:
-    """Each of the `ids` [T + 1], T at most the context, with what the model expected there; the first as it is."""
-    first = Token(shown(tokenizer, int(ids[0])))
+    """The `ids` [T + 1] (T ≤ context length) with the model's predictions; the first one has none."""
+    first = Token(token_text(tokenizer, int(ids[0])))
     if len(ids) == 1:
         return [first]
     text = torch.from_numpy(ids).to(device_of(model))
@@ -59,22 +60,22 @@ def token_views(model: LanguageModel, tokenizer: Tokenizer, ids: np.ndarray) -> 
         logits = checked_forward(model, text[None, :-1]).logits[0]
     exact = float64_device(logits.device)
     log_p = torch.log_softmax(logits.to(exact).double(), dim=-1)
-    own = log_p.gather(1, text[1:, None].to(exact))
-    ranks = (log_p >= own).sum(dim=1).tolist()
+    target_log_p = log_p.gather(1, text[1:, None].to(exact))
+    ranks = (log_p >= target_log_p).sum(dim=1).tolist()
     top = log_p.topk(min(EXPECTED, log_p.shape[1]), dim=1)
     views = [first]
     for row, token in enumerate(ids[1:].tolist()):
         likeliest = top.indices[row].tolist()
         expected = [
-            (shown(tokenizer, each), math.exp(value))
+            (token_text(tokenizer, each), math.exp(value))
             for each, value in zip(likeliest, top.values[row].tolist(), strict=True)
         ]
         hit = likeliest.index(token) if token in likeliest else None
-        nats = max(-float(own[row, 0]), 0.0)
-        views.append(Token(shown(tokenizer, token), nats, ranks[row], tuple(expected), hit))
+        nats = max(-float(target_log_p[row, 0]), 0.0)
+        views.append(Token(token_text(tokenizer, token), nats, ranks[row], tuple(expected), hit))
     return views
 
 
-def shown(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text; bytes that are no whole character of their own as escapes."""
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token; bytes that are not complete characters are escaped."""
     return tokenizer.token_bytes[token].decode("utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""The curves as PNG and SVG files, for a README, slides or `dvc plots`; the same numbers give the same bytes."""
+"""Writes the curves as PNG and SVG files, for READMEs, slides or `dvc plots`. Equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pipeline.core.files import write_atomically
 from pipeline.evaluate.report.plots import Plot
 
 COLOURS = {"val": "#0072b2", "train": "#d55e00", "test": "#009e73", "other": "#4a5563"}
-"""Told apart with any kind of colour vision (the first three are Okabe and Ito's, 2008)."""
+"""Colours that are distinguishable with colour blindness (the first three by Okabe and Ito, 2008)."""
 _SOFT = "#5b6675"
 
 
 def write_figures(plots: list[Plot], folder: Path) -> None:
-    """Writes NAME.png and NAME.svg of each plot."""
-    from matplotlib import rc_context  # no pyplot, which loads half a second of what is not used here
+    """Writes NAME.png and NAME.svg for each plot."""
+    from matplotlib import rc_context  # not pyplot, whose import takes half a second
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,7 +35,9 @@ def write_figures(plots: list[Plot], folder: Path) -> None:
         with rc_context(settings):
             figure = Figure(figsize=(6.4, 3.4))
             FigureCanvasAgg(figure)
-            figure.subplots_adjust(left=0.15, right=0.97, bottom=0.165, top=0.9)  # to lay it out costs a draw more
+            figure.subplots_adjust(
+                left=0.15, right=0.97, bottom=0.165, top=0.9
+            )  # fixed, because automatic layout needs another draw
             _draw(plot, figure.add_subplot())
             for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
                 buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The maps of attention heads as small pictures, and in words where each looks."""
+"""Attention maps as small pictures, and a short description of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INK = (0, 103, 163)
 
 @dataclass(frozen=True)
 class Head:
-    """A head's map: its name, its picture as a data: address, and in words where it looks."""
+    """The map of a head: name, picture as a data: URL, and a description of where it attends."""
 
     name: str
     picture: str
@@ -24,7 +24,7 @@ class Head:
 
 
 def head_pictures(maps: AttentionMaps) -> list[Head]:
-    """Each head's map, layer by layer."""
+    """The maps of all heads, layer by layer."""
     heads = []
     for row, layer in enumerate(maps.layers):
         for column, head in enumerate(maps.heads):
@@ -36,13 +36,13 @@ def head_pictures(maps: AttentionMaps) -> list[Head]:
 
 
 def columns(heads: int) -> int:
-    """How many maps stand side by side on a wide screen: whole layers, or equal parts of one, where that goes."""
+    """The number of maps per row on a wide screen: whole layers or equal parts of one, if possible."""
     fitting = [count for count in (8, 7, 6, 5) if count % heads == 0 or heads % count == 0]
     return fitting[0] if fitting else 7
 
 
 def _picture(weights: np.ndarray) -> str:
-    """Weights [T, T] as a PNG of T × T dots whose ink covers as much as the root of the weight."""
+    """Weights [T, T] as a PNG of T × T pixels, whose darkness is the square root of the weight."""
     from matplotlib.image import imsave
 
     dots = np.zeros((*weights.shape, 4), dtype=np.uint8)
@@ -55,18 +55,18 @@ def _picture(weights: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0 … count − 1, evenly spaced, the first and the last among them."""
+def evenly_spaced_indices(count: int, most: int) -> list[int]:
+    """At most `most` of the indices 0 … count − 1, evenly spaced, including the first and the last."""
     if count <= most:
         return list(range(count))
     return sorted({round(number * (count - 1) / (most - 1)) for number in range(most)})
 
 
 def habit(weights: np.ndarray) -> dict[str, float]:
-    """What a head's weights [T, T] go to, as shares of all: the token itself, the one before it, the first one.
+    """The shares of a head's weights [T, T] on the token itself, the previous token, and the first token.
 
-    The first two tokens are left out: for them these are the same. What is one of the two others is not counted as
-    the first. Empty for a text of less than three tokens.
+    The first two tokens are left out, because these targets coincide for them. Weight on the token itself or the
+    previous one does not count for the first token. Empty for texts of fewer than three tokens.
     """
     length = len(weights)
     if length < 3:

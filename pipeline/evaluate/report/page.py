@@ -1,4 +1,4 @@
-"""The page: the report's records, put in the order in which they are read, and handed to the template."""
+"""Renders the report's page: prepares the records for the template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.evaluate.bootstrap import units
 from pipeline.evaluate.breakdown import Breakdown
 from pipeline.evaluate.report.chart import Chart, lay_out, number
 from pipeline.evaluate.report.figures import write_figures
-from pipeline.evaluate.report.heads import columns, head_pictures, spread
+from pipeline.evaluate.report.heads import columns, evenly_spaced_indices, head_pictures
 from pipeline.evaluate.report.plots import (
     Axis,
     Plot,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 REPORT = Path(__file__).parent
 LEVELS = (0.25, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0)
-"""Nats at which the colour of a token changes."""
+"""The losses in nats at which the colour of a token changes."""
 _DOCUMENTS = 8
 _ROWS = 60
 CARDS = (
@@ -57,7 +57,7 @@ def write_page(report: Report, folder: Path) -> None:
 
 
 def render(report: Report) -> str:
-    """The page as one HTML text: no script, and a policy that lets it ask for nothing."""
+    """The HTML page, without scripts, and with a policy that forbids network requests."""
     positions = position_plot(report.breakdowns)
     return render_page(
         REPORT / "page.html.j2",
@@ -67,12 +67,12 @@ def render(report: Report) -> str:
         curves=_curves(report),
         positions=lay_out(positions) if has_points(positions) else None,
         bars=_baseline_bars(report),
-        drawn=_drawn(report),
+        drawn=_resampled_units(report),
         end=next((sample.end for group in report.samples for sample in group if sample.end), ""),
         levels=LEVELS,
         unscored=any(token.nats is None for excerpt in report.excerpts for token in excerpt.tokens),
-        evaluations=_some(report.training.history),
-        timeline=_some(_timeline(report)),
+        evaluations=_sample_rows(report.training.history),
+        timeline=_sample_rows(_timeline(report)),
         documents={name: _documents(side) for name, side in report.breakdowns.items() if side.documents},
         frequencies={name: _frequencies(side) for name, side in report.breakdowns.items() if side.frequencies},
         head_columns=columns(len(report.attention.heads)) if report.attention else 0,
@@ -82,12 +82,12 @@ def render(report: Report) -> str:
 
 
 def render_page(template: Path, *styles: Path, **values: Any) -> str:
-    """A page that extends base.html.j2, as one HTML text with its style in it.
+    """Renders a template that extends base.html.j2 to an HTML page with embedded styles.
 
     Args:
-        template: Its file; its folder may hold more that it includes.
-        styles: Style sheets beside page.css.
-        values: What the template shows.
+        template: The template file. It may include other files of its folder.
+        styles: Style sheets in addition to page.css.
+        values: The variables of the template.
     """
     from markupsafe import Markup
 
@@ -100,7 +100,8 @@ def render_page(template: Path, *styles: Path, **values: Any) -> str:
 
 @cache
 def _templates(*folders: Path) -> Environment:
-    """Renders the templates in some folders: escaped, strict about names, with the report's filters."""
+    """The Jinja environment for templates in the given folders: autoescape, strict undefined, and the report's
+    filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -110,13 +111,13 @@ def _templates(*folders: Path) -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    filters = (printable, number, duration, level, piece, breakable, setting, written)
+    filters = (printable, number, duration, level, visible_whitespace, breakable, format_param, visible_line_breaks)
     environment.filters.update({each.__name__: each for each in filters})
     return environment
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Formats seconds for people."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -126,23 +127,24 @@ def duration(seconds: float) -> str:
 
 
 def level(nats: float) -> int:
-    """Which colour a token of so many nats has: 0 for as good as certain, then darker."""
+    """The colour level of a token with this loss: 0 for nearly certain tokens, then darker."""
     return sum(nats >= border for border in LEVELS)
 
 
-def piece(text: str) -> str:
-    """A token's text with its white space to be seen, for a list of tokens."""
+def visible_whitespace(text: str) -> str:
+    """The text of a token with visible white space, for a list of tokens."""
     seen = text.replace(" ", "␣").replace("\t", "⇥").replace("\n", "↵")
     return printable(seen) or "∅"
 
 
 _BREAKS = re.compile(r"(?<=[/:,=])(?=[^/:,=\s])|(?<=[^\W_][_.-])(?=[^/_.:,=\s-])(?!\w{1,4}$)")
 _LONGEST = 28
-"""Characters of a part without separators, such as a digest, that stay on one line."""
+"""The maximum number of characters without a separator (such as a digest) that are not broken."""
 
 
 def breakable(text: str) -> Markup:
-    """A name that may break after its separators (/, _, ., -, …), but not in a word, nor before a suffix."""
+    """A name with line-break opportunities after separators (/, _, ., -, …), but not in words or before a
+    suffix."""
     from markupsafe import Markup, escape
 
     parts = _BREAKS.split(printable(text))
@@ -150,29 +152,29 @@ def breakable(text: str) -> Markup:
     return Markup("<wbr>").join(map(escape, pieces))
 
 
-def setting(value: object) -> str:
-    """A param as params.yaml can hold it."""
+def format_param(value: object) -> str:
+    """A value as params.yaml writes it."""
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def written(text: str) -> Markup:
-    """A text whose line breaks are kept, and marked: at its end and in an empty line nobody sees them otherwise."""
+def visible_line_breaks(text: str) -> Markup:
+    """A text with its line breaks kept and marked, because they are invisible at the end and in empty lines."""
     from markupsafe import Markup, escape
 
     return Markup('<span class="mark">↵</span>\n').join(map(escape, printable(text).split("\n")))
 
 
-def _drawn(report: Report) -> str:
-    """What the intervals were drawn over, in words: the last side's."""
+def _resampled_units(report: Report) -> str:
+    """The resampled units of the intervals of the last text, such as "31 documents"."""
     if not report.breakdowns:
         return ""
     what, drawn = units(list(report.breakdowns.values())[-1])
     return f"{len(drawn):,} {what}"
 
 
-def _some(rows: list[Any]) -> list[Any]:
-    """At most so many of the rows as anyone reads, evenly spaced."""
-    return [rows[place] for place in spread(len(rows), _ROWS)]
+def _sample_rows(rows: list[Any]) -> list[Any]:
+    """At most `_ROWS` of the rows, evenly spaced."""
+    return [rows[index] for index in evenly_spaced_indices(len(rows), _ROWS)]
 
 
 def _curves(report: Report) -> list[tuple[Axis, list[Chart]]]:
@@ -187,21 +189,21 @@ def _plots(report: Report, axis: Axis) -> list[Plot]:
 
 @dataclass(frozen=True)
 class Bar:
-    """A labelled length, in percent of the longest."""
+    """A labelled bar, with its width in percent of the longest one."""
 
     label: str
     value: float
     width: float
-    own: bool = False
+    is_model: bool = False
 
 
 def _bars(rows: list[tuple[str, float, bool]]) -> list[Bar]:
     longest = max((value for _, value, _ in rows), default=0.0) or 1.0
-    return [Bar(label, value, round(100 * value / longest, 1), own) for label, value, own in rows]
+    return [Bar(label, value, round(100 * value / longest, 1), is_model) for label, value, is_model in rows]
 
 
 def _baseline_bars(report: Report) -> dict[str, list[Bar]]:
-    """Bits per byte of the model and of its baselines, by side; the best on top."""
+    """Bits per byte of the model and the baselines by text, the best one first."""
     names = {"unigram": "unigram model", "xz": "xz -9e compression"}
     bars = {}
     for side in ("val", "test"):
@@ -214,14 +216,14 @@ def _baseline_bars(report: Report) -> dict[str, list[Bar]]:
 
 
 def _timeline(report: Report) -> list[dict[str, Any]]:
-    """What the model wrote on the way, each text with the validation loss of its step."""
+    """The sample texts during training, each with the validation loss of its step."""
     losses = {row["step"]: row.get("val.loss") for row in report.training.history}
     return [{**sample, "loss": losses.get(float(sample["step"]))} for sample in report.training.samples]
 
 
 @dataclass(frozen=True)
 class DocumentRow:
-    """A document: its tokens, its mean loss in nats, and the length of its bar in percent."""
+    """A document: its number of tokens, its mean loss in nats, and the width of its bar in percent."""
 
     name: str
     tokens: int
@@ -230,7 +232,8 @@ class DocumentRow:
 
 
 def _documents(side: Breakdown) -> tuple[list[DocumentRow], list[DocumentRow]]:
-    """The easiest documents and the hardest, each from the extreme inward; of a few, all are in the first list."""
+    """The easiest and the hardest documents, the most extreme first. If there are few, all are in the first
+    list."""
     means = sorted((each.nats / each.tokens, each.name, each.tokens) for each in side.documents)
     longest = (means[-1][0] if means else 0.0) or 1.0
     rows = [DocumentRow(name, tokens, mean, round(100 * mean / longest, 1)) for mean, name, tokens in means]
@@ -242,7 +245,7 @@ def _documents(side: Breakdown) -> tuple[list[DocumentRow], list[DocumentRow]]:
 
 @dataclass(frozen=True)
 class FrequencyRow:
-    """Tokens that the training text holds so often: how many of the held-out ones, and their loss."""
+    """Held-out tokens by their count in the training text: their number, share and loss."""
 
     seen: str
     tokens: int
@@ -252,7 +255,7 @@ class FrequencyRow:
 
 
 def _frequencies(side: Breakdown) -> list[FrequencyRow]:
-    """From the rarest on."""
+    """The rows by token frequency, the rarest first."""
     bins = sorted(side.frequencies)
     total = sum(tokens for _, tokens, _ in bins) or 1
     longest = max((mean for _, _, mean in bins), default=0.0) or 1.0

@@ -1,4 +1,4 @@
-"""Which curves the report has, as plain data: what draws them knows neither metrics nor history."""
+"""The curves of the report as plain data, for `chart` and `figures`, which know nothing about metrics."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _POINTS = 500
 _OWN = {"step", "tokens", "epoch", "train.objective", "learning_rate", "grad_norm", PROCESSOR_SECONDS, SPEED}
 _MEASURED = ("loss", "perplexity", "bits_per_byte", "accuracy")
 _OWN |= {f"{side}.{name}" for side in ("train", "val") for name in _MEASURED}
-"""The columns of history.tsv and steps.tsv that are no callback's, and those that the report adds."""
+"""The columns of history.tsv and steps.tsv that are not from callbacks, and those that the report adds."""
 _COLOURS = 8
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its label, its points from left to right, and its colour's name, which means the same anywhere."""
+    """A line: its label, its points from left to right, and the name of its colour, with a fixed meaning."""
 
     label: str
     points: list[Point]
@@ -33,15 +33,15 @@ class Plot:
     """A figure with lines.
 
     Attributes:
-        name: The file's name.
-        title: What it shows.
-        unit: Of the y axis.
-        x_label: What the x axis is.
-        x_unit: What stands behind a number of it.
+        name: The name of the file.
+        title: The title.
+        unit: The unit of the y axis.
+        x_label: The label of the x axis.
+        x_unit: The unit after a number of the x axis.
         series: The lines.
-        references: Labelled values to compare with, as level lines.
-        interval: The 95% interval of the last line's end.
-        log_x, log_y: Whether an axis counts factors.
+        references: Labelled values to compare with, as horizontal lines.
+        interval: The 95% interval of the last point of the last line.
+        log_x, log_y: Whether the axis is logarithmic.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Axis:
-    """What curves of training are drawn against: history's column, its label and unit, and what to divide it by."""
+    """An x axis for training curves: its column of the history, label, unit, and divisor."""
 
     name: str
     column: str
@@ -68,7 +68,7 @@ class Axis:
 
 
 def training_axes(history: list[dict[str, float]]) -> list[Axis]:
-    """The axes for which there are numbers: steps, tokens, and processor time in a unit that suits it."""
+    """The axes for which there are numbers: steps, tokens, and processor time in a suitable unit."""
     longest = max((row.get(PROCESSOR_SECONDS, 0.0) for row in history), default=0.0)
     unit, divisor = ("seconds", 1) if longest < 180 else ("minutes", 60) if longest < 10_800 else ("hours", 3600)
     axes = [
@@ -80,7 +80,7 @@ def training_axes(history: list[dict[str, float]]) -> list[Axis]:
 
 
 def training_plots(report: Report, axis: Axis) -> list[Plot]:
-    """The curves of training against an axis; those without a number are left out."""
+    """The training curves against an axis. Curves without numbers are left out."""
     history = report.training.history
     val: dict[str, Any] = report.metrics.get("val", {})
 
@@ -90,7 +90,7 @@ def training_plots(report: Report, axis: Axis) -> list[Plot]:
     def fine(label: str, column: str) -> Series:
         return Series(label, fine_points(report.training, axis, column))
 
-    evaluated = report.step == history[-1]["step"]  # else the line ends with other weights
+    evaluated = report.step == history[-1]["step"]  # otherwise the last point is of other weights
     ends = val.get("interval", {}).get("perplexity") if evaluated else None
     limits = (ends["low"], ends["high"]) if ends else None
     plots = [
@@ -111,7 +111,7 @@ def training_plots(report: Report, axis: Axis) -> list[Plot]:
 
 
 def objective_plots(training: Training, axis: Axis) -> list[Plot]:
-    """What the loss optimised at single steps, if that is known."""
+    """The training objective at single steps, if it was recorded."""
     points = _points(training.steps, axis, "train.objective")
     plot = Plot("objective", "Objective", "of single steps, nats per token", axis.label, axis.unit,
                 [Series("objective", points, "train")])  # fmt: skip
@@ -119,20 +119,22 @@ def objective_plots(training: Training, axis: Axis) -> list[Plot]:
 
 
 def callback_plots(training: Training, axis: Axis) -> list[Plot]:
-    """The numbers that callbacks returned, at single steps or at evaluations. Those whose names are alike up to the
-    last dot, such as weights.attention and weights.mlp, share a plot."""
+    """The numbers from callbacks, at single steps or evaluations. Names that are equal up to the last dot, such as
+    weights.attention and weights.mlp, share a plot."""
     plots = []
     for group, columns in callback_columns([training]).items():
         lines = [(column.removeprefix(f"{group}."), fine_points(training, axis, column)) for column in columns]
         drawn = [(label, points) for label, points in lines if points]
         colours = map(colour, range(len(drawn))) if len(drawn) > 1 else ["other"]
-        series = [Series(label, points, own) for own, (label, points) in zip(colours, drawn, strict=False)]
+        series = [
+            Series(label, points, colour_name) for colour_name, (label, points) in zip(colours, drawn, strict=False)
+        ]
         plots.append(Plot(group, group, "from a callback", axis.label, axis.unit, series))
     return [plot for plot in plots if has_points(plot)]
 
 
 def callback_columns(trainings: Sequence[Training]) -> dict[str, list[str]]:
-    """The names of the numbers that callbacks returned, by what they share up to the last dot."""
+    """The names of the numbers from callbacks, grouped by the part before the last dot."""
     rows = (row for training in trainings for row in (*training.history, *training.steps))
     groups: dict[str, list[str]] = {}
     for column in dict.fromkeys(name for row in rows for name in row if name not in _OWN):
@@ -140,24 +142,24 @@ def callback_columns(trainings: Sequence[Training]) -> dict[str, list[str]]:
     return {columns[0] if len(columns) == 1 else group: columns for group, columns in groups.items()}
 
 
-def colour(place: int) -> str:
-    """The class of the line at a place among others; beyond eight, the colours begin again, dashed."""
-    return f"r{place % _COLOURS}" + " dashed" * (place >= _COLOURS)
+def colour(index: int) -> str:
+    """The CSS class of the line with this index. After eight lines, the colours repeat with dashes."""
+    return f"r{index % _COLOURS}" + " dashed" * (index >= _COLOURS)
 
 
 def fine_points(training: Training, axis: Axis, column: str) -> list[Point]:
-    """A column of single steps, or, where these do not have it, of the evaluations."""
+    """The points of a column of single steps, or of the evaluations if the steps do not have it."""
     return _points(training.steps, axis, column) or _points(training.history, axis, column)
 
 
 def _points(rows: list[dict[str, float]], axis: Axis, column: str) -> list[Point]:
-    """A column against an axis: every row that has both, or of very many some, evenly spaced."""
+    """The points of a column against an axis. Of very many rows, some are used, evenly spaced."""
     points = [(row[axis.column] / axis.divisor, row[column]) for row in rows if {column, axis.column} <= row.keys()]
     return points[:: -(-len(points) // _POINTS) or 1]
 
 
 def position_plot(breakdowns: dict[str, Breakdown]) -> Plot:
-    """The loss by position in the context, of both sides; positions are put together so that the lines are calm."""
+    """The loss by position in the context, for both texts. Positions are pooled to smooth the lines."""
     series = [Series(name, _pooled(side.positions), name) for name, side in breakdowns.items()]
     return Plot(
         "positions", "Loss by position", "nats per token", "tokens before it, log scale", "tokens before", series,
@@ -166,18 +168,20 @@ def position_plot(breakdowns: dict[str, Breakdown]) -> Plot:
 
 
 def _pooled(positions: list[PositionLoss]) -> list[Point]:
-    """Mean losses over runs of positions, each about a third longer than the one before."""
+    """Mean losses over ranges of positions, each about a third longer than the previous one."""
     points: list[Point] = []
     start = 0
     while start < len(positions):
         run = positions[start : start + max(1, start // 3)]
         tokens = sum(row.tokens for row in run)
-        known = math.exp(sum(math.log(row.position + 1) for row in run) / len(run))  # tokens that were seen there
+        known = math.exp(
+            sum(math.log(row.position + 1) for row in run) / len(run)
+        )  # geometric mean of the number of tokens seen
         points.append((known, sum(row.tokens * row.nats for row in run) / tokens))
         start += len(run)
     return points
 
 
 def has_points(plot: Plot) -> bool:
-    """Whether there is anything to draw."""
+    """Whether any line has points."""
     return any(len(series.points) for series in plot.series)

@@ -1,4 +1,4 @@
-"""What the report shows, as plain records: nothing here reads a file or draws."""
+"""The data of the report as plain records, without reading files or drawing."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 PROCESSOR_SECONDS = "processor_seconds"
 SPEED = "tokens_per_sec"
-"""What `Training.history` has beside the columns of history.tsv."""
+"""The columns that `Training.history` has in addition to those of history.tsv."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What training wrote down on its way.
+    """The records of a training run.
 
     Attributes:
-        history: The numbers of each evaluation, with the processor seconds and the speed up to it.
-        performance: What performance.json holds.
-        samples: Texts that callbacks showed: step, callback, text.
-        steps: What steps.tsv holds: the numbers of single steps.
+        history: The numbers of each evaluation, with the processor seconds so far and the speed since the last one.
+        performance: The content of performance.json.
+        samples: The texts that callbacks showed: step, callback, text.
+        steps: The content of steps.tsv: the numbers of single steps.
     """
 
     history: list[dict[str, float]]
@@ -36,14 +36,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of held-out text, and what the model expected in its place.
+    """A token of held-out text and the model's predictions for it.
 
     Attributes:
-        text: Its text; bytes that are no whole character as escapes.
-        nats: Its negative log-likelihood; None for the first of a split, which nothing foretells.
-        rank: How many tokens the model held for at least as likely, itself included.
-        expected: The likeliest tokens and their probabilities, from the top.
-        hit: Which of `expected` is this token, if one is.
+        text: The text of the token; bytes that are not complete characters are escaped.
+        nats: The negative log-likelihood; None for the first token of a split, which is not predicted.
+        rank: The rank of the token in the prediction, from 1.
+        expected: The most likely tokens with their probabilities, the most likely first.
+        hit: The index of this token in `expected`, or None.
     """
 
     text: str
@@ -59,8 +59,8 @@ class Excerpt:
 
     Attributes:
         side: "val" or "test".
-        document: The document's name.
-        tokens: Its tokens, in order.
+        document: The name of the document.
+        tokens: The tokens, in order.
     """
 
     side: str
@@ -70,12 +70,12 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Where each head looks in one text.
+    """The attention weights of each head for one text.
 
     Attributes:
-        tokens: The text's tokens [T].
-        weights: [layers, heads, T, T], each row adding up to 1: the token that looks, then what it looks at.
-        layers, heads: Their numbers, from 1; of a large model some, evenly spaced.
+        tokens: The tokens of the text [T].
+        weights: The weights [layers, heads, T (query), T (key)]; each row adds up to 1.
+        layers, heads: The numbers of the shown layers and heads, from 1; for a large model, some of them.
     """
 
     tokens: list[str]
@@ -86,24 +86,24 @@ class AttentionMaps:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the report shows.
+    """All data of the report.
 
     Attributes:
-        step: Of which step the weights are.
-        stride: How far the windows move, in tokens.
-        metrics: Of each side what metrics/evaluate.json and reports/evaluation.json hold: its numbers, `interval`,
+        step: The step of the weights.
+        stride: The distance between the starts of windows, in tokens.
+        metrics: The entries of each text in metrics/evaluate.json and reports/evaluation.json: numbers, `interval`,
             `baselines`, `groups`.
         weights: "best" or "last".
-        model: The architecture, and its number of parameters.
-        training: What training wrote down.
-        samples: For each prompt, what was drawn from it in several ways.
-        excerpts: Held-out text, token by token.
-        attention: Where each head looks; None for a model of one token's context.
-        breakdowns: Where the loss of val and of test lies.
-        data: Of each split its documents, bytes and tokens, as the splits' meta.json has them.
-        params: The effective params by section: those that trained the model, and `evaluate`.
-        versions: What was installed when the model was trained.
-        identity: Names of things that are the same only if their bytes are, and their sha256.
+        model: The architecture and the number of parameters.
+        training: The records of the training run.
+        samples: For each prompt, continuations sampled in several ways.
+        excerpts: Excerpts of held-out text.
+        attention: The attention maps, or None.
+        breakdowns: The breakdown of the loss of val and test.
+        data: The numbers of documents, bytes and tokens of each split, from the splits' meta.json.
+        params: The effective params by section: those of the training run, and `evaluate`.
+        versions: The installed versions at training time.
+        identity: The sha256 of files and data, by name.
     """
 
     step: int

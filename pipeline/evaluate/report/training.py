@@ -1,4 +1,4 @@
-"""What training wrote down on its way, read for the report."""
+"""Reads the records of a training run for the report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipeline.model.checkpoint import SAMPLES
 
 
 def read_training(checkpoint: Path) -> Training:
-    """Reads what a checkpoint's folder keeps of its training; its manifest says that the files are whole.
+    """Reads the training records in the folder of a checkpoint, whose manifest verifies the files.
 
     Raises:
-        CheckpointError: they are not what training writes.
+        CheckpointError: the files are not in the format that training writes.
     """
     metrics = checkpoint / METRICS
     try:
@@ -33,14 +33,14 @@ def read_training(checkpoint: Path) -> Training:
 
 
 CURVES = ("history.tsv", "timing.tsv", "steps.tsv")
-"""The files of metrics/ that hold curves."""
+"""The files in metrics/ with curves."""
 
 
 def parse_curves(history: str, timing: str, steps: str) -> dict[str, list[dict[str, float]]]:
-    """The rows of a run's curves as `Training` has them: history, steps.
+    """Parses the curves of a run; returns the history and the steps for `Training`.
 
     Raises:
-        ValueError, TypeError, KeyError, csv.Error: the texts are not what training writes.
+        ValueError, TypeError, KeyError, csv.Error: the texts are not in the format that training writes.
     """
     return {"history": _with_times(_rows(history), _rows(timing)), "steps": _rows(steps)}
 
@@ -51,24 +51,24 @@ def _rows(table: str) -> list[dict[str, float]]:
 
 
 def _with_times(history: list[dict[str, float]], timing: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Each evaluation with the processor seconds up to it, and the tokens a second since the one before.
+    """Adds to each evaluation the processor seconds so far, and the tokens per second since the previous one.
 
-    timing.tsv holds the mean speed since the beginning, in which a change would hardly show.
+    timing.tsv only has the mean speed since the start, which hides changes.
     """
     times = {row["step"]: row for row in timing}
     rows: list[dict[str, float]] = []
     before = (0.0, 0.0)
     for row in history:
-        own = dict(row)
+        evaluation = dict(row)
         time = times.get(row["step"], {})
         if PROCESSOR_SECONDS in time:
-            own[PROCESSOR_SECONDS] = time[PROCESSOR_SECONDS]
+            evaluation[PROCESSOR_SECONDS] = time[PROCESSOR_SECONDS]
         if "seconds" in time and "tokens" in row:
             tokens, seconds = row["tokens"] - before[0], time["seconds"] - before[1]
             if tokens > 0 and seconds > 0:
-                own[SPEED] = tokens / seconds
+                evaluation[SPEED] = tokens / seconds
             before = (row["tokens"], time["seconds"])
-        rows.append(own)
+        rows.append(evaluation)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation: gathers what the page shows beside the numbers, and writes it."""
+"""Collects the data of the report from an evaluation, and writes the report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _report(evaluation: Evaluation, paths: Paths) -> Report:
     return Report(
         step=about["step"],
         stride=about["stride"],
-        metrics={side: _merged(evaluation.metrics[side], about["sides"][side]) for side in sides},
+        metrics={side: _merge_numbers(evaluation.metrics[side], about["sides"][side]) for side in sides},
         weights=checkpoint.weights,
         model=architecture.config.flatten() | {"parameters": architecture.parameter_count},
         training=read_training(paths.checkpoint),
@@ -51,6 +51,6 @@ def _report(evaluation: Evaluation, paths: Paths) -> Report:
     )
 
 
-def _merged(numbers: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """A side's numbers, then what is said about it; of a key that both have, the number."""
+def _merge_numbers(numbers: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """Merges the numbers and the details of a text; if both have a key, the number is used."""
     return {**numbers, **about, **numbers}

@@ -1,4 +1,4 @@
-"""Presets: whole runs as explicit values, written into params.yaml so that DVC sees every one of them."""
+"""Presets: complete sets of params, written into params.yaml so that DVC sees every value."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ _FOLDER = Path(__file__).parent
 _BASE = "tiny"
 
 PRESETS = {
-    _BASE: "the default: a small GPT on the documentation that every Python carries, five minutes on two cores",
-    "book": "a textbook's run: GPT-2 small with the gpt2 encoding, 10 epochs over a short story, half an hour",
+    _BASE: "the default: a small GPT on Python's documentation, five minutes on two cores",
+    "book": "a textbook's run: GPT-2 small with the gpt2 encoding, 10 epochs of a short story, half an hour",
     "shakespeare-char": "nanoGPT's run on a CPU: characters, 0.8 million parameters, 2000 steps, a few minutes",
-    "shakespeare-fast": "as good as nanoGPT's run in a tenth of its processor time: ten seconds",
-    "shakespeare-best": "as long as nanoGPT's run and far better: characters, 0.8 million parameters",
+    "shakespeare-fast": "the loss of nanoGPT's run in a tenth of its processor time: ten seconds",
+    "shakespeare-best": "a much lower loss than nanoGPT's run in the same time: characters, 0.8 million parameters",
     "gpt2-124m": "GPT-2 small from scratch, context 1024, 2.5 billion tokens: for a GPU and gigabytes of text",
 }
-"""Each preset's name and what it is; all but the first read every file under data/raw."""
+"""The presets and their descriptions; all but the first read every file in data/raw."""
 
 
 def write_preset(name: str, path: Path) -> list[str]:
-    """Sets every value but those of `runtime`, and keeps comments and the options of components of your own.
+    """Writes a preset into a params file: all values except `runtime`. Comments and options of other components
+    stay.
 
     Returns:
-        What was changed, each as `key: old → new`; old is None where the key was missing.
+        The changes, each as `key: old → new`; old is None if the key was missing.
 
     Raises:
-        ParamsError: there is no such preset, or the file cannot be read as YAML.
+        ParamsError: the preset is unknown, or the file is not valid YAML.
     """
     if name not in PRESETS:
         raise ParamsError(f"there is no preset {name!r} (there are: {', '.join(PRESETS)})")
@@ -89,7 +90,7 @@ def default_values() -> dict[str, Any]:
 
 
 def _formed_as(old: bytes, text: str) -> bytes:
-    """`text` with the byte order mark, the line endings and the end of an older file."""
+    """Encodes `text` with the byte order mark, the line endings and the final newline of the `old` file."""
     if old and not old.endswith((b"\n", b"\r")):
         text = text.rstrip("\n")
     if b"\r\n" in old:
@@ -102,7 +103,7 @@ def _text(name: str) -> str:
 
 
 def _merge(target: CommentedMap, source: CommentedMap, where: str) -> Iterator[str]:
-    """Sets every value of `source` in `target`, section by section; yields what differed."""
+    """Copies every value of `source` to `target`, section by section; yields the differences."""
     for key, new in source.items():
         dotted = f"{where}{key}"
         old = target.get(key)

@@ -49,14 +49,14 @@ class GgufModel:
             for each, count in ((q, heads), (k, shared), (v, shared))
         )
         if self.arch == "llama":
-            q, k = self._turned(q, positions), self._turned(k, positions)
+            q, k = self._rotate(q, positions), self._rotate(k, positions)
         k, v = (each.repeat_interleave(heads // shared, dim=1) for each in (k, v))
         scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
         later = positions[None, :] > positions[:, None]
         attended = scores.masked_fill(later, -torch.inf).softmax(dim=-1) @ v
         return self._linear(attended.transpose(1, 2).flatten(2), f"{name}.attn_output")
 
-    def _turned(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Applies rotary positions to pairs of adjacent numbers: ggml's "normal" mode."""
         size = self._number("rope.dimension_count")
         frequencies = self._number("rope.freq_base") ** (-torch.arange(0, size, 2) / size)
