@@ -134,7 +134,7 @@ def test_a_split_that_would_be_empty_and_another_tokenizer_are_seen_after_a_run(
 
 @pytest.mark.usefixtures("untried")
 def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.commands.check._READ_AT_MOST", 5000)
+    monkeypatch.setattr("pipeline.commands.sample._READ_AT_MOST", 5000)
     for tokenizer in ("bpe", "characters", "bytes"):
         told = project.succeed("check", "--set", f"tokenize.tokenizer.name={tokenizer}").out
         assert "large corpus" in told

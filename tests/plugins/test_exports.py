@@ -273,10 +273,10 @@ def test_a_damaged_graph_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
     for name, damage, message in (
         ("torch_export", change_pt2, "logits differ"),
         ("torch_export", cut("model.pt2"), r"cannot read model\.pt2"),
-        ("torch_export", change_tokenizer, "tokenizer.json reads"),
+        ("torch_export", change_tokenizer, "tokenizer.json encodes"),
         ("onnx", change_onnx, "logits differ"),
         ("onnx", cut("model.onnx"), r"cannot read model\.onnx"),
-        ("onnx", change_tokenizer, "tokenizer.json reads"),
+        ("onnx", change_tokenizer, "tokenizer.json encodes"),
     ):
         folder = tmp_path / name
         if not folder.is_dir():
