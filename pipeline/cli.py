@@ -311,6 +311,26 @@ def preset(name: str | None, params_file: Path) -> None:
     _print_lines([*changes, f"{params_file} {'now' if changes else 'already'} has the values of the preset {name}"])
 
 
+@cli.command(short_help="Choose the settings for your text, this machine and a time.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0.1, max=60 * 24 * 60), default=10.0, show_default=True,
+    help="How long training may take on this machine.",
+)  # fmt: skip
+@click.option("--dry-run", "--show", is_flag=True, help="Say what would be chosen; write nothing.")
+@_with_params
+def fit(params_file: Path, overrides: tuple[str, ...], minutes: float, dry_run: bool) -> None:
+    """Choose the settings for your text, this machine and a time, write them into params.yaml, and say why.
+
+    Reads the text (the beginning of a large one), runs a few training steps, and chooses vocabulary, split, model
+    size, batch, number of steps, dropout and learning rates. What --set gives is kept and written, too. Everything
+    else in params.yaml stays as it is.
+    """
+    _, paths = _read(params_file, overrides)
+    from pipeline.commands.fit import run
+
+    run(params_file, overrides, paths, minutes, dry_run)
+
+
 @cli.command("check", short_help="Find problems before a run; estimate its memory and time.")
 @_with_params
 def preflight(params_file: Path, overrides: tuple[str, ...]) -> None:
