@@ -8,7 +8,7 @@ FROM ${BASE}
 
 # Where torch comes from: the index of PyTorch's CPU build; empty for PyPI, whose build brings the CUDA libraries.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=huggingface,parquet,zstd
+ARG EXTRAS=huggingface,parquet,zstd,documents
 # The user that owns the mounted files: --build-arg UID=$(id -u).
 ARG UID=1000
 

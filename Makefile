@@ -48,7 +48,7 @@ generated: $(DEVELOPED)
 setup: $(DEVELOPED)
 
 # What a run needs, and what the tests, the checks and the benchmarks need beside it.
-$(INSTALLED): EXTRAS := huggingface,parquet,zstd
+$(INSTALLED): EXTRAS := huggingface,parquet,zstd,documents
 $(DEVELOPED): EXTRAS := dev
 
 $(INSTALLED) $(DEVELOPED): pyproject.toml constraints.txt

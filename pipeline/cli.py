@@ -279,20 +279,19 @@ def compare(
     """
     if by and against:
         raise click.UsageError("--by and --against exclude each other: give all runs before --by")
-    if by:
-        from pipeline.commands.compare import run_sweep
-
-        _print_lines(run_sweep(Paths(Path.cwd()), names, by, form, html), wrap=form == "text")
-        return
-    if len(names) > 2 and not against:
+    if not by and len(names) > 2 and not against:
         raise click.UsageError(
             f"{len(names)} runs: give two, or put --against between the runs of two recipes, or rank them with --by"
         )
     if against and not names:
         raise click.UsageError("give the runs of the first recipe before --against")
-    from pipeline.commands.compare import run
+    from pipeline.commands.compare import run, run_sweep
 
-    _print_lines(run(Paths(Path.cwd()), names, against, form, html), wrap=form == "text")
+    paths = Paths(Path.cwd())
+    lines = run_sweep(paths, names, by, form, html) if by else run(paths, names, against, form, html)
+    _print_lines(lines, wrap=form == "text")
+    if html and form == "text":
+        _print_lines(["", f"wrote {html}"])
 
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")
@@ -310,6 +309,26 @@ def preset(name: str | None, params_file: Path) -> None:
         return
     changes = write_preset(name, params_file)
     _print_lines([*changes, f"{params_file} {'now' if changes else 'already'} has the values of the preset {name}"])
+
+
+@cli.command(short_help="Choose the settings for your text, this machine and a time.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0.1, max=60 * 24 * 60), default=10.0, show_default=True,
+    help="How long training may take on this machine.",
+)  # fmt: skip
+@click.option("--dry-run", "--show", is_flag=True, help="Say what would be chosen; write nothing.")
+@_with_params
+def fit(params_file: Path, overrides: tuple[str, ...], minutes: float, dry_run: bool) -> None:
+    """Choose the settings for your text, this machine and a time, write them into params.yaml, and say why.
+
+    Reads the text (the beginning of a large one), runs a few training steps, and chooses vocabulary, split, model
+    size, batch, number of steps, dropout and learning rates. What --set gives is kept and written, too. Everything
+    else in params.yaml stays as it is.
+    """
+    _, paths = _read(params_file, overrides)
+    from pipeline.commands.fit import run
+
+    run(params_file, overrides, paths, minutes, dry_run)
 
 
 @cli.command("check", short_help="Find problems before a run; estimate its memory and time.")
@@ -433,19 +452,21 @@ def lock() -> None:
     Writes environment.yaml (the installed versions that affect results), and, beside each symbolic link to a folder
     below data/, a list of the files that it leads to (.NAME.manifest.json).
     """
+    from pipeline.commands.versions import deciding_packages
     from pipeline.core.environment import environment_changes, environment_yaml
     from pipeline.core.files import write_atomically
     from pipeline.core.symlinks import record_symlinks
     from pipeline.plugin.registry import Registry
 
-    installed, path = Registry.load(None), Paths(Path.cwd()).environment
+    params, paths = _read(Path("params.yaml"), ())
+    installed = Registry.load(None)
     _print_lines(f"note: {each.message} (not loaded, so recorded for every kind)" for each in installed.broken)
-    packages = installed.packages()
-    changes = environment_changes(path, packages)
+    packages = deciding_packages(params, paths, installed)
+    changes = environment_changes(paths.environment, packages)
     if changes:
-        write_atomically(path, environment_yaml(packages))
+        write_atomically(paths.environment, environment_yaml(packages))
     click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
-    _print_lines(record_symlinks(Path.cwd() / "data"))
+    _print_lines(record_symlinks(paths.root / "data"))
 
 
 @cli.command(short_help="List the training runs with checkpoints.")

@@ -11,7 +11,7 @@ import torch
 from click import ClickException
 from conftest import REPOSITORY
 
-from benchmarks import document, generation, lines, peers, studies, table, variants
+from benchmarks import document, fit, generation, lines, peers, studies, table, variants
 from benchmarks.context import Context
 from benchmarks.goals import GOALS, verdict
 from benchmarks.measure import Measured, Round, Side, SideFailedError, ratios, take_turns
@@ -313,3 +313,35 @@ def test_lines_are_counted_by_room_and_those_that_are_optional_apart() -> None:
     totals = {row.split("  ")[0]: int(row.split()[-1].replace(",", "")) for row in lines.table() if row[0] != " "}
     assert list(totals) == ["the core", "optional", "plugins/"]
     assert totals["the core"] + totals["optional"] == counts.total()
+
+
+# ── settings of `pipeline fit` ────────────────────────────────────────────────────────────────────
+
+
+def fit_rows(plan: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    """Made-up runs: the random setting of number n reaches 2 + n/10 bits a byte, fit 2.01."""
+    bits = {"fit": 2.01, "0": 2.0, "1": 2.1, "2": 2.2}
+    return [
+        {"text": text, "setting": setting, "seed": seed, "bits_per_byte": bits[setting] + seed / 1000}
+        for text, setting, seed in plan
+    ]
+
+
+def test_the_study_of_fit_repeats_the_best_random_settings_and_compares_means() -> None:
+    first = fit.missing([], ["a", "b"], 3)
+    assert first[:3] == [("a", "fit", 1), ("b", "fit", 1), ("a", "0", 1)]
+    second = fit.missing(fit_rows(first), ["a", "b"], 3)
+    assert {(setting, seed) for _, setting, seed in second} == {("0", 2), ("0", 3), ("1", 2), ("1", 3)}
+    rows = fit_rows([*first, *second])
+    assert fit.missing(rows, ["a", "b"], 3) == []
+    header, *lines = fit.table(rows)
+    found = dict(zip(header, lines[0], strict=True))
+    assert (found["text"], found["settings"], found["fit − best"], found["within"]) == ("a", "3", "+0.010", "yes")
+
+
+def test_random_settings_are_the_same_each_time_and_can_be_built() -> None:
+    for number in range(16):
+        drawn = fit.drawn(number)
+        assert drawn == fit.drawn(number)
+        assert drawn["train.batch_size"] * drawn["model.context_length"] in {1024, 2048, 4096, 8192}
+        load_params(REPOSITORY / "params.yaml", [f"{key}={value}" for key, value in drawn.items()])

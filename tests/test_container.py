@@ -21,9 +21,10 @@ def test_the_image_has_the_python_of_the_recorded_results() -> None:
     assert PROJECT["requires-python"] == f">={version}"
 
 
-def test_the_image_has_the_extras_that_make_repro_installs() -> None:
+def test_the_image_and_the_notebook_have_the_extras_that_make_repro_installs() -> None:
     (installed,) = re.findall(r"^\$\(INSTALLED\): EXTRAS := (\S+)$", (REPOSITORY / "Makefile").read_text(), re.M)
     assert ARGUMENTS["EXTRAS"] == installed
+    assert f'extras = \\"{installed}\\"' in (REPOSITORY / "docs" / "colab.ipynb").read_text()
     assert set(installed.split(",")) <= PROJECT["optional-dependencies"].keys()
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.commands.estimate import say_time
+from pipeline.commands.sample import tokenize_sample
 from pipeline.commands.trial import Trial, try_steps
+from pipeline.commands.versions import deciding_packages
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
@@ -28,10 +29,7 @@ from pipeline.export.stage import export_source, refusals
 from pipeline.model.architecture import Architecture
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import choose_device, memory_of
-from pipeline.plugin.components import Document
 from pipeline.plugin.registry import Registry
-from pipeline.split import stage as split
-from pipeline.tokenize import stage as tokenize
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.memory_check import check_fits, memory_per_process
@@ -42,9 +40,6 @@ from pipeline.train.stage import pretrained
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
-
-_READ_AT_MOST = 32 << 20
-"""The maximum number of characters to read; only the beginning of a larger corpus is read."""
 
 
 class _Findings:
@@ -79,7 +74,8 @@ def run(params: Params, paths: Paths) -> None:
         threads = params.runtime.threads or cores()
         plural = "s" if threads > 1 else ""
         fact("device", f"{device}, {threads} processor thread{plural}, {format_bytes(memory_of(device))} of memory")
-    _check_environment(paths)
+    with findings.collected():
+        _check_environment(params, paths)
     _check_git(paths)
     if not str(paths.root).isascii():
         say(
@@ -132,8 +128,8 @@ def _check_components(params: Params, paths: Paths) -> tuple[Components, list[An
     return components, exporters
 
 
-def _check_environment(paths: Paths) -> None:
-    changes = environment_changes(paths.environment, Registry.load(None).packages())
+def _check_environment(params: Params, paths: Paths) -> None:
+    changes = environment_changes(paths.environment, deciding_packages(params, paths, Registry.load(None)))
     if changes:
         listed = "; ".join(changes)
         say(f"note: environment.yaml is not up to date ({listed}), so DVC misses the change: run `pipeline lock`")
@@ -170,67 +166,13 @@ def _check_texts(params: Params, paths: Paths) -> None:
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Scratch(Paths):
-    """The paths of the project, with tokens and splits in a temporary folder."""
-
-    def __init__(self, root: Path, folder: Path) -> None:
-        super().__init__(root)
-        self.tokens, self.splits = folder / "tokens", folder / "splits"
-
-    def shown(self, path: Path) -> str:
-        return path.name
-
-
-@dataclass
-class _Beginning:
-    """The first _READ_AT_MOST characters of the corpus; `cut` is True if the corpus is longer."""
-
-    documents: tokenize.Documents
-    cut: bool = False
-    left: int = 0
-
-    def __call__(self) -> Iterator[Document]:
-        self.left = _READ_AT_MOST
-        for document in self.documents():
-            if self.left <= 0:
-                self.cut = True
-                return
-            blocks = [document.text] if isinstance(document.text, str) else document.text
-            yield replace(document, text=self._limited(blocks))
-
-    def _limited(self, blocks: Iterable[str]) -> Iterator[str]:
-        for block in blocks:
-            if self.left <= 0:
-                self.cut = True
-                return
-            self.left -= len(block)
-            yield block
-
-
 def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
     """Tokenizes and splits the corpus (only the beginning of a large one) into `folder`, as the stages do."""
-    scratch, output = _Scratch(paths.root, folder), io.StringIO()
-    corpus = tokenize.build_corpus(params, paths)
-    beginning = _Beginning(lambda: tokenize.read_corpus(corpus, paths))
-    try:
-        with redirect_stdout(output):
-            tokenize.write_tokens(params, scratch, corpus, beginning)
-            if (
-                beginning.cut
-            ):  # a part cannot show whether a split by documents has an empty side: split by position
-                by_position = params.split.model_copy(update={"by": "position", "unit": "tokens"})
-                params = params.model_copy(update={"split": by_position})
-            split.run(params, scratch)
-    finally:
-        for line in output.getvalue().splitlines():
-            if line.startswith(("note:", "removed")):
-                say(line)
-    read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]
-    splits = TokenFolder(scratch.splits, "")
-    only = "large corpus, only its beginning was read: " if beginning.cut else ""
-    sizes = ", ".join(f"{len(splits.ids(name)):,} of {name}" for name in splits.names)
-    fact("data", f"{only}{read['documents']:,} documents, {read['bytes']:,} bytes; tokens: {sizes}")
-    return splits
+    sample = tokenize_sample(params, paths, folder)
+    only = "large corpus, only its beginning was read: " if sample.cut else ""
+    sizes = ", ".join(f"{len(sample.splits.ids(name)):,} of {name}" for name in sample.splits.names)
+    fact("data", f"{only}{sample.documents:,} documents, {sample.bytes:,} bytes; tokens: {sizes}")
+    return sample.splits
 
 
 def _check_exports(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -94,7 +95,7 @@ def _numbers(found: Difference) -> list[str]:
     """The losses of A and B, B − A with its interval, p, and the resampled units."""
     half = (found.high - found.low) / 2
     digits = decimals(half)
-    difference = f"{found.difference:+.{digits}f} ± {half:.{digits}f}"
+    difference = f"{found.difference:+.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
     return [
         f"{found.first:.4f}",
         f"{found.second:.4f}",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
@@ -173,9 +175,20 @@ def checked_forward(model: LanguageModel, ids: torch.Tensor, *cache: object) -> 
     """Calls the model on ids [B, T] and checks its output.
 
     Raises:
-        PluginError: the output is not a ModelOutput, or has wrong shapes.
+        PluginError: the model raises an exception, or returns no valid ModelOutput.
     """
-    return checked_output(model(ids, *cache), model, ids)
+    return checked_output(call_model(model, ids, *cache), model, ids)
+
+
+def call_model(model: LanguageModel, ids: torch.Tensor, *cache: object) -> Any:
+    """Calls the model on ids [B, T]; the output is not checked.
+
+    Raises:
+        PluginError: the model raises an exception. With several ranks it stays as it is: it may be a collective's.
+    """
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    with calling(model.architecture.component) if alone else nullcontext():
+        return model(ids, *cache)
 
 
 def checked_output(output: Any, model: LanguageModel, ids: torch.Tensor) -> ModelOutput:
@@ -183,12 +196,29 @@ def checked_output(output: Any, model: LanguageModel, ids: torch.Tensor) -> Mode
     shape, where = model.architecture.shape, model.architecture.component
     if not isinstance(output, ModelOutput):
         raise PluginError(f"{label(where)}: forward must return a ModelOutput, not {type(output).__name__}")
+    for name in ("hidden", "head_weight"):
+        tensor = getattr(output, name)
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise PluginError(f"{label(where)}: ModelOutput.{name} must be a floating-point tensor, not {kind}")
     given = (output.hidden.shape, output.head_weight.shape[1:], output.vocab_size)
     wanted = ((*ids.shape, output.hidden.shape[-1]), output.hidden.shape[-1:], shape.vocab_size)
     if given != wanted or len(output.head_weight) < shape.vocab_size:
         raise PluginError(
             f"{label(where)}: for {list(ids.shape)} ids of a vocabulary of {shape.vocab_size:,}, forward returned "
             f"hidden {list(output.hidden.shape)}, head_weight {list(output.head_weight.shape)} and vocab_size "
-            f"{output.vocab_size:,}: they must be [B, T, D], [V or more, D] and V"
+            f"{output.vocab_size}: they must be [B, T, D], [V or more, D] and V"
         )
+    _check_auxiliary(output.auxiliary, where)
     return output
+
+
+def _check_auxiliary(auxiliary: Any, where: Model) -> None:
+    """Raises PluginError unless it is a scalar tensor, which may have a gradient, or a finite number."""
+    if isinstance(auxiliary, torch.Tensor):
+        scalar, given = not auxiliary.shape and auxiliary.is_floating_point(), f"{list(auxiliary.shape)}"
+        given += f" {auxiliary.dtype}"
+    else:
+        scalar, given = isinstance(auxiliary, int | float) and math.isfinite(auxiliary), repr(auxiliary)
+    if not scalar:
+        raise PluginError(f"{label(where)}: ModelOutput.auxiliary must be a scalar, not {given}")

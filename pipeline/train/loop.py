@@ -81,7 +81,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
                 about = {"inputs": x, "step": step, "total_steps": run.total_steps, "teacher": run.teach}
                 loss = run.components.nats(output, y, **about).sum()
                 if isinstance(output.auxiliary, torch.Tensor):  # nats per target
-                    loss = loss + _scalar(run, output.auxiliary) * int((y != IGNORED).sum())
+                    loss = loss + output.auxiliary * int((y != IGNORED).sum())
                 if tokens:
                     with calling(run.components.loss, when="in its backward pass"):
                         (loss / tokens).backward()  # type: ignore[no-untyped-call]
@@ -142,16 +142,6 @@ def _micro_batches(
             yield MicroBatch(inputs[part], targets[part], first + starts[number], last)
         else:
             yield MicroBatch(inputs[:size], torch.full_like(targets[:size], IGNORED), first, last)
-
-
-def _scalar(run: TrainingRun, auxiliary: torch.Tensor) -> torch.Tensor:
-    """The model's auxiliary loss; raises PluginError if it is not a scalar."""
-    if auxiliary.shape or not auxiliary.is_floating_point():
-        raise PluginError(
-            f"{label(run.components.model)}: ModelOutput.auxiliary must be a scalar, not {list(auxiliary.shape)} "
-            f"{auxiliary.dtype}"
-        )
-    return auxiliary
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipeline.model.architecture import LanguageModel, checked_output
+from pipeline.model.architecture import LanguageModel, call_model, checked_output
 from pipeline.model.device import device_of
 from pipeline.model.linear_cross_entropy import FusedOutput, Softmax, softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
@@ -57,7 +57,7 @@ class Parallel:
 
     def call_model(self, ids: torch.Tensor) -> Any:
         """Calls the model, wrapped where the strategy needs a wrapper; the output is not checked."""
-        return self.model(ids)
+        return call_model(self.model, ids)
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """The context of a micro-batch's forward and backward pass. Gradients are exchanged in the `last` one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -23,7 +23,7 @@ def _at(schedule: Schedule, steps: int, warmup: int, step: int) -> float:
         return (step + 1) / warmup
     with calling(schedule):
         value = schedule(step, steps, warmup)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
         raise PluginError(f"{label(schedule)} returned {value!r} for step {step} of {steps}, not a number ≥ 0")
     return float(value)
 

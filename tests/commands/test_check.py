@@ -134,7 +134,7 @@ def test_a_split_that_would_be_empty_and_another_tokenizer_are_seen_after_a_run(
 
 @pytest.mark.usefixtures("untried")
 def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.commands.check._READ_AT_MOST", 5000)
+    monkeypatch.setattr("pipeline.commands.sample._READ_AT_MOST", 5000)
     for tokenizer in ("bpe", "characters", "bytes"):
         told = project.succeed("check", "--set", f"tokenize.tokenizer.name={tokenizer}").out
         assert "large corpus" in told
@@ -146,7 +146,7 @@ def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     ("architecture", "tokenizer", "reason"),
-    [("modern", "bpe", "the model 'modern'"), ("gpt2", "characters", "characters"), ("gpt2", "bpe", "")],
+    [("modern", "bpe", "the model 'modern'"), ("gpt2", "characters", "character tokenizers"), ("gpt2", "bpe", "")],
 )
 def test_a_format_that_has_no_form_for_the_model_or_its_tokenizer_is_told(
     architecture: str, tokenizer: str, reason: str, project: Project

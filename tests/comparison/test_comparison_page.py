@@ -34,7 +34,7 @@ def runs(project: Project) -> Project:
 
 
 def page(project: Project, *arguments: str) -> str:
-    project.succeed("compare", *arguments, "--html", "page.html")
+    assert "page.html" in project.succeed("compare", *arguments, "--html", "page.html").out
     return (project.root / "page.html").read_text(encoding="utf-8")
 
 

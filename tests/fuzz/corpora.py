@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from tests.fuzz.case import WEIRD, Break, Case, both, case, damaged, dump, with_set, write
+from tests.made_documents import docx, epub, packed, paragraph, pdf
 
 WEIGHT = 2
 _RAW = "data/raw"
@@ -81,11 +83,27 @@ def _wide_frame() -> bytes:
     return writer.compress(b"the sea of light " * 1000) + writer.flush()
 
 
+def _deflated_pdf(lines: int) -> bytes:
+    """A page of so many lines, of a few kilobytes."""
+    whole = pdf("@")
+    stream = zlib.compress(b"BT /F1 12 Tf 72 700 Td " + b"(abcde) Tj " * lines + b"ET", 9)
+    head, _, rest = whole.partition(b"<</Length ")
+    return (
+        head
+        + b"<</Length %d/Filter/FlateDecode>>stream\n%s\nendstream" % (len(stream), stream)
+        + (rest.partition(b"endstream")[2])
+    )
+
+
 def parquet(root: Path, columns: dict[str, Any], path: str = f"{_RAW}/x.parquet") -> None:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), root / path)
 
 
+_ALL = "tokenize.corpus.files.include=['**']"
+_ENTITIES = "<!DOCTYPE w [" + '<!ENTITY a0 "aaaaaaaaaa">' + "".join(
+    f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(9)
+) + "]>"  # fmt: skip
 _ENDINGS = (".pdf", ".html", ".csv", ".json", ".docx", ".epub", ".rst", ".PDF", ".xml", ".tex", ".py")
 FIXED: list[Case] = [
     *(
@@ -157,6 +175,33 @@ FIXED: list[Case] = [
         ("CR", lambda: b"the sea" + b"\r" * 3_000_000), ("tabs", lambda: b"the sea" + b"\t" * 3_000_000),
         ("no-break spaces", lambda: b"the sea" + "\u00a0".encode() * 1_500_000),
     ]),
+    *(
+        with_set(case(f"{note} in {name}", "tokenize", write(f"{_RAW}/{name}", content), want=want, names=name),
+                 _ALL)
+        for note, name, content, want in [
+            ("texts", "x.pdf", pdf("the sea"), "ok"), ("texts", "x.docx", docx(paragraph("the sea")), "ok"),
+            ("texts", "x.epub", epub("<p>the sea"), "ok"), ("texts", "x.html", "<p>the sea", "ok"),
+            ("texts", "x.csv", "text,n\nthe sea,1\n", "ok"), ("texts", "x.json", '["the sea"]', "ok"),
+            ("no text", "x.pdf", pdf("", ""), "error"), ("no text", "x.epub", epub("<p>"), "error"),
+            ("another column", "x.csv", "body\nthe sea\n", "error"), ("a number", "x.json", "3", "error"),
+            ("a line of JSON each", "x.json", '{"text": "a"}\n{"text": "b"}\n', "error"),
+            ("entities", "x.docx", docx(paragraph("&a9;"), _ENTITIES), "error"),
+            ("entities", "x.epub", epub(_ENTITIES + "<p>&a9;"), "error"),
+            ("entities", "x.xhtml", _ENTITIES, "error"),
+            ("deep elements", "x.docx", docx("<w:p>" * 9999 + "</w:p>" * 9999), "error"),
+            ("deep elements", "x.html", "<div><b>" * 50_000 + "a", "ok"),
+            ("deep lists", "x.json", "[" * 99_999, "error"), ("an open quote", "x.csv", 'text\n"a' * 99, "error"),
+        ]
+    ),
+    *(
+        with_set(case(f"{note} in {name}", "tokenize", _only(name, content), want="error", names=name), _ALL)
+        for note, name, content in [
+            ("a large chapter", "x.epub", lambda: epub("a" * 20_000_000)),
+            ("a large page", "x.html", lambda: b"a" * 20_000_000),
+            ("a large part", "x.docx", lambda: packed(**{"word/document.xml": " " * 300_000_000})),
+            ("a hundred million letters", "x.pdf", lambda: _deflated_pdf(20_000_000)),
+        ]
+    ),
     *(case(f"{note}, 30 MB", "tokenize", _only(name, content)) for note, name, content in [
         ("one line of Chinese", "x.txt", lambda: "河流向海洋的光".encode() * 1_430_000),
         ("packed JSON on one line", "x.jsonl.gz",
@@ -171,7 +216,17 @@ _ALPHABETS = (
 _NAMES = (
     "x.txt", "x.TXT", "x.md", "x.jsonl", "x.parquet", "x.txt.gz", "x.jsonl.zst", "x.zst", "x.gz", ".x.txt", "x",
     "é.txt", "a b.txt", "a\nb.txt", "x.txt.gz.gz", "train.txt", "-.txt", "\udcff.txt", "sub/x.md", "x.csv",
+    "x.json", "x.tsv", "x.html", "x.xhtml", "x.htm.gz", "x.csv.zst", "x.pdf", "x.docx", "x.epub",
 )  # fmt: skip
+
+
+_OTHER = (".json", ".csv", ".tsv", "html", ".htm", ".pdf", ".docx", ".epub")
+_WHOLE = {
+    "pdf": pdf("the river runs", "to a sea"), "docx": docx(paragraph("the river") + paragraph("runs")),
+    "epub": epub("<h1>the river</h1>", "<p>runs<br/>to a sea"), "csv": b'id,text\n1,"the\nriver"\n2,runs\n',
+    "tsv": b"text\tid\nthe river\t1\n", "json": b'[{"text": "the river"}, "runs", {"text": null}]',
+    "html": b"<meta charset=utf-8><p>the river<table><tr><td>runs<td>to</table>", "xhtml": b"<p>the <b/>river</p>",
+}  # fmt: skip
 
 
 def random_case(draw: random.Random, values: dict[str, Any]) -> Case:
@@ -182,6 +237,8 @@ def random_case(draw: random.Random, values: dict[str, Any]) -> Case:
         content = gzip.compress(content)
     if ending == "zst" and draw.random() < 0.8:
         content = zstandard.compress(content)
+    if ending in _WHOLE and draw.random() < 0.8:
+        content, note = _WHOLE[ending], "a whole file"
     if draw.random() < 0.3:
         content, note = damaged(content, draw), f"{note}, damaged"
     alone = draw.random() < 0.3
@@ -194,9 +251,12 @@ def random_case(draw: random.Random, values: dict[str, Any]) -> Case:
     made = case(f"{note} in {name!r}{' alone' if alone else ''}", command, breaks)
     tokenizer = draw.choice(("bpe", "bpe", "characters", "bytes", "tiktoken"))
     made = with_set(made, f"tokenize.tokenizer.name={tokenizer}")
+    if any(each in name for each in _OTHER):
+        made = with_set(made, _ALL)
     if draw.random() < 0.5:
         key, options = draw.choice((
-            ("encoding", ("utf-8", "utf-16", "latin-1", "gb18030", "utf-7", "utf-32", "ascii", "idna", "hex",
+            ("encoding", ("auto", "auto", "utf-8", "utf-16", "latin-1", "gb18030", "utf-7", "utf-32", "ascii",
+                "idna", "hex",
                 "shift_jis",
                           "iso2022_jp", "utf-8-sig", "punycode", "unicode_escape", "rot13", "undefined", "mbcs",
                           "cp037",

@@ -21,6 +21,18 @@ from pipeline.plugin import hookimpl
 class Own(BaseException):
     pass
 
+
+class Net(torch.nn.Module):
+    def __init__(self, shape, change=None):
+        super().__init__()
+        self.token_embedding = torch.nn.Embedding(shape.padded_vocab_size, shape.emb_dim)
+        self.vocab_size, self.change = shape.vocab_size, change
+
+    def forward(self, ids, cache=None):
+        head = self.token_embedding.weight
+        output = ModelOutput(self.token_embedding(ids), head, self.vocab_size)
+        return self.change(output) if self.change else output
+
 """
 
 
@@ -47,6 +59,26 @@ _KINDS = {
         "Optimizer", "build", "named_parameters",
         "torch.optim.SGD([p for _, p in named_parameters], lr=0.1)",
         "train.optimizer.name", "fuzzed", "train",
+    ),
+    "models": _Kind(
+        "Model", "build", "shape",
+        "Net(shape)",
+        "model.name", "fuzzed", "train",
+    ),
+    "schedules": _Kind(
+        "Schedule", "__call__", "step, steps, warmup",
+        "1.0",
+        "train.schedule.name", "fuzzed", "train",
+    ),
+    "batch_samplers": _Kind(
+        "BatchSampler", "offset", "sample, seed, index",
+        "index.text.in_order(sample, seed)",
+        "train.batch_sampler.name", "fuzzed", "train",
+    ),
+    "metrics": _Kind(
+        "Metric", "result", "sums",
+        "{'a': sums['n']}",
+        "evaluate.metrics.use", "[fuzzed]", "evaluate",
     ),
     "eval_callbacks": _Kind(
         "EvalCallback", "on_evaluation", "event",
@@ -102,6 +134,46 @@ _RETURNED = {
         torch.optim.LBFGS([p for _, p in named_parameters]) ;
         torch.optim.SparseAdam([p for _, p in named_parameters]) ; torch.ones(3) ; 'x'
     """),
+    "models": _listed(r"""
+        None ; 3 ; 'x' ; Net ; torch.nn.Module() ; torch.nn.Linear(2, 2) ; torch.nn.Identity() ;
+        Net(shape, lambda o: None) ; Net(shape, lambda o: o.hidden) ; Net(shape, lambda o: o.logits) ;
+        Net(shape, lambda o: (o,)) ; Net(shape, lambda o: {'logits': o.logits}) ; Net(shape, lambda o: 'x') ;
+        Net(shape, lambda o: ModelOutput(None, o.head_weight, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, None, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden[:, :1], o.head_weight, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden[:1], o.head_weight, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden[..., :1], o.head_weight, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight[:, :1], o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight[:3], o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight, 10**6)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight, 3)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight, -1)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight, 'x')) ;
+        Net(shape, lambda o: ModelOutput(o.hidden * float('nan'), o.head_weight, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden.detach(), o.head_weight.detach(), o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden.long(), o.head_weight, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden.double(), o.head_weight, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden.to('meta'), o.head_weight, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden * 1j, o.head_weight, o.vocab_size)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight, o.vocab_size, 'x')) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight, o.vocab_size, None)) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight, o.vocab_size, float('nan'))) ;
+        Net(shape, lambda o: ModelOutput(o.hidden, o.head_weight, o.vocab_size, torch.ones(3)))
+    """),
+    "schedules": _listed(r"""
+        None ; 'x' ; -1 ; -0.5 ; float('nan') ; float('inf') ; True ; 1j ; [1.0] ; (1.0,) ; torch.tensor(1.0) ;
+        torch.ones(3) ; 10**400 ; 1e308 ; 2**63 ; lambda: 1.0
+    """),
+    "batch_samplers": _listed(r"""
+        None ; 'x' ; -1 ; 10**12 ; 10**400 ; 1.5 ; 0.0 ; float('nan') ; True ; [0] ; (0, 1) ; torch.tensor(0) ;
+        index ; index.tokens ; index.tokens - 1 ; 1j ; sample * 10**9
+    """),
+    "metrics": _listed(r"""
+        None ; 3 ; [] ; sums ; {'a': None} ; {'a': 'x'} ; {'a': 10**400} ; {'a': float('nan')} ; {'a\nb': 1.0} ;
+        {'a\tb': 1.0} ; {1: 1.0} ; {'': 1.0} ; {'loss': 9.0} ; {'a': torch.ones(2)} ; {'a': True} ; {'a': 1j} ;
+        {'tokens': 1.0} ; {'perplexity': 1.0} ; {'\ud800': 1.0} ; {'a': torch.tensor(1.0)} ; {None: 1} ; 'x' ;
+        {'a' * 100000: 1.0} ; {'a': float('inf')} ; {('a',): 1} ; {'a': 2**63} ; iter([]) ; sums['nothing']
+    """),
     "eval_callbacks": _listed(r"""
         None ; 3 ; [] ; {'a': None} ; {'a': 'x'} ; {'a': 10**400} ; {'a': float('nan')} ; {'a\nb': 1.0} ;
         {'a\tb': 1.0} ; {1: 1.0} ; {'': 1.0} ; {'val.loss': 9.0} ; {'a': torch.ones(2)} ; {'a': True} ;
@@ -132,7 +204,9 @@ _RETURNED = {
 _MAY_WORK = _listed(r"""
     output.cross_entropy(targets).double() ; logits.double() ; logits.half() ; {'a': True} ; {'a': 2**63} ;
     {'a': torch.tensor(1.0)} ; {'': 1.0} ; {'a' * 100000: 1.0} ; iter([Document('a', {'x': 1})]) ;
-    iter([Document('a\nb', 'the sea ' * 9)])
+    iter([Document('a\nb', 'the sea ' * 9)]) ;
+    Net(shape, lambda o: ModelOutput(o.hidden.double(), o.head_weight, o.vocab_size)) ;
+    1e308 ; 2**63 ; True ; sums ; sums['nothing']
 """)
 _PLACES = ("import", "hook", "validator", "init", "work", "class")
 _MISSHAPEN = {
@@ -146,9 +220,10 @@ def plugin(kind: str, body: str = "", point: str = "work", before: str = "", fie
     details = _KINDS[kind]
     at = {each: body if each == point else "pass" for each in _PLACES}
     done = f"return {details.works}" if kind != "exporters" else details.works
-    verify = (
-        "\n    def verify(self, source, folder):\n        return {'reader': 'x'}\n" if kind == "exporters" else ""
-    )
+    more = {
+        "exporters": "\n    def verify(self, source, folder):\n        return {'reader': 'x'}\n",
+        "metrics": "\n    def update(self, sums, scores):\n        sums['n'] += len(scores.nats)\n",
+    }.get(kind, "")
     return (
         f"{_HEAD}import dataclasses\nfrom pydantic import field_validator\n\n{at['import']}\n\n\n{before}"
         f'class Fuzzed({details.base}):\n    """A plugin."""\n\n    name: ClassVar[str] = "fuzzed"\n'
@@ -157,7 +232,7 @@ def plugin(kind: str, body: str = "", point: str = "work", before: str = "", fie
         f"    @field_validator('number')\n    @classmethod\n    def _number(cls, value):\n"
         f"        {at['validator']}\n        return value\n\n"
         f"    def model_post_init(self, context):\n        {at['init']}\n\n"
-        f"    def {details.method}(self, {details.arguments}):\n        {at['work']}\n        {done}\n{verify}\n\n"
+        f"    def {details.method}(self, {details.arguments}):\n        {at['work']}\n        {done}\n{more}\n\n"
         f"@hookimpl\ndef register_{kind}():\n    {at['hook']}\n    return [Fuzzed]\n"
     )
 
@@ -165,10 +240,11 @@ def plugin(kind: str, body: str = "", point: str = "work", before: str = "", fie
 def chosen(kind: str, source: str, options: str = "{number: 2}") -> Break:
     """Puts the plugin into the project, and chooses it."""
     key, value = _KINDS[kind].chosen_by, _KINDS[kind].value
-    section = key.split(".")[1] if key.count(".") == 2 else ""
+    *above, section, _ = key.split(".")
+    indent = "  " * len(above)
 
     def change(text: str) -> str:
-        return text.replace(f"  {section}:\n", f"  {section}:\n    fuzzed: {options}\n", 1)
+        return text.replace(f"\n{indent}{section}:\n", f"\n{indent}{section}:\n{indent}  fuzzed: {options}\n", 1)
 
     return both(write(f"plugins/{kind}/fuzzed.py", source), set_param(key, value), edit("params.yaml", change))
 
@@ -242,8 +318,8 @@ FIXED: list[Case] = [
     ),
     *(case(f"plugins check: {kind} {body}", f"plugins check plugins/{kind}/fuzzed.py",
            write(f"plugins/{kind}/fuzzed.py", plugin(kind, body)), want="error", names="fuzzed")
-      for kind in ("losses", "samplers", "optimizers", "eval_callbacks")
-      for body in ("raise SystemExit(0)", "raise Own('x')", "return None", "return 3")),
+      for kind in _KINDS if kind not in ("corpora", "exporters")
+      for body in ("raise SystemExit(0)", "raise Own('x')", "return None", "return 'x'")),
 ]  # fmt: skip
 
 

@@ -93,6 +93,12 @@ def test_what_cannot_be_built_is_one_line_that_names_the_model(what: str, error:
         (ModelOutput(torch.zeros(2, 4, 8), torch.zeros(10, 8), 10), r"hidden \[2, 4, 8\]"),
         (ModelOutput(torch.zeros(2, 3, 8), torch.zeros(9, 8), 10), r"head_weight \[9, 8\]"),
         (ModelOutput(torch.zeros(2, 3, 8), torch.zeros(10, 8), 9), "vocab_size 9"),
+        (ModelOutput(torch.zeros(2, 3, 8), torch.zeros(10, 8), "x"), "vocab_size x"),
+        (ModelOutput(None, torch.zeros(10, 8), 10), "hidden must be .* NoneType"),
+        (ModelOutput(torch.zeros(2, 3, 8).long(), torch.zeros(10, 8), 10), "hidden must be .* torch.int64"),
+        (ModelOutput(torch.zeros(2, 3, 8), "x", 10), "head_weight must be .* str"),
+        (ModelOutput(torch.zeros(2, 3, 8), torch.zeros(10, 8), 10, "x"), "auxiliary must be a scalar"),
+        (ModelOutput(torch.zeros(2, 3, 8), torch.zeros(10, 8), 10, float("nan")), "auxiliary must be a scalar"),
     ],
 )
 def test_what_forward_wrongly_returns_names_the_model(
@@ -101,4 +107,12 @@ def test_what_forward_wrongly_returns_names_the_model(
     model = small_config("llama").make()
     monkeypatch.setattr(model, "forward", lambda ids: given)
     with pytest.raises(PluginError, match=f"'llama'.*{message}"):
+        checked_forward(model, torch.zeros(2, 3, dtype=torch.long))
+
+
+def test_what_forward_raises_names_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where none of its own lines raises."""
+    model = small_config("llama").make()
+    monkeypatch.setattr(model, "forward", torch.nn.Linear(2, 2).forward)
+    with pytest.raises(PluginError, match="'llama' raised RuntimeError"):
         checked_forward(model, torch.zeros(2, 3, dtype=torch.long))

@@ -273,10 +273,10 @@ def test_a_damaged_graph_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
     for name, damage, message in (
         ("torch_export", change_pt2, "logits differ"),
         ("torch_export", cut("model.pt2"), r"cannot read model\.pt2"),
-        ("torch_export", change_tokenizer, "tokenizer.json reads"),
+        ("torch_export", change_tokenizer, "tokenizer.json encodes"),
         ("onnx", change_onnx, "logits differ"),
         ("onnx", cut("model.onnx"), r"cannot read model\.onnx"),
-        ("onnx", change_tokenizer, "tokenizer.json reads"),
+        ("onnx", change_tokenizer, "tokenizer.json encodes"),
     ):
         folder = tmp_path / name
         if not folder.is_dir():
@@ -378,6 +378,7 @@ def test_several_formats_lie_in_folders_of_their_names_and_load_as_the_guide_sho
         assert (folder / path).is_file()
     guide = (REPOSITORY / "docs" / "exports.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", guide, flags=re.DOTALL | re.MULTILINE)
+    blocks = [block for block in blocks if "artifacts/export" in block]  # the other one loads the checkpoint
     assert len(blocks) == 3
     results: list[dict[str, Any]] = [{} for _ in blocks]
     for code, names in zip(blocks, results, strict=True):

@@ -89,7 +89,7 @@ def test_an_inverse_square_root_does_not_know_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "1", float("nan"), float("inf"), -0.1, 1j, torch.ones(2), ZeroDivisionError]
+    "value", [None, "1", float("nan"), float("inf"), 10**400, -0.1, 1j, torch.ones(2), ZeroDivisionError]
 )
 def test_what_is_no_rate_is_an_error_that_names_the_schedule(value: object) -> None:
     class Odd(Schedule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +42,45 @@ def write_preset(name: str, path: Path) -> list[str]:
     """
     if name not in PRESETS:
         raise ParamsError(f"there is no preset {name!r} (there are: {', '.join(PRESETS)})")
+    values = _yaml().load(_text(_BASE))
+    if name != _BASE:
+        list(_merge(values, _yaml().load(_text(name)), ""))
+    values.pop("runtime")
+    return _write(values, path)
+
+
+def write_values(values: Mapping[str, Any], path: Path, write: bool = True) -> list[str]:
+    """Sets the values of dotted keys, and keeps everything else; with `write` False, it only says what would
+    change.
+
+    Returns, Raises:
+        As `write_preset`.
+    """
+    nested = CommentedMap()
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, CommentedMap())
+        place[last] = value
+    return _write(nested, path, write)
+
+
+def _write(values: CommentedMap, path: Path, write: bool = True) -> list[str]:
+    params: Any = read_sections(path, _yaml().load) if path.exists() else _yaml().load(_text(_BASE))
+    changes = list(_merge(params, values, ""))
+    if write and (changes or not path.exists()):
+        buffer = io.StringIO()
+        _yaml().dump(params, buffer)
+        write_atomically(path, _formed_as(path.read_bytes() if path.exists() else b"", buffer.getvalue()))
+    return changes
+
+
+def _yaml() -> YAML:
     yaml = YAML()  # keeps comments
     yaml.width = 4096
     yaml.preserve_quotes = True
-    params: Any = read_sections(path, yaml.load) if path.exists() else yaml.load(_text(_BASE))
-    values = yaml.load(_text(_BASE))
-    if name != _BASE:
-        list(_merge(values, yaml.load(_text(name)), ""))
-    values.pop("runtime")
-    changes = list(_merge(params, values, ""))
-    if changes or not path.exists():
-        buffer = io.StringIO()
-        yaml.dump(params, buffer)
-        write_atomically(path, _formed_as(path.read_bytes() if path.exists() else b"", buffer.getvalue()))
-    return changes
+    return yaml
 
 
 def default_values() -> dict[str, Any]:

@@ -39,6 +39,13 @@ class Corpus(Component):
         """Messages to print before the texts are read, one line each, such as the files that are left out."""
         return ()
 
+    def packages(self) -> Iterable[str]:
+        """Names of packages whose versions decide the texts: `pipeline lock` records them for DVC.
+
+        The package that brings the corpus is recorded anyway.
+        """
+        return ()
+
     def decoded(self, data: Iterable[bytes], name: str) -> Iterator[str]:
         """Decodes a plain-text file as the corpus decodes its texts (default: UTF-8). `pipeline score` uses it.
 

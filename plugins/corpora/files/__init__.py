@@ -1,6 +1,7 @@
-"""The person's own texts: the files under data/raw."""
+"""The corpus of the user's texts: the files below data/raw."""
 
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -10,14 +11,23 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.plugin import Corpus, Document, hookimpl
 
-from .finding import all_of, find, matching
-from .reading import FORMS, form
-from .records import json_lines, parquet_rows
+from .documents import document_text
+from .encodings import AUTO, declared, detected
+from .finding import all_of, find, matching, may_find
+from .reading import ARCHIVES, BLOCK, INCLUDED, PACKAGES, blocks, form
+from .records import json_items, json_lines, parquet_rows, table_rows
 from .text import Counts, TextReader, check_encoding, separated
 
 _SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LOOK_AT_MOST = 1 << 30
-"""Characters that are read after a fault, for more of them."""
+"""After an error, at most this many characters are read to find more errors."""
+_CONVERTED = 1 << 22
+"""A file that needs conversion counts as this many characters then."""
+_RECORDS = {
+    ".jsonl": json_lines, ".json": json_items, ".csv": table_rows, ".tsv": table_rows, ".parquet": parquet_rows,
+}  # fmt: skip
+_IN_MEMORY = 1 << 26
+_HTML = (".html", ".htm", ".xhtml")
 
 T = TypeVar("T")
 P = TypeVar("P", tuple[str, ...], dict[str, str])
@@ -25,27 +35,31 @@ _SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
 
 
 class Files(Corpus):
-    """Files under data/raw, in the order of their names: plain text, JSON lines (.jsonl) and parquet."""
+    """The files below data/raw, sorted by name: plain text, JSON, tables, HTML, EPUB, DOCX and PDF."""
 
     name: ClassVar[str] = "files"
 
-    include: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = tuple(f"**/*{end}" for end in FORMS)
-    """Which files below data/raw, as globs (`*.txt` also finds .txt.gz and .txt.zst), names or folders."""
+    include: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = tuple(f"**/*{end}" for end in INCLUDED)
+    """The files to read below data/raw, as globs (`*.txt` also matches .txt.gz and .txt.zst), names or folders.
+    `**` matches .txt, .md, .jsonl, .parquet, .csv, .tsv, .json, .html, .htm, .xhtml, .epub, .docx and .pdf."""
     text_field: Annotated[str, Field(min_length=1)] = "text"
-    """The field of a .jsonl file's lines, and the column of a .parquet file, that holds the text; `doc.text` is the
-    field `text` in the field `doc`."""
+    """The field (.jsonl, .json) or column (.csv, .tsv, .parquet) with the text. `doc.text` is the field `text` of
+    the field `doc`."""
     null_text: Literal["error", "skip"] = "error"
-    """A line or row whose text is null: `error` stops there, `skip` leaves it out and says how many there were."""
+    """For records whose text is null: `error` stops with an error, `skip` leaves them out and prints their
+    number."""
     separator: str = ""
-    """Cuts a plain text into documents wherever it stands, such as `<|endoftext|>`; empty: a file is a document."""
+    """A string that separates documents in a plain text, such as `<|endoftext|>`; empty: each file is a
+    document."""
     encoding: str = "utf-8"
-    """The files' encoding, by Python's name for it: utf-8, utf-16, latin-1, cp1252, shift_jis, gb18030, …"""
+    """The encoding of the files, by its name in Python: utf-8, utf-16, latin-1, cp1252, shift_jis, gb18030, …
+    `auto` detects it for each file, and prints the result. HTML pages may declare their encoding."""
     encodings: dict[str, str] = {}
-    """The encodings of files that are in another, by patterns as in `include`; the first that matches counts."""
+    """Encodings of files that differ from `encoding`, by patterns as in `include`; the first match is used."""
     errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not in the encoding: `strict` is an error that names the byte, `replace` puts U+FFFD there."""
+    """For bytes that cannot be decoded: `strict` stops with an error, `replace` replaces them by U+FFFD."""
     newlines: Literal["keep", "lf"] = "keep"
-    """`keep` leaves line ends as they are; `lf` writes every CRLF and CR as LF."""
+    """`keep` keeps line ends; `lf` replaces CRLF and CR by LF."""
 
     @field_validator("include", "encodings")
     @classmethod
@@ -75,9 +89,18 @@ class Files(Corpus):
         return self
 
     def notes(self, root: Path) -> Iterator[str]:
-        left_out = find(root, self.include).told() if root.is_dir() else ""
-        if left_out:
-            yield f"files left out: {left_out}"
+        found = find(root, self.include) if root.is_dir() else None
+        if found and found.left_out:
+            yield f"files left out: {found.told()}"
+            if remedy := found.remedy():
+                yield remedy
+
+    def packages(self) -> Iterator[str]:
+        for ending, names in PACKAGES.items():
+            if any(may_find(pattern, ending) for pattern in self.include):
+                yield from names
+        if AUTO in (self.encoding, *self.encodings.values()):
+            yield "charset-normalizer"
 
     def documents(self, root: Path) -> Iterator[Document]:
         paths = self._paths(root)
@@ -89,35 +112,55 @@ class Files(Corpus):
                     text = document.text
                     told = text if isinstance(text, str) else _Blocks(text, faults)
                     yield Document(document.name, told, document.split)
-        finally:  # also where only the beginning is read
-            if counts.replaced:
-                print(f"note: files: {counts.replaced:,} places that were no character became U+FFFD")
-            if counts.skipped:
-                print(f"note: files: {counts.skipped:,} records without a text (null) were skipped")
+        finally:  # also if only the beginning is read
+            for line in counts.told():
+                print(f"note: files: {line}")
 
     def decoded(self, data: Iterable[bytes], name: str) -> Iterator[str]:
-        return self._reader(self.encoding, Counts()).translated(data, name)
+        if self.encoding != AUTO:
+            yield from self._reader(self.encoding, Counts()).translated(data, name)
+            return
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as copy:  # it is read twice
+            for block in data:
+                copy.write(block)
+            copy.seek(0)
+            encoding = detected(iter(partial(copy.read, BLOCK), b""), name)
+            copy.seek(0)
+            yield from self._reader(encoding, Counts()).translated(iter(partial(copy.read, BLOCK), b""), name)
 
     def _reader(self, encoding: str, counts: Counts) -> TextReader:
         return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip")
 
     def _documents(self, root: Path, path: Path, counts: Counts) -> Iterator[Document]:
-        """One file's documents."""
+        """The documents of one file."""
         relative = path.relative_to(root)
-        name, side = relative.as_posix(), _side(relative)
-        pattern = matching(path, root, list(self.encodings))
-        reader = self._reader(self.encodings[pattern] if pattern else self.encoding, counts)
-        if form(path) == ".jsonl":
-            records: Iterable[tuple[int, str | Iterator[str]]] = json_lines(path, self.text_field, reader)
-        elif form(path) == ".parquet":
-            records = parquet_rows(path, self.text_field, reader)
+        name, side, kind = relative.as_posix(), _side(relative), form(path)
+        reader = self._reader(self._encoding(root, path, counts), counts)
+        if kind in _RECORDS:
+            records: Iterable[tuple[int, str | Iterator[str]]] = _RECORDS[kind](path, self.text_field, reader)
+        elif kind in PACKAGES:
+            yield Document(name, _Whole(partial(document_text, path, reader, counts)), side)
+            return
         elif self.separator:
             records = enumerate(separated(reader.text(path), self.separator), start=1)
         else:
-            yield Document(name, _Whole(path, reader), side)
+            yield Document(name, _Whole(partial(reader.text, path)), side)
             return
         for number, text in records:
             yield Document(f"{name}#{number}", text, side)
+
+    def _encoding(self, root: Path, path: Path, counts: Counts) -> str:
+        """The encoding of a file: by pattern, else as declared in an HTML page, else that of all files."""
+        pattern = matching(path, root, list(self.encodings))
+        encoding = self.encodings[pattern] if pattern else self.encoding
+        if form(path) in ARCHIVES:
+            return encoding  # they say their own
+        if not pattern and form(path) in _HTML and (own := declared(next(blocks(path), b""))):
+            return own
+        if encoding == AUTO:
+            encoding = detected(blocks(path), path)
+            counts.detect(encoding, path.relative_to(root).as_posix())
+        return encoding
 
     def _paths(self, root: Path) -> list[Path]:
         found = find(root, self.include)
@@ -128,13 +171,16 @@ class Files(Corpus):
             raise all_of(found.faults)
         if not found.texts:
             there = f" (left out: {found.told()})" if found.left_out else ""
-            raise FileNotFoundError(f"{root} holds no file that matches {', '.join(self.include)}{there}")
+            remedy = f": {found.remedy()}" if found.remedy() else ""
+            raise FileNotFoundError(f"{root} holds no file that matches {', '.join(self.include)}{there}{remedy}")
         return found.texts
 
     def _faults(self, root: Path, paths: list[Path], first: Exception) -> Exception:
-        """One error for the first fault and those in the files after it, of which at most a gigabyte is read."""
+        """One error with the first error and those in the files after it, of which at most `_LOOK_AT_MOST` is
+        read."""
         faults, characters = [first], 0
         for number, path in enumerate(paths):
+            characters += _CONVERTED * (form(path) in ARCHIVES)
             try:
                 for document in self._documents(root, path, Counts()):
                     for block in [document.text] if isinstance(document.text, str) else document.text:
@@ -147,7 +193,7 @@ class Files(Corpus):
 
 
 def _telling(items: Iterable[T], faults: Callable[[Exception], Exception]) -> Iterator[T]:
-    """The items; an error among them becomes one that tells the faults of all files."""
+    """Yields the items. If one raises an error, it is replaced by one with the errors of all files."""
     try:
         yield from items
     except (OSError, ValueError) as error:
@@ -155,7 +201,7 @@ def _telling(items: Iterable[T], faults: Callable[[Exception], Exception]) -> It
 
 
 class _Blocks:
-    """A text's blocks, whose errors tell the faults of all files; each iteration reads it anew if `text` does."""
+    """The blocks of a text, with errors that list those of all files. Can be iterated repeatedly if `text` can."""
 
     def __init__(self, text: Iterable[str], faults: Callable[[Exception], Exception]) -> None:
         self._text, self._faults = text, faults
@@ -165,17 +211,17 @@ class _Blocks:
 
 
 class _Whole:
-    """A file's text in blocks, so that it may be larger than memory; each iteration reads it anew."""
+    """The text of a file in blocks, because it may be larger than memory. Can be iterated repeatedly."""
 
-    def __init__(self, path: Path, reader: TextReader) -> None:
-        self._path, self._reader = path, reader
+    def __init__(self, read: Callable[[], Iterator[str]]) -> None:
+        self._read = read
 
     def __iter__(self) -> Iterator[str]:
-        return self._reader.text(self._path)
+        return self._read()
 
 
 def _side(path: PurePath) -> str | None:
-    """The split that the outermost folder of such a name, or else the file's own name, says."""
+    """The split given by the outermost folder with the name of a split, or by the file's name; else None."""
     stem = _SHARD.sub("", path.name.partition(".")[0])
     sides = (_SIDES.get(name.lower()) for name in (*path.parts[:-1], stem))
     return next((side for side in sides if side), None)

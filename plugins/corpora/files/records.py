@@ -1,5 +1,6 @@
-"""Files that hold many documents: JSON lines and parquet."""
+"""Files that hold many documents: JSON lines, JSON, CSV and parquet."""
 
+import csv
 import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -15,7 +16,7 @@ _FIX = "set tokenize.corpus.files.text_field"
 
 
 _LONGEST_LINE = 1 << 26
-"""Characters of a line of JSON, which is parsed as a whole and then takes some ten times its size."""
+"""The maximum number of characters of a JSON line: parsing takes about ten times its size in memory."""
 
 
 def _lines(path: Path, reader: TextReader) -> Iterator[str]:
@@ -29,36 +30,114 @@ def _lines(path: Path, reader: TextReader) -> Iterator[str]:
 
 
 def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int, str]]:
-    """The text of each line's `field`, with the line's number; blank lines are skipped.
+    """Yields the line number and the text of `field` for each line; blank lines are skipped.
 
     Raises:
-        ValueError: a line is no JSON object that holds a text there; names the file and the line.
+        ValueError: a line is not a JSON object with a text in `field`; the message names the file and the line.
     """
     for number, line in enumerate(_lines(path, reader), start=1):
         if not line.strip():
             continue
         place = f"{path} line {number}"
-        try:
-            record = json.loads(line)
-        except RecursionError:
-            raise ValueError(f"{place} is nested too deeply") from None
-        except ValueError as error:
-            raise ValueError(f"{place} is not JSON ({error}): each line holds an object of its own") from None
-        text = None if record is None else _field(record, field, place)
-        if text is None:
-            there = f": the field {field!r} holds null (there are: {_listed(record)})" if record else " holds null"
-            reader.skip_null(place + there)
-            continue
-        if not isinstance(text, str):
+        text = _record_text(_parsed(line, place, "each line holds an object of its own"), field, place, reader)
+        if text is not None:
+            yield number, text
+
+
+def json_items(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int, str]]:
+    """Yields the number and the text of each item of a .json file.
+
+    The file is a list of texts, a list of objects with a text in `field`, or a single such object.
+
+    Raises:
+        ValueError: the file is not JSON, is too long, or has an item without a text.
+    """
+    blocks_of_text, length = [], 0
+    for text in reader.decoded(blocks(path), path):
+        blocks_of_text.append(text)
+        length += len(text)
+        if length > _LONGEST_LINE:
             raise ValueError(
-                f"{place}: the field {field!r} holds {_named(text)}, not a text (there are: "
-                f"{_listed(record)}): fix the line, or {_FIX}"
+                f"{path} has over {_LONGEST_LINE:,} characters of JSON: make a .jsonl of it, an object a line "
+                "(`jq -c '.[]'`)"
             )
-        yield number, reader.record(text, place)
+    value = _parsed("".join(blocks_of_text), str(path), "a file with an object on each line must end in .jsonl")
+    if not isinstance(value, list | dict):
+        raise ValueError(f"{path} holds {_named(value)}, where a list of texts or objects, or an object is meant")
+    for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
+        place = f"{path} item {number}"
+        if isinstance(item, str):
+            yield number, reader.record(item, place)
+        elif (found := _record_text(item, field, place, reader)) is not None:
+            yield number, found
+
+
+def _parsed(text: str, place: str, hint: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{place} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON ({error}): {hint}") from None
+
+
+def _record_text(record: Any, field: str, place: str, reader: TextReader) -> str | None:
+    """The text of a record; None for a null that is skipped."""
+    text = None if record is None else _field(record, field, place)
+    if text is None:
+        there = f": the field {field!r} holds null (there are: {_listed(record)})" if record else " holds null"
+        reader.skip_null(place + there)
+        return None
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{place}: the field {field!r} holds {_named(text)}, not a text (there are: "
+            f"{_listed(record)}): mend it, or {_FIX}"
+        )
+    return reader.record(text, place)
+
+
+def table_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[int, str]]:
+    """Yields the row number and the text of `column` for each row of a .csv or .tsv file with a header row.
+
+    A .csv file may be separated by semicolons or tabs, if its header then has the column.
+
+    Raises:
+        ValueError: there is no such column, or a row has more or fewer fields than the header; the message names
+            the file and the row.
+    """
+    csv.field_size_limit(_LONGEST_LINE)
+    lines_read = (line + "\n" for line in _lines(path, reader))
+    first = next(lines_read, "")
+    marks = "\t" if ".tsv" in path.name.lower() else ",;\t"
+    mark = next((each for each in marks if column in next(csv.reader([first], delimiter=each), [])), marks[0])
+    rows, number, names = csv.reader(chain([first], lines_read), delimiter=mark, strict=True), 0, list[str]()
+    try:
+        for row in rows:
+            if not row:
+                continue
+            if not names:
+                names = row
+                if names.count(column) != 1:
+                    how = f"{names.count(column)} columns" if column in names else "no column"
+                    raise ValueError(f"{path} has {how} {column!r} (its first row names: {_listed(names)}): {_FIX}")
+                place = names.index(column)
+                continue
+            number += 1
+            if len(row) != len(names):
+                raise ValueError(
+                    f"{path} row {number} (line {rows.line_num}) has {len(row)} fields, the first row {len(names)}"
+                    f": quote texts that contain {mark!r}, or mend it"
+                )
+            yield number, reader.record(row[place], f"{path} row {number}")
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} row {number + 1} (line {rows.line_num}) is no row of a table ({error}): mend it; in a quoted "
+            'text a quote is written twice ("")'
+        ) from None
 
 
 def _field(record: Any, field: str, place: str) -> Any:
-    """A field's value; in a name with dots, of the object in an object, where no field has the whole name."""
+    """The value of a field. A name with dots that is not itself a field leads into nested objects."""
     if not isinstance(record, dict):
         raise ValueError(f'{place} holds {_named(record)}, where an object such as {{"{field}": …}} is meant')
     outer, dot, inner = field.partition(".")
@@ -70,11 +149,11 @@ def _field(record: Any, field: str, place: str) -> Any:
 
 
 def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[int, str]]:
-    """The text of each row's `column`, with the row's number, a few rows in memory at a time.
+    """Yields the row number and the text of `column` for each row, with a few rows in memory.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is damaged, has no such column of text, or a row has no text there; names the file.
+        ValueError: the file is damaged, has no such text column, or a row has no text; the message names the file.
     """
     parquet = needed(path, "pyarrow.parquet", "parquet")
     import pyarrow as arrow
@@ -85,7 +164,7 @@ def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[
             names = _check_column(path, file.schema_arrow, column)
             batches = file.iter_batches(_ROWS, columns=[column], use_threads=False)
             columns = (_nested(batch.column(names[0]), names[1:]) for batch in batches)
-            # As bytes: what a careless program wrote may be no UTF-8.
+            # Read as bytes, because the strings may be invalid UTF-8.
             arrays = (each.cast(arrow.large_string()).cast(arrow.large_binary()) for each in columns)
             for number, data in enumerate(chain.from_iterable(array.to_pylist() for array in arrays), start=1):
                 place = f"{path} row {number}"
@@ -100,7 +179,7 @@ def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[
 
 
 def _check_column(path: Path, schema: Any, column: str) -> list[str]:
-    """The names that lead to a column of text: one, or several where it lies in structs."""
+    """The path to a text column: one name, or several if it is in structs."""
     from pyarrow import types
 
     names, rest, fields = list[str](), column, {field.name: field.type for field in schema}
@@ -126,7 +205,7 @@ def _check_column(path: Path, schema: Any, column: str) -> list[str]:
 
 
 def _nested(column: Any, names: list[str]) -> Any:
-    """A field of a struct's column; null where the struct is."""
+    """A field of a struct column; null where the struct is null."""
     from pyarrow.compute import struct_field
 
     return struct_field(column, names) if names else column
@@ -137,6 +216,6 @@ def _named(value: object) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The first names, each cut to what an error message can hold."""
+    """The first names, each shortened for an error message."""
     shown = [name[:40] for name in names]
     return ", ".join(shown[:12] + ["…"] * (len(shown) > 12)) or "none"

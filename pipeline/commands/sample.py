@@ -1,0 +1,102 @@
+"""The beginning of the corpus, tokenized and split in a temporary folder as the stages do it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.core.console import say
+from pipeline.core.paths import Paths
+from pipeline.data.tokens import TokenFolder
+from pipeline.plugin.components import Document
+from pipeline.split import stage as split
+from pipeline.tokenize import stage as tokenize
+
+if TYPE_CHECKING:
+    from pipeline.params.params import Params
+
+_READ_AT_MOST = 32 << 20
+"""Characters; of a larger corpus only the beginning is read."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was read.
+
+    Attributes:
+        splits: The splits, in the temporary folder.
+        documents, bytes: Of the text that was read.
+        cut: Whether the corpus is longer.
+    """
+
+    splits: TokenFolder
+    documents: int
+    bytes: int
+    cut: bool
+
+
+class _Scratch(Paths):
+    """The paths of the project, with tokens and splits in a temporary folder."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        super().__init__(root)
+        self.tokens, self.splits = folder / "tokens", folder / "splits"
+
+    def shown(self, path: Path) -> str:
+        return path.name
+
+
+@dataclass
+class Beginning:
+    """The first _READ_AT_MOST characters of the corpus; `cut` is True if the corpus is longer."""
+
+    documents: tokenize.Documents
+    cut: bool = False
+    left: int = 0
+
+    def __call__(self) -> Iterator[Document]:
+        self.left = _READ_AT_MOST
+        for document in self.documents():
+            if self.left <= 0:
+                self.cut = True
+                return
+            blocks = [document.text] if isinstance(document.text, str) else document.text
+            yield replace(document, text=self._limited(blocks))
+
+    def _limited(self, blocks: Iterable[str]) -> Iterator[str]:
+        for block in blocks:
+            if self.left <= 0:
+                self.cut = True
+                return
+            self.left -= len(block)
+            yield block
+
+
+def tokenize_sample(params: Params, paths: Paths, folder: Path) -> Sample:
+    """Tokenizes and splits the corpus (only the beginning of a large one) into `folder`, and prints their notes."""
+    scratch, output = _Scratch(paths.root, folder), io.StringIO()
+    beginning = beginning_of_corpus(params, paths)
+    corpus = tokenize.build_corpus(params, paths)
+    try:
+        with redirect_stdout(output):
+            tokenize.write_tokens(params, scratch, corpus, beginning)
+            if beginning.cut:  # whether documents leave a side empty cannot be told from a part: split by position
+                by_position = params.split.model_copy(update={"by": "position", "unit": "tokens"})
+                params = params.model_copy(update={"split": by_position})
+            split.run(params, scratch)
+    finally:
+        for line in output.getvalue().splitlines():
+            if line.startswith(("note:", "removed")):
+                say(line)
+    read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]
+    return Sample(TokenFolder(scratch.splits, ""), read["documents"], read["bytes"], beginning.cut)
+
+
+def beginning_of_corpus(params: Params, paths: Paths) -> Beginning:
+    """The beginning of the corpus that the params choose."""
+    corpus = tokenize.build_corpus(params, paths)
+    return Beginning(lambda: tokenize.read_corpus(corpus, paths))

@@ -1,0 +1,33 @@
+"""The installed packages that decide results, as environment.yaml lists them by the kinds of components."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from pipeline.plugin.registry import Registry
+from pipeline.tokenize.stage import build_corpus
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+    from pipeline.params.params import Params
+
+
+def deciding_packages(params: Params, paths: Paths, installed: Registry) -> dict[str, dict[str, str]]:
+    """By kind, the installed packages with components, and those that the chosen corpus makes its texts with.
+
+    Args:
+        params: Choose the corpus and its options.
+        paths: The project's paths.
+        installed: The components of installed packages.
+
+    Raises:
+        PipelineError: the corpus, or one of its options, does not exist.
+    """
+    packages, used = installed.packages(), dict[str, str]()
+    for name in build_corpus(params, paths).packages():
+        try:
+            used[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # tokenize says so if it needs it
+    return packages | {"corpora": dict(sorted({**packages["corpora"], **used}.items()))}

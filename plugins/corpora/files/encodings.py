@@ -1,0 +1,93 @@
+"""Detects the encoding of a file, from its declaration or its bytes."""
+
+import codecs
+import re
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+AUTO = "auto"
+"""The value of the option `encoding` that enables detection."""
+
+_MARKS = (  # UTF-32's begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+_DECLARED = re.compile(rb"""(?:<meta[^>]+charset|<\?xml[^>]+encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_DECLARED_WITHIN = 1024
+_AS_ON_THE_WEB = {
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
+    "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs",
+    "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8",
+}  # fmt: skip
+"""The encodings that browsers use for some names: supersets that pages actually contain."""
+_KNOWN = ["ascii", "utf_8"]
+"""Encodings that are excluded for a text that is not UTF-8."""
+_SAMPLE = 1 << 16
+_CONTEXT = 1000
+
+
+def marked(data: bytes) -> str | None:
+    """The encoding given by a byte order mark at the beginning of the file."""
+    return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
+
+
+def declared(data: bytes) -> str | None:
+    """The encoding that an HTML page declares: by a byte order mark, in <meta> or in <?xml."""
+    if mark := marked(data):
+        return mark
+    found = _DECLARED.search(data, 0, _DECLARED_WITHIN)
+    try:
+        codec = codecs.lookup(found[1].decode("ascii")) if found else None
+    except (LookupError, ValueError):
+        return None
+    return _AS_ON_THE_WEB.get(codec.name, codec.name) if codec and codec._is_text_encoding else None
+
+
+def detected(data: Iterable[bytes], path: Path | str) -> str:
+    """Detects the encoding of bytes given in blocks.
+
+    It is given by a byte order mark; else it is UTF-8 if all bytes are valid UTF-8; else charset-normalizer detects
+    it from the beginning of the file, or from the first part that is not UTF-8.
+
+    Raises:
+        ValueError: no encoding was detected.
+    """
+    decoder, beginning, blocks = codecs.getincrementaldecoder("utf-8")(), b"", iter(data)
+    for block in chain(blocks, [b""]):
+        if not beginning:
+            beginning = block[:_SAMPLE]
+            if known := marked(beginning) or _utf_16(beginning):
+                return known
+        try:
+            decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            sample = error.object[max(0, error.start - _CONTEXT) :] + next(blocks, b"")
+            return _guess(beginning if block.startswith(beginning) else sample[:_SAMPLE], path)
+    return "utf-8"
+
+
+def _utf_16(data: bytes) -> str | None:
+    """Detects UTF-16 without a byte order mark, which may be valid UTF-8: every second byte is below 9 in most
+    alphabets."""
+    even, odd = (sum(half.count(byte) for byte in range(9)) for half in (data[::2], data[1::2]))
+    if max(even, odd) > len(data) * 0.4 and not min(even, odd):
+        return "utf-16-be" if even else "utf-16-le"
+    return None
+
+
+def _guess(sample: bytes, path: Path | str) -> str:
+    from charset_normalizer import from_bytes
+
+    # The sample may end in the middle of a character.
+    matches = [match for cut in range(4) for match in from_bytes(sample[: len(sample) - cut], cp_exclusion=_KNOWN)]
+    if not matches:
+        raise ValueError(
+            f"{path} looks like text in no encoding: say which in tokenize.corpus.files.encodings, or move it "
+            "out of data/raw"
+        )
+    best = min((match.chaos, -match.coherence) for match in matches)
+    equal = [match for match in matches if (match.chaos, -match.coherence) == best]
+    # Of equally good candidates, prefer the Western European one, as browsers do: few accents are ambiguous.
+    western = any("cp1252" in match.could_be_from_charset for match in equal)
+    return "cp1252" if western else str(equal[0].encoding)
