@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.console import say
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.files import beside, lock, read_json, write_json
 from pipeline.core.paths import METRICS
@@ -57,7 +58,10 @@ def published_folder(path: Path, paths: Paths) -> Iterator[Path]:
         if not _journal(paths).exists():  # a journal means that renames must be completed
             for target in targets:
                 _remove(beside(target, "partial"))
-                _remove(beside(target, "old"))
+                old = beside(target, "old")
+                _remove(old)
+                if os.path.lexists(old):
+                    say(f"note: {paths.shown(old)} cannot be removed; the next command tries again")
 
 
 def recover(paths: Paths) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -182,6 +183,20 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_stay(pat
     os.waitpid(child, 0)
     recover(paths)
     assert not any(path.exists() for path in leftovers)
+
+
+def test_an_old_output_that_cannot_be_removed_is_named(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(paths, "artifacts/tokens", (), "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)
+        publish(paths, "artifacts/tokens", (), "new")
+    (old,) = (paths.root / "artifacts").glob(".tokens.old-*")
+    assert f"artifacts/{old.name}" in capsys.readouterr().out
+    assert contents(paths)["artifacts/tokens/deep/data.bin"] == "new"
+    recover(paths)
+    assert not old.exists()
 
 
 def test_a_link_in_the_place_of_an_output_is_replaced_and_never_written_through(paths: Paths) -> None:
