@@ -1,5 +1,6 @@
 """The text of .html, .epub, .docx and .pdf files, without pictures, scripts, styles and metadata."""
 
+import errno
 import json
 import os
 import posixpath
@@ -103,7 +104,7 @@ def _epub(path: Path, reader: TextReader, counts: Counts) -> Iterator[str]:
         except (RefusedError, MemoryError):
             raise
         except Exception as error:  # readers raise many exceptions on damaged parts
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
                 raise
             reason = f"{type(error).__name__}: {error}"
             raise RefusedError(f"is truncated, damaged or no EPUB file ({reason}): replace it") from None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from .text import LongLineError, TextReader, lines
 
 _ROWS = 64
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+_LINE_ENDS = re.compile(r"[^\r]*\r\n?|[^\r]+")
 _FIX = "set tokenize.corpus.files.text_field"
 
 
@@ -106,7 +108,7 @@ def table_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[in
             the file and the row.
     """
     csv.field_size_limit(_LONGEST_LINE)
-    lines_read = (line + "\n" for line in _lines(path, reader))
+    lines_read = (part for line in _lines(path, reader) for part in _LINE_ENDS.findall(line + "\n"))
     first = next(lines_read, "")
     marks = "\t" if ".tsv" in path.name.lower() else ",;\t"
     mark = next((each for each in marks if column in next(csv.reader([first], delimiter=each), [])), marks[0])
@@ -217,5 +219,5 @@ def _named(value: object) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     """The first names, each shortened for an error message."""
-    shown = [name[:40] for name in names]
+    shown = [" ".join(name[:40].split()) for name in names]
     return ", ".join(shown[:12] + ["…"] * (len(shown) > 12)) or "none"
