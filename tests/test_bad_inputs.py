@@ -659,7 +659,7 @@ CHECKPOINT_CASES = [
     Case("tokenized again", "evaluate", (SPLITS, "another tokenizer", "train again"), tokenized_again),
     Case("splits missing", "evaluate", (SPLITS, "is missing", SPLIT), remove(SPLITS)),
     *(
-        Case(f"{path} {name}", "evaluate", (path, CHECKPOINT, "dvc checkout", TRAIN), breaks(path))
+        Case(f"{path} {name}", "evaluate", (path, CHECKPOINT, "dvc checkout", "pipeline train"), breaks(path))
         for path in ("metrics/history.tsv", "metrics/train.json")
         for name, breaks in [("missing", remove), ("of another run", lambda path: write(path, "{}"))]
     ),

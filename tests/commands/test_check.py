@@ -146,7 +146,7 @@ def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     ("architecture", "tokenizer", "reason"),
-    [("modern", "bpe", "the model 'modern'"), ("gpt2", "characters", "characters"), ("gpt2", "bpe", "")],
+    [("modern", "bpe", "the model 'modern'"), ("gpt2", "characters", "character tokenizers"), ("gpt2", "bpe", "")],
 )
 def test_a_format_that_has_no_form_for_the_model_or_its_tokenizer_is_told(
     architecture: str, tokenizer: str, reason: str, project: Project

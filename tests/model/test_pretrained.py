@@ -261,7 +261,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (
         "llama",
         weights(lambda found: {**found, "model.norm.weight": torch.ones(31)}),
-        r"norm.weight is \[\[31\]\], and by config.json \[32\]",
+        r"norm.weight is \[\[31\]\], but by config.json \[32\]",
     ),
     (
         "gpt2",
@@ -328,8 +328,8 @@ def test_a_tokenizer_with_more_ids_than_the_weights_have_rows_is_refused(tmp_pat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("data/nowhere", "data/nowhere is missing: copy a whole checkpoint"),
-        ("data/note.txt", "data/note.txt is no file of a checkpoint's weights"),
+        ("data/nowhere", "data/nowhere is missing: copy a complete checkpoint"),
+        ("data/note.txt", "data/note.txt is not a weights file of a checkpoint"),
         ("data/first/best.pth", r"best.pth has .* bytes instead of"),
     ],
 )

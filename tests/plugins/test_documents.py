@@ -243,6 +243,7 @@ def test_json_that_is_too_long_to_hold_is_an_error(tmp_path: Path, monkeypatch: 
         ("a.csv", 'id,text\r\n1,"the ""sea"", and\r\nlight"\r\n\r\n2,stone\r\n'),
         ("a.csv", '\ufefftext;id\n"the ""sea"", and\r\nlight";1\nstone;2'),
         ("a.csv", 'id\ttext\n1\t"the ""sea"", and\r\nlight"\n2\tstone\n'),
+        ("a.csv", 'id,text\r1,"the ""sea"", and\r\nlight"\r2,stone'),
         ("a.TSV", 'id\ttext\n1\t"the ""sea"", and\r\nlight"\n2\tstone\n'),
     ],
 )

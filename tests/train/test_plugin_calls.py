@@ -85,7 +85,7 @@ OPTIMIZERS: dict[str, tuple[Any, str]] = {
     ),
     "tensor": (lambda held: torch.optim.SGD(held, lr=torch.tensor(0.1)), "needs a finite number as lr"),
     "nan": (lambda held: torch.optim.SGD(held, lr=float("nan")), "needs a finite number as lr"),
-    "no way back": (lambda held: HalfAveraging(held, lr=0.1), "train() or eval() alone"),
+    "no way back": (lambda held: HalfAveraging(held, lr=0.1), "only one of train() and eval()"),
     "closure": (torch.optim.LBFGS, "raised TypeError: LBFGS.step()"),
     "on a GPU only": (
         lambda held: torch.optim.AdamW(held, capturable=True, foreach=True),

@@ -1,4 +1,4 @@
-"""The person's own texts: the files under data/raw."""
+"""The corpus of the user's texts: the files below data/raw."""
 
 import re
 import tempfile
@@ -20,9 +20,9 @@ from .text import Counts, TextReader, check_encoding, separated
 
 _SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LOOK_AT_MOST = 1 << 30
-"""Characters that are read after a fault, for more of them."""
+"""After an error, at most this many characters are read to find more errors."""
 _CONVERTED = 1 << 22
-"""As how many characters a file counts then that has to be converted."""
+"""A file that needs conversion counts as this many characters then."""
 _RECORDS = {
     ".jsonl": json_lines, ".json": json_items, ".csv": table_rows, ".tsv": table_rows, ".parquet": parquet_rows,
 }  # fmt: skip
@@ -35,29 +35,31 @@ _SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
 
 
 class Files(Corpus):
-    """Files under data/raw, in the order of their names: plain text, JSON, tables, HTML, EPUB, DOCX and PDF."""
+    """The files below data/raw, sorted by name: plain text, JSON, tables, HTML, EPUB, DOCX and PDF."""
 
     name: ClassVar[str] = "files"
 
     include: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = tuple(f"**/*{end}" for end in INCLUDED)
-    """Which files below data/raw, as globs (`*.txt` also finds .txt.gz and .txt.zst), names or folders; `**`
-    finds .txt, .md, .jsonl, .parquet, .csv, .tsv, .json, .html, .htm, .xhtml, .epub, .docx and .pdf."""
+    """The files to read below data/raw, as globs (`*.txt` also matches .txt.gz and .txt.zst), names or folders.
+    `**` matches .txt, .md, .jsonl, .parquet, .csv, .tsv, .json, .html, .htm, .xhtml, .epub, .docx and .pdf."""
     text_field: Annotated[str, Field(min_length=1)] = "text"
-    """The field of a .jsonl file's lines and a .json file's objects, and the column of a .csv, .tsv or .parquet
-    file, that holds the text; `doc.text` is the field `text` in the field `doc`."""
+    """The field (.jsonl, .json) or column (.csv, .tsv, .parquet) with the text. `doc.text` is the field `text` of
+    the field `doc`."""
     null_text: Literal["error", "skip"] = "error"
-    """A line or row whose text is null: `error` stops there, `skip` leaves it out and says how many there were."""
+    """For records whose text is null: `error` stops with an error, `skip` leaves them out and prints their
+    number."""
     separator: str = ""
-    """Cuts a plain text into documents wherever it stands, such as `<|endoftext|>`; empty: a file is a document."""
+    """A string that separates documents in a plain text, such as `<|endoftext|>`; empty: each file is a
+    document."""
     encoding: str = "utf-8"
-    """The files' encoding, by Python's name for it: utf-8, utf-16, latin-1, cp1252, shift_jis, gb18030, …; `auto`
-    detects each file's, and says what it took it for. A page of HTML may name its own."""
+    """The encoding of the files, by its name in Python: utf-8, utf-16, latin-1, cp1252, shift_jis, gb18030, …
+    `auto` detects it for each file, and prints the result. HTML pages may declare their encoding."""
     encodings: dict[str, str] = {}
-    """The encodings of files that are in another, by patterns as in `include`; the first that matches counts."""
+    """Encodings of files that differ from `encoding`, by patterns as in `include`; the first match is used."""
     errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not in the encoding: `strict` is an error that names the byte, `replace` puts U+FFFD there."""
+    """For bytes that cannot be decoded: `strict` stops with an error, `replace` replaces them by U+FFFD."""
     newlines: Literal["keep", "lf"] = "keep"
-    """`keep` leaves line ends as they are; `lf` writes every CRLF and CR as LF."""
+    """`keep` keeps line ends; `lf` replaces CRLF and CR by LF."""
 
     @field_validator("include", "encodings")
     @classmethod
@@ -110,7 +112,7 @@ class Files(Corpus):
                     text = document.text
                     told = text if isinstance(text, str) else _Blocks(text, faults)
                     yield Document(document.name, told, document.split)
-        finally:  # also where only the beginning is read
+        finally:  # also if only the beginning is read
             for line in counts.told():
                 print(f"note: files: {line}")
 
@@ -130,7 +132,7 @@ class Files(Corpus):
         return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip")
 
     def _documents(self, root: Path, path: Path, counts: Counts) -> Iterator[Document]:
-        """One file's documents."""
+        """The documents of one file."""
         relative = path.relative_to(root)
         name, side, kind = relative.as_posix(), _side(relative), form(path)
         reader = self._reader(self._encoding(root, path, counts), counts)
@@ -148,7 +150,7 @@ class Files(Corpus):
             yield Document(f"{name}#{number}", text, side)
 
     def _encoding(self, root: Path, path: Path, counts: Counts) -> str:
-        """A file's encoding: by pattern, or else as a page of HTML says itself, or else that of all files."""
+        """The encoding of a file: by pattern, else as declared in an HTML page, else that of all files."""
         pattern = matching(path, root, list(self.encodings))
         encoding = self.encodings[pattern] if pattern else self.encoding
         if form(path) in ARCHIVES:
@@ -174,7 +176,8 @@ class Files(Corpus):
         return found.texts
 
     def _faults(self, root: Path, paths: list[Path], first: Exception) -> Exception:
-        """One error for the first fault and those in the files after it, of which at most a gigabyte is read."""
+        """One error with the first error and those in the files after it, of which at most `_LOOK_AT_MOST` is
+        read."""
         faults, characters = [first], 0
         for number, path in enumerate(paths):
             characters += _CONVERTED * (form(path) in ARCHIVES)
@@ -190,7 +193,7 @@ class Files(Corpus):
 
 
 def _telling(items: Iterable[T], faults: Callable[[Exception], Exception]) -> Iterator[T]:
-    """The items; an error among them becomes one that tells the faults of all files."""
+    """Yields the items. If one raises an error, it is replaced by one with the errors of all files."""
     try:
         yield from items
     except (OSError, ValueError) as error:
@@ -198,7 +201,7 @@ def _telling(items: Iterable[T], faults: Callable[[Exception], Exception]) -> It
 
 
 class _Blocks:
-    """A text's blocks, whose errors tell the faults of all files; each iteration reads it anew if `text` does."""
+    """The blocks of a text, with errors that list those of all files. Can be iterated repeatedly if `text` can."""
 
     def __init__(self, text: Iterable[str], faults: Callable[[Exception], Exception]) -> None:
         self._text, self._faults = text, faults
@@ -208,7 +211,7 @@ class _Blocks:
 
 
 class _Whole:
-    """A file's text in blocks, so that it may be larger than memory; each iteration reads it anew."""
+    """The text of a file in blocks, because it may be larger than memory. Can be iterated repeatedly."""
 
     def __init__(self, read: Callable[[], Iterator[str]]) -> None:
         self._read = read
@@ -218,7 +221,7 @@ class _Whole:
 
 
 def _side(path: PurePath) -> str | None:
-    """The split that the outermost folder of such a name, or else the file's own name, says."""
+    """The split given by the outermost folder with the name of a split, or by the file's name; else None."""
     stem = _SHARD.sub("", path.name.partition(".")[0])
     sides = (_SIDES.get(name.lower()) for name in (*path.parts[:-1], stem))
     return next((side for side in sides if side), None)

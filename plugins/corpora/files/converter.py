@@ -1,7 +1,7 @@
-"""Converts a .pdf or .docx file in a process of its own, with limits of memory and time: `converter.py PATH`.
+"""Converts a .pdf or .docx file in a separate process with limits of memory and time: `converter.py PATH`.
 
 Writes lines of JSON: {"text": …} for each page of a .pdf, or {"html": …} for a .docx; then {"blank": PAGES}, or
-{"error": …}. What ends without either has crashed or exceeded a limit.
+{"error": …}. A process that ends without either has crashed or exceeded a limit.
 """
 
 import json
@@ -16,12 +16,12 @@ from typing import Any
 
 MEMORY = 1_500_000_000
 SECONDS = 300
-"""Processor time for one file."""
+"""The limit of processor seconds per file."""
 
 _LARGEST_XML = 1 << 28
 _DOCTYPE_WITHIN = 1 << 12
 _OLE = b"\xd0\xcf\x11\xe0"
-"""How an encrypted .docx and the .doc of old begin."""
+"""The first bytes of an encrypted .docx and of an old .doc file."""
 _BACK = re.compile(r' ?<a href="#[^"]*-ref-[^"]*">↑</a>')
 """mammoth's link from a note back to the text."""
 _NO_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\uffff]|[ \t]+(?=\n|$)")
@@ -29,7 +29,7 @@ _NO_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\uffff]|[ \t]+(?=\n|$)")
 
 
 class RefusedError(Exception):
-    """A file that cannot be converted: says why, to follow its name."""
+    """A file cannot be converted. The message is the reason, for use after the file's name."""
 
 
 def pdf(path: Path) -> Iterator[dict[str, Any]]:
@@ -59,7 +59,7 @@ def pdf(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def page_text(text: str) -> str:
-    """The lines of a page; pdfium writes U+FFFE for a hyphen at the end of a line, with the line's end."""
+    """The text of a page. pdfium replaces a hyphen at the end of a line, with the line end, by U+FFFE."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufffe", "-\n")
     return _NO_CHARACTERS.sub("", lines).strip("\n")
 
@@ -89,7 +89,7 @@ def docx(path: Path) -> Iterator[dict[str, Any]]:
             raise
         except RecursionError:
             raise RefusedError("is nested too deeply: save it anew, or as .txt") from None
-        except Exception as error:  # whatever a damaged part makes of its readers
+        except Exception as error:  # readers raise many exceptions on damaged parts
             reason = f"{type(error).__name__}: {error}"
             raise RefusedError(f"is truncated, damaged or no DOCX file ({reason}): replace it") from None
     yield {"html": _BACK.sub("", html)}
@@ -99,7 +99,7 @@ def docx(path: Path) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Converts the file of the argument."""
     for kind, limit in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY)):
-        with suppress(ValueError, OSError):  # macOS knows no limit of memory
+        with suppress(ValueError, OSError):  # macOS does not support memory limits
             resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
     path = Path(sys.argv[1])
     convert = pdf if path.suffix.lower() == ".pdf" else docx

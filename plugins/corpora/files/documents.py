@@ -1,5 +1,6 @@
 """The text of .html, .epub, .docx and .pdf files, without pictures, scripts, styles and metadata."""
 
+import errno
 import json
 import os
 import posixpath
@@ -20,27 +21,27 @@ from .reading import ARCHIVES, blocks, form
 from .text import Counts, TextReader
 
 LARGEST_PAGE = 1 << 24
-"""Characters of an HTML page, which is parsed as a whole and may then take a hundred times its size."""
+"""The maximum number of characters of an HTML page: parsing may take a hundred times its size in memory."""
 
 _BREAK = "\n\n"
-"""Between pages of a .pdf and chapters of an .epub."""
+"""The separator of .pdf pages and .epub chapters."""
 _VOID = "area|base|br|col|embed|hr|img|input|link|meta|source|track|wbr"
 _EMPTY = re.compile(rf"<(?!(?:{_VOID})\b)([A-Za-z][\w.:-]*)((?:\s[^<>]*)?)/>")
-"""An empty element of XHTML, which HTML knows no short form of."""
+"""An empty XHTML element in its short form, which HTML does not have."""
 _ENTITIES = re.compile(r"<!DOCTYPE[^<>\[]*\[", re.IGNORECASE)
 _DOCTYPE_BEGINS = 4096
 
 
 class RefusedError(Exception):
-    """A file that gives no text: says why, to follow its name."""
+    """A file has no usable text. The message is the reason, for use after the file's name."""
 
 
 def document_text(path: Path, reader: TextReader, counts: Counts) -> Iterator[str]:
-    """A file's text in blocks; `reader` decodes an .html file.
+    """Yields the text of a file in blocks; `reader` decodes .html files.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is damaged, encrypted or too large, or holds nothing but pictures; names the file.
+        ValueError: the file is damaged, encrypted or too large, or has only pictures; the message names the file.
     """
     texts = {".pdf": _pdf, ".docx": _docx, ".epub": _epub}.get(form(path), _html)(path, reader, counts)
     found = False
@@ -74,10 +75,10 @@ def html_text(page: str, xml: bool = False) -> str:
 
     Args:
         page: The page.
-        xml: Whether it is XHTML: there `<title/>` is an empty element, in HTML it has no end.
+        xml: Whether it is XHTML, where `<title/>` is an empty element; in HTML it is an unclosed one.
 
     Raises:
-        RefusedError: it declares entities of its own, which are not expanded.
+        RefusedError: the page declares entities, which are not expanded.
     """
     from resiliparse.extract.html2text import extract_plain_text
 
@@ -93,7 +94,7 @@ def html_text(page: str, xml: bool = False) -> str:
 
 
 def _epub(path: Path, reader: TextReader, counts: Counts) -> Iterator[str]:
-    """The text of each chapter, in the order of reading."""
+    """The text of each chapter, in reading order."""
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as book:
@@ -102,15 +103,15 @@ def _epub(path: Path, reader: TextReader, counts: Counts) -> Iterator[str]:
                     yield html_text(data.decode(declared(data) or "utf-8").removeprefix("\ufeff"), xml=True)
         except (RefusedError, MemoryError):
             raise
-        except Exception as error:  # whatever a damaged part makes of its readers
-            if isinstance(error, OSError) and error.errno is not None:
+        except Exception as error:  # readers raise many exceptions on damaged parts
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
                 raise
             reason = f"{type(error).__name__}: {error}"
             raise RefusedError(f"is truncated, damaged or no EPUB file ({reason}): replace it") from None
 
 
 def _chapters(book: zipfile.ZipFile) -> Iterator[str]:
-    """The names of the pages in the spine, which is the order of reading."""
+    """The names of the pages in the spine, in reading order."""
     root = _xml(book, "META-INF/container.xml").find(".//{*}rootfile")
     if root is None:
         raise RefusedError("is damaged: META-INF/container.xml names no package: replace it")
@@ -124,7 +125,7 @@ def _chapters(book: zipfile.ZipFile) -> Iterator[str]:
     for reference in tree.iterfind("{*}spine/{*}itemref"):
         item = items[reference.attrib["idref"]]
         if "html" not in item.get("media-type", ""):
-            continue  # a picture as a page
+            continue  # a page that is a picture
         href = unquote(item.attrib["href"].partition("#")[0])
         name = posixpath.normpath(posixpath.join(posixpath.dirname(package), href))
         if name in locked:
@@ -140,7 +141,7 @@ def _xml(book: zipfile.ZipFile, name: str) -> ElementTree.Element:
 
 
 def _part(book: zipfile.ZipFile, name: str) -> bytes:
-    """A file in the archive; it never gives more bytes than it says before it is unpacked."""
+    """Reads a file of the archive, at most as many bytes as its header declares."""
     if book.getinfo(name).file_size > LARGEST_PAGE:
         raise RefusedError(f"has over {LARGEST_PAGE:,} bytes in {name}: split it")
     return book.read(name)
@@ -164,11 +165,11 @@ def _pdf(path: Path, reader: TextReader, counts: Counts) -> Iterator[str]:
 
 
 def _converted(path: Path) -> Iterator[dict[str, Any]]:
-    """What converter.py writes.
+    """Runs converter.py and yields its output.
 
-    A process of its own: what makes text of a .pdf is a C++ library, whose memory a small file can exhaust.
+    It is a separate process, because the PDF library is written in C++, and a small file can exhaust its memory.
     """
-    path.open("rb").close()  # says at once why it cannot be
+    path.open("rb").close()  # raises now if the file cannot be read
     command = [sys.executable, "-P", converter.__file__, str(path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     quiet = subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""Which encoding a file is in: what it says itself, or what its bytes look like."""
+"""Detects the encoding of a file, from its declaration or its bytes."""
 
 import codecs
 import re
@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 AUTO = "auto"
-"""The name of the option's value that detects each file's encoding."""
+"""The value of the option `encoding` that enables detection."""
 
 _MARKS = (  # UTF-32's begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8"),
@@ -20,20 +20,20 @@ _AS_ON_THE_WEB = {
     "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs",
     "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8",
 }  # fmt: skip
-"""What browsers take some names for: the larger set that pages really use."""
+"""The encodings that browsers use for some names: supersets that pages actually contain."""
 _KNOWN = ["ascii", "utf_8"]
-"""Which encodings a text is not in that is no UTF-8."""
+"""Encodings that are excluded for a text that is not UTF-8."""
 _SAMPLE = 1 << 16
 _CONTEXT = 1000
 
 
 def marked(data: bytes) -> str | None:
-    """The encoding that the byte order mark at a file's beginning says."""
+    """The encoding given by a byte order mark at the beginning of the file."""
     return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
 
 
 def declared(data: bytes) -> str | None:
-    """The encoding that an HTML page says at its beginning, by a byte order mark or in <meta> or <?xml."""
+    """The encoding that an HTML page declares: by a byte order mark, in <meta> or in <?xml."""
     if mark := marked(data):
         return mark
     found = _DECLARED.search(data, 0, _DECLARED_WITHIN)
@@ -45,11 +45,13 @@ def declared(data: bytes) -> str | None:
 
 
 def detected(data: Iterable[bytes], path: Path | str) -> str:
-    """The encoding of a file's bytes, which come in blocks: by its byte order mark; else UTF-8 where all of it is
-    that; else what charset-normalizer takes its beginning for, or the part where it first is no UTF-8.
+    """Detects the encoding of bytes given in blocks.
+
+    It is given by a byte order mark; else it is UTF-8 if all bytes are valid UTF-8; else charset-normalizer detects
+    it from the beginning of the file, or from the first part that is not UTF-8.
 
     Raises:
-        ValueError: it looks like no encoding.
+        ValueError: no encoding was detected.
     """
     decoder, beginning, blocks = codecs.getincrementaldecoder("utf-8")(), b"", iter(data)
     for block in chain(blocks, [b""]):
@@ -66,7 +68,8 @@ def detected(data: Iterable[bytes], path: Path | str) -> str:
 
 
 def _utf_16(data: bytes) -> str | None:
-    """UTF-16 without a mark, which may be valid UTF-8: each second byte is below 9 for most alphabets."""
+    """Detects UTF-16 without a byte order mark, which may be valid UTF-8: every second byte is below 9 in most
+    alphabets."""
     even, odd = (sum(half.count(byte) for byte in range(9)) for half in (data[::2], data[1::2]))
     if max(even, odd) > len(data) * 0.4 and not min(even, odd):
         return "utf-16-be" if even else "utf-16-le"
@@ -76,7 +79,7 @@ def _utf_16(data: bytes) -> str | None:
 def _guess(sample: bytes, path: Path | str) -> str:
     from charset_normalizer import from_bytes
 
-    # The sample may end within a character.
+    # The sample may end in the middle of a character.
     matches = [match for cut in range(4) for match in from_bytes(sample[: len(sample) - cut], cp_exclusion=_KNOWN)]
     if not matches:
         raise ValueError(
@@ -85,6 +88,6 @@ def _guess(sample: bytes, path: Path | str) -> str:
         )
     best = min((match.chaos, -match.coherence) for match in matches)
     equal = [match for match in matches if (match.chaos, -match.coherence) == best]
-    # Of those that fit equally well, Western Europe's, as on the web: a few accents do not tell it from others.
+    # Of equally good candidates, prefer the Western European one, as browsers do: few accents are ambiguous.
     western = any("cp1252" in match.could_be_from_charset for match in equal)
     return "cp1252" if western else str(equal[0].encoding)

@@ -1,4 +1,4 @@
-"""Which files below data/raw are texts, which are left out and why, and what is wrong with any of them."""
+"""Finds the text files below data/raw, the files that are left out, and problems with files."""
 
 import os
 import stat
@@ -13,18 +13,18 @@ from .reading import COMPRESSED, FORMS, PACKAGES, check, form, is_compressed
 
 _SHOWN = 5
 _PATTERNS = 3
-"""More endings than these are proposed as one pattern."""
+"""If there are more endings than this, a single pattern is suggested for them."""
 _NOT_INCLUDED = " (not in include)"
 
 
 @dataclass
 class Found:
-    """What a walk through data/raw found.
+    """The result of a walk through data/raw.
 
     Attributes:
-        texts: The files to read, in the order of their names.
-        faults: What must be mended before anything is read.
-        left_out: How many files are left out, by the reason and then by the ending or kind.
+        texts: The files to read, sorted by name.
+        faults: The problems that must be fixed before reading.
+        left_out: The number of files left out, by reason, and then by ending or kind.
     """
 
     texts: list[Path] = field(default_factory=list)
@@ -35,12 +35,12 @@ class Found:
         self.left_out.setdefault(reason, Counter())[what] += 1
 
     def told(self) -> str:
-        """What was left out in one line, such as `3 .pdf, 1 .html (not in include), 2 hidden`."""
+        """One line about the files left out, such as `3 .pdf, 1 .html (not in include), 2 hidden`."""
         reasons = sorted(self.left_out.items(), key=lambda item: not item[0])
         return ", ".join(f"{_counts(kinds)}{reason}" for reason, kinds in reasons)
 
     def remedy(self) -> str:
-        """How those that no pattern finds, but that could be read, are read; empty if there are none."""
+        """A hint how to include files that could be read but match no pattern; empty if there are none."""
         endings = {form(Path(f"name{kind}")) for kind in self.left_out.get(_NOT_INCLUDED, ())}
         known = sorted(endings & PACKAGES.keys())
         if not known:
@@ -53,10 +53,10 @@ class Found:
 
 
 def find(root: Path, patterns: Sequence[str]) -> Found:
-    """Every file below `root`, also behind links; a folder or file with several names is read under one.
+    """Finds all files below `root`, following symbolic links. Files with several names are read once.
 
     Raises:
-        OSError: `root` is missing or no folder.
+        OSError: `root` is missing or not a folder.
     """
     if root.is_symlink() and not root.exists():
         raise FileNotFoundError(f"{root} is a link that leads nowhere: fix it, or mount the disk that it leads to")
@@ -81,7 +81,7 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
         else:
             found.leave_out(_NOT_INCLUDED, _ending(path, status))
     seen = set[tuple[int, int]]()
-    for linked, path, status in sorted(files, key=lambda each: each[:2]):  # a file's own name before those of links
+    for linked, path, status in sorted(files, key=lambda each: each[:2]):  # real names before those of links
         identity = status.st_dev, status.st_ino
         if linked and identity in seen:
             found.leave_out(" to what is read already", "link")
@@ -99,19 +99,19 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
 
 
 def matching(path: Path, root: Path, patterns: Sequence[str]) -> str | None:
-    """The first of the patterns that finds `path`."""
+    """The first pattern that matches `path`, or None."""
     parts = path.relative_to(root).parts
     return next((pattern for pattern in patterns if _Pattern(root, pattern).matches(parts)), None)
 
 
 def may_find(pattern: str, ending: str) -> bool:
-    """Whether a pattern could find files of an ending, whichever files there are."""
+    """Whether a pattern can match files with this ending."""
     suffix = PurePosixPath(pattern.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
     return suffix not in FORMS or suffix == ending
 
 
 def all_of(faults: Sequence[Exception], more: str = "") -> Exception:
-    """One error that says them all: the first few and how many there are."""
+    """One error with the first few messages and the number of all errors."""
     if len(faults) == 1:
         return faults[0]
     shown = "; ".join(_said(fault) for fault in faults[:_SHOWN])
@@ -132,7 +132,7 @@ def _counts(kinds: Counter[str]) -> str:
 
 
 def _ending(path: Path, status: os.stat_result) -> str:
-    """How a file that no pattern finds is counted: by what its name ends in."""
+    """The ending or kind under which a file without a matching pattern is counted."""
     if not stat.S_ISREG(status.st_mode):
         return "no regular file"
     endings = "".join(path.suffixes[-2:] if is_compressed(path) else path.suffixes[-1:])
@@ -140,7 +140,7 @@ def _ending(path: Path, status: os.stat_result) -> str:
 
 
 def _check(path: Path, status: os.stat_result) -> None:
-    """Says at once what would end a long run later."""
+    """Raises now for problems that would otherwise stop a long run later."""
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is no regular file, where a text file is meant: rename or remove it")
     if str(path) != str(path).encode(errors="ignore").decode():
@@ -150,9 +150,10 @@ def _check(path: Path, status: os.stat_result) -> None:
 
 
 def _walk(root: Path, include: "Sequence[_Pattern]", found: Found) -> Iterator[tuple[bool, Path]]:
-    """Every file below `root` and whether a link led to it; each folder once, those behind links last."""
+    """Yields the files below `root`, with whether a link leads to them. Each folder is visited once, linked ones
+    last."""
     real = root.resolve()
-    seen = {_identity(folder) for folder in (real, *real.parents)}  # a link upwards leads back to data/raw
+    seen = {_identity(folder) for folder in (real, *real.parents)}  # ignore links to parent folders
     folders, links = [(False, root)], list[Path]()
     while folders or links:
         if folders:
@@ -170,8 +171,10 @@ def _walk(root: Path, include: "Sequence[_Pattern]", found: Found) -> Iterator[t
             continue
         for entry in entries:
             path = folder / entry.name
-            if not os.path.isdir(path):  # also of a link that leads to itself
-                if not (entry.name.startswith(".") and entry.name.endswith(".manifest.json")):  # `pipeline lock`'s
+            if not os.path.isdir(path):  # also True for a link to itself
+                if not (
+                    entry.name.startswith(".") and entry.name.endswith(".manifest.json")
+                ):  # written by `pipeline lock`
                     yield linked, path
                 continue
             parts = path.relative_to(root).parts
@@ -196,7 +199,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 class _Pattern:
-    """A glob, a name or a folder; in a folder that it finds, everything with an ending that is known here."""
+    """A glob, a name or a folder. A matching folder includes all its files with known endings."""
 
     def __init__(self, root: Path, pattern: str) -> None:
         path = PurePosixPath(pattern)
@@ -206,12 +209,12 @@ class _Pattern:
         self._hidden = [part for part in path.parts if part.startswith(".")]
 
     def enters(self, parts: Sequence[str]) -> bool:
-        """Whether a folder is not hidden, or hidden by a name that the pattern says."""
+        """Whether to enter a folder: it is not hidden, or the pattern contains its hidden name."""
         hidden = (part for part in parts if part.startswith("."))
         return all(any(fnmatchcase(part, name) for name in self._hidden) for part in hidden)
 
     def matches(self, parts: Sequence[str]) -> bool:
-        """Whether the pattern finds this file; endings are the same in upper and in lower case."""
+        """Whether the pattern matches this file; the case of endings does not matter."""
         if not self.enters(parts):
             return False
         folded = (*parts[:-1], _folded(parts[-1]))
@@ -225,14 +228,14 @@ class _Pattern:
 
 
 def _folded(name: str) -> str:
-    """A name whose ending, and that below a compression's, is in lower case."""
+    """The name with its ending, and the one before a compression's ending, in lower case."""
     path = PurePosixPath(name)
     endings = "".join(path.suffixes[-2:] if path.suffix.lower() in COMPRESSED else path.suffixes[-1:])
     return name.removesuffix(endings) + endings.lower()
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a glob's parts match a path's; ** is any number of folders."""
+    """Whether the parts of a path match those of a glob; ** matches any number of folders."""
     if not pattern or not parts:
         return not parts and all(part == "**" for part in pattern)
     if pattern[0] == "**":

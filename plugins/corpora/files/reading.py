@@ -1,4 +1,4 @@
-"""A file's form, which its name says, and its bytes, decompressed on the way."""
+"""The format of a file by its name, and its decompressed bytes."""
 
 import gzip
 import importlib
@@ -12,27 +12,27 @@ from typing import Any
 BLOCK = 1 << 20
 COMPRESSED = (".gz", ".zst")
 INCLUDED = (".txt", ".md", ".jsonl", ".parquet")
-"""The endings that `include` finds by default."""
+"""The endings that the default of `include` matches."""
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     ".csv": (), ".tsv": (), ".json": (),
     ".html": ("resiliparse",), ".htm": ("resiliparse",), ".xhtml": ("resiliparse",), ".epub": ("resiliparse",),
     ".docx": ("mammoth", "resiliparse"), ".pdf": ("pypdfium2",),
 }  # fmt: skip
-"""The other endings that can be read, and the packages of the extra `documents` that make their text."""
+"""More endings that can be read, with the packages of the extra `documents` that they need."""
 
 FORMS = (*INCLUDED, *PACKAGES)
 ARCHIVES = (".parquet", ".pdf", ".docx", ".epub")
-"""Endings of files that are compressed inside."""
+"""Endings of formats with internal compression."""
 
-# A byte of zstd's can stand for tens of thousands: what is read at once decides how much comes out at once.
+# A byte of zstd can decompress to tens of thousands: the input block size bounds the output size.
 _ZSTD_BLOCK = 1 << 11
 _ZSTD_WINDOW = 31
-"""The largest window that zstd can write, as a power of two: such a file takes up to 2 GiB of memory."""
+"""The largest window of zstd, as a power of two. Such a file needs up to 2 GiB of memory."""
 
 
 def form(path: Path) -> str:
-    """The suffix that says what a file holds, which may lie below that of a compression: `.jsonl` of a.jsonl.gz."""
+    """The suffix of the format, without one of compression: `.jsonl` for a.jsonl.gz."""
     inner = path.with_suffix("") if is_compressed(path) else path
     return inner.suffix.lower()
 
@@ -42,10 +42,10 @@ def is_compressed(path: Path) -> bool:
 
 
 def check(path: Path) -> None:
-    """Says at once what would end a long run later.
+    """Checks for problems that would otherwise stop a long run later.
 
     Raises:
-        ValueError: the package that reads this file is missing, or the file cannot be whole.
+        ValueError: the package for this file is missing, or the file is incomplete.
     """
     kind = form(path)
     if kind in ARCHIVES and is_compressed(path):
@@ -61,11 +61,11 @@ def check(path: Path) -> None:
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """A file's bytes in blocks, decompressed where its name ends in .gz or .zst.
+    """Yields the bytes of a file in blocks, decompressed if the name ends in .gz or .zst.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is truncated, damaged or not compressed in this way.
+        ValueError: the file is truncated, damaged or not in this format.
     """
     suffix = path.suffix.lower()
     if suffix == ".zst":
@@ -82,10 +82,10 @@ def blocks(path: Path) -> Iterator[bytes]:
 
 
 def needed(path: Path, module: str, extra: str) -> ModuleType:
-    """Imports what only some files need.
+    """Imports a package that only some files need.
 
     Raises:
-        ValueError: it is not installed; names the file and the command that installs it.
+        ValueError: it is not installed; the message names the file and the installation command.
     """
     try:
         return importlib.import_module(module)
@@ -127,7 +127,7 @@ def _zstd_blocks(path: Path, zstd: Any) -> Iterator[bytes]:
 
 
 def _frames(path: Path, zstd: Any) -> Iterator[bytes]:
-    """Every frame of a file; zstandard's own reader takes a truncated one for whole."""
+    """Reads all frames of a file. (The reader of zstandard accepts truncated frames.)"""
     with path.open("rb") as file:
         frame = None
         for data in _read(file, _ZSTD_BLOCK):

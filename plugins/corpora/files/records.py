@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,11 +13,12 @@ from .text import LongLineError, TextReader, lines
 
 _ROWS = 64
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+_LINE_ENDS = re.compile(r"[^\r]*\r\n?|[^\r]+")
 _FIX = "set tokenize.corpus.files.text_field"
 
 
 _LONGEST_LINE = 1 << 26
-"""Characters of a line of JSON, which is parsed as a whole and then takes some ten times its size."""
+"""The maximum number of characters of a JSON line: parsing takes about ten times its size in memory."""
 
 
 def _lines(path: Path, reader: TextReader) -> Iterator[str]:
@@ -30,10 +32,10 @@ def _lines(path: Path, reader: TextReader) -> Iterator[str]:
 
 
 def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int, str]]:
-    """The text of each line's `field`, with the line's number; blank lines are skipped.
+    """Yields the line number and the text of `field` for each line; blank lines are skipped.
 
     Raises:
-        ValueError: a line is no JSON object that holds a text there; names the file and the line.
+        ValueError: a line is not a JSON object with a text in `field`; the message names the file and the line.
     """
     for number, line in enumerate(_lines(path, reader), start=1):
         if not line.strip():
@@ -45,11 +47,12 @@ def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int
 
 
 def json_items(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int, str]]:
-    """The texts of a .json file, with their numbers: it is a list of texts, or of objects that hold one in `field`,
-    or one such object.
+    """Yields the number and the text of each item of a .json file.
+
+    The file is a list of texts, a list of objects with a text in `field`, or a single such object.
 
     Raises:
-        ValueError: it is not JSON, too long to be parsed as a whole, or has an item without a text.
+        ValueError: the file is not JSON, is too long, or has an item without a text.
     """
     blocks_of_text, length = [], 0
     for text in reader.decoded(blocks(path), path):
@@ -96,15 +99,16 @@ def _record_text(record: Any, field: str, place: str, reader: TextReader) -> str
 
 
 def table_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[int, str]]:
-    """The text of each row's `column` of a .csv or .tsv file, with the row's number; the first names the columns.
+    """Yields the row number and the text of `column` for each row of a .csv or .tsv file with a header row.
 
-    A .csv may be separated by semicolons or tabs instead of commas, where its first row then has that column.
+    A .csv file may be separated by semicolons or tabs, if its header then has the column.
 
     Raises:
-        ValueError: there is no such column, or a row has other fields than the first; names the file and the row.
+        ValueError: there is no such column, or a row has more or fewer fields than the header; the message names
+            the file and the row.
     """
     csv.field_size_limit(_LONGEST_LINE)
-    lines_read = (line + "\n" for line in _lines(path, reader))
+    lines_read = (part for line in _lines(path, reader) for part in _LINE_ENDS.findall(line + "\n"))
     first = next(lines_read, "")
     marks = "\t" if ".tsv" in path.name.lower() else ",;\t"
     mark = next((each for each in marks if column in next(csv.reader([first], delimiter=each), [])), marks[0])
@@ -135,7 +139,7 @@ def table_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[in
 
 
 def _field(record: Any, field: str, place: str) -> Any:
-    """A field's value; in a name with dots, of the object in an object, where no field has the whole name."""
+    """The value of a field. A name with dots that is not itself a field leads into nested objects."""
     if not isinstance(record, dict):
         raise ValueError(f'{place} holds {_named(record)}, where an object such as {{"{field}": …}} is meant')
     outer, dot, inner = field.partition(".")
@@ -147,11 +151,11 @@ def _field(record: Any, field: str, place: str) -> Any:
 
 
 def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[int, str]]:
-    """The text of each row's `column`, with the row's number, a few rows in memory at a time.
+    """Yields the row number and the text of `column` for each row, with a few rows in memory.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is damaged, has no such column of text, or a row has no text there; names the file.
+        ValueError: the file is damaged, has no such text column, or a row has no text; the message names the file.
     """
     parquet = needed(path, "pyarrow.parquet", "parquet")
     import pyarrow as arrow
@@ -162,7 +166,7 @@ def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[
             names = _check_column(path, file.schema_arrow, column)
             batches = file.iter_batches(_ROWS, columns=[column], use_threads=False)
             columns = (_nested(batch.column(names[0]), names[1:]) for batch in batches)
-            # As bytes: what a careless program wrote may be no UTF-8.
+            # Read as bytes, because the strings may be invalid UTF-8.
             arrays = (each.cast(arrow.large_string()).cast(arrow.large_binary()) for each in columns)
             for number, data in enumerate(chain.from_iterable(array.to_pylist() for array in arrays), start=1):
                 place = f"{path} row {number}"
@@ -177,7 +181,7 @@ def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[
 
 
 def _check_column(path: Path, schema: Any, column: str) -> list[str]:
-    """The names that lead to a column of text: one, or several where it lies in structs."""
+    """The path to a text column: one name, or several if it is in structs."""
     from pyarrow import types
 
     names, rest, fields = list[str](), column, {field.name: field.type for field in schema}
@@ -203,7 +207,7 @@ def _check_column(path: Path, schema: Any, column: str) -> list[str]:
 
 
 def _nested(column: Any, names: list[str]) -> Any:
-    """A field of a struct's column; null where the struct is."""
+    """A field of a struct column; null where the struct is null."""
     from pyarrow.compute import struct_field
 
     return struct_field(column, names) if names else column
@@ -214,6 +218,6 @@ def _named(value: object) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The first names, each cut to what an error message can hold."""
-    shown = [name[:40] for name in names]
+    """The first names, each shortened for an error message."""
+    shown = [" ".join(name[:40].split()) for name in names]
     return ", ".join(shown[:12] + ["…"] * (len(shown) > 12)) or "none"

@@ -1,4 +1,4 @@
-"""Bytes → text, in blocks: decoding, line ends, and cutting at a separator."""
+"""Decodes bytes to text in blocks, converts line ends, and splits at separators."""
 
 import codecs
 import difflib
@@ -22,17 +22,17 @@ _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def check_encoding(name: str) -> str:
-    """Returns `name`, which is an encoding of text files, or `auto`.
+    """Returns `name` if it is a text encoding or `auto`.
 
     Raises:
-        ValueError: it is none; names those that come close, or common ones.
+        ValueError: it is neither; the message suggests similar or common ones.
     """
     if name == AUTO:
         return name
     try:
         codec = codecs.lookup(name)
         codecs.getincrementaldecoder(name)
-    except (LookupError, ValueError):  # ValueError: a NUL in it
+    except (LookupError, ValueError):  # ValueError: the name has a NUL
         codec = None
     if codec is None or not codec._is_text_encoding or codec.name in _NO_FILES:
         known = sorted({*aliases, *aliases.values(), *_COMMON})
@@ -46,13 +46,13 @@ def check_encoding(name: str) -> str:
 
 @dataclass
 class Counts:
-    """What a person is told after reading.
+    """Statistics to print after reading.
 
     Attributes:
-        replaced: Places that became U+FFFD.
-        skipped: Records whose text is null.
-        blank_pages: Pages of .pdf files without text.
-        detected: The files whose encoding was detected, by encoding: how many, and the first ones' names.
+        replaced: The number of U+FFFD replacements.
+        skipped: The number of records whose text is null.
+        blank_pages: The number of .pdf pages without text.
+        detected: The files with detected encodings, by encoding: their number and the first names.
     """
 
     replaced: int = 0
@@ -66,7 +66,7 @@ class Counts:
         self.detected[encoding] = count + 1, [*names, name][:_NAMED]
 
     def told(self) -> Iterator[str]:
-        """A line for each that there is."""
+        """Yields one line per non-zero statistic."""
         if self.replaced:
             yield f"{self.replaced:,} places that were no character became U+FFFD"
         if self.skipped:
@@ -84,13 +84,13 @@ def _some(names: list[str], count: int) -> str:
 
 
 class TextReader:
-    """Turns files into text as the options say.
+    """Decodes files to text.
 
     Args:
-        encoding: The files' encoding, as Python names it.
+        encoding: The encoding of the files, by its name in Python.
         errors: `strict` or `replace`.
         lf: Whether every CRLF and CR becomes LF.
-        counts: Where the places that were replaced and the records that were skipped are counted.
+        counts: The statistics to update.
         skip_null: Whether a record whose text is null is skipped.
     """
 
@@ -99,11 +99,11 @@ class TextReader:
         self._counts, self._skip_null = counts, skip_null
 
     def text(self, path: Path) -> Iterator[str]:
-        """A file's text in blocks."""
+        """Yields the text of a file in blocks."""
         return self.translated(blocks(path), path)
 
     def translated(self, data: Iterable[bytes], path: Path | str) -> Iterator[str]:
-        """The text of a file's bytes, in blocks, with the line ends that the options ask for."""
+        """Decodes bytes to text in blocks, with line ends converted if requested."""
         if not self._lf:
             yield from self.decoded(data, path)
             return
@@ -116,17 +116,17 @@ class TextReader:
         """Counts a record without a text.
 
         Raises:
-            ValueError: such a record is an error; it says `what`.
+            ValueError: such records are errors; the message has `what`.
         """
         if not self._skip_null:
             raise ValueError(f"{what}: fix it, or set tokenize.corpus.files.null_text: skip, or another text_field")
         self._counts.skipped += 1
 
     def decoded(self, data: Iterable[bytes], path: Path | str) -> Iterator[str]:
-        """A file's text in blocks, its line ends as they are; a byte order mark at its beginning is left out.
+        """Decodes bytes to text in blocks, with line ends unchanged, and without a byte order mark.
 
         Raises:
-            ValueError: bytes that are not in the encoding, where errors are strict; names the first one.
+            ValueError: bytes cannot be decoded and errors are strict; the message has the first one.
         """
         codec = codecs.getincrementaldecoder(self._encoding)
         decoder, sound = codec(self._errors), codec("ignore")
@@ -137,14 +137,14 @@ class TextReader:
             try:
                 text = decoder.decode(block, final)
             except UnicodeDecodeError as error:
-                # What the decoder held back stands before `block` in its own buffer.
+                # The decoder's buffer has its remainder of the previous block before `block`.
                 start = offset + len(block) - len(error.object) + error.start
                 raise ValueError(
                     f"{path} is not {self._encoding.upper()} at byte {start:,} ({error.object[error.start]:#04x}): "
                     f"set tokenize.corpus.files.encoding to its own ({AUTO} detects each file's), or "
                     "tokenize.corpus.files.errors: replace"
                 ) from None
-            except UnicodeError as error:  # UTF-16 that does not say its byte order
+            except UnicodeError as error:  # UTF-16 without a byte order mark
                 raise ValueError(
                     f"{path} is not {self._encoding.upper()} ({error}): set tokenize.corpus.files.encoding to "
                     "its own, such as utf-8 or utf-16-le"
@@ -158,10 +158,10 @@ class TextReader:
                 yield text
 
     def utf8(self, data: bytes, place: str) -> str:
-        """One record's text from a file that holds UTF-8 whatever the encoding of the others is.
+        """Decodes a record from a format that is always UTF-8.
 
         Raises:
-            ValueError: it is not UTF-8, where errors are strict; names `place` and the first byte.
+            ValueError: it is not UTF-8 and errors are strict; the message has `place` and the first byte.
         """
         try:
             text = data.decode("utf-8", self._errors)
@@ -175,10 +175,10 @@ class TextReader:
         return self.record(text, place)
 
     def record(self, text: str, place: str) -> str:
-        """One record's text, with the line ends that the options ask for.
+        """The text of a record, with line ends converted if requested.
 
         Raises:
-            ValueError: it holds half a surrogate pair (JSON can write one), where errors are strict.
+            ValueError: it has a lone surrogate (possible in JSON) and errors are strict.
         """
         if _HALF_A_PAIR.search(text):
             if self._errors == "strict":
@@ -191,14 +191,14 @@ class TextReader:
         return text.replace("\r\n", "\n").replace("\r", "\n") if self._lf else text
 
     def _count(self, text: str, sound: str) -> None:
-        """Counts the U+FFFD that decoding put there: those that remain where errors are ignored were the text's."""
+        """Counts the U+FFFD from decoding: all but those that are also there when errors are ignored."""
         self._counts.replaced += text.count("\ufffd") - sound.count("\ufffd")
 
 
 def cut(texts: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
-    """Cuts a text that comes in blocks at each separator, as `str.split` does: (number of the part, piece of it).
+    """Splits a text in blocks at separators, as `str.split` does; yields (number of the part, piece of the part).
 
-    A part is numbered from 1 and comes in as many pieces as the blocks make of it; an empty one is a piece "".
+    Parts are numbered from 1 and have one or more pieces; an empty part is a single piece "".
     """
     number, pending = 1, ""
     for text in texts:
@@ -206,7 +206,7 @@ def cut(texts: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
         for part in ended:
             yield number, part
             number += 1
-        # All but what may begin a separator is yielded at once.
+        # Yield everything except a possible beginning of a separator.
         safe = max(0, len(pending) - len(separator) + 1)
         if safe:
             yield number, pending[:safe]
@@ -215,14 +215,14 @@ def cut(texts: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
 
 
 class LongLineError(ValueError):
-    """A line is longer than may be held in memory."""
+    """A line is too long."""
 
 
 def lines(texts: Iterable[str], longest: int) -> Iterator[str]:
-    """The lines of a text that comes in blocks, without the line feeds that end them.
+    """Yields the lines of a text in blocks, without line feeds.
 
     Raises:
-        LongLineError: a line, which is held whole, has more than `longest` characters; says which.
+        LongLineError: a line has more than `longest` characters; the message has its number.
     """
     for number, pieces in groupby(cut(texts, "\n"), key=itemgetter(0)):
         line, length = [], 0
@@ -235,10 +235,10 @@ def lines(texts: Iterable[str], longest: int) -> Iterator[str]:
 
 
 def separated(texts: Iterable[str], separator: str, long: int = BLOCK) -> Iterator[str | Iterator[str]]:
-    """The parts between separators that are not blank.
+    """Yields the non-blank parts between separators.
 
-    A part of more than `long` characters, which may be larger than memory, comes as its consecutive blocks: they
-    are read once, before the next part.
+    A part of more than `long` characters may be larger than memory, so it is yielded as an iterator of blocks,
+    which must be consumed before the next part.
     """
     for _, numbered in groupby(cut(texts, separator), key=itemgetter(0)):
         pieces = (piece for _, piece in numbered)
