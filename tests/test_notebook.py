@@ -98,6 +98,6 @@ def test_it_trains_on_an_own_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     params = YAML(typ="safe").load(clone.root / "params.yaml")
     assert params["tokenize"]["corpus"]["name"] == "files"
     assert params["train"]["budget"]["amount"] == 12
-    assert "train.seed" in shown_by(run, "change")
+    assert "seed 3" in shown_by(run, "change")
     with zipfile.ZipFile(clone.root / "artifacts" / "export.zip") as archive:
         assert {"model.safetensors", "config.json"} <= set(archive.namelist())
