@@ -144,7 +144,7 @@ XML_BOMB = "<!DOCTYPE w [" + '<!ENTITY a0 "aaaaaaaaaa">' + "".join(
         ),
         ("a.xhtml", lambda: XHTML_BOMB.encode(), ("declares entities", "xmllint")),
     ],
-    ids=str,
+    ids=lambda value: "file" if callable(value) else str(value),  # the name of a lambda is its address
 )
 def test_a_document_that_gives_no_text_is_one_line(
     name: str, content: Callable[[], bytes], says: tuple[str, ...], tmp_path: Path
