@@ -354,7 +354,7 @@ def test_pages_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFi
         ({"include": ["books"]}, {"pypdfium2", "mammoth", "resiliparse"}),
         ({"include": ["*.txt"], "encodings": {"old": "auto"}}, {"charset-normalizer"}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
 def test_the_packages_that_decide_the_text_are_those_of_the_options(options: Any, packages: set[str]) -> None:
     assert set(files(**options).packages()) == packages
