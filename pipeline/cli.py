@@ -217,7 +217,8 @@ def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None
     Prints loss, perplexity, bits per byte and accuracy for each file and for all files together. Each file is
     scored as one document with the end-of-text token before it, so that its first token is scored as well. The
     windows are those of the evaluate stage (evaluate.stride); the encoding and line ends are those of the corpus
-    (tokenize.corpus).
+    (tokenize.corpus). The corpus `files` reads PDF, DOCX, EPUB and HTML as it does for training; tables and JSON
+    are scored as plain text.
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.score import run

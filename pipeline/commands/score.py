@@ -75,7 +75,7 @@ def run(
             say(f"\n── {_display_name(file)} ──")
         summary = Summary(tokenizer.byte_lengths)
         view = token_view(file, tokenizer, as_json) if by_token else None
-        blocks = _ids(file, tokenizer, corpus)
+        blocks = _ids(file, tokenizer, corpus, paths)
         first = next(blocks)
         if not len(start) and view is not None:
             view.unscored(int(first[0]))
@@ -106,10 +106,10 @@ def _display_name(file: str) -> str:
     return "the standard input" if file == "-" else file
 
 
-def _ids(file: str, tokenizer: Tokenizer, corpus: Corpus) -> Iterator[Ids]:
+def _ids(file: str, tokenizer: Tokenizer, corpus: Corpus, paths: Paths) -> Iterator[Ids]:
     """Yields the ids of a file in one or more non-empty blocks."""
     empty = True
-    for _, ids in encode([Document(_display_name(file), _text(file, corpus))], tokenizer, threads=1):
+    for _, ids in encode([Document(_display_name(file), _text(file, corpus, paths))], tokenizer, threads=1):
         if len(ids):
             empty = False
             yield ids
@@ -117,14 +117,16 @@ def _ids(file: str, tokenizer: Tokenizer, corpus: Corpus) -> Iterator[Ids]:
         raise DataError(f"{_display_name(file)} is empty: there is nothing to score")
 
 
-def _text(file: str, corpus: Corpus) -> Iterator[str]:
-    """Yields the text of a file in blocks, decoded like the corpus (`tokenize.corpus`: encoding, errors, line
-    ends)."""
-    with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as data:
-        try:
-            yield from corpus.decoded(iter(partial(data.read, _BLOCK), b""), _display_name(file))
-        except ValueError as error:
-            raise DataError(str(error)) from None
+def _text(file: str, corpus: Corpus, paths: Paths) -> Iterator[str]:
+    """Yields the text of a file in blocks, read like the corpus (`tokenize.corpus`: encodings, errors, line ends,
+    formats of documents)."""
+    try:
+        if file == "-":
+            yield from corpus.decoded(iter(partial(sys.stdin.buffer.read, _BLOCK), b""), _display_name(file))
+        else:
+            yield from corpus.file_text(Path(file), paths.raw)
+    except ValueError as error:
+        raise DataError(" ".join(str(error).split())) from None
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -61,7 +61,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
     It reads the documents twice if the tokenizer is trained on them.
     """
     tokenize_params = params.tokenize
-    for note in _items(corpus, lambda: corpus.notes(paths.raw)):
+    for note in _items(corpus, paths, lambda: corpus.notes(paths.raw)):
         say(f"note: {note}")
     tokenizer = _tokenizer(tokenize_params.tokenizer, documents, paths)
     end_of_text = np.array([tokenizer.end_of_text] if tokenize_params.end_of_text else [], dtype=np.uint32)
@@ -138,7 +138,7 @@ def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
         DataError: a name is empty, repeated or not UTF-8, or a text cannot be read.
     """
     names: set[str] = set()
-    for document in _items(corpus, lambda: corpus.documents(paths.raw)):
+    for document in _items(corpus, paths, lambda: corpus.documents(paths.raw)):
         if not isinstance(document, Document) or not isinstance(document.name, str):
             raise PluginError(f"{label(corpus)} must yield Document(name, text), not {type(document).__name__}")
         if document.split not in (None, "train", "val", "test"):
@@ -154,10 +154,10 @@ def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
         names.add(document.name)
         if document.name != document.name.encode(errors="ignore").decode():
             raise DataError(f"the corpus {corpus.name}: the name {document.name!r} is not UTF-8: rename it")
-        yield replace(document, text=_text(corpus, document))
+        yield replace(document, text=_text(corpus, paths, document))
 
 
-def _text(corpus: Corpus, document: Document) -> str | Iterator[str]:
+def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[str]:
     """A document's text or blocks of text, with each block checked."""
 
     def checked(text: Any) -> str:
@@ -177,16 +177,21 @@ def _text(corpus: Corpus, document: Document) -> str | Iterator[str]:
 
     if isinstance(document.text, str | bytes) or not isinstance(document.text, Iterable):
         return checked(document.text)
-    return map(checked, _items(corpus, lambda: document.text))
+    return map(checked, _items(corpus, paths, lambda: document.text))
 
 
-def _items(corpus: Corpus, items: Callable[[], Iterable[T]]) -> Iterator[T]:
+def _items(corpus: Corpus, paths: Paths, items: Callable[[], Iterable[T]]) -> Iterator[T]:
+    """The items, with errors as DataErrors, in which paths are relative to the project."""
+
+    def explained(message: str) -> DataError:
+        return DataError(f"the corpus {corpus.name}: {' '.join(message.replace(f'{paths.root}/', '').split())}")
+
     try:
         yield from guarded_items(corpus, items, passes=(OSError, ValueError))
     except OSError as error:
-        raise DataError(f"the corpus {corpus.name}: {explain_os_error(error)}") from error
+        raise explained(explain_os_error(error)) from error
     except ValueError as error:
         with calling(corpus):
             if type(error) is not ValueError:  # a bug, not a message for users
                 raise
-        raise DataError(f"the corpus {corpus.name}: {' '.join(str(error).split())}") from error
+        raise explained(str(error)) from error

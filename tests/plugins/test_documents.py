@@ -303,6 +303,121 @@ def test_encodings_are_detected_and_told(
     assert "".join(decoded) == text
 
 
+TABLE = {
+    "cp1252": (
+        "Le café était fermé, mais la fenêtre à côté restait ouverte. ",
+        "Chère Madame, j’ai bien reçu votre lettre du 3 août. Veuillez agréer l’expression de mes vœux. Hélène. ",
+        "Die Bäume blühen früh in diesem Jahr, und die Straßen sind voller süßer Äpfel. ",
+        "El niño comió una manzana en la montaña. ¿Dónde está el corazón del león? ",
+        "Pigen går over engen på vej til søen. Fuglene flyver væk over træerne. ",
+        "La città è più bella di notte, perché c’è silenzio. Così andò al caffè. ",
+    ),
+    "cp1250": (
+        "Książka leży na stole. Wieczorem chłopiec czytał ją przy świecy, a jego siostra słuchała. ",
+        "Zażółć gęślą jaźń. Dziewczyna poszła nad rzekę, gdzie świeciło słońce. ",
+        "Příliš žluťoučký kůň úpěl ďábelské ódy. Dívka šla k řece. ",
+    ),
+    "cp1251": ("Река бежит к морю света, и камень слушает. ",),
+    "koi8-r": ("Река бежит к морю света, и камень слушает. ",),
+    "cp1253": ("Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι. ",),
+    "cp1254": ("Güneş doğdu ve çocuklar bahçeye çıktı. İstanbul'da kış soğuk geçer. ",),
+}
+
+
+@pytest.mark.parametrize("encoding", TABLE)
+def test_texts_of_these_languages_are_detected_from_a_few_hundred_characters(encoding: str) -> None:
+    for sentences in TABLE[encoding]:
+        text = (sentences * 9)[:360]
+        found = ENCODINGS.detected([text.encode(encoding)], "a.txt")
+        assert text.encode(encoding).decode(found) == text, found
+        if encoding == "cp1252":
+            assert found == encoding
+
+
+def test_polish_of_another_encoding_is_not_taken_for_western() -> None:
+    for sentences in TABLE["cp1250"][:2]:
+        assert ENCODINGS.detected([(sentences * 9).encode("iso8859-2")], "a.txt") != "cp1252"
+
+
+def test_a_detected_encoding_is_shown_by_a_piece_of_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old letters").mkdir()
+    (tmp_path / "old letters/a.txt").write_bytes((SENTENCES["koi8-r"] * 9).encode("koi8-r"))
+    read(tmp_path, encoding="auto")
+    told = capsys.readouterr().out
+    for part in ("old letters/a.txt", "koi8_r", "Река бежит", 'encodings: {"old letters/*": cp1252}'):
+        assert part in told
+
+
+# ── a file that is scored ─────────────────────────────────────────────────────────────────────────
+
+
+def test_any_file_is_read_as_the_corpus_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, text = tmp_path / "raw", SENTENCES["cp1252"] * 20
+    (root / "old").mkdir(parents=True)
+    for path in (root / "old/a.txt", tmp_path / "a.txt"):
+        path.write_bytes(text.encode("cp1252"))
+    (tmp_path / "page.html").write_text(HTML)
+    (tmp_path / "a.pdf").write_bytes(pdf("The river"))
+    (tmp_path / "a.jsonl").write_text('{"text": "sea"}\n')
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    corpus = files(encodings={"old/*": "cp1252"})
+
+    def found(path: Path, corpus: Corpus = corpus) -> str:
+        return "".join(corpus.file_text(path, root))
+
+    assert found(root / "old/a.txt") == text
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8"):
+        found(tmp_path / "a.txt")
+    assert found(tmp_path / "a.txt", files(encoding="auto")) == text
+    said = capsys.readouterr()
+    assert not said.out
+    assert "1 cp1252 (a.txt)" in said.err
+    assert found(tmp_path / "page.html") == TEXT
+    assert found(tmp_path / "a.pdf") == "The river"
+    assert found(tmp_path / "a.jsonl") == '{"text": "sea"}\n'
+    with pytest.raises(ValueError, match=r"a\.parquet"):
+        found(tmp_path / "a.parquet")
+
+
+# ── texts of several kinds ────────────────────────────────────────────────────────────────────────
+
+
+def test_each_pattern_may_have_its_own_field(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "sea"}\n')
+    (tmp_path / "b.csv").write_text("title,body\nriver,light\n")
+    assert "text_fields" in refused(tmp_path)
+    assert read(tmp_path, text_fields={"*.csv": "body"}) == {"a.jsonl#1": "sea", "b.csv#1": "light"}
+    with pytest.raises(ValueError, match=r"text_fields: no file matches 'c\.csv'"):
+        read(tmp_path, text_fields={"c.csv": "body"})
+
+
+def test_many_faults_are_grouped_by_cause(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number:02}.json").write_text("[1.5]" if number % 2 else "[" + " " * number)
+    (tmp_path / "z.html.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"z\.html\.gz is damaged"):
+        read(tmp_path)
+    (tmp_path / "z.html.gz").unlink()
+    message = refused(tmp_path)
+    for part in ("12 things", "00.json", "01.json", "in 5 more: 02.json, 04.json", "in 5 more: 03.json, 05.json"):
+        assert part in message
+    assert message.count("is not JSON") == 1
+
+
+def test_what_has_no_known_format_is_told_and_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.zip", "c.png", "~$d.docx"):
+        (tmp_path / name).write_text("x")
+    (note,) = files().notes(tmp_path)
+    for part in ("1 .zip", "1 .png", "(unknown format)", "1 hidden"):
+        assert part in note
+    assert "not in include" not in note
+    message = refused(tmp_path, include=["*.txt", "*.zip"])
+    for part in ("b.zip", "unpack it"):
+        assert part in message
+
+
 def test_what_is_no_utf_8_late_in_a_file_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ENCODINGS, "_SAMPLE", 2000)
     text = "The river runs to the sea.\n" * 50_000 + SENTENCES["cp1252"] * 20

@@ -275,7 +275,7 @@ def test_texts_that_cannot_be_decoded_are_listed_at_once(tmp_path: Path, monkeyp
         write(tmp_path, f"{number}.txt", b"fine" if number == 4 else b"ab\xff")
     write(tmp_path, "z.jsonl", "no\n")
     message = refused(tmp_path)
-    for part in ("9 things", "0.txt is not UTF-8 at byte 2", "5.txt", "and 4 more"):
+    for part in ("9 things", "0.txt is not UTF-8 at byte 2", "5.txt", "in 7 more", "z.jsonl line 1"):
         assert part in message
     assert "4.txt is" not in message
     monkeypatch.setitem(FILES.documents.__globals__, "_LOOK_AT_MOST", 3)

@@ -6,10 +6,13 @@ import codecs
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from pipeline.plugin.components.base import Component
+
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,23 @@ class Corpus(Component):
         """
         return ()
 
+    def file_text(self, path: Path, root: Path) -> Iterator[str]:
+        """Yields the text of any file in blocks, as the corpus reads its texts (default: `decoded`).
+        `pipeline score FILE` uses it.
+
+        Args:
+            path: The file, which may lie outside of `root`.
+            root: The folder data/raw.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it cannot be read as text; the message has `path`.
+        """
+        with path.open("rb") as file:
+            yield from self.decoded(iter(partial(file.read, _BLOCK), b""), str(path))
+
     def decoded(self, data: Iterable[bytes], name: str) -> Iterator[str]:
-        """Decodes a plain-text file as the corpus decodes its texts (default: UTF-8). `pipeline score` uses it.
+        """Decodes a plain text as the corpus decodes its texts (default: UTF-8). `pipeline score -` uses it.
 
         Args:
             data: The bytes of the file, in blocks.

@@ -1,6 +1,8 @@
 """The corpus of the user's texts: the files below data/raw."""
 
+import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,7 +16,7 @@ from pipeline.plugin import Corpus, Document, hookimpl
 from .documents import document_text
 from .encodings import AUTO, declared, detected
 from .finding import all_of, find, matching, may_find
-from .reading import ARCHIVES, BLOCK, INCLUDED, PACKAGES, blocks, form
+from .reading import ARCHIVES, BLOCK, DOCUMENTS, INCLUDED, PACKAGES, blocks, check, form
 from .records import json_items, json_lines, parquet_rows, table_rows
 from .text import Counts, TextReader, check_encoding, separated
 
@@ -45,6 +47,8 @@ class Files(Corpus):
     text_field: Annotated[str, Field(min_length=1)] = "text"
     """The field (.jsonl, .json) or column (.csv, .tsv, .parquet) with the text. `doc.text` is the field `text` of
     the field `doc`."""
+    text_fields: dict[str, Annotated[str, Field(min_length=1)]] = {}
+    """Fields of files that differ from `text_field`, by patterns as in `include`; the first match is used."""
     null_text: Literal["error", "skip"] = "error"
     """For records whose text is null: `error` stops with an error, `skip` leaves them out and prints their
     number."""
@@ -61,7 +65,7 @@ class Files(Corpus):
     newlines: Literal["keep", "lf"] = "keep"
     """`keep` keeps line ends; `lf` replaces CRLF and CR by LF."""
 
-    @field_validator("include", "encodings")
+    @field_validator("include", "text_fields", "encodings")
     @classmethod
     def _stays_inside(cls, patterns: P) -> P:
         for pattern in patterns:
@@ -107,7 +111,7 @@ class Files(Corpus):
         counts = Counts()
         try:
             for number, path in enumerate(paths, start=1):
-                faults = partial(self._faults, root, paths[number:])
+                faults = partial(self._faults, root, paths, number)
                 for document in _telling(self._documents(root, path, counts), faults):
                     text = document.text
                     told = text if isinstance(text, str) else _Blocks(text, faults)
@@ -115,6 +119,23 @@ class Files(Corpus):
         finally:  # also if only the beginning is read
             for line in counts.told():
                 print(f"note: files: {line}")
+
+    def file_text(self, path: Path, root: Path) -> Iterator[str]:
+        if not path.is_file():  # a pipe, which can be read only once
+            yield from super().file_text(path, root)
+            return
+        kind = form(path)
+        if kind == ".parquet":
+            raise ValueError(f"{path} is a table, not a text: only plain text and {', '.join(DOCUMENTS)} are read")
+        check(path)
+        found, counts = Counts(), Counts()
+        encoding = self._encoding(root, Path(os.path.abspath(path)), found)
+        _note(found)
+        reader = self._reader(encoding, counts)
+        try:
+            yield from document_text(path, reader, counts) if kind in DOCUMENTS else reader.text(path)
+        finally:
+            _note(counts)
 
     def decoded(self, data: Iterable[bytes], name: str) -> Iterator[str]:
         if self.encoding != AUTO:
@@ -124,7 +145,10 @@ class Files(Corpus):
             for block in data:
                 copy.write(block)
             copy.seek(0)
-            encoding = detected(iter(partial(copy.read, BLOCK), b""), name)
+            encoding, found = detected(iter(partial(copy.read, BLOCK), b""), name), Counts()
+            copy.seek(0)
+            found.detect(encoding, name, iter(partial(copy.read, BLOCK), b""), below=False)
+            _note(found)
             copy.seek(0)
             yield from self._reader(encoding, Counts()).translated(iter(partial(copy.read, BLOCK), b""), name)
 
@@ -137,7 +161,9 @@ class Files(Corpus):
         name, side, kind = relative.as_posix(), _side(relative), form(path)
         reader = self._reader(self._encoding(root, path, counts), counts)
         if kind in _RECORDS:
-            records: Iterable[tuple[int, str | Iterator[str]]] = _RECORDS[kind](path, self.text_field, reader)
+            pattern = matching(path, root, list(self.text_fields))
+            text_field = self.text_fields[pattern] if pattern else self.text_field
+            records: Iterable[tuple[int, str | Iterator[str]]] = _RECORDS[kind](path, text_field, reader)
         elif kind in PACKAGES:
             yield Document(name, _Whole(partial(document_text, path, reader, counts)), side)
             return
@@ -151,7 +177,8 @@ class Files(Corpus):
 
     def _encoding(self, root: Path, path: Path, counts: Counts) -> str:
         """The encoding of a file: by pattern, else as declared in an HTML page, else that of all files."""
-        pattern = matching(path, root, list(self.encodings))
+        inside = path.is_relative_to(root)
+        pattern = matching(path, root, list(self.encodings)) if inside else None
         encoding = self.encodings[pattern] if pattern else self.encoding
         if form(path) in ARCHIVES:
             return encoding  # they say their own
@@ -159,37 +186,47 @@ class Files(Corpus):
             return own
         if encoding == AUTO:
             encoding = detected(blocks(path), path)
-            counts.detect(encoding, path.relative_to(root).as_posix())
+            name = path.relative_to(root).as_posix() if inside else path.name
+            counts.detect(encoding, name, blocks(path), inside)
         return encoding
 
     def _paths(self, root: Path) -> list[Path]:
         found = find(root, self.include)
-        for pattern in self.encodings:
-            if not any(matching(path, root, [pattern]) for path in found.texts):
-                found.faults.append(ValueError(f"tokenize.corpus.files.encodings: no file matches {pattern!r}"))
+        for option, patterns in (("encodings", self.encodings), ("text_fields", self.text_fields)):
+            for pattern in patterns:
+                if not any(matching(path, root, [pattern]) for path in found.texts):
+                    unmatched = ValueError(f"tokenize.corpus.files.{option}: no file matches {pattern!r}")
+                    found.faults.append(unmatched)
         if found.faults:
-            raise all_of(found.faults)
+            raise all_of(found.faults, root, found.texts)
         if not found.texts:
             there = f" (left out: {found.told()})" if found.left_out else ""
             remedy = f": {found.remedy()}" if found.remedy() else ""
             raise FileNotFoundError(f"{root} holds no file that matches {', '.join(self.include)}{there}{remedy}")
         return found.texts
 
-    def _faults(self, root: Path, paths: list[Path], first: Exception) -> Exception:
-        """One error with the first error and those in the files after it, of which at most `_LOOK_AT_MOST` is
-        read."""
+    def _faults(self, root: Path, paths: list[Path], read: int, first: Exception) -> Exception:
+        """One error with the first error, in the last of the `read` files, and those in the files after it, of
+        which at most `_LOOK_AT_MOST` is read."""
         faults, characters = [first], 0
-        for number, path in enumerate(paths):
+        for number, path in enumerate(paths[read:], start=read):
             characters += _CONVERTED * (form(path) in ARCHIVES)
             try:
                 for document in self._documents(root, path, Counts()):
                     for block in [document.text] if isinstance(document.text, str) else document.text:
                         characters += len(block)
                         if characters > _LOOK_AT_MOST:
-                            return all_of(faults, f" (and {len(paths) - number - 1:,} files were not looked at)")
+                            left = f" (and {len(paths) - number - 1:,} files were not looked at)"
+                            return all_of(faults, root, paths, left)
             except (OSError, ValueError) as error:
                 faults.append(error)
-        return all_of(faults)
+        return all_of(faults, root, paths)
+
+
+def _note(counts: Counts) -> None:
+    """Prints the statistics about one file, beside the output of a command."""
+    for line in counts.told():
+        print(f"note: {line}", file=sys.stderr)
 
 
 def _telling(items: Iterable[T], faults: Callable[[Exception], Exception]) -> Iterator[T]:

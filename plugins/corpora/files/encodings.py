@@ -2,6 +2,7 @@
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ _MARKS = (  # UTF-32's begins with that of UTF-16
 )  # fmt: skip
 _DECLARED = re.compile(rb"""(?:<meta[^>]+charset|<\?xml[^>]+encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 _DECLARED_WITHIN = 1024
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 _AS_ON_THE_WEB = {
     "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
     "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs",
@@ -25,6 +27,11 @@ _KNOWN = ["ascii", "utf_8"]
 """Encodings that are excluded for a text that is not UTF-8."""
 _SAMPLE = 1 << 16
 _CONTEXT = 1000
+_WESTERN = frozenset("àâäáãåæçéèêëíìîïñóòôöõøœúùûüßÀÂÄÁÃÅÆÇÉÈÊËÍÌÎÏÑÓÒÔÖÕØŒÚÙÛÜ“”„‘’–—…«»·¿¡§°€£\xa0")
+"""The characters of Western European texts that cp1252 has beyond ASCII. Not among them are rarer ones whose bytes
+are frequent letters in encodings of other alphabets: ¹ ³ (Polish), š ž ý (Czech), ð þ ý (Turkish)."""
+_ARE_WESTERN = 0.95
+_AROUND = 20
 
 
 def marked(data: bytes) -> str | None:
@@ -83,11 +90,40 @@ def _guess(sample: bytes, path: Path | str) -> str:
     matches = [match for cut in range(4) for match in from_bytes(sample[: len(sample) - cut], cp_exclusion=_KNOWN)]
     if not matches:
         raise ValueError(
-            f"{path} looks like text in no encoding: say which in tokenize.corpus.files.encodings, or move it "
-            "out of data/raw"
+            f"{path} is no text in a known encoding: if it is text, name its encoding in "
+            "tokenize.corpus.files.encodings; if not, convert it to text, or leave it out"
         )
     best = min((match.chaos, -match.coherence) for match in matches)
     equal = [match for match in matches if (match.chaos, -match.coherence) == best]
     # Of equally good candidates, prefer the Western European one, as browsers do: few accents are ambiguous.
     western = any("cp1252" in match.could_be_from_charset for match in equal)
+    western = western or (_is_latin(str(equal[0])) and _is_western(sample))
     return "cp1252" if western else str(equal[0].encoding)
+
+
+def _is_latin(text: str) -> bool:
+    """Whether most letters beyond ASCII are Latin."""
+    letters = [character for character in text if not character.isascii() and character.isalpha()]
+    latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+    return 2 * latin >= len(letters)
+
+
+def _is_western(sample: bytes) -> bool:
+    """Whether the bytes are valid cp1252, and nearly all characters beyond ASCII then Western European."""
+    try:
+        characters = [character for character in sample.decode("cp1252") if not character.isascii()]
+    except UnicodeDecodeError:
+        return False
+    return sum(character in _WESTERN for character in characters) >= _ARE_WESTERN * len(characters)
+
+
+def snippet(data: Iterable[bytes], encoding: str) -> str:
+    """A few decoded characters around the first one beyond ASCII, on one line; empty if there is none."""
+    decoder, before = codecs.getincrementaldecoder(encoding)("replace"), ""
+    for block in data:
+        text = before + decoder.decode(block).replace("\ufeff", "")
+        if found := _BEYOND_ASCII.search(text):
+            around = text[max(0, found.start() - _AROUND) : found.start() + _AROUND]
+            return " ".join("".join(each if each.isprintable() else " " for each in around).split())
+        before = text[-_AROUND:]
+    return ""

@@ -1,9 +1,10 @@
 """Finds the text files below data/raw, the files that are left out, and problems with files."""
 
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
@@ -12,9 +13,17 @@ from pathlib import Path, PurePosixPath
 from .reading import COMPRESSED, FORMS, PACKAGES, check, form, is_compressed
 
 _SHOWN = 5
+_LISTED = 5
+"""More faults than this are grouped by cause."""
+_NAMED = 20
+_VARIES = re.compile(r"\d[\d,.]*|0x[0-9a-f]+|'[^']*'")
+"""What may differ between two faults of the same cause."""
 _PATTERNS = 3
 """If there are more endings than this, a single pattern is suggested for them."""
 _NOT_INCLUDED = " (not in include)"
+_UNKNOWN = " (unknown format)"
+_HIDDEN = (".", "~$")
+"""The beginnings of hidden names: `~$` are the lock files of Word."""
 
 
 @dataclass
@@ -76,8 +85,10 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
             continue
         if any(pattern.matches(relative.parts) for pattern in include):
             files.append((linked or path.is_symlink(), path, status))
-        elif relative.name.startswith("."):
+        elif relative.name.startswith(_HIDDEN):
             found.leave_out("", "hidden")
+        elif any(pattern.covers(relative.parts) for pattern in include) and stat.S_ISREG(status.st_mode):
+            found.leave_out(_UNKNOWN, _ending(path, status))
         else:
             found.leave_out(_NOT_INCLUDED, _ending(path, status))
     seen = set[tuple[int, int]]()
@@ -110,13 +121,34 @@ def may_find(pattern: str, ending: str) -> bool:
     return suffix not in FORMS or suffix == ending
 
 
-def all_of(faults: Sequence[Exception], more: str = "") -> Exception:
-    """One error with the first few messages and the number of all errors."""
+def all_of(faults: Sequence[Exception], root: Path, files: Iterable[Path], more: str = "") -> Exception:
+    """One error with all messages; many are grouped by cause, with the names of the files.
+
+    Args:
+        faults: The errors.
+        root: The folder to which the names of grouped files are relative.
+        files: The files that the errors may name.
+        more: What to add to the number of errors.
+    """
     if len(faults) == 1:
         return faults[0]
-    shown = "; ".join(_said(fault) for fault in faults[:_SHOWN])
-    rest = f"; and {len(faults) - _SHOWN:,} more" if len(faults) > _SHOWN else ""
-    return ValueError(f"{len(faults):,} things are wrong with the texts{more}: {shown}{rest}")
+    messages = [_said(fault) for fault in faults]
+    groups = {message: [""] for message in messages}
+    if len(faults) > _LISTED:
+        groups, names = {}, {str(file) for file in files}
+        first_of = dict[str, str]()
+        for message in messages:
+            name = next((message[:end] for end in range(len(message), 0, -1) if message[:end] in names), "")
+            first = first_of.setdefault(_VARIES.sub("", message.removeprefix(name)), message)
+            groups.setdefault(first, []).append(name.removeprefix(f"{root}/"))
+    shown = "; ".join(message + _likewise(others) for message, (_, *others) in groups.items())
+    return ValueError(f"{len(faults):,} things are wrong with the texts{more}: {shown}")
+
+
+def _likewise(names: Sequence[str]) -> str:
+    """The other files with the same fault, after the message about the first."""
+    rest = [f"and {len(names) - _NAMED:,} more"] * (len(names) > _NAMED)
+    return f" (the same in {len(names):,} more: {', '.join([*names[:_NAMED], *rest])})" if names else ""
 
 
 def _said(error: Exception) -> str:
@@ -206,11 +238,11 @@ class _Pattern:
         self.names_files = bool(path.suffix) and not (root / path).is_dir()
         endings = ("", *COMPRESSED) if self.names_files and "*" in path.name else ("",)
         self._parts = [(*path.parts[:-1], path.name + ending) for ending in endings]
-        self._hidden = [part for part in path.parts if part.startswith(".")]
+        self._hidden = [part for part in path.parts if part.startswith(_HIDDEN)]
 
     def enters(self, parts: Sequence[str]) -> bool:
-        """Whether to enter a folder: it is not hidden, or the pattern contains its hidden name."""
-        hidden = (part for part in parts if part.startswith("."))
+        """Whether to enter a folder (or read a file): it is not hidden, or the pattern contains its hidden name."""
+        hidden = (part for part in parts if part.startswith(_HIDDEN))
         return all(any(fnmatchcase(part, name) for name in self._hidden) for part in hidden)
 
     def matches(self, parts: Sequence[str]) -> bool:
@@ -223,7 +255,11 @@ class _Pattern:
                 _fits(parts, pattern) or _fits(folded, (*pattern[:-1], _folded(pattern[-1])))
             ):
                 return True
-        folders = () if self.names_files or form(Path(parts[-1])) not in FORMS else range(len(parts))
+        return form(Path(parts[-1])) in FORMS and self.covers(parts)
+
+    def covers(self, parts: Sequence[str]) -> bool:
+        """Whether the pattern is a folder with this file, of whatever format."""
+        folders = () if self.names_files or not self.enters(parts) else range(len(parts))
         return any(_fits(parts[:depth], self._parts[0]) for depth in folders)
 
 

@@ -22,6 +22,9 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 """More endings that can be read, with the packages of the extra `documents` that they need."""
 
 FORMS = (*INCLUDED, *PACKAGES)
+DOCUMENTS = tuple(ending for ending, packages in PACKAGES.items() if packages)
+"""Endings of the formats that are converted to text, each file to one document."""
+_PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 ARCHIVES = (".parquet", ".pdf", ".docx", ".epub")
 """Endings of formats with internal compression."""
 
@@ -48,6 +51,8 @@ def check(path: Path) -> None:
         ValueError: the package for this file is missing, or the file is incomplete.
     """
     kind = form(path)
+    if kind in _PACKED:
+        raise ValueError(f"{path} is an archive or a packed file, not a text: unpack it")
     if kind in ARCHIVES and is_compressed(path):
         raise ValueError(f"{path}: a {kind} file is compressed inside, not around: unpack it")
     for package in PACKAGES.get(kind, ()):

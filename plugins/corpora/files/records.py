@@ -14,7 +14,7 @@ from .text import LongLineError, TextReader, lines
 _ROWS = 64
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _LINE_ENDS = re.compile(r"[^\r]*\r\n?|[^\r]+")
-_FIX = "set tokenize.corpus.files.text_field"
+_FIX = "set tokenize.corpus.files.text_field, or text_fields for some files only"
 
 
 _LONGEST_LINE = 1 << 26

@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 
-from .encodings import AUTO
+from .encodings import AUTO, snippet
 from .reading import BLOCK, blocks
 
 _COMMON = ("utf-8", "utf-16", "latin-1", "cp1252", "shift_jis", "gb18030", "koi8-r")
@@ -53,15 +54,33 @@ class Counts:
         skipped: The number of records whose text is null.
         blank_pages: The number of .pdf pages without text.
         detected: The files with detected encodings, by encoding: their number and the first names.
+        snippets: The first file's beginning as decoded and what to set if it is wrong, by detected encoding.
     """
 
     replaced: int = 0
     skipped: int = 0
     blank_pages: int = 0
     detected: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    snippets: dict[str, str] = field(default_factory=dict)
 
-    def detect(self, encoding: str, name: str) -> None:
-        """Counts a file whose encoding was detected."""
+    def detect(self, encoding: str, name: str, data: Iterable[bytes], below: bool = True) -> None:
+        """Counts a file whose encoding was detected.
+
+        Args:
+            encoding: The encoding.
+            name: The name of the file, relative to data/raw if it is there.
+            data: The file in blocks.
+            below: Whether it is below data/raw, where the option `encodings` applies.
+        """
+        if encoding not in self.detected and encoding != "utf-8":
+            folder, slash, _ = name.rpartition("/")
+            pattern = json.dumps(f"{folder}/*" if slash else name, ensure_ascii=False)
+            other = "cp1250" if encoding == "cp1252" else "cp1252"
+            pasted = f"encodings: {{{pattern}: {other}}}" if below else f"encoding: {other}"
+            self.snippets[encoding] = (
+                f'{name} as {encoding} reads "{snippet(data, encoding)}"; if that is wrong, set the right one in '
+                f"tokenize.corpus.files, such as {pasted}"
+            )
         count, names = self.detected.get(encoding, (0, []))
         self.detected[encoding] = count + 1, [*names, name][:_NAMED]
 
@@ -77,6 +96,7 @@ class Counts:
             each = sorted(self.detected.items(), key=lambda item: (-item[1][0], item[0]))
             told = (f"{count:,} {name} ({_some(names, count)})" for name, (count, names) in each)
             yield f"encodings that were detected: {', '.join(told)}"
+            yield from self.snippets.values()
 
 
 def _some(names: list[str], count: int) -> str:
@@ -119,7 +139,10 @@ class TextReader:
             ValueError: such records are errors; the message has `what`.
         """
         if not self._skip_null:
-            raise ValueError(f"{what}: fix it, or set tokenize.corpus.files.null_text: skip, or another text_field")
+            raise ValueError(
+                f"{what}: fix it, or set tokenize.corpus.files.null_text: skip, or another text_field "
+                "(text_fields for some files)"
+            )
         self._counts.skipped += 1
 
     def decoded(self, data: Iterable[bytes], path: Path | str) -> Iterator[str]:
