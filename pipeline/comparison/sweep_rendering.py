@@ -34,7 +34,7 @@ def answer(sweep: Sweep) -> list[str]:
     else:
         lines.append(f"No winner: {best} has the lowest mean loss, but that may be chance.")
     if verdicts["equal"]:
-        lines.append(f"Not significantly different from {best} with these seeds: {', '.join(verdicts['equal'])}.")
+        lines.append(f"Not significantly different from {best} with these seeds: {_listed(verdicts['equal'])}.")
     lines += unfinished(sweep)
     if verdicts["once"] and not sweep.pairs:
         lines.append(
@@ -42,13 +42,18 @@ def answer(sweep: Sweep) -> list[str]:
             "three (-S train.seed=1,2,3)."
         )
     elif verdicts["once"]:
-        lines.append(f"One seed is not enough to judge {', '.join(verdicts['once'])}: train more seeds.")
+        lines.append(f"One seed is not enough to judge {_listed(verdicts['once'])}: train more seeds.")
     for name, values in sweep.confounded.items():
         lines.append(
             f"The recipes also differ in {name} ({', '.join(_value(value) for value in values)}): that may cause a "
             f"difference. Add --by {name} to show it."
         )
     return lines
+
+
+def _listed(names: list[str]) -> str:
+    """Labels in a sentence; those of several params contain commas themselves."""
+    return ("; " if any("," in name for name in names) else ", ").join(names)
 
 
 def unfinished(sweep: Sweep) -> Iterator[str]:
@@ -68,7 +73,7 @@ def left_out(sweep: Sweep) -> Iterator[str]:
 
 
 def _each_of(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"each of {', '.join(names)}" if len(names) > 1 else "nothing"
+    return names[0] if len(names) == 1 else f"each of {_listed(names)}" if len(names) > 1 else "nothing"
 
 
 def notes(sweep: Sweep) -> Iterator[str]:
