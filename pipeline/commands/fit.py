@@ -85,8 +85,7 @@ def run(file: Path, overrides: Sequence[str], paths: Paths, minutes: float, dry_
 
     Raises:
         ParamsError, DataError, PipelineError: the params, the text or a trial step cannot be used, or the time is
-        too
-            short.
+            too short.
     """
     fit = _choose(file, overrides, paths, minutes * 60)
     _explain(fit, minutes)
@@ -198,7 +197,7 @@ def _read_text(params: Params, paths: Paths) -> _Text:
         if words and words not in text.prompts and len(text.prompts) < 3:
             text.prompts.append(words)
     if text.size < _SMALLEST:
-        raise DataError(f"the text has {text.size:,} bytes, and fit needs at least {_SMALLEST:,}: bring more text")
+        raise DataError(f"the text has {text.size:,} bytes, and fit needs at least {_SMALLEST:,}: add more text")
     if beginning.cut:
         files = sum(path.stat().st_size for path in paths.raw.rglob("*") if path.is_file())
         text.share = text.size / max(text.size, files)
@@ -255,28 +254,27 @@ def _explain(fit: _Fit, minutes: float) -> None:
     _line("text", f"{fit.text.about}: {fit.tokens:,.0f} tokens to train on")
     _line("machine", f"{choose_device(params.runtime.device)}: {rate:,.0f} tokens a second with this model{busy}")
     if params.tokenize.tokenizer.name == "characters":
-        _line(
-            "tokens", f"characters, {fit.vocabulary:,} different ones: a text this small teaches no larger pieces"
-        )
+        why = "a small text does not have enough examples of longer tokens"
+        _line("tokens", f"characters, a vocabulary of {fit.vocabulary:,}: {why}")
     else:
         _line(
             "tokens",
             f"a vocabulary of {fit.vocabulary:,}: a larger one shortens the text, but each token must occur often "
-            "enough, and predicting it must not cost more than the rest of the model",
+            "enough, and the output head must not cost more than the rest of the model",
         )
     _line("split", _about_split(params, fit.text))
     why = (
-        "larger ones would learn a text of this size by heart"
+        "a larger model would overfit a text of this size"
         if chosen.limited
-        else f"the size that learns most in {minutes:g} min on this machine"
+        else f"the size that learns the most in {minutes:g} min on this machine"
     )
     model = params.model
     layers = "1 layer" if model.n_layers == 1 else f"{model.n_layers} layers"
     _line("model", f"{layers} of width {model.emb_dim}, {parameters:,} parameters: {why}")
     _line(
         "batch",
-        f"{params.train.batch_size} windows of {model.context_length} tokens: short runs learn more from many small"
-        " steps",
+        f"{params.train.batch_size} windows of {model.context_length} tokens: a short run learns more from many"
+        " small steps",
     )
     read = (
         f"the text is read {chosen.epochs:.1f} times"
@@ -284,9 +282,9 @@ def _explain(fit: _Fit, minutes: float) -> None:
         else f"{chosen.epochs:.0%} of the text is read"
     )
     if chosen.limited:
-        _line("length", f"{chosen.steps:,} steps: {read}, and reading it more often would teach little")
+        _line("length", f"{chosen.steps:,} steps: {read}, and more epochs would gain little")
     else:
-        _line("length", f"{chosen.steps:,} steps: {read} in the time")
+        _line("length", f"{chosen.steps:,} steps: {read}")
     overfits = "expect overfitting" if each < 1 and chosen.epochs > 1.5 else "overfitting is not expected"
     why = f"{each:.2g} tokens of text per parameter, read {chosen.epochs:.2g} times: {overfits}"
     _line("dropout", f"{model.dropout:g}; {why}; the best weights are kept")
@@ -304,7 +302,7 @@ def _about_split(params: Params, text: _Text) -> str:
         return "as your folders or files are named"
     if split.by == "position":
         why = (
-            f"{text.documents:,} documents are too few to hold some out"
+            f"{text.documents:,} documents are too few to hold some of them out"
             if text.documents > 1
             else "it is one document"
         )

@@ -144,7 +144,7 @@ XML_BOMB = "<!DOCTYPE w [" + '<!ENTITY a0 "aaaaaaaaaa">' + "".join(
         ),
         ("a.xhtml", lambda: XHTML_BOMB.encode(), ("declares entities", "xmllint")),
     ],
-    ids=str,
+    ids=lambda value: "file" if callable(value) else str(value),  # the name of a lambda is its address
 )
 def test_a_document_that_gives_no_text_is_one_line(
     name: str, content: Callable[[], bytes], says: tuple[str, ...], tmp_path: Path
@@ -354,7 +354,7 @@ def test_pages_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFi
         ({"include": ["books"]}, {"pypdfium2", "mammoth", "resiliparse"}),
         ({"include": ["*.txt"], "encodings": {"old": "auto"}}, {"charset-normalizer"}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
 def test_the_packages_that_decide_the_text_are_those_of_the_options(options: Any, packages: set[str]) -> None:
     assert set(files(**options).packages()) == packages
