@@ -49,7 +49,7 @@ def recorded_digest(lock: str, stage: str, kind: str, path: str) -> str | None:
 
 
 def maybe_unchanged(root: Path, lock: str, stage: str) -> bool:
-    """Whether a stage's params, and the outputs of other stages that it reads, are those in `lock`, dvc.lock's text.
+    """Whether a stage's params and the outputs of other stages that it reads are those in the text of dvc.lock.
 
     Texts and code that it reads are not compared.
     """
