@@ -148,6 +148,7 @@ def shell(first_run: Clone, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     clone = Clone.__new__(Clone)
     clone.root = tmp_path / "project"
     shutil.copytree(first_run.root, clone.root, symlinks=True)
+    clone.git("remote", "add", "origin", str(first_run.root))  # as in any clone of a project
     return Shell(clone, capfd)
 
 
@@ -215,8 +216,12 @@ def check_comparing(printed: Printed) -> None:
 def check_team(printed: Printed) -> None:
     repro, *_ = outputs(printed, "dvc repro")
     assert NOTHING_TO_DO in repro
-    for compared in outputs(printed, "pipeline compare HEAD seed2"):
-        assert "train.seed" in compared
+    (compared,) = outputs(printed, "pipeline compare HEAD seed2")
+    assert "train.seed" in compared
+    (compared,) = outputs(printed, "pipeline compare origin/main")
+    assert "| val" in compared
+    for status in outputs(printed, "dvc status -c"):
+        assert "in sync" in status
 
 
 CHECKS = {"comparing.md": check_comparing, "team.md": check_team}
