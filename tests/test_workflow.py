@@ -166,6 +166,8 @@ def test_every_command_of_the_documents_runs_or_is_excepted(shell: Shell, reques
                 continue
             # Another seed is a further case of the same command.
             few = line if long else line.replace("train.seed=1,2,3", "train.seed=1")
+            # Not the seed of the commit: one of these runs is applied and committed.
+            few = few.replace("train.seed=1,2 ", "train.seed=2 ")
             printed.append((line, shell.type(few)))
         CHECKS[page.name](printed)
     shell.clone.root = root
