@@ -127,6 +127,8 @@ def run(params: Params, paths: Paths) -> None:
     _print_results(evaluation, tasks)
     for first, *_ in evaluation.samples[:1]:  # the report shows all of them
         say(f"\n{first.prompt}{first.continuation}\n", indent=0)
+    for sentence in result_lines.worse_than_unigram(numbers, about):
+        say(f"note: {sentence}")
     fact(*result_lines.result(numbers, about, before))
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
     fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before)))
