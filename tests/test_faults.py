@@ -528,7 +528,7 @@ def test_a_full_disk_under_the_outputs_keeps_the_former_ones(
         checkpoint.symlink_to(disk)
         failed = project.run(*short, "--set", "train.seed=5", check=False)
         assert failed.returncode == 1
-        assert re.search(r"error: \S*artifacts/checkpoint: the disk is full: .* are missing", failed.stdout), (
+        assert re.search(r"error: \S*artifacts/checkpoint: the disk is full: .* make room for", failed.stdout), (
             failed.stdout
         )
         kept = Outcome.of(project.root) == before

@@ -12,7 +12,7 @@ from pipeline.comparison.recipes import compare_recipes
 from pipeline.comparison.rendering import CHECKPOINTS, RECIPES, Comparison, as_json, as_markdown, as_text
 from pipeline.comparison.runs import SEED, RunResult, common_unit, pair_scores, read_run, shared_sides
 from pipeline.comparison.sources import RunSource, find_experiments, find_source
-from pipeline.comparison.sweep import read_sweep
+from pipeline.comparison.sweep import QUEUED, RUNNING, read_sweep
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import write_atomically
 from pipeline.core.params_diff import changed
@@ -80,13 +80,14 @@ def run_sweep(
             )
         sources += found.done if found else [find_source(paths.root, name)]
         if found:
-            left_out |= {each: f"failed: `dvc queue logs {each}` shows why" for each in found.failed}
-            left_out |= dict.fromkeys(found.waiting, "queued: `dvc queue start` runs it")
+            left_out |= {each: f"failed, see `dvc queue logs {each}`" for each in found.failed}
+            left_out |= dict.fromkeys(found.running, RUNNING) | dict.fromkeys(found.waiting, QUEUED)
     if not sources:
-        raise PipelineError(
-            f"no experiment is complete: {'; '.join(f'{name} {why}' for name, why in left_out.items())}"
-        )
+        what = "; ".join(f"{name} ({why})" for name, why in left_out.items())
+        raise PipelineError(f"no experiment is complete yet: {what}: `dvc queue status` shows the queue")
     sweep = read_sweep(sources, keys, left_out)
+    if page is not None and len(sweep.recipes) == 1:
+        raise PipelineError(f"{sweep_rendering.answer(sweep)[0].removesuffix('.')}, so {page} is not written")
     if page is not None:
         from pipeline.comparison.sweep_page import render
 

@@ -24,6 +24,7 @@ from pipeline.model.architecture import Architecture
 from pipeline.model.device import choose_device
 from pipeline.params.presets import write_values
 from pipeline.params.reader import load_params
+from pipeline.split.assignment import split_of
 from pipeline.train.components import Components
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ _NEAR = math.log(1.3)
 """Two speeds are near enough for the same choice if their logarithms differ by less."""
 _TRIALS = 3
 _EVALUATIONS = 9
+_SEEDS = 100
+"""How many seeds of the split are tried."""
 _WIDTH = 80
 
 
@@ -49,12 +52,14 @@ class _Text:
         size: Bytes of all of it.
         documents: How many were read.
         share: The part of it that was read.
+        sizes: The bytes of each document that was read, by its name.
         prompts: How some documents begin.
     """
 
     size: int = 0
     documents: int = 0
     share: float = 1.0
+    sizes: dict[str, int] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
 
     @property
@@ -76,6 +81,7 @@ class _Fit:
     params: Params
     speed: Speed
     seconds: float
+    split_is_set: bool
 
 
 def run(file: Path, overrides: Sequence[str], paths: Paths, minutes: float, dry_run: bool) -> None:
@@ -144,8 +150,9 @@ def _choose(file: Path, overrides: Sequence[str], paths: Paths, seconds: float) 
     values |= chosen.values() | fixed
     params = _params(file, values, overrides)
     return _Fit(
-        text, tokens, vocabulary, chosen, values, architecture, params, speed, seconds - left + chosen.steps * step
-    )
+        text, tokens, vocabulary, chosen, values, architecture, params, speed, seconds - left + chosen.steps * step,
+        "split.by" in fixed,
+    )  # fmt: skip
 
 
 def _fixed(file: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -189,10 +196,12 @@ def _read_text(params: Params, paths: Paths) -> _Text:
     beginning, text = beginning_of_corpus(params, paths), _Text()
     for document in beginning():
         text.documents += 1
-        start = ""
+        start, size = "", 0
         for block in [document.text] if isinstance(document.text, str) else document.text:
-            text.size += len(block.encode(errors="replace"))
+            size += len(block.encode(errors="replace"))
             start = start or block[:200]
+        text.size += size
+        text.sizes[document.name] = size
         words = " ".join(start.split()[:3])[:24].strip()
         if words and words not in text.prompts and len(text.prompts) < 3:
             text.prompts.append(words)
@@ -206,13 +215,30 @@ def _read_text(params: Params, paths: Paths) -> _Text:
 
 
 def _split(params: Params, text: _Text) -> dict[str, Any]:
-    """Documents are held out where there are enough of them, else the end of the text."""
+    """Documents are held out if there are enough of them, otherwise the end of the text."""
     share = fit_rules.split_share(text.size / 3.5)
     if params.split.by == "predefined":
         return {}
-    if text.share == 1 and text.documents * share < 5:
-        return {"split.by": "position", "split.unit": "tokens", "split.val": share, "split.test": share}
-    return {"split.by": "document", "split.val": share, "split.test": share}
+    by_document: dict[str, Any] = {"split.by": "document", "split.val": share, "split.test": share}
+    if text.share < 1:
+        return by_document
+    seed = _balanced_seed(params.split.seed, share, text.sizes) if text.documents * share >= 5 else None
+    if seed is None:
+        return by_document | {"split.by": "position", "split.unit": "tokens"}
+    return by_document | {"split.seed": seed}
+
+
+def _balanced_seed(first: int, share: float, sizes: Mapping[str, int]) -> int | None:
+    """The first seed, from `first`, with which val and test each get 3 documents and about `share` of the bytes."""
+    wanted = share * sum(sizes.values())
+    for seed in range(first, first + _SEEDS):
+        held_out: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        for name, size in sizes.items():
+            held_out[split_of(name, seed, share, share)].append(size)
+        sides = (held_out["val"], held_out["test"])
+        if all(len(each) >= 3 and wanted / 2 < sum(each) < 2 * wanted for each in sides):
+            return seed
+    return None
 
 
 def _prompts(params: Params, text: _Text) -> dict[str, Any]:
@@ -262,7 +288,7 @@ def _explain(fit: _Fit, minutes: float) -> None:
             f"a vocabulary of {fit.vocabulary:,}: a larger one shortens the text, but each token must occur often "
             "enough, and the output head must not cost more than the rest of the model",
         )
-    _line("split", _about_split(params, fit.text))
+    _line("split", _about_split(params, fit.text, fit.split_is_set))
     why = (
         "a larger model would overfit a text of this size"
         if chosen.limited
@@ -296,16 +322,17 @@ def _explain(fit: _Fit, minutes: float) -> None:
     _line("time", f"about {duration(fit.seconds)} to train")
 
 
-def _about_split(params: Params, text: _Text) -> str:
+def _about_split(params: Params, text: _Text, is_set: bool) -> str:
     split = params.split
     if split.by == "predefined":
         return "as your folders or files are named"
     if split.by == "position":
         why = (
-            f"{text.documents:,} documents are too few to hold some of them out"
+            f"{text.documents:,} documents are too few, or too unequal in size, to hold some of them out"
             if text.documents > 1
             else "it is one document"
         )
+        why = "set by you" if is_set else why
         return f"the last {split.val + split.test:.0%} of the text is held out for val and test: {why}"
     return f"{split.val:.1%} of the documents are held out for val, {split.test:.1%} for test"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.core.dvc_cache import cached_folder, recorded_digest
 from pipeline.core.errors import DataError, PipelineError
@@ -125,6 +127,12 @@ def find_source(root: Path, name: str) -> RunSource:
     if matches:
         commits = ", ".join(each[:7] for each in matches)
         raise PipelineError(f"{name!r} is the name of several experiments: give one of the commits {commits}")
+    if name in _running(root):
+        raise PipelineError(f"{name} is an experiment that is still running: compare it when it is done")
+    if name in _queued(root, "stash"):
+        raise PipelineError(f"{name} is an experiment that is still in the queue: `dvc queue start` runs the queue")
+    if name in _queued(root, "failed"):
+        raise PipelineError(f"{name} is an experiment that failed: `dvc queue logs {name}` shows why")
     if _git(root, "rev-parse", "--git-dir") is None:
         raise PipelineError(
             f"{name!r} is not a folder with metrics/ and reports/, and this is not a git repository"
@@ -139,22 +147,27 @@ def find_source(root: Path, name: str) -> RunSource:
 
 @dataclass(frozen=True)
 class Experiments:
-    """The DVC experiments based on a commit: the complete ones, and the names of failed and queued ones."""
+    """The DVC experiments based on a commit: the complete ones, and the names of the others by state."""
 
     done: list[RunSource]
     failed: list[str]
+    running: list[str]
     waiting: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.done or self.failed or self.running or self.waiting)
 
 
 def find_experiments(root: Path, name: str) -> Experiments | None:
     """The experiments based on the git revision `name`; None if it is not a revision or has none."""
     commit = (_git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") or "").strip()
-    experiments = Experiments(
-        [Revision(root, each.name, each.commit, True) for each in _experiments(root) if each.baseline == commit],
-        _queued(root, "failed", commit),
-        _queued(root, "stash", commit),
-    )
-    return experiments if commit and (experiments.done or experiments.failed or experiments.waiting) else None
+    if not commit:
+        return None
+    running = _running(root, commit)  # before the complete ones: what ends meanwhile is in both lists, not in none
+    done = [Revision(root, each.name, each.commit, True) for each in _experiments(root) if each.baseline == commit]
+    running = [each for each in running if each not in {run.name for run in done}]
+    waiting = [each for each in _queued(root, "stash", commit) if each not in running]
+    return Experiments(list[RunSource](done), _queued(root, "failed", commit), running, waiting) or None
 
 
 @dataclass(frozen=True)
@@ -178,12 +191,55 @@ def _experiments(root: Path) -> list[_Reference]:
     return references
 
 
-def _queued(root: Path, state: str, baseline: str) -> list[str]:
-    """The names of the experiments of a commit in DVC's queue with this state. The reflog of refs/exps/celery/STATE
-    has one line per experiment: `commit: dvc-exp:REVISION:BASELINE:NAME`."""
+def _queued(root: Path, state: str, baseline: str | None = None) -> list[str]:
+    """The names of the experiments of a commit (None: of all) in DVC's queue with this state. The reflog of
+    refs/exps/celery/STATE has one line per experiment: `commit: dvc-exp:REVISION:BASELINE:NAME`."""
     lines = (_git(root, "log", "-g", "--format=%gs", f"refs/exps/celery/{state}", "--") or "").splitlines()
     parts = [line.split(":") for line in lines]
-    return sorted(each[4] for each in parts if len(each) >= 5 and each[3] == baseline)
+    return sorted(each[4] for each in parts if len(each) >= 5 and baseline in (None, each[3]))
+
+
+_LAST_UNFINISHED = 3
+"""DVC's TaskStatus.SUCCESS: the command is done, its results are not collected yet."""
+
+
+def _running(root: Path, baseline: str | None = None) -> list[str]:
+    """The names of the experiments of a commit (None: of all) that run in a copy of the project. DVC describes each
+    in .dvc/tmp/exps/run/ID/ID.run, and the process of a queued one in ID.json beside it."""
+    names = []
+    for path in (root / ".dvc" / "tmp" / "exps" / "run").glob("*/*.run"):
+        described = _read_json(path)
+        process = _read_json(path.with_suffix(".json"))
+        if (
+            described.get("status", _LAST_UNFINISHED + 1) <= _LAST_UNFINISHED
+            and baseline in (None, described.get("baseline_rev"))
+            and Path(described.get("root_dir") or "").is_dir()  # DVC removes the copy at the end
+            and (process.get("returncode") is not None or _lives(process.get("pid")))
+        ):
+            names.append(str(described.get("name") or path.stem[:7]))
+    return sorted(names)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty if it is missing or not complete yet."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lives(pid: int | None) -> bool:
+    """Whether the process exists; True if it is not known (None)."""
+    if pid is None:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _git(root: Path, *arguments: str) -> str | None:

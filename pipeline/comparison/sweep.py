@@ -8,9 +8,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from string import ascii_uppercase
 from typing import Any
 
 from pipeline.comparison.checkpoints import Difference
@@ -22,6 +23,9 @@ from pipeline.core.params_diff import changed, effective
 from pipeline.core.values import parse_values
 
 ALPHA = 0.05
+RUNNING = "running"
+QUEUED = "queued"
+"""Why a run is left out that is not complete yet."""
 _REMEDY = "run `dvc repro`"
 
 Curve = list[tuple[float, float]]
@@ -118,6 +122,10 @@ class Sweep:
     confounded: dict[str, list[Any]]
     left_out: dict[str, str]
 
+    def unfinished(self, reason: str) -> int:
+        """The number of runs that are left out for this reason, RUNNING or QUEUED."""
+        return list(self.left_out.values()).count(reason)
+
     @property
     def winner(self) -> bool:
         """Whether the best recipe is significantly better than each of the others."""
@@ -179,7 +187,7 @@ def _group_by_recipe(
         first = group[0].result if group else run.result
         others = [key for key in changed(first.params, run.result.params) if key != SEED]
         if others:
-            named = ", ".join(f"{key}={_value(first, key)!r}" for key in keys)
+            named = named_values(_values(first, keys))
             more = " ".join(f"--by {key}" for key in others)
             raise PipelineError(
                 f"{first.name} and {run.result.name} both have {named}, but differ in {', '.join(others)}, so "
@@ -313,14 +321,43 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def labels(sweep: Sweep) -> Iterator[str]:
-    """Yields a short label for each recipe, with the last part of each param's name if these are unique."""
-    short = [key.rpartition(".")[2] for key in sweep.keys]
-    names = short if len(set(short)) == len(short) else sweep.keys
-    for recipe in sweep.recipes:
-        yield "  ".join(
-            f"{name}={_format_value(value)}" for name, value in zip(names, recipe.values.values(), strict=True)
-        )
+_LONGEST_LABEL = 26
+"""With it the label, the seeds, the loss, the difference and p fit into 80 columns."""
+
+
+def labels(sweep: Sweep) -> list[str]:
+    """A short label for each recipe: `lr=0.02` if the sweep has one param, the values if it has several, and a
+    letter if that would be long; `legend` says what stands for what."""
+    found = _labels_of_values(sweep)
+    return found if max(map(len, found)) <= _LONGEST_LABEL else [_letter(place) for place in range(len(found))]
+
+
+def legend(sweep: Sweep) -> list[str]:
+    """The params whose values the labels show, then a line for each letter; empty if the labels need none."""
+    names, values = labels(sweep), _labels_of_values(sweep)
+    lettered = names != values
+    if len(sweep.keys) == 1 and not lettered:
+        return []
+    lines = [f"{name}: {value}" for name, value in zip(names, values, strict=True)] if lettered else []
+    return [f"Recipes by {', '.join(sweep.keys)}", *lines]
+
+
+def named_values(values: Mapping[str, Any]) -> str:
+    """The params of a recipe with their values, such as `train.lr=0.02, train.warmup=5`."""
+    return ", ".join(f"{key}={_format_value(value)}" for key, value in values.items())
+
+
+def _labels_of_values(sweep: Sweep) -> list[str]:
+    if len(sweep.keys) == 1:
+        short = sweep.keys[0].rpartition(".")[2]
+        return [named_values({short: value}) for recipe in sweep.recipes for value in recipe.values.values()]
+    return [", ".join(map(_format_value, recipe.values.values())) for recipe in sweep.recipes]
+
+
+def _letter(place: int) -> str:
+    """A, B, …, Z, A1, B1, …"""
+    again, letter = divmod(place, len(ascii_uppercase))
+    return f"{ascii_uppercase[letter]}{again or ''}"
 
 
 def _format_value(value: Any) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.comparison.sweep import Curve, Sweep, labels
-from pipeline.comparison.sweep_rendering import answer, notes, table
+from pipeline.comparison.sweep import Curve, Sweep, labels, legend
+from pipeline.comparison.sweep_rendering import answer, left_out, notes, table
 from pipeline.evaluate.report.chart import lay_out, number
 from pipeline.evaluate.report.page import render_page
 from pipeline.evaluate.report.plots import Plot, Series, colour
@@ -31,14 +31,22 @@ def render(sweep: Sweep) -> str:
         here / "sweep.html.j2",
         here / "sweep.css",
         sweep=sweep,
-        answer=answer(sweep),
+        title=sweep.keys[0] if len(sweep.keys) == 1 else f"Recipes by {len(sweep.keys)} params",
+        answer=[_plain(line) for line in answer(sweep)],
+        legend=legend(sweep),
         notes=list(notes(sweep)),
+        left_out=[_plain(phrase) for phrase in left_out(sweep)],
         head=head,
         shown=head.index("p") + 1,
         rows=[(colour(place), *each) for place, each in enumerate(zip(rows, strips, strict=True))],
         ends=(number(low, 4), number(high, 4)),
         charts=[lay_out(plot) for plot in _plots(sweep)],
     )
+
+
+def _plain(text: str) -> str:
+    """Text for people who read a page: without the backticks around commands."""
+    return text.replace("`", "")
 
 
 def _strips(sweep: Sweep) -> tuple[float, float, list[Strip]]:

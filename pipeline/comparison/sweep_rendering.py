@@ -9,13 +9,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pipeline.comparison.rendering import aligned, decimals, finite, grid
-from pipeline.comparison.sweep import Recipe, Sweep, labels
+from pipeline.comparison.sweep import QUEUED, RUNNING, Recipe, Sweep, labels, legend, named_values
 from pipeline.evaluate.bootstrap import LEVEL
 
 
 def answer(sweep: Sweep) -> list[str]:
     """The conclusions of the sweep in sentences; the first one is the answer."""
-    names = list(labels(sweep))
+    names = labels(sweep)
     best = names[sweep.best]
     verdicts: dict[str, list[str]] = {"worse": [], "equal": [], "once": []}
     for index, recipe in enumerate(sweep.recipes):
@@ -24,7 +24,7 @@ def answer(sweep: Sweep) -> list[str]:
             verdicts[verdict].append(names[index])
     lines = []
     if len(sweep.recipes) == 1:
-        lines.append(f"There is only one recipe, {best}: nothing to compare.")
+        lines.append(f"There is only one recipe, {named_values(sweep.recipes[0].values)}: nothing to compare.")
     elif not sweep.pairs:
         lines.append(f"{best} has the lowest {sweep.sides[0]} loss, but that may be chance.")
     elif sweep.winner:
@@ -34,14 +34,15 @@ def answer(sweep: Sweep) -> list[str]:
     else:
         lines.append(f"No winner: {best} has the lowest mean loss, but that may be chance.")
     if verdicts["equal"]:
-        lines.append(f"Not significantly different from {best} with these seeds: {', '.join(verdicts['equal'])}.")
+        lines.append(f"Not significantly different from {best} with these seeds: {_listed(verdicts['equal'])}.")
+    lines += unfinished(sweep)
     if verdicts["once"] and not sweep.pairs:
         lines.append(
             "One seed per recipe does not show the effect of the seed: train two or more seeds of each, better "
             "three (-S train.seed=1,2,3)."
         )
     elif verdicts["once"]:
-        lines.append(f"One seed is not enough to judge {', '.join(verdicts['once'])}: train more seeds.")
+        lines.append(f"One seed is not enough to judge {_listed(verdicts['once'])}: train more seeds.")
     for name, values in sweep.confounded.items():
         lines.append(
             f"The recipes also differ in {name} ({', '.join(_value(value) for value in values)}): that may cause a "
@@ -50,19 +51,43 @@ def answer(sweep: Sweep) -> list[str]:
     return lines
 
 
+def _listed(names: list[str]) -> str:
+    """Labels in a sentence; those of several params contain commas themselves."""
+    return ("; " if any("," in name for name in names) else ", ").join(names)
+
+
+def unfinished(sweep: Sweep) -> Iterator[str]:
+    """A sentence on the runs that are not complete yet, if there are any."""
+    running, queued = sweep.unfinished(RUNNING), sweep.unfinished(QUEUED)
+    counts = [f"{running} running"] * bool(running) + [f"{queued} waiting in the queue"] * bool(queued)
+    if counts:
+        what = "`dvc queue status` shows them" if running else "`dvc queue start` runs them"
+        yield f"Not complete yet: {', '.join(counts)} ({what})."
+
+
+def left_out(sweep: Sweep) -> Iterator[str]:
+    """A phrase for each reason why runs are left out, with their names, such as "a, b (running)"."""
+    for reason in dict.fromkeys(sweep.left_out.values()):
+        names = [name for name, why in sweep.left_out.items() if why == reason]
+        yield f"{', '.join(names)} ({reason})"
+
+
 def _each_of(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"each of {', '.join(names)}" if len(names) > 1 else "nothing"
+    return names[0] if len(names) == 1 else f"each of {_listed(names)}" if len(names) > 1 else "nothing"
 
 
 def notes(sweep: Sweep) -> Iterator[str]:
     """Explanations of the numbers in the table."""
     yield (
-        f"Mean ± standard deviation over the seeds, in {sweep.unit}, sorted by {sweep.sides[0]}. Processor "
-        "seconds and FLOPs are per run."
+        f"{' and '.join(sweep.sides)}: mean ± standard deviation over the seeds, in {sweep.unit}. The table is "
+        f"sorted by {sweep.sides[0]}. Processor seconds and FLOPs are per run."
     )
+    if len(sweep.recipes) == 1:
+        return
     yield (
-        "To best: the step at which the recipe's val.loss reaches the minimum of the best recipe. Best to it: the "
-        "step at which the best recipe's val.loss reaches the minimum of this one."
+        'The column "to best" has the step at which this recipe\'s val.loss is as low as the lowest of the best '
+        'recipe. The column "best to it" has the step at which the best recipe\'s val.loss is as low as the lowest '
+        "of this one. A – stands for never."
     )
     if sweep.pairs:
         many = f"{sweep.pairs} pairs" if sweep.pairs > 1 else "one pair"
@@ -75,9 +100,17 @@ def notes(sweep: Sweep) -> Iterator[str]:
 def table(sweep: Sweep) -> list[list[str]]:
     """The header and a row per recipe, best first."""
     others = sweep.sides[1:]
-    steps = ["steps", "to best", "best to it"]
-    head = ["", "seeds", sweep.sides[0], "from best", "p", *others, *steps, "processor s", "FLOPs"]
-    return [head, *(_row(sweep, index, name) for index, name in enumerate(labels(sweep)))]
+    steps = ["steps", *_OF_THE_BEST[2:]]
+    head = ["", "seeds", sweep.sides[0], *_OF_THE_BEST[:2], *others, *steps, "processor s", "FLOPs"]
+    rows = [head, *(_row(sweep, index, name) for index, name in enumerate(labels(sweep)))]
+    if len(sweep.recipes) > 1:
+        return rows
+    shown = [column for column, name in enumerate(head) if name not in _OF_THE_BEST]
+    return [[row[column] for column in shown] for row in rows]
+
+
+_OF_THE_BEST = ("from best", "p", "to best", "best to it")
+"""The columns that compare a recipe with the best one."""
 
 
 def _row(sweep: Sweep, index: int, name: str) -> list[str]:
@@ -111,11 +144,16 @@ def as_text(sweep: Sweep) -> Iterator[str]:
     """Lines for a terminal."""
     yield from answer(sweep)
     yield ""
+    named, *letters = legend(sweep) or [""]
+    if named:
+        yield f"{named}:"
+        yield from (f"  {line}" for line in letters)
+        yield ""
     yield from aligned(table(sweep))
     yield ""
     yield from notes(sweep)
-    for name, why in sweep.left_out.items():
-        yield f"left out: {name}: {why}"
+    for phrase in left_out(sweep):
+        yield f"left out: {phrase}"
 
 
 def as_markdown(sweep: Sweep) -> Iterator[str]:
@@ -126,13 +164,19 @@ def as_markdown(sweep: Sweep) -> Iterator[str]:
         yield ""
         yield " ".join(others)
     yield ""
+    named, *letters = legend(sweep) or [""]
+    if named:
+        yield f"{named}:"
+        yield ""
+        yield from (f"- {line}" for line in letters)
+        yield from [""] * bool(letters)
     yield from grid(table(sweep))
     yield ""
     yield " ".join(notes(sweep))
     if sweep.left_out:
         yield ""
-    for name, why in sweep.left_out.items():
-        yield f"- left out: {name}: {why}"
+    for phrase in left_out(sweep):
+        yield f"- left out: {phrase}"
 
 
 def as_json(sweep: Sweep) -> str:
@@ -154,6 +198,7 @@ def as_json(sweep: Sweep) -> str:
 def _as_dict(sweep: Sweep, index: int, recipe: Recipe) -> dict[str, Any]:
     found = recipe.contrast
     return {
+        "label": labels(sweep)[index],
         "values": recipe.values,
         "best": index == sweep.best,
         **{

@@ -268,7 +268,7 @@ class Progress:
 
     def _time_left(self) -> list[str]:
         seconds = self.seconds_left()
-        return [] if seconds is None else [f"{_duration(seconds)} left"]
+        return [] if seconds is None else [f"{format_duration(seconds)} left"]
 
     def _values(self) -> list[str]:
         rate = self._rate()
@@ -311,7 +311,7 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if number < 100_000 else str(tqdm.format_sizeof(number))
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """0:07, 2:41, 1:02:03 or 12 days."""
     whole = round(seconds)
     if whole >= 100 * 3600:

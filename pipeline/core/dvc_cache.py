@@ -22,8 +22,9 @@ from pydantic import Field
 from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import DataError
+from pipeline.core.params_diff import changed
 from pipeline.core.values import read_values
-from pipeline.core.yaml import yaml_values
+from pipeline.core.yaml import read_yaml, yaml_values
 
 _DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
@@ -45,6 +46,32 @@ def recorded_digest(lock: str, stage: str, kind: str, path: str) -> str | None:
     except (KeyError, TypeError, ValueError, YAMLError):  # for example, merge conflict markers
         return None
     return found if _DIGEST.fullmatch(found) else None
+
+
+def maybe_unchanged(root: Path, lock: str, stage: str) -> bool:
+    """Whether a stage's params and the outputs of other stages that it reads are those in the text of dvc.lock.
+
+    Texts and code that it reads are not compared.
+    """
+    try:
+        stages = yaml_values(lock)["stages"]
+        outs = {out["path"]: out["md5"] for each in stages.values() for out in each.get("outs", [])}
+        if any(outs.get(dep["path"], dep["md5"]) != dep["md5"] for dep in stages[stage].get("deps", [])):
+            return False
+        for name, recorded in stages[stage].get("params", {}).items():
+            now = yaml_values(read_yaml(root / name))
+            if changed(recorded, {key: _at(now, key) for key in recorded}):
+                return False
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, YAMLError):
+        return False
+    return True
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        values = values[part]
+    return values
 
 
 def cached_file(root: Path, digest: str) -> Path | None:

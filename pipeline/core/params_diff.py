@@ -43,14 +43,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return _rendered(changed(old, new))
 
 
-def contradictions(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """The effective params that both sides have with different values, such as `model.dropout 0.0 → 0.2`.
+def contradictions(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The effective params that both sides have with different values, by dotted name: both values as text.
 
     Params of only one side are ignored: a record lacks those that had no effect, and includes the defaults of
     omitted options.
     """
     old, new = flatten(effective(recorded)), flatten(effective(given))
-    return _rendered({name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]})
+    return {name: (_shown(old[name]), _shown(new[name])) for name in old if name in new and old[name] != new[name]}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

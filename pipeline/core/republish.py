@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, say
-from pipeline.core.dvc_cache import cached_folder, copy_files, recorded_digest
+from pipeline.core.dvc_cache import cached_folder, copy_files, maybe_unchanged, recorded_digest
 from pipeline.core.errors import DataError
 from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.publication import published_folder
@@ -26,7 +26,7 @@ def republished(stage: str, output: Path, identity: str, paths: Paths) -> bool:
 
     Returns:
         Whether it did. It never does for a stage that a user starts directly. If DVC's cache lacks the output but a
-        remote may have it, it prints how to fetch it.
+        remote may have it, and params and inputs are those of that output, it prints how to fetch it.
     """
     if "DVC_STAGE" not in os.environ:
         return False
@@ -37,7 +37,7 @@ def republished(stage: str, output: Path, identity: str, paths: Paths) -> bool:
         return False
     try:
         files = cached_folder(paths.root, digest)
-        if not files:
+        if not files and maybe_unchanged(paths.root, text, stage):
             _say_where(stage, paths)
         if not files or _identity(files) != identity:
             return False

@@ -97,6 +97,17 @@ def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, flo
     return side, text
 
 
+def worse_than_unigram(numbers: Numbers, about: Numbers) -> Iterator[str]:
+    """A sentence for each split that the model predicts worse than the training text's token frequencies do."""
+    for side, each in about.items():
+        bits, unigram = numbers[side].get(_BITS), each["baselines"].get("unigram")
+        if bits is not None and unigram is not None and bits > unigram:
+            yield (
+                f"{side} is predicted worse than by the unigram model ({bits:.3f} against {unigram:.3f} bits per "
+                f"byte): training was too short, or the texts in {side} are unlike those in train (see split.by)"
+            )
+
+
 def comparable(about: Numbers, before: Mapping[str, tuple[str, float]]) -> bool:
     """Whether the previous run was evaluated on one of the same texts."""
     return any(side in before and before[side][0] == each["text"] for side, each in about.items())

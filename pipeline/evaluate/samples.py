@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.core.console import Progress
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import device_of
 from pipeline.model.generate import generate_batch
@@ -49,18 +50,32 @@ def draw_samples(
         [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text] for prompt in params.prompts
     ]
 
-    def drawn(how: str, samplers: Sequence[Sampler], random: bool = True) -> list[Sample]:
+    ways: list[tuple[str, Sequence[Sampler], bool]] = [
+        ("without samplers", [], True),
+        ("greedy (the most likely token)", [], False),
+    ]
+    if samplers:
+        ways.insert(0, (", ".join(sampler.name for sampler in samplers), samplers, True))
+    count = len(ways) * len(starts)
+
+    def drawn(how: str, samplers: Sequence[Sampler], random: bool, progress: Progress) -> list[Sample]:
+        def show(row: int, token: int) -> bool:
+            progress.update(0, work=1)
+            return False
+
         seeds = range(params.seed, params.seed + len(starts))
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if random else None
         texts = generate_batch(
-            checkpoint.model, starts, params.max_new_tokens, samplers, generators, tokenizer.end_of_text
+            checkpoint.model, starts, params.max_new_tokens, samplers, generators, tokenizer.end_of_text, show
         )
+        progress.update(len(starts), work=0)
         return [
             Sample(prompt, tokenizer.decode(text), how, end if len(text) < params.max_new_tokens else "")
             for prompt, text in zip(params.prompts, texts, strict=True)
         ]
 
-    ways = [drawn("without samplers", []), drawn("greedy (the most likely token)", [], random=False)]
-    if samplers:
-        ways.insert(0, drawn(", ".join(sampler.name for sampler in samplers), samplers))
-    return [list(group) for group in zip(*ways, strict=True)]
+    with Progress(
+        "generating", "sample", count, work_unit="token", work_total=count * params.max_new_tokens
+    ) as progress:
+        groups = [drawn(*way, progress) for way in ways]
+    return [list(group) for group in zip(*groups, strict=True)]

@@ -26,7 +26,14 @@ from pipeline.evaluate.metrics import MetricSums, check_groups, group_numbers, r
 from pipeline.evaluate.samples import draw_samples
 from pipeline.evaluate.tables import digests, write_tables
 from pipeline.evaluate.text_model import text_model
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, weights_file
+from pipeline.model.checkpoint import (
+    Checkpoint,
+    check_not_replaced,
+    load_checkpoint,
+    manifest_digest,
+    used_model,
+    weights_file,
+)
 from pipeline.model.device import choose_device, keep_memory, use_threads
 from pipeline.model.held_out import check_same_tokenizer
 from pipeline.model.run_record import RunRecord, note_changes, read_record
@@ -47,6 +54,7 @@ KINDS = ["models", "samplers", "metrics"]
 def run(params: Params, paths: Paths) -> None:
     """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and tables."""
     evaluate_params = params.evaluate
+    digest = manifest_digest(paths.checkpoint)
     registry = Registry.load(paths.plugins, KINDS)
     samplers = registry.build_all(
         "samplers", evaluate_params.samplers.use, evaluate_params.samplers.options, "evaluate.samplers"
@@ -114,10 +122,13 @@ def run(params: Params, paths: Paths) -> None:
         write_tables(breakdowns, evaluation.about, folder)
         write_json(folder / RECORD, {"identity": identity})
         write_json(folder / METRICS / "evaluate.json", numbers)
+        check_not_replaced(paths.checkpoint, paths.shown(paths.checkpoint), digest, "evaluate")
 
     _print_results(evaluation, tasks)
     for first, *_ in evaluation.samples[:1]:  # the report shows all of them
         say(f"\n{first.prompt}{first.continuation}\n", indent=0)
+    for sentence in result_lines.worse_than_unigram(numbers, about):
+        say(f"note: {sentence}")
     fact(*result_lines.result(numbers, about, before))
     fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
     fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before)))

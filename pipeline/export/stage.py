@@ -22,7 +22,14 @@ from pipeline.data.tokens import TokenFolder
 from pipeline.export.model_card import ModelCard
 from pipeline.exporting import PROOF_TOKENS
 from pipeline.model.architecture import LanguageModel
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint, used_model, weights_file
+from pipeline.model.checkpoint import (
+    Checkpoint,
+    check_not_replaced,
+    load_checkpoint,
+    manifest_digest,
+    used_model,
+    weights_file,
+)
 from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
 from pipeline.model.held_out import held_out_text
@@ -49,6 +56,7 @@ def run(params: Params, paths: Paths) -> None:
     The first format is at the top level, each further one in a folder of its name, each with a verification.json.
     """
     export_params = params.export
+    digest = manifest_digest(paths.checkpoint)
     registry = Registry.load(paths.plugins, KINDS)
     exporters = registry.build_all(
         "exporters", export_params.formats.use, export_params.formats.options, "export.formats"
@@ -99,6 +107,7 @@ def run(params: Params, paths: Paths) -> None:
                 say(f"         the reader of {exporter.name} is not installed: the files were only read back")
         write_json(folder / RECORD, {"identity": identity})
         write_atomically(folder / "README.md", _card(paths, checkpoint, record, splits, proofs).text())
+        check_not_replaced(paths.checkpoint, paths.shown(paths.checkpoint), digest, "export")
     fact("wrote", f"{paths.shown(paths.export)}; its README.md says how to load it")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.serialization import config as serialization
 
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
-from pipeline.core.files import verify_manifest, write_json, write_manifest
+from pipeline.core.files import MANIFEST, sha256, verify_manifest, write_json, write_manifest
 from pipeline.core.paths import RECORD
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TOKENIZER
@@ -142,6 +142,24 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
     model = architecture.make()
     model.load_state_dict(weights_by_name)
     return Checkpoint(model.to(device).eval(), tokenizer, step, weights)
+
+
+def manifest_digest(folder: Path) -> str:
+    """The sha256 of a checkpoint's manifest, which changes with any of its files; empty if there is none."""
+    path = folder / MANIFEST
+    return sha256(path) if path.is_file() else ""
+
+
+def check_not_replaced(folder: Path, shown: str, digest: str, stage: str) -> None:
+    """Checks that `manifest_digest` is still `digest`; a stage calls it last, before it publishes.
+
+    Raises:
+        CheckpointError: another process, such as `pipeline train`, has replaced the checkpoint.
+    """
+    if manifest_digest(folder) != digest:
+        raise CheckpointError(
+            f"{shown} was replaced while {stage} read it, so nothing was published: run {stage} again"
+        )
 
 
 def used_model(folder: Path, registry: Registry) -> list[tuple[str, str]]:

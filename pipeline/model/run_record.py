@@ -68,10 +68,10 @@ def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: 
     _fill_in(given, paths)
     found = contradictions({**record.params, "train": train}, given)
     if found:
-        say(
-            f"note: params.yaml is not what trained this checkpoint: {'; '.join(found)}; using the checkpoint's "
-            "values"
+        values = "; ".join(
+            f"{name} is {now} in params.yaml, {then} in the checkpoint" for name, (then, now) in found.items()
         )
+        say(f"note: params.yaml is not what trained this checkpoint, whose values are used: {values}")
     if splits.digest != record.data:
         say(
             f"note: {paths.shown(splits.folder)} is not the data that trained this checkpoint: the model may have "

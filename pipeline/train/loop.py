@@ -45,11 +45,13 @@ def train(run: TrainingRun, state: TrainState) -> None:
 
 def _steps(run: TrainingRun, state: TrainState) -> None:
     with TrainingProgress(run, state) as progress:
+        _show_live(run, state)
         while True:
             last = state.step == run.total_steps
             if (last or state.step % run.params.evaluation.every == 0) and not _evaluated(state):
                 with progress.evaluating(state):
                     evaluate(run, state)
+                _show_live(run, state)
             if last or state.stop_reason:
                 return
             started, processor_started = time.perf_counter(), time.process_time()
@@ -159,6 +161,11 @@ def _log(run: TrainingRun, state: TrainState, row: dict[str, float]) -> None:
         state.steps.append({"step": step, "tokens": tokens, **measured, **row})  # the callbacks' numbers last
         if run.parallel.ranks.is_rank0:
             run.live.update(state.steps)
+
+
+def _show_live(run: TrainingRun, state: TrainState) -> None:
+    if run.parallel.ranks.is_rank0:
+        run.live.show(run.total_steps, state.history)
 
 
 def _evaluated(state: TrainState) -> bool:

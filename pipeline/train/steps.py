@@ -1,14 +1,18 @@
-"""Tables of numbers: metrics/steps.tsv and others, and a live copy of steps.tsv beside the training checkpoints."""
+"""Tables of numbers: metrics/steps.tsv and others; beside the training checkpoints, what `runs --watch` shows."""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.core.files import write_atomically
+from pipeline.core.files import write_atomically, write_json
+from pipeline.train.interrupt import LAUNCHER
 
 STEPS = "steps.tsv"
+LIVE = "live.json"
 
 
 def columns_of(rows: Sequence[dict[str, float]]) -> list[str]:
@@ -27,6 +31,23 @@ def _values(row: dict[str, float], columns: Sequence[str]) -> list[str]:
 
 def _line(values: Sequence[str]) -> str:
     return "\t".join(values) + "\n"
+
+
+@dataclass(frozen=True)
+class LiveStatus:
+    """The content of live.json, which a run writes when it begins or resumes and after each evaluation.
+
+    Attributes:
+        process: The id of the process that trains; of several, that of rank 0.
+        launcher: The id of the process that started the ranks; `process` if there is none.
+        total_steps: The steps of the run.
+        val_loss: The loss of the last evaluation; None before the first one.
+    """
+
+    process: int
+    launcher: int
+    total_steps: int
+    val_loss: float | None
 
 
 @dataclass
@@ -50,3 +71,15 @@ class LiveTable:
         else:
             self._columns = columns_of(rows)
             write_atomically(self.path, table(rows, self._columns))
+
+    def show(self, total_steps: int, history: Sequence[dict[str, float]]) -> None:
+        """Writes live.json."""
+        process = os.getpid()
+        loss = history[-1]["val.loss"] if history else math.nan
+        status = LiveStatus(
+            process=process,
+            launcher=int(os.environ.get(LAUNCHER, process)),
+            total_steps=total_steps,
+            val_loss=loss if math.isfinite(loss) else None,
+        )
+        write_json(self.path.with_name(LIVE), asdict(status))

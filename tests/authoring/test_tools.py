@@ -193,7 +193,13 @@ def test_the_options_that_the_next_steps_set_are_there(project: Project) -> None
         (setting,) = [word.strip("'+") for word in out.split() if word.startswith("'+")]
         option = setting.partition("=")[0].rpartition(".")[2]
         assert f"  {option}: " in project.succeed("plugins", "show", MINE[kind.plural]).out
-        for step in ("pytest tests/plugins/test_", "git add plugins/", f"-S '+{setting}'", "pipeline schema"):
+        for step in (
+            "plugins check plugins/",
+            "git add plugins/",
+            "exp run --temp",
+            f"-S '+{setting}'",
+            "pipeline schema",
+        ):
             assert step in out
 
 
@@ -284,7 +290,7 @@ def test_new_outside_a_project_says_so(project: Project, monkeypatch: pytest.Mon
     monkeypatch.chdir(project.root / "data")
     result = project.run("plugins", "new", "loss", "mine")
     assert result.code == 1
-    assert "run this in the project's folder" in result.err
+    assert "plugins is missing" in result.err
 
 
 # ── check ─────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from conftest import Project, made_up_text
 from pipeline.commands import fit_rules
 from pipeline.commands.timing import Speed
 from pipeline.params.reader import load_params
+from pipeline.split.assignment import split_of
 
 FLOPS = [1e11, 1e12, 1e13, 1e14, 1e16, 1e18]
 
@@ -106,6 +108,22 @@ def test_the_settings_are_written_with_their_reasons_and_train(project: Project,
     assert after.runtime == before.runtime
     assert after.evaluate.generation.prompts[0] in made_up_text(0, 300)[:200].replace("\n", " ")
     assert "already" in fit(project, "--minutes", "0.5").out
+
+
+def test_val_and_test_get_documents_whatever_the_seed_in_the_params_would_give(
+    project: Project, measured: list[Any]
+) -> None:
+    names = [f"n{number}.txt" for number in range(400)]
+    unlucky = [name for name in names if split_of(name, 2, 0.1, 0.1) != "test"][:60]
+    for name in unlucky:
+        (project.root / "data" / "raw" / name).write_text(made_up_text(unlucky.index(name), 900))
+    result = fit(project, "--minutes", "0.5")
+    assert result.code == 0, result.err
+    split = load_params(project.root / "params.yaml").split
+    documents = [path.name for path in (project.root / "data" / "raw").iterdir()]
+    found = Counter(split_of(name, split.seed, split.val, split.test) for name in documents)
+    assert split.by == "document"
+    assert min(found["val"], found["test"]) >= 3
 
 
 def test_a_dry_run_writes_nothing(project: Project, measured: list[Any]) -> None:

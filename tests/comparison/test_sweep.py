@@ -13,7 +13,10 @@ from conftest import Project
 from made_runs import PARAMS, scored, simulated, write_run
 
 from pipeline.comparison.runs import PairedScores
-from pipeline.comparison.sweep import _contrasts, holm
+from pipeline.comparison.sources import Folder
+from pipeline.comparison.sweep import QUEUED, RUNNING, _contrasts, holm, read_sweep
+from pipeline.comparison.sweep_page import render
+from pipeline.comparison.sweep_rendering import as_text
 
 BY = ("compare", "--by", "train.lr")
 
@@ -120,7 +123,46 @@ def test_other_params_that_differ_are_named(sweep: Project) -> None:
     assert any("train.warmup" in line for line in found["answer"])
     several = sweep.succeed(*BY, "--by", "train.warmup", *names("b", "d")).out
     assert "also differ" not in several
-    assert "lr=0.08  warmup=5" in several
+    assert "train.lr, train.warmup" in several
+    assert re.search(r"^  0.08, 5 +3 ", several, flags=re.MULTILINE)
+
+
+def test_long_recipes_are_lettered_with_a_legend(sweep: Project) -> None:
+    for seed in (1, 2, 3):
+        run_of(sweep.root, f"d{seed}", seed, 0.08, 0.0, loss="a-loss-with-a-long-name")
+    by = (*BY, "--by", "train.loss", *names("a", "d"))
+    out = sweep.succeed(*by, "--html", "sweep.html").out
+    assert out.startswith("A is the best")
+    assert re.search(r"^  A: 0.08, a-loss-with-a-long-name$", out, flags=re.MULTILINE)
+    assert re.search(r"^  A +3 ", out, flags=re.MULTILINE)
+    page = (sweep.root / "sweep.html").read_text()
+    assert all(part in page for part in ("Recipes by 2 params</title>", "A: 0.08, a-loss", "B: 0.01"))
+    found = json.loads(sweep.succeed(*by, "--json").out)
+    assert [each["label"] for each in found["recipes"]] == ["A", "B"]
+
+
+def test_one_recipe_is_nothing_to_compare(sweep: Project) -> None:
+    out = sweep.succeed(*BY, *names("a")).out
+    assert "only one recipe, train.lr=0.01:" in out
+    assert "best" not in out
+    refused = sweep.run(*BY, *names("a"), "--html", "sweep.html")
+    assert refused.code == 1
+    assert "only one recipe" in refused.err
+    assert not (sweep.root / "sweep.html").exists()
+
+
+def test_runs_that_are_not_complete_are_counted_and_named(sweep: Project) -> None:
+    found = read_sweep(
+        [Folder(sweep.root / name, name) for name in names("a", "b")], ["train.lr"],
+        {"x": RUNNING, "y": RUNNING, "z": QUEUED, "w": "failed, see `dvc queue logs w`"},
+    )  # fmt: skip
+    text = "\n".join(as_text(found))
+    assert "2 running, 1 waiting in the queue" in text
+    assert "left out: x, y (running)" in text
+    assert "left out: z (queued)" in text
+    page = render(found)
+    assert "x, y (running)" in page
+    assert "`" not in page[page.index("<body") :]
 
 
 def test_wrong_sweeps_are_one_line(sweep: Project) -> None:

@@ -67,8 +67,8 @@ def test_what_is_not_chosen_makes_no_difference(values: dict[str, object]) -> No
 
 def test_params_of_only_one_side_are_no_contradiction() -> None:
     given = {**TRAIN, "seed": 2, "log_every": 10, "optimizer": {"name": "muon", "muon": {"lr": 0.02}}}
-    assert contradictions(TRAIN, given) == ["seed 1 → 2"]
-    assert contradictions(TRAIN, {"optimizer": {"name": "lion"}}) == ["optimizer.name muon → lion"]
+    assert contradictions(TRAIN, given) == {"seed": ("1", "2")}
+    assert contradictions(TRAIN, {"optimizer": {"name": "lion"}}) == {"optimizer.name": ("muon", "lion")}
 
 
 def test_nested_values_by_dotted_name() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.paths import Paths
-from pipeline.evaluate.result_lines import next_commands, read_before, result, table
+from pipeline.evaluate.result_lines import next_commands, read_before, result, table, worse_than_unigram
 
 NUMBERS = {
     "val": {
@@ -62,6 +62,13 @@ def test_the_result_stands_beside_baselines_and_the_run_before(
 def test_without_test_val_is_the_result_and_without_bits_the_loss() -> None:
     assert result({"val": NUMBERS["val"]}, {"val": ABOUT["val"]}, {})[0] == "val"
     assert result({"val": {"loss": 3.5}}, {"val": ABOUT["val"]}, {}) == ("val", "loss 3.5000 nats a token")
+
+
+def test_a_split_that_is_predicted_worse_than_by_the_unigram_model_is_named() -> None:
+    assert [*worse_than_unigram(NUMBERS, ABOUT)] == []
+    numbers = {**NUMBERS, "test": {**NUMBERS["test"], "bits_per_byte": 4.7}}
+    (sentence,) = worse_than_unigram(numbers, ABOUT)
+    assert all(part in sentence for part in ("test", "4.700", "4.621", "split.by"))
 
 
 def test_the_next_command_can_be_copied() -> None:

@@ -10,6 +10,7 @@ import pytest
 from conftest import Project
 
 from pipeline.core.errors import CheckpointError
+from pipeline.core.files import write_manifest
 from pipeline.model.run_record import SECTIONS, RunRecord, read_record
 
 RECORD: dict[str, Any] = {
@@ -68,12 +69,12 @@ def test_every_difference_is_named_and_the_checkpoints_values_are_used(trained_p
     for stage in ("evaluate", "export"):
         (note,) = notes(trained_project.succeed(stage, "--set", "train.seed=7").out)
         for difference in (
-            "model.dropout 0.25 → 0.0",
-            "train.optimizer.adamw.lr 0.003 → 0.002",
-            "train.seed 1 → 7",
+            "model.dropout is 0.0 in params.yaml, 0.25 in the checkpoint",
+            "train.optimizer.adamw.lr is 0.002 in params.yaml, 0.003",
+            "train.seed is 7 in params.yaml, 1",
         ):
             assert difference in note
-        assert note.count("→") == 3
+        assert note.count("in the checkpoint") == 3
     page = (root / "reports" / "report.html").read_text()
     card = (root / "artifacts" / "export" / "README.md").read_text()
     assert '<th scope="row">dropout</th><td>0.25</td>' in page
@@ -98,14 +99,37 @@ def test_a_callback_that_ends_runs_and_an_extension_are_differences(trained_proj
     settings = ("train.eval_callbacks.use=[early_stopping, dvclive]", "train.extension.amount=3")
     result = trained_project.succeed("evaluate", *(part for value in settings for part in ("--set", value)))
     (note,) = notes(result.out)
-    assert 'train.eval_callbacks.use ["sample_text"] → ["early_stopping"]' in note
-    assert "train.extension.amount 0 → 3" in note
-    assert note.count("→") == 2
+    assert 'train.eval_callbacks.use is ["early_stopping"] in params.yaml, ["sample_text"] in' in note
+    assert "train.extension.amount is 3 in params.yaml, 0 in" in note
+    assert note.count("in the checkpoint") == 2
 
 
 def test_other_splits_than_those_trained_on_are_reported(trained_project: Project) -> None:
     trained_project.succeed("split", "--set", "split.seed=9")
     out = trained_project.succeed("evaluate", "--set", "split.seed=9").out
     params, data = notes(out)
-    assert "split.seed 2 → 9" in params
+    assert "split.seed is 9 in params.yaml, 2 in the checkpoint" in params
     assert "artifacts/splits" in data
+
+
+@pytest.mark.parametrize(("stage", "output"), [("evaluate", "reports"), ("export", "artifacts/export")])
+def test_nothing_is_published_of_a_checkpoint_that_was_replaced_meanwhile(
+    trained_project: Project, monkeypatch: pytest.MonkeyPatch, stage: str, output: str
+) -> None:
+    checkpoint = trained_project.root / "artifacts" / "checkpoint"
+
+    def read_and_replace(folder: Path) -> RunRecord:
+        record = read_record(folder)
+        about = json.loads((checkpoint / "run.json").read_text())
+        (checkpoint / "run.json").write_text(json.dumps({**about, "identity": "another run"}))
+        write_manifest(checkpoint)
+        return record
+
+    monkeypatch.setattr(f"pipeline.{stage}.stage.read_record", read_and_replace)
+    result = trained_project.run(stage, "--set", "export.formats.use=[]")
+    assert result.code != 0
+    (line,) = result.err.splitlines()
+    assert "artifacts/checkpoint was replaced" in line
+    assert f"run {stage} again" in line
+    assert not (trained_project.root / output).exists()
+    assert not (trained_project.root / "metrics" / "evaluate.json").exists()

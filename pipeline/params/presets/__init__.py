@@ -20,7 +20,7 @@ _FOLDER = Path(__file__).parent
 _BASE = "tiny"
 
 PRESETS = {
-    _BASE: "the default: a small GPT on Python's documentation, five minutes on two cores",
+    _BASE: "the default: a small GPT on Python's documentation, about six minutes on two cores",
     "book": "a textbook's run: GPT-2 small with the gpt2 encoding, 10 epochs of a short story, half an hour",
     "shakespeare-char": "nanoGPT's run on a CPU: characters, 0.8 million parameters, 2000 steps, a few minutes",
     "shakespeare-fast": "the loss of nanoGPT's run in a tenth of its processor time: ten seconds",
