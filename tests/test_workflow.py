@@ -34,7 +34,7 @@ EXCEPTED = {
     "python3 -m venv ": "the set-up under which the tests run",
     ".venv/bin/pip install ": "the set-up under which the tests run",
     "pip install ": "the set-up under which the tests run",
-    "mkdir -p data/raw && cp -r /path/to/": "stands for a person's own files; the project of this test has such texts",
+    "mkdir -p data/raw && cp -r /path/to/": "a person's own files; this test's project has such texts",
     "pipeline fit --minutes 10": "writes params for ten minutes of training; tests/commands/test_fit.py",
     "mkdir -p data/weights/gpt2": "tests/train/test_init_from.py trains from such a folder",
     "dvc add data/weights/gpt2": "tests/train/test_init_from.py trains from such a folder",

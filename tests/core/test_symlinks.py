@@ -70,7 +70,7 @@ def test_a_missing_link_is_refused_until_its_manifest_is_removed(disk: Path, dat
     (data / "raw" / "linked").symlink_to(disk)
     list(record_symlinks(data))
     (data / "raw" / "linked").unlink()
-    with pytest.raises(DataError, match="data/raw/linked .*pipeline lock"):
+    with pytest.raises(DataError, match=r"data/raw/linked .*pipeline lock"):
         check_symlinks(data)
     assert "removed" in "".join(record_symlinks(data))
     check_symlinks(data)

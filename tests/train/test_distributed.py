@@ -594,7 +594,7 @@ def test_the_steps_of_a_slurm_job_have_their_own_ports() -> None:
 
 
 def test_half_of_a_launchers_variables_are_an_error() -> None:
-    with pytest.raises(ParamsError, match="SLURM_LOCALID.*torchrun or srun"):
+    with pytest.raises(ParamsError, match=r"SLURM_LOCALID.*torchrun or srun"):
         ranks_from_environment({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"})
     with pytest.raises(ParamsError, match="torchrun or srun"):
         ranks_from_environment({"RANK": "two", "WORLD_SIZE": "4"})
