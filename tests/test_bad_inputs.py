@@ -973,7 +973,14 @@ SAVING = ["--set", "runtime.save_seconds=0"]
 """States after every step."""
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "html", "no manifest", "manifest"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncate",
+        "manifest",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("flip", "empty", "html", "no manifest")),
+    ],
+)
 def test_a_damaged_state_is_passed_over_for_the_one_before(damage: str, trained_project: Project) -> None:
     root = trained_project.root
     rmtree(root / ".resume")
@@ -1075,7 +1082,9 @@ def longer(trained_project: Project) -> tuple[Project, dict[str, bytes]]:
     return trained_project, published
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_a_signal_saves_and_the_next_run_goes_on(
     number: signal.Signals, code: int, longer: tuple[Project, dict[str, bytes]]
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_killed_rank_ends_the_job_at_once_and_the_next_run_resumes(
     tell("SIGKILL of one of two ranks", tries, ended, tries * (Outcome.of(project.root) == original[1]))
 
 
+@pytest.mark.long
 def test_a_killed_rank_is_started_again_with_the_others(
     original: tuple[Clone, Outcome], project: Clone, tell: Tell
 ) -> None:

@@ -218,7 +218,7 @@ def finished(clone: Clone, *command: str) -> str:
 def test_killed_at_random_moments_under_dvc_repro(
     original: tuple[Clone, Outcome], tmp_path: Path, long: bool, tell: Tell
 ) -> None:
-    tries = 52 if long else 4
+    tries = 52 if long else 2
     if long:
         original = uninterrupted(tmp_path / "long", 2200)
     project = copied(original[0], tmp_path / "project")
@@ -490,7 +490,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_reports_the_missing_space(
     original: tuple[Clone, Outcome], project: Clone, tmp_path: Path, long: bool, tell: Tell
 ) -> None:
     tries = recovered = 0
-    rooms = [0.1, 0.3, 0.4, 0.6, 0.9] if long else [0.3, 0.75]
+    rooms = [0.1, 0.3, 0.4, 0.6, 0.9] if long else [0.75]
     for number, room in enumerate(rooms):
         clone = copied(project, tmp_path / f"project-{number}")
         with small_disk(tmp_path / f"disk-{number}", room) as disk:

@@ -85,7 +85,10 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     return Paths(tmp_path)
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["over an earlier one", "the first one"])
+@pytest.mark.parametrize(
+    "before",
+    [pytest.param(True, id="over an earlier one"), pytest.param(False, id="the first one", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize(
     ("output", "metrics"),
     [pytest.param(*each, id=name, marks=[pytest.mark.long] * (not each[1])) for name, each in OUTPUTS.items()],

@@ -269,7 +269,7 @@ def test_without_transformers_the_files_are_read_back(
             exporter().verify(given, tmp_path)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.long), "bf16"])
 def test_a_trained_modern_model_is_exported(trained_project: Project, precision: str) -> None:
     settings = ["model.name=modern", "train.optimizer.name=muon", f"train.precision={precision}"]
     chosen = [part for setting in settings for part in ("--set", setting)]
