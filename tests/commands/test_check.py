@@ -125,6 +125,7 @@ def test_a_text_that_cannot_be_read_is_told_also_after_a_run(
     assert message in result.out
 
 
+@pytest.mark.usefixtures("untried")
 def test_a_split_that_would_be_empty_and_another_tokenizer_are_seen_after_a_run(trained_project: Project) -> None:
     told = trained_project.run("check", "--set", "split.val=0.000001").out
     assert "PROBLEM  split: val gets 0 of 12 documents" in told
@@ -168,8 +169,6 @@ def test_a_device_that_is_not_there_is_told_once(project: Project) -> None:
 
 
 @pytest.mark.usefixtures("untried")
-@pytest.mark.usefixtures("untried")
-@pytest.mark.usefixtures("untried")
 def test_texts_that_nobody_reads_are_told(project: Project) -> None:
     settings = ("tokenize.corpus.name=python_docs", "tokenize.tokenizer.name=bytes", "split.val=0.05")
     told = project.run("check", *(part for setting in settings for part in ("--set", setting))).out
@@ -193,6 +192,7 @@ def test_texts_that_are_left_out_or_lie_behind_links_are_told(project: Project, 
         assert "note: files left out: 2 .pdf, 1 .html (not in include)" in project.succeed(command).out
 
 
+@pytest.mark.usefixtures("untried")
 def test_what_git_and_dvc_do_not_track_is_told(project: Project) -> None:
     assert "git repository" in project.succeed("check").out
     for command in (["init", "-q"], ["add", "params.yaml", "plugins", "data/tasks"]):
