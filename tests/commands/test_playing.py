@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
@@ -12,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -334,10 +336,14 @@ def test_at_a_terminal(trained_project: Project) -> None:
     settings = [part for value in TINY for part in ("--set", value)]
     above, below = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", "TERM": "dumb"}
+
+    def on_the_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores it in what it starts in the background
+
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "chat", *settings], cwd=trained_project.root, env=environment,
-        stdin=below, stdout=below, stderr=below, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        stdin=below, stdout=below, stderr=below, start_new_session=True, preexec_fn=on_the_terminal,
     )  # fmt: skip
     os.close(below)
     seen = ""
