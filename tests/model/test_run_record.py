@@ -58,7 +58,8 @@ def test_an_invalid_record_is_one_line(tmp_path: Path, content: str | None, says
 
 
 def notes(out: str) -> list[str]:
-    return [line for line in out.splitlines() if line.startswith("note: ")]
+    """The notes about what trained the checkpoint."""
+    return [line for line in out.splitlines() if line.startswith("note: ") and "trained this checkpoint" in line]
 
 
 def test_every_difference_is_named_and_the_checkpoints_values_are_used(trained_project: Project) -> None:
