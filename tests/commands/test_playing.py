@@ -363,8 +363,10 @@ def test_at_a_terminal(trained_project: Project) -> None:
     assert comes("> ", 60)
     seen = ""
     os.write(above, b"forget")
+    # Keys and a Ctrl-C at the same moment hang GNU readline: the terminal drops the keys that it is about to read.
+    assert comes("forget", 60)
     # Python handles Ctrl-C at once only while it waits for a key, so one that comes too early is repeated.
-    assert any(os.write(above, b"\x03") and comes("> ", 5) for _ in range(12))
+    assert any(os.write(above, b"\x03") and comes("> ", 5) for _ in range(12)), seen
     time.sleep(1)
     seen = ""
     os.write(above, b"the river\n")

@@ -389,7 +389,7 @@ def leave_shards(ranks: Ranks, folder: Path) -> None:
             with pytest.raises(PipelineError, match=r"run/000002: the disk is full: .* to write"):
                 train(run, state)  # the error comes from the background
         assert [path.name for path in run.saver.store.checkpoints()] == ["000001"]
-        assert not list(run.saver.store.folder.glob(".*"))
+        assert not list(run.saver.store.folder.glob(".0*.partial-*"))  # rank 0 may be writing live.json
     train(run, state)
     assert state.complete
     assert [path.name for path in run.saver.store.checkpoints()][-1] > "000002"
