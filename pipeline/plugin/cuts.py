@@ -8,7 +8,7 @@ _AFTER_A_WORD = re.compile(r"""[ \n.,;:!?"()\[\]{}<>=+*&@\\。，、！？；：
 
 
 def word_end(text: str, least: int = 0) -> int | None:
-    """An offset, at least `least`, where a text may be cut, whatever comes before and after it; None if none is found.
+    """An offset, at least `least`, where a text may be cut, whatever surrounds it; None if none is found.
 
     It lies between a letter or digit and a space, a line feed or certain marks. There the split patterns of gpt2,
     cl100k, o200k, llama3 and qwen2 always end a word, so the ids of the two parts are those of the whole.
