@@ -33,6 +33,7 @@ class Paths:
         # Outside the outputs, which DVC deletes before each run, and in the main project (DVC_ROOT): DVC runs some
         # experiments in a copy.
         self.resume = Path(os.environ.get("DVC_ROOT") or root) / ".resume"
+        self.token_store = self.resume / "tokens"
 
     def shown(self, path: Path) -> str:
         """The path relative to the project, for messages."""

@@ -12,11 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.plugin import Corpus, CorpusSource, Document, hookimpl
+from pipeline.plugin import Corpus, CorpusSource, Document, all_of, hookimpl
 
 from .documents import document_text
 from .encodings import AUTO, declared, detected
-from .finding import all_of, find, matching, may_find
+from .finding import find, matching, may_find
 from .ranges import after, after_word, cuts, is_divisible, overlaps_itself
 from .reading import (
     ARCHIVES,
