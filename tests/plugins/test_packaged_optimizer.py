@@ -1,4 +1,4 @@
-"""An optimizer of an installed package, chosen by its entry point, beside one that uses the package schedulefree."""
+"""An optimizer of an installed package, chosen by entry point, beside one that uses the package schedulefree."""
 
 from __future__ import annotations
 
