@@ -6,6 +6,7 @@ from pipeline.plugin.components import (
     BatchSampler,
     Component,
     Corpus,
+    CorpusSource,
     Document,
     EvalCallback,
     EvaluationEvent,
@@ -25,6 +26,7 @@ from pipeline.plugin.components import (
     TextModel,
     TokenScores,
 )
+from pipeline.plugin.cuts import word_end
 from pipeline.plugin.hookspecs import hookimpl
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 
@@ -33,6 +35,7 @@ __all__ = [
     "BatchSampler",
     "Component",
     "Corpus",
+    "CorpusSource",
     "Document",
     "EvalCallback",
     "EvaluationEvent",
@@ -58,4 +61,5 @@ __all__ = [
     "byte_characters",
     "hookimpl",
     "permuted",
+    "word_end",
 ]

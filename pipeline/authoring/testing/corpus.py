@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.authoring.testing.toy import instance_of, keeps_no_state
-from pipeline.plugin.components import Corpus
+from pipeline.plugin.components import Corpus, CorpusSource, Document
+from pipeline.plugin.cuts import word_end
+
+_RANGES = 3
+"""Each source is divided into about so many ranges."""
 
 
 @keeps_no_state
 def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:
-    """Checks a corpus: the same documents each time, unique names, and text.
+    """Checks a corpus: the same documents each time, with unique names and text, also by source and range.
 
     Args:
         component: The corpus.
         root: The folder that it reads instead of data/raw, with the texts that it needs.
     """
     corpus = instance_of(component)
-
-    def read() -> Iterable[tuple[str, str, str | None]]:
-        for document in corpus.documents(root):
-            text = document.text if isinstance(document.text, str) else "".join(document.text)
-            yield document.name, text, document.split
-
-    documents = list(read())
+    documents = list(_read(corpus.documents(root)))
     assert documents, "a corpus must have at least one document"
     names = [name for name, _, _ in documents]
     assert len(names) == len(set(names)), "two documents have the same name"
@@ -33,4 +32,57 @@ def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:
     for name, text, split in documents:
         text.encode("utf-8")  # raises if the text has lone surrogates
         assert split in (None, "train", "val", "test"), f"{name}: a split is train, val or test, not {split!r}"
-    assert list(read()) == documents, "reading again must give the same documents in the same order"
+    assert list(_read(corpus.documents(root))) == documents, (
+        "reading again must give the same documents in the same order"
+    )
+    if (sources := corpus.sources(root)) is not None:
+        _check_sources(corpus, root, list(sources), documents)
+
+
+Read = tuple[str, str, str | None]
+"""The name, the text and the split of a document."""
+
+
+def _read(documents: Iterable[Document]) -> Iterator[Read]:
+    for document in documents:
+        text = document.text if isinstance(document.text, str) else "".join(document.text)
+        yield document.name, text, document.split
+
+
+def _check_sources(corpus: Corpus, root: Path, sources: list[CorpusSource], documents: list[Read]) -> None:
+    assert list(corpus.sources(root) or ()) == sources, "sources must be the same each time, in the same order"
+    names = [source.name for source in sources]
+    assert len(names) == len(set(names)), "two sources have the same name"
+    read = [list(_read(corpus.read(root, source))) for source in sources]
+    assert [document for each in read for document in each] == documents, (
+        "the documents of all sources in order must be those of `documents`"
+    )
+    for source, whole in zip(sources, read, strict=True):
+        ranges, number = list[CorpusSource](), 0
+        for part in corpus.divide(root, source, max(1, source.bytes // _RANGES)):
+            ranges.append(replace(part, first_record=number))
+            number += corpus.count_records(root, part)
+        cuts = [(part.path, part.start) for part in [*ranges[1:], replace(source, start=source.end)]]
+        assert [(part.path, part.end) for part in ranges] == cuts, (
+            f"the ranges of {source.name} must follow each other and cover it"
+        )
+        assert len({part.name for part in ranges}) == len(ranges), f"two ranges of {source.name} have the same name"
+        assert list(_joined(corpus, root, ranges)) == whole, f"the ranges of {source.name} must give its documents"
+
+
+def _joined(corpus: Corpus, root: Path, ranges: Iterable[CorpusSource]) -> Iterator[Read]:
+    """The documents of consecutive ranges."""
+    parts = list[str]()
+    for source in ranges:
+        found = list(_read(corpus.read(root, source)))
+        assert len(found) == 1 or not source.continues, f"{source.name} continues: it must have one document"
+        for name, text, split in found:
+            if source.continues:
+                parts.append(text)
+                assert word_end(text + " ") == len(text), (
+                    f"{source.name} continues: it must end where `word_end` allows it, not in {text[-20:]!r}"
+                )
+            else:
+                yield name, "".join(parts) + text, split
+                parts.clear()
+    assert not parts, "the last range of a file must not continue"

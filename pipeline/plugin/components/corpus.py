@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import codecs
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from pipeline.plugin.components.base import Component
 
@@ -31,12 +31,90 @@ class Document:
     split: str | None = None
 
 
-class Corpus(Component):
-    """A source of text."""
+@dataclass(frozen=True)
+class CorpusSource:
+    """A part of a corpus that can be read independently of the others: a file, or a range of one.
 
-    @abstractmethod
+    Attributes:
+        name: Unique in the corpus, and the same in each run, such as the path below data/raw.
+        path: The file.
+        size: The size of the file in bytes.
+        start, end: The range of bytes: all of them, unless `Corpus.divide` made the source.
+        first_record: The number of the file's records before the range.
+        continues: Whether its only document goes on in the next range, under the same name.
+    """
+
+    name: str
+    path: str
+    size: int
+    start: int
+    end: int
+    first_record: int = 0
+    continues: bool = False
+
+    @classmethod
+    def of_file(cls, path: Path, root: Path) -> CorpusSource:
+        """A whole file below `root`."""
+        size = path.stat().st_size
+        return cls(path.relative_to(root).as_posix(), str(path), size, 0, size)
+
+    @property
+    def bytes(self) -> int:
+        """The number of bytes to read."""
+        return self.end - self.start
+
+
+class Corpus(Component):
+    """A source of text: `documents`, or `sources` and `read`, or both.
+
+    A corpus with `sources` is tokenized by several processes, and after a change only where it changed.
+    """
+
     def documents(self, root: Path) -> Iterator[Document]:
-        """Yields the documents, always in the same order. `root` is data/raw, the folder of the user's texts."""
+        """Yields the documents, always in the same order (default: those of all sources).
+
+        `root` is data/raw, the folder of the user's texts.
+        """
+        reports = []
+        for source in self.sources(root) or ():
+            reports.append((yield from self.read(root, source)))
+        for line in self.end_notes(reports):
+            print(f"note: {self.name}: {line}")
+
+    def sources(self, root: Path) -> Iterable[CorpusSource] | None:
+        """The parts that the corpus consists of, always in the same order; None (default) if it has none.
+
+        `read` of all of them gives `documents`.
+        """
+        return None
+
+    def read(self, root: Path, source: CorpusSource) -> Generator[Document, None, Any]:
+        """Yields the documents of a source. It may return a JSON value for `end_notes`.
+
+        Processes call it in any order. If it raises ValueError or OSError, the others are still read, to report
+        all errors at once.
+        """
+        raise NotImplementedError
+
+    def divide(self, root: Path, source: CorpusSource, size: int) -> Iterable[CorpusSource]:
+        """Divides a file into ranges of about `size` bytes (default: does not).
+
+        `read` of all of them must give the documents of the file. A range that `continues` must end where
+        `word_end` allows it, so that the ids stay the same.
+        """
+        return [source]
+
+    def count_records(self, root: Path, source: CorpusSource) -> int:
+        """The number of records in a range, by which `first_record` of the ranges after it is set (default: 0)."""
+        return 0
+
+    def end_notes(self, reports: Iterable[Any]) -> Iterable[str]:
+        """Messages to print after all texts were read, one line each (default: none).
+
+        Args:
+            reports: What `read` returned, for each source in order.
+        """
+        return ()
 
     def notes(self, root: Path) -> Iterable[str]:
         """Messages to print before the texts are read, one line each, such as the files that are left out."""
