@@ -19,7 +19,7 @@ from pipeline.core.errors import PipelineError
 
 @contextmanager
 def process_pool(processes: int) -> Iterator[Executor]:
-    """A pool of new processes. If the block ends with an error, they are killed, with the processes that they started.
+    """A pool of new processes. If the block ends with an error, they are killed, and what they have started.
 
     Raises:
         PipelineError: a process died.
@@ -31,7 +31,8 @@ def process_pool(processes: int) -> Iterator[Executor]:
         # The processes inherit that SIGINT is blocked: Ctrl-C reaches all processes of the terminal.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            started = [executor.submit(os.getpid) for _ in range(processes)]
+            for _ in range(processes):
+                executor.submit(os.getpid)  # starts a process
             workers = [child for child in multiprocessing.active_children() if child not in before]
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -250,6 +250,7 @@ class _Work:
         return [future.result() for future in futures]
 
     def _unreadable(self, faults: Sequence[tuple[str, str]]) -> DataError:
-        files = {Path(path).relative_to(self.paths.root) for path, _ in faults}
-        raw = self.paths.raw.relative_to(self.paths.root)
-        return UnreadableError(self.corpus.name, str(all_of([ValueError(fault) for _, fault in faults], raw, files)))
+        root = f"{self.paths.root}/"
+        files = {Path(path.removeprefix(root)) for path, _ in faults}
+        raw = Path(str(self.paths.raw).removeprefix(root))
+        return UnreadableError(self.corpus.name, str(all_of([ValueError(each) for _, each in faults], raw, files)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.core.errors import DataError
 from pipeline.core.paths import Paths
@@ -21,8 +21,10 @@ from pipeline.plugin.registry import Registry
 from pipeline.tokenize.documents import UnreadableError, end_ids, items, read_source, write_documents
 from pipeline.tokenize.store import STEM, ShardRecord, TokenStore, write_record
 
+T = TypeVar("T")
+
 SHARD_BYTES = 1 << 24
-"""The usual size of a shard's sources. It is at most four times as large, or a single file that cannot be divided."""
+"""The usual size of a shard's sources. It is at most four times this, or that of a file that cannot be divided."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ class UnreadableSourcesError(DataError):
 # ── in the process that tokenizes ─────────────────────────────────────────────────────────────────
 
 
-def divided(corpus: Corpus, paths: Paths, sources: Iterable[CorpusSource], cut_texts: bool) -> Iterator[CorpusSource]:
+def divided(
+    corpus: Corpus, paths: Paths, sources: Iterable[CorpusSource], cut_texts: bool
+) -> Iterator[CorpusSource]:
     """The sources, with large files divided into ranges.
 
     Args:
@@ -113,15 +117,15 @@ def divided(corpus: Corpus, paths: Paths, sources: Iterable[CorpusSource], cut_t
         if source.bytes < 2 * SHARD_BYTES:
             yield source
             continue
-        ranges = list(items(corpus, paths, lambda source=source: corpus.divide(paths.raw, source, SHARD_BYTES)))
+        ranges = list(items(corpus, paths, partial(corpus.divide, paths.raw, source, SHARD_BYTES)))
         yield from ranges if cut_texts or not any(part.continues for part in ranges) else [source]
 
 
 def grouped(sources: Iterable[CorpusSource]) -> Iterator[Shard]:
     """Groups sources into shards of about `SHARD_BYTES`.
 
-    Whether a shard ends after a source depends on its name and the magnitude of its size. So a source that is added,
-    changed or removed affects its own shard, and others only up to the next such end.
+    Whether a shard ends after a source depends on its name and the magnitude of its size. So a source that is
+    added, changed or removed affects its own shard, and others only up to the next such end.
     """
     group, size = list[CorpusSource](), 0
     for source in sources:
@@ -177,10 +181,9 @@ def survey_shard(choice: CorpusChoice, shard: Shard, *, alphabet: bool) -> Surve
     digests, records, characters, faults = list[str](), list[int](), set[str](), list[tuple[str, str]]()
     for source in shard.sources:
         try:
+            digests.append(_call(corpus, paths, corpus.digest, source))
             is_range = source.bytes < source.size
-            digests += items(corpus, paths, lambda source=source: [corpus.digest(paths.raw, source)])
-            counted = items(corpus, paths, lambda source=source: [corpus.count_records(paths.raw, source)])
-            records += counted if is_range else [0]
+            records.append(_call(corpus, paths, corpus.count_records, source) if is_range else 0)
             for document in read_source(corpus, paths, source) if alphabet else ():
                 characters.update(*([document.text] if isinstance(document.text, str) else document.text))
         except UnreadableError as error:
@@ -219,7 +222,7 @@ def make_shard(recipe: Recipe, shard: Shard, key: str) -> ShardRecord:
         if faults:
             raise UnreadableSourcesError(faults)
         for source, digest in zip(shard.sources, shard.digests, strict=True):
-            if corpus.digest(paths.raw, source) != digest:
+            if _call(corpus, paths, corpus.digest, source) != digest:
                 raise DataError(f"{source.path} changed while it was read: run `pipeline tokenize` again")
         return write_record(folder, writer, reports, blank=not found)
 
@@ -228,6 +231,11 @@ def _read_through(documents: Iterable[Document]) -> None:
     for document in documents:
         for _ in [document.text] if isinstance(document.text, str) else document.text:
             pass
+
+
+def _call(corpus: Corpus, paths: Paths, method: Callable[[Path, CorpusSource], T], source: CorpusSource) -> T:
+    (result,) = items(corpus, paths, lambda: [method(paths.raw, source)])
+    return result
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""The store of finished shards, `.resume/tokens/SETTINGS/KEY/`: what an earlier or interrupted run has made is kept.
+"""The store of finished shards, `.resume/tokens/SETTINGS/KEY/`: it keeps what an earlier run has made.
 
 A key is a hash of everything that decides the shard, so a shard in the store never changes.
 """
@@ -141,8 +141,15 @@ class TokenStore:
         return any(self.folder.glob("tokenizer-*.json"))
 
     def prune(self, lock: IO[bytes], keys: Collection[str], tokenizer: str) -> None:
-        """Removes all but the given shards and tokenizer, unless another process uses these settings; and the settings
-        that were not used for the longest time."""
+        """Removes all but the given shards and tokenizer, and all but the most recently used settings.
+
+        What another process uses stays.
+
+        Args:
+            lock: The lock of `in_use`.
+            keys: The keys of the shards to keep.
+            tokenizer: The key of the tokenizer to keep.
+        """
         with suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in set(self.folder.iterdir()) - {self.folder / _LOCK, self.tokenizer_path(tokenizer)}:

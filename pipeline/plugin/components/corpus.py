@@ -110,7 +110,7 @@ class Corpus(Component):
         return 0
 
     def digest(self, root: Path, source: CorpusSource) -> str:
-        """A digest of what decides the documents of a source, beside the options (default: of its range of bytes)."""
+        """A digest of what decides the documents of a source, beside the options (default: of its bytes)."""
         digest, left = hashlib.sha256(), source.bytes
         with open(source.path, "rb") as file:
             file.seek(source.start)

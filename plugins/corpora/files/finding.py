@@ -1,7 +1,6 @@
 """Finds the text files below data/raw, the files that are left out, and problems with files."""
 
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
