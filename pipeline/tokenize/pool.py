@@ -39,6 +39,7 @@ def process_pool(processes: int) -> Iterator[Executor]:
         yield executor
         executor.shutdown()
     except BrokenProcessPool:
+        executor.shutdown()  # waits for the processes, whose exit codes are known then
         raise PipelineError(
             f"a process of `pipeline tokenize` {_end_of(workers)}: run it again; what it has finished is kept"
         ) from None

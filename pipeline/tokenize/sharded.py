@@ -21,6 +21,7 @@ from pipeline.core.files import FileEntry, format_bytes
 from pipeline.core.fingerprint import code_identity, fingerprint
 from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
+from pipeline.data.documents import DocumentIndex
 from pipeline.data.patterns import ends_after_words
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import finish_folder, shard_stem
@@ -28,7 +29,8 @@ from pipeline.plugin.components import Corpus, CorpusSource
 from pipeline.plugin.faults import all_of
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
-from pipeline.tokenize.documents import UnreadableError, items, no_text, read_corpus, read_source
+from pipeline.tokenize.documents import UnreadableError, items, no_text, read_corpus, read_source, repeated
+from pipeline.tokenize.names import repeated_name
 from pipeline.tokenize.pool import process_pool
 from pipeline.tokenize.shards import (
     CorpusChoice,
@@ -193,14 +195,18 @@ def _publish(
     corpus: Corpus,
 ) -> Summary:
     """Puts the shards together in artifacts/tokens."""
-    full = [key for key, record in zip(keys, records, strict=True) if record.tokens]
+    full = {key: record for key, record in zip(keys, records, strict=True) if record.tokens}
+    stems = [shard_stem("tokens", number, len(full)) for number in range(len(full))]
     sums = {name: sum(getattr(record, name) for record in records) for name in ("tokens", "documents", "bytes")}
     counts = np.zeros(chosen.tokenizer.vocab_size, dtype=np.int64)
     entries = dict[str, FileEntry]()
     with published_folder(paths.tokens, paths) as folder:
-        for number, key in enumerate(full):
-            entries |= store.link(key, folder, shard_stem("tokens", number, len(full)))
+        for key, stem in zip(full, stems, strict=True):
+            entries |= store.link(key, folder, stem)
             counts += store.counts(key)
+        index = DocumentIndex(folder, stems, [record.tokens for record in full.values()], "")
+        if (name := repeated_name(index, sums["documents"])) is not None:
+            raise repeated(corpus, name)
         finish_folder(
             folder,
             chosen.tokenizer,

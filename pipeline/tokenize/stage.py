@@ -16,7 +16,6 @@ from pipeline.plugin.components import Corpus
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.documents import Documents, end_ids, items, no_text, read_corpus, write_documents
-from pipeline.tokenize.sharded import write_shards
 from pipeline.tokenize.tokenizers import TRAINED, loaded_tokenizer, trained_tokenizer
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def run(params: Params, paths: Paths) -> None:
     if sum(source.bytes for source in sources) < SMALL_BYTES:
         _write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths))
     else:
+        from pipeline.tokenize.sharded import write_shards
+
         recorded = _recorded(params.tokenize, corpus)
         _print_facts(*write_shards(params.tokenize, paths, corpus, sources, recorded), corpus, paths)
 

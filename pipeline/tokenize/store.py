@@ -170,8 +170,16 @@ def write_record(folder: Path, writer: TokenWriter, reports: list[Any], blank: b
 
 def settings_folders(root: Path) -> list[Path]:
     """The folders of all settings, the most recently used first."""
-    used = [(path.stat().st_mtime, path.parent) for path in root.glob(f"*/{_LOCK}")]
+    used = list[tuple[float, Path]]()
+    for path in root.glob(f"*/{_LOCK}"):
+        with suppress(FileNotFoundError):  # another process has removed it meanwhile
+            used.append((path.stat().st_mtime, path.parent))
     return [folder for _, folder in sorted(used, reverse=True)]
+
+
+def folder_size(folder: Path) -> int:
+    """The bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def remove_settings(folder: Path) -> bool:
