@@ -19,7 +19,7 @@ from pipeline.data.encode import TextDigest, encode, pieces
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
-from pipeline.data.tokens import TokenWriter, finish_folder
+from pipeline.data.tokens import Ids, TokenWriter, finish_folder
 from pipeline.plugin.calls import calling, guarded_items, label
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.options import plain_options
@@ -64,6 +64,10 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
     for note in _items(corpus, paths, lambda: corpus.notes(paths.raw)):
         say(f"note: {note}")
     tokenizer = _tokenizer(tokenize_params.tokenizer, documents, paths)
+    for note in _items(
+        corpus, paths, lambda: corpus.check_tokenizer(paths.raw, tokenizer.name, tokenizer.end_of_text)
+    ):
+        say(f"note: {note}")
     end_of_text = np.array([tokenizer.end_of_text] if tokenize_params.end_of_text else [], dtype=np.uint32)
 
     with published_folder(paths.tokens, paths) as folder:
@@ -154,7 +158,10 @@ def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
         names.add(document.name)
         if document.name != document.name.encode(errors="ignore").decode():
             raise DataError(f"the corpus {corpus.name}: the name {document.name!r} is not UTF-8: rename it")
-        yield replace(document, text=_text(corpus, paths, document))
+        if document.ids is None:
+            yield replace(document, text=_text(corpus, paths, document))
+        else:
+            yield replace(document, ids=_ids(corpus, paths, document))
 
 
 def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[str]:
@@ -178,6 +185,20 @@ def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[st
     if isinstance(document.text, str | bytes) or not isinstance(document.text, Iterable):
         return checked(document.text)
     return map(checked, _items(corpus, paths, lambda: document.text))
+
+
+def _ids(corpus: Corpus, paths: Paths, document: Document) -> Iterator[Ids]:
+    """A document's blocks of ids, each checked."""
+    if document.text:
+        raise PluginError(f"{label(corpus)}: {document.name!r} has both a text and ids: leave one out")
+    for block in _items(corpus, paths, lambda: document.ids or ()):
+        if not (isinstance(block, np.ndarray) and block.ndim == 1 and block.dtype.kind in "iu"):
+            kind = f"{block.dtype} {block.shape}" if isinstance(block, np.ndarray) else type(block).__name__
+            raise PluginError(
+                f"{label(corpus)}: the ids of {document.name!r} must be an iterable of one-dimensional arrays of "
+                f"integers, not of {kind}"
+            )
+        yield block
 
 
 def _items(corpus: Corpus, paths: Paths, items: Callable[[], Iterable[T]]) -> Iterator[T]:

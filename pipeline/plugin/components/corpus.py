@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.plugin.components.base import Component
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _BLOCK = 1 << 20
 
@@ -24,11 +28,14 @@ class Document:
             test.
         text: The text, or an iterable of consecutive blocks of it if it may be too large for memory.
         split: "train", "val" or "test" if the corpus assigns the document itself, else None.
+        ids: Instead of a text, its token ids: an iterable of consecutive one-dimensional arrays of integers, without
+            the end-of-text id. `tokenize.tokenizer` must name the tokenizer that made them.
     """
 
     name: str
-    text: str | Iterable[str]
+    text: str | Iterable[str] = ""
     split: str | None = None
+    ids: Iterable[np.ndarray[Any, Any]] | None = None
 
 
 class Corpus(Component):
@@ -40,6 +47,25 @@ class Corpus(Component):
 
     def notes(self, root: Path) -> Iterable[str]:
         """Messages to print before the texts are read, one line each, such as the files that are left out."""
+        return ()
+
+    def check_tokenizer(self, root: Path, name: str, end_of_text: int) -> Iterable[str]:
+        """Compares the tokenizer of params.yaml with what is known of the one that made the ids (`Document.ids`).
+
+        Called before the documents are read. That the ids of the first texts are those of the tokenizer is checked
+        anyway.
+
+        Args:
+            root: The folder data/raw.
+            name: The tokenizer's name: that of a tiktoken encoding or of a file, or "bpe", "characters", "bytes".
+            end_of_text: The id that ends a document.
+
+        Returns:
+            Messages to print, one line each.
+
+        Raises:
+            ValueError: another tokenizer made the ids.
+        """
         return ()
 
     def packages(self) -> Iterable[str]:
