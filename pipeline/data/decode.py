@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from pipeline.plugin.components import Document
 
 BLOCK = 1 << 16
 """Ids per piece."""
+_LONGEST_CHARACTER = 4
+"""Bytes, and so tokens, of a character in UTF-8."""
 CHECKED = 1 << 16
 """The number of ids that are compared with those of their text."""
 TOLERATED = 0.01
@@ -51,14 +54,19 @@ class IdsDecoder:
             for start in range(0, len(block), BLOCK):
                 ids = self._checked(document, block[start : start + BLOCK], before + len(pending))
                 ids = np.concatenate([pending, ids]) if len(pending) else ids
-                end = 0
-                if len(ids) >= BLOCK:
-                    starts = np.flatnonzero(self._starts[ids])
-                    end = int(starts[-1]) if starts.any() else len(ids)  # without any, it is no UTF-8
+                end = self._safe_end(ids)
+                if end:
                     yield self._decoded(document, ids[:end], before)
                 pending, before = ids[end:], before + end
         if len(pending):
             yield self._decoded(document, pending, before)
+
+    def _safe_end(self, ids: TokenIds) -> int:
+        """The number of ids, if there are enough for a piece, that end between two characters; else 0."""
+        if len(ids) < max(BLOCK, _LONGEST_CHARACTER + 1):
+            return 0
+        starts = np.flatnonzero(self._starts[ids])
+        return int(starts[-1]) if starts.any() else len(ids)  # without any, it is no UTF-8
 
     def finish(self) -> None:
         """Called after the last document.
@@ -73,7 +81,7 @@ class IdsDecoder:
                 "tokenize.tokenizer to the right one, or correct the type of the numbers"
             )
 
-    def _checked(self, document: Document, ids: np.ndarray, before: int) -> TokenIds:  # type: ignore[type-arg]
+    def _checked(self, document: Document, ids: np.ndarray[Any, Any], before: int) -> TokenIds:
         """The ids as uint32, all of the vocabulary. `before` is the number of ids before them."""
         unknown = (ids < 0) | (ids >= len(self._known))
         if not unknown.any():

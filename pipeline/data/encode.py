@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import local
@@ -113,6 +113,14 @@ def pieces(documents: Iterable[Document], pattern: str) -> Iterator[Piece]:
         except ValueError as error:
             raise _cannot(document, error) from None
         yield Piece(document, previous or "", last=True)
+
+
+def text_blocks(document: Document, tokenizer: Callable[[], Tokenizer]) -> Iterator[str]:
+    """A document's text in blocks, for one whose ids `tokenizer` made, too."""
+    if document.ids is not None:
+        yield from (text for text, _ in IdsDecoder(tokenizer()).pieces(document))
+    else:
+        yield from [document.text] if isinstance(document.text, str) else document.text
 
 
 def _given(document: Document, decoder: IdsDecoder) -> Iterator[Piece]:

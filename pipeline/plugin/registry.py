@@ -22,7 +22,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import ParamsError, PluginError, describe_exception
 from pipeline.plugin import hookspecs
 from pipeline.plugin.calls import display_path, error_location, package_of
-from pipeline.plugin.components import CALLBACK_METHODS, KINDS, Component, EvalCallback, Kind
+from pipeline.plugin.components import CALLBACK_METHODS, KINDS, Component, Corpus, EvalCallback, Kind
 from pipeline.plugin.options import options_schema, with_options
 
 ENTRY_POINTS = "pipeline.plugins"
@@ -384,6 +384,7 @@ def _check_component(component: Any, kind: Kind) -> None:
     for flag in ("records_only", "works_on_shards"):
         if not isinstance(getattr(component, flag, False), bool):
             raise PluginError(f"{class_name}.{flag} must be True or False")
+    _check_corpus(component)
     _check_callback(component)
     optional = {name for name, value in vars(base).items() if inspect.isfunction(value) and name[0] != "_"}
     for method in sorted(base.__abstractmethods__ | optional):
@@ -395,6 +396,13 @@ def _check_component(component: Any, kind: Kind) -> None:
         except TypeError:
             more = f", and may take {', '.join(allowed)}" if allowed else ""
             raise PluginError(f"{class_name}.{method} must take ({', '.join(expected)}){more}") from None
+
+
+def _check_corpus(component: type[Component]) -> None:
+    if not issubclass(component, Corpus) or component.documents is not Corpus.documents:
+        return
+    if component.sources is Corpus.sources or component.read is Corpus.read:
+        raise PluginError(f"{component.__name__} has no method documents: Corpus needs it, or sources and read")
 
 
 def _check_callback(component: type[Component]) -> None:

@@ -63,7 +63,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
     tokenize_params = params.tokenize
     for note in _items(corpus, paths, lambda: corpus.notes(paths.raw)):
         say(f"note: {note}")
-    tokenizer = _tokenizer(tokenize_params.tokenizer, documents, paths)
+    tokenizer = build_tokenizer(tokenize_params.tokenizer, documents, paths)
     for note in _items(
         corpus, paths, lambda: corpus.check_tokenizer(paths.raw, tokenizer.name, tokenizer.end_of_text)
     ):
@@ -105,7 +105,8 @@ def _recorded(params: TokenizeParams, corpus: Corpus) -> dict[str, Any]:
     return effective(section)
 
 
-def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> Tokenizer:
+def build_tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> Tokenizer:
+    """Loads the tokenizer that params.yaml chooses, or trains it on the documents."""
     if params.name == "tiktoken":
         return published(params.tiktoken.encoding)
     if params.name == "file":

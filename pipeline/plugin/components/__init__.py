@@ -6,7 +6,7 @@ bounded options, each with a default. Its docstring is its description, and one 
 
 from pipeline.plugin.components.base import Component
 from pipeline.plugin.components.batch_sampler import BatchSampler
-from pipeline.plugin.components.corpus import Corpus, Document
+from pipeline.plugin.components.corpus import Corpus, CorpusSource, Document
 from pipeline.plugin.components.eval_callback import (
     CALLBACK_METHODS,
     EvalCallback,
@@ -31,6 +31,7 @@ __all__ = [
     "BatchSampler",
     "Component",
     "Corpus",
+    "CorpusSource",
     "Document",
     "EvalCallback",
     "EvaluationEvent",

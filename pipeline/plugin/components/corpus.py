@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -28,22 +27,104 @@ class Document:
             test.
         text: The text, or an iterable of consecutive blocks of it if it may be too large for memory.
         split: "train", "val" or "test" if the corpus assigns the document itself, else None.
-        ids: Instead of a text, its token ids: an iterable of consecutive one-dimensional arrays of integers, without
-            the end-of-text id. `tokenize.tokenizer` must name the tokenizer that made them.
+        ids: Instead of a text, its token ids without end-of-text: an iterable of consecutive one-dimensional arrays
+            of integers. `tokenize.tokenizer` must name the tokenizer that made them.
+        continues: Whether the document goes on in the next range of its file (see `Corpus.divide`). All parts have
+            its name and split.
     """
 
     name: str
     text: str | Iterable[str] = ""
     split: str | None = None
     ids: Iterable[np.ndarray[Any, Any]] | None = None
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """A part of a corpus that can be read independently of the others: a file, or a range of one.
+
+    Attributes:
+        name: Unique in the corpus, and the same in each run, such as the path below data/raw.
+        path: The file.
+        size: The size of the file in bytes.
+        start, end: The range of bytes: all of them, unless `Corpus.divide` made the source.
+        first_record: The number of the file's records before the range.
+        beside: Further files that decide the documents, such as an index.
+    """
+
+    name: str
+    path: str
+    size: int
+    start: int
+    end: int
+    first_record: int = 0
+    beside: tuple[str, ...] = ()
+
+    @classmethod
+    def of_file(cls, path: Path, root: Path) -> CorpusSource:
+        """A whole file below `root`."""
+        size = path.stat().st_size
+        return cls(path.relative_to(root).as_posix(), str(path), size, 0, size)
+
+    @property
+    def bytes(self) -> int:
+        """The number of bytes to read."""
+        return self.end - self.start
 
 
 class Corpus(Component):
-    """A source of text."""
+    """A source of text: `documents`, or `sources` and `read`, or both.
 
-    @abstractmethod
+    A corpus with `sources` is tokenized by several processes, and after a change only where it changed.
+    """
+
     def documents(self, root: Path) -> Iterator[Document]:
-        """Yields the documents, always in the same order. `root` is data/raw, the folder of the user's texts."""
+        """Yields the documents, always in the same order (default: those of all sources).
+
+        `root` is data/raw, the folder of the user's texts.
+        """
+        reports = []
+        for source in self.sources(root) or ():
+            reports.append((yield from self.read(root, source)))
+        for line in self.end_notes(reports):
+            print(f"note: {self.name}: {line}")
+
+    def sources(self, root: Path) -> Iterable[CorpusSource] | None:
+        """The parts that the corpus consists of, always in the same order; None (default) if it has none.
+
+        `read` of all of them gives `documents`.
+        """
+        return None
+
+    def read(self, root: Path, source: CorpusSource) -> Generator[Document, None, Any]:
+        """Yields the documents of a source. It may return a JSON value for `end_notes`.
+
+        Processes call it in any order. If it raises ValueError or OSError, the others are still read, to report
+        all errors at once.
+        """
+        raise NotImplementedError
+
+    def divide(self, root: Path, source: CorpusSource, size: int) -> Iterable[CorpusSource]:
+        """Divides a file into ranges of about `size` bytes (default: does not).
+
+        `read` of all of them must give the documents of the file. A document that goes on in the next range (see
+        `Document.continues`) must end there in a letter or digit that is followed by a space, a line feed or
+        punctuation, so that its ids stay the same.
+        """
+        return [source]
+
+    def count_records(self, root: Path, source: CorpusSource) -> int:
+        """The number of records in a range, by which `first_record` of the ranges after it is set (default: 0)."""
+        return 0
+
+    def end_notes(self, reports: Iterable[Any]) -> Iterable[str]:
+        """Messages to print after all texts were read, one line each (default: none).
+
+        Args:
+            reports: What `read` returned, for each source in order.
+        """
+        return ()
 
     def notes(self, root: Path) -> Iterable[str]:
         """Messages to print before the texts are read, one line each, such as the files that are left out."""

@@ -4,14 +4,15 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.plugin import Corpus, Document, hookimpl
+from pipeline.plugin import Corpus, CorpusSource, Document, hookimpl
 
 from .documents import document_text
 from .encodings import AUTO, declared, detected
@@ -119,6 +120,21 @@ class Files(Corpus):
         finally:  # also if only the beginning is read
             for line in counts.told():
                 print(f"note: files: {line}")
+
+    def sources(self, root: Path) -> Iterator[CorpusSource]:
+        for path in self._paths(root):
+            yield CorpusSource.of_file(path, root)
+
+    def read(self, root: Path, source: CorpusSource) -> Generator[Document, None, dict[str, Any]]:
+        counts = Counts()
+        yield from self._documents(root, Path(source.path), counts)
+        return asdict(counts)
+
+    def end_notes(self, reports: Iterable[dict[str, Any]]) -> Iterator[str]:
+        total = Counts()
+        for report in reports:
+            total.add(Counts(**report))
+        yield from total.told()
 
     def file_text(self, path: Path, root: Path) -> Iterator[str]:
         if not path.is_file():  # a pipe, which can be read only once

@@ -84,6 +84,16 @@ class Counts:
         count, names = self.detected.get(encoding, (0, []))
         self.detected[encoding] = count + 1, [*names, name][:_NAMED]
 
+    def add(self, other: "Counts") -> None:
+        """Adds the statistics of the files after these."""
+        self.replaced += other.replaced
+        self.skipped += other.skipped
+        self.blank_pages += other.blank_pages
+        for encoding, (count, names) in other.detected.items():
+            before, first = self.detected.get(encoding, (0, []))
+            self.detected[encoding] = before + count, [*first, *names][:_NAMED]
+        self.snippets = other.snippets | self.snippets
+
     def told(self) -> Iterator[str]:
         """Yields one line per non-zero statistic."""
         if self.replaced:

@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.plugin import Corpus, Document, hookimpl
+from pipeline.plugin import Corpus, CorpusSource, Document, hookimpl
 
-from ..files.finding import all_of, find
-from .formats import SIDECARS, Settings, documents, maker, unread
+from .finding import find, left_out
+from .formats import Settings, documents, maker, sidecars, unread
 
 _SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SAME = ({"gpt2", "r50k_base"}, {"p50k_base", "p50k_edit"}, {"cl100k_base"}, {"o200k_base", "o200k_harmony"})
@@ -46,15 +47,11 @@ class TokenFiles(Corpus):
         return patterns
 
     def notes(self, root: Path) -> Iterator[str]:
-        found = find(root, self.include) if root.is_dir() else None
-        if found:
-            for kinds in found.left_out.values():
-                for ending in SIDECARS:
-                    kinds.pop(ending, None)
-            if told := found.told():
-                yield f"files left out: {told}"
-            for path in found.texts:
-                yield from unread(path)
+        found = find(root, self.include)
+        if count := left_out(root, found):
+            yield f"{count:,} files below data/raw are not in tokenize.corpus.token_files.include, and are not read"
+        for path in found:
+            yield from unread(path)
 
     def check_tokenizer(self, root: Path, name: str, end_of_text: int) -> Iterator[str]:
         if end_of_text != self.end_of_text:
@@ -63,11 +60,12 @@ class TokenFiles(Corpus):
                 f"documents with {end_of_text}: set it to {end_of_text}, or choose the tokenizer that made the ids"
             )
         others: dict[str, str] = {}
-        for path in self._paths(root):
+        for path in find(root, self.include):
             made_by = maker(path)
-            if not made_by or _short(made_by) == name or _group(_short(made_by)) == _group(name) is not None:
+            maker_group, group = _group(_short(made_by)), _group(name)
+            if not made_by or _short(made_by) == name or (group is not None and group == maker_group):
                 continue
-            if _group(_short(made_by)) and _group(name):
+            if group is not None and maker_group is not None:
                 raise ValueError(
                     f"{path}.metadata names the tokenizer {made_by!r}, but tokenize.tokenizer is {name!r}: set "
                     f"tokenize.tokenizer.tiktoken.encoding: {_short(made_by)}"
@@ -76,29 +74,20 @@ class TokenFiles(Corpus):
         for made_by, file in others.items():
             yield f"{file}: its metadata names the tokenizer {made_by}, read with {name}"
 
-    def documents(self, root: Path) -> Iterator[Document]:
-        for path in self._paths(root):
-            yield from self._documents(root, path)
+    def sources(self, root: Path) -> Iterator[CorpusSource]:
+        for path in find(root, self.include):
+            yield replace(CorpusSource.of_file(path, root), beside=tuple(map(str, sidecars(path))))
+
+    def read(self, root: Path, source: CorpusSource) -> Iterator[Document]:
+        path, side = Path(source.path), _side(PurePath(source.name))
+        settings = Settings(self.dtype, self.end_of_text, self.column)
+        for number, ids in enumerate(documents(path, settings), start=1):
+            yield Document(f"{source.name}#{number}", split=side, ids=ids)
 
     def file_text(self, path: Path, root: Path) -> Iterator[str]:
         if path.suffix.lower() in (".bin", ".ds", ".npy", ".parquet"):
             raise ValueError(f"{path} has token ids: only plain text is read here")
         return super().file_text(path, root)
-
-    def _documents(self, root: Path, path: Path) -> Iterator[Document]:
-        name, side = path.relative_to(root).as_posix(), _side(path.relative_to(root))
-        settings = Settings(self.dtype, self.end_of_text, self.column)
-        for number, ids in enumerate(documents(path, settings), start=1):
-            yield Document(f"{name}#{number}", split=side, ids=ids)
-
-    def _paths(self, root: Path) -> list[Path]:
-        found = find(root, self.include)
-        if found.faults:
-            raise all_of(found.faults, root, found.texts)
-        if not found.texts:
-            there = f" (left out: {found.told()})" if found.left_out else ""
-            raise FileNotFoundError(f"{root} has no file that matches {', '.join(self.include)}{there}")
-        return found.texts
 
 
 def _short(made_by: str) -> str:

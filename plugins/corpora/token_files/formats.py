@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..files.reading import BLOCK, damaged, is_compressed, needed
-
 Ids = np.ndarray[Any, Any]
 
-SIDECARS = (".index", ".metadata", ".loss")
-"""Endings of the files beside a .ds file."""
+_PACKED = (".gz", ".zst", ".xz", ".bz2", ".zip")
 _IDS = 1 << 18
 """Ids per block."""
 _HEADER = np.dtype(("<i4", 256))
@@ -74,7 +71,7 @@ def documents(path: Path, settings: Settings) -> Iterator[Iterable[Ids]]:
         OSError: the file cannot be read.
         ValueError: it is damaged, or has no token ids; the message has `path`.
     """
-    if is_compressed(path):
+    if path.suffix.lower() in _PACKED:
         raise ValueError(f"{path} is compressed: unpack it")
     match path.suffix.lower():
         case ".parquet":
@@ -83,9 +80,14 @@ def documents(path: Path, settings: Settings) -> Iterator[Iterable[Ids]]:
             span, ends = _datatrove(path, settings.dtype)
             yield from _divided(span, settings.end_of_text, ends)
         case ".npy":
-            yield from _divided(_array(path), settings.end_of_text)
+            yield from _divided(_array(path, settings), settings.end_of_text)
         case _:
             yield from _divided(_raw(path, settings), settings.end_of_text)
+
+
+def _damaged(path: Path, kind: str, error: object) -> ValueError:
+    why = " ".join(str(error).split())
+    return ValueError(f"{path} is truncated, damaged or no {kind} file ({why}): copy it again")
 
 
 def _divided(span: Span, end_of_text: int, ends: Ids | None = None) -> Iterator[Iterable[Ids]]:
@@ -151,20 +153,24 @@ def _whole(path: Path, dtype: str) -> Span:
 # ── .npy ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _array(path: Path) -> Span:
-    """An array of ids, of any type of integer and byte order."""
+def _array(path: Path, settings: Settings) -> Span:
+    """An array of ids, of any type of integer and byte order; OLMo's .npy are ids only, without numpy's header."""
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic[:2] == b"PK":
+        raise ValueError(f"{path} is an .npz, which holds several arrays: save them one by one")
+    if magic != b"\x93NUMPY":
+        return _raw(path, settings)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise damaged(path, ".npy", error) from None
-    if not isinstance(array, np.memmap):
-        raise ValueError(f"{path} is no .npy file, but several arrays (.npz): save them one by one")
+        raise _damaged(path, ".npy", error) from None
     if array.ndim != 1 or array.dtype.kind not in "iu":
         shape = "×".join(map(str, array.shape))
         raise ValueError(f"{path} is an array of {shape or 1} {array.dtype}: one dimension of integers is meant")
     size = path.stat().st_size
     if size != array.offset + array.nbytes:
-        raise damaged(path, ".npy", f"{size:,} bytes instead of {array.offset + array.nbytes:,}")
+        raise _damaged(path, ".npy", f"{size:,} bytes instead of {array.offset + array.nbytes:,}")
     return Span(path, array.dtype, array.offset, len(array))
 
 
@@ -177,10 +183,19 @@ def maker(path: Path) -> str:
     return metadata[0] if metadata and not metadata[0].startswith("Unknown") else ""
 
 
+def sidecars(path: Path) -> list[Path]:
+    """The files beside `path` that decide its documents."""
+    if path.suffix.lower() != ".ds":
+        return []
+    return [each for each in (_beside(path, ".index"), _beside(path, ".metadata")) if each.exists()]
+
+
 def unread(path: Path) -> Iterator[str]:
     """Messages about files beside `path` that are not read."""
     if path.suffix.lower() == ".ds" and _beside(path, ".loss").exists():
         yield f"{path.name}.loss is not read: every token is a target"
+    if path.suffix.lower() == ".bin" and path.with_suffix(".idx").exists():
+        yield f"{path.with_suffix('.idx').name} (Megatron's) is not read: documents end at the end-of-text id"
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -188,7 +203,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _metadata(path: Path) -> tuple[str, int, int] | None:
-    """The tokenizer, the bytes per id and the number of ids: the first lines of the .metadata file, if it exists."""
+    """The tokenizer, the bytes per id and the number of ids, as the .metadata file says; None without it."""
     file = _beside(path, ".metadata")
     try:
         first, count = file.read_text(encoding="utf-8").split("\n")[:2]
@@ -216,7 +231,7 @@ def _datatrove(path: Path, dtype: str) -> tuple[Span, Ids | None]:
             raise ValueError(f"{index} is damaged: the ends of the documents do not ascend: copy it again")
     last = int(ends[-1]) if ends is not None and len(ends) else 0
     width = metadata[1] if metadata else size // last if last else np.dtype(dtype).itemsize
-    if last and size != last * width or width not in (2, 4):
+    if (last and size != last * width) or width not in (2, 4):
         raise ValueError(
             f"{path} has {size:,} bytes, but {index.name} ends at token {last:,}: copy both files again, complete"
         )
@@ -234,16 +249,22 @@ def _datatrove(path: Path, dtype: str) -> tuple[Span, Ids | None]:
 
 def _rows(path: Path, settings: Settings) -> Iterator[Iterable[Ids]]:
     """The rows of a column of lists of integers, divided at the end-of-text id."""
-    parquet = needed(path, "pyarrow.parquet", "parquet")
-    import pyarrow as arrow
-    from pyarrow import types
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet, types
+    except ImportError as error:
+        raise ValueError(
+            f"{path} needs the package pyarrow ({error}): pip install -c constraints.txt -e '.[parquet]'"
+        ) from None
 
     column = settings.column
     with path.open("rb") as opened:
         try:
-            file = parquet.ParquetFile(opened, buffer_size=BLOCK, page_checksum_verification=True)
+            file = parquet.ParquetFile(opened, buffer_size=1 << 20, page_checksum_verification=True)
             kinds = {field.name: field.type for field in file.schema_arrow}
-            there = ", ".join(f"{name[:40]!r} {str(kind)[:40]}" for name, kind in list(kinds.items())[:12]) or "none"
+            there = (
+                ", ".join(f"{name[:40]!r} {str(kind)[:40]}" for name, kind in list(kinds.items())[:12]) or "none"
+            )
             fix = f"(there are: {there}): set tokenize.corpus.token_files.column"
             if column not in kinds:
                 raise ValueError(f"{path} has no column {column!r} {fix}")
@@ -265,4 +286,4 @@ def _rows(path: Path, settings: Settings) -> Iterator[Iterable[Ids]]:
         except (arrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise damaged(path, "parquet", error) from None
+            raise _damaged(path, "parquet", error) from None
