@@ -29,15 +29,12 @@ class Document:
         split: "train", "val" or "test" if the corpus assigns the document itself, else None.
         ids: Instead of a text, its token ids without end-of-text: an iterable of consecutive one-dimensional arrays
             of integers. `tokenize.tokenizer` must name the tokenizer that made them.
-        continues: Whether the document goes on in the next range of its file (see `Corpus.divide`). All parts have
-            its name and split.
     """
 
     name: str
     text: str | Iterable[str] = ""
     split: str | None = None
     ids: Iterable[np.ndarray[Any, Any]] | None = None
-    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class CorpusSource:
         size: The size of the file in bytes.
         start, end: The range of bytes: all of them, unless `Corpus.divide` made the source.
         first_record: The number of the file's records before the range.
+        continues: Whether its only document goes on in the next range, under the same name.
         beside: Further files that decide the documents, such as an index.
     """
 
@@ -59,6 +57,7 @@ class CorpusSource:
     start: int
     end: int
     first_record: int = 0
+    continues: bool = False
     beside: tuple[str, ...] = ()
 
     @classmethod
@@ -108,9 +107,8 @@ class Corpus(Component):
     def divide(self, root: Path, source: CorpusSource, size: int) -> Iterable[CorpusSource]:
         """Divides a file into ranges of about `size` bytes (default: does not).
 
-        `read` of all of them must give the documents of the file. A document that goes on in the next range (see
-        `Document.continues`) must end there in a letter or digit that is followed by a space, a line feed or
-        punctuation, so that its ids stay the same.
+        `read` of all of them must give the documents of the file. A range that `continues` must end where
+        `word_end` allows it, so that the ids stay the same.
         """
         return [source]
 
