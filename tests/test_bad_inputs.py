@@ -338,15 +338,20 @@ SPLIT_CASES = [
     Case(
         "tokens truncated",
         "split",
-        ("tokens.bin has", "bytes instead of", TOKENIZE),
-        truncate(f"{TOKENS}/tokens.bin"),
+        ("tokens-00000-of-00001.bin has", "bytes instead of", TOKENIZE),
+        truncate(f"{TOKENS}/tokens-00000-of-00001.bin"),
     ),
-    Case("a flipped bit", "split", ("tokens.bin is damaged", TOKENIZE), flip_a_bit(f"{TOKENS}/tokens.bin")),
+    Case(
+        "a flipped bit",
+        "split",
+        ("tokens-00000-of-00001.bin is damaged", TOKENIZE),
+        flip_a_bit(f"{TOKENS}/tokens-00000-of-00001.bin"),
+    ),
     Case(
         "index missing",
         "split",
-        ("documents.jsonl is missing", TOKENIZE),
-        remove(f"{TOKENS}/tokens.documents.jsonl"),
+        ("idx.npy is missing", TOKENIZE),
+        remove(f"{TOKENS}/tokens-00000-of-00001.idx.npy"),
     ),
     Case(
         "another tokenizer",
@@ -584,7 +589,7 @@ TRAIN_CASES = [
     Case(
         "an id beyond the vocabulary",
         "train",
-        ("train.bin", "token id 60000", "vocabulary has", "pipeline split"),
+        ("training split", "token id 60000", "vocabulary has", "pipeline split"),
         signed(SPLITS, large_id),
     ),
     Case(

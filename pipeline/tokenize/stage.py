@@ -19,7 +19,7 @@ from pipeline.data.encode import TextDigest, encode, pieces
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
-from pipeline.data.tokens import Ids, TokenWriter, finish_folder
+from pipeline.data.tokens import Ids, TokenWriter, finish_folder, shard_stem
 from pipeline.plugin.calls import calling, guarded_items, label
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.options import plain_options
@@ -37,7 +37,7 @@ Documents = Callable[[], Iterator[Document]]
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json.
+    """Reads the corpus and writes artifacts/tokens: the ids, their index, the tokenizer, meta.json.
 
     Raises:
         ParamsError, PluginError, DataError: the corpus or the tokenizer cannot be used.
@@ -72,7 +72,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
 
     with published_folder(paths.tokens, paths) as folder:
         with (
-            TokenWriter(folder, "tokens", tokenizer) as writer,
+            TokenWriter(folder, shard_stem("tokens", 0, 1), tokenizer) as writer,
             Progress("tokenizing", "character") as progress,
         ):
             digest, blank = TextDigest(), True
@@ -90,7 +90,8 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
                 where = f"put texts into {paths.shown(paths.raw)}" if corpus.name == "files" else "see its options"
                 raise DataError(f"the corpus {corpus.name} holds no text: {where}")
         recorded = {"tokenize": _recorded(tokenize_params, corpus)}
-        finish_folder(folder, tokenizer, {"tokens": writer.summary()}, params=recorded, corpus=corpus.name)
+        files, counts = {"tokens": writer.summary() | {"shards": 1}}, {"tokens": writer.counts}
+        finish_folder(folder, tokenizer, files, params=recorded, counts=counts, corpus=corpus.name)
 
     fact("read", f"{writer.documents:,} documents, {writer.text_bytes:,} bytes ({corpus.name})")
     fact("encoded", f"{writer.tokens:,} tokens of {writer.text_bytes / writer.tokens:.2f} bytes")
