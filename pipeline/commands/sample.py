@@ -17,7 +17,7 @@ from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 
 if TYPE_CHECKING:
-    from pipeline.data.tokens import Ids
+    from pipeline.data.joined import Ids
     from pipeline.params.params import Params
 
 _READ_AT_MOST = 32 << 20

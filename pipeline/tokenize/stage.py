@@ -16,10 +16,11 @@ from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.encode import TextDigest, encode, pieces
+from pipeline.data.joined import Ids
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
-from pipeline.data.tokens import Ids, TokenWriter, finish_folder, shard_stem
+from pipeline.data.tokens import TokenWriter, finish_folder, shard_stem
 from pipeline.plugin.calls import calling, guarded_items, label
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.options import plain_options
