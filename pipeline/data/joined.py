@@ -30,10 +30,10 @@ def parts(bounds: np.ndarray[Any, Any], start: int, end: int) -> Iterator[tuple[
         start = until
 
 
-def check_ids(ids: Ids, vocab_size: int) -> None:
-    """Raises DataError if an id is not in the vocabulary."""
+def check_ids(ids: Ids, vocab_size: int, what: str, fix: str) -> None:
+    """Raises DataError if an id is not in the vocabulary; `what` begins the message, and `fix` ends it."""
     if ids.size and (largest := int(ids.max())) >= vocab_size:
-        raise DataError(f"token id {largest} is not in the vocabulary of {vocab_size:,}: run `dvc repro`")
+        raise DataError(f"{what} holds token id {largest}, but the vocabulary has {vocab_size:,}: {fix}")
 
 
 class JoinedIds:

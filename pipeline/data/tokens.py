@@ -45,7 +45,8 @@ class TokenWriter(AbstractContextManager["TokenWriter"]):
         self._dtype = smallest_dtype(tokenizer.vocab_size)
         self._start = self._waiting_tokens = 0
         self._waiting: list[Ids] = []
-        self._ids = (folder / f"{stem}.bin").open("wb")
+        self._path = folder / f"{stem}.bin"
+        self._ids = self._path.open("wb")
         self._index = IndexWriter(folder, stem)
 
     def write(self, ids: Ids) -> None:
@@ -64,7 +65,7 @@ class TokenWriter(AbstractContextManager["TokenWriter"]):
         """Checks, counts and writes the ids that wait: one pass over many, because each pass costs O(V)."""
         if self._waiting_tokens:
             ids = np.concatenate(self._waiting)
-            check_ids(ids, len(self.counts))
+            check_ids(ids, len(self.counts), self._path.name, "run `python -m pipeline tokenize`")
             self.counts += np.bincount(ids, minlength=len(self.counts))
             self._ids.write(ids.astype(self._dtype, copy=False).data)
         self._waiting, self._waiting_tokens = [], 0

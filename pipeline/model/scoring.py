@@ -85,8 +85,8 @@ def score(
         for first in range(0, len(windows), batch_size):
             batch = windows[first : first + batch_size]
             inputs, targets = _padded(ids, batch)
-            check_ids(inputs, vocab_size)
-            check_ids(targets, vocab_size)
+            for each in (inputs, targets):
+                check_ids(each, vocab_size, "the text to score", "run `python -m pipeline split`")
             counted = targets != IGNORED
             output = checked_forward(model, torch.from_numpy(inputs).to(device))
             nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)

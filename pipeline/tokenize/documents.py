@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from pipeline.core.console import say
 from pipeline.core.errors import DataError, PluginError, explain_os_error
 from pipeline.data.encode import Piece, TextDigest
-from pipeline.data.tokenizer import TokenIds
+from pipeline.data.joined import Ids
+from pipeline.data.tokenizer import TokenIds, Tokenizer
 from pipeline.data.tokens import TokenWriter
 from pipeline.plugin.calls import calling, guarded_items, label
 from pipeline.plugin.components import Corpus, CorpusSource, Document
@@ -108,6 +110,18 @@ def write_documents(
     return found
 
 
+def check_tokenizer(corpus: Corpus, paths: Paths, tokenizer: Tokenizer) -> None:
+    """Prints what the corpus notes about the tokenizer, if it has ids that others made.
+
+    Raises:
+        UnreadableError: another tokenizer made them.
+    """
+    for note in items(
+        corpus, paths, lambda: corpus.check_tokenizer(paths.raw, tokenizer.name, tokenizer.end_of_text)
+    ):
+        say(f"note: {note}")
+
+
 def no_text(corpus: Corpus, paths: Paths) -> DataError:
     """The error for a corpus whose documents are all blank."""
     where = f"put texts into {paths.shown(paths.raw)}" if corpus.name == "files" else "see its options"
@@ -153,7 +167,10 @@ def _checked(corpus: Corpus, paths: Paths, documents: Callable[[], Iterable[Docu
             raise DataError(f"{label(corpus)} has a document without a name")
         if document.name != document.name.encode(errors="ignore").decode():
             raise DataError(f"the corpus {corpus.name}: the name {document.name!r} is not UTF-8: rename it")
-        yield replace(document, text=_text(corpus, paths, document))
+        if document.ids is None:
+            yield replace(document, text=_text(corpus, paths, document))
+        else:
+            yield replace(document, ids=_ids(corpus, paths, document))
 
 
 def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[str]:
@@ -177,3 +194,17 @@ def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[st
     if isinstance(document.text, str | bytes) or not isinstance(document.text, Iterable):
         return checked(document.text)
     return map(checked, items(corpus, paths, lambda: document.text))
+
+
+def _ids(corpus: Corpus, paths: Paths, document: Document) -> Iterator[Ids]:
+    """A document's blocks of ids, each checked."""
+    if document.text:
+        raise PluginError(f"{label(corpus)}: {document.name!r} has both a text and ids: leave one out")
+    for block in items(corpus, paths, lambda: document.ids or ()):
+        if not (isinstance(block, np.ndarray) and block.ndim == 1 and block.dtype.kind in "iu"):
+            kind = f"{block.dtype} {block.shape}" if isinstance(block, np.ndarray) else type(block).__name__
+            raise PluginError(
+                f"{label(corpus)}: the ids of {document.name!r} must be an iterable of one-dimensional arrays of "
+                f"integers, not of {kind}"
+            )
+        yield block

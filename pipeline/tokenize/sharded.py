@@ -29,7 +29,15 @@ from pipeline.plugin.components import Corpus, CorpusSource
 from pipeline.plugin.faults import all_of
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
-from pipeline.tokenize.documents import UnreadableError, items, no_text, read_corpus, read_source, repeated
+from pipeline.tokenize.documents import (
+    UnreadableError,
+    check_tokenizer,
+    items,
+    no_text,
+    read_corpus,
+    read_source,
+    repeated,
+)
 from pipeline.tokenize.names import repeated_name
 from pipeline.tokenize.pool import process_pool
 from pipeline.tokenize.shards import (
@@ -111,6 +119,7 @@ def write_shards(
             if chosen is None:
                 chosen = _trained(params.tokenizer, paths, corpus, shards, store)
             changed = kind in TRAINED and store.has_tokenizers() and not store.tokenizer_path(chosen.key).is_file()
+            check_tokenizer(corpus, paths, chosen.tokenizer)
             chosen.tokenizer.save(store.tokenizer_path(chosen.key))
             keys = [shard.key(chosen.tokenizer.fingerprint) for shard in shards]
             kept = [store.has(key) for key in keys]
@@ -239,7 +248,7 @@ class _Work:
             UnreadableError: some sources cannot be read; with those that were found until the pool was idle.
         """
         futures = {self.pool.submit(call): size for call, size in calls}
-        faults = list[tuple[str, str]]()
+        faults, files = list[str](), set[str]()
         with Progress(what, "byte", total=sum(futures.values())) as progress:
             for future in as_completed(futures):
                 try:
@@ -248,15 +257,16 @@ class _Work:
                     continue
                 except UnreadableSourcesError as error:
                     faults += error.faults
+                    files.update(error.files)
                     for each in futures:
                         each.cancel()
                 progress.update(futures[future])
         if faults:
-            raise self._unreadable(sorted(faults))
+            raise self._unreadable(sorted(faults), files)
         return [future.result() for future in futures]
 
-    def _unreadable(self, faults: Sequence[tuple[str, str]]) -> DataError:
-        root = f"{self.paths.root}/"
-        files = {Path(path.removeprefix(root)) for path, _ in faults}
+    def _unreadable(self, faults: Sequence[str], files: Iterable[str]) -> DataError:
+        root = f"{self.paths.root}/"  # which the messages do not have
         raw = Path(str(self.paths.raw).removeprefix(root))
-        return UnreadableError(self.corpus.name, str(all_of([ValueError(each) for _, each in faults], raw, files)))
+        named = [Path(file.removeprefix(root)) for file in files]
+        return UnreadableError(self.corpus.name, str(all_of([ValueError(fault) for fault in faults], raw, named)))

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 from pipeline.core.errors import DataError
 from pipeline.core.paths import Paths
-from pipeline.data.encode import encode
+from pipeline.data.encode import encode, pieces
 from pipeline.data.index import name_hash
+from pipeline.data.patterns import ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenWriter
-from pipeline.plugin.components import Corpus, CorpusSource, Document
+from pipeline.plugin.components import Corpus, CorpusSource
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.documents import UnreadableError, end_ids, items, read_source, write_documents
 from pipeline.tokenize.store import STEM, ShardRecord, TokenStore, write_record
@@ -91,12 +92,13 @@ class UnreadableSourcesError(DataError):
     """Some sources of a shard cannot be read.
 
     Attributes:
-        faults: The file and the corpus's message of each.
+        faults: The corpus's messages.
+        files: The files of the shard.
     """
 
-    def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
-        super().__init__(faults)
-        self.faults = faults
+    def __init__(self, faults: Sequence[str], files: Sequence[str]) -> None:
+        super().__init__(faults, files)
+        self.faults, self.files = faults, files
 
 
 # ── in the process that tokenizes ─────────────────────────────────────────────────────────────────
@@ -178,18 +180,18 @@ def survey_shard(choice: CorpusChoice, shard: Shard, *, alphabet: bool) -> Surve
         UnreadableSourcesError: some cannot be read.
     """
     corpus, paths = _corpus(choice), Paths(choice.root)
-    digests, records, characters, faults = list[str](), list[int](), set[str](), list[tuple[str, str]]()
+    digests, records, characters, faults = list[str](), list[int](), set[str](), list[str]()
     for source in shard.sources:
         try:
             digests.append(_call(corpus, paths, corpus.digest, source))
             is_range = source.bytes < source.size
             records.append(_call(corpus, paths, corpus.count_records, source) if is_range else 0)
-            for document in read_source(corpus, paths, source) if alphabet else ():
-                characters.update(*([document.text] if isinstance(document.text, str) else document.text))
+            for piece in pieces(read_source(corpus, paths, source), ONE_CHARACTER) if alphabet else ():
+                characters.update(piece.text)
         except UnreadableError as error:
-            faults.append((source.path, error.fault))
+            faults.append(error.fault)
     if faults:
-        raise UnreadableSourcesError(faults)
+        raise UnreadableSourcesError(faults, [source.path for source in shard.sources])
     return Survey(tuple(digests), tuple(records), "".join(sorted(characters)))
 
 
@@ -198,7 +200,7 @@ def make_shard(recipe: Recipe, shard: Shard, key: str) -> ShardRecord:
 
     Raises:
         UnreadableSourcesError: some sources cannot be read.
-        DataError, PluginError: a document cannot be used.
+        DataError, PluginError: a document cannot be used, or a source has changed.
     """
     store = recipe.store
     if record := store.find(key):
@@ -206,31 +208,36 @@ def make_shard(recipe: Recipe, shard: Shard, key: str) -> ShardRecord:
     corpus, paths = _corpus(recipe.corpus), Paths(recipe.corpus.root)
     tokenizer = _tokenizer(store.tokenizer_path(recipe.tokenizer))
     end = end_ids(tokenizer.end_of_text, recipe.end_of_text)
-    faults, reports, found = list[tuple[str, str]](), list[Any](), False
+    *others, last = shard.sources
+    parts = [(others, False), ([last], True)] if last.continues else [(shard.sources, False)]
+    reports, found = list[Any](), False
     with store.adding(key) as folder:
         with TokenWriter(folder, STEM, tokenizer) as writer:
-            for source in shard.sources:
-                documents = read_source(corpus, paths, source, reports.append)
+            for sources, continues in parts:
+                left = iter(sources)
+                documents = (each for source in left for each in read_source(corpus, paths, source, reports.append))
                 try:
-                    if faults:  # only look for more
-                        _read_through(documents)
-                        continue
                     encoded = encode(documents, tokenizer, 1)
-                    found |= write_documents(writer, encoded, end, continues=source.continues)
+                    found |= write_documents(writer, encoded, end, continues=continues)
                 except UnreadableError as error:
-                    faults.append((source.path, error.fault))
-        if faults:
-            raise UnreadableSourcesError(faults)
+                    faults = [error.fault, *_faults(corpus, paths, left)]
+                    raise UnreadableSourcesError(faults, [source.path for source in shard.sources]) from None
         for source, digest in zip(shard.sources, shard.digests, strict=True):
             if _call(corpus, paths, corpus.digest, source) != digest:
                 raise DataError(f"{source.path} changed while it was read: run `pipeline tokenize` again")
         return write_record(folder, writer, reports, blank=not found)
 
 
-def _read_through(documents: Iterable[Document]) -> None:
-    for document in documents:
-        for _ in [document.text] if isinstance(document.text, str) else document.text:
-            pass
+def _faults(corpus: Corpus, paths: Paths, sources: Iterable[CorpusSource]) -> Iterator[str]:
+    """The messages about sources that cannot be read."""
+    for source in sources:
+        try:
+            for document in read_source(corpus, paths, source):
+                blocks: Iterable[Any] = document.text if document.ids is None else document.ids
+                for _ in blocks:
+                    pass
+        except UnreadableError as error:
+            yield error.fault
 
 
 def _call(corpus: Corpus, paths: Paths, method: Callable[[Path, CorpusSource], T], source: CorpusSource) -> T:

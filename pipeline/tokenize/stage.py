@@ -15,8 +15,16 @@ from pipeline.data.tokens import TokenWriter, finish_folder, shard_stem
 from pipeline.plugin.components import Corpus
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
-from pipeline.tokenize.documents import Documents, end_ids, items, no_text, read_corpus, write_documents
-from pipeline.tokenize.tokenizers import TRAINED, loaded_tokenizer, trained_tokenizer
+from pipeline.tokenize.documents import (
+    Documents,
+    check_tokenizer,
+    end_ids,
+    items,
+    no_text,
+    read_corpus,
+    write_documents,
+)
+from pipeline.tokenize.tokenizers import build_tokenizer
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -65,8 +73,8 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
 
 
 def _write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Documents) -> None:
-    kind = params.tokenize.tokenizer
-    tokenizer = trained_tokenizer(kind, documents) if kind.name in TRAINED else loaded_tokenizer(kind, paths)
+    tokenizer = build_tokenizer(params.tokenize.tokenizer, documents, paths)
+    check_tokenizer(corpus, paths, tokenizer)
     end = end_ids(tokenizer.end_of_text, params.tokenize.end_of_text)
     with published_folder(paths.tokens, paths) as folder:
         with (

@@ -40,6 +40,11 @@ def sample_of(sources: Sequence[CorpusSource]) -> list[CorpusSource]:
     return [source for source in sources if source.name in chosen]
 
 
+def build_tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> Tokenizer:
+    """Loads the tokenizer that params.yaml chooses, or trains it on the documents."""
+    return trained_tokenizer(params, documents) if params.name in TRAINED else loaded_tokenizer(params, paths)
+
+
 def loaded_tokenizer(params: TokenizerParams, paths: Paths) -> Tokenizer:
     """A tokenizer that is not trained.
 

@@ -69,8 +69,8 @@ class TrainingData:
             DataError: an id is not in the vocabulary.
         """
         inputs, targets = self.windows.batch(offsets)
-        check_ids(inputs, self.tokenizer.vocab_size)
-        check_ids(targets, self.tokenizer.vocab_size)
+        for ids in (inputs, targets):
+            check_ids(ids, self.tokenizer.vocab_size, "the training split", "run `python -m pipeline split`")
         return inputs, targets
 
     @classmethod

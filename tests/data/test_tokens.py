@@ -121,7 +121,7 @@ def test_the_index_is_a_plain_npy_file(tmp_path: Path) -> None:
 
 def test_an_id_beyond_the_vocabulary_is_not_written(tmp_path: Path) -> None:
     with (
-        pytest.raises(DataError, match=f"token id {V + 3} is not in the vocabulary of {V}"),
+        pytest.raises(DataError, match=rf"tokens.bin holds token id {V + 3}, but the vocabulary has {V}"),
         TokenWriter(tmp_path, "tokens", TOKENIZER) as writer,
     ):
         writer.write(np.array([V + 3], np.uint32))

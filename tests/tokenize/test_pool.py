@@ -95,7 +95,7 @@ def started(slow: Project) -> Iterator[subprocess.Popen[str]]:
 
 
 def shards(project: Project) -> list[Path]:
-    return list((project.root / ".resume" / "tokens").glob("*/*/shard.json"))
+    return list((project.root / ".resume" / "tokens").glob("*/[!.]*/shard.json"))
 
 
 def workers(project: Project) -> list[psutil.Process]:
