@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.core.console import say
 from pipeline.core.paths import Paths
@@ -17,10 +17,15 @@ from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 
 if TYPE_CHECKING:
+    from pipeline.data.joined import Ids
     from pipeline.params.params import Params
 
 _READ_AT_MOST = 32 << 20
 """Characters; of a larger corpus only the beginning is read."""
+_PER_ID = 4
+"""Characters, about."""
+
+Block = TypeVar("Block", str, "Ids")
 
 
 @dataclass(frozen=True)
@@ -64,15 +69,19 @@ class Beginning:
             if self.left <= 0:
                 self.cut = True
                 return
+            if document.ids is not None:
+                yield replace(document, ids=self._limited(document.ids, _PER_ID))
+                continue
             blocks = [document.text] if isinstance(document.text, str) else document.text
-            yield replace(document, text=self._limited(blocks))
+            yield replace(document, text=self._limited(blocks, 1))
 
-    def _limited(self, blocks: Iterable[str]) -> Iterator[str]:
+    def _limited(self, blocks: Iterable[Block], characters: int) -> Iterator[Block]:
+        """The blocks, each item of which counts as so many characters."""
         for block in blocks:
             if self.left <= 0:
                 self.cut = True
                 return
-            self.left -= len(block)
+            self.left -= characters * len(block)
             yield block
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from pipeline.core.console import listed
 from pipeline.core.errors import DataError
 from pipeline.data.encode import cut
+from pipeline.data.index import SPLITS, IndexEntry
+from pipeline.data.joined import Ids
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids, IndexEntry, TokenFolder
-
-SPLITS = ("train", "val", "test")
+from pipeline.data.tokens import TokenFolder
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.joined import Ids
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids, smallest_dtype
+from pipeline.data.tokens import smallest_dtype
 
 _XZ_BYTES = 4 << 20
 """The bytes that xz reads from the end of train, and from each held-out split: it takes a second per MiB."""

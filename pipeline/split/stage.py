@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import fact, listed, say
 from pipeline.core.errors import DataError
 from pipeline.core.publication import published_folder
+from pipeline.data.index import SPLITS
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
-from pipeline.split.assignment import SPLITS, Part, by_document, by_position, duplicates, predefined
+from pipeline.split.assignment import Part, by_document, by_position, duplicates, predefined
 from pipeline.split.baseline import xz_bits_per_byte
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.encode import TextDigest, encode, pieces
+from pipeline.data.joined import Ids
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
-from pipeline.data.tokens import TokenWriter, finish_folder
+from pipeline.data.tokens import TokenWriter, finish_folder, shard_stem
 from pipeline.plugin.calls import calling, guarded_items, label
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.options import plain_options
@@ -37,7 +38,7 @@ Documents = Callable[[], Iterator[Document]]
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads the corpus and writes artifacts/tokens: tokens.bin, its index, the tokenizer, meta.json.
+    """Reads the corpus and writes artifacts/tokens: the ids, their index, the tokenizer, meta.json.
 
     Raises:
         ParamsError, PluginError, DataError: the corpus or the tokenizer cannot be used.
@@ -63,12 +64,16 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
     tokenize_params = params.tokenize
     for note in _items(corpus, paths, lambda: corpus.notes(paths.raw)):
         say(f"note: {note}")
-    tokenizer = _tokenizer(tokenize_params.tokenizer, documents, paths)
+    tokenizer = build_tokenizer(tokenize_params.tokenizer, documents, paths)
+    for note in _items(
+        corpus, paths, lambda: corpus.check_tokenizer(paths.raw, tokenizer.name, tokenizer.end_of_text)
+    ):
+        say(f"note: {note}")
     end_of_text = np.array([tokenizer.end_of_text] if tokenize_params.end_of_text else [], dtype=np.uint32)
 
     with published_folder(paths.tokens, paths) as folder:
         with (
-            TokenWriter(folder, "tokens", tokenizer) as writer,
+            TokenWriter(folder, shard_stem("tokens", 0, 1), tokenizer) as writer,
             Progress("tokenizing", "character") as progress,
         ):
             digest, blank = TextDigest(), True
@@ -86,7 +91,8 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
                 where = f"put texts into {paths.shown(paths.raw)}" if corpus.name == "files" else "see its options"
                 raise DataError(f"the corpus {corpus.name} holds no text: {where}")
         recorded = {"tokenize": _recorded(tokenize_params, corpus)}
-        finish_folder(folder, tokenizer, {"tokens": writer.summary()}, params=recorded, corpus=corpus.name)
+        files, counts = {"tokens": writer.summary() | {"shards": 1}}, {"tokens": writer.counts}
+        finish_folder(folder, tokenizer, files, params=recorded, counts=counts, corpus=corpus.name)
 
     fact("read", f"{writer.documents:,} documents, {writer.text_bytes:,} bytes ({corpus.name})")
     fact("encoded", f"{writer.tokens:,} tokens of {writer.text_bytes / writer.tokens:.2f} bytes")
@@ -101,7 +107,8 @@ def _recorded(params: TokenizeParams, corpus: Corpus) -> dict[str, Any]:
     return effective(section)
 
 
-def _tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> Tokenizer:
+def build_tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> Tokenizer:
+    """Loads the tokenizer that params.yaml chooses, or trains it on the documents."""
     if params.name == "tiktoken":
         return published(params.tiktoken.encoding)
     if params.name == "file":
@@ -154,7 +161,10 @@ def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
         names.add(document.name)
         if document.name != document.name.encode(errors="ignore").decode():
             raise DataError(f"the corpus {corpus.name}: the name {document.name!r} is not UTF-8: rename it")
-        yield replace(document, text=_text(corpus, paths, document))
+        if document.ids is None:
+            yield replace(document, text=_text(corpus, paths, document))
+        else:
+            yield replace(document, ids=_ids(corpus, paths, document))
 
 
 def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[str]:
@@ -178,6 +188,20 @@ def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[st
     if isinstance(document.text, str | bytes) or not isinstance(document.text, Iterable):
         return checked(document.text)
     return map(checked, _items(corpus, paths, lambda: document.text))
+
+
+def _ids(corpus: Corpus, paths: Paths, document: Document) -> Iterator[Ids]:
+    """A document's blocks of ids, each checked."""
+    if document.text:
+        raise PluginError(f"{label(corpus)}: {document.name!r} has both a text and ids: leave one out")
+    for block in _items(corpus, paths, lambda: document.ids or ()):
+        if not (isinstance(block, np.ndarray) and block.ndim == 1 and block.dtype.kind in "iu"):
+            kind = f"{block.dtype} {block.shape}" if isinstance(block, np.ndarray) else type(block).__name__
+            raise PluginError(
+                f"{label(corpus)}: the ids of {document.name!r} must be an iterable of one-dimensional arrays of "
+                f"integers, not of {kind}"
+            )
+        yield block
 
 
 def _items(corpus: Corpus, paths: Paths, items: Callable[[], Iterable[T]]) -> Iterator[T]:

@@ -526,6 +526,6 @@ def test_a_folder_of_everything_is_tokenized(project: Project) -> None:
     told = project.succeed("tokenize").out
     assert '"**/*.csv", "**/*.pdf"' in told
     project.succeed("tokenize", "--set", 'tokenize.corpus.files.include=["**"]')
-    names = (project.root / "artifacts/tokens/tokens.documents.jsonl").read_text()
+    names = (project.root / "artifacts/tokens/tokens-00000-of-00001.names.jsonl").read_text()
     assert "a.pdf" in names
     assert "b.csv#1" in names

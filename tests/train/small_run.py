@@ -13,9 +13,9 @@ import torch
 from conftest import REPOSITORY
 
 from pipeline.data.batches import TrainingWindows, token_index
+from pipeline.data.index import IndexEntry
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-from pipeline.data.tokens import IndexEntry
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.params.params import Params
 from pipeline.params.reader import load_params

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.plugin.components.base import Component
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _BLOCK = 1 << 20
 
@@ -24,11 +27,14 @@ class Document:
             test.
         text: The text, or an iterable of consecutive blocks of it if it may be too large for memory.
         split: "train", "val" or "test" if the corpus assigns the document itself, else None.
+        ids: Instead of a text, its token ids without end-of-text: an iterable of consecutive one-dimensional arrays
+            of integers. `tokenize.tokenizer` must name the tokenizer that made them.
     """
 
     name: str
-    text: str | Iterable[str]
+    text: str | Iterable[str] = ""
     split: str | None = None
+    ids: Iterable[np.ndarray[Any, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class CorpusSource:
         start, end: The range of bytes: all of them, unless `Corpus.divide` made the source.
         first_record: The number of the file's records before the range.
         continues: Whether its only document goes on in the next range, under the same name.
+        beside: Further files that decide the documents, such as an index.
     """
 
     name: str
@@ -51,6 +58,7 @@ class CorpusSource:
     end: int
     first_record: int = 0
     continues: bool = False
+    beside: tuple[str, ...] = ()
 
     @classmethod
     def of_file(cls, path: Path, root: Path) -> CorpusSource:
@@ -118,6 +126,25 @@ class Corpus(Component):
 
     def notes(self, root: Path) -> Iterable[str]:
         """Messages to print before the texts are read, one line each, such as the files that are left out."""
+        return ()
+
+    def check_tokenizer(self, root: Path, name: str, end_of_text: int) -> Iterable[str]:
+        """Compares the tokenizer of params.yaml with what is known of the one that made the ids (`Document.ids`).
+
+        Called before the documents are read. That the ids of the first texts are those of the tokenizer is checked
+        anyway.
+
+        Args:
+            root: The folder data/raw.
+            name: The tokenizer's name: that of a tiktoken encoding or of a file, or "bpe", "characters", "bytes".
+            end_of_text: The id that ends a document.
+
+        Returns:
+            Messages to print, one line each.
+
+        Raises:
+            ValueError: another tokenizer made the ids.
+        """
         return ()
 
     def packages(self) -> Iterable[str]:
