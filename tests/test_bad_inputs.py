@@ -613,7 +613,7 @@ TRAIN_CASES = [
     Case(
         "an id beyond the vocabulary",
         "train",
-        ("training split", "token id 60000", "vocabulary has", "pipeline split"),
+        ("token id 60000", "vocabulary has", "pipeline split"),
         signed(SPLITS, large_id),
     ),
     Case(

@@ -20,7 +20,7 @@ from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate import result_lines
 from pipeline.evaluate.baselines import unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
-from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
+from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.metrics import MetricSums, check_groups, group_numbers, run_tasks
 from pipeline.evaluate.samples import draw_samples
@@ -92,7 +92,7 @@ def run(params: Params, paths: Paths) -> None:
         f"{paths.shown(paths.checkpoint)}: the {evaluate_params.weights} weights, of step {checkpoint.step:,}",
     )
 
-    train_counts = token_counts(splits.ids("train"), checkpoint.tokenizer.vocab_size)
+    train_counts = splits.counts("train")
     numbers: dict[str, Any] = {}
     about: dict[str, Any] = {}
     breakdowns: dict[str, Breakdown] = {}
