@@ -30,17 +30,22 @@ from small_run import (
 
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
+from pipeline.distributed.interrupt import StopSignal
+from pipeline.distributed.placement import cores_per_process
+from pipeline.distributed.process_group import (
+    DistributedRanks,
+    process_group,
+    ranks_from_environment,
+    slurm_address,
+)
+from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.train.checkpoint_store import to_meta
-from pipeline.train.distributed.ranks import DistributedRanks, process_group, ranks_from_environment, slurm_address
 from pipeline.train.distributed.shards import write_shards
 from pipeline.train.evaluation import evaluate
-from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train, train_step
-from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
-from pipeline.train.runtime_config import cores_per_process
 from pipeline.train.state import TrainState
 
 STEPS, BATCH = 50, 8
