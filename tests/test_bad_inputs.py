@@ -38,6 +38,10 @@ Break = Callable[[Path], Any]
 TRAIN, SPLIT, TOKENIZE = "run `python -m pipeline train`", "pipeline split", "pipeline tokenize"
 CHECKPOINT, SPLITS, TOKENS = "artifacts/checkpoint", "artifacts/splits", "artifacts/tokens"
 BEST, RECORD = f"{CHECKPOINT}/best.pth", f"{CHECKPOINT}/run.json"
+TOKEN_FILES = (
+    "tokenize --set tokenize.corpus.name=token_files --set tokenize.corpus.token_files.end_of_text=256 "
+    "--set tokenize.tokenizer.name=bytes"
+)
 UNCHANGED = ("artifacts", "metrics", "reports", "data", "params.yaml")
 
 
@@ -261,6 +265,26 @@ TOKENIZE_CASES = [
     Case("include a text", "tokenize --set tokenize.corpus.files.include=a.txt", ("include", "should be a list")),
     Case("include nothing", "tokenize --set 'tokenize.corpus.files.include=[]'", ("include", "at least 1")),
     Case("include what is not there", "tokenize --set 'tokenize.corpus.files.include=[x.rst]'", ("matches x.rst",)),
+    Case("no token file", TOKEN_FILES, ("data/raw", "no file that matches **/*.bin")),
+    Case("half an id", TOKEN_FILES, ("data/raw/a.bin", "3 bytes", "uint16"), write("data/raw/a.bin", b"abc")),
+    Case(
+        "an id beyond the vocabulary",
+        TOKEN_FILES,
+        ("'a.bin#1'", "id 300 (token 1)", "'bytes'"),
+        write("data/raw/a.bin", bytes([5, 0, 44, 1])),
+    ),
+    Case(
+        "ids of another tokenizer",
+        TOKEN_FILES,
+        ("'bytes'", "'a.bin#1'", "at token 0", "tokenize.tokenizer"),
+        write("data/raw/a.bin", bytes([200, 0, 65, 0] * 9)),
+    ),
+    Case(
+        "a tokenizer to train on ids",
+        "tokenize --set tokenize.corpus.name=token_files",
+        ("'a.bin#1'", "token ids", "tokenize.tokenizer"),
+        write("data/raw/a.bin", b"a\0b\0"),
+    ),
     Case("unknown option", "tokenize --set tokenize.corpus.files.newline=lf", ("files.newline", "no such key")),
     Case("unknown corpus", "tokenize --set tokenize.corpus.name=file", ("'file'", "did you mean 'files'")),
     Case(

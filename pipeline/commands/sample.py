@@ -15,9 +15,10 @@ from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.components import Document
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
+from pipeline.tokenize.documents import Documents, read_corpus
 
 if TYPE_CHECKING:
-    from pipeline.data.tokens import Ids
+    from pipeline.data.joined import Ids
     from pipeline.params.params import Params
 
 _READ_AT_MOST = 32 << 20
@@ -59,7 +60,7 @@ class _Scratch(Paths):
 class Beginning:
     """The first _READ_AT_MOST characters of the corpus; `cut` is True if the corpus is longer."""
 
-    documents: tokenize.Documents
+    documents: Documents
     cut: bool = False
     left: int = 0
 
@@ -108,4 +109,4 @@ def tokenize_sample(params: Params, paths: Paths, folder: Path) -> Sample:
 def beginning_of_corpus(params: Params, paths: Paths) -> Beginning:
     """The beginning of the corpus that the params choose."""
     corpus = tokenize.build_corpus(params, paths)
-    return Beginning(lambda: tokenize.read_corpus(corpus, paths))
+    return Beginning(lambda: read_corpus(corpus, paths))

@@ -8,9 +8,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def sha256(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class FileEntry:
     """A file's size and sha256."""
 
     bytes: int
@@ -101,17 +101,26 @@ class _Entry:
 class _Manifest:
     """The content of manifest.json: an entry per file."""
 
-    files: dict[str, _Entry]
+    files: dict[str, FileEntry]
 
 
-def write_manifest(folder: Path) -> None:
-    """Writes manifest.json with the size and sha256 of every file in `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    entries = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
-    }
+def write_manifest(folder: Path, known: Mapping[str, FileEntry] | None = None) -> None:
+    """Writes manifest.json with the size and sha256 of every file in `folder`; `known` has those of some files."""
+    entries, given = dict[str, Any](), known or {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            entries[name] = asdict(given.get(name) or FileEntry(path.stat().st_size, sha256(path)))
     write_json(folder / MANIFEST, {"files": entries})
+
+
+def manifest_entries(folder: Path, fix: str) -> dict[str, FileEntry]:
+    """The entries of a folder's manifest.
+
+    Raises:
+        DataError: it is missing or corrupt; `fix` ends the message.
+    """
+    return read_values(folder / MANIFEST, _Manifest, fix).files
 
 
 def verify_manifest(folder: Path, fix: str, unread: Container[str] = ()) -> frozenset[str]:
@@ -125,7 +134,7 @@ def verify_manifest(folder: Path, fix: str, unread: Container[str] = ()) -> froz
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: {fix}")
-    entries = read_values(folder / MANIFEST, _Manifest, fix).files
+    entries = manifest_entries(folder, fix)
     if not entries:
         raise DataError(f"{folder / MANIFEST} is damaged (it lists no files): {fix}")
     for name, entry in entries.items():
@@ -141,10 +150,9 @@ def verify_manifest(folder: Path, fix: str, unread: Container[str] = ()) -> froz
 
 def recorded_sha256(path: Path) -> str:
     """A file's sha256 according to the manifest beside it, which `verify_manifest` checks."""
-    manifest = path.parent / MANIFEST
-    entry = read_values(manifest, _Manifest, "make the folder again").files.get(path.name)
+    entry = manifest_entries(path.parent, "make the folder again").get(path.name)
     if entry is None:
-        raise DataError(f"{manifest} does not list {path.name}: make the folder again")
+        raise DataError(f"{path.parent / MANIFEST} does not list {path.name}: make the folder again")
     return entry.sha256
 
 

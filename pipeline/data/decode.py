@@ -78,7 +78,7 @@ class IdsDecoder:
             raise DataError(
                 f"the tokenizer {self.tokenizer.name!r} seems not to be the one that made the ids: it encodes "
                 f"{self._different:,} of the first {self._compared:,} otherwise, {self._first}: set "
-                "tokenize.tokenizer to the right one, or correct the type of the numbers"
+                "tokenize.tokenizer to the right one, or correct the type or byte order of the numbers"
             )
 
     def _checked(self, document: Document, ids: np.ndarray[Any, Any], before: int) -> TokenIds:
@@ -91,7 +91,7 @@ class IdsDecoder:
             raise DataError(
                 f"the document {document.name!r} has the id {int(ids[at]):,} (token {before + at:,}), which is not "
                 f"in the vocabulary of {self.tokenizer.name!r} with {len(self._known):,} ids: set "
-                "tokenize.tokenizer to the one that made the ids, or correct the type of the numbers"
+                "tokenize.tokenizer to the one that made the ids, or correct the type or byte order of the numbers"
             )
         return ids.astype(np.uint32)
 

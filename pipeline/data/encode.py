@@ -151,6 +151,9 @@ def _cannot(document: Document, error: Exception) -> DataError:
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Piece, TokenIds]]:
     """Each piece with its ids, in order. Only a few pieces per thread are in memory at a time."""
+    if threads == 1:
+        yield from ((piece, _ids(piece, tokenizer)) for piece in _every(documents, tokenizer))
+        return
     waiting: deque[Future[list[tuple[Piece, TokenIds]]]] = deque()
     per_thread = local()
 

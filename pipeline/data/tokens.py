@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import MANIFEST, read_json, verify_manifest, write_json, write_manifest
+from pipeline.core.files import MANIFEST, FileEntry, read_json, verify_manifest, write_json, write_manifest
 from pipeline.core.values import OPEN, NonNegativeInt, PositiveInt, read_values
 from pipeline.data.documents import DocumentIndex
 from pipeline.data.index import IndexEntry, IndexWriter
@@ -116,6 +116,7 @@ def finish_folder(
     *,
     params: Mapping[str, Any],
     counts: Mapping[str, Counts] | None = None,
+    known: Mapping[str, FileEntry] | None = None,
     **more: Any,
 ) -> None:
     """Writes the tokenizer, meta.json, counts and the manifest beside the token files.
@@ -127,6 +128,7 @@ def finish_folder(
             `shards`.
         params: The effective params that produced the files, by section.
         counts: For some files how often each id occurs, [V]: NAME.counts.npy.
+        known: The manifest's entries of files whose digests are known.
         more: Further keys of meta.json.
     """
     tokenizer.save(folder / TOKENIZER)
@@ -143,7 +145,7 @@ def finish_folder(
             "params": params,
         },
     )
-    write_manifest(folder)
+    write_manifest(folder, known)
 
 
 @dataclass(frozen=True)

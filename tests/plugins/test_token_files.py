@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,36 @@ def test_documents_longer_than_a_block_are_read(tmp_path: Path, monkeypatch: pyt
     nanogpt(tmp_path, IDS)
     monkeypatch.setattr(FORMATS, "_IDS", 7)
     assert read(tmp_path) == IDS
+
+
+@pytest.mark.parametrize("write", [nanogpt, llm_c, array, datatrove, datatrove_without_end])
+@pytest.mark.parametrize("block", [5, 1 << 18])
+def test_the_ranges_of_a_file_give_its_documents(
+    write: Write, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FORMATS, "_IDS", block)
+    write(tmp_path, IDS)
+    corpus = token_files()
+    (source,) = corpus.sources(tmp_path) or ()
+    ranges = list(corpus.divide(tmp_path, source, source.bytes // 4))
+    assert len(ranges) > 2
+    assert ranges[0].start == 0
+    assert [part.end for part in ranges] == [*(part.start for part in ranges[1:]), source.size]
+    found, number = [], 0
+    for part in ranges:
+        documents = list(corpus.read(tmp_path, replace(part, first_record=number)))
+        assert corpus.count_records(tmp_path, part) == len(documents)
+        number += len(documents)
+        found += [(each.name, [int(value) for ids in each.ids or () for value in ids]) for each in documents]
+    name = source.name
+    assert found == [(f"{name}#{number}", ids) for number, ids in enumerate(IDS, start=1)]
+
+
+def test_a_file_without_an_end_of_text_is_one_range(tmp_path: Path) -> None:
+    np.arange(10, 90, dtype="<u2").tofile(tmp_path / "a.bin")
+    corpus = token_files()
+    (source,) = corpus.sources(tmp_path) or ()
+    assert list(corpus.divide(tmp_path, source, 20)) == [source]
 
 
 def test_empty_documents_are_left_out(tmp_path: Path) -> None:

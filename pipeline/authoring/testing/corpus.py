@@ -90,7 +90,7 @@ def _joined(corpus: Corpus, root: Path, ranges: Iterable[CorpusSource]) -> Itera
         for name, text, ids, split in found:
             if source.continues:
                 parts.append(text)
-                assert word_end(text + " ") == len(text), (
+                assert word_end(text + " ", len(text)) == len(text), (
                     f"{source.name} continues: it must end where `word_end` allows it, not in {text[-20:]!r}"
                 )
             else:

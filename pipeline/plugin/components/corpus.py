@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -115,6 +116,19 @@ class Corpus(Component):
     def count_records(self, root: Path, source: CorpusSource) -> int:
         """The number of records in a range, by which `first_record` of the ranges after it is set (default: 0)."""
         return 0
+
+    def digest(self, root: Path, source: CorpusSource) -> str:
+        """A digest of what decides the documents of a source, beside the options (default: of its bytes
+        and of the files beside it)."""
+        digest, left = hashlib.sha256(), source.bytes
+        with open(source.path, "rb") as file:
+            file.seek(source.start)
+            while block := file.read(min(_BLOCK, left)):
+                digest.update(block)
+                left -= len(block)
+        for path in source.beside:
+            digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        return digest.hexdigest()
 
     def end_notes(self, reports: Iterable[Any]) -> Iterable[str]:
         """Messages to print after all texts were read, one line each (default: none).

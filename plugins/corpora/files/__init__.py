@@ -5,20 +5,33 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.plugin import Corpus, CorpusSource, Document, hookimpl
+from pipeline.plugin import Corpus, CorpusSource, Document, all_of, hookimpl
 
 from .documents import document_text
 from .encodings import AUTO, declared, detected
-from .finding import all_of, find, matching, may_find
-from .reading import ARCHIVES, BLOCK, DOCUMENTS, INCLUDED, PACKAGES, blocks, check, form
-from .records import json_items, json_lines, parquet_rows, table_rows
+from .finding import find, matching, may_find
+from .ranges import after, after_word, cuts, is_divisible, overlaps_itself
+from .reading import (
+    ARCHIVES,
+    BLOCK,
+    DOCUMENTS,
+    INCLUDED,
+    PACKAGES,
+    WHOLE,
+    Span,
+    blocks,
+    check,
+    form,
+    is_compressed,
+)
+from .records import footer_start, group_cuts, json_items, json_lines, parquet_rows, row_groups, table_rows
 from .text import Counts, TextReader, check_encoding, separated
 
 _SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -127,8 +140,56 @@ class Files(Corpus):
 
     def read(self, root: Path, source: CorpusSource) -> Generator[Document, None, dict[str, Any]]:
         counts = Counts()
-        yield from self._documents(root, Path(source.path), counts)
+        yield from self._documents(root, Path(source.path), counts, _span(source))
         return asdict(counts)
+
+    def divide(self, root: Path, source: CorpusSource, size: int) -> Iterator[CorpusSource]:
+        path = Path(source.path)
+        starts = [0, *self._cuts(root, path, size)]
+        continues = form(path) not in _RECORDS and not self.separator
+        for start, end in zip(starts, [*starts[1:], source.size], strict=True):
+            if len(starts) > 1:
+                name, goes_on = f"{source.name}@{start}", continues and end < source.size
+                yield replace(source, name=name, start=start, end=end, continues=goes_on)
+            else:
+                yield source
+
+    def count_records(self, root: Path, source: CorpusSource) -> int:
+        path, span = Path(source.path), _span(source)
+        if form(path) == ".jsonl":
+            return sum(block.count(b"\n") for block in blocks(path, span))
+        if form(path) == ".parquet":
+            return sum(rows for start, rows in row_groups(path) if span.contains(start))
+        if not self.separator:
+            return 0
+        reader = self._reader(self._encoding(root, path, Counts()), Counts(), span)
+        return sum(1 for _ in separated(reader.text(path), self.separator))
+
+    def digest(self, root: Path, source: CorpusSource) -> str:
+        digest = super().digest(root, source)
+        path = Path(source.path)
+        if form(path) == ".parquet" and source.end < source.size:  # the footer describes the row groups
+            digest += super().digest(root, replace(source, start=footer_start(path), end=source.size))
+        return digest
+
+    def _cuts(self, root: Path, path: Path, size: int) -> Iterable[int]:
+        """Where a file can be cut into ranges of about `size` bytes."""
+        kind = form(path)
+        if path.stat().st_size < 2 * size or is_compressed(path):
+            return ()
+        if kind == ".parquet":
+            return group_cuts(path, size)
+        _, encoding = self._chosen_encoding(root, path)
+        if encoding == AUTO or not is_divisible(encoding):
+            return ()
+        if kind == ".jsonl":
+            return cuts(path, size, after(b"\n"))
+        if kind in (*_RECORDS, *PACKAGES) or overlaps_itself(self.separator):
+            return ()
+        if not self.separator:
+            return cuts(path, size, after_word(encoding))
+        mark = self.separator.encode(encoding, "ignore")
+        return cuts(path, size, after(mark)) if mark.decode(encoding) == self.separator else ()
 
     def end_notes(self, reports: Iterable[dict[str, Any]]) -> Iterator[str]:
         total = Counts()
@@ -168,14 +229,14 @@ class Files(Corpus):
             copy.seek(0)
             yield from self._reader(encoding, Counts()).translated(iter(partial(copy.read, BLOCK), b""), name)
 
-    def _reader(self, encoding: str, counts: Counts) -> TextReader:
-        return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip")
+    def _reader(self, encoding: str, counts: Counts, span: Span = WHOLE) -> TextReader:
+        return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip", span)
 
-    def _documents(self, root: Path, path: Path, counts: Counts) -> Iterator[Document]:
-        """The documents of one file."""
+    def _documents(self, root: Path, path: Path, counts: Counts, span: Span = WHOLE) -> Iterator[Document]:
+        """The documents of one file, or of a part of it."""
         relative = path.relative_to(root)
         name, side, kind = relative.as_posix(), _side(relative), form(path)
-        reader = self._reader(self._encoding(root, path, counts), counts)
+        reader = self._reader(self._encoding(root, path, counts), counts, span)
         if kind in _RECORDS:
             pattern = matching(path, root, list(self.text_fields))
             text_field = self.text_fields[pattern] if pattern else self.text_field
@@ -184,7 +245,7 @@ class Files(Corpus):
             yield Document(name, _Whole(partial(document_text, path, reader, counts)), side)
             return
         elif self.separator:
-            records = enumerate(separated(reader.text(path), self.separator), start=1)
+            records = enumerate(separated(reader.text(path), self.separator), start=span.first_record + 1)
         else:
             yield Document(name, _Whole(partial(reader.text, path)), side)
             return
@@ -194,8 +255,7 @@ class Files(Corpus):
     def _encoding(self, root: Path, path: Path, counts: Counts) -> str:
         """The encoding of a file: by pattern, else as declared in an HTML page, else that of all files."""
         inside = path.is_relative_to(root)
-        pattern = matching(path, root, list(self.encodings)) if inside else None
-        encoding = self.encodings[pattern] if pattern else self.encoding
+        pattern, encoding = self._chosen_encoding(root, path)
         if form(path) in ARCHIVES:
             return encoding  # they say their own
         if not pattern and form(path) in _HTML and (own := declared(next(blocks(path), b""))):
@@ -205,6 +265,12 @@ class Files(Corpus):
             name = path.relative_to(root).as_posix() if inside else path.name
             counts.detect(encoding, name, blocks(path), inside)
         return encoding
+
+    def _chosen_encoding(self, root: Path, path: Path) -> tuple[str | None, str]:
+        """The first pattern of `encodings` that matches, and the encoding that the options choose."""
+        inside = path.is_relative_to(root)
+        pattern = matching(path, root, list(self.encodings)) if inside else None
+        return pattern, self.encodings[pattern] if pattern else self.encoding
 
     def _paths(self, root: Path) -> list[Path]:
         found = find(root, self.include)
@@ -237,6 +303,11 @@ class Files(Corpus):
             except (OSError, ValueError) as error:
                 faults.append(error)
         return all_of(faults, root, paths)
+
+
+def _span(source: CorpusSource) -> Span:
+    whole = source.bytes == source.size
+    return WHOLE if whole else Span(source.start, source.end, source.first_record)
 
 
 def _note(counts: Counts) -> None:

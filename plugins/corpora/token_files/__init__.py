@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from pipeline.plugin import Corpus, CorpusSource, Document, hookimpl
 
 from .finding import find, left_out
-from .formats import Settings, documents, maker, sidecars, unread
+from .formats import Ids, Settings, cuts, documents, maker, sidecars, unread
 
 _SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SAME = ({"gpt2", "r50k_base"}, {"p50k_base", "p50k_edit"}, {"cl100k_base"}, {"o200k_base", "o200k_harmony"})
@@ -79,10 +79,26 @@ class TokenFiles(Corpus):
             yield replace(CorpusSource.of_file(path, root), beside=tuple(map(str, sidecars(path))))
 
     def read(self, root: Path, source: CorpusSource) -> Iterator[Document]:
-        path, side = Path(source.path), _side(PurePath(source.name))
-        settings = Settings(self.dtype, self.end_of_text, self.column)
-        for number, ids in enumerate(documents(path, settings), start=1):
-            yield Document(f"{source.name}#{number}", split=side, ids=ids)
+        file = Path(source.path).relative_to(root)
+        for number, ids in enumerate(self._ids(source), start=source.first_record + 1):
+            yield Document(f"{file.as_posix()}#{number}", split=_side(file), ids=ids)
+
+    def divide(self, root: Path, source: CorpusSource, size: int) -> Iterator[CorpusSource]:
+        starts = [0, *dict.fromkeys(cuts(Path(source.path), self._settings, size))]
+        for start, end in zip(starts, [*starts[1:], source.size], strict=True):
+            name = f"{source.name}@{start}" if len(starts) > 1 else source.name
+            yield replace(source, name=name, start=start, end=end)
+
+    def count_records(self, root: Path, source: CorpusSource) -> int:
+        return sum(1 for _ in self._ids(source))
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings(self.dtype, self.end_of_text, self.column)
+
+    def _ids(self, source: CorpusSource) -> Iterator[Iterable[Ids]]:
+        """The ids of each document of a source."""
+        return documents(Path(source.path), self._settings, source.start, source.end)
 
     def file_text(self, path: Path, root: Path) -> Iterator[str]:
         if path.suffix.lower() in (".bin", ".ds", ".npy", ".parquet"):

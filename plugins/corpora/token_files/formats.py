@@ -64,25 +64,68 @@ class Span:
         return Span(self.path, self.dtype, self.offset + start * self.dtype.itemsize, end - start)
 
 
-def documents(path: Path, settings: Settings) -> Iterator[Iterable[Ids]]:
+def documents(path: Path, settings: Settings, start: int, end: int) -> Iterator[Iterable[Ids]]:
     """The ids of each document of a file, in blocks, without the end-of-text id; empty documents are left out.
+
+    Args:
+        path: The file.
+        settings: The options.
+        start, end: The range of bytes: the whole file, or from one of `cuts` to another.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is damaged, or has no token ids; the message has `path`.
     """
-    if path.suffix.lower() in _PACKED:
-        raise ValueError(f"{path} is compressed: unpack it")
+    if path.suffix.lower() == ".parquet":
+        yield from _rows(path, settings)
+        return
+    span, ends = _open(path, settings)
+    first, last = ((max(place, span.offset) - span.offset) // span.dtype.itemsize for place in (start, end))
+    if ends is not None:
+        ends = ends[(ends > first) & (ends <= last)] - first
+    yield from _divided(span.part(first, last), settings.end_of_text, ends)
+
+
+def cuts(path: Path, settings: Settings, size: int) -> Iterator[int]:
+    """The offsets in bytes at which a file is cut into ranges of about `size` bytes: there, a document ends."""
+    if path.suffix.lower() == ".parquet":
+        return
+    span, ends = _open(path, settings)
+    step = size // span.dtype.itemsize
+    for start in range(step, span.count - step + 1, step) if step else ():
+        if ends is not None:
+            after = np.searchsorted(ends, start)
+            end = int(ends[after]) if after < len(ends) else span.count
+            found = end if end < start + step else None
+        else:
+            found = _end_after(span.part(start, start + step), settings.end_of_text)
+            found = None if found is None else start + found
+        if found is not None and found < span.count:
+            yield span.offset + found * span.dtype.itemsize
+
+
+def _end_after(span: Span, end_of_text: int) -> int | None:
+    """The number of ids up to the first end-of-text id, and with it; None if there is none."""
+    before = 0
+    for block in span:
+        places = np.flatnonzero(block == end_of_text)
+        if len(places):
+            return before + int(places[0]) + 1
+        before += len(block)
+    return None
+
+
+def _open(path: Path, settings: Settings) -> tuple[Span, Ids | None]:
+    """Where the ids of a file are, and where its documents end if the format says it."""
     match path.suffix.lower():
-        case ".parquet":
-            yield from _rows(path, settings)
+        case ending if ending in _PACKED:
+            raise ValueError(f"{path} is compressed: unpack it")
         case ".ds":
-            span, ends = _datatrove(path, settings.dtype)
-            yield from _divided(span, settings.end_of_text, ends)
+            return _datatrove(path, settings.dtype)
         case ".npy":
-            yield from _divided(_array(path, settings), settings.end_of_text)
+            return _array(path, settings), None
         case _:
-            yield from _divided(_raw(path, settings), settings.end_of_text)
+            return _raw(path, settings), None
 
 
 def _damaged(path: Path, kind: str, error: object) -> ValueError:
