@@ -115,13 +115,13 @@ def signed(folder: str, *breaks: Break) -> Break:
     return both(*breaks, lambda root: write_manifest(root / folder))
 
 
-def params(old: str, new: str) -> Break:
-    """Replaces a part of params.yaml."""
+def params(old: str, new: str, path: str = "params.yaml") -> Break:
+    """Replaces a part of params.yaml, or of another file."""
 
     def breaks(root: Path) -> None:
-        text = (root / "params.yaml").read_text(encoding="utf-8")
+        text = (root / path).read_text(encoding="utf-8")
         assert old in text
-        (root / "params.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+        (root / path).write_text(text.replace(old, new, 1), encoding="utf-8")
 
     return breaks
 
@@ -613,7 +613,7 @@ TRAIN_CASES = [
     Case(
         "an id beyond the vocabulary",
         "train",
-        ("training split", "token id 60000", "vocabulary has", "pipeline split"),
+        ("token id 60000", "vocabulary has", "pipeline split"),
         signed(SPLITS, large_id),
     ),
     Case(
@@ -699,6 +699,12 @@ CHECKPOINT_CASES = [
         (RECORD, "params.train", TRAIN),
         signed(CHECKPOINT, write(RECORD, '{"params": {"train": 1}}')),
     ),
+    Case(
+        "infinity in the record",
+        "evaluate",
+        (f"{RECORD} is damaged", "JSON"),
+        signed(CHECKPOINT, params('"end_of_text": true', '"end_of_text": 1e999', RECORD)),
+    ),
     Case("reports is a file", "evaluate", ("reports", "a file", "move it away"), file_at("reports")),
     Case(
         "evaluate.json is a folder",
@@ -736,6 +742,12 @@ CHECKPOINT_CASES = [
         "score t.txt --set tokenize.end_of_text=false",
         ("t.txt", "single token"),
         write("t.txt", "a"),
+    ),
+    Case(
+        "details of the evaluation that are a list",
+        "export",
+        ("reports/evaluation.json is damaged", "evaluate"),
+        both(write("reports/evaluation.json", "[]"), write("metrics/evaluate.json", "{}")),
     ),
     Case("export is a file", "export", ("artifacts/export", "move it away"), file_at("artifacts/export")),
 ]
@@ -801,6 +813,69 @@ def assert_error(result: Result, code: int, says: tuple[str, ...]) -> None:
 
 def assert_nothing_half_written(root: Path) -> None:
     assert not [path for path in root.rglob(".*") if ".partial-" in path.name or ".old-" in path.name]
+
+
+# ── each way to damage a file, for each file that is read ─────────────────────────────────────────
+
+RECORDS = {
+    f"{TOKENS}/meta.json": "split",
+    f"{TOKENS}/tokenizer.json": "split",
+    f"{SPLITS}/meta.json": "train",
+    f"{CHECKPOINT}/config.json": "generate a",
+    f"{CHECKPOINT}/tokenizer.json": "score params.yaml",
+    RECORD: "export",
+}
+"""Files that a stage writes, and a command that reads each."""
+NO_RECORDS = {
+    "nothing": b"", "half": b"{", "a list": b"[]", "null": b"null", "a text": b'"x"', "NaN": b"NaN",
+    "infinity": b'{"x": 1e999}',
+    "not UTF-8": b"\xff\xfe{}", "5,000 digits": b"9" * 5000, "100,000 brackets": b"[" * 100_000,
+}  # fmt: skip
+READ_SETTINGS = ("tokenize", "evaluate", "check", "fit", "chat", "preset book", "lock")
+NO_SETTINGS = {
+    "a list": b"- a\n", "a tab": b"a:\tb\n\tc: d\n", "NUL": b"a: \0\n", "not UTF-8": b"a: \xff\n",
+    "two documents": b"a: 1\n---\na: 2\n",
+    "a conflict": b"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n", "itself": b"zzz: &z {q: *z}\n",
+    "5,000 digits": b"a: " + b"9" * 5000, "5,000 brackets": b"a: " + b"[" * 5000,
+    "aliases of aliases": b"a0: &a0 [x, x]\n"
+    + b"".join(b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 10)),
+}  # fmt: skip
+
+
+def damages(readers: list[tuple[str, str]], contents: dict[str, bytes]) -> list[Any]:
+    """Each way for each file and command: a third of them in `make test`, the others with --long."""
+    return [
+        pytest.param(file, command, damage, marks=() if (row + column) % 3 == 0 else pytest.mark.long)
+        for row, (file, command) in enumerate(readers)
+        for column, damage in enumerate(contents)
+    ]
+
+
+@pytest.mark.parametrize(("file", "command", "damage"), damages(list(RECORDS.items()), NO_RECORDS))
+def test_a_damaged_record_is_one_line_with_its_name(
+    file: str, command: str, damage: str, trained_project: Project
+) -> None:
+    root = trained_project.root
+    breaks = write(file, NO_RECORDS[damage])
+    folder = str(Path(file).parent)
+    (signed(folder, breaks) if (root / folder / "manifest.json").exists() else breaks)(root)
+    before = contents(root)
+    assert_error(trained_project.run(*shlex.split(command)), 1, (file,))
+    assert contents(root) == before
+    assert_nothing_half_written(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "command", "damage"), damages([("params.yaml", each) for each in READ_SETTINGS], NO_SETTINGS)
+)
+def test_damaged_settings_are_one_line_with_their_file(
+    file: str, command: str, damage: str, trained_project: Project
+) -> None:
+    root = trained_project.root
+    (root / file).write_bytes(NO_SETTINGS[damage])
+    before = contents(root)
+    assert_error(trained_project.run(*shlex.split(command)), 1, (file,))
+    assert contents(root) == before
 
 
 # ── what must work ────────────────────────────────────────────────────────────────────────────────

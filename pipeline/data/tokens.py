@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from pydantic import Field
 from pipeline.core.errors import DataError
 from pipeline.core.files import MANIFEST, FileEntry, read_json, verify_manifest, write_json, write_manifest
 from pipeline.core.values import OPEN, NonNegativeInt, PositiveInt, read_values
+from pipeline.core.verified import record_verified, verified_files
 from pipeline.data.documents import DocumentIndex
 from pipeline.data.index import IndexEntry, IndexWriter
 from pipeline.data.joined import AnyIds, Ids, JoinedIds, check_ids, parts
+from pipeline.data.segments import SEGMENTS, SegmentFile
 from pipeline.data.tokenizer import Tokenizer
 
 Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -146,6 +149,7 @@ def finish_folder(
         },
     )
     write_manifest(folder, known)
+    record_verified(folder)
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,14 @@ class _File:
     documents: PositiveInt
     bytes: NonNegativeInt
     shards: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class _SegmentsOf:
+    """The folder of which train is a list of segments, relative to this one, and its digest."""
+
+    folder: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -176,19 +188,32 @@ class _Meta:
     tokenizer: _TokenizerInfo
     files: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], _File], Field(min_length=1)]
     params: dict[str, dict[str, Any]]
+    segments_of: _SegmentsOf | None = None
     xz_bits_per_byte: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = field(default_factory=dict)
 
 
 class TokenFolder:
-    """A folder that `tokenize` or `split` wrote; opening it checks all files. `fix` ends the error messages.
+    """A folder that `tokenize` or `split` wrote; opening it checks all files.
+
+    Of a large corpus, train is a list of segments of the tokens in another folder, which is opened as well.
 
     Raises:
         DataError: a file is missing or corrupt, an earlier version wrote the folder, the tokens belong to another
             tokenizer, or the files contradict meta.json.
     """
 
-    def __init__(self, folder: Path, fix: str) -> None:
-        verify_manifest(folder, fix)
+    def __init__(self, folder: Path, fix: str, hashes: bool = True) -> None:
+        """
+        Args:
+            folder: The folder.
+            fix: The end of error messages.
+            hashes: False to check only that the files are there and have their sizes.
+        """
+        if hashes:
+            verify_manifest(folder, fix, unread=verified_files(folder) if folder.is_dir() else ())
+            record_verified(folder)
+        else:
+            verify_manifest(folder, fix, unread=[path.name for path in folder.glob("*")])
         self.folder = folder
         self._fix = fix
         meta = read_values(folder / META, _Meta, fix)
@@ -206,7 +231,14 @@ class TokenFolder:
         self._stems: dict[str, list[str]] = {}
         self._sizes: dict[str, list[int]] = {}
         """The number of tokens in each shard of a file."""
+        self._segments: SegmentFile | None = None
         for name, file in meta.files.items():
+            if name == "train" and meta.segments_of is not None:
+                source = TokenFolder(Path(os.path.normpath(folder / meta.segments_of.folder)), fix, hashes)
+                if source.digest != meta.segments_of.digest:
+                    raise DataError(f"{source.folder} is not what {folder} was made of: {fix}")
+                self._segments = SegmentFile(folder / SEGMENTS, source, file.tokens, fix)
+                continue
             self._stems[name] = [shard_stem(name, each, file.shards) for each in range(file.shards)] or [name]
             self._sizes[name] = [self._size(self._bin(stem)) // self._dtype.itemsize for stem in self._stems[name]]
             self._check_sizes(name, file.tokens)
@@ -234,6 +266,8 @@ class TokenFolder:
         """A hash of the token files, their indexes and the tokenizer, but not of params."""
         files = read_json(self.folder / MANIFEST, "")["files"]
         content = {name: entry["sha256"] for name, entry in sorted(files.items()) if name != META}
+        if self._segments:
+            content["segments of"] = self._segments.source.digest
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def xz_bits_per_byte(self, name: str) -> float:
@@ -252,9 +286,15 @@ class TokenFolder:
             raise DataError(f"{self.folder / META} lists no {name}: {self._fix}")
         return self._files[name]
 
+    def id_file(self, name: str) -> Path:
+        """The file of a split's ids, or of its segments."""
+        return self.folder / SEGMENTS if name == "train" and self._segments else self._bin(name)
+
     def ids(self, name: str) -> AnyIds:
         """The ids of a file [tokens], read where they are asked for. A slice is an array."""
         self._file(name)
+        if name == "train" and self._segments:
+            return self._segments.ids
         files, sizes = [self._bin(stem) for stem in self._stems[name]], self._sizes[name]
         if len(files) == 1:
             return np.memmap(files[0], dtype=self._dtype, mode="r", shape=(sizes[0],)).view(np.ndarray)
@@ -300,8 +340,10 @@ class TokenFolder:
         Raises:
             DataError: the index or the names are damaged or missing, or do not match each other or meta.json.
         """
+        self._file(name)
         found = 0
-        for entry in self.index(name).entries():
+        segments = self._segments if name == "train" else None
+        for entry in segments.documents() if segments else self.index(name).entries():
             found += 1
             yield entry
         self.check_documents(name, found)

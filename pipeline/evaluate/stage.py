@@ -24,7 +24,7 @@ from pipeline.distributed.ranks import Ranks, started_as_rank
 from pipeline.evaluate import result_lines
 from pipeline.evaluate.baselines import unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
-from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
+from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.metrics import MetricSums, check_groups, group_numbers, run_tasks
 from pipeline.evaluate.ranks import score_on_ranks
@@ -121,7 +121,7 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
         from pipeline.distributed.shard import shard
 
         model = shard(model, device, ranks)
-    train_counts = token_counts(splits.ids("train"), checkpoint.tokenizer.vocab_size)
+    train_counts = splits.counts("train")
     numbers: dict[str, Any] = {}
     about: dict[str, Any] = {}
     breakdowns: dict[str, Breakdown] = {}

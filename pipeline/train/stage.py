@@ -59,7 +59,7 @@ def run(params: Params, paths: Paths) -> None:
 
 
 def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
-    splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+    splits = _open_splits(paths, ranks)
     paths.metrics.mkdir(parents=True, exist_ok=True)  # fail before training if it cannot be written
     components = Components.load(params, paths.plugins)
     data = TrainingData.read(params, splits, components.batch_sampler)
@@ -116,6 +116,14 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
             raise PipelineError(advice) from None
         if ranks.is_rank0:
             training_run.phase.store.prune()
+
+
+def _open_splits(paths: Paths, ranks: Ranks) -> TokenFolder:
+    """Opens the splits; only the first of several ranks checks the files' hashes."""
+    fix = "run `python -m pipeline split`"
+    if ranks.world_size > 1:
+        ranks.on_rank0(lambda: TokenFolder(paths.splits, fix).names)
+    return TokenFolder(paths.splits, fix, hashes=ranks.world_size == 1)
 
 
 def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer, paths: Paths) -> Pretrained | None:

@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as arrow
 import pytest
+import tiktoken
 from conftest import REPOSITORY, Project, made_up_text
 from pyarrow import parquet
 
@@ -64,6 +66,32 @@ def test_nested_fields_and_null_rows(tmp_path: Path) -> None:
     parquet.write_table(arrow.table({"doc": arrow.array(rows, kind)}), tmp_path / "b.parquet")
     found = read(tmp_path, text_field="doc.text", null_text="skip")
     assert found == {"a.jsonl#1": "one", "a.jsonl#4": "two", "b.parquet#1": "one", "b.parquet#4": "two"}
+
+
+@pytest.mark.parametrize("header", [b"", np.array([20240520, 1, 0] + [0] * 253, dtype="<i4").tobytes()])
+def test_tokens_of_nanogpt_and_modded_nanogpt(
+    header: bytes, project: Project, test_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The splits have the bytes of nanoGPT's files; modded-nanogpt's have end-of-text before each document."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(test_data / "tiktoken"))
+    gpt2, raw = tiktoken.get_encoding("gpt2"), project.root / "data" / "raw"
+    after = {}
+    for split, seeds in (("train", range(6)), ("val", range(6, 8))):
+        documents = [gpt2.encode_ordinary(made_up_text(seed, 50)) for seed in seeds]
+        after[split] = np.array([each for ids in documents for each in [*ids, 50256]], dtype="<u2")
+        before = np.array([each for ids in documents for each in [50256, *ids]], dtype="<u2")
+        if header:
+            start = np.frombuffer(header, "<i4").copy()
+            start[2] = len(before)
+            (raw / f"fineweb_{split}_000000.bin").write_bytes(start.tobytes() + before.tobytes())
+        else:
+            after[split].tofile(raw / f"{split}.bin")
+    assert "`tokenize.corpus.name: token_files`, `tokenize.tokenizer.name: tiktoken`" in PAGE
+    chosen = ("tokenize.corpus.name=token_files", "tokenize.tokenizer.name=tiktoken", "split.by=predefined")
+    for stage in ("tokenize", "split"):
+        project.succeed(stage, *(part for each in chosen for part in ("--set", each)))
+    for split, ids in after.items():
+        assert (project.root / "artifacts" / "splits" / f"{split}.bin").read_bytes() == ids.tobytes()
 
 
 # ── near-duplicates ───────────────────────────────────────────────────────────────────────────────
