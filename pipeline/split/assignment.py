@@ -212,7 +212,7 @@ def _tokenized_again(tokens: TokenFolder, entry: IndexEntry, start: Cut, end: Cu
         characters = _characters(tokens.tokenizer)
         between = sum(int(characters[ids].sum()) for ids in tokens.blocks("tokens", start.token, end.token))
         count = between - start.characters + end.characters
-    text = _text(tokens, start.token, entry.end, start.characters, count)
+    text = _text(tokens, entry, start, count)
     for piece in cut(text, tokens.tokenizer.pattern):
         yield tokens.tokenizer.encode(piece)
     if ends:
@@ -220,17 +220,32 @@ def _tokenized_again(tokens: TokenFolder, entry: IndexEntry, start: Cut, end: Cu
             yield last[last == tokens.tokenizer.end_of_text]
 
 
-def _text(tokens: TokenFolder, first: int, last: int, skipped: int, count: int | None) -> Iterator[str]:
-    """The text of the tokens first … last−1, in blocks: `count` characters (or all) after the first `skipped`."""
-    decoder, beginning = getincrementaldecoder("utf-8")(), True
-    position, until = -skipped, count
-    for ids in tokens.blocks("tokens", first, last):
+def _text(tokens: TokenFolder, entry: IndexEntry, start: Cut, count: int | None) -> Iterator[str]:
+    """A document's text from a cut on, in blocks: `count` characters, or all.
+
+    Raises:
+        DataError: the text is not UTF-8, which is possible for ids that others made.
+    """
+    decoder, beginning = getincrementaldecoder("utf-8")(), start.token > entry.start
+    position, until = -start.characters, count
+    for ids in tokens.blocks("tokens", start.token, entry.end):
         part = tokens.tokenizer.decode_bytes(ids[ids != tokens.tokenizer.end_of_text])
         if beginning:
             part = part.lstrip(_CONTINUATION)  # the end of a character before the cut
             beginning = not part
-        text = decoder.decode(part)
+        try:
+            text = decoder.decode(part)
+        except UnicodeDecodeError:
+            raise _no_text(entry) from None
         yield text[max(-position, 0) : None if until is None else max(until - position, 0)]
         position += len(text)
         if until is not None and position >= until:
             return
+    if decoder.getstate()[0]:  # a part of a character
+        raise _no_text(entry)
+
+
+def _no_text(entry: IndexEntry) -> DataError:
+    return DataError(
+        f"the document {entry.name!r} is cut between characters, but its ids are not UTF-8: set split.unit: tokens"
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -52,6 +54,17 @@ def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
         if document.name in names:
             raise repeated(corpus, document.name)
         names.add(document.name)
+        yield document
+
+
+def without_notes(documents: Documents) -> Iterator[Document]:
+    """The documents, without the notes that a corpus prints about them, if they are read again later."""
+    found = documents()
+    while True:
+        with redirect_stdout(StringIO()):
+            document = next(found, None)
+        if document is None:
+            return
         yield document
 
 

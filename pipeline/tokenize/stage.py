@@ -22,6 +22,7 @@ from pipeline.tokenize.documents import (
     items,
     no_text,
     read_corpus,
+    without_notes,
     write_documents,
 )
 from pipeline.tokenize.tokenizers import build_tokenizer
@@ -73,7 +74,7 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
 
 
 def _write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Documents) -> None:
-    tokenizer = build_tokenizer(params.tokenize.tokenizer, documents, paths)
+    tokenizer = build_tokenizer(params.tokenize.tokenizer, lambda: without_notes(documents), paths)
     check_tokenizer(corpus, paths, tokenizer)
     end = end_ids(tokenizer.end_of_text, params.tokenize.end_of_text)
     with published_folder(paths.tokens, paths) as folder:

@@ -67,11 +67,21 @@ class TokenStore:
 
     @contextmanager
     def in_use(self) -> Iterator[IO[bytes]]:
-        """Inside, no other process removes these shards. Yields the lock, for `prune`."""
+        """Inside, no other process removes these shards. At the end, what killed processes have left is removed.
+
+        Yields:
+            The lock, for `prune`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with _lock(self.folder, fcntl.LOCK_SH) as lock:
             os.utime(lock.fileno())
-            yield lock
+            try:
+                yield lock
+            finally:
+                with suppress(BlockingIOError):  # others use it, and write
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    for partial in self.folder.glob(".*.partial-*"):
+                        _remove(partial)
 
     def has(self, key: str) -> bool:
         """Whether there is such a shard, which may be damaged."""

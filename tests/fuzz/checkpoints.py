@@ -307,7 +307,7 @@ def _damage(path: str, seed: int) -> Break:
 
     def breaks(root: Path) -> None:
         draw, content = random.Random(seed), (root / path).read_bytes()
-        if draw.random() < 0.4 or path.endswith((".bin", ".pth", ".safetensors")):
+        if draw.random() < 0.4 or path.endswith((".bin", ".npy", ".pth", ".safetensors")):
             return write(path, damaged(content, draw))(root)  # type: ignore[return-value]
         lines = content.decode().splitlines()
         at = draw.randrange(len(lines))

@@ -149,6 +149,19 @@ def test_cutting_by_characters_gives_the_ids_of_a_text_that_was_cut_first(tmp_pa
     assert ids_of(parts, "val") == [*TOKENIZER.encode(text[place:]).tolist(), TOKENIZER.end_of_text]
 
 
+@pytest.mark.parametrize("missing", [0, 12, -1], ids=["at the beginning", "inside", "at the end"])
+def test_ids_that_are_not_utf8_are_cut_by_tokens_only(missing: int, tmp_path: Path) -> None:
+    ids = np.frombuffer("é the sea, é 語言 and é語".encode(), dtype=np.uint8)
+    with TokenWriter(tmp_path, "tokens", TOKENIZER) as writer:
+        writer.write(np.delete(ids, missing))
+        writer.end_document("made", len(ids) - 1)
+    finish_folder(tmp_path, TOKENIZER, {"tokens": writer.summary()}, params={}, counts={"tokens": writer.counts})
+    tokens = TokenFolder(tmp_path, "")
+    with pytest.raises(DataError, match=r"'made'.*split.unit: tokens"):
+        kept(by_position(tokens, "characters", 0.5, 0.2).parts(tokens))
+    assert len(ids_of(kept(by_position(tokens, "tokens", 0.5, 0.2).parts(tokens)))) == len(ids) - 1
+
+
 @pytest.mark.parametrize("unit", ["tokens", "characters"])
 def test_a_document_at_the_cut_may_be_larger_than_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str

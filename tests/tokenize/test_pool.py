@@ -126,6 +126,7 @@ def test_a_signal_ends_all_processes_with_one_line_and_keeps_finished_shards(
     until(lambda: all_gone(slow))
     finished = len(shards(slow))
     assert finished >= 2
+    assert not list((slow.root / ".resume" / "tokens").glob("*/.*partial*"))
     (slow.root / "data" / "raw" / "fast").touch()
     with_low_limits(monkeypatch)
     run_inline(monkeypatch)

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Project
 from sharding import SHARD, contents, made_up, run_inline, with_low_limits
@@ -44,6 +45,11 @@ def write_corpus(raw: Path, generator: random.Random) -> None:
 def documents(project: Project, *arguments: str) -> list[Any]:
     """The documents of the tokens and their ids, after tokenizing."""
     project.succeed("tokenize", *arguments)
+    return read_documents(project)
+
+
+def read_documents(project: Project) -> list[Any]:
+    """The documents of the tokens and their ids."""
     folder = TokenFolder(project.root / "artifacts" / "tokens", "")
     ids = folder.ids("tokens")
     return [
@@ -67,6 +73,35 @@ def test_tokens_in_shards_are_those_of_one_process(
     assert (tokens / "tokenizer.json").read_bytes() == files["tokenizer.json"]
     assert (tokens / "tokens.counts.npy").read_bytes() == files["tokens.counts.npy"]
     assert len(list(tokens.glob("tokens-*.bin"))) > 10
+
+
+def write_ids(raw: Path, generator: random.Random, ends: int = 0) -> None:
+    """Files of ids of the tokenizer `bytes`; `ends` moves where documents end."""
+    for path in raw.iterdir():
+        path.unlink()
+    texts = [made_up(generator, generator.randrange(60)).encode() for _ in range(40)]
+    np.array([each for text in texts for each in [*text, 256]], dtype="<u2").tofile(raw / "a.bin")
+    np.frombuffer(b"".join(texts), dtype=np.uint8).astype("<u2").tofile(raw / "b.ds")
+    (np.cumsum([len(text) for text in texts])[ends:]).astype("<u8").tofile(raw / "b.ds.index")
+
+
+def test_ids_in_shards_are_those_of_one_process(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = project.root / "data" / "raw"
+    chosen = (
+        *BYTES, "--set", "tokenize.corpus.name=token_files", "--set", "tokenize.corpus.token_files.end_of_text=256"
+    )  # fmt: skip
+    whole = []
+    for ends in (0, 1):
+        write_ids(raw, random.Random(0), ends)
+        whole.append(documents(project, *chosen))
+    with_low_limits(monkeypatch)
+    run_inline(monkeypatch)
+    write_ids(raw, random.Random(0), 0)
+    assert plan(project.succeed("tokenize", *chosen).out)[2] > 5
+    assert read_documents(project) == whole[0]
+    write_ids(raw, random.Random(0), 1)  # another index, the same ids
+    assert plan(project.succeed("tokenize", *chosen).out)[0] > 2
+    assert read_documents(project) == whole[1] != whole[0]
 
 
 def test_a_tokenizer_with_any_pattern_cuts_no_document(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

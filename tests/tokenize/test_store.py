@@ -69,6 +69,17 @@ def test_after_an_error_there_is_no_shard_and_a_second_one_is_left_out(tmp_path:
     assert [path.name for path in store.folder.iterdir()] == ["key"]
 
 
+def test_what_a_killed_process_left_is_removed_when_nobody_writes(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path, "settings")
+    with store.in_use():
+        left = store.folder / ".key.partial-1"
+        left.mkdir()
+        with store.in_use():
+            pass
+        assert left.exists()
+    assert not left.exists()
+
+
 def test_pruning_keeps_what_is_used_and_the_latest_settings(tmp_path: Path) -> None:
     for number in range(6):
         other = TokenStore(tmp_path, f"old{number}")

@@ -34,7 +34,7 @@ from .reading import (
 from .records import footer_start, group_cuts, json_items, json_lines, parquet_rows, row_groups, table_rows
 from .text import Counts, TextReader, check_encoding, separated
 
-_SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LOOK_AT_MOST = 1 << 30
 """After an error, at most this many characters are read to find more errors."""
 _CONVERTED = 1 << 22
@@ -235,22 +235,22 @@ class Files(Corpus):
     def _documents(self, root: Path, path: Path, counts: Counts, span: Span = WHOLE) -> Iterator[Document]:
         """The documents of one file, or of a part of it."""
         relative = path.relative_to(root)
-        name, side, kind = relative.as_posix(), _side(relative), form(path)
+        name, split, kind = relative.as_posix(), _split(relative), form(path)
         reader = self._reader(self._encoding(root, path, counts), counts, span)
         if kind in _RECORDS:
             pattern = matching(path, root, list(self.text_fields))
             text_field = self.text_fields[pattern] if pattern else self.text_field
             records: Iterable[tuple[int, str | Iterator[str]]] = _RECORDS[kind](path, text_field, reader)
         elif kind in PACKAGES:
-            yield Document(name, _Whole(partial(document_text, path, reader, counts)), side)
+            yield Document(name, _Whole(partial(document_text, path, reader, counts)), split)
             return
         elif self.separator:
             records = enumerate(separated(reader.text(path), self.separator), start=span.first_record + 1)
         else:
-            yield Document(name, _Whole(partial(reader.text, path)), side)
+            yield Document(name, _Whole(partial(reader.text, path)), split)
             return
         for number, text in records:
-            yield Document(f"{name}#{number}", text, side)
+            yield Document(f"{name}#{number}", text, split)
 
     def _encoding(self, root: Path, path: Path, counts: Counts) -> str:
         """The encoding of a file: by pattern, else as declared in an HTML page, else that of all files."""
@@ -344,11 +344,11 @@ class _Whole:
         return self._read()
 
 
-def _side(path: PurePath) -> str | None:
+def _split(path: PurePath) -> str | None:
     """The split given by the outermost folder with the name of a split, or by the file's name; else None."""
     stem = _SHARD.sub("", path.name.partition(".")[0])
-    sides = (_SIDES.get(name.lower()) for name in (*path.parts[:-1], stem))
-    return next((side for side in sides if side), None)
+    splits = (_SPLITS.get(name.lower()) for name in (*path.parts[:-1], stem))
+    return next((split for split in splits if split), None)
 
 
 @hookimpl

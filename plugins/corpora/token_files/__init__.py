@@ -13,7 +13,7 @@ from pipeline.plugin import Corpus, CorpusSource, Document, hookimpl
 from .finding import find, left_out
 from .formats import Ids, Settings, cuts, documents, maker, sidecars, unread
 
-_SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SAME = ({"gpt2", "r50k_base"}, {"p50k_base", "p50k_edit"}, {"cl100k_base"}, {"o200k_base", "o200k_harmony"})
 """The encodings of tiktoken, by vocabulary."""
 
@@ -81,7 +81,7 @@ class TokenFiles(Corpus):
     def read(self, root: Path, source: CorpusSource) -> Iterator[Document]:
         file = Path(source.path).relative_to(root)
         for number, ids in enumerate(self._ids(source), start=source.first_record + 1):
-            yield Document(f"{file.as_posix()}#{number}", split=_side(file), ids=ids)
+            yield Document(f"{file.as_posix()}#{number}", split=_split(file), ids=ids)
 
     def divide(self, root: Path, source: CorpusSource, size: int) -> Iterator[CorpusSource]:
         starts = [0, *dict.fromkeys(cuts(Path(source.path), self._settings, size))]
@@ -115,10 +115,10 @@ def _group(name: str) -> int | None:
     return next((number for number, names in enumerate(_SAME) if name in names), None)
 
 
-def _side(path: PurePath) -> str | None:
+def _split(path: PurePath) -> str | None:
     """The split that a folder or a part of the file's name says, such as fineweb_val_000000.bin; else None."""
     words: Iterable[str] = (*path.parts[:-1], *re.split(r"[^a-zA-Z]+", path.name.partition(".")[0]))
-    return next((_SIDES[word.lower()] for word in words if word.lower() in _SIDES), None)
+    return next((_SPLITS[word.lower()] for word in words if word.lower() in _SPLITS), None)
 
 
 @hookimpl
