@@ -41,17 +41,22 @@ def documents(folder: Path, count: int) -> None:
     finish_folder(folder, TOKENIZER, files, params={}, counts=counts)
 
 
-@pytest.mark.parametrize("by", ["document", "predefined", "position"])
+FEW, MANY = (3_000, 13_000), (100_000, 1_000_000)
+SEGMENTS, COPIED = 10, 1 << 30
+
+
 @pytest.mark.parametrize(
-    ("sizes", "most_copied"),
+    ("by", "sizes", "most_copied"),
     [
-        pytest.param((3_000, 13_000), 10, id="segments"),
-        pytest.param((3_000, 13_000), 1 << 30, id="copied", marks=pytest.mark.long),
-        pytest.param((100_000, 1_000_000), 10, id="a million", marks=pytest.mark.long),
+        ("document", FEW, SEGMENTS),
+        ("predefined", FEW, SEGMENTS),
+        ("position", FEW, SEGMENTS),
+        pytest.param("document", FEW, COPIED, marks=pytest.mark.long),
+        pytest.param("document", MANY, SEGMENTS, marks=pytest.mark.long),
     ],
 )
 def test_memory_per_document_is_bounded(
-    sizes: tuple[int, int], most_copied: int, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by: str, sizes: tuple[int, int], most_copied: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "MOST_COPIED", most_copied)
     monkeypatch.setattr("pipeline.split.baseline._XZ_BYTES", 1000)  # which grow with a small text
