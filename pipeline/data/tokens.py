@@ -17,7 +17,7 @@ from pydantic import Field
 from pipeline.core.errors import DataError
 from pipeline.core.files import MANIFEST, FileEntry, read_json, verify_manifest, write_json, write_manifest
 from pipeline.core.values import OPEN, NonNegativeInt, PositiveInt, read_values
-from pipeline.core.verified import record_verified, verified_files
+from pipeline.core.verified import hashing, record_verified, verified_files
 from pipeline.data.documents import DocumentIndex
 from pipeline.data.index import IndexEntry, IndexWriter
 from pipeline.data.joined import AnyIds, Ids, JoinedIds, check_ids, parts
@@ -148,7 +148,9 @@ def finish_folder(
             "params": params,
         },
     )
-    write_manifest(folder, known)
+    size = sum(path.stat().st_size for path in folder.glob("*") if path.name not in (known or {}))
+    with hashing(size) as read:
+        write_manifest(folder, known, read)
     record_verified(folder)
 
 
@@ -209,11 +211,12 @@ class TokenFolder:
             fix: The end of error messages.
             hashes: False to check only that the files are there and have their sizes.
         """
+        sizes = {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
+        unread = (verified_files(folder) if sizes else ()) if hashes else sizes.keys()
+        with hashing(sum(size for name, size in sizes.items() if name not in unread)) as read:
+            verify_manifest(folder, fix, unread, read)
         if hashes:
-            verify_manifest(folder, fix, unread=verified_files(folder) if folder.is_dir() else ())
             record_verified(folder)
-        else:
-            verify_manifest(folder, fix, unread=[path.name for path in folder.glob("*")])
         self.folder = folder
         self._fix = fix
         meta = read_values(folder / META, _Meta, fix)
