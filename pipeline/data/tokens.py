@@ -27,6 +27,8 @@ from pipeline.data.tokenizer import Tokenizer
 Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 _BLOCK = 1 << 18
+_MOST_WAITING = 1 << 12
+"""The number of arrays that wait to be written; a small array needs some 100 bytes more than its ids."""
 
 TOKENIZER = "tokenizer.json"
 META = "meta.json"
@@ -61,7 +63,7 @@ class TokenWriter(AbstractContextManager["TokenWriter"]):
         self._waiting.append(ids)
         self.tokens += len(ids)
         self._waiting_tokens += len(ids)
-        if self._waiting_tokens >= _BLOCK:
+        if self._waiting_tokens >= _BLOCK or len(self._waiting) >= _MOST_WAITING:
             self._flush()
 
     def _flush(self) -> None:

@@ -11,7 +11,7 @@ from pipeline.data.joined import Ids, Segments
 from pipeline.data.segments import SEGMENTS
 from pipeline.data.tokens import Counts, TokenFolder
 
-_AT_ONCE = 1 << 18
+_AT_ONCE, _MOST_WAITING = 1 << 18, 1 << 12
 
 
 class SegmentWriter:
@@ -56,7 +56,9 @@ class SegmentWriter:
             for ids in tokens.blocks("tokens", start, end):
                 waiting.append(ids)
                 size += len(ids)
-                if size >= _AT_ONCE:  # one pass over many, because each pass costs O(V)
+                if (
+                    size >= _AT_ONCE or len(waiting) >= _MOST_WAITING
+                ):  # one pass over many, because each pass costs O(V)
                     counts -= np.bincount(np.concatenate(waiting), minlength=len(counts))
                     waiting, size = [], 0
         if waiting:
