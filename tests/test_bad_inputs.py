@@ -136,10 +136,13 @@ def other_tokenizer(path: str) -> Break:
     return lambda root: train_bpe(["some other text"] * 9, 270).save(root / path)
 
 
-def large_id(root: Path) -> None:
-    ids = np.fromfile(root / SPLITS / "train.bin", dtype="<u2")
-    ids[5] = 60_000
-    ids.tofile(root / SPLITS / "train.bin")
+def large_id(split: str) -> Break:
+    def breaks(root: Path) -> None:
+        ids = np.fromfile(root / SPLITS / f"{split}.bin", dtype="<u2")
+        ids[5] = 60_000
+        ids.tofile(root / SPLITS / f"{split}.bin")
+
+    return breaks
 
 
 def tensors(value: Any) -> Break:
@@ -614,7 +617,13 @@ TRAIN_CASES = [
         "an id beyond the vocabulary",
         "train",
         ("token id 60000", "vocabulary has", "pipeline split"),
-        signed(SPLITS, large_id),
+        signed(SPLITS, large_id("train")),
+    ),
+    Case(
+        "an id beyond the vocabulary to evaluate",
+        "evaluate",
+        ("token id 60000", "vocabulary has", "pipeline split"),
+        signed(SPLITS, large_id("val")),
     ),
     Case(
         "another tokenizer",

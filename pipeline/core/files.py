@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,10 +83,14 @@ def read_json(path: Path, fix: str) -> Any:
     return read_values(path, object, fix)
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+def sha256(path: Path, read: Callable[[int], object] = lambda size: None) -> str:
+    """The sha256 of a file, in hexadecimal; `read` is told the bytes that were read, for a progress line."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+            read(len(block))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,18 @@ class _Manifest:
     files: dict[str, FileEntry]
 
 
-def write_manifest(folder: Path, known: Mapping[str, FileEntry] | None = None) -> None:
-    """Writes manifest.json with the size and sha256 of every file in `folder`; `known` has those of some files."""
+def write_manifest(
+    folder: Path,
+    known: Mapping[str, FileEntry] | None = None,
+    read: Callable[[int], object] = lambda size: None,
+) -> None:
+    """Writes manifest.json with the size and sha256 of every file in `folder`; `known` has those of some files.
+    `read` is told the bytes of each part that is read."""
     entries, given = dict[str, Any](), known or {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
-            entries[name] = asdict(given.get(name) or FileEntry(path.stat().st_size, sha256(path)))
+            entries[name] = asdict(given.get(name) or FileEntry(path.stat().st_size, sha256(path, read)))
     write_json(folder / MANIFEST, {"files": entries})
 
 
@@ -123,8 +132,14 @@ def manifest_entries(folder: Path, fix: str) -> dict[str, FileEntry]:
     return read_values(folder / MANIFEST, _Manifest, fix).files
 
 
-def verify_manifest(folder: Path, fix: str, unread: Container[str] = ()) -> frozenset[str]:
-    """Checks all files of `folder` against its manifest; of the files `unread` only the size.
+def verify_manifest(
+    folder: Path,
+    fix: str,
+    unread: Container[str] = (),
+    read: Callable[[int], object] = lambda size: None,
+) -> frozenset[str]:
+    """Checks all files of `folder` against its manifest; of the files `unread` only the size. `read` is told the
+    bytes of each part that is read.
 
     Returns:
         The names of all files.
@@ -143,7 +158,7 @@ def verify_manifest(folder: Path, fix: str, unread: Container[str] = ()) -> froz
             raise DataError(f"{path} is missing: {fix}")
         if path.stat().st_size != entry.bytes:
             raise DataError(f"{path} has {path.stat().st_size:,} bytes instead of {entry.bytes:,}: {fix}")
-        if name not in unread and sha256(path) != entry.sha256:
+        if name not in unread and sha256(path, read) != entry.sha256:
             raise DataError(f"{path} is damaged (wrong sha256): {fix}")
     return frozenset(entries)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.core.console import Progress
 from pipeline.core.errors import DataError
 from pipeline.core.files import MANIFEST, read_json, sha256, write_json
 from pipeline.core.paths import Paths
@@ -39,6 +41,16 @@ def record_verified(folder: Path) -> None:
             manifest, files = _state(folder)
             record = {key: value for key, value in _read().items() if key != manifest} | {manifest: files}
             write_json(_path(), dict(list(record.items())[-_MOST:]))
+
+
+@contextmanager
+def hashing(size: int) -> Iterator[Callable[[int], object]]:
+    """Shows the progress of hashing `size` bytes, if they are many; yields what is told the bytes of each part."""
+    if size < SMALLEST:
+        yield lambda read: None
+        return
+    with Progress("hashing", "byte", size) as progress:
+        yield progress.update
 
 
 def _path() -> Path:

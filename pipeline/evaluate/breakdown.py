@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.data.joined import check_ids
+
 if TYPE_CHECKING:
     from pipeline.data.joined import AnyIds
     from pipeline.model.scoring import Scores
@@ -179,14 +181,15 @@ def _means(row: Callable[[int, int, float], Any], keys: Iterable[int], sums: Sum
     ]
 
 
-def token_counts(ids: AnyIds, vocab_size: int) -> Counts:
-    """The count of each id [V]. The ids are read in chunks, because they may not fit in memory."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for start in range(0, len(ids), _AT_ONCE):
-        counts += np.bincount(ids[start : start + _AT_ONCE], minlength=vocab_size)
-    return counts
-
-
 def sum_of(ids: AnyIds, values: np.ndarray[Any, Any]) -> int:
-    """The sum of the values of all ids, read in chunks."""
-    return sum(int(values[ids[start : start + _AT_ONCE]].sum()) for start in range(0, len(ids), _AT_ONCE))
+    """The sum of the values [V] of all ids, read in chunks.
+
+    Raises:
+        DataError: an id is not in the vocabulary.
+    """
+    total = 0
+    for start in range(0, len(ids), _AT_ONCE):
+        chunk = ids[start : start + _AT_ONCE]
+        check_ids(chunk, len(values), "the text to score", "run `python -m pipeline split`")
+        total += int(values[chunk].sum())
+    return total

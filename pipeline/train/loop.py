@@ -11,11 +11,11 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
+from pipeline.distributed.interrupt import StopRequested
 from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import IGNORED
 from pipeline.train.callbacks import call_step_callbacks
 from pipeline.train.evaluation import evaluate
-from pipeline.train.interrupt import StopRequested
 from pipeline.train.progress import TrainingProgress
 from pipeline.train.publish import finalize
 from pipeline.train.run import TrainingRun
