@@ -55,6 +55,12 @@ def build_corpus(params: Params, paths: Paths) -> Corpus:
     return corpus
 
 
+def record_corpus(params: Params, paths: Paths) -> Iterator[str]:
+    """Records texts on another machine below data/, as `Corpus.record` does; yields a line for each change."""
+    corpus = build_corpus(params, paths)
+    yield from _items(corpus, paths, lambda: corpus.record(paths.raw))
+
+
 def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Documents) -> None:
     """Builds the tokenizer and writes the tokens of `documents`: those of the corpus, or some of them.
 

@@ -44,6 +44,8 @@ class CorpusSource:
         size: The size of the file in bytes.
         start, end: The range of bytes: all of them, unless `Corpus.divide` made the source.
         first_record: The number of the file's records before the range.
+        version: What identifies the content of a file on another machine, such as its etag; empty for a file on
+            this one, whose bytes are read to notice a change.
     """
 
     name: str
@@ -52,6 +54,7 @@ class CorpusSource:
     start: int
     end: int
     first_record: int = 0
+    version: str = ""
 
     @classmethod
     def of_file(cls, path: Path, root: Path) -> CorpusSource:
@@ -120,6 +123,11 @@ class Corpus(Component):
 
     def notes(self, root: Path) -> Iterable[str]:
         """Messages to print before the texts are read, one line each, such as the files that are left out."""
+        return ()
+
+    def record(self, root: Path) -> Iterable[str]:
+        """Records in a file below data/ what DVC cannot see, such as the names and etags of texts on a server
+        (default: nothing). `pipeline lock` calls it and prints what it yields, one line for each change."""
         return ()
 
     def packages(self) -> Iterable[str]:

@@ -5,7 +5,8 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -19,6 +20,7 @@ from .encodings import AUTO, declared, detected
 from .finding import all_of, find, matching, may_find
 from .reading import ARCHIVES, BLOCK, DOCUMENTS, INCLUDED, PACKAGES, blocks, check, form
 from .records import json_items, json_lines, parquet_rows, table_rows
+from .remote import MANIFEST, check_url, fetched, list_objects, located, outlined, read_manifest, write_manifest
 from .text import Counts, TextReader, check_encoding, separated
 
 _SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -42,6 +44,9 @@ class Files(Corpus):
 
     name: ClassVar[str] = "files"
 
+    url: str = ""
+    """Where the texts are, if not in data/raw: a URL of fsspec, such as `s3://bucket/prefix`. `pipeline lock` lists
+    them in data/remote.jsonl."""
     include: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = tuple(f"**/*{end}" for end in INCLUDED)
     """The files to read below data/raw, as globs (`*.txt` also matches .txt.gz and .txt.zst), names or folders.
     `**` matches .txt, .md, .jsonl, .parquet, .csv, .tsv, .json, .html, .htm, .xhtml, .epub, .docx and .pdf."""
@@ -65,6 +70,11 @@ class Files(Corpus):
     """For bytes that cannot be decoded: `strict` stops with an error, `replace` replaces them by U+FFFD."""
     newlines: Literal["keep", "lf"] = "keep"
     """`keep` keeps line ends; `lf` replaces CRLF and CR by LF."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        return url and check_url(url)
 
     @field_validator("include", "text_fields", "encodings")
     @classmethod
@@ -94,7 +104,8 @@ class Files(Corpus):
         return self
 
     def notes(self, root: Path) -> Iterator[str]:
-        found = find(root, self.include) if root.is_dir() else None
+        with self._folder(root) as folder:
+            found = find(folder, self.include) if folder.is_dir() else None
         if found and found.left_out:
             yield f"files left out: {found.told()}"
             if remedy := found.remedy():
@@ -107,7 +118,23 @@ class Files(Corpus):
         if AUTO in (self.encoding, *self.encodings.values()):
             yield "charset-normalizer"
 
+    def record(self, root: Path) -> Iterator[str]:
+        manifest = root.parent / MANIFEST
+        shown = f"{root.parent.name}/{MANIFEST}"
+        if not self.url:
+            if manifest.is_file():
+                manifest.unlink()
+                yield f"{shown} removed: tokenize.corpus.files.url is empty"
+            return
+        objects = list(list_objects(self.url))
+        if write_manifest(manifest, self.url, objects):
+            size = sum(each.size for each in objects)
+            yield f"{shown} written: {len(objects):,} objects, {size / 1e6:,.1f} MB below {self.url}"
+
     def documents(self, root: Path) -> Iterator[Document]:
+        if self.url:
+            yield from super().documents(root)
+            return
         paths = self._paths(root)
         counts = Counts()
         try:
@@ -122,12 +149,25 @@ class Files(Corpus):
                 print(f"note: files: {line}")
 
     def sources(self, root: Path) -> Iterator[CorpusSource]:
-        for path in self._paths(root):
-            yield CorpusSource.of_file(path, root)
+        if not self.url:
+            for path in self._paths(root):
+                yield CorpusSource.of_file(path, root)
+            return
+        objects = read_manifest(root.parent / MANIFEST, self.url)
+        with outlined(self.url, objects) as folder:
+            names = [path.relative_to(folder).as_posix() for path in self._paths(folder)]
+        yield from map(objects.__getitem__, names)
 
     def read(self, root: Path, source: CorpusSource) -> Generator[Document, None, dict[str, Any]]:
         counts = Counts()
-        yield from self._documents(root, Path(source.path), counts)
+        if not self.url:
+            yield from self._documents(root, Path(source.path), counts)
+            return asdict(counts)
+        with fetched(self.url, source) as (folder, path):
+            faults = partial(located, folder, self.url)
+            for document in _telling(self._documents(folder, path, counts), faults):
+                text = document.text
+                yield replace(document, text=text if isinstance(text, str) else _Blocks(text, faults))
         return asdict(counts)
 
     def end_notes(self, reports: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -167,6 +207,15 @@ class Files(Corpus):
             _note(found)
             copy.seek(0)
             yield from self._reader(encoding, Counts()).translated(iter(partial(copy.read, BLOCK), b""), name)
+
+    @contextmanager
+    def _folder(self, root: Path) -> Iterator[Path]:
+        """data/raw, or a folder with empty files in the place of the texts below `url`."""
+        if not self.url:
+            yield root
+            return
+        with outlined(self.url, read_manifest(root.parent / MANIFEST, self.url)) as folder:
+            yield folder
 
     def _reader(self, encoding: str, counts: Counts) -> TextReader:
         return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip")
