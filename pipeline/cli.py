@@ -403,8 +403,9 @@ def show_plugin(name: str) -> None:
 def new_plugin(kind: str, name: str) -> None:
     """Create a working component in plugins/KIND/NAME.py, and its test in tests/plugins/test_NAME.py.
 
-    KIND is corpus, model, loss, optimizer, schedule, batch-sampler, eval-callback, sampler, metric or exporter.
-    Existing files are never overwritten.
+    KIND is corpus, model, loss, optimizer, schedule, batch-sampler, eval-callback, sampler, metric or exporter; or
+    task-metric (a metric from a separate task), step-callback (an eval callback that acts at each step) or
+    distillation-loss (a loss with a teacher). Existing files are never overwritten.
     """
     from pipeline.authoring.skeleton import write_skeleton
 

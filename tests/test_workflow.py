@@ -48,12 +48,6 @@ EXCEPTED = {
 }
 """The beginnings of commands that no test here runs, and why."""
 
-SHORTER = {
-    "lr=0.01,0.04 -S train.seed=1,2,3": "lr=0.01 -S train.seed=1",
-    "dvc exp remove adamw": "true",
-}
-"""Without --long: one queued run, which is ranked beside the experiment `adamw`."""
-
 FURTHER = {
     "dvc exp run --temp -S train.loss.name=steep": "test_docs.py trains with this loss",
     'git commit --allow-empty -m "Start of the ideas"': "separates the commands below from the sweep before them",

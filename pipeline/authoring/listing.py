@@ -25,11 +25,15 @@ def find_kind(word: str) -> Kind:
     Raises:
         PluginError: there is no such kind.
     """
-    plain = re.sub(r"[\s_-]+", "_", word.strip().lower())
     for kind in KINDS.values():
-        if plain in (kind.plural, kind.singular.replace(" ", "_")):
+        if plain_word(word) in (kind.plural, plain_word(kind.singular)):
             return kind
     raise PluginError(f"there is no kind {word!r} (there are: {', '.join(KINDS)})")
+
+
+def plain_word(word: str) -> str:
+    """A word in lower case, with underscores for spaces and hyphens."""
+    return re.sub(r"[\s_-]+", "_", word.strip().lower())
 
 
 # ── the list ──────────────────────────────────────────────────────────────────────────────────────

@@ -8,25 +8,30 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.authoring.listing import find_kind
+from pipeline.authoring.listing import find_kind, plain_word
 from pipeline.core.errors import PluginError
 from pipeline.core.files import write_atomically
 from pipeline.core.paths import Paths
-from pipeline.plugin.components import Kind
+from pipeline.plugin.components import KINDS, Kind
 from pipeline.plugin.registry import Registry
 
 SKELETONS = Path(__file__).with_name("skeletons")
+VARIANTS = {"task_metric": "metrics", "step_callback": "eval_callbacks", "distillation_loss": "losses"}
+"""Further skeletons of a kind, by name."""
 _OPTION = {
-    "corpora": "min_characters=40",
-    "models": "mlp_ratio=2",
-    "losses": "ceiling=10.0",
-    "optimizers": "lr=0.002",
-    "schedules": "power=2.0",
-    "batch_samplers": "short=200",
-    "eval_callbacks": "smoothing=0.9",
-    "samplers": "margin=3.0",
-    "metrics": "nats=0.5",
-    "exporters": "dtype=float16",
+    "corpus": "min_characters=40",
+    "model": "mlp_ratio=2",
+    "loss": "ceiling=10.0",
+    "distillation_loss": "share=0.2",
+    "optimizer": "lr=0.002",
+    "schedule": "power=2.0",
+    "batch_sampler": "short=200",
+    "eval_callback": "smoothing=0.9",
+    "step_callback": "variance=0.01",
+    "sampler": "margin=3.0",
+    "metric": "nats=0.5",
+    "task_metric": "max_new_tokens=20",
+    "exporter": "dtype=float16",
 }
 """An option of each skeleton with a value other than its default."""
 
@@ -37,12 +42,11 @@ def write_skeleton(paths: Paths, word: str, name: str) -> Iterator[str]:
     Raises:
         PluginError: there is no such kind, the name is invalid or in use, or a file exists. Nothing is written.
     """
-    kind = find_kind(word)
-    singular = kind.singular.replace(" ", "_")
+    skeleton, kind = _find(word)
     _check_name(name, kind)
     plugin = paths.plugins / kind.plural / f"{name}.py"
     test = paths.root / "tests" / "plugins" / f"test_{name}.py"
-    texts = [(SKELETONS / f"{each}.py.txt").read_text(encoding="utf-8") for each in (singular, f"test_{singular}")]
+    texts = [(SKELETONS / f"{each}.py.txt").read_text(encoding="utf-8") for each in (skeleton, f"test_{skeleton}")]
     class_name = "".join(part.capitalize() for part in name.split("_"))
     if keyword.iskeyword(class_name) or re.search(rf"\b{class_name}\b", texts[0]):
         raise PluginError(f"the class name {class_name} conflicts with a name in the file: choose another name")
@@ -55,7 +59,16 @@ def write_skeleton(paths: Paths, word: str, name: str) -> Iterator[str]:
     except OSError:
         plugin.unlink()  # both or neither
         raise
-    yield from _next_steps(kind, name, paths.shown(plugin), paths.shown(test))
+    yield from _next_steps(skeleton, kind, name, paths.shown(plugin), paths.shown(test))
+
+
+def _find(word: str) -> tuple[str, Kind]:
+    """The name of a skeleton, and the kind of what it creates."""
+    variant = plain_word(word)
+    if variant in VARIANTS:
+        return variant, KINDS[VARIANTS[variant]]
+    kind = find_kind(word)
+    return plain_word(kind.singular), kind
 
 
 def _check_name(name: str, kind: Kind) -> None:
@@ -90,7 +103,7 @@ def _check_free(paths: Paths, kind: Kind, plugin: Path, test: Path) -> None:
             )
 
 
-def _next_steps(kind: Kind, name: str, plugin: str, test: str) -> Iterator[str]:
+def _next_steps(skeleton: str, kind: Kind, name: str, plugin: str, test: str) -> Iterator[str]:
     key = kind.chosen_by
     section, _, last = key.rpartition(".")
     chosen, others = (
@@ -103,7 +116,7 @@ def _next_steps(kind: Kind, name: str, plugin: str, test: str) -> Iterator[str]:
     yield f"  pipeline plugins check {plugin}"
     yield f"  git add {plugin} {test}"
     yield "      experiments in a copy (--temp, --queue) contain only what git tracks"
-    yield f"  dvc exp run --temp -S {chosen} -S '+{section}.{name}.{_OPTION[kind.plural]}'"
+    yield f"  dvc exp run --temp -S {chosen} -S '+{section}.{name}.{_OPTION[skeleton]}'"
     yield f"      uses it{others}; + adds a key that is not in params.yaml yet"
     yield "  pipeline schema"
     yield f"      after you add its options to params.yaml, under {section}.{name} (then -S needs no +)"

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.commands.estimate import say_time
 from pipeline.commands.sample import tokenize_sample
-from pipeline.commands.trial import Trial, try_steps
+from pipeline.commands.trial import Trial, last_phase, try_steps
 from pipeline.commands.versions import deciding_packages
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
@@ -33,7 +33,6 @@ from pipeline.plugin.registry import Registry
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.memory_check import check_fits, memory_per_process
-from pipeline.train.phases import phases
 from pipeline.train.run import rank_micro_batch_size
 from pipeline.train.runtime_config import process_count
 from pipeline.train.stage import pretrained
@@ -216,15 +215,7 @@ def _measure(
     trial = try_steps(params, paths, splits.folder)
     _say_memory(params, trial, device)
     data = TrainingData.read(params, splits, components.batch_sampler)
-    architecture = components.architecture(params.model, splits.tokenizer)
-    run = phases(
-        params.train,
-        components.schedule,
-        data.windows,
-        architecture.flops_per_token,
-        {"params": {"train": {}}},
-        splits.folder,
-    )[-1]
+    run = last_phase(params, components, data, components.architecture(params.model, splits.tokenizer))
     say_time(params, run.length, data, trial.speed)
 
 

@@ -5,12 +5,14 @@ For larger micro-batches than were tried, memory is extrapolated linearly in the
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +26,7 @@ from pipeline.train.components import KINDS, Components
 from pipeline.train.data import TrainingData
 from pipeline.train.loop import train_step
 from pipeline.train.memory_check import memory_per_process, optimizer_state_bytes
-from pipeline.train.phases import phases
+from pipeline.train.phases import Phase, phases
 from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.runtime_config import process_count, resolve_runtime_config
@@ -33,9 +35,9 @@ from pipeline.train.teacher import Teacher
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
-    from pathlib import Path
 
     from pipeline.core.paths import Paths
+    from pipeline.model.architecture import Architecture
     from pipeline.params.params import Params
 
 _SECONDS_FOR_STEPS = 20.0
@@ -172,19 +174,20 @@ def _plan(params: Params, paths: Paths, splits: TokenFolder, compiled: bool = Fa
     components = Components.load(params, paths.plugins, registry)
     data = TrainingData.read(params, splits, components.batch_sampler)
     architecture = components.architecture(params.model, data.tokenizer)
-    phase = phases(
-        params.train,
-        components.schedule,
-        data.windows,
-        architecture.flops_per_token,
-        {"params": {"train": {}}},
-        splits.folder,
-    )[-1]
+    phase = last_phase(params, components, data, architecture)
     flops = phase.length.total_windows * params.model.context_length * architecture.flops_per_token
     config = resolve_runtime_config(params, Ranks(), {}, flops)
     teacher = Teacher.of(components.loss, paths.root)
     run = TrainingRun.build(params, components, data, phase, replace(config, compile=compiled), teacher=teacher)
     return run, config.compile
+
+
+def last_phase(params: Params, components: Components, data: TrainingData, architecture: Architecture) -> Phase:
+    """The phase that trains to the end of the run. Nothing is saved, so it has no identity and no checkpoints."""
+    nothing: dict[str, Any] = {"params": {"train": {}}}
+    return phases(
+        params.train, components.schedule, data.windows, architecture.flops_per_token, nothing, Path(os.devnull)
+    )[-1]
 
 
 class _NoUpdates(torch.optim.SGD):

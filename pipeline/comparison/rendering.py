@@ -50,7 +50,7 @@ class Comparison:
 
 
 def verdict(found: Difference, unit: str) -> str:
-    """The conclusion as a phrase, such as "B is better by 0.031 ± 0.008 nats a token"."""
+    """The conclusion as a phrase, such as "B is better by 0.031 ± 0.008 nats per token"."""
     if not found.difference and not found.high - found.low:
         return "A and B are the same"
     half = (found.high - found.low) / 2

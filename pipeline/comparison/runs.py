@@ -23,7 +23,7 @@ from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, read_units
 Totals = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 SEED = "train.seed"
-NATS = "nats a token"
+NATS = "nats per token"
 BITS = "bits a byte"
 _REMEDY = "run `dvc repro`"
 

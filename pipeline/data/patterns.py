@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from unicodedata import category
 
 import regex
+
+from pipeline.plugin import cuts
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 """gpt2's split pattern (Radford et al., 2019), with possessive quantifiers: they match the same and never
@@ -62,6 +63,11 @@ def faster(pattern: str) -> str:
     return _FASTER.get(pattern, pattern)
 
 
+def ends_after_words(pattern: str) -> bool:
+    """Whether `pattern` ends a word wherever `pipeline.plugin.word_end` says."""
+    return pattern in {ONE_CHARACTER, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN, _LLAMA3_PATTERN, _QWEN2_PATTERN}
+
+
 def word_end(pattern: str) -> Callable[[str, int], int | None]:
     """A function of (text, least) that returns where a text may be cut: the offset in characters, at least `least`,
     of an end of a word of `pattern`, whatever follows the text. It returns None if there is none.
@@ -72,17 +78,14 @@ def word_end(pattern: str) -> Callable[[str, int], int | None]:
     if pattern == ONE_CHARACTER:
         return lambda text, least: least if least < len(text) else None
     words = compiled(pattern)
-    if pattern not in {GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN, _LLAMA3_PATTERN, _QWEN2_PATTERN}:
+    if not ends_after_words(pattern):
         return partial(_settled_end, words)
 
     def quick(text: str, least: int) -> int | None:
-        found = _AFTER_A_WORD.search(text, least)
-        return found.start() if found else _settled_end(words, text, least)
+        end = cuts.word_end(text, least)
+        return _settled_end(words, text, least) if end is None else end
 
     return quick
-
-
-_AFTER_A_WORD = re.compile(r"""[ \n.,;:!?"()\[\]{}<>=+*&@\\。，、！？；：](?<=[^\W_].)""", re.DOTALL)
 
 
 def _settled_end(words: regex.Pattern[str], text: str, least: int) -> int | None:

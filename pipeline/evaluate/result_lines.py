@@ -87,7 +87,7 @@ def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, flo
     """The name of the main text (test, if there is one), and its result with its baselines and the previous run."""
     side = "test" if "test" in numbers else next(iter(numbers))
     if _BITS not in numbers[side]:
-        return side, f"loss {_number(numbers[side]['loss'])} nats a token"
+        return side, f"loss {_number(numbers[side]['loss'])} nats per token"
     bits = numbers[side][_BITS]
     beside = [f"{name} {about[side]['baselines'][name]:.2f}" for name in reversed(about[side]["baselines"])]
     text = f"{bits:.3f} bits per byte ({', '.join(beside)})"

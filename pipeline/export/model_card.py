@@ -17,7 +17,7 @@ from pipeline.core.console import printable
 
 _MARKUP = re.compile(r"([\\`*_\[\]|<>&~$])")
 _MEASURES = {
-    "loss": "loss (nats a token)",
+    "loss": "loss (nats per token)",
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",

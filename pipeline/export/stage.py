@@ -222,10 +222,10 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
     """The `ExportSource` of a checkpoint. Head and embedding are cut to the vocabulary, without padding rows."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     vocab_size = model.architecture.shape.vocab_size
-    weights = {name: tensor.detach().float().clone() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}  # no copy of float32
     for name in ("token_embedding.weight", "head.weight"):
         if name in weights:
-            weights[name] = weights[name][:vocab_size].clone()
+            weights[name] = weights[name][:vocab_size]
 
     module = _Logits(model).eval()
 

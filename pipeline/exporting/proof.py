@@ -168,7 +168,7 @@ def check_loss(source: ExportSource, logits: Logits, reader: str, most: float) -
         )
     if not actual - expected <= most:
         raise ValueError(
-            f"the loss of {reader} on held-out text is {actual:.4f} nats a token, and {expected:.4f} with the "
+            f"the loss of {reader} on held-out text is {actual:.4f} nats per token, and {expected:.4f} with the "
             f"checkpoint: it may increase by {most:g} at most"
         )
     return expected, actual

@@ -110,14 +110,8 @@ class Architecture:
         made.architecture = self
         return made
 
-    @property
-    def config(self) -> ModelConfig:
-        """The content of config.json."""
-        return ModelConfig(self.component.name, plain_options(self.component), self.shape)
-
-    @cached_property
-    def meta_model(self) -> LanguageModel:
-        """The model on the device "meta": parameter names, shapes and dtypes, without memory.
+    def on_meta(self) -> LanguageModel:
+        """Builds the model on the device "meta": without memory and without values.
 
         Raises:
             ParamsError: the sizes do not fit together, or a tensor is too large for any memory.
@@ -131,6 +125,16 @@ class Architecture:
                     "model: a tensor is too large for any memory: lower model.emb_dim or model.context_length"
                 ) from None
             raise
+
+    @property
+    def config(self) -> ModelConfig:
+        """The content of config.json."""
+        return ModelConfig(self.component.name, plain_options(self.component), self.shape)
+
+    @cached_property
+    def meta_model(self) -> LanguageModel:
+        """The model on the device "meta", for the names, shapes and dtypes of its tensors; raises as `on_meta`."""
+        return self.on_meta()
 
     @cached_property
     def tensor_specs(self) -> dict[str, tuple[torch.Size, torch.dtype]]:

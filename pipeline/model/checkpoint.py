@@ -1,11 +1,18 @@
-"""The published checkpoint: model and optimizer, best weights, config and tokenizer, with sha256 checksums."""
+"""The published checkpoint: model and optimizer, best weights, config and tokenizer, with sha256 checksums.
+
+To use a model, its weights are mapped into memory and checked tensor by tensor: the optimizer's state, which is two
+thirds of a checkpoint, is not read, and there is no second copy of the weights in memory.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +24,7 @@ from torch.utils.serialization import config as serialization
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
 from pipeline.core.files import MANIFEST, sha256, verify_manifest, write_json, write_manifest
 from pipeline.core.paths import RECORD
+from pipeline.core.values import read_values
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TOKENIZER
 from pipeline.model.architecture import Architecture, LanguageModel, ModelConfig
@@ -26,6 +34,7 @@ LAST = "model_and_optimizer.pth"
 BEST = "best.pth"
 CONFIG = "config.json"
 SAMPLES = "samples.jsonl"
+DIGESTS = "weights.json"
 _FIX = "run `python -m pipeline train`, or `dvc repro`"
 
 
@@ -50,6 +59,7 @@ def write_checkpoint(
     save_tensors(last, folder / LAST)
     save_tensors(best, folder / BEST)
     write_json(folder / CONFIG, asdict(architecture.config))
+    write_json(folder / DIGESTS, {name: _digests(saved) for name, saved in ((BEST, best), (LAST, last))})
     write_json(folder / RECORD, record)
     tokenizer.save(folder / TOKENIZER)
     write_manifest(folder)
@@ -118,18 +128,21 @@ class Checkpoint:
 def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: Registry) -> Checkpoint:
     """Loads the "best" or the "last" weights of a checkpoint; `registry` provides its architecture.
 
+    Of the file with the weights, only these are read and checked. On a CPU the model's tensors are the file, mapped
+    into memory (copy on write).
+
     Raises:
         CheckpointError: a file is missing or corrupt, or no plugin provides the architecture.
     """
+    path = weights_file(folder, weights)
     try:
-        verify_manifest(folder, _FIX)
+        verify_files(path)
         config = ModelConfig.from_file(folder / CONFIG, _FIX)
         tokenizer = Tokenizer.load(folder / TOKENIZER, _FIX)
     except DataError as error:
         raise CheckpointError(str(error)) from None
     architecture = config.architecture(registry, folder / CONFIG)
-    path = weights_file(folder, weights)
-    saved = load_tensors(path)
+    saved = load_tensors(path, mmap=True)
     weights_by_name, step = saved.get("model_state_dict", {}), saved.get("step")
     check_weights(weights_by_name, architecture, str(path))
     if type(step) is not int or step < 0:
@@ -139,9 +152,76 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, but {CONFIG} says "
             f"{config.shape.vocab_size:,}: {_FIX}"
         )
-    model = architecture.make()
-    model.load_state_dict(weights_by_name)
-    return Checkpoint(model.to(device).eval(), tokenizer, step, weights)
+    verify_weights(path, saved)
+    return Checkpoint(_filled(architecture, weights_by_name).to(device).eval(), tokenizer, step, weights)
+
+
+def _digests(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights.json says of a file: the step, and the sha256 of each of its weights, by name."""
+    names, tensors = zip(*saved["model_state_dict"].items(), strict=True)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing releases the GIL
+        return {"step": saved["step"], "sha256": dict(zip(names, pool.map(_digest, tensors), strict=True))}
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    """The sha256 of a tensor's bytes."""
+    return hashlib.sha256(tensor.detach().flatten().view(torch.uint8).numpy().data).hexdigest()
+
+
+def verify_files(path: Path) -> None:
+    """Checks the files of a checkpoint, except for the content of its weights: `verify_weights` checks what is used
+    of them. `path` is the file of the weights that are used.
+
+    Raises:
+        DataError: a file is missing or corrupt.
+    """
+    files = verify_manifest(path.parent, _FIX, unread=(BEST, LAST))
+    if DIGESTS not in files:  # written by an earlier version
+        verify_manifest(path.parent, _FIX, unread={BEST, LAST} - {path.name})
+
+
+def verify_weights(path: Path, saved: Mapping[str, Any]) -> None:
+    """Checks weights and step, loaded from `path`, against weights.json; `verify_files` must have passed.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if not (path.parent / DIGESTS).is_file():
+        return
+    recorded = read_values(path.parent / DIGESTS, dict[str, _Digests], _FIX, CheckpointError).get(path.name)
+    found = _digests(saved)
+    if recorded is None or recorded.step != found["step"]:
+        raise CheckpointError(f"{path} is damaged (not the step in {DIGESTS}): {_FIX}")
+    if different := {name for name, _ in recorded.sha256.items() ^ found["sha256"].items()}:
+        raise CheckpointError(f"{path} is damaged (wrong sha256 of {min(different)}): {_FIX}")
+
+
+@dataclass(frozen=True)
+class _Digests:
+    """The entry of a file in weights.json."""
+
+    step: int
+    sha256: dict[str, str]
+
+
+def _filled(architecture: Architecture, weights: dict[str, torch.Tensor]) -> LanguageModel:
+    """A model whose parameters and buffers are the tensors `weights` themselves, without a copy."""
+    model = architecture.on_meta()
+    model.load_state_dict(weights, assign=True)
+    same_parameters = dict(model.named_parameters()).keys() == architecture.parameters.keys()
+    if same_parameters and not any(_any_on_meta(vars(module)) for module in model.modules()):
+        return model
+    model = architecture.make()  # it has tensors outside of its state dict, or one parameter under two names
+    model.load_state_dict(weights)
+    return model
+
+
+def _any_on_meta(value: Any) -> bool:
+    """Whether a tensor in nested dicts and lists is on the device "meta"."""
+    if isinstance(value, torch.Tensor):
+        return value.is_meta
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return any(_any_on_meta(each) for each in values)
 
 
 def manifest_digest(folder: Path) -> str:
@@ -215,15 +295,19 @@ def first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
     return None
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
+def load_tensors(path: Path, mmap: bool = False) -> dict[str, Any]:
     """Reads a file of tensors and plain values; refuses everything that could run code.
+
+    With `mmap`, the tensors are the file, mapped into memory: only what is used is read; what is written to them
+    does not change the file.
 
     Raises:
         CheckpointError: the file is missing, is corrupt, or holds more than tensors and plain values.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            mmap = mmap and zipfile.is_zipfile(path)  # torch can map no other format
+            loaded = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {_FIX}") from None
     except Exception as error:  # on corrupt bytes, torch raises many types

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from pipeline.core.errors import CheckpointError, DataError, ParamsError
-from pipeline.core.files import MANIFEST, sha256, verify_manifest
+from pipeline.core.files import MANIFEST, recorded_sha256, sha256
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TOKENIZER
 from pipeline.model.architecture import Architecture, ModelConfig
-from pipeline.model.checkpoint import BEST, CONFIG, check_weights, load_tensors
+from pipeline.model.checkpoint import BEST, CONFIG, check_weights, load_tensors, verify_files, verify_weights
 from pipeline.model.huggingface import read_config, read_weights, weight_files
 from pipeline.plugin.bytelevel import awkward_texts
 from pipeline.plugin.components import ModelShape
@@ -68,14 +68,16 @@ class Pretrained:
         """
         if self.file is None:
             return read_config(self.folder)
-        verify_manifest(self.folder, _FIX)
+        verify_files(self.file)
         return ModelConfig.from_file(self.folder / CONFIG, _FIX)
 
     @cached_property
     def digest(self) -> str:
-        """A hash of config.json and the weights files."""
-        files = weight_files(self.folder) if self.file is None else [self.file]
-        digests = [sha256(path) for path in (self.folder / CONFIG, *files)]
+        """A hash of config.json and the weights files; of a checkpoint's, according to its manifest."""
+        if self.file is None:
+            digests = [sha256(path) for path in (self.folder / CONFIG, *weight_files(self.folder))]
+        else:
+            digests = [recorded_sha256(path) for path in (self.folder / CONFIG, self.file)]
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def check(self, target: Architecture, tokenizer: Tokenizer) -> None:
@@ -142,8 +144,11 @@ class Pretrained:
         if self.file is None:
             weights = read_weights(self.folder, source)
         else:
-            weights = load_tensors(self.file).get("model_state_dict", {})
+            saved = load_tensors(self.file, mmap=True)
+            weights = saved.get("model_state_dict", {})
         check_weights(weights, source, self.name)
+        if self.file is not None:
+            verify_weights(self.file, saved)
         for name, (shape, _) in target.tensor_specs.items():
             if name in weights and weights[name].shape[1:] == shape[1:] and len(shape):
                 weights[name] = _rows(weights[name], shape[0], source.shape, target.shape)

@@ -26,6 +26,7 @@ from pipeline.plugin.components import (
     TextModel,
     TokenScores,
 )
+from pipeline.plugin.cuts import word_end
 from pipeline.plugin.hookspecs import hookimpl
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 
@@ -60,4 +61,5 @@ __all__ = [
     "byte_characters",
     "hookimpl",
     "permuted",
+    "word_end",
 ]

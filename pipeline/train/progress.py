@@ -29,7 +29,7 @@ class TrainingProgress(Progress):
         return self
 
     def stepped(self, state: TrainState, loss: float) -> None:
-        """Counts the step that `state` has taken; `loss` is what it optimised, in nats a token."""
+        """Counts the step that `state` has taken; `loss` is what it optimised, in nats per token."""
         before, self._tokens = self._tokens, self._tokens_before(state.step)
         self.update(1, work=self._tokens - before, loss=_loss(loss))
 

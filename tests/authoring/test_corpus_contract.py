@@ -34,8 +34,7 @@ class Lines(Corpus):
         for number, line in enumerate(lines, start=source.first_record):
             if source.start and self.wrong == "number":
                 number -= source.first_record
-            goes_on = self.wrong == "continues" and number == len(lines) - 1
-            yield Document(f"{Path(source.path).name}#{number}", line, continues=goes_on)
+            yield Document(f"{Path(source.path).name}#{number}", line)
 
     def divide(self, root: Path, source: CorpusSource, size: int) -> Iterator[CorpusSource]:
         data, start = Path(source.path).read_bytes(), 0
@@ -43,6 +42,7 @@ class Lines(Corpus):
             end = data.find(b"\n", start + size) + 1 or source.end
             end = min(start + size, source.end) if self.wrong == "cut" else end
             part = replace(source, name=f"{source.name}@{start}", start=start, end=end)
+            part = replace(part, continues=self.wrong == "continues")
             start = end + (self.wrong == "gap")
             yield part
 
@@ -75,7 +75,7 @@ def test_a_corpus_of_sources_keeps_the_contract(root: Path) -> None:
         ("number", "the ranges of a.txt must give its documents"),
         ("cut", "the ranges of a.txt must give its documents"),
         ("gap", "the ranges of a.txt must follow each other"),
-        ("continues", "the last document of a file continues"),
+        ("continues", "a.txt@0 continues: it must have one document"),
     ],
 )
 def test_a_corpus_that_breaks_a_rule_is_told_which(root: Path, wrong: str, rule: str) -> None:

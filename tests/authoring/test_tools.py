@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from functools import reduce
@@ -14,12 +15,13 @@ import pytest
 from conftest import REPOSITORY, Project
 from ruamel.yaml import YAML
 
+from pipeline.authoring.skeleton import VARIANTS
 from pipeline.plugin import hookspecs
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry, plugin_files
 
-MINE = {kind.plural: f"my_{kind.singular.replace(' ', '_')}" for kind in KINDS.values()}
-"""The name of the component that the tests create, by kind."""
+SKELETONS = {kind.singular.replace(" ", "_"): kind.plural for kind in KINDS.values()} | VARIANTS
+"""The kind of each skeleton. The tests create `my_SKELETON` from it."""
 
 
 def python(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -139,17 +141,17 @@ def test_show_suggests_a_name(project: Project) -> None:
 
 
 def write_all(project: Project) -> None:
-    for kind in KINDS.values():
-        out = project.succeed("plugins", "new", kind.singular, MINE[kind.plural]).out
-        assert f"wrote plugins/{kind.plural}/{MINE[kind.plural]}.py" in out
-        assert f"wrote tests/plugins/test_{MINE[kind.plural]}.py" in out
+    for skeleton, plural in SKELETONS.items():
+        out = project.succeed("plugins", "new", skeleton.replace("_", " "), f"my_{skeleton}").out
+        assert f"wrote plugins/{plural}/my_{skeleton}.py" in out
+        assert f"wrote tests/plugins/test_my_{skeleton}.py" in out
 
 
 def test_what_new_writes_passes_its_own_test_and_the_linter_and_is_listed(project: Project) -> None:
     write_all(project)
     tested = python(project, "-m", "pytest", "-p", "no:cacheprovider", "tests")
     assert tested.returncode == 0, tested.stdout
-    written = [*(f"plugins/{plural}/{name}.py" for plural, name in MINE.items()), "tests"]
+    written = [*(f"plugins/{plural}/my_{skeleton}.py" for skeleton, plural in SKELETONS.items()), "tests"]
     settings = ("--no-cache", "--config", str(REPOSITORY / "pyproject.toml"))
     first_party = ("--config", "lint.isort.known-first-party = ['pipeline']")
     linted = python(project, "-m", "ruff", "check", *settings, *first_party, *written)
@@ -160,10 +162,10 @@ def test_what_new_writes_passes_its_own_test_and_the_linter_and_is_listed(projec
     listed = project.succeed("plugins").out
     project.succeed("schema")
     schema = json.dumps(json.loads((project.root / "params.schema.json").read_text()))
-    for plural, name in MINE.items():
-        assert f"  {name}  ·  plugins/{plural}/{name}.py" in listed
-        assert f'"{name}": {{' in schema
-        project.succeed("plugins", "check", f"plugins/{plural}/{name}.py")
+    for skeleton, plural in SKELETONS.items():
+        assert f"  my_{skeleton}  ·  plugins/{plural}/my_{skeleton}.py" in listed
+        assert f'"my_{skeleton}": {{' in schema
+        project.succeed("plugins", "check", f"plugins/{plural}/my_{skeleton}.py")
 
 
 def test_what_new_writes_works_when_it_is_chosen(trained_project: Project) -> None:
@@ -176,23 +178,32 @@ def test_what_new_writes_works_when_it_is_chosen(trained_project: Project) -> No
         "train",
         *chosen("train.loss.name=my_loss", "train.loss.my_loss.ceiling=10.0"),
         *chosen("train.optimizer.name=my_optimizer", "train.optimizer.my_optimizer.lr=0.002"),
-        *chosen("train.eval_callbacks.use=[my_eval_callback]"),
+        *chosen("train.eval_callbacks.use=[my_eval_callback,my_step_callback]", "train.log_every=1"),
     )
     assert "my_loss and my_optimizer" in trained.out
     assert "my_eval_callback_gap" in (trained_project.root / "metrics" / "history.tsv").read_text()
+    assert "my_step_callback_deviation" in (trained_project.root / "metrics" / "steps.tsv").read_text()
+    trained_project.succeed("evaluate", *chosen("evaluate.metrics.use=[my_metric,my_task_metric]"))
+    evaluated = json.loads((trained_project.root / "metrics" / "evaluate.json").read_text())
+    assert {"my_metric", "my_task_metric"} <= evaluated["val"].keys() | evaluated["tasks"].keys()
     trained_project.succeed("generate", "the", "--sampler", "my_sampler")
     exported = chosen("export.formats.use=[my_exporter]", "export.formats.my_exporter.dtype=float16")
     trained_project.succeed("export", *exported)
     assert (trained_project.root / "artifacts" / "export" / "weights.safetensors").is_file()
+    shutil.copytree(
+        trained_project.root / "artifacts" / "checkpoint", trained_project.root / "data/weights/teacher"
+    )
+    taught = trained_project.succeed("train", *chosen("train.loss.name=my_distillation_loss"))
+    assert "my_distillation_loss" in taught.out
     trained_project.succeed("tokenize", "--set", "tokenize.corpus.name=my_corpus")
 
 
 def test_the_options_that_the_next_steps_set_are_there(project: Project) -> None:
-    for kind in KINDS.values():
-        out = project.succeed("plugins", "new", kind.plural, MINE[kind.plural]).out
+    for skeleton in SKELETONS:
+        out = project.succeed("plugins", "new", skeleton.replace("_", "-"), f"my_{skeleton}").out
         (setting,) = [word.strip("'+") for word in out.split() if word.startswith("'+")]
         option = setting.partition("=")[0].rpartition(".")[2]
-        assert f"  {option}: " in project.succeed("plugins", "show", MINE[kind.plural]).out
+        assert f"  {option}: " in project.succeed("plugins", "show", f"my_{skeleton}").out
         for step in (
             "plugins check plugins/",
             "git add plugins/",
@@ -205,13 +216,13 @@ def test_the_options_that_the_next_steps_set_are_there(project: Project) -> None
 
 def test_the_contract_test_survives_a_renamed_option(project: Project) -> None:
     write_all(project)
-    for plural, name in MINE.items():
-        test = (project.root / "tests" / "plugins" / f"test_{name}.py").read_text()
+    for skeleton, plural in SKELETONS.items():
+        test = (project.root / "tests" / "plugins" / f"test_my_{skeleton}.py").read_text()
         before, adapt, fact = test.partition("# Adapt")
         (entry,) = (
             entry
             for entry in Registry.load(project.root / "plugins", [plural]).entries(plural)
-            if entry.component.name == name
+            if entry.component.name == f"my_{skeleton}"
         )
         options = [rf"\b{option}\b" for option in entry.component.model_fields]
         assert options

@@ -31,7 +31,7 @@ def sides(**changes: dict[str, str]) -> dict[str, dict[str, str]]:
 
 def better_by(out: str) -> list[float]:
     """The improvement of B on each held-out text, from the output."""
-    return [float(each) for each in re.findall(r"B is better by (\d\.\d+) ± \d\.\d+ nats a token", out)]
+    return [float(each) for each in re.findall(r"B is better by (\d\.\d+) ± \d\.\d+ nats per token", out)]
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_recipes_are_compared_over_their_seeds(folders: Project) -> None:
 def test_json_and_markdown_say_the_same(folders: Project) -> None:
     found = json.loads(folders.succeed("compare", "a", "b", "--json").out)
     assert found["question"] == "checkpoints"
-    assert found["unit"] == "nats a token"
+    assert found["unit"] == "nats per token"
     val = found["val"]
     assert val["low"] < val["difference"] == val["second"] - val["first"] < val["high"] < 0
     assert val["differ"] is True

@@ -61,7 +61,7 @@ def test_the_result_stands_beside_baselines_and_the_run_before(
 
 def test_without_test_val_is_the_result_and_without_bits_the_loss() -> None:
     assert result({"val": NUMBERS["val"]}, {"val": ABOUT["val"]}, {})[0] == "val"
-    assert result({"val": {"loss": 3.5}}, {"val": ABOUT["val"]}, {}) == ("val", "loss 3.5000 nats a token")
+    assert result({"val": {"loss": 3.5}}, {"val": ABOUT["val"]}, {}) == ("val", "loss 3.5000 nats per token")
 
 
 def test_a_split_that_is_predicted_worse_than_by_the_unigram_model_is_named() -> None:

@@ -16,7 +16,7 @@ from pipeline.data.batches import TrainingWindows, token_index
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokens import IndexEntry
-from pipeline.model.architecture import LanguageModel
+from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.params.params import Params
 from pipeline.params.reader import load_params
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss
@@ -114,9 +114,15 @@ ARCHITECTURE = Components.load(small_params(), REPOSITORY / "plugins", REGISTRY)
 )
 
 
-def make_model(seed: int = 0, dropout: float = 0.0) -> LanguageModel:
+def plugin_architecture(name: str) -> Architecture:
+    """The architecture of a model in tests/plugins/models, of the same size."""
+    registry = Registry.of_file(REPOSITORY / "tests" / "plugins" / "models" / f"{name}.py", name)
+    return replace(ARCHITECTURE, component=registry.build("models", name, {}, "model"))
+
+
+def make_model(seed: int = 0, dropout: float = 0.0, architecture: Architecture = ARCHITECTURE) -> LanguageModel:
     torch.manual_seed(seed)
-    return replace(ARCHITECTURE, shape=replace(ARCHITECTURE.shape, dropout=dropout)).make()
+    return replace(architecture, shape=replace(architecture.shape, dropout=dropout)).make()
 
 
 def small_identity() -> dict[str, Any]:
@@ -209,13 +215,13 @@ def assert_same_bits(one: Any, other: Any) -> None:
 
 
 def start_or_resume(
-    folder: Path, seed: int, dropout: float = 0.3, **changes: Any
+    folder: Path, seed: int, dropout: float = 0.3, architecture: Architecture = ARCHITECTURE, **changes: Any
 ) -> tuple[TrainingRun, TrainState]:
     """What the train stage does: begins, or goes on from the newest saved state.
 
     `seed` decides the weights and random generators before that, which a saved state has to override.
     """
-    run = make_run(folder, model=make_model(seed, dropout), callbacks=(Disturbs(),), **changes)
+    run = make_run(folder, model=make_model(seed, dropout, architecture), callbacks=(Disturbs(),), **changes)
     np.random.seed(seed)
     saved = run.saver.store.load()
     state = TrainState.restore(saved, run) if saved else TrainState()

@@ -17,10 +17,20 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import REPOSITORY, TINY
-from small_run import BATCH_SAMPLERS, assert_same_bits, make_model, make_run, masked_windows, weights
+from small_run import (
+    ARCHITECTURE,
+    BATCH_SAMPLERS,
+    assert_same_bits,
+    make_model,
+    make_run,
+    masked_windows,
+    plugin_architecture,
+    weights,
+)
 
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
+from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.train.checkpoint_store import to_meta
 from pipeline.train.distributed.ranks import DistributedRanks, process_group, ranks_from_environment, slurm_address
@@ -56,11 +66,21 @@ def _rank(rank: int, count: int, port: int, work: Callable[..., None], arguments
 
 
 def curve(
-    folder: Path, ranks: Ranks, *, dtype: torch.dtype = torch.float64, dropout: float = 0.0, **changes: Any
+    folder: Path,
+    ranks: Ranks,
+    *,
+    dtype: torch.dtype = torch.float64,
+    dropout: float = 0.0,
+    architecture: Architecture = ARCHITECTURE,
+    **changes: Any,
 ) -> TrainingRun:
     """A run of 50 AdamW steps of 8 windows."""
     settings = {"batch_size": BATCH, "total_windows": STEPS * BATCH, "grad_clip": 1.0, "every": 10} | changes
-    return make_run(folder, make=lambda: make_model(dropout=dropout).to(dtype), ranks=ranks, **settings)
+
+    def make() -> LanguageModel:
+        return make_model(dropout=dropout, architecture=architecture).to(dtype)
+
+    return make_run(folder, make=make, ranks=ranks, **settings)
 
 
 RAGGED_DATA = masked_windows()
@@ -188,7 +208,7 @@ class Looks(EvalCallback):
 
     def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
         assert {name: tensor.shape for name, tensor in event.model.state_dict().items()} == {
-            name: tensor.shape for name, tensor in make_model().state_dict().items()
+            name: tensor.shape for name, tensor in event.model.architecture.make().state_dict().items()
         }
         assert all(type(parameter) is torch.nn.Parameter for parameter in event.model.parameters())
         event.show(event.generate("the", max_new_tokens=4))
@@ -321,22 +341,35 @@ def test_a_run_stopped_on_two_ranks_resumes_on_one_and_vice_versa(strategy: str,
     torch.testing.assert_close(optimizer, straight.optimizer.state_dict(), rtol=1e-6, atol=1e-9)
 
 
-def resume_each(ranks: Ranks, folder: Path) -> None:
-    """Stops a run in each order of the data, and goes on with it."""
+def check_resuming(ranks: Ranks, folder: Path, strategy: str, **changes: Any) -> None:
+    """A run that is stopped and resumed ends as the uninterrupted one."""
+    start_or_resume(ranks, folder / "stopped", strategy, StopSignalAfter(25), **changes)
+    ends = [start_or_resume(ranks, folder / each, strategy, **changes) for each in ("stopped", "straight")]
+    (run, state), (straight, expected) = ends
+    assert_same_bits(*(each.parallel.full(each.model.state_dict()) for each in (run, straight)))
+    assert state.history == expected.history
+
+
+def resume_each_order(ranks: Ranks, folder: Path) -> None:
     for name, order in BATCH_SAMPLERS.items():
-        start_or_resume(ranks, folder / f"{name}-stopped", "ddp", StopSignalAfter(25), batch_sampler=order)
-        ends = [
-            start_or_resume(ranks, folder / f"{name}-{each}", "ddp", batch_sampler=order)
-            for each in ("stopped", "straight")
-        ]
-        (run, state), (straight, expected) = ends
-        assert_same_bits(weights(run), weights(straight))
-        assert state.history == expected.history
+        check_resuming(ranks, folder / name, "ddp", batch_sampler=order)
 
 
 @pytest.mark.long
 def test_every_batch_sampler_resumes_on_two_ranks(tmp_path: Path) -> None:
-    run_ranks(2, resume_each, tmp_path)
+    run_ranks(2, resume_each_order, tmp_path)
+
+
+def resume_each_model(ranks: Ranks, folder: Path) -> None:
+    for name in ("moe", "gla"):
+        for strategy in ("ddp", "fsdp"):
+            architecture = plugin_architecture(name)
+            check_resuming(ranks, folder / f"{name}-{strategy}", strategy, architecture=architecture, dropout=0.3)
+
+
+@pytest.mark.long
+def test_the_models_of_plugins_resume_on_two_ranks(tmp_path: Path) -> None:
+    run_ranks(2, resume_each_model, tmp_path)
 
 
 @pytest.fixture(scope="module")

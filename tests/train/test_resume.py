@@ -14,12 +14,14 @@ import pytest
 import torch
 from conftest import Tell
 from small_run import (
+    ARCHITECTURE,
     BATCH_SAMPLERS,
     REGISTRY,
     assert_same_run,
     changed,
     make_model,
     make_run,
+    plugin_architecture,
     start_or_resume,
     weights,
 )
@@ -57,7 +59,8 @@ def stopped_everywhere(folder: Path, every: int, **changes: Any) -> int:
     never = StopAt(time=10**9)
     whole = start_or_resume(folder / "whole", 0, stop=never, **changes)
     assert never.asked > 60
-    assert list(whole[0].model.state_dict()) == list(make_model().state_dict())  # of compiled blocks, too
+    unwrapped = make_model(architecture=changes.get("architecture", ARCHITECTURE))
+    assert list(whole[0].model.state_dict()) == list(unwrapped.state_dict())  # of compiled blocks, too
     steps = set()
     for time in range(0, never.asked, every):
         place = folder / str(time)
@@ -96,6 +99,22 @@ def test_with_bf16_and_compiled_blocks(tmp_path: Path, tell: Tell, request: pyte
     every = 1 if request.config.getoption("long") else 9
     tries = stopped_everywhere(tmp_path, every, precision="bf16", compile=True, **SMALL_EPOCHS)
     tell("… with bf16 and compiled blocks", tries, tries, tries)
+
+
+def test_with_a_budget_in_flops(tmp_path: Path) -> None:
+    """24 windows, as the others."""
+    amount = {"total_windows": 24 * ARCHITECTURE.flops_per_token, "budget.unit": "flops"}
+    stopped_everywhere(tmp_path, 7, **amount, **SMALL_EPOCHS)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["moe", "gla"])
+def test_with_the_model_of_a_plugin(tmp_path: Path, name: str, compiled: bool) -> None:
+    """One with a balance loss, and one without blocks or a cache."""
+    if compiled and not shutil.which("g++"):
+        pytest.skip("there is no C++ compiler")
+    changes = {"architecture": plugin_architecture(name), "compile": compiled, **SMALL_EPOCHS}
+    stopped_everywhere(tmp_path, 19 if compiled else 7, **changes)
 
 
 def test_a_run_that_stops_again_and_again_ends_the_same(tmp_path: Path) -> None:

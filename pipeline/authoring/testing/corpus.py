@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.components import Corpus, CorpusSource, Document
+from pipeline.plugin.cuts import word_end
 
 _RANGES = 3
 """Each source is divided into about so many ranges."""
@@ -44,14 +44,9 @@ Read = tuple[str, str, str | None]
 
 
 def _read(documents: Iterable[Document]) -> Iterator[Read]:
-    """The documents, with the parts of each joined."""
-    parts = list[str]()
     for document in documents:
-        parts += [document.text] if isinstance(document.text, str) else document.text
-        if not document.continues:
-            yield document.name, "".join(parts), document.split
-            parts = []
-    assert not parts, "the last document of a file continues"
+        text = document.text if isinstance(document.text, str) else "".join(document.text)
+        yield document.name, text, document.split
 
 
 def _check_sources(corpus: Corpus, root: Path, sources: list[CorpusSource], documents: list[Read]) -> None:
@@ -72,5 +67,22 @@ def _check_sources(corpus: Corpus, root: Path, sources: list[CorpusSource], docu
             f"the ranges of {source.name} must follow each other and cover it"
         )
         assert len({part.name for part in ranges}) == len(ranges), f"two ranges of {source.name} have the same name"
-        parts = chain.from_iterable(corpus.read(root, part) for part in ranges)
-        assert list(_read(parts)) == whole, f"the ranges of {source.name} must give its documents"
+        assert list(_joined(corpus, root, ranges)) == whole, f"the ranges of {source.name} must give its documents"
+
+
+def _joined(corpus: Corpus, root: Path, ranges: Iterable[CorpusSource]) -> Iterator[Read]:
+    """The documents of consecutive ranges."""
+    parts = list[str]()
+    for source in ranges:
+        found = list(_read(corpus.read(root, source)))
+        assert len(found) == 1 or not source.continues, f"{source.name} continues: it must have one document"
+        for name, text, split in found:
+            if source.continues:
+                parts.append(text)
+                assert word_end(text + " ") == len(text), (
+                    f"{source.name} continues: it must end where `word_end` allows it, not in {text[-20:]!r}"
+                )
+            else:
+                yield name, "".join(parts) + text, split
+                parts.clear()
+    assert not parts, "the last range of a file must not continue"

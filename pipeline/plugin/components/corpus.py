@@ -24,14 +24,11 @@ class Document:
             test.
         text: The text, or an iterable of consecutive blocks of it if it may be too large for memory.
         split: "train", "val" or "test" if the corpus assigns the document itself, else None.
-        continues: Whether the document goes on in the next range of its file (see `Corpus.divide`). All parts have
-            its name and split.
     """
 
     name: str
     text: str | Iterable[str]
     split: str | None = None
-    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class CorpusSource:
         first_record: The number of the file's records before the range.
         version: What identifies the content of a file on another machine, such as its etag; empty for a file on
             this one, whose bytes are read to notice a change.
+        continues: Whether its only document goes on in the next range, under the same name.
     """
 
     name: str
@@ -55,6 +53,7 @@ class CorpusSource:
     end: int
     first_record: int = 0
     version: str = ""
+    continues: bool = False
 
     @classmethod
     def of_file(cls, path: Path, root: Path) -> CorpusSource:
@@ -103,9 +102,8 @@ class Corpus(Component):
     def divide(self, root: Path, source: CorpusSource, size: int) -> Iterable[CorpusSource]:
         """Divides a file into ranges of about `size` bytes (default: does not).
 
-        `read` of all of them must give the documents of the file. A document that goes on in the next range (see
-        `Document.continues`) must end there in a letter or digit that is followed by a space, a line feed or
-        punctuation, so that its ids stay the same.
+        `read` of all of them must give the documents of the file. A range that `continues` must end where
+        `word_end` allows it, so that the ids stay the same.
         """
         return [source]
 

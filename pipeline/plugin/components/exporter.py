@@ -22,7 +22,8 @@ class ExportSource:
     Attributes:
         config: The architecture: its `name`, the shape (vocab_size, context_length, n_layers, n_heads, emb_dim, …)
             and its own options, such as qkv_bias.
-        weights: The state dict of the model, float32, on the CPU; the head without padding rows.
+        weights: The state dict of the model, float32, on the CPU; the head without padding rows. They are
+            the model's own tensors, not copies: an exporter must not write to them.
         model: The checkpoint as a module for tracing or compiling, ids [B, T] → logits [B, T, V] in float32; on the
             CPU, in eval mode.
         pattern: The pre-tokenization pattern of the tokenizer, a regular expression.
