@@ -117,8 +117,8 @@ class TokenizeParams(Section):
     end_of_text: bool
     """Whether each document ends with an end-of-text token."""
     store: Annotated[Text, AfterValidator(_folder)]
-    """A folder, such as one on a larger disk, for the token files of a large corpus. `artifacts/tokens` then has only
-    their index, and DVC does not copy them. A relative path starts at the project; empty: artifacts/tokens."""
+    """A folder, such as one on a larger disk, for the token files of a large corpus. `artifacts/tokens` then has
+    their index only, and DVC does not copy them. A relative path starts at the project; empty: artifacts/tokens."""
 
 
 class SplitParams(Section):
