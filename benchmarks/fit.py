@@ -128,10 +128,10 @@ class Trainer:
     def _run(self, settings: dict[str, Any]) -> TrainingRun:
         from pipeline.core.paths import Paths
         from pipeline.data.tokens import TokenFolder
+        from pipeline.distributed.ranks import Ranks
         from pipeline.train.components import Components
         from pipeline.train.data import TrainingData
         from pipeline.train.phases import phases
-        from pipeline.train.ranks import Ranks
         from pipeline.train.run import TrainingRun
         from pipeline.train.runtime_config import resolve_runtime_config
 

@@ -39,6 +39,7 @@ class Side:
         threads: The number of processor threads that it may use.
         code: Folders of another project's code to import from.
         environment: More environment variables of its process.
+        project: The folder of this project, or of another revision of it, whose worker runs.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Side:
     threads: int = 1
     code: tuple[Path, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    project: Path = ROOT
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,14 @@ class Worker:
     def __init__(self, side: Side) -> None:
         self.side = side
         threads = str(side.threads)
-        paths = [str(ROOT), *map(str, side.code), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(side.project), *map(str, side.code), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=ROOT,
+            cwd=side.project,
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": threads,

@@ -64,12 +64,12 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     """A `TrainingRun` for a shape and random text, as the train stage prepares it."""
     import numpy as np
 
+    from pipeline.distributed.ranks import Ranks
     from pipeline.train.checkpoint_store import CheckpointStore
     from pipeline.train.components import Components
     from pipeline.train.data import TrainingData
     from pipeline.train.length import Length
     from pipeline.train.phases import Phase
-    from pipeline.train.ranks import Ranks
     from pipeline.train.run import TrainingRun
     from pipeline.train.runtime_config import resolve_runtime_config
 

@@ -48,10 +48,10 @@ def ours(count: int, folder: str) -> tuple[Work, dict[str, Any]]:
     """Saves a checkpoint as training does: copy, file, manifest with sha256, and rename."""
     import time
 
+    from pipeline.distributed.ranks import Ranks
     from pipeline.model.checkpoint import tensor_bytes
     from pipeline.train.checkpoint_store import CheckpointStore
     from pipeline.train.parallel import map_tensors
-    from pipeline.train.ranks import Ranks
 
     state = _state(count)
     captured = {**state, "run": {"step": 1, "complete": False}, "random": {}}

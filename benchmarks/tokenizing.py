@@ -18,6 +18,8 @@ _SETTINGS = (
     "tokenize.tokenizer.tiktoken.encoding=gpt2",
     "split.by=position",
 )
+_FORGET = "import shutil; shutil.rmtree('.resume', ignore_errors=True)"
+"""Removes the shards of the round before."""
 
 
 def run(context: Context) -> None:
@@ -42,8 +44,10 @@ def _speed(context: Context, text: str, threads: int, copies: int) -> None:
         (project.raw / f"{number:03}.txt").write_text(copy, encoding="utf-8")
     megabytes = sum(path.stat().st_size for path in project.raw.iterdir()) / 1e6
     settings = {"raw": str(project.raw), "out": str(context.folder), "threads": threads, "megabytes": megabytes}
+    ours = project.side("ours", ["tokenize"], _SETTINGS, megabytes, threads, context.vocabulary)
+    ours.settings["commands"].insert(0, ["python", "-c", _FORGET])
     sides = [
-        project.side("ours", ["tokenize"], _SETTINGS, megabytes, threads, context.vocabulary),
+        ours,
         Side("tiktoken", "benchmarks.tokenizing:bare_side", settings, threads, environment=context.vocabulary),
     ]
     done = context.take_turns(sides)

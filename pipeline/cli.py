@@ -480,6 +480,7 @@ def runs(watch: bool) -> None:
     """List the training runs with checkpoints in .resume/, which `pipeline train` can resume.
 
     The name of a run is the fingerprint of everything that affects its result. `pipeline clean` deletes runs.
+    The last line is about .resume/tokens/, what `pipeline tokenize` keeps of a large corpus.
     """
     if watch:
         from pipeline.commands.watch import watch as show_steps
@@ -499,7 +500,8 @@ def runs(watch: bool) -> None:
 def clean(names: tuple[str, ...], keep: int) -> None:
     """Delete the checkpoints of each RUN, or of all runs in .resume/, except runs that are training now.
 
-    RUN is a name that `pipeline runs` lists, or the beginning of one.
+    RUN is a name that `pipeline runs` lists, or the beginning of one. `tokens` is what `pipeline tokenize` keeps;
+    it is also deleted with all runs.
     """
     from pipeline.commands.runs import clean as delete_runs
 

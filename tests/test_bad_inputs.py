@@ -38,6 +38,10 @@ Break = Callable[[Path], Any]
 TRAIN, SPLIT, TOKENIZE = "run `python -m pipeline train`", "pipeline split", "pipeline tokenize"
 CHECKPOINT, SPLITS, TOKENS = "artifacts/checkpoint", "artifacts/splits", "artifacts/tokens"
 BEST, RECORD = f"{CHECKPOINT}/best.pth", f"{CHECKPOINT}/run.json"
+TOKEN_FILES = (
+    "tokenize --set tokenize.corpus.name=token_files --set tokenize.corpus.token_files.end_of_text=256 "
+    "--set tokenize.tokenizer.name=bytes"
+)
 UNCHANGED = ("artifacts", "metrics", "reports", "data", "params.yaml")
 
 
@@ -111,13 +115,13 @@ def signed(folder: str, *breaks: Break) -> Break:
     return both(*breaks, lambda root: write_manifest(root / folder))
 
 
-def params(old: str, new: str) -> Break:
-    """Replaces a part of params.yaml."""
+def params(old: str, new: str, path: str = "params.yaml") -> Break:
+    """Replaces a part of params.yaml, or of another file."""
 
     def breaks(root: Path) -> None:
-        text = (root / "params.yaml").read_text(encoding="utf-8")
+        text = (root / path).read_text(encoding="utf-8")
         assert old in text
-        (root / "params.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+        (root / path).write_text(text.replace(old, new, 1), encoding="utf-8")
 
     return breaks
 
@@ -132,10 +136,13 @@ def other_tokenizer(path: str) -> Break:
     return lambda root: train_bpe(["some other text"] * 9, 270).save(root / path)
 
 
-def large_id(root: Path) -> None:
-    ids = np.fromfile(root / SPLITS / "train.bin", dtype="<u2")
-    ids[5] = 60_000
-    ids.tofile(root / SPLITS / "train.bin")
+def large_id(split: str) -> Break:
+    def breaks(root: Path) -> None:
+        ids = np.fromfile(root / SPLITS / f"{split}.bin", dtype="<u2")
+        ids[5] = 60_000
+        ids.tofile(root / SPLITS / f"{split}.bin")
+
+    return breaks
 
 
 def tensors(value: Any) -> Break:
@@ -261,6 +268,26 @@ TOKENIZE_CASES = [
     Case("include a text", "tokenize --set tokenize.corpus.files.include=a.txt", ("include", "should be a list")),
     Case("include nothing", "tokenize --set 'tokenize.corpus.files.include=[]'", ("include", "at least 1")),
     Case("include what is not there", "tokenize --set 'tokenize.corpus.files.include=[x.rst]'", ("matches x.rst",)),
+    Case("no token file", TOKEN_FILES, ("data/raw", "no file that matches **/*.bin")),
+    Case("half an id", TOKEN_FILES, ("data/raw/a.bin", "3 bytes", "uint16"), write("data/raw/a.bin", b"abc")),
+    Case(
+        "an id beyond the vocabulary",
+        TOKEN_FILES,
+        ("'a.bin#1'", "id 300 (token 1)", "'bytes'"),
+        write("data/raw/a.bin", bytes([5, 0, 44, 1])),
+    ),
+    Case(
+        "ids of another tokenizer",
+        TOKEN_FILES,
+        ("'bytes'", "'a.bin#1'", "at token 0", "tokenize.tokenizer"),
+        write("data/raw/a.bin", bytes([200, 0, 65, 0] * 9)),
+    ),
+    Case(
+        "a tokenizer to train on ids",
+        "tokenize --set tokenize.corpus.name=token_files",
+        ("'a.bin#1'", "token ids", "tokenize.tokenizer"),
+        write("data/raw/a.bin", b"a\0b\0"),
+    ),
     Case("unknown option", "tokenize --set tokenize.corpus.files.newline=lf", ("files.newline", "no such key")),
     Case("unknown corpus", "tokenize --set tokenize.corpus.name=file", ("'file'", "did you mean 'files'")),
     Case(
@@ -338,15 +365,20 @@ SPLIT_CASES = [
     Case(
         "tokens truncated",
         "split",
-        ("tokens.bin has", "bytes instead of", TOKENIZE),
-        truncate(f"{TOKENS}/tokens.bin"),
+        ("tokens-00000-of-00001.bin has", "bytes instead of", TOKENIZE),
+        truncate(f"{TOKENS}/tokens-00000-of-00001.bin"),
     ),
-    Case("a flipped bit", "split", ("tokens.bin is damaged", TOKENIZE), flip_a_bit(f"{TOKENS}/tokens.bin")),
+    Case(
+        "a flipped bit",
+        "split",
+        ("tokens-00000-of-00001.bin is damaged", TOKENIZE),
+        flip_a_bit(f"{TOKENS}/tokens-00000-of-00001.bin"),
+    ),
     Case(
         "index missing",
         "split",
-        ("documents.jsonl is missing", TOKENIZE),
-        remove(f"{TOKENS}/tokens.documents.jsonl"),
+        ("idx.npy is missing", TOKENIZE),
+        remove(f"{TOKENS}/tokens-00000-of-00001.idx.npy"),
     ),
     Case(
         "another tokenizer",
@@ -584,8 +616,14 @@ TRAIN_CASES = [
     Case(
         "an id beyond the vocabulary",
         "train",
-        ("train.bin", "token id 60000", "vocabulary has", "pipeline split"),
-        signed(SPLITS, large_id),
+        ("token id 60000", "vocabulary has", "pipeline split"),
+        signed(SPLITS, large_id("train")),
+    ),
+    Case(
+        "an id beyond the vocabulary to evaluate",
+        "evaluate",
+        ("token id 60000", "vocabulary has", "pipeline split"),
+        signed(SPLITS, large_id("val")),
     ),
     Case(
         "another tokenizer",
@@ -670,6 +708,12 @@ CHECKPOINT_CASES = [
         (RECORD, "params.train", TRAIN),
         signed(CHECKPOINT, write(RECORD, '{"params": {"train": 1}}')),
     ),
+    Case(
+        "infinity in the record",
+        "evaluate",
+        (f"{RECORD} is damaged", "JSON"),
+        signed(CHECKPOINT, params('"end_of_text": true', '"end_of_text": 1e999', RECORD)),
+    ),
     Case("reports is a file", "evaluate", ("reports", "a file", "move it away"), file_at("reports")),
     Case(
         "evaluate.json is a folder",
@@ -707,6 +751,12 @@ CHECKPOINT_CASES = [
         "score t.txt --set tokenize.end_of_text=false",
         ("t.txt", "single token"),
         write("t.txt", "a"),
+    ),
+    Case(
+        "details of the evaluation that are a list",
+        "export",
+        ("reports/evaluation.json is damaged", "evaluate"),
+        both(write("reports/evaluation.json", "[]"), write("metrics/evaluate.json", "{}")),
     ),
     Case("export is a file", "export", ("artifacts/export", "move it away"), file_at("artifacts/export")),
 ]
@@ -772,6 +822,69 @@ def assert_error(result: Result, code: int, says: tuple[str, ...]) -> None:
 
 def assert_nothing_half_written(root: Path) -> None:
     assert not [path for path in root.rglob(".*") if ".partial-" in path.name or ".old-" in path.name]
+
+
+# ── each way to damage a file, for each file that is read ─────────────────────────────────────────
+
+RECORDS = {
+    f"{TOKENS}/meta.json": "split",
+    f"{TOKENS}/tokenizer.json": "split",
+    f"{SPLITS}/meta.json": "train",
+    f"{CHECKPOINT}/config.json": "generate a",
+    f"{CHECKPOINT}/tokenizer.json": "score params.yaml",
+    RECORD: "export",
+}
+"""Files that a stage writes, and a command that reads each."""
+NO_RECORDS = {
+    "nothing": b"", "half": b"{", "a list": b"[]", "null": b"null", "a text": b'"x"', "NaN": b"NaN",
+    "infinity": b'{"x": 1e999}',
+    "not UTF-8": b"\xff\xfe{}", "5,000 digits": b"9" * 5000, "100,000 brackets": b"[" * 100_000,
+}  # fmt: skip
+READ_SETTINGS = ("tokenize", "evaluate", "check", "fit", "chat", "preset book", "lock")
+NO_SETTINGS = {
+    "a list": b"- a\n", "a tab": b"a:\tb\n\tc: d\n", "NUL": b"a: \0\n", "not UTF-8": b"a: \xff\n",
+    "two documents": b"a: 1\n---\na: 2\n",
+    "a conflict": b"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n", "itself": b"zzz: &z {q: *z}\n",
+    "5,000 digits": b"a: " + b"9" * 5000, "5,000 brackets": b"a: " + b"[" * 5000,
+    "aliases of aliases": b"a0: &a0 [x, x]\n"
+    + b"".join(b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 10)),
+}  # fmt: skip
+
+
+def damages(readers: list[tuple[str, str]], contents: dict[str, bytes]) -> list[Any]:
+    """Each way for each file and command: a third of them in `make test`, the others with --long."""
+    return [
+        pytest.param(file, command, damage, marks=() if (row + column) % 3 == 0 else pytest.mark.long)
+        for row, (file, command) in enumerate(readers)
+        for column, damage in enumerate(contents)
+    ]
+
+
+@pytest.mark.parametrize(("file", "command", "damage"), damages(list(RECORDS.items()), NO_RECORDS))
+def test_a_damaged_record_is_one_line_with_its_name(
+    file: str, command: str, damage: str, trained_project: Project
+) -> None:
+    root = trained_project.root
+    breaks = write(file, NO_RECORDS[damage])
+    folder = str(Path(file).parent)
+    (signed(folder, breaks) if (root / folder / "manifest.json").exists() else breaks)(root)
+    before = contents(root)
+    assert_error(trained_project.run(*shlex.split(command)), 1, (file,))
+    assert contents(root) == before
+    assert_nothing_half_written(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "command", "damage"), damages([("params.yaml", each) for each in READ_SETTINGS], NO_SETTINGS)
+)
+def test_damaged_settings_are_one_line_with_their_file(
+    file: str, command: str, damage: str, trained_project: Project
+) -> None:
+    root = trained_project.root
+    (root / file).write_bytes(NO_SETTINGS[damage])
+    before = contents(root)
+    assert_error(trained_project.run(*shlex.split(command)), 1, (file,))
+    assert contents(root) == before
 
 
 # ── what must work ────────────────────────────────────────────────────────────────────────────────

@@ -11,10 +11,10 @@ import torch
 from click import ClickException
 from conftest import REPOSITORY
 
-from benchmarks import document, fit, generation, lines, peers, studies, table, variants
+from benchmarks import document, fit, generation, lines, peers, revisions, studies, table, variants
 from benchmarks.context import Context
 from benchmarks.goals import GOALS, verdict
-from benchmarks.measure import Measured, Round, Side, SideFailedError, ratios, take_turns
+from benchmarks.measure import Measured, Round, Side, SideFailedError, facts_of, ratios, take_turns
 from benchmarks.results import Results, Row, compared, read, shown_command
 from benchmarks.studies import EXACT, FAST, SHIPPED, Study, Trained
 from pipeline.params.params import Params
@@ -345,3 +345,14 @@ def test_random_settings_are_the_same_each_time_and_can_be_built() -> None:
         assert drawn == fit.drawn(number)
         assert drawn["train.batch_size"] * drawn["model.context_length"] in {1024, 2048, 4096, 8192}
         load_params(REPOSITORY / "params.yaml", [f"{key}={value}" for key, value in drawn.items()])
+
+
+def test_the_steps_of_a_revision_are_measured_with_its_own_code(tmp_path: Path) -> None:
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("this is not a git checkout")
+    revisions.extract("HEAD", tmp_path)
+    (tmp_path / "benchmarks" / "mine.py").write_text("def side():\n    return lambda: 1.0, {'here': __file__}\n")
+    assert facts_of(Side("mine", "benchmarks.mine:side", project=tmp_path)) == {
+        "here": f"{tmp_path}/benchmarks/mine.py"
+    }
+    assert revisions.summary([1.0, 1.1, 1.2]) == "1.100 (quartiles 1.000 to 1.200)"

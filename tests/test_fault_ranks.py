@@ -143,7 +143,7 @@ def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clo
     life.process.kill()  # dvc alone: the launcher notices, and ends its ranks
     life.end()
     wait_until(lambda: gone(launcher), 20)
-    assert "training stopped; run it again to resume" in life.said
+    assert "train stopped; run it again to resume" in life.said
     assert "resuming from step" in project.run("dvc", "repro", "train").stdout
     assert Outcome.of(project.root) == original[1]
 

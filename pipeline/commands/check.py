@@ -25,6 +25,7 @@ from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.tokens import TokenFolder
+from pipeline.distributed.placement import process_count
 from pipeline.export.stage import export_source, refusals
 from pipeline.model.architecture import Architecture
 from pipeline.model.checkpoint import Checkpoint
@@ -34,7 +35,6 @@ from pipeline.train.components import Components
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.memory_check import check_fits, memory_per_process
 from pipeline.train.run import rank_micro_batch_size
-from pipeline.train.runtime_config import process_count
 from pipeline.train.stage import pretrained
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _check_texts(params: Params, paths: Paths) -> None:
     check_symlinks(paths.root / "data")
     remote = params.tokenize.corpus.options.get("files", {}).get("url")
     texts = not remote and paths.raw.is_dir() and not paths.raw.is_symlink() and any(paths.raw.iterdir())
-    if texts and params.tokenize.corpus.name == "files" and not paths.raw.with_suffix(".dvc").is_file():
+    if texts and params.tokenize.corpus.name != "python_docs" and not paths.raw.with_suffix(".dvc").is_file():
         say("note: DVC does not track data/raw: run `dvc add data/raw`, or queued runs and clones will lack it")
 
 

@@ -11,8 +11,8 @@ from pipeline.commands.timing import Speed
 from pipeline.core.console import fact, say
 from pipeline.core.processor import cores
 from pipeline.data.batches import evaluation_windows
+from pipeline.distributed.placement import process_count
 from pipeline.model.device import choose_device
-from pipeline.train.runtime_config import process_count
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params

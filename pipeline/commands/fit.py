@@ -8,6 +8,7 @@ import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,14 @@ from pipeline.core.console import say
 from pipeline.core.errors import DataError, ParamsError
 from pipeline.core.files import format_bytes
 from pipeline.data.batches import evaluation_windows
+from pipeline.data.encode import text_blocks
 from pipeline.model.architecture import Architecture
 from pipeline.model.device import choose_device
 from pipeline.params.presets import write_values
 from pipeline.params.reader import load_params
 from pipeline.split.assignment import split_of
 from pipeline.tokenize.stage import build_corpus
+from pipeline.tokenize.tokenizers import build_tokenizer
 from pipeline.train.components import Components
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class _Text:
         share: The part of it that was read.
         sizes: The bytes of each document that was read, by its name.
         prompts: How some documents begin.
+        ids: Whether it comes as token ids, so that the tokenizer is given.
     """
 
     size: int = 0
@@ -62,6 +66,7 @@ class _Text:
     share: float = 1.0
     sizes: dict[str, int] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
+    ids: bool = False
 
     @property
     def about(self) -> str:
@@ -119,7 +124,7 @@ def _choose(file: Path, overrides: Sequence[str], paths: Paths, seconds: float) 
     sample, tokenized = None, None
     with tempfile.TemporaryDirectory() as folder:
         for trial in range(_TRIALS):
-            values |= _tokenizer(fit_rules.vocabulary(text.size, flops))
+            values |= {} if text.ids else _tokenizer(fit_rules.vocabulary(text.size, flops))
             params = _params(file, values, overrides)
             if sample is None or tokenized != params.tokenize:
                 sample = tokenize_sample(params, paths, Path(folder) / str(trial))
@@ -195,10 +200,12 @@ def _compiles_by_itself(params: Params) -> bool:
 def _read_text(params: Params, paths: Paths) -> _Text:
     """Reads the text, or the beginning of a long one; the size of the rest is that of the files."""
     beginning, text = beginning_of_corpus(params, paths), _Text()
+    tokenizer = cache(partial(build_tokenizer, params.tokenize.tokenizer, beginning, paths))
     for document in beginning():
         text.documents += 1
+        text.ids = text.ids or document.ids is not None
         start, size = "", 0
-        for block in [document.text] if isinstance(document.text, str) else document.text:
+        for block in text_blocks(document, tokenizer):
             size += len(block.encode(errors="replace"))
             start = start or block[:200]
         text.size += size
@@ -285,7 +292,9 @@ def _explain(fit: _Fit, minutes: float) -> None:
     busy = f", if no other program runs (now they use {fit.speed.others:.1f} cores)" if fit.speed.busy else ""
     _line("text", f"{fit.text.about}: {fit.tokens:,.0f} tokens to train on")
     _line("machine", f"{choose_device(params.runtime.device)}: {rate:,.0f} tokens a second with this model{busy}")
-    if params.tokenize.tokenizer.name == "characters":
+    if fit.text.ids:
+        _line("tokens", f"a vocabulary of {fit.vocabulary:,}: that of the token ids in data/raw")
+    elif params.tokenize.tokenizer.name == "characters":
         why = "a small text does not have enough examples of longer tokens"
         _line("tokens", f"characters, a vocabulary of {fit.vocabulary:,}: {why}")
     else:

@@ -1,4 +1,4 @@
-"""runs and clean: list and delete the training runs that have checkpoints."""
+"""runs and clean: list and delete the training runs that have checkpoints, and the shards of tokenize."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import format_bytes
+from pipeline.core.paths import TOKEN_STORE
+from pipeline.tokenize.store import folder_size, remove_settings, settings_folders
 from pipeline.train.checkpoint_store import SavedRun, saved_runs
 
 
 def table(root: Path) -> Iterator[str]:
-    """Yields a header and one line per run below `root`, the most recently saved first."""
+    """Yields a header and one line per run below `root`, the most recently saved first; then one about tokenize."""
+    yield from _runs(root)
+    if settings_folders(root / TOKEN_STORE):
+        yield f"{TOKEN_STORE}: {format_bytes(folder_size(root / TOKEN_STORE))} of shards that tokenize has made"
+
+
+def _runs(root: Path) -> Iterator[str]:
     runs = saved_runs(root)
     if not runs:
         yield "there are no training checkpoints"
@@ -46,11 +54,17 @@ def _age(saved: float) -> str:
 def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
     """Deletes the runs whose names start with one of `names`, or all runs, except the `keep` most recently saved.
 
+    `tokens` names the shards of tokenize; they are also deleted with all runs.
+
     Raises:
         PipelineError: a name matches no run or several runs.
     """
+    if TOKEN_STORE in names or not (names or keep):
+        yield from _clean_shards(root / TOKEN_STORE)
+    if list(names) == [TOKEN_STORE]:
+        return
     runs = saved_runs(root)
-    chosen = [_find_run(name, runs) for name in names] if names else runs
+    chosen = [_find_run(name, runs) for name in names if name != TOKEN_STORE] if names else runs
     newest = runs[:keep]
     removed = freed = 0
     for run in chosen:
@@ -62,6 +76,18 @@ def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
             continue
         removed, freed = removed + 1, freed + run.size
     yield f"removed the checkpoints of {removed} run{'' if removed == 1 else 's'}, {format_bytes(freed)}"
+
+
+def _clean_shards(root: Path) -> Iterator[str]:
+    freed = 0
+    for folder in settings_folders(root):
+        size = folder_size(folder)
+        if remove_settings(folder):
+            freed += size
+        else:
+            yield f"kept {TOKEN_STORE}/{folder.name}: a process is making shards"
+    if freed:
+        yield f"removed the shards of tokenize, {format_bytes(freed)}"
 
 
 def _find_run(name: str, runs: Sequence[SavedRun]) -> SavedRun:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.core.console import say
 from pipeline.core.paths import Paths
@@ -15,12 +15,18 @@ from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.components import Document
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
+from pipeline.tokenize.documents import Documents, read_corpus
 
 if TYPE_CHECKING:
+    from pipeline.data.joined import Ids
     from pipeline.params.params import Params
 
 _READ_AT_MOST = 32 << 20
 """Characters; of a larger corpus only the beginning is read."""
+_PER_ID = 4
+"""Characters, about."""
+
+Block = TypeVar("Block", str, "Ids")
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class _Scratch(Paths):
 class Beginning:
     """The first _READ_AT_MOST characters of the corpus; `cut` is True if the corpus is longer."""
 
-    documents: tokenize.Documents
+    documents: Documents
     cut: bool = False
     left: int = 0
 
@@ -64,15 +70,19 @@ class Beginning:
             if self.left <= 0:
                 self.cut = True
                 return
+            if document.ids is not None:
+                yield replace(document, ids=self._limited(document.ids, _PER_ID))
+                continue
             blocks = [document.text] if isinstance(document.text, str) else document.text
-            yield replace(document, text=self._limited(blocks))
+            yield replace(document, text=self._limited(blocks, 1))
 
-    def _limited(self, blocks: Iterable[str]) -> Iterator[str]:
+    def _limited(self, blocks: Iterable[Block], characters: int) -> Iterator[Block]:
+        """The blocks, each item of which counts as so many characters."""
         for block in blocks:
             if self.left <= 0:
                 self.cut = True
                 return
-            self.left -= len(block)
+            self.left -= characters * len(block)
             yield block
 
 
@@ -99,4 +109,4 @@ def tokenize_sample(params: Params, paths: Paths, folder: Path) -> Sample:
 def beginning_of_corpus(params: Params, paths: Paths) -> Beginning:
     """The beginning of the corpus that the params choose."""
     corpus = tokenize.build_corpus(params, paths)
-    return Beginning(lambda: tokenize.read_corpus(corpus, paths))
+    return Beginning(lambda: read_corpus(corpus, paths))

@@ -25,8 +25,8 @@ from pipeline.tokenize.stage import build_corpus
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
+    from pipeline.data.joined import Ids
     from pipeline.data.tokenizer import Tokenizer
-    from pipeline.data.tokens import Ids
     from pipeline.params.params import Params
 
 _BLOCK = 1 << 20

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.data.batches import EvaluationWindow, evaluation_windows
-from pipeline.data.tokens import Ids
+from pipeline.data.joined import Ids
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score
 

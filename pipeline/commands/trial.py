@@ -20,6 +20,8 @@ from pipeline.commands.timing import Speed, measure, others_at_work, since_start
 from pipeline.core.errors import PipelineError, describe_exception, out_of_memory
 from pipeline.core.files import format_bytes
 from pipeline.data.tokens import TokenFolder
+from pipeline.distributed.placement import process_count
+from pipeline.distributed.ranks import Ranks
 from pipeline.model.device import peak_memory
 from pipeline.plugin.registry import Registry
 from pipeline.train.components import KINDS, Components
@@ -27,9 +29,8 @@ from pipeline.train.data import TrainingData
 from pipeline.train.loop import train_step
 from pipeline.train.memory_check import memory_per_process, optimizer_state_bytes
 from pipeline.train.phases import Phase, phases
-from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
-from pipeline.train.runtime_config import process_count, resolve_runtime_config
+from pipeline.train.runtime_config import resolve_runtime_config
 from pipeline.train.state import TrainState
 from pipeline.train.teacher import Teacher
 

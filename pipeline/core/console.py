@@ -33,9 +33,10 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+def listed(names: Sequence[str], most: int = 5, count: int = 0) -> str:
+    """The first names of a list, and how many more there are; of `count` if `names` are only the first of them."""
+    count = max(count, len(names))
+    more = f" and {count - most:,} more" if count > most else ""
     return ", ".join(names[:most]) + more
 
 

@@ -8,9 +8,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.values import read_values
 
 MANIFEST = "manifest.json"
+_FIX_ELSEWHERE = "run `pipeline tokenize` again, which makes only what is missing"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -90,32 +91,63 @@ def sha256(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A file's size and sha256."""
+class FileEntry:
+    """A file's size and sha256.
+
+    Attributes:
+        path: Where it is if not in the folder of the manifest: absolute, or relative to the project.
+    """
 
     bytes: int
     sha256: str
+    path: str = ""
+
+    def located(self, folder: Path, name: str) -> Path:
+        """The file `name` of a folder two levels below the project, such as artifacts/tokens."""
+        if not self.path:
+            return folder / name
+        # DVC runs some experiments in a copy of the project.
+        return Path(os.environ.get("DVC_ROOT") or folder.resolve().parents[1]) / self.path
 
 
 @dataclass(frozen=True)
 class _Manifest:
     """The content of manifest.json: an entry per file."""
 
-    files: dict[str, _Entry]
+    files: dict[str, FileEntry]
 
 
-def write_manifest(folder: Path) -> None:
-    """Writes manifest.json with the size and sha256 of every file in `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    entries = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
+def write_manifest(folder: Path, known: Mapping[str, FileEntry] | None = None) -> None:
+    """Writes manifest.json with the size and sha256 of every file in `folder`.
+
+    Args:
+        folder: The folder.
+        known: The entries of some files, also of those that are elsewhere (`FileEntry.path`).
+    """
+    given = known or {}
+    entries = {name: entry for name, entry in given.items() if entry.path}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            entries[name] = given.get(name) or FileEntry(path.stat().st_size, sha256(path))
+    values = {
+        name: {key: value for key, value in asdict(entry).items() if value != ""}
+        for name, entry in sorted(entries.items())
     }
-    write_json(folder / MANIFEST, {"files": entries})
+    write_json(folder / MANIFEST, {"files": values})
 
 
-def verify_manifest(folder: Path, fix: str, unread: Container[str] = ()) -> frozenset[str]:
-    """Checks all files of `folder` against its manifest; of the files `unread` only the size.
+def manifest_entries(folder: Path, fix: str) -> dict[str, FileEntry]:
+    """The entries of a folder's manifest.
+
+    Raises:
+        DataError: it is missing or corrupt; `fix` ends the message.
+    """
+    return read_values(folder / MANIFEST, _Manifest, fix).files
+
+
+def verify_manifest(folder: Path, fix: str, unread: Container[str] = (), hashes: bool = True) -> frozenset[str]:
+    """Checks all files of `folder` against its manifest; of the files `unread`, or without `hashes`, only the size.
 
     Returns:
         The names of all files.
@@ -125,26 +157,25 @@ def verify_manifest(folder: Path, fix: str, unread: Container[str] = ()) -> froz
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: {fix}")
-    entries = read_values(folder / MANIFEST, _Manifest, fix).files
+    entries = manifest_entries(folder, fix)
     if not entries:
         raise DataError(f"{folder / MANIFEST} is damaged (it lists no files): {fix}")
     for name, entry in entries.items():
-        path = folder / name
+        path, remedy = entry.located(folder, name), _FIX_ELSEWHERE if entry.path else fix
         if not path.is_file():
-            raise DataError(f"{path} is missing: {fix}")
+            raise DataError(f"{path} is missing: {remedy}")
         if path.stat().st_size != entry.bytes:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes instead of {entry.bytes:,}: {fix}")
-        if name not in unread and sha256(path) != entry.sha256:
-            raise DataError(f"{path} is damaged (wrong sha256): {fix}")
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes instead of {entry.bytes:,}: {remedy}")
+        if hashes and name not in unread and sha256(path) != entry.sha256:
+            raise DataError(f"{path} is damaged (wrong sha256): {remedy}")
     return frozenset(entries)
 
 
 def recorded_sha256(path: Path) -> str:
     """A file's sha256 according to the manifest beside it, which `verify_manifest` checks."""
-    manifest = path.parent / MANIFEST
-    entry = read_values(manifest, _Manifest, "make the folder again").files.get(path.name)
+    entry = manifest_entries(path.parent, "make the folder again").get(path.name)
     if entry is None:
-        raise DataError(f"{manifest} does not list {path.name}: make the folder again")
+        raise DataError(f"{path.parent / MANIFEST} does not list {path.name}: make the folder again")
     return entry.sha256
 
 

@@ -9,6 +9,8 @@ EVALUATION = "evaluation.json"
 """The file in reports/ with the details of an evaluation."""
 RECORD = "run.json"
 """The file in a stage's output with the record of its run; `identity` is its fingerprint."""
+TOKEN_STORE = "tokens"
+"""The folder in .resume with the shards that tokenize has made; the other folders are training runs."""
 METRICS = "metrics"
 """The folder in a stage's output with copies of its metrics."""
 
@@ -33,6 +35,7 @@ class Paths:
         # Outside the outputs, which DVC deletes before each run, and in the main project (DVC_ROOT): DVC runs some
         # experiments in a copy.
         self.resume = Path(os.environ.get("DVC_ROOT") or root) / ".resume"
+        self.token_store = self.resume / TOKEN_STORE
 
     def shown(self, path: Path) -> str:
         """The path relative to the project, for messages."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, dataclasses
+from pydantic_core import from_json
 
 from pipeline.core.errors import DataError, PipelineError
 
@@ -94,6 +96,8 @@ def parse_values(
 ) -> T:
     """As `read_values`, for JSON content; `what` names it in messages."""
     try:
-        return TypeAdapter(kind).validate_json(content, strict=True)
-    except ValidationError as error:
+        made = TypeAdapter(kind).validate_json(content, strict=True)
+        json.dumps(from_json(content), allow_nan=False)  # `Any` accepts NaN and infinity, such as 1e999
+        return made
+    except ValueError as error:
         raise raised(f"{what} is damaged ({explain(error)}): {fix}") from None

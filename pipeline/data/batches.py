@@ -11,7 +11,8 @@ from typing import Any, overload
 import numpy as np
 
 from pipeline.core.errors import DataError, PluginError
-from pipeline.data.tokens import Ids, IndexEntry
+from pipeline.data.index import IndexEntry
+from pipeline.data.joined import AnyIds
 from pipeline.plugin.calls import calling, guarded_items, label, supported_arguments
 from pipeline.plugin.components import BatchSampler
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex
@@ -28,7 +29,7 @@ class TrainingWindows:
         seed: Decides the order, and with `train.shift_windows` where each epoch cuts the text.
     """
 
-    ids: Ids
+    ids: AnyIds
     index: TokenIndex
     sampler: BatchSampler
     seed: int
@@ -68,10 +69,9 @@ class TrainingWindows:
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Inputs and targets, int64 [B, T], of the windows at `offsets`; targets are inputs shifted by one
         token."""
-        ids = self.ids.view(np.ndarray)  # slicing a memmap is slow
         windows = np.empty((len(offsets), self.context_length + 1), np.int64)
         for row, offset in zip(windows, offsets, strict=True):
-            row[:] = ids[offset : offset + len(row)]
+            row[:] = self.ids[offset : offset + len(row)]
         return windows[:, :-1], windows[:, 1:]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import local
 
+import numpy as np
+
 from pipeline.core.errors import DataError
+from pipeline.data.decode import IdsDecoder
 from pipeline.data.patterns import word_end
 from pipeline.data.tokenizer import TokenIds, Tokenizer
 from pipeline.plugin.components import Document
@@ -31,16 +34,21 @@ class Piece:
 
     Attributes:
         document: The document.
-        text: The text of the part.
+        text: The text of the part. A document of ids may have bytes that are not UTF-8; they are escaped
+            (`surrogateescape`).
         last: Whether this is the document's last piece.
+        ids: The ids, if the corpus gives ids instead of text.
     """
 
     document: Document
     text: str
     last: bool
+    ids: TokenIds | None = None
 
 
 def _ids(piece: Piece, tokenizer: Tokenizer) -> TokenIds:
+    if piece.ids is not None:
+        return piece.ids
     try:
         return tokenizer.encode(piece.text)
     except ValueError as error:  # for example a lone surrogate
@@ -85,8 +93,17 @@ def cut(text: str | Iterable[str], pattern: str, size: int = PIECE) -> Iterator[
 
 
 def pieces(documents: Iterable[Document], pattern: str) -> Iterator[Piece]:
-    """The pieces of all documents, in order, cut between words of `pattern`."""
+    """The pieces of all documents, in order, cut between words of `pattern`.
+
+    Raises:
+        DataError: a document is too long a word, or token ids instead of a text.
+    """
     for document in documents:
+        if document.ids is not None:
+            raise DataError(
+                f"the document {document.name!r} is token ids, which no tokenizer can be trained on: set "
+                "tokenize.tokenizer to the one that made them (name: tiktoken, file or bytes)"
+            )
         previous: str | None = None
         try:
             for text in cut(document.text, pattern):
@@ -98,12 +115,45 @@ def pieces(documents: Iterable[Document], pattern: str) -> Iterator[Piece]:
         yield Piece(document, previous or "", last=True)
 
 
+def text_blocks(document: Document, tokenizer: Callable[[], Tokenizer]) -> Iterator[str]:
+    """A document's text in blocks, for one whose ids `tokenizer` made, too."""
+    if document.ids is not None:
+        yield from (text for text, _ in IdsDecoder(tokenizer()).pieces(document))
+    else:
+        yield from [document.text] if isinstance(document.text, str) else document.text
+
+
+def _given(document: Document, decoder: IdsDecoder) -> Iterator[Piece]:
+    """The pieces of a document of ids."""
+    previous: tuple[str, TokenIds] = ("", np.empty(0, dtype=np.uint32))
+    for number, piece in enumerate(decoder.pieces(document)):
+        if number:
+            yield Piece(document, previous[0], last=False, ids=previous[1])
+        previous = piece
+    yield Piece(document, previous[0], last=True, ids=previous[1])
+
+
+def _every(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piece]:
+    decoder = None
+    for document in documents:
+        if document.ids is None:
+            yield from pieces([document], tokenizer.pattern)
+        else:
+            decoder = decoder or IdsDecoder(tokenizer)
+            yield from _given(document, decoder)
+    if decoder:
+        decoder.finish()
+
+
 def _cannot(document: Document, error: Exception) -> DataError:
     return DataError(f"the document {document.name!r} cannot be tokenized: {error}")
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Piece, TokenIds]]:
     """Each piece with its ids, in order. Only a few pieces per thread are in memory at a time."""
+    if threads == 1:
+        yield from ((piece, _ids(piece, tokenizer)) for piece in _every(documents, tokenizer))
+        return
     waiting: deque[Future[list[tuple[Piece, TokenIds]]]] = deque()
     per_thread = local()
 
@@ -114,7 +164,7 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) ->
         return [(piece, _ids(piece, per_thread.tokenizer)) for piece in batch]
 
     with ThreadPoolExecutor(threads, initializer=init_thread) as pool:
-        for batch in _batches(pieces(documents, tokenizer.pattern)):
+        for batch in _batches(_every(documents, tokenizer)):
             waiting.append(pool.submit(ids_of, batch))
             if len(waiting) > 2 * threads:
                 yield from waiting.popleft().result()
@@ -136,7 +186,7 @@ class TextDigest:
 
     def update(self, text: str) -> None:
         """Adds the next piece."""
-        utf8 = text.encode()
+        utf8 = text.encode(errors="surrogateescape")
         dense = utf8.translate(None, _ASCII_SPACE)  # five times as fast as split and join
         if not text.isascii():
             for space in _OTHER_SPACE:

@@ -126,7 +126,8 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of `ids`; a special token gives its name."""
-        return b"".join([self.token_bytes[int(token)] for token in ids])
+        numbers = ids.tolist() if isinstance(ids, np.ndarray) else map(int, ids)
+        return b"".join(map(self.token_bytes.__getitem__, numbers))
 
     @cached_property
     def token_bytes(self) -> list[bytes]:

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
+from pipeline.data.joined import AnyIds
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids
 from pipeline.evaluate.breakdown import Counts
 
 
-def unigram_bits_per_byte(train_counts: Counts, held_out: Ids, tokenizer: Tokenizer) -> float:
+def unigram_bits_per_byte(train_counts: Counts, held_out: AnyIds, tokenizer: Tokenizer) -> float:
     """Bits per byte of a unigram model: token frequencies of the training text with add-one (Laplace) smoothing.
 
     As in the model's bits per byte, the first token is not a target, and special tokens are not counted.

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.data.joined import check_ids
+
 if TYPE_CHECKING:
-    from pipeline.data.tokens import Ids
+    from pipeline.data.joined import AnyIds
     from pipeline.model.scoring import Scores
 
 Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -81,7 +83,7 @@ class BreakdownAccumulator:
 
     def __init__(
         self,
-        ids: Ids,
+        ids: AnyIds,
         documents: Sequence[tuple[str, int]],
         train_counts: Counts,
         byte_lengths: np.ndarray[Any, Any],
@@ -179,7 +181,7 @@ def _means(row: Callable[[int, int, float], Any], keys: Iterable[int], sums: Sum
     ]
 
 
-def token_counts(ids: Ids, vocab_size: int) -> Counts:
+def token_counts(ids: AnyIds, vocab_size: int) -> Counts:
     """The count of each id [V]. The ids are read in chunks, because they may not fit in memory."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(ids), _AT_ONCE):
@@ -187,6 +189,15 @@ def token_counts(ids: Ids, vocab_size: int) -> Counts:
     return counts
 
 
-def sum_of(ids: Ids, values: np.ndarray[Any, Any]) -> int:
-    """The sum of the values of all ids, read in chunks."""
-    return sum(int(values[ids[start : start + _AT_ONCE]].sum()) for start in range(0, len(ids), _AT_ONCE))
+def sum_of(ids: AnyIds, values: np.ndarray[Any, Any]) -> int:
+    """The sum of the values [V] of all ids, read in chunks.
+
+    Raises:
+        DataError: an id is not in the vocabulary.
+    """
+    total = 0
+    for start in range(0, len(ids), _AT_ONCE):
+        chunk = ids[start : start + _AT_ONCE]
+        check_ids(chunk, len(values), "the text to score", "run `python -m pipeline split`")
+        total += int(values[chunk].sum())
+    return total

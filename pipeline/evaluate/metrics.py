@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.core.errors import ParamsError, PluginError
+from pipeline.data.batches import EvaluationWindow
 from pipeline.evaluate.breakdown import UnitScore, positions
 from pipeline.model.scoring import loss_metrics
 from pipeline.plugin.calls import calling, check_numbers, label
@@ -20,8 +21,13 @@ _PLAIN = ("loss", "perplexity", "bits_per_byte", "tokens")
 """The numbers that metrics/evaluate.json always has for each text."""
 
 
+Updates = list[tuple[str, str, dict[str, float]]]
+"""What metrics added for some targets: the group, the metric's name, and the sums of these targets, by call."""
+
+
 class MetricSums:
-    """The sums of the chosen metrics over a text. Targets must be added in the order of the text.
+    """The sums of the chosen metrics over a text. Targets must be observed in the order of the text, except after
+    `observe_from`; their updates must be added in this order.
 
     Attributes:
         groups: The patterns that match a document of this text.
@@ -52,6 +58,24 @@ class MetricSums:
         self._byte_lengths = torch.from_numpy(byte_lengths)
         self._context, self._stride, self._next = context_length, stride, 0
         self._sums: dict[tuple[str, str], defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._updates: Updates = []
+
+    def observe_from(self, window: EvaluationWindow) -> Any:
+        """`observe`, from the first counted target of a window on."""
+        self._next = window.end - window.counted - 1
+        return self.observe
+
+    def take(self) -> Updates:
+        """The updates since the last call, which are not added to the sums yet."""
+        updates, self._updates = self._updates, []
+        return updates
+
+    def add(self, updates: Updates) -> None:
+        """Adds updates to the sums."""
+        for group, metric, values in updates:
+            sums = self._sums[group, metric]
+            for name, value in values.items():
+                sums[name] += value
 
     @property
     def observe(self) -> Any:
@@ -88,8 +112,10 @@ class MetricSums:
 
     def _update(self, group: str, scores: TokenScores) -> None:
         for metric in self._metrics:
+            sums: defaultdict[str, float] = defaultdict(float)
             with calling(metric):
-                metric.update(self._sums[group, metric.name], scores)
+                metric.update(sums, scores)
+            self._updates.append((group, metric.name, dict(sums)))
 
     def results(self, group: str = "") -> dict[str, float]:
         """The metrics' numbers over the text or a group of its documents.
@@ -97,6 +123,7 @@ class MetricSums:
         Raises:
             PluginError: a metric returned invalid numbers or a name that is in use.
         """
+        self.add(self.take())
         used_names = dict.fromkeys(_PLAIN, "the loss")
         found: dict[str, float] = {}
         for metric in self._metrics:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from pipeline.core.console import Progress, fact, say
 from pipeline.core.errors import DataError
@@ -17,15 +19,19 @@ from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
+from pipeline.distributed.placement import cores_per_process, process_count, rank_device
+from pipeline.distributed.ranks import Ranks, started_as_rank
 from pipeline.evaluate import result_lines
 from pipeline.evaluate.baselines import unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
-from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts, token_counts
+from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.metrics import MetricSums, check_groups, group_numbers, run_tasks
+from pipeline.evaluate.ranks import score_on_ranks
 from pipeline.evaluate.samples import draw_samples
 from pipeline.evaluate.tables import digests, write_tables
 from pipeline.evaluate.text_model import text_model
+from pipeline.model.architecture import LanguageModel
 from pipeline.model.checkpoint import (
     Checkpoint,
     check_not_replaced,
@@ -34,10 +40,10 @@ from pipeline.model.checkpoint import (
     used_model,
     weights_file,
 )
-from pipeline.model.device import choose_device, keep_memory, use_threads
+from pipeline.model.device import keep_memory, use_threads
 from pipeline.model.held_out import check_same_tokenizer
 from pipeline.model.run_record import RunRecord, note_changes, read_record
-from pipeline.model.scoring import Summary, score
+from pipeline.model.scoring import Summary
 from pipeline.plugin.components import Metric, TaskMetric
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -52,7 +58,22 @@ KINDS = ["models", "samplers", "metrics"]
 
 
 def run(params: Params, paths: Paths) -> None:
-    """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and tables."""
+    """Reads the checkpoint and the splits; writes metrics/evaluate.json, reports/report.html and tables.
+
+    Several processes (`runtime.processes`, torchrun or srun) share the held-out text.
+    """
+    processes = process_count(params.runtime)
+    if processes == 1 and not started_as_rank():
+        if publish := _run(params, paths, Ranks()):
+            publish()
+        return
+    from pipeline.distributed.launch import run_on_ranks
+
+    run_on_ranks("evaluate", lambda ranks: _run(params, paths, ranks), params, processes)
+
+
+def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | None:
+    """Evaluates on all ranks; returns what rank 0 does alone: tasks, samples, report and publishing."""
     evaluate_params = params.evaluate
     digest = manifest_digest(paths.checkpoint)
     registry = Registry.load(paths.plugins, KINDS)
@@ -74,14 +95,17 @@ def run(params: Params, paths: Paths) -> None:
         registry.origins([*used_model(paths.checkpoint, registry), *((kind, each.name) for kind, each in chosen)]),
         paths.plugins,
     )
-    if republished("evaluate", paths.reports, identity, paths):
-        return
-    use_threads(params.runtime.threads)
+    ranks.check_same(identity, "another checkpoint, other data, params, code or plugins")
+    if ranks.on_rank0(lambda: republished("evaluate", paths.reports, identity, paths)):
+        return None
+    use_threads(params.runtime.threads or cores_per_process(ranks))
     if params.runtime.keep_memory:
         keep_memory()
-    checkpoint = load_checkpoint(
-        paths.checkpoint, evaluate_params.weights, choose_device(params.runtime.device), registry
-    )
+    device = rank_device(params.runtime.device, ranks)
+    sharded = params.runtime.strategy == "fsdp" and ranks.world_size > 1
+    # Of a sharded model, the whole one is only mapped; rank 0 computes samples, tasks and the report with it.
+    place = torch.device("cpu") if sharded else device
+    checkpoint = load_checkpoint(paths.checkpoint, evaluate_params.weights, place, registry)
     splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
     record = read_record(paths.checkpoint)
     check_same_tokenizer(checkpoint, splits)
@@ -92,46 +116,57 @@ def run(params: Params, paths: Paths) -> None:
         f"{paths.shown(paths.checkpoint)}: the {evaluate_params.weights} weights, of step {checkpoint.step:,}",
     )
 
-    train_counts = token_counts(splits.ids("train"), checkpoint.tokenizer.vocab_size)
+    model = checkpoint.model
+    if sharded:
+        from pipeline.distributed.shard import shard
+
+        model = shard(model, device, ranks)
+    train_counts = splits.counts("train")
     numbers: dict[str, Any] = {}
     about: dict[str, Any] = {}
     breakdowns: dict[str, Breakdown] = {}
     for side in splits.names:
         if side != "train":
-            numbers[side], about[side], breakdowns[side] = _evaluate(
-                checkpoint, splits, side, evaluate_params, metrics, train_counts
-            )
-    check_groups(evaluate_params.groups, (each["groups"] for each in about.values()))
-    ends = record.params["tokenize"].get("end_of_text") is not False
-    if tasks := run_tasks(metrics, text_model(checkpoint, ends, evaluate_params.batch_size, paths.tasks)):
-        numbers["tasks"] = tasks
+            found = _evaluate(checkpoint, model, splits, side, evaluate_params, metrics, train_counts, ranks)
+            if found:
+                numbers[side], about[side], breakdowns[side] = found
+    if not ranks.is_rank0:
+        return None
 
-    evaluation = Evaluation(
-        checkpoint=checkpoint,
-        splits=splits,
-        metrics=numbers,
-        about=_about(evaluate_params, checkpoint, record, about, paths),
-        breakdowns=breakdowns,
-        samples=draw_samples(checkpoint, evaluate_params.generation, samplers),
-        record=record,
-        params=effective(evaluate_params.model_dump(mode="json")),
-    )
-    before = result_lines.read_before(paths)
-    with published_folder(paths.reports, paths) as folder:
-        report = _write_report(evaluation, paths, folder)
-        write_tables(breakdowns, evaluation.about, folder)
-        write_json(folder / RECORD, {"identity": identity})
-        write_json(folder / METRICS / "evaluate.json", numbers)
-        check_not_replaced(paths.checkpoint, paths.shown(paths.checkpoint), digest, "evaluate")
+    def publish() -> None:
+        check_groups(evaluate_params.groups, (each["groups"] for each in about.values()))
+        ends = record.params["tokenize"].get("end_of_text") is not False
+        if tasks := run_tasks(metrics, text_model(checkpoint, ends, evaluate_params.batch_size, paths.tasks)):
+            numbers["tasks"] = tasks
 
-    _print_results(evaluation, tasks)
-    for first, *_ in evaluation.samples[:1]:  # the report shows all of them
-        say(f"\n{first.prompt}{first.continuation}\n", indent=0)
-    for sentence in result_lines.worse_than_unigram(numbers, about):
-        say(f"note: {sentence}")
-    fact(*result_lines.result(numbers, about, before))
-    fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
-    fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before)))
+        evaluation = Evaluation(
+            checkpoint=checkpoint,
+            splits=splits,
+            metrics=numbers,
+            about=_about(evaluate_params, checkpoint, record, about, paths),
+            breakdowns=breakdowns,
+            samples=draw_samples(checkpoint, evaluate_params.generation, samplers),
+            record=record,
+            params=effective(evaluate_params.model_dump(mode="json")),
+        )
+        before = result_lines.read_before(paths)
+        with published_folder(paths.reports, paths) as folder:
+            report = _write_report(evaluation, paths, folder)
+            write_tables(breakdowns, evaluation.about, folder)
+            write_json(folder / RECORD, {"identity": identity})
+            write_json(folder / METRICS / "evaluate.json", numbers)
+            check_not_replaced(paths.checkpoint, paths.shown(paths.checkpoint), digest, "evaluate")
+
+        _print_results(evaluation, tasks)
+        for first, *_ in evaluation.samples[:1]:  # the report shows all of them
+            say(f"\n{first.prompt}{first.continuation}\n", indent=0)
+        for sentence in result_lines.worse_than_unigram(numbers, about):
+            say(f"note: {sentence}")
+        fact(*result_lines.result(numbers, about, before))
+        fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
+        fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before)))
+
+    return publish
 
 
 def _task_files(folder: Path) -> dict[str, str]:
@@ -186,13 +221,19 @@ def _about(
 
 def _evaluate(
     checkpoint: Checkpoint,
+    model: LanguageModel,
     splits: TokenFolder,
     side: str,
     params: EvaluateParams,
     metrics: Sequence[Metric],
     train_counts: Counts,
-) -> tuple[dict[str, float], dict[str, Any], Breakdown]:
-    """Evaluates a text; returns its numbers for evaluate.json, its entry in evaluation.json, and its breakdown."""
+    ranks: Ranks,
+) -> tuple[dict[str, float], dict[str, Any], Breakdown] | None:
+    """Evaluates a text with `model`, the checkpoint's as it is laid out over the ranks.
+
+    Returns:
+        On rank 0, its numbers for evaluate.json, its entry in evaluation.json, and its breakdown; elsewhere None.
+    """
     ids, tokenizer = splits.ids(side), checkpoint.tokenizer
     context = checkpoint.model.architecture.shape.context_length
     stride = _stride(params, checkpoint)
@@ -202,10 +243,12 @@ def _evaluate(
     sums = MetricSums(metrics, params.groups, documents, tokenizer.byte_lengths, context, stride)
     windows = evaluation_windows(len(ids), context, stride)
     with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
-        for scores in score(checkpoint.model, ids, windows, params.batch_size, sums.observe):
+        for scores in score_on_ranks(model, ids, windows, params.batch_size, sums, ranks):
             summary.add(scores)
             accumulator.add(scores)
             progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
+    if not ranks.is_rank0:
+        return None
     breakdown = accumulator.breakdown()
     plain = summary.metrics()
     about = {

@@ -14,8 +14,8 @@ from pipeline.core.paths import EVALUATION
 from pipeline.evaluate.breakdown import Breakdown, UnitScore
 
 if TYPE_CHECKING:
+    from pipeline.data.joined import AnyIds
     from pipeline.data.tokenizer import Tokenizer
-    from pipeline.data.tokens import Ids
 
 DOCUMENTS = "documents.tsv"
 BLOCKS = "blocks.tsv"
@@ -61,7 +61,7 @@ def read_units(text: str) -> dict[str, list[UnitScore]]:
     return sides
 
 
-def digests(ids: Ids, tokenizer: Tokenizer) -> dict[str, str]:
+def digests(ids: AnyIds, tokenizer: Tokenizer) -> dict[str, str]:
     """sha256 of the `tokens`, and of the `text`: the bytes without special tokens, which do not depend on the
     tokenizer."""
     tokens, text = hashlib.sha256(), hashlib.sha256()

@@ -12,12 +12,13 @@ import torch
 
 from pipeline.core.console import fact, say
 from pipeline.core.errors import CheckpointError, PluginError, describe_exception
-from pipeline.core.files import MANIFEST, read_json, recorded_sha256, write_atomically, write_json
+from pipeline.core.files import MANIFEST, recorded_sha256, write_atomically, write_json
 from pipeline.core.fingerprint import output_fingerprint
 from pipeline.core.params_diff import flatten
 from pipeline.core.paths import EVALUATION, RECORD
 from pipeline.core.publication import published_folder
 from pipeline.core.republish import republished
+from pipeline.core.values import read_values
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.model_card import ModelCard
 from pipeline.exporting import PROOF_TOKENS
@@ -178,9 +179,8 @@ def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
     about, measured = paths.reports / EVALUATION, paths.metrics / "evaluate.json"
     if not about.is_file() or not measured.is_file():
         return None
-    evaluated, metrics = (read_json(path, "run `python -m pipeline evaluate`") for path in (about, measured))
-    if not isinstance(evaluated, dict) or not isinstance(metrics, dict):
-        return None
+    fix = "run `python -m pipeline evaluate`"
+    evaluated, metrics = (read_values(path, dict[str, Any], fix) for path in (about, measured))
     if evaluated.get("weights_sha256") != recorded_sha256(weights_file(paths.checkpoint, weights)):
         return None
     sides = evaluated.get("sides")

@@ -164,6 +164,11 @@ class Architecture:
         return 6 * n + 12 * shape.n_layers * shape.context_length * shape.emb_dim
 
 
+def units(model: LanguageModel) -> list[torch.nn.Module]:
+    """The modules to compile and shard separately: the model's blocks, or the model if it has none."""
+    return list(getattr(model, "blocks", None) or [model])
+
+
 class _SkipInit(TorchFunctionMode):
     """Skips initialisers: meta tensors have no content, and torch takes over a second to load its meta kernels."""
 

@@ -153,7 +153,7 @@ def load_checkpoint(folder: Path, weights: str, device: torch.device, registry: 
             f"{config.shape.vocab_size:,}: {_FIX}"
         )
     verify_weights(path, saved)
-    return Checkpoint(_filled(architecture, weights_by_name).to(device).eval(), tokenizer, step, weights)
+    return Checkpoint(model_of(architecture, weights_by_name).to(device).eval(), tokenizer, step, weights)
 
 
 def _digests(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class _Digests:
     sha256: dict[str, str]
 
 
-def _filled(architecture: Architecture, weights: dict[str, torch.Tensor]) -> LanguageModel:
+def model_of(architecture: Architecture, weights: dict[str, torch.Tensor]) -> LanguageModel:
     """A model whose parameters and buffers are the tensors `weights` themselves, without a copy."""
     model = architecture.on_meta()
     model.load_state_dict(weights, assign=True)

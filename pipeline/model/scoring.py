@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pipeline.data.batches import EvaluationWindow
-from pipeline.data.tokens import Ids
+from pipeline.data.joined import AnyIds, check_ids
 from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import device_of, float64_device
 from pipeline.plugin.components import IGNORED, ModelOutput
@@ -68,7 +68,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()  # not inference mode: FSDP2 reuses buffers of this forward pass in training
 def score(
     model: LanguageModel,
-    ids: Ids,
+    ids: AnyIds,
     windows: Sequence[EvaluationWindow],
     batch_size: int,
     observe: Observer | None = None,
@@ -76,19 +76,24 @@ def score(
     """Scores the counted targets of the windows in order, batch by batch, in eval mode and float32.
 
     `observe` is called with the details of a batch before its scores are yielded.
+
+    Raises:
+        DataError: an id is not in the vocabulary.
     """
-    device = device_of(model)
+    device, vocab_size = device_of(model), model.architecture.shape.vocab_size
     with evaluating(model):
         for first in range(0, len(windows), batch_size):
             batch = windows[first : first + batch_size]
             inputs, targets = _padded(ids, batch)
+            for each in (inputs, targets):
+                check_ids(each, vocab_size, "the text to score", "run `python -m pipeline split`")
             counted = targets != IGNORED
             output = checked_forward(model, torch.from_numpy(inputs).to(device))
             nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)
             yield Scores(targets[counted], nats.cpu().numpy()[counted], correct.cpu().numpy()[counted])
 
 
-def _padded(ids: Ids, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, np.ndarray]:
+def _padded(ids: AnyIds, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets [B, T]; shorter windows are padded on the right, which causal attention ignores."""
     length = max(window.end - window.start for window in windows) - 1
     inputs = np.zeros((len(windows), length), dtype=np.int64)
@@ -193,7 +198,7 @@ def loss_metrics(tokens: int, nats: float, size: int, text_nats: float, correct:
 
 def summarize(
     model: LanguageModel,
-    ids: Ids,
+    ids: AnyIds,
     windows: Sequence[EvaluationWindow],
     batch_size: int,
     byte_lengths: np.ndarray,

@@ -27,6 +27,7 @@ from pipeline.plugin.components import (
     TokenScores,
 )
 from pipeline.plugin.cuts import word_end
+from pipeline.plugin.faults import all_of
 from pipeline.plugin.hookspecs import hookimpl
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 
@@ -57,6 +58,7 @@ __all__ = [
     "TextModel",
     "TokenIndex",
     "TokenScores",
+    "all_of",
     "awkward_texts",
     "byte_characters",
     "hookimpl",

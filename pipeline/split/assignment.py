@@ -1,23 +1,30 @@
-"""Assigns documents to train, val and test (by document, by position, or predefined), and finds duplicates."""
+"""Assigns documents to train, val and test: by document, by position, or predefined."""
 
 from __future__ import annotations
 
 import hashlib
 from codecs import getincrementaldecoder
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.core.console import listed
 from pipeline.core.errors import DataError
 from pipeline.data.encode import cut
+from pipeline.data.index import SPLITS, IndexEntry
+from pipeline.data.joined import Ids
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids, IndexEntry, TokenFolder
+from pipeline.data.tokens import TokenFolder
 
-SPLITS = ("train", "val", "test")
+Places = np.ndarray[tuple[int], np.dtype[np.uint8]]
+"""For each document the index of its split in SPLITS, `CUT` or `REMOVED`: a byte per document."""
+
+CUT, REMOVED = 3, 4
+_AT_ONCE = 1 << 18
+_CONTINUATION = bytes(range(0x80, 0xC0))  # UTF-8 continuation bytes
 
 
 @dataclass(frozen=True)
@@ -27,14 +34,67 @@ class Part:
     Attributes:
         split: Its split.
         name: The document's name.
+        start, end: Its first token among all tokens, and the one after its last. A part that is cut between two
+            characters may begin and end with a part of a token more.
         blocks: Its ids in blocks; they can be read only once.
-        digest: The document's digest; None for a part.
+        text_bytes: The size of its text in UTF-8; None for a part, whose ids tell it.
     """
 
     split: str
     name: str
+    start: int
+    end: int
     blocks: Iterable[Ids]
-    digest: str | None = None
+    text_bytes: int | None = None
+
+
+class Cut(NamedTuple):
+    """A place at which the corpus is cut: after `characters` characters of the token `token`."""
+
+    token: int
+    characters: int = 0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The splits of all documents.
+
+    Attributes:
+        places: The split of each document.
+        cuts: Where the corpus is cut into train, val and test, if it is split by position.
+        again: Whether the parts of a document that is cut are tokenized again.
+    """
+
+    places: Places
+    cuts: Sequence[Cut] = ()
+    again: bool = False
+
+    def counts(self) -> list[int]:
+        """The number of whole documents in each split."""
+        counts: list[int] = np.bincount(self.places, minlength=len(SPLITS))[: len(SPLITS)].tolist()
+        return counts
+
+    def parts(self, tokens: TokenFolder) -> Iterator[Part]:
+        """The documents, and the parts of those that are cut, in order; without the removed ones."""
+        for entry, place in zip(tokens.documents("tokens"), self.places.tobytes(), strict=True):
+            if place < len(SPLITS):
+                blocks = tokens.blocks("tokens", entry.start, entry.end)
+                yield Part(SPLITS[place], entry.name, entry.start, entry.end, blocks, entry.bytes)
+            elif place == CUT:
+                yield from self._parts_of(entry, tokens)
+
+    def _parts_of(self, entry: IndexEntry, tokens: TokenFolder) -> Iterator[Part]:
+        """The parts of a document that is cut."""
+        first, last = Cut(entry.start), Cut(entry.end)
+        inside = [min(max(each, first), last) for each in self.cuts]
+        for split, start, end in zip(SPLITS, [first, *inside], [*inside, last], strict=True):
+            if start == end:
+                continue
+            if self.again:
+                blocks = _tokenized_again(tokens, entry, start, end)
+            else:
+                blocks = tokens.blocks("tokens", start.token, end.token)
+            yield Part(split, entry.name, start.token, end.token, blocks)
 
 
 def split_of(name: str, seed: int, val: float, test: float) -> str:
@@ -46,128 +106,147 @@ def split_of(name: str, seed: int, val: float, test: float) -> str:
     return "val" if fraction < test + val else "train"
 
 
-def by_document(tokens: TokenFolder, seed: int, val: float, test: float) -> Iterator[Part]:
+def by_document(tokens: TokenFolder, seed: int, val: float, test: float) -> Assignment:
     """Assigns whole documents by a hash of their names."""
-    for entry in tokens.documents("tokens"):
-        yield _whole(split_of(entry.name, seed, val, test), entry, tokens)
+    names = tokens.index("tokens").names()
+    places = np.fromiter((SPLITS.index(split_of(name, seed, val, test)) for name in names), np.uint8)
+    tokens.check_documents("tokens", len(places))
+    return Assignment(places)
 
 
-def predefined(tokens: TokenFolder) -> Iterator[Part]:
+def predefined(tokens: TokenFolder) -> Assignment:
     """Assigns whole documents to the splits that the corpus names.
 
     Raises:
         DataError: a document has no split, or train or val is empty; the message has the counts.
     """
-    entries = list(tokens.documents("tokens"))
-    documents = Counter(entry.split for entry in entries)
-    found = f"found: {', '.join(f'{split} {documents[split]:,}' for split in SPLITS)} documents"
-    if documents[None]:
-        lost = listed([entry.name for entry in entries if entry.split is None])
+    index = tokens.index("tokens")
+    given = np.concatenate([records["split"] for records in index.records()])
+    without, *documents = np.bincount(given, minlength=len(SPLITS) + 1).tolist()
+    counted = ", ".join(f"{split} {count:,}" for split, count in zip(SPLITS, documents, strict=True))
+    found = f"found: {counted} documents"
+    if without:
+        first = names_of(tokens, np.flatnonzero(given == 0)[:5].tolist())
         raise DataError(
-            f"split.by: predefined, but {lost} are not in a folder or file named train, val (valid, validation) or "
-            f"test ({found}): move or rename them, or change split.by"
+            f"split.by: predefined, but {listed(list(first.values()), count=without)} are not in a folder or file "
+            f"named train, val (valid, validation) or test ({found}): move or rename them, or change split.by"
         )
-    for split in ("train", "val"):
-        if not documents[split]:
+    for split, count in zip(("train", "val"), documents, strict=False):
+        if not count:
             raise DataError(
                 f"split.by: predefined, but no document is in the split {split} ({found}): create a folder or file "
                 f"named {split}, or set split.by: document"
             )
-    for entry in entries:
-        yield _whole(str(entry.split), entry, tokens)
+    given -= 1
+    return Assignment(given)
 
 
-def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Iterator[Part]:
+def names_of(tokens: TokenFolder, numbers: list[int]) -> dict[int, str]:
+    """The names of some documents, by their numbers, which ascend."""
+    names, found, read = tokens.index("tokens").names(), {}, 0
+    for number in numbers:
+        found[number] = next(islice(names, number - read, None))
+        read = number + 1
+    return found
+
+
+def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Assignment:
     """Cuts the corpus, in its order, into train, then val, then test.
 
     The `unit` "tokens" cuts between two tokens. "characters" cuts the text: the document at a cut is decoded, and
     its parts are tokenized separately, as if the text had been cut first.
     """
-    if unit == "tokens":
-        lengths = [entry.tokens for entry in tokens.documents("tokens")]
-    else:
-        characters = _characters(tokens.tokenizer)
-        lengths = [
-            sum(int(characters[ids].sum()) for ids in tokens.blocks("tokens", entry.start, entry.end))
-            for entry in tokens.documents("tokens")
-        ]
-    total = sum(lengths)
+    again = unit == "characters"
+    counts, characters = tokens.counts("tokens"), _characters(tokens.tokenizer)
+    total = int((counts * characters).sum() if again else counts.sum())
     # Round first: in floating point, 1 − 0.05 − 0.05 is slightly less than 0.9.
-    cuts = [int(round(total * share, 6)) for share in (1 - val - test, 1 - test)]
-    starts = accumulate(lengths, initial=0)
-    for entry, length, begin in zip(tokens.documents("tokens"), lengths, starts, strict=False):
-        inside = [min(max(cut - begin, 0), length) for cut in cuts]
-        for split, start, end in zip(SPLITS, [0, *inside], [*inside, length], strict=True):
-            if start == end:
-                continue
-            if end - start == length:
-                yield _whole(split, entry, tokens)
-            elif unit == "tokens":
-                yield Part(split, entry.name, tokens.blocks("tokens", entry.start + start, entry.start + end))
-            else:
-                yield Part(split, entry.name, _tokenized_again(tokens, entry, start, end, end == length))
+    sizes = [int(round(total * share, 6)) for share in (1 - val - test, 1 - test)]
+    cuts = _character_cuts(tokens, characters, total, sizes) if again else [Cut(size) for size in sizes]
+    places = []
+    for records in tokens.index("tokens").records():
+        starts = records["start"].astype(np.int64)
+        ends = starts + records["tokens"].astype(np.int64)
+        place, inside = np.zeros(len(starts), np.uint8), np.zeros(len(starts), bool)
+        for token, skipped in cuts:
+            following = token + (skipped > 0)  # the first token that is wholly behind the cut
+            place += starts >= following
+            inside |= (starts < following) & (token < ends)
+        places.append(np.where(inside, np.uint8(CUT), place))
+    return Assignment(np.concatenate(places), cuts, again)
 
 
-def _whole(split: str, entry: IndexEntry, tokens: TokenFolder) -> Part:
-    return Part(split, entry.name, tokens.blocks("tokens", entry.start, entry.end), entry.digest)
+def _character_cuts(
+    tokens: TokenFolder, characters: np.ndarray[Any, Any], total: int, sizes: Sequence[int]
+) -> list[Cut]:
+    """The cuts after sizes[i] of `total` characters, which ascend; only the tokens behind them are read."""
+    end = tokens.meta["files"]["tokens"]["tokens"]
+    cuts: list[Cut] = []
+    for size in reversed(sizes):
+        if size == total:
+            cuts.append(Cut(end))
+            continue
+        while True:  # blocks from the end of the tokens, until one holds the cut
+            start = max(end - _AT_ONCE, 0)
+            ids = np.concatenate(list(tokens.blocks("tokens", start, end)))
+            before = total - int(characters[ids].sum())  # characters before this block
+            if before <= size:
+                break
+            end, total = start, before
+        upto = before + np.cumsum(characters[ids])
+        place = int(np.searchsorted(upto, size, side="right"))
+        cuts.append(Cut(start + place, size - int(upto[place] - characters[ids[place]])))
+    return cuts[::-1]
 
 
 def _characters(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """The number of characters that start in each id's bytes [V]; 0 for special tokens."""
-    inside = bytes(range(0x80, 0xC0))  # UTF-8 continuation bytes
-    lengths = np.array([len(each.translate(None, inside)) for each in tokenizer.token_bytes], dtype=np.int64)
+    lengths = np.array([len(each.translate(None, _CONTINUATION)) for each in tokenizer.token_bytes], dtype=np.int64)
     lengths[list(tokenizer.special_tokens.values())] = 0
     return lengths
 
 
-def _tokenized_again(tokens: TokenFolder, entry: IndexEntry, start: int, end: int, ends: bool) -> Iterator[Ids]:
-    """The ids of a document's characters start … end−1, tokenized as a separate text; with end-of-text if it
-    `ends`."""
-    for piece in cut(_text(tokens, entry, start, end), tokens.tokenizer.pattern):
+def _tokenized_again(tokens: TokenFolder, entry: IndexEntry, start: Cut, end: Cut) -> Iterator[Ids]:
+    """The ids of a document's text between two cuts, tokenized as a separate text; with end-of-text at its end."""
+    ends = end.token == entry.end
+    count = None
+    if not ends:
+        characters = _characters(tokens.tokenizer)
+        between = sum(int(characters[ids].sum()) for ids in tokens.blocks("tokens", start.token, end.token))
+        count = between - start.characters + end.characters
+    text = _text(tokens, entry, start, count)
+    for piece in cut(text, tokens.tokenizer.pattern):
         yield tokens.tokenizer.encode(piece)
     if ends:
         for last in tokens.blocks("tokens", entry.end - 1, entry.end):
             yield last[last == tokens.tokenizer.end_of_text]
 
 
-def _text(tokens: TokenFolder, entry: IndexEntry, start: int, end: int) -> Iterator[str]:
-    """A document's characters start … end−1, in blocks."""
-    decoder = getincrementaldecoder("utf-8")()
-    position = 0
-    for ids in tokens.blocks("tokens", entry.start, entry.end):
-        text = decoder.decode(tokens.tokenizer.decode_bytes(ids[ids != tokens.tokenizer.end_of_text]))
-        yield text[max(start - position, 0) : end - position]
-        position += len(text)
-        if position >= end:
-            return
+def _text(tokens: TokenFolder, entry: IndexEntry, start: Cut, count: int | None) -> Iterator[str]:
+    """A document's text from a cut on, in blocks: `count` characters, or all.
 
-
-@dataclass(frozen=True)
-class Duplicate:
-    """A document with the same text, apart from white space, as one in another split.
-
-    Attributes:
-        split, name: The document, in train or val.
-        kept_split, kept_name: The document to keep, in val or test.
+    Raises:
+        DataError: the text is not UTF-8, which is possible for ids that others made.
     """
+    decoder, beginning = getincrementaldecoder("utf-8")(), start.token > entry.start
+    position, until = -start.characters, count
+    for ids in tokens.blocks("tokens", start.token, entry.end):
+        part = tokens.tokenizer.decode_bytes(ids[ids != tokens.tokenizer.end_of_text])
+        if beginning:
+            part = part.lstrip(_CONTINUATION)  # the end of a character before the cut
+            beginning = not part
+        try:
+            text = decoder.decode(part)
+        except UnicodeDecodeError:
+            raise _no_text(entry) from None
+        yield text[max(-position, 0) : None if until is None else max(until - position, 0)]
+        position += len(text)
+        if until is not None and position >= until:
+            return
+    if decoder.getstate()[0]:  # a part of a character
+        raise _no_text(entry)
 
-    split: str
-    name: str
-    kept_split: str
-    kept_name: str
 
-    def __str__(self) -> str:
-        return f"{self.name} ({self.split}) = {self.kept_name} ({self.kept_split})"
-
-
-def duplicates(parts: Iterable[Part]) -> list[Duplicate]:
-    """The documents of train whose text is also in val or test, and those of val whose text is also in test."""
-    listed = [(part.split, part.name, part.digest) for part in parts if part.digest is not None]
-    cleanest: dict[str | None, tuple[str, str]] = {}
-    for kept_split in ("val", "test"):
-        cleanest |= {digest: (split, name) for split, name, digest in reversed(listed) if split == kept_split}
-    return [
-        Duplicate(split, name, *cleanest[digest])
-        for split, name, digest in listed
-        if digest in cleanest and cleanest[digest][0] != split
-    ]
+def _no_text(entry: IndexEntry) -> DataError:
+    return DataError(
+        f"the document {entry.name!r} is cut between characters, but its ids are not UTF-8: set split.unit: tokens"
+    )

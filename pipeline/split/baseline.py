@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import lzma
 from collections.abc import Mapping
-from pathlib import Path
 
-import numpy as np
-
+from pipeline.data.joined import AnyIds, Ids
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Ids, smallest_dtype
 
 _XZ_BYTES = 4 << 20
 """The bytes that xz reads from the end of train, and from each held-out split: it takes a second per MiB."""
 
 
-def xz_bits_per_byte(
-    folder: Path, files: Mapping[str, Mapping[str, int]], tokenizer: Tokenizer
-) -> dict[str, float]:
+def xz_bits_per_byte(ids: Mapping[str, AnyIds], tokenizer: Tokenizer) -> dict[str, float]:
     """For each held-out split, the bits per byte that `xz -9e` needs for its text after the training text.
 
     Args:
-        folder: The folder of train.bin, val.bin and test.bin.
-        files: The number of `tokens` of each split.
-        tokenizer: The tokenizer of their ids.
+        ids: The ids of each split.
+        tokenizer: Their tokenizer.
     """
-    dtype = smallest_dtype(tokenizer.vocab_size)
-
-    def ids(split: str) -> Ids:
-        return np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r", shape=(files[split]["tokens"],))
-
-    front = _text(ids("train")[-_XZ_BYTES:], tokenizer)[-_XZ_BYTES:]
+    front = _text(ids["train"][-_XZ_BYTES:], tokenizer)[-_XZ_BYTES:]
     alone = _xz(front)
     found = {}
-    for split in files:
+    for split in ids:
         if split != "train":
-            text = _text(ids(split)[:_XZ_BYTES], tokenizer)[:_XZ_BYTES]
+            text = _text(ids[split][:_XZ_BYTES], tokenizer)[:_XZ_BYTES]
             found[split] = 8 * (_xz(front + text) - alone) / max(len(text), 1)
     return found
 

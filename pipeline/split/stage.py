@@ -2,55 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.console import fact, listed, say
+import numpy as np
+
+from pipeline.core.console import Progress, fact, listed, say
 from pipeline.core.errors import DataError
 from pipeline.core.publication import published_folder
-from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
-from pipeline.split.assignment import SPLITS, Part, by_document, by_position, duplicates, predefined
+from pipeline.data.index import SPLITS
+from pipeline.data.joined import AnyIds, SegmentedIds
+from pipeline.data.tokens import Counts, TokenFolder, TokenWriter, finish_folder, smallest_dtype
+from pipeline.split.assignment import REMOVED, Assignment, by_document, by_position, predefined
 from pipeline.split.baseline import xz_bits_per_byte
+from pipeline.split.duplicates import find_duplicates
+from pipeline.split.segments import SegmentWriter
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.core.paths import Paths
     from pipeline.params.params import Params, SplitParams
+
+MOST_COPIED = 1 << 30
+"""The number of tokens up to which train.bin is written, which other trainers read."""
 
 
 def run(params: Params, paths: Paths) -> None:
     """Reads artifacts/tokens and writes artifacts/splits: train.bin, val.bin, test.bin, indexes, meta.json.
+
+    Of more than `MOST_COPIED` tokens, train is written as a list of segments of artifacts/tokens.
 
     Raises:
         DataError: the tokens cannot be read, or a split gets too few of them.
     """
     split_params = params.split
     tokens = TokenFolder(paths.tokens, "run `python -m pipeline tokenize`")
-    found = duplicates(_parts(tokens, split_params))
-    removed = {(duplicate.split, duplicate.name) for duplicate in found if split_params.duplicates == "remove"}
+    assignment = _assign(tokens, split_params)
+    names = _splits(assignment, split_params)
+    found = find_duplicates(tokens, assignment.places)
+    removes = split_params.duplicates == "remove" and len(found) > 0
+    if removes:
+        assignment.places[found.found] = REMOVED
 
     with published_folder(paths.splits, paths) as folder:
-        with ExitStack() as stack:
-            writers = {
-                split: stack.enter_context(TokenWriter(folder, split, tokens.tokenizer))
-                for split in _splits(tokens, split_params)
-            }
-            for part in _parts(tokens, split_params):
-                if (part.split, part.name) in removed:
-                    continue
-                text_bytes = 0
-                for ids in part.blocks:
-                    writers[part.split].write(ids)
-                    text_bytes += int(tokens.tokenizer.byte_lengths[ids].sum())
-                writers[part.split].end_document(part.name, text_bytes)
-            files = {split: writer.summary() for split, writer in writers.items()}
+        files, ids, counts, more = _write(folder, tokens, assignment, names)
         _check(files, split_params)
         recorded = {**tokens.meta["params"], "split": split_params.model_dump(mode="json")}
-        repeated = [asdict(duplicate) for duplicate in found]
-        more: dict[str, Any] = {"by": split_params.by, "duplicates": repeated}
-        more["xz_bits_per_byte"] = xz_bits_per_byte(folder, files, tokens.tokenizer)
-        finish_folder(folder, tokens.tokenizer, files, params=recorded, **more)
+        more |= {"by": split_params.by, "duplicates": [asdict(each) for each in found.listed]}
+        more |= {"duplicates_found": len(found), "xz_bits_per_byte": xz_bits_per_byte(ids, tokens.tokenizer)}
+        finish_folder(folder, tokens.tokenizer, files, params=recorded, counts={"train": counts}, **more)
 
     total = sum(file["tokens"] for file in files.values())
     fact("read", f"{paths.shown(paths.tokens)}: {total:,} tokens")
@@ -58,18 +61,63 @@ def run(params: Params, paths: Paths) -> None:
         size = f"{file['tokens']:,} tokens ({file['tokens'] / total:.1%})"
         fact(split, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
         _say_small(split, file["tokens"] / total, split_params)
-    names = listed([str(duplicate) for duplicate in found])
-    if removed:
-        fact("removed", f"{len(found):,} duplicates: {names}")
-    elif found:
+    listed_names = listed([str(duplicate) for duplicate in found.listed], count=len(found))
+    if removes:
+        fact("removed", f"{len(found):,} duplicates: {listed_names}")
+    elif len(found):
         say(
-            f"note: {len(found):,} texts are in two splits, which flatters results: {names}; to remove them, set "
-            "split.duplicates: remove"
+            f"note: {len(found):,} texts are in two splits, which flatters results: {listed_names}; to remove "
+            "them, set split.duplicates: remove"
         )
     fact("wrote", f"{paths.shown(paths.splits)} (by {split_params.by})")
 
 
-def _parts(tokens: TokenFolder, params: SplitParams) -> Iterator[Part]:
+def _write(
+    folder: Path, tokens: TokenFolder, assignment: Assignment, names: list[str]
+) -> tuple[dict[str, dict[str, int]], dict[str, AnyIds], Counts, dict[str, Any]]:
+    """Writes the splits; returns their sizes, their ids, the counts of ids in train, and keys of meta.json."""
+    total, byte_lengths = tokens.meta["files"]["tokens"]["tokens"], tokens.tokenizer.byte_lengths
+    segments = SegmentWriter() if total > MOST_COPIED else None
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(TokenWriter(folder, split, tokens.tokenizer))
+            for split in names
+            if split != "train" or segments is None
+        }
+        progress = stack.enter_context(Progress("splitting", "token", total))
+        for part in assignment.parts(tokens):
+            if segments is not None and part.split == "train":
+                segments.add(part.start, part.end)
+            else:
+                text_bytes = 0
+                for ids in part.blocks:
+                    writers[part.split].write(ids)
+                    if part.text_bytes is None:
+                        text_bytes += int(byte_lengths[ids].sum())
+                writers[part.split].end_document(
+                    part.name, text_bytes if part.text_bytes is None else part.text_bytes
+                )
+            progress.update(part.end - part.start)
+    files = {split: writer.summary() for split, writer in writers.items()}
+    written: dict[str, AnyIds] = {
+        split: np.memmap(folder / f"{split}.bin", smallest_dtype(tokens.tokenizer.vocab_size), "r")
+        for split in files
+        if files[split]["tokens"]
+    }
+    if segments is None:
+        return files, written, writers["train"].counts, {}
+    table, counts = segments.write(folder), segments.counts(tokens)
+    train = {
+        "tokens": int(table[0, -1]),
+        "documents": segments.documents,
+        "bytes": int((counts * byte_lengths).sum()),
+    }
+    of = {"folder": os.path.relpath(tokens.folder, folder), "digest": tokens.digest}
+    written = {"train": SegmentedIds(tokens.ids("tokens"), table), **written}
+    return {"train": train, **files}, written, counts, {"segments_of": of}
+
+
+def _assign(tokens: TokenFolder, params: SplitParams) -> Assignment:
     if params.by == "document":
         return by_document(tokens, params.seed, params.val, params.test)
     if params.by == "predefined":
@@ -77,10 +125,9 @@ def _parts(tokens: TokenFolder, params: SplitParams) -> Iterator[Part]:
     return by_position(tokens, params.unit, params.val, params.test)
 
 
-def _splits(tokens: TokenFolder, params: SplitParams) -> list[str]:
+def _splits(assignment: Assignment, params: SplitParams) -> list[str]:
     if params.by == "predefined":
-        found = {entry.split for entry in tokens.documents("tokens")}
-        return [split for split in SPLITS if split in found]
+        return [split for split, documents in zip(SPLITS, assignment.counts(), strict=True) if documents]
     return [split for split in SPLITS if split != "test" or params.test > 0]
 
 

@@ -20,14 +20,17 @@ _AGAIN = "run it again; what is finished is kept"
 _SAME = "start scheduler and workers with the environment and the project of this process"
 
 
+Identity = Mapping[str, Mapping[str, str]]
+"""Digests of code and versions of packages, by section and name (see `code_identity`)."""
+
+
 @dataclass(frozen=True)
 class _Shared:
-    """What a worker must share with this process: a folder with a file, and the code and packages that `identify`
-    lists."""
+    """What a worker must share with this process: a folder with a file, whose name is unique, and the identity."""
 
     file: Path
-    identify: Callable[[], Mapping[str, str]]
-    identity: Mapping[str, str] = field(hash=False)
+    identify: Callable[[], Identity] = field(compare=False)
+    identity: Identity = field(compare=False)
 
 
 class _Cluster(Executor):
@@ -39,13 +42,13 @@ class _Cluster(Executor):
 
 
 @contextmanager
-def dask_cluster(address: str, folder: Path, identify: Callable[[], Mapping[str, str]]) -> Iterator[Executor]:
+def dask_cluster(address: str, folder: Path, identify: Callable[[], Identity]) -> Iterator[Executor]:
     """The workers of a Dask cluster, including those that join later. If one dies, others do its work.
 
     Args:
         address: The address of the scheduler.
         folder: A folder that all workers must see.
-        identify: Lists digests of code and versions of packages, by name; all workers must have the same.
+        identify: Gives the identity of the process that calls it; all workers must have that of this one.
 
     Raises:
         PipelineError: there is no such cluster, or the work cannot be done there.
@@ -87,6 +90,9 @@ def _check(shared: _Shared) -> None:
     worker = f"runtime.dask: the worker on {socket.gethostname()}"
     if not shared.file.exists():
         raise PipelineError(f"{worker} does not see {shared.file.parent}: put the project on a shared disk")
-    here, there = shared.identify(), shared.identity
+    here, there = (
+        {name: each for part in identity.values() for name, each in part.items()}
+        for identity in (shared.identify(), shared.identity)
+    )
     if other := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
         raise PipelineError(f"{worker} has another version of {', '.join(other[:5])}: {_SAME}")

@@ -95,6 +95,11 @@ def characters(texts: Iterable[str]) -> Tokenizer:
     alphabet: set[str] = set()
     for text in texts:
         alphabet.update(text)
+    return of_alphabet(alphabet)
+
+
+def of_alphabet(alphabet: Iterable[str]) -> Tokenizer:
+    """A tokenizer with a token for each of these characters, as `characters`."""
     try:
         ranks = {character.encode(): rank for rank, character in enumerate(sorted(alphabet))}
     except UnicodeEncodeError:

@@ -17,10 +17,11 @@ import torch
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
 from pipeline.core.files import lock, report_full_disk, verify_manifest, write_json, write_manifest
+from pipeline.core.paths import TOKEN_STORE
 from pipeline.core.values import STRICT, NonNegativeInt, read_values
+from pipeline.distributed.ranks import Ranks
 from pipeline.model.checkpoint import first_not_finite, load_tensors, save_tensors, tensor_bytes
 from pipeline.train.parallel import map_tensors
-from pipeline.train.ranks import Ranks
 
 FORMAT = 5
 _STATE, _SHARDS, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
@@ -286,7 +287,7 @@ def running_process(folder: Path) -> str:
 
 def saved_runs(root: Path) -> list[SavedRun]:
     """Every run with a folder in `root`, the most recently saved one first."""
-    runs = [_saved_run(folder) for folder in root.glob("*") if folder.is_dir()]
+    runs = [_saved_run(folder) for folder in root.glob("*") if folder.is_dir() and folder.name != TOKEN_STORE]
     return sorted(runs, key=lambda run: run.saved, reverse=True)
 
 

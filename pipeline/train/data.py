@@ -6,13 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.core.errors import DataError
 from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows, token_index
+from pipeline.data.joined import check_ids
 from pipeline.model.scoring import evenly_spaced
 
 if TYPE_CHECKING:
+    from pipeline.data.index import IndexEntry
+    from pipeline.data.joined import AnyIds
     from pipeline.data.tokenizer import Tokenizer
-    from pipeline.data.tokens import Ids, IndexEntry, TokenFolder
+    from pipeline.data.tokens import TokenFolder
     from pipeline.params.params import Params
     from pipeline.plugin.components import BatchSampler
 
@@ -31,7 +36,7 @@ class TrainingData:
     """
 
     tokenizer: Tokenizer
-    ids: Mapping[str, Ids]
+    ids: Mapping[str, AnyIds]
     windows: TrainingWindows
     eval_windows: Mapping[str, Sequence[EvaluationWindow]]
     digest: str = ""
@@ -42,7 +47,7 @@ class TrainingData:
         cls,
         params: Params,
         tokenizer: Tokenizer,
-        ids: Mapping[str, Ids],
+        ids: Mapping[str, AnyIds],
         sampler: BatchSampler,
         documents: Iterable[IndexEntry] = (),
         **more: Any,
@@ -56,6 +61,17 @@ class TrainingData:
             for name, tokens in ids.items()
         }
         return cls(tokenizer, ids, windows, eval_windows, **more)
+
+    def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Inputs and targets, int64 [B, T], of the training windows at `offsets`.
+
+        Raises:
+            DataError: an id is not in the vocabulary.
+        """
+        inputs, targets = self.windows.batch(offsets)
+        for ids in (inputs, targets):
+            check_ids(ids, self.tokenizer.vocab_size, "the training split", "run `python -m pipeline split`")
+        return inputs, targets
 
     @classmethod
     def read(cls, params: Params, splits: TokenFolder, sampler: BatchSampler) -> TrainingData:
@@ -72,7 +88,7 @@ class TrainingData:
         )
 
 
-def check_length(train: Ids, context_length: int) -> None:
+def check_length(train: AnyIds, context_length: int) -> None:
     """Raises DataError if the training split is shorter than one window."""
     if len(train) <= context_length:
         raise DataError(

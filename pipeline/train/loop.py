@@ -11,11 +11,11 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import Interrupted, PipelineError, PluginError
+from pipeline.distributed.interrupt import StopRequested
 from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import IGNORED
 from pipeline.train.callbacks import call_step_callbacks
 from pipeline.train.evaluation import evaluate
-from pipeline.train.interrupt import StopRequested
 from pipeline.train.progress import TrainingProgress
 from pipeline.train.publish import finalize
 from pipeline.train.run import TrainingRun
@@ -67,7 +67,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
     step = state.step
     row: dict[str, float] = {"step": step + 1}  # a row of metrics/steps.tsv
     set_learning_rate(run.optimizer, run.phase.schedule(step))
-    inputs, targets = (torch.from_numpy(array) for array in run.data.windows.batch(run.offsets(step)))
+    inputs, targets = (torch.from_numpy(array) for array in run.data.batch(run.offsets(step)))
     tokens = int((targets != IGNORED).sum())  # over all ranks: each one reads the whole batch
 
     run.optimizer.zero_grad(set_to_none=True)

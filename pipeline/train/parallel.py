@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipeline.model.architecture import LanguageModel, call_model, checked_output
+from pipeline.distributed.ranks import Ranks
+from pipeline.model.architecture import LanguageModel, call_model, checked_output, units
 from pipeline.model.device import device_of
 from pipeline.model.linear_cross_entropy import FusedOutput, Softmax, softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
-from pipeline.train.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +130,6 @@ def single_process(make: Callable[[], LanguageModel], device: torch.device, comp
         return Parallel(model=model)
     compile_units(model)
     return Parallel(model=model, compiled=True, softmax=compiled_softmax())
-
-
-def units(model: LanguageModel) -> list[torch.nn.Module]:
-    """The modules to compile and shard separately: the model's blocks, or the model if it has none."""
-    return list(getattr(model, "blocks", None) or [model])
 
 
 def compile_units(model: LanguageModel) -> None:

@@ -13,11 +13,11 @@ from pipeline.core.console import say
 from pipeline.core.files import lock
 from pipeline.core.fingerprint import fingerprint
 from pipeline.data.batches import TrainingWindows
+from pipeline.distributed.ranks import Ranks
 from pipeline.plugin.components import Schedule
 from pipeline.train.checkpoint_store import CheckpointStore, to_meta
 from pipeline.train.identity import changes
 from pipeline.train.length import Length
-from pipeline.train.ranks import Ranks
 from pipeline.train.schedule import Multiplier, extended, multiplier
 from pipeline.train.state import check_training_checkpoint
 

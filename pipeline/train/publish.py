@@ -12,11 +12,11 @@ from pipeline.core.fingerprint import fingerprint
 from pipeline.core.paths import METRICS
 from pipeline.core.publication import published_folder
 from pipeline.data.batches import evaluation_windows
+from pipeline.distributed.interrupt import StopRequested
 from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
 from pipeline.train.callbacks import evaluation_weights
 from pipeline.train.evaluation import summarize
-from pipeline.train.interrupt import StopRequested
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 from pipeline.train.steps import STEPS, columns_of, table

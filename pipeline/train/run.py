@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.distributed.interrupt import StopSignal
+from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import keep_memory, use_threads
 from pipeline.plugin.components import ModelOutput
@@ -15,11 +17,9 @@ from pipeline.train import memory_check
 from pipeline.train.checkpoint_store import CheckpointSaver
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
-from pipeline.train.interrupt import StopSignal
 from pipeline.train.length import Length
 from pipeline.train.parallel import Parallel, single_process
 from pipeline.train.phases import Phase
-from pipeline.train.ranks import Ranks
 from pipeline.train.runtime_config import RuntimeConfig
 from pipeline.train.steps import STEPS, LiveTable
 from pipeline.train.teacher import Teacher

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,13 +12,13 @@ import torch
 from pydantic import Field
 
 from pipeline.core.errors import ParamsError
-from pipeline.core.processor import cores
 from pipeline.core.values import DEVICE
-from pipeline.model.device import choose_device, computes_bf16
-from pipeline.train.ranks import Ranks
+from pipeline.distributed.placement import cores_per_process, rank_device
+from pipeline.distributed.ranks import Ranks
+from pipeline.model.device import computes_bf16
 
 if TYPE_CHECKING:
-    from pipeline.params.params import Params, RuntimeParams
+    from pipeline.params.params import Params
 
 _FLOPS_WORTH_COMPILING = 5e12
 """Floating-point operations of a run from which compiling saves time (benchmarks/RESULTS.md)."""
@@ -108,42 +107,8 @@ def resolve_runtime_config(params: Params, ranks: Ranks, earlier: Mapping[str, A
     )
 
 
-def process_count(runtime: RuntimeParams) -> int:
-    """The number of processes that `runtime.processes` asks for; "auto" is one for each GPU."""
-    if runtime.processes == "auto":
-        return max(1, torch.cuda.device_count())
-    return runtime.processes
-
-
-def cores_per_process(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> int:
-    """The number of cores for this process: all that it may use if it is the only one or srun bound it to its
-    cores; otherwise an equal share."""
-    if ranks.world_size == 1:
-        return cores()
-    if "LOCAL_WORLD_SIZE" in environment or "SLURM_PROCID" not in environment:
-        return max(1, cores() // int(environment.get("LOCAL_WORLD_SIZE", ranks.world_size)))
-    asked = environment.get("SRUN_CPUS_PER_TASK") or environment.get("SLURM_CPUS_PER_TASK")
-    if asked:
-        return min(cores(), int(asked))
-    if cores() < int(environment.get("SLURM_CPUS_ON_NODE") or 0):
-        return cores()
-    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_NTASKS_PER_NODE") or ""
-    each = [
-        int(number) for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks) for _ in range(int(times or 1))
-    ]  # "2(x3),1": 2 tasks on each of 3 machines, 1 on the fourth
-    node = int(environment.get("SLURM_NODEID") or 0)
-    return max(1, cores() // (each[min(node, len(each) - 1)] if each else ranks.world_size))
-
-
 def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device:
-    if name == "auto" and earlier.get("device") == "cpu":
-        name = "cpu"
-    device = choose_device(name)
-    if device.type != "cuda" or ranks.world_size == 1:
-        return device
-    if device.index is not None:
-        raise ParamsError(f"runtime.device: {name} is one GPU, but several processes train: set it to cuda or auto")
-    return choose_device(f"cuda:{ranks.gpu(torch.cuda.device_count())}")
+    return rank_device("cpu" if name == "auto" and earlier.get("device") == "cpu" else name, ranks)
 
 
 def _processor(device: torch.device) -> str:

@@ -9,19 +9,20 @@ from pipeline.core.errors import CheckpointError, PipelineError, out_of_memory
 from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.tokens import TokenFolder
+from pipeline.distributed.interrupt import StopSignal
+from pipeline.distributed.placement import process_count
+from pipeline.distributed.ranks import Ranks, started_as_rank
 from pipeline.model.pretrained import Pretrained
 from pipeline.train import memory_check
 from pipeline.train.components import KINDS as KINDS
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
 from pipeline.train.identity import identity
-from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
 from pipeline.train.phases import locked, newest, phases
 from pipeline.train.publish import publish
-from pipeline.train.ranks import Ranks, started_as_rank
 from pipeline.train.run import TrainingRun
-from pipeline.train.runtime_config import process_count, resolve_runtime_config
+from pipeline.train.runtime_config import resolve_runtime_config
 from pipeline.train.state import TrainState
 from pipeline.train.teacher import Teacher
 
@@ -52,13 +53,13 @@ def run(params: Params, paths: Paths) -> None:
                 return
             except UnusableCheckpointError as error:
                 say(f"{error}; trying the previous one")
-    from pipeline.train.distributed.launch import run_on_ranks
+    from pipeline.distributed.launch import run_on_ranks
 
-    run_on_ranks(lambda ranks: _train(params, paths, ranks), params, processes)
+    run_on_ranks("train", lambda ranks: _train(params, paths, ranks), params, processes, resumes=True)
 
 
 def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
-    splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+    splits = _open_splits(paths, ranks)
     paths.metrics.mkdir(parents=True, exist_ok=True)  # fail before training if it cannot be written
     components = Components.load(params, paths.plugins)
     data = TrainingData.read(params, splits, components.batch_sampler)
@@ -115,6 +116,14 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
             raise PipelineError(advice) from None
         if ranks.is_rank0:
             training_run.phase.store.prune()
+
+
+def _open_splits(paths: Paths, ranks: Ranks) -> TokenFolder:
+    """Opens the splits; only the first of several ranks checks the files' hashes."""
+    fix = "run `python -m pipeline split`"
+    if ranks.world_size > 1:
+        ranks.on_rank0(lambda: TokenFolder(paths.splits, fix).names)
+    return TokenFolder(paths.splits, fix, hashes=ranks.world_size == 1)
 
 
 def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer, paths: Paths) -> Pretrained | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.core.files import write_atomically, write_json
-from pipeline.train.interrupt import LAUNCHER
+from pipeline.distributed.interrupt import LAUNCHER
 
 STEPS = "steps.tsv"
 LIVE = "live.json"

@@ -4,9 +4,10 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 
 from pipeline.exporting import check_greedy, check_ids, check_logits, check_tokenizer_json, tokenizer_json
 from pipeline.plugin import Exporter, ExportSource, hookimpl
@@ -18,12 +19,12 @@ class HuggingFace(Exporter):
 
     name: ClassVar[str] = "huggingface"
 
-    def export(self, source: ExportSource, folder: Path) -> None:
-        from safetensors.torch import save_file
+    max_shard_gb: Annotated[float, Field(gt=0)] = 5.0
+    """Larger weights are written as several files of at most this size, in GB (10⁹ bytes)."""
 
+    def export(self, source: ExportSource, folder: Path) -> None:
         form, end = _form(source), source.special_tokens[source.end_of_text]
-        save_file(form.weights(source), folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "model.safetensors").chmod(0o644)  # readable like the other files: another user may serve it
+        _write_weights(form.weights(source), self.max_shard_gb * 1e9, folder)
         ends = {"bos_token_id": end, "eos_token_id": end}
         _write(folder / "config.json", {**form.config(source), **ends, "dtype": "float32"})
         _write(folder / "generation_config.json", {**ends, "pad_token_id": end})
@@ -82,12 +83,44 @@ def _continued(model: Any, prompt: list[int], count: int) -> list[int]:
 
 def _read_back(source: ExportSource, folder: Path) -> dict[str, Any]:
     """Verification without transformers: reads the files with safetensors and tokenizers, and compares them."""
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    read, written = load_file(folder / "model.safetensors"), _form(source).weights(source)
-    if read.keys() != written.keys() or any(not torch.equal(read[name], written[name]) for name in written):
-        raise ValueError("model.safetensors: the weights are not the checkpoint's")
+    left = _form(source).weights(source)
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                if name not in left or not torch.equal(file.get_tensor(name), left.pop(name)):
+                    raise ValueError(f"{path.name}: the numbers in {name} are not the checkpoint's")
+    if left:
+        raise ValueError(f"*.safetensors: the checkpoint's {min(left)} is missing")
     return {"reader": "none", "texts_with_equal_ids": check_tokenizer_json(source, folder / "tokenizer.json")}
+
+
+def _write_weights(weights: Mapping[str, torch.Tensor], limit: float, folder: Path) -> None:
+    """Writes the weights into one file or, with an index, into several of at most `limit` bytes; a larger tensor is
+    alone in its file. Weights that are views, such as transposed ones, are copied one file at a time."""
+    from safetensors.torch import save_file
+
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in weights.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    of = len(shards)
+    files = [f"model-{n:05}-of-{of:05}.safetensors" for n in range(1, of + 1)] if of > 1 else ["model.safetensors"]
+    for file, names in zip(files, shards, strict=True):
+        save_file({name: weights[name].contiguous() for name in names}, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # readable like the other files: another user may serve it
+    if of > 1:
+        totals = {
+            "total_parameters": sum(tensor.numel() for tensor in weights.values()),
+            "total_size": sum(tensor.nbytes for tensor in weights.values()),
+        }
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        _write(folder / "model.safetensors.index.json", {"metadata": totals, "weight_map": weight_map})
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
@@ -101,7 +134,7 @@ class _Form(NamedTuple):
     """The form of a model in transformers: its config.json, and its weights by their names there."""
 
     config: Callable[[ExportSource], dict[str, Any]]
-    weights: Callable[[ExportSource], dict[str, torch.Tensor]]
+    weights: Callable[[ExportSource], dict[str, torch.Tensor]]  # views of the source's: nothing is copied
 
 
 def _form(source: ExportSource) -> _Form:
@@ -153,7 +186,7 @@ def _gpt2_weights(source: ExportSource) -> dict[str, torch.Tensor]:
         ):
             weight = source_weights[f"{ours}.{linear}.weight"]
             bias = source_weights.get(f"{ours}.{linear}.bias", weight.new_zeros(weight.shape[0]))
-            named[f"{theirs}.{conv}.weight"] = weight.T.contiguous()
+            named[f"{theirs}.{conv}.weight"] = weight.T
             named[f"{theirs}.{conv}.bias"] = bias
     if not source.config["tied_head"]:
         named["lm_head.weight"] = source_weights["head.weight"]

@@ -13,7 +13,7 @@ from pipeline.authoring.testing import check_corpus
 from pipeline.core.errors import PluginError
 from pipeline.plugin import Corpus, CorpusSource, Document
 from pipeline.plugin.components import KINDS
-from pipeline.plugin.registry import _check_component
+from pipeline.plugin.contract import _check_component
 
 
 class Lines(Corpus):

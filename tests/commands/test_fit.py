@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Project, made_up_text
 
@@ -141,6 +142,23 @@ def test_what_is_set_is_kept_and_written(project: Project, measured: list[Any]) 
     after = load_params(project.root / "params.yaml")
     assert (after.model.n_layers, after.split.val, after.tokenize.tokenizer.name) == (5, 0.3, "bytes")
     assert after.runtime.threads == 0
+
+
+def test_the_tokenizer_of_token_ids_is_kept(project: Project, measured: list[Any]) -> None:
+    raw = project.root / "data" / "raw"
+    ids = [each for path in sorted(raw.iterdir()) for each in [*path.read_bytes(), 256]]
+    np.array(ids, dtype="<u2").tofile(raw / "all.bin")
+    sets = (
+        "tokenize.corpus.name=token_files", "tokenize.corpus.token_files.end_of_text=256",
+        "tokenize.tokenizer.name=bytes",
+    )  # fmt: skip
+    result = fit(project, "--minutes", "0.5", *(part for each in sets for part in ("--set", each)))
+    assert result.code == 0, result.err
+    after = load_params(project.root / "params.yaml")
+    assert (after.tokenize.corpus.name, after.tokenize.tokenizer.name) == ("token_files", "bytes")
+    assert after.evaluate.generation.prompts[0] in made_up_text(0, 300)[:200].replace("\n", " ")
+    assert "in 12 documents" in result.out
+    assert "a vocabulary of 257" in result.out
 
 
 def test_too_little_text_is_one_line(project: Project, measured: list[Any]) -> None:

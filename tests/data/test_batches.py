@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError, PluginError
 from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows, token_index
-from pipeline.data.tokens import IndexEntry
+from pipeline.data.index import IndexEntry
 from pipeline.plugin import BatchSampler, IndexedDocument, TokenIndex
 from pipeline.plugin.registry import Registry
 

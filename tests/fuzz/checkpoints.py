@@ -148,14 +148,15 @@ def _cached(content: bytes) -> Break:
 
 
 def _index(path: str, key: str, value: Any) -> Break:
-    """Sets a field of the second document of an index."""
+    """Sets a field of the last document of an index."""
 
-    def change(text: str) -> str:
-        lines = text.splitlines()
-        lines[1] = dump(json.loads(lines[1]) | {key: value})
-        return "\n".join(lines) + "\n"
+    def breaks(root: Path) -> None:
+        records = np.load(root / path)
+        records[key][-1] = value
+        (root / path).unlink()
+        np.save(root / path, records)
 
-    return edit(path, change)
+    return breaks
 
 
 FIXED: list[Case] = [
@@ -204,21 +205,16 @@ FIXED: list[Case] = [
           ("files", {side: {"tokens": float("inf")} for side in ("train", "val", "test")}),
           ("params", {"tokenize": 3}), ("params", {"split": [], "tokenize": None}),
       ]),
-    case("tokens: an id beyond the vocabulary", "split", signed(TOKENS, _ids(f"{TOKENS}/tokens.bin", 60_000)),
-        want="error"),
-    case("val: an id beyond the vocabulary", "train", signed(SPLITS, _ids(f"{SPLITS}/val.bin", 60_000)),
-        want="error"),
-    case("train: an id beyond the vocabulary", "train", signed(SPLITS, _ids(f"{SPLITS}/train.bin", 60_000)),
-        want="error"),
-    case("test: an id beyond the vocabulary", "evaluate", signed(SPLITS, _ids(f"{SPLITS}/test.bin", 60_000)),
-        want="error"),
+    *(case(f"{path}: an id beyond the vocabulary", command, signed(folder, _ids(f"{folder}/{path}", 60_000)),
+        want="error")
+      for command, folder, path in [("split", TOKENS, "tokens-00000-of-00001.bin"), ("train", SPLITS, "val.bin"),
+                                    ("train", SPLITS, "train.bin"), ("evaluate", SPLITS, "test.bin")]),
     *(case(f"an index whose {key} is {value!r:.20}", command, signed(folder, _index(path, key, value)),
         want="error")
-      for command, folder, path in [("split", TOKENS, f"{TOKENS}/tokens.documents.jsonl"),
-                                    ("evaluate", SPLITS, f"{SPLITS}/val.documents.jsonl")]
-      for key, value in [("start", 7), ("start", -1), ("start", 10**12), ("start", "0"), ("tokens", 0), ("tokens",
-          -5),
-                         ("tokens", 2**60), ("tokens", 1.5), ("bytes", -1), ("bytes", "x"), ("name", None)]),
+      for command, folder, path in [("split", TOKENS, f"{TOKENS}/tokens-00000-of-00001.idx.npy"),
+                                    ("evaluate", SPLITS, f"{SPLITS}/val.idx.npy")]
+      for key, value in [("start", 7), ("start", 10**12), ("tokens", 0), ("tokens", 2**60), ("name_hash", 0),
+                         ("split", 9), ("continues", 1), ("continues", 9)]),
     *(case(f"Hugging Face config.json {key} {value!r:.20}", "train", _init("data/weights/hf", set_json(
         "data/weights/hf/config.json", **{key: value})), want="error")
       for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions") for value in _SIZES),
@@ -261,10 +257,11 @@ _FILES = [  # file, the folder of its manifest, the commands that read it
     ("data/weights/own/config.json", "data/weights/own", ("train",)),
 ]  # fmt: skip
 _TABLES = [
-    (f"{TOKENS}/tokens.documents.jsonl", TOKENS, ("split",)), (f"{SPLITS}/train.documents.jsonl", SPLITS, ("train",
-        )),
-    (f"{SPLITS}/val.documents.jsonl", SPLITS, ("evaluate",)), ("reports/documents.tsv", "", ("compare HEAD .",)),
-    ("reports/blocks.tsv", "", ("compare HEAD .",)), (f"{TOKENS}/tokens.bin", TOKENS, ("split",)),
+    (f"{TOKENS}/tokens-00000-of-00001.idx.npy", TOKENS, ("split",)), (f"{SPLITS}/train.idx.npy", SPLITS,
+        ("train",)), (f"{TOKENS}/tokens-00000-of-00001.names.jsonl", TOKENS, ("split",)), 
+    (f"{SPLITS}/val.names.jsonl", SPLITS, ("evaluate",)), (f"{SPLITS}/train.counts.npy", SPLITS, ("evaluate",)),
+    (f"{SPLITS}/val.idx.npy", SPLITS, ("evaluate",)), ("reports/documents.tsv", "", ("compare HEAD .",)),
+    ("reports/blocks.tsv", "", ("compare HEAD .",)), (f"{TOKENS}/tokens-00000-of-00001.bin", TOKENS, ("split",)),
     (f"{SPLITS}/val.bin", SPLITS, ("train", "evaluate")), ("dvc.lock", "", ("compare HEAD .",)),
     (f"{CHECKPOINT}/best.pth", CHECKPOINT, _USERS), (f"{CHECKPOINT}/samples.jsonl", CHECKPOINT, ("evaluate",
         "export")),
@@ -310,7 +307,7 @@ def _damage(path: str, seed: int) -> Break:
 
     def breaks(root: Path) -> None:
         draw, content = random.Random(seed), (root / path).read_bytes()
-        if draw.random() < 0.4 or path.endswith((".bin", ".pth", ".safetensors")):
+        if draw.random() < 0.4 or path.endswith((".bin", ".npy", ".pth", ".safetensors")):
             return write(path, damaged(content, draw))(root)  # type: ignore[return-value]
         lines = content.decode().splitlines()
         at = draw.randrange(len(lines))

@@ -25,7 +25,7 @@ _RAW = "data/raw"
 
 def _texts(root: Path) -> str:
     """The names of the documents that were tokenized."""
-    return (root / "artifacts/tokens/tokens.documents.jsonl").read_text(encoding="utf-8")
+    return (root / "artifacts/tokens/tokens-00000-of-00001.names.jsonl").read_text(encoding="utf-8")
 
 
 def _told(*names: str) -> Callable[[Path, str], str]:

@@ -17,7 +17,7 @@ from pipeline.core.paths import Paths
 from pipeline.model.generate import draw
 from pipeline.plugin.components import Corpus, Document, Sampler
 from pipeline.plugin.registry import Registry
-from pipeline.tokenize.stage import read_corpus
+from pipeline.tokenize.documents import read_corpus
 
 HERE = Path(__file__).name
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError, ParamsError
 from pipeline.data.batches import token_index
-from pipeline.data.tokens import IndexEntry
+from pipeline.data.index import IndexEntry
 from pipeline.plugin import BatchSampler, TokenIndex
 from pipeline.plugin.registry import Registry
 

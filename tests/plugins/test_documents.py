@@ -334,9 +334,43 @@ def test_texts_of_these_languages_are_detected_from_a_few_hundred_characters(enc
             assert found == encoding
 
 
-def test_polish_of_another_encoding_is_not_taken_for_western() -> None:
-    for sentences in TABLE["cp1250"][:2]:
-        assert ENCODINGS.detected([(sentences * 9).encode("iso8859-2")], "a.txt") != "cp1252"
+LATIN = {
+    "cp1250 iso8859-2": (
+        "A folyó a fény tengerébe fut, és a kövek hallgatják. Őrült gyűrűk őrzik a tűz fölött a füstöt. ",
+        "Râul curge spre o mare de lumină, iar pietrele îl ascultă în tăcere şi aşteaptă ploaia. ",
+        "Rijeka teče prema moru svjetlosti, a kamenje šuti i sluša. Žene i dječaci čekaju kišu. ",
+        "Rieka tečie do mora svetla a kamene ju počúvajú. Deti čakajú na dážď, ktorý ešte neprišiel. ",
+        "Řeka běží do moře světla a kameny jí naslouchají. Děti čekají na déšť, který ještě nepřišel. ",
+        "Rzeka płynie do morza światła, a kamienie jej słuchają. Dzieci czekają na deszcz, który nie spadł. ",
+    ),
+    "cp1257 iso8859-13": (
+        "Upė bėga į šviesos jūrą, o akmenys jos klausosi. Vaikai laukia lietaus, kurio dar nėra. ",
+        "Upe tek uz gaismas jūru, un akmeņi tajā klausās. Bērni gaida lietu, kura vēl nav, un skatās debesīs. ",
+    ),
+    "cp1257 iso8859-13 cp1252": (
+        "Jõgi jookseb valguse merre ja kivid kuulavad seda. Lapsed ootavad vihma, mida veel ei ole tulnud. ",
+    ),
+    "cp1252": (
+        "O rio corre para um mar de luz, e as pedras não falam. As crianças esperam a chuva; não há nuvens. ",
+        "Áin rennur út í haf ljóssins og steinarnir hlusta. Börnin bíða eftir regninu, sem ekki er komið ennþá. ",
+        "El niño vio la montaña; la niña, el mar. Die Bäume blühen, und die Straßen sind leer. Le café est fermé. ",
+    ),
+}
+
+
+@pytest.mark.parametrize("encoding", sorted({each for encodings in LATIN for each in encodings.split()}))
+def test_latin_letters_decide_among_encodings_of_equally_many_letters(encoding: str) -> None:
+    for encodings, sentences in LATIN.items():
+        for sentence in sentences if encoding in encodings.split() else ():
+            found = ENCODINGS.detected([(sentence * 6).encode(encoding)], "a.txt")
+            assert (sentence * 6).encode(encoding).decode(found) == sentence * 6, found
+
+
+def test_a_few_accents_are_western_and_a_text_of_no_known_language_is_left_to_charset_normalizer() -> None:
+    english = "The river runs to a sea of light, and we listen. " * 20
+    assert ENCODINGS.detected([(english + "voilà, à côté").encode("cp1252")], "a.txt") == "cp1252"
+    text = "La rivière court à la mer de lumière ; été, où êtes-vous ? " * 9
+    assert text.encode("mac_roman").decode(ENCODINGS.detected([text.encode("mac_roman")], "a.txt")) == text
 
 
 def test_a_detected_encoding_is_shown_by_a_piece_of_text(
@@ -492,6 +526,6 @@ def test_a_folder_of_everything_is_tokenized(project: Project) -> None:
     told = project.succeed("tokenize").out
     assert '"**/*.csv", "**/*.pdf"' in told
     project.succeed("tokenize", "--set", 'tokenize.corpus.files.include=["**"]')
-    names = (project.root / "artifacts/tokens/tokens.documents.jsonl").read_text()
+    names = (project.root / "artifacts/tokens/tokens-00000-of-00001.names.jsonl").read_text()
     assert "a.pdf" in names
     assert "b.csv#1" in names

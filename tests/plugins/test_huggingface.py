@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY, Project, made_up_text
+from small_config import REGISTRY as MODELS
 from untrained import untrained
 
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.model.attention import Rotation
+from pipeline.model.huggingface import read_config, read_weights
 from pipeline.plugin import Exporter, ExportSource
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.vocabulary import characters, published, raw_bytes, train_bpe
@@ -25,8 +27,9 @@ BASE = {
 }  # fmt: skip
 
 
-def exporter() -> Exporter:
-    built: Exporter = Registry.load(REPOSITORY / "plugins", ["exporters"]).build("exporters", "huggingface", {}, "")
+def exporter(**options: Any) -> Exporter:
+    registry = Registry.load(REPOSITORY / "plugins", ["exporters"])
+    built: Exporter = registry.build("exporters", "huggingface", {"huggingface": options}, "")
     return built
 
 
@@ -252,6 +255,39 @@ def test_a_setting_of_another_model_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), setting: value}))
     with pytest.raises(ValueError, match="transformers' logits differ"):
         exporter().verify(given, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "max_shard_gb"),
+    [
+        ("gpt2", 8e-6),
+        pytest.param("modern", 8e-6, marks=pytest.mark.long),
+        pytest.param("llama", 1e-9, marks=pytest.mark.long),
+    ],
+)
+def test_large_weights_are_several_files_that_transformers_and_training_read(
+    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, max_shard_gb: float
+) -> None:
+    given, sharded = source(bpe, architecture=architecture), exporter(max_shard_gb=max_shard_gb)
+    sharded.export(given, tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert files == [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    assert sorted(set(index["weight_map"].values())) == files
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
+    assert index["metadata"]["total_size"] < sum(sizes)
+    assert len(files) > 3
+    assert sharded.verify(given, tmp_path)["reader"].startswith("transformers ")
+    config = read_config(tmp_path)
+    read = read_weights(tmp_path, config.architecture(MODELS, tmp_path))
+    assert all(torch.equal(read[name][: len(tensor)], tensor) for name, tensor in given.weights.items())
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
+    assert sharded.verify(given, tmp_path)["reader"] == "none"
+    (tmp_path / files[1]).unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        sharded.verify(given, tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "modern", "llama"])

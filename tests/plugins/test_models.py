@@ -13,11 +13,10 @@ from conftest import Project
 
 from pipeline.authoring.testing import check_model
 from pipeline.model import load
-from pipeline.model.architecture import Architecture
+from pipeline.model.architecture import Architecture, units
 from pipeline.model.generate import generate
 from pipeline.plugin import ModelShape
 from pipeline.plugin.registry import Registry
-from pipeline.train.parallel import units
 
 EXAMPLES = Path(__file__).with_name("models")
 SHAPE = ModelShape(50, context_length=8, n_layers=2, n_heads=2, emb_dim=16, dropout=0.0, pad_vocab_to=64)

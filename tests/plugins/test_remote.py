@@ -19,6 +19,7 @@ from pipeline.plugin.registry import Registry
 fsspec = pytest.importorskip("fsspec", reason="the extra remote is not installed")
 Registry.load(REPOSITORY / "plugins", ["corpora"])
 REMOTE = sys.modules["plugins.corpora.files.remote"]
+FETCHING = sys.modules["plugins.corpora.files.fetching"]
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +44,13 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    REMOTE._file_system.cache_clear()
+    REMOTE.file_system.cache_clear()
     files = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
     type(files).clear_instance_cache()
     files.mkdir("texts")
     yield files
     files.rm("texts", recursive=True)
-    REMOTE._file_system.cache_clear()
+    REMOTE.file_system.cache_clear()
 
 
 def options(url: str, *more: str) -> list[str]:
@@ -244,7 +245,7 @@ def test_urls_that_cannot_be_read(url: str, words: str, project: Project) -> Non
 
 def test_without_fsspec(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
-    REMOTE._file_system.cache_clear()
+    REMOTE.file_system.cache_clear()
     choose(project, "s3://texts/my")
     assert "pip install -c constraints.txt -e '.[remote]'" in fails(project, "lock")
 
@@ -271,13 +272,13 @@ class Failing(fsspec.AbstractFileSystem):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("breaks_at", "words"), [(3, "Connection reset by peer"), (-3, "100 bytes instead of 1,000")]
+    ("breaks_at", "words"), [(3, "Connection reset by peer"), (-3, "100 bytes came instead of 1,000")]
 )
 def test_an_interrupted_fetch(
     breaks_at: int, words: str, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.register_implementation("failing", Failing, clobber=True)
-    monkeypatch.setattr(REMOTE, "_BLOCK", 1000)
+    monkeypatch.setattr(FETCHING, "_BLOCK", 1000)
     choose(project, "failing://texts")
     project.succeed("lock")
     monkeypatch.setattr(Failing, "requests", 0)

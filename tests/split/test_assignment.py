@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError
 from pipeline.data.encode import cut
+from pipeline.data.index import SPLITS
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
-from pipeline.split.assignment import SPLITS, Part, by_document, by_position, duplicates, predefined, split_of
+from pipeline.split.assignment import Part, by_document, by_position, predefined, split_of
+from pipeline.split.duplicates import find_duplicates
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" r": 258, " é".encode()[:2]: 259}
 TOKENIZER = Tokenizer("small", GPT2_PATTERN, RANKS, {END_OF_TEXT: 260})
@@ -33,7 +35,8 @@ def write(folder: Path, texts: dict[str, str]) -> TokenFolder:
         for name, text in texts.items():
             writer.write(np.append(TOKENIZER.encode(text), TOKENIZER.end_of_text))
             writer.end_document(name, len(text.encode()))
-    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()}, params={})
+    counts = {"tokens": writer.counts}
+    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()}, params={}, counts=counts)
     return TokenFolder(folder, "")
 
 
@@ -62,7 +65,8 @@ def test_a_document_keeps_its_split_if_other_documents_change(tmp_path: Path) ->
     splits = []
     for name, texts in (("many", many), ("few", few)):
         (tmp_path / name).mkdir()
-        splits.append({part.name: part.split for part in by_document(write(tmp_path / name, texts), 2, 0.3, 0.2)})
+        tokens = write(tmp_path / name, texts)
+        splits.append({part.name: part.split for part in by_document(tokens, 2, 0.3, 0.2).parts(tokens)})
     assert splits[1] == {name: splits[0][name] for name in few}
     assert set(splits[0].values()) == set(SPLITS)
 
@@ -87,7 +91,7 @@ def test_a_test_share_of_0_puts_no_document_there() -> None:
 def test_splitting_by_document_keeps_each_document_in_one_split(
     tokens: TokenFolder, shares: tuple[float, float], seed: int
 ) -> None:
-    parts = list(by_document(tokens, seed, *shares))
+    parts = list(by_document(tokens, seed, *shares).parts(tokens))
     assert [part.name for part in parts] == list(TEXTS)
     assert ids_of(parts) == tokens.ids("tokens").tolist()
 
@@ -97,7 +101,7 @@ def test_splitting_by_document_keeps_each_document_in_one_split(
 def test_splitting_by_position_keeps_the_order_and_loses_nothing(
     tokens: TokenFolder, shares: tuple[float, float], unit: str
 ) -> None:
-    parts = kept(by_position(tokens, unit, *shares))
+    parts = kept(by_position(tokens, unit, *shares).parts(tokens))
     order = [SPLITS.index(part.split) for part in parts]
     assert order == sorted(order)
     assert text_of(parts) == "".join(TEXTS.values())
@@ -115,7 +119,8 @@ def test_splitting_by_position_keeps_the_order_and_loses_nothing(
 def test_any_texts_can_be_split_by_position(texts: list[str], shares: tuple[float, float], unit: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         named = {str(number): text for number, text in enumerate(texts)}
-        parts = kept(by_position(write(Path(folder), named), unit, *shares))
+        tokens = write(Path(folder), named)
+        parts = kept(by_position(tokens, unit, *shares).parts(tokens))
         ids, text = ids_of(parts), text_of(parts)
     if unit == "tokens":
         assert len(ids) == sum(len(TOKENIZER.encode(text)) + 1 for text in texts)
@@ -129,17 +134,32 @@ def test_a_thousand_are_cut_where_the_shares_say(
     tmp_path: Path, unit: str, val: float, test: float, sizes: tuple[int, ...]
 ) -> None:
     length = 999 if unit == "tokens" else 1000  # end-of-text is a token and no character
-    parts = kept(by_position(write(tmp_path, {"one": "x" * length}), unit, val, test))
+    tokens = write(tmp_path, {"one": "x" * length})
+    parts = kept(by_position(tokens, unit, val, test).parts(tokens))
     found = {split: len(ids_of(parts, split) if unit == "tokens" else text_of(parts, split)) for split in SPLITS}
     assert tuple(found.values()) == sizes
 
 
 def test_cutting_by_characters_gives_the_ids_of_a_text_that_was_cut_first(tmp_path: Path) -> None:
     text = "the river runs to the sea, and the stone listens " * 3  # cuts fall inside words and tokens
-    parts = kept(by_position(write(tmp_path, {"one": text}), "characters", 0.1, 0.0))
+    tokens = write(tmp_path, {"one": text})
+    parts = kept(by_position(tokens, "characters", 0.1, 0.0).parts(tokens))
     place = int(0.9 * len(text))
     assert ids_of(parts, "train") == TOKENIZER.encode(text[:place]).tolist()
     assert ids_of(parts, "val") == [*TOKENIZER.encode(text[place:]).tolist(), TOKENIZER.end_of_text]
+
+
+@pytest.mark.parametrize("missing", [0, 12, -1], ids=["at the beginning", "inside", "at the end"])
+def test_ids_that_are_not_utf8_are_cut_by_tokens_only(missing: int, tmp_path: Path) -> None:
+    ids = np.frombuffer("é the sea, é 語言 and é語".encode(), dtype=np.uint8)
+    with TokenWriter(tmp_path, "tokens", TOKENIZER) as writer:
+        writer.write(np.delete(ids, missing))
+        writer.end_document("made", len(ids) - 1)
+    finish_folder(tmp_path, TOKENIZER, {"tokens": writer.summary()}, params={}, counts={"tokens": writer.counts})
+    tokens = TokenFolder(tmp_path, "")
+    with pytest.raises(DataError, match=r"'made'.*split.unit: tokens"):
+        kept(by_position(tokens, "characters", 0.5, 0.2).parts(tokens))
+    assert len(ids_of(kept(by_position(tokens, "tokens", 0.5, 0.2).parts(tokens)))) == len(ids) - 1
 
 
 @pytest.mark.parametrize("unit", ["tokens", "characters"])
@@ -147,6 +167,7 @@ def test_a_document_at_the_cut_may_be_larger_than_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
 ) -> None:
     monkeypatch.setattr("pipeline.data.tokens._BLOCK", 1 << 12)
+    monkeypatch.setattr("pipeline.split.assignment._AT_ONCE", 1 << 12)
     monkeypatch.setattr("pipeline.split.assignment.cut", lambda text, pattern: cut(text, pattern, 1 << 12))
     peaks = []
     for repeats in (5, 25):
@@ -154,7 +175,7 @@ def test_a_document_at_the_cut_may_be_larger_than_memory(
         folder.mkdir()
         tokens = write(folder, {"one": "the river runs to the sea of stone and light é\n" * 100 * repeats})
         tracemalloc.start()
-        written = sum(len(ids) for part in by_position(tokens, unit, 0.3, 0.2) for ids in part.blocks)
+        written = sum(len(ids) for part in by_position(tokens, unit, 0.3, 0.2).parts(tokens) for ids in part.blocks)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert written >= len(tokens.ids("tokens"))
@@ -165,10 +186,11 @@ def test_a_split_that_is_read_in_pieces_has_the_ids_of_its_whole_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.data.tokens._BLOCK", 7)
+    monkeypatch.setattr("pipeline.split.assignment._AT_ONCE", 7)
     monkeypatch.setattr("pipeline.split.assignment.cut", lambda text, pattern: cut(text, pattern, 5))
     text = "the river é runs to the 語言 sea, and the stone listens\n\n  " * 5
     tokens = write(tmp_path, {"before": "the", "one": text})
-    parts = kept(by_position(tokens, "characters", 0.3, 0.2))
+    parts = kept(by_position(tokens, "characters", 0.3, 0.2).parts(tokens))
     assert text_of(parts) == "the" + text
     for part in parts[1:]:
         own = text_of([part])
@@ -210,13 +232,15 @@ def write_splits(folder: Path, splits: dict[str, str | None]) -> TokenFolder:
         for name, split in splits.items():
             writer.write(TOKENIZER.encode(f"the text {name}"))
             writer.end_document(name, len(f"the text {name}".encode()), split)
-    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()}, params={})
+    counts = {"tokens": writer.counts}
+    finish_folder(folder, TOKENIZER, {"tokens": writer.summary()}, params={}, counts=counts)
     return TokenFolder(folder, "")
 
 
 def test_predefined_keeps_the_splits_of_the_corpus(tmp_path: Path) -> None:
     given: dict[str, str | None] = {"a": "train", "b": "val", "c": "train", "d": "test"}
-    assert {part.name: part.split for part in predefined(write_splits(tmp_path, given))} == given
+    tokens = write_splits(tmp_path, given)
+    assert {part.name: part.split for part in predefined(tokens).parts(tokens)} == given
 
 
 @pytest.mark.parametrize(
@@ -234,7 +258,7 @@ def test_predefined_says_what_was_found_when_a_split_is_missing(
     tmp_path: Path, given: dict[str, str | None], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        list(predefined(write_splits(tmp_path, given)))
+        predefined(write_splits(tmp_path, given))
 
 
 def test_folders_and_files_named_after_splits_are_assigned_to_them(project: Project) -> None:
@@ -258,33 +282,47 @@ def test_folders_and_files_named_after_splits_are_assigned_to_them(project: Proj
 # ── duplicates ────────────────────────────────────────────────────────────────────────────────────
 
 
-def part(split: str, name: str, digest: str | None) -> Part:
-    return Part(split, name, [np.array([1, 2], dtype=np.uint16)], digest)
+def found(*placed: tuple[str, str, str | None]) -> tuple[list[str], list[bool]]:
+    """The duplicates among documents of (split, name, digest), as they are listed, and as flags."""
+    with tempfile.TemporaryDirectory() as folder:
+        with TokenWriter(Path(folder), "tokens", TOKENIZER) as writer:
+            for split, name, digest in placed:
+                writer.write(np.array([1, 2]))
+                writer.end_document(name, 2, split, digest and digest * 32)
+        finish_folder(Path(folder), TOKENIZER, {"tokens": writer.summary()}, params={})
+        places = np.array([SPLITS.index(split) for split, *_ in placed], np.uint8)
+        duplicates = find_duplicates(TokenFolder(Path(folder), ""), places)
+    assert len(duplicates) == sum(duplicates.found)
+    return [str(each) for each in duplicates.listed], duplicates.found.tolist()
 
 
 def test_the_more_strictly_held_out_split_keeps_a_duplicate() -> None:
-    parts = [
-        part("train", "a", "1"), part("train", "b", "2"), part("val", "c", "1"), part("val", "d", "3"),
-        part("test", "e", "3"), part("test", "f", "1"), part("train", "g", "2"), part("train", "h", None),
-        part("val", "i", None),
-    ]  # fmt: skip
-    assert [str(each) for each in duplicates(parts)] == [
-        "a (train) = f (test)",
-        "c (val) = f (test)",
-        "d (val) = e (test)",
-    ]
+    listed, _ = found(
+        ("train", "a", "1"), ("train", "b", "2"), ("val", "c", "1"), ("val", "d", "3"), ("test", "e", "3"),
+        ("test", "f", "1"), ("train", "g", "2"), ("train", "h", None), ("val", "i", None), ("test", "j", None),
+        ("test", "k", "1"), ("val", "l", "4"), ("train", "m", "4"), ("val", "n", "4"),
+    )  # fmt: skip
+    assert listed == ["a (train) = f (test)", "c (val) = f (test)", "d (val) = e (test)", "m (train) = l (val)"]
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from("12345")), max_size=30))
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from(SPLITS), st.sampled_from("12345")), min_size=1, max_size=30))
 def test_without_its_duplicates_no_text_is_on_two_splits(placed: list[tuple[str, str]]) -> None:
-    parts = [part(split, str(number), digest) for number, (split, digest) in enumerate(placed)]
-    dropped = {each.name for each in duplicates(parts)}
-    left = [each for each in parts if each.name not in dropped]
-    assert {each.digest for each in left} == {each.digest for each in parts}
+    _, twins = found(*((split, str(number), digest) for number, (split, digest) in enumerate(placed)))
+    left = [each for each, twin in zip(placed, twins, strict=True) if not twin]
+    assert {digest for _, digest in left} == {digest for _, digest in placed}
     for one, other in itertools.combinations(SPLITS, 2):
-        texts = [{each.digest for each in left if each.split == split} for split in (one, other)]
+        texts = [{digest for place, digest in left if place == split} for split in (one, other)]
         assert not texts[0] & texts[1]
+
+
+def test_only_the_first_of_many_duplicates_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.split.duplicates.MOST_LISTED", 2)
+    monkeypatch.setattr("pipeline.data.index._RECORDS", 3)
+    texts = [("train", str(number), "1") for number in range(7)]
+    listed, twins = found(*texts, ("test", "kept", "1"))
+    assert listed == ["0 (train) = kept (test)", "1 (train) = kept (test)"]
+    assert sum(twins) == 7
 
 
 def test_a_split_that_gets_far_less_than_its_share_is_reported(project: Project) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import as_completed
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Project
+from sharding import contents, made_up, run_inline, with_low_limits
 
 from pipeline.core.errors import DataError, PipelineError
-from pipeline.tokenize.cluster import dask_cluster
+from pipeline.tokenize.cluster import Identity, dask_cluster
 
 pytest.importorskip("distributed", reason="the extra cluster is not installed")
 
@@ -65,13 +69,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster.end()
 
 
-def same() -> Mapping[str, str]:
-    return {"python": "3", "pipeline/data/encode.py": "0"}
+def same() -> Identity:
+    return {"code": {"pipeline/data/encode.py": "0"}, "versions": {"python": "3"}}
 
 
-def by_folder(folder: Path) -> Mapping[str, str]:
+def by_folder(folder: Path) -> Identity:
     """Differs between processes that started in different folders."""
-    return dict(same()) | ({} if Path.cwd() == folder else {"python": "2"})
+    return {**same(), "versions": {"python": "3" if Path.cwd() == folder else "2"}}
 
 
 def square(number: int) -> int:
@@ -98,6 +102,54 @@ def test_calls_run_on_the_workers(cluster: Cluster, tmp_path: Path) -> None:
         assert sorted(future.result() for future in as_completed(futures)) == [each**2 for each in range(10)]
         assert executor.submit(os.getpid).result() != os.getpid()
     assert not list((tmp_path / "store").iterdir())
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["", "a worker is killed"])
+def test_tokens_of_a_cluster_are_those_of_one_process(
+    killed: bool, cluster: Cluster, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        text = made_up(random.Random(number), 1000)
+        (project.root / "data" / "raw" / f"text-{number:02}.txt").write_text(text)
+    with_low_limits(monkeypatch)
+    tokens = project.root / "artifacts" / "tokens"
+    with monkeypatch.context() as inline:
+        run_inline(inline)
+        project.succeed("tokenize")
+    here = contents(tokens)
+    shutil.rmtree(project.root / ".resume")
+
+    second = cluster.worker()
+    killer = threading.Thread(target=kill_after_a_shard, args=(second, project.root / ".resume" / "tokens"))
+    if killed:
+        killer.start()
+    result = project.succeed("tokenize", "--set", f"runtime.dask={cluster.address}")
+    assert "shards are kept" in result.out
+    if killed:
+        killer.join()
+        assert second.wait() == -signal.SIGKILL
+    assert contents(tokens) == here
+    cluster.end(second)
+
+    run_inline(monkeypatch)
+    assert ", 0 to make" in project.succeed("tokenize").out
+
+
+def kill_after_a_shard(process: subprocess.Popen[bytes], store: Path) -> None:
+    while not list(store.glob("*/*/shard.json")):
+        time.sleep(0.01)
+    process.kill()
+
+
+def test_errors_of_texts_are_those_of_one_process(
+    cluster: Cluster, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project.root / "data" / "raw" / "text-03.txt").write_bytes(b"the river \xff")
+    with_low_limits(monkeypatch)
+    result = project.run("tokenize", "--set", f"runtime.dask={cluster.address}")
+    assert result.code == 1
+    assert "data/raw/text-03.txt is not UTF-8 at byte 10" in result.err
+    assert result.err.count("\n") == 1
 
 
 def test_errors_come_back_as_they_are(cluster: Cluster, tmp_path: Path) -> None:

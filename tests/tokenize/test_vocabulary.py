@@ -231,3 +231,10 @@ def test_a_project_trains_with_a_tokenizer_made_elsewhere(project: Project) -> N
     assert tokens.ids("tokens")[: entry.tokens].tolist() == [*made.encode(text).ids, made.token_to_id("</s>")]
     config = json.loads((project.root / "artifacts" / "export" / "config.json").read_text())
     assert config["eos_token_id"] == made.token_to_id("</s>")
+
+
+def test_the_notes_of_the_corpus_come_once_though_the_tokenizer_is_trained_on_it(project: Project) -> None:
+    (project.root / "data" / "raw" / "text-00.txt").write_bytes(b"caf\xe9 au lait")
+    out = project.succeed("tokenize", "--set", "tokenize.corpus.files.errors=replace").out
+    assert out.count("U+FFFD") == 1
+    assert "bpe" in out

@@ -13,9 +13,11 @@ import torch
 from conftest import REPOSITORY
 
 from pipeline.data.batches import TrainingWindows, token_index
+from pipeline.data.index import IndexEntry
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
-from pipeline.data.tokens import IndexEntry
+from pipeline.distributed.interrupt import StopSignal
+from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.params.params import Params
 from pipeline.params.reader import load_params
@@ -24,10 +26,8 @@ from pipeline.plugin.registry import Registry
 from pipeline.train.checkpoint_store import CheckpointStore
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
-from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
 from pipeline.train.phases import phases
-from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.runtime_config import RuntimeConfig
 from pipeline.train.state import TrainState

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import REGISTRY, TEXT, TOKENIZER, make_model, start_or_resume
+from small_run import REGISTRY, TOKENIZER, make_model, start_or_resume
 
-from pipeline.core.errors import CheckpointError, DataError
+from pipeline.core.errors import CheckpointError
 from pipeline.core.files import write_json, write_manifest
-from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
 from pipeline.model.checkpoint import load_checkpoint, load_tensors, save_tensors, write_checkpoint
 from pipeline.train.checkpoint_store import CheckpointStore, saved_runs
 from pipeline.train.state import check_training_checkpoint
@@ -181,46 +180,3 @@ def test_weights_with_other_values_are_one_line(tmp_path: Path) -> None:
     weights["norm.weight"].fill_(torch.nan)
     save_tensors(whole, folder / "best.pth")
     assert "norm.weight is not finite" in refused(folder)
-
-
-# ── token folders ─────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_token_folder_with_other_values_is_one_line(tmp_path: Path) -> None:
-    with TokenWriter(tmp_path, "val", TOKENIZER) as writer:
-        for name, start in (("a", 0), ("b", 40)):
-            writer.write(TEXT[start : start + 40].astype("uint32"))
-            writer.end_document(name, 40)
-    finish_folder(tmp_path, TOKENIZER, {"val": writer.summary()}, params={})
-    assert [entry.name for entry in TokenFolder(tmp_path, "fix").documents("val")] == ["a", "b"]
-    meta = json.loads((tmp_path / "meta.json").read_text())
-    index = [json.loads(line) for line in (tmp_path / "val.documents.jsonl").read_text().splitlines()]
-
-    def refused() -> None:
-        write_manifest(tmp_path)
-        with pytest.raises(DataError) as error:
-            list(TokenFolder(tmp_path, "fix").documents("val"))
-        assert "\n" not in str(error.value)
-        assert "fix" in str(error.value)
-
-    for key, value in (
-        ("dtype", "float32"), ("dtype", "uint32"), ("dtype", 3), ("files", {}), ("files", []), ("files", None),
-        ("files", {"val": {"tokens": 81, "documents": 2, "bytes": 80}}), ("tokenizer", "x"), ("params", []),
-        ("files", {"val": {"tokens": 80, "documents": 3, "bytes": 80}}), ("vocab_size", "x"), ("params", None),
-        ("files", {"val": {"tokens": -80, "documents": 2, "bytes": 80}}), ("files", {"../val": {}}),
-        ("files", {"val": {"tokens": 2**60, "documents": 2, "bytes": 80}}), ("files", {"train": {}}),
-        ("files", {"val": {"tokens": 80.5, "documents": 2, "bytes": 80}}),
-    ):  # fmt: skip
-        (tmp_path / "meta.json").write_text(json.dumps({**meta, key: value}))
-        refused()
-    (tmp_path / "meta.json").write_text(json.dumps(meta))
-    for key, value in (
-        ("start", 1), ("start", -1), ("start", 2**60), ("tokens", 39), ("tokens", 0), ("tokens", "x"),
-        ("tokens", 10**30), ("bytes", -1), ("name", None), ("more", 1),
-    ):  # fmt: skip
-        changed = [index[0], {**index[1], key: value}]
-        (tmp_path / "val.documents.jsonl").write_text("".join(json.dumps(each) + "\n" for each in changed))
-        refused()
-    for text in ("", "[]\n", "[" * 9999, "9" * 5000 + "\n", json.dumps(index[0]) + "\n\n"):
-        (tmp_path / "val.documents.jsonl").write_text(text)
-        refused()

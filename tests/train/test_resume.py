@@ -27,11 +27,11 @@ from small_run import (
 )
 
 from pipeline.core.errors import Interrupted, PipelineError
+from pipeline.distributed.interrupt import StopSignal
+from pipeline.distributed.ranks import Ranks
 from pipeline.plugin.components import ModelOutput
 from pipeline.train.checkpoint_store import CheckpointStore, saved_runs
-from pipeline.train.interrupt import StopSignal
 from pipeline.train.loop import train
-from pipeline.train.ranks import Ranks
 from pipeline.train.state import TrainState
 
 SMALL_EPOCHS = {"train_tokens": 100}

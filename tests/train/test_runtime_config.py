@@ -9,10 +9,10 @@ import torch
 from conftest import REPOSITORY
 
 from pipeline.core.errors import ParamsError
+from pipeline.distributed.ranks import Ranks
 from pipeline.model import device
 from pipeline.params.reader import load_params
 from pipeline.train import runtime_config
-from pipeline.train.ranks import Ranks
 from pipeline.train.runtime_config import resolve_runtime_config
 
 LONG, SHORT = 1e18, 1e6

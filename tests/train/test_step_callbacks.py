@@ -16,11 +16,11 @@ from test_resume import StopAt
 
 from pipeline.authoring.testing import check_eval_callback
 from pipeline.core.errors import Interrupted, PluginError
+from pipeline.distributed.ranks import Ranks
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StepEvent
 from pipeline.train import callbacks
 from pipeline.train.checkpoint_store import to_meta
 from pipeline.train.loop import train, train_step
-from pipeline.train.ranks import Ranks
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 

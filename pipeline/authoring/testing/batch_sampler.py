@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.data.batches import token_index
-from pipeline.data.tokens import IndexEntry
+from pipeline.data.index import IndexEntry
 from pipeline.plugin.calls import supported_arguments
 from pipeline.plugin.components import BatchSampler
 from pipeline.plugin.order import TokenIndex

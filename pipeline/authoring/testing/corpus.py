@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.authoring.testing.toy import instance_of, keeps_no_state
 from pipeline.plugin.components import Corpus, CorpusSource, Document
 from pipeline.plugin.cuts import word_end
@@ -16,7 +18,7 @@ _RANGES = 3
 
 @keeps_no_state
 def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:
-    """Checks a corpus: the same documents each time, with unique names and text, also by source and range.
+    """Checks a corpus: the same documents each time, with unique names and text or ids, also by source and range.
 
     Args:
         component: The corpus.
@@ -25,11 +27,12 @@ def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:
     corpus = instance_of(component)
     documents = list(_read(corpus.documents(root)))
     assert documents, "a corpus must have at least one document"
-    names = [name for name, _, _ in documents]
+    names = [name for name, _, _, _ in documents]
     assert len(names) == len(set(names)), "two documents have the same name"
     assert all(names), "every document must have a name"
-    assert any(text.strip() for _, text, _ in documents), "at least one document must have text"
-    for name, text, split in documents:
+    assert any(text.strip() or ids for _, text, ids, _ in documents), "at least one document must have text or ids"
+    for name, text, ids, split in documents:
+        assert not (text and ids), f"{name}: a document has a text or ids, not both"
         text.encode("utf-8")  # raises if the text has lone surrogates
         assert split in (None, "train", "val", "test"), f"{name}: a split is train, val or test, not {split!r}"
     assert list(_read(corpus.documents(root))) == documents, (
@@ -39,14 +42,22 @@ def check_corpus(component: type[Corpus] | Corpus, root: Path) -> None:
         _check_sources(corpus, root, list(sources), documents)
 
 
-Read = tuple[str, str, str | None]
-"""The name, the text and the split of a document."""
+Read = tuple[str, str, list[int], str | None]
+"""The name, the text, the ids and the split of a document."""
 
 
 def _read(documents: Iterable[Document]) -> Iterator[Read]:
     for document in documents:
         text = document.text if isinstance(document.text, str) else "".join(document.text)
-        yield document.name, text, document.split
+        yield document.name, text, list(_ids(document)), document.split
+
+
+def _ids(document: Document) -> Iterator[int]:
+    for block in document.ids or ():
+        assert isinstance(block, np.ndarray), f"{document.name}: ids must be arrays, not {type(block).__name__}"
+        assert block.ndim == 1, f"{document.name}: an array of ids has one dimension, not {block.ndim}"
+        assert block.dtype.kind in "iu", f"{document.name}: ids must be integers, not {block.dtype}"
+        yield from block.tolist()
 
 
 def _check_sources(corpus: Corpus, root: Path, sources: list[CorpusSource], documents: list[Read]) -> None:
@@ -76,13 +87,13 @@ def _joined(corpus: Corpus, root: Path, ranges: Iterable[CorpusSource]) -> Itera
     for source in ranges:
         found = list(_read(corpus.read(root, source)))
         assert len(found) == 1 or not source.continues, f"{source.name} continues: it must have one document"
-        for name, text, split in found:
+        for name, text, ids, split in found:
             if source.continues:
                 parts.append(text)
-                assert word_end(text + " ") == len(text), (
+                assert word_end(text + " ", len(text)) == len(text), (
                     f"{source.name} continues: it must end where `word_end` allows it, not in {text[-20:]!r}"
                 )
             else:
-                yield name, "".join(parts) + text, split
+                yield name, "".join(parts) + text, ids, split
                 parts.clear()
     assert not parts, "the last range of a file must not continue"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.tokens import Ids
+from pipeline.data.joined import AnyIds
 from pipeline.evaluate.report.excerpt import token_text
 from pipeline.evaluate.report.heads import evenly_spaced_indices
 from pipeline.evaluate.report.records import AttentionMaps
@@ -22,7 +22,7 @@ TOKENS = 28
 _LAYERS, _HEADS = 12, 12
 
 
-def read_attention(checkpoint: Checkpoint, ids: Ids) -> AttentionMaps | None:
+def read_attention(checkpoint: Checkpoint, ids: AnyIds) -> AttentionMaps | None:
     """The maps for the first tokens of a held-out text. None if the context has only one token, or the model does
     not use `Attention` of `pipeline.model.blocks`."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer

@@ -46,7 +46,7 @@ def _report(evaluation: Evaluation, paths: Paths) -> Report:
             "run": evaluation.record.identity,
             "weights": recorded_sha256(weights_file(paths.checkpoint, checkpoint.weights)),
             "tokenizer": checkpoint.tokenizer.fingerprint,
-            **{f"{side}.bin": recorded_sha256(paths.splits / f"{side}.bin") for side in splits.names},
+            **{path.name: recorded_sha256(path) for path in map(splits.id_file, splits.names)},
         },
     )
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.plugin.components.base import Component
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _BLOCK = 1 << 20
 
@@ -24,11 +28,14 @@ class Document:
             test.
         text: The text, or an iterable of consecutive blocks of it if it may be too large for memory.
         split: "train", "val" or "test" if the corpus assigns the document itself, else None.
+        ids: Instead of a text, its token ids without end-of-text: an iterable of consecutive one-dimensional arrays
+            of integers. `tokenize.tokenizer` must name the tokenizer that made them.
     """
 
     name: str
-    text: str | Iterable[str]
+    text: str | Iterable[str] = ""
     split: str | None = None
+    ids: Iterable[np.ndarray[Any, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,10 @@ class CorpusSource:
         size: The size of the file in bytes.
         start, end: The range of bytes: all of them, unless `Corpus.divide` made the source.
         first_record: The number of the file's records before the range.
+        continues: Whether its only document goes on in the next range, under the same name.
+        beside: Further files that decide the documents, such as an index.
         version: What identifies the content of a file on another machine, such as its etag; empty for a file on
             this one, whose bytes are read to notice a change.
-        continues: Whether its only document goes on in the next range, under the same name.
     """
 
     name: str
@@ -52,8 +60,9 @@ class CorpusSource:
     start: int
     end: int
     first_record: int = 0
-    version: str = ""
     continues: bool = False
+    beside: tuple[str, ...] = ()
+    version: str = ""
 
     @classmethod
     def of_file(cls, path: Path, root: Path) -> CorpusSource:
@@ -111,6 +120,19 @@ class Corpus(Component):
         """The number of records in a range, by which `first_record` of the ranges after it is set (default: 0)."""
         return 0
 
+    def digest(self, root: Path, source: CorpusSource) -> str:
+        """A digest of what decides the documents of a source, beside the options (default: of its bytes
+        and of the files beside it)."""
+        digest, left = hashlib.sha256(), source.bytes
+        with open(source.path, "rb") as file:
+            file.seek(source.start)
+            while block := file.read(min(_BLOCK, left)):
+                digest.update(block)
+                left -= len(block)
+        for path in source.beside:
+            digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        return digest.hexdigest()
+
     def end_notes(self, reports: Iterable[Any]) -> Iterable[str]:
         """Messages to print after all texts were read, one line each (default: none).
 
@@ -126,6 +148,25 @@ class Corpus(Component):
     def record(self, root: Path) -> Iterable[str]:
         """Records in a file below data/ what DVC cannot see, such as the names and etags of texts on a server
         (default: nothing). `pipeline lock` calls it and prints what it yields, one line for each change."""
+        return ()
+
+    def check_tokenizer(self, root: Path, name: str, end_of_text: int) -> Iterable[str]:
+        """Compares the tokenizer of params.yaml with what is known of the one that made the ids (`Document.ids`).
+
+        Called before the documents are read. That the ids of the first texts are those of the tokenizer is checked
+        anyway.
+
+        Args:
+            root: The folder data/raw.
+            name: The tokenizer's name: that of a tiktoken encoding or of a file, or "bpe", "characters", "bytes".
+            end_of_text: The id that ends a document.
+
+        Returns:
+            Messages to print, one line each.
+
+        Raises:
+            ValueError: another tokenizer made the ids.
+        """
         return ()
 
     def packages(self) -> Iterable[str]:

@@ -1,1 +1,1 @@
-"""Training in several processes."""
+"""Training in several processes: the model, and training checkpoints in shards."""

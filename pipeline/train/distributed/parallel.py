@@ -21,11 +21,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.model.architecture import LanguageModel
+from pipeline.distributed.ranks import Ranks
+from pipeline.model.architecture import LanguageModel, units
 from pipeline.model.linear_cross_entropy import softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
-from pipeline.train.parallel import Parallel, compile_units, compiled_softmax, map_named, map_tensors, units
-from pipeline.train.ranks import Ranks
+from pipeline.train.parallel import Parallel, compile_units, compiled_softmax, map_named, map_tensors
 
 
 class _Distributed(Parallel):

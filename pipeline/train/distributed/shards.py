@@ -14,10 +14,10 @@ import torch
 from torch.distributed.tensor import DTensor, Shard, empty
 
 from pipeline.core.errors import CheckpointError, PipelineError, out_of_memory
+from pipeline.distributed.ranks import Ranks
 from pipeline.model.checkpoint import save_tensors
 from pipeline.train.distributed.parallel import FSDP2
 from pipeline.train.parallel import Parallel, map_named
-from pipeline.train.ranks import Ranks
 
 
 def write_shards(captured: dict[str, Any], folder: Path, writers: Ranks) -> dict[str, Any]:

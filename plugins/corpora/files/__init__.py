@@ -13,17 +13,31 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.plugin import Corpus, CorpusSource, Document, hookimpl
+from pipeline.plugin import Corpus, CorpusSource, Document, all_of, hookimpl
 
 from .documents import document_text
 from .encodings import AUTO, declared, detected
-from .finding import all_of, find, matching, may_find
-from .reading import ARCHIVES, BLOCK, DOCUMENTS, INCLUDED, PACKAGES, blocks, check, form
-from .records import json_items, json_lines, parquet_rows, table_rows
-from .remote import MANIFEST, check_url, fetched, list_objects, located, outlined, read_manifest, write_manifest
+from .fetching import fetched, located, outlined, sampled
+from .finding import find, matching, may_find
+from .ranges import after, after_word, cuts, is_divisible, overlaps_itself
+from .reading import (
+    ARCHIVES,
+    BLOCK,
+    DOCUMENTS,
+    INCLUDED,
+    PACKAGES,
+    WHOLE,
+    Span,
+    blocks,
+    check,
+    form,
+    is_compressed,
+)
+from .records import footer_start, group_cuts, json_items, json_lines, parquet_rows, row_groups, table_rows
+from .remote import MANIFEST, check_url, list_objects, read_manifest, write_manifest
 from .text import Counts, TextReader, check_encoding, separated
 
-_SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LOOK_AT_MOST = 1 << 30
 """After an error, at most this many characters are read to find more errors."""
 _CONVERTED = 1 << 22
@@ -44,9 +58,6 @@ class Files(Corpus):
 
     name: ClassVar[str] = "files"
 
-    url: str = ""
-    """Where the texts are, if not in data/raw: a URL of fsspec, such as `s3://bucket/prefix`. `pipeline lock` lists
-    them in data/remote.jsonl."""
     include: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = tuple(f"**/*{end}" for end in INCLUDED)
     """The files to read below data/raw, as globs (`*.txt` also matches .txt.gz and .txt.zst), names or folders.
     `**` matches .txt, .md, .jsonl, .parquet, .csv, .tsv, .json, .html, .htm, .xhtml, .epub, .docx and .pdf."""
@@ -70,6 +81,10 @@ class Files(Corpus):
     """For bytes that cannot be decoded: `strict` stops with an error, `replace` replaces them by U+FFFD."""
     newlines: Literal["keep", "lf"] = "keep"
     """`keep` keeps line ends; `lf` replaces CRLF and CR by LF."""
+
+    url: str = ""
+    """Where the texts are, if not in data/raw: a URL of fsspec, such as `s3://bucket/prefix`. `pipeline lock` lists
+    them in data/remote.jsonl."""
 
     @field_validator("url")
     @classmethod
@@ -104,7 +119,7 @@ class Files(Corpus):
         return self
 
     def notes(self, root: Path) -> Iterator[str]:
-        with self._folder(root) as folder:
+        with self._listed(root) as (folder, _):
             found = find(folder, self.include) if folder.is_dir() else None
         if found and found.left_out:
             yield f"files left out: {found.told()}"
@@ -149,26 +164,76 @@ class Files(Corpus):
                 print(f"note: files: {line}")
 
     def sources(self, root: Path) -> Iterator[CorpusSource]:
-        if not self.url:
-            for path in self._paths(root):
-                yield CorpusSource.of_file(path, root)
-            return
-        objects = read_manifest(root.parent / MANIFEST, self.url)
-        with outlined(self.url, objects) as folder:
-            names = [path.relative_to(folder).as_posix() for path in self._paths(folder)]
-        yield from map(objects.__getitem__, names)
+        with self._listed(root) as (folder, objects):
+            for path in self._paths(folder):
+                known = objects.get(path.relative_to(folder).as_posix())
+                yield known or CorpusSource.of_file(path, folder)
 
     def read(self, root: Path, source: CorpusSource) -> Generator[Document, None, dict[str, Any]]:
+        if source.version:
+            with fetched(self.url, source) as (folder, local):
+                return (yield from located(self.read(folder, local), folder, self.url))
         counts = Counts()
-        if not self.url:
-            yield from self._documents(root, Path(source.path), counts)
-            return asdict(counts)
-        with fetched(self.url, source) as (folder, path):
-            faults = partial(located, folder, self.url)
-            for document in _telling(self._documents(folder, path, counts), faults):
-                text = document.text
-                yield replace(document, text=text if isinstance(text, str) else _Blocks(text, faults))
+        yield from self._documents(root, Path(source.path), counts, _span(source))
         return asdict(counts)
+
+    def divide(self, root: Path, source: CorpusSource, size: int) -> Iterator[CorpusSource]:
+        if source.version:
+            with sampled(self.url, source, size) as (folder, local, size):
+                for part in self.divide(folder, local, size):
+                    yield replace(part, path=source.path, version=source.version)
+            return
+        path = Path(source.path)
+        starts = [0, *self._cuts(root, path, size)]
+        continues = form(path) not in _RECORDS and not self.separator
+        for start, end in zip(starts, [*starts[1:], source.size], strict=True):
+            if len(starts) > 1:
+                name, goes_on = f"{source.name}@{start}", continues and end < source.size
+                yield replace(source, name=name, start=start, end=end, continues=goes_on)
+            else:
+                yield source
+
+    def count_records(self, root: Path, source: CorpusSource) -> int:
+        if source.version:
+            with fetched(self.url, source) as (folder, local):
+                return self.count_records(folder, local)
+        path, span = Path(source.path), _span(source)
+        if form(path) == ".jsonl":
+            return sum(block.count(b"\n") for block in blocks(path, span))
+        if form(path) == ".parquet":
+            return sum(rows for start, rows in row_groups(path) if span.contains(start))
+        if not self.separator:
+            return 0
+        reader = self._reader(self._encoding(root, path, Counts()), Counts(), span)
+        return sum(1 for _ in separated(reader.text(path), self.separator))
+
+    def digest(self, root: Path, source: CorpusSource) -> str:
+        if source.version:
+            return f"{source.version}, bytes {source.start} to {source.end} of {source.size}"
+        digest = super().digest(root, source)
+        path = Path(source.path)
+        if form(path) == ".parquet" and source.end < source.size:  # the footer describes the row groups
+            digest += super().digest(root, replace(source, start=footer_start(path), end=source.size))
+        return digest
+
+    def _cuts(self, root: Path, path: Path, size: int) -> Iterable[int]:
+        """Where a file can be cut into ranges of about `size` bytes."""
+        kind = form(path)
+        if path.stat().st_size < 2 * size or is_compressed(path):
+            return ()
+        if kind == ".parquet":
+            return group_cuts(path, size)
+        _, encoding = self._chosen_encoding(root, path)
+        if encoding == AUTO or not is_divisible(encoding):
+            return ()
+        if kind == ".jsonl":
+            return cuts(path, size, after(b"\n"))
+        if kind in (*_RECORDS, *PACKAGES) or overlaps_itself(self.separator):
+            return ()
+        if not self.separator:
+            return cuts(path, size, after_word(encoding))
+        mark = self.separator.encode(encoding, "ignore")
+        return cuts(path, size, after(mark)) if mark.decode(encoding) == self.separator else ()
 
     def end_notes(self, reports: Iterable[dict[str, Any]]) -> Iterator[str]:
         total = Counts()
@@ -209,42 +274,42 @@ class Files(Corpus):
             yield from self._reader(encoding, Counts()).translated(iter(partial(copy.read, BLOCK), b""), name)
 
     @contextmanager
-    def _folder(self, root: Path) -> Iterator[Path]:
-        """data/raw, or a folder with empty files in the place of the texts below `url`."""
+    def _listed(self, root: Path) -> Iterator[tuple[Path, dict[str, CorpusSource]]]:
+        """data/raw; or a folder with empty files for the texts below `url`, and these by name."""
         if not self.url:
-            yield root
+            yield root, {}
             return
-        with outlined(self.url, read_manifest(root.parent / MANIFEST, self.url)) as folder:
-            yield folder
+        objects = read_manifest(root.parent / MANIFEST, self.url)
+        with outlined(self.url, objects.values()) as folder:
+            yield folder, objects
 
-    def _reader(self, encoding: str, counts: Counts) -> TextReader:
-        return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip")
+    def _reader(self, encoding: str, counts: Counts, span: Span = WHOLE) -> TextReader:
+        return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip", span)
 
-    def _documents(self, root: Path, path: Path, counts: Counts) -> Iterator[Document]:
-        """The documents of one file."""
+    def _documents(self, root: Path, path: Path, counts: Counts, span: Span = WHOLE) -> Iterator[Document]:
+        """The documents of one file, or of a part of it."""
         relative = path.relative_to(root)
-        name, side, kind = relative.as_posix(), _side(relative), form(path)
-        reader = self._reader(self._encoding(root, path, counts), counts)
+        name, split, kind = relative.as_posix(), _split(relative), form(path)
+        reader = self._reader(self._encoding(root, path, counts), counts, span)
         if kind in _RECORDS:
             pattern = matching(path, root, list(self.text_fields))
             text_field = self.text_fields[pattern] if pattern else self.text_field
             records: Iterable[tuple[int, str | Iterator[str]]] = _RECORDS[kind](path, text_field, reader)
         elif kind in PACKAGES:
-            yield Document(name, _Whole(partial(document_text, path, reader, counts)), side)
+            yield Document(name, _Whole(partial(document_text, path, reader, counts)), split)
             return
         elif self.separator:
-            records = enumerate(separated(reader.text(path), self.separator), start=1)
+            records = enumerate(separated(reader.text(path), self.separator), start=span.first_record + 1)
         else:
-            yield Document(name, _Whole(partial(reader.text, path)), side)
+            yield Document(name, _Whole(partial(reader.text, path)), split)
             return
         for number, text in records:
-            yield Document(f"{name}#{number}", text, side)
+            yield Document(f"{name}#{number}", text, split)
 
     def _encoding(self, root: Path, path: Path, counts: Counts) -> str:
         """The encoding of a file: by pattern, else as declared in an HTML page, else that of all files."""
         inside = path.is_relative_to(root)
-        pattern = matching(path, root, list(self.encodings)) if inside else None
-        encoding = self.encodings[pattern] if pattern else self.encoding
+        pattern, encoding = self._chosen_encoding(root, path)
         if form(path) in ARCHIVES:
             return encoding  # they say their own
         if not pattern and form(path) in _HTML and (own := declared(next(blocks(path), b""))):
@@ -254,6 +319,12 @@ class Files(Corpus):
             name = path.relative_to(root).as_posix() if inside else path.name
             counts.detect(encoding, name, blocks(path), inside)
         return encoding
+
+    def _chosen_encoding(self, root: Path, path: Path) -> tuple[str | None, str]:
+        """The first pattern of `encodings` that matches, and the encoding that the options choose."""
+        inside = path.is_relative_to(root)
+        pattern = matching(path, root, list(self.encodings)) if inside else None
+        return pattern, self.encodings[pattern] if pattern else self.encoding
 
     def _paths(self, root: Path) -> list[Path]:
         found = find(root, self.include)
@@ -286,6 +357,11 @@ class Files(Corpus):
             except (OSError, ValueError) as error:
                 faults.append(error)
         return all_of(faults, root, paths)
+
+
+def _span(source: CorpusSource) -> Span:
+    whole = source.bytes == source.size
+    return WHOLE if whole else Span(source.start, source.end, source.first_record)
 
 
 def _note(counts: Counts) -> None:
@@ -322,11 +398,11 @@ class _Whole:
         return self._read()
 
 
-def _side(path: PurePath) -> str | None:
+def _split(path: PurePath) -> str | None:
     """The split given by the outermost folder with the name of a split, or by the file's name; else None."""
     stem = _SHARD.sub("", path.name.partition(".")[0])
-    sides = (_SIDES.get(name.lower()) for name in (*path.parts[:-1], stem))
-    return next((side for side in sides if side), None)
+    splits = (_SPLITS.get(name.lower()) for name in (*path.parts[:-1], stem))
+    return next((split for split in splits if split), None)
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 import codecs
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -27,10 +28,30 @@ _KNOWN = ["ascii", "utf_8"]
 """Encodings that are excluded for a text that is not UTF-8."""
 _SAMPLE = 1 << 16
 _CONTEXT = 1000
-_WESTERN = frozenset("àâäáãåæçéèêëíìîïñóòôöõøœúùûüßÀÂÄÁÃÅÆÇÉÈÊËÍÌÎÏÑÓÒÔÖÕØŒÚÙÛÜ“”„‘’–—…«»·¿¡§°€£\xa0")
-"""The characters of Western European texts that cp1252 has beyond ASCII. Not among them are rarer ones whose bytes
-are frequent letters in encodings of other alphabets: ¹ ³ (Polish), š ž ý (Czech), ð þ ý (Turkish)."""
-_ARE_WESTERN = 0.95
+_PUNCTUATION = frozenset("“”„‘’‚–—…«»‹›·¿¡§°€£©®™•\xa0")
+"""Characters of any Latin text. Others, such as ¹ ³ ± ¶, are letters in other encodings."""
+_WESTERN = (
+    "äöüß", "àâæçéèêëîïôùûüÿœ", "áéíñóúüªº", "àáâãçéêíóôõúüªº", "àèéìíîòóùúªº", "àçèéíïòóúü", "éèëïöü", "åäöé",
+    "åæøéèêóòâôü", "áéíóú", "äöõü",
+)  # fmt: skip
+_ICELANDIC = "áðéíóúýþæö"
+_CENTRAL = ("ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîşţ", "čćđšž")
+_BALTIC = ("ąčęėįšųūž", "āčēģīķļņšūž", "äöõüšž")
+_TURKISH = "çğıöşüâîû" + "İ".lower()
+_LATIN = {
+    "cp1252": (*_WESTERN, _ICELANDIC), "iso8859-15": _WESTERN, "cp1250": _CENTRAL, "iso8859-2": _CENTRAL,
+    "cp1257": _BALTIC, "iso8859-13": _BALTIC, "cp1254": (_TURKISH,),
+}  # fmt: skip
+"""The letters beyond ASCII of languages with Latin letters, by encoding. Of equally good ones the first is taken.
+
+German, French, Spanish, Portuguese, Italian, Catalan, Dutch, Swedish and Finnish, Danish and Norwegian, Irish,
+Estonian; Icelandic; Polish, Czech, Slovak, Hungarian, Romanian, Slovenian and Croatian; Lithuanian, Latvian,
+Estonian; Turkish.
+"""
+_IS_ONE = 0.9
+"""The share of the characters beyond ASCII that must be letters of one language, or of Western European ones."""
+_FEW = 0.02
+"""Fewer characters beyond ASCII than this share do not tell Western European languages from others."""
 _AROUND = 20
 
 
@@ -93,28 +114,42 @@ def _guess(sample: bytes, path: Path | str) -> str:
             f"{path} is no text in a known encoding: if it is text, name its encoding in "
             "tokenize.corpus.files.encodings; if not, convert it to text, or leave it out"
         )
-    best = min((match.chaos, -match.coherence) for match in matches)
-    equal = [match for match in matches if (match.chaos, -match.coherence) == best]
-    # Of equally good candidates, prefer the Western European one, as browsers do: few accents are ambiguous.
-    western = any("cp1252" in match.could_be_from_charset for match in equal)
-    western = western or (_is_latin(str(equal[0])) and _is_western(sample))
-    return "cp1252" if western else str(equal[0].encoding)
+    best = min(matches, key=lambda match: (match.chaos, -match.coherence))
+    return (_latin(sample) if _is_latin(str(best)) else None) or str(best.encoding)
 
 
 def _is_latin(text: str) -> bool:
     """Whether most letters beyond ASCII are Latin."""
-    letters = [character for character in text if not character.isascii() and character.isalpha()]
+    letters = [each for each in text if not each.isascii() and unicodedata.category(each) in ("Lu", "Ll", "Lo")]
     latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
     return 2 * latin >= len(letters)
 
 
-def _is_western(sample: bytes) -> bool:
-    """Whether the bytes are valid cp1252, and nearly all characters beyond ASCII then Western European."""
-    try:
-        characters = [character for character in sample.decode("cp1252") if not character.isascii()]
-    except UnicodeDecodeError:
-        return False
-    return sum(character in _WESTERN for character in characters) >= _ARE_WESTERN * len(characters)
+def _latin(sample: bytes) -> str | None:
+    """The encoding in which the characters beyond ASCII are the letters of one language.
+
+    It is cp1252 if they are those of several Western European languages, or may be and are few; None if no encoding
+    fits.
+    """
+    western = _share(sample, "cp1252", "".join(_WESTERN)) >= _IS_ONE
+    if western and sum(byte > 127 for byte in sample) < _FEW * len(sample):
+        return "cp1252"
+    shares = {
+        encoding: max(round(_share(sample, encoding, letters), 2) for letters in languages)
+        for encoding, languages in _LATIN.items()
+    }
+    best = max(shares, key=lambda encoding: shares[encoding])
+    if shares[best] >= _IS_ONE:
+        return best
+    return "cp1252" if western else None
+
+
+def _share(sample: bytes, encoding: str, letters: str) -> float:
+    """The share of the characters beyond ASCII that are these letters or punctuation, if the bytes are in the
+    encoding."""
+    found = Counter(sample.decode(encoding, "replace").lower())
+    beyond = {character: count for character, count in found.items() if not character.isascii()}
+    return sum(beyond[each] for each in _PUNCTUATION.union(letters) & beyond.keys()) / max(sum(beyond.values()), 1)
 
 
 def snippet(data: Iterable[bytes], encoding: str) -> str:

@@ -2,8 +2,10 @@
 
 import gzip
 import importlib
+import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +34,27 @@ ARCHIVES = (".parquet", ".pdf", ".docx", ".epub")
 _ZSTD_BLOCK = 1 << 11
 _ZSTD_WINDOW = 31
 """The largest window of zstd, as a power of two. Such a file needs up to 2 GiB of memory."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of a file to read.
+
+    Attributes:
+        start, end: The range of bytes; None: to the end of the file.
+        first_record: The number of records before it.
+    """
+
+    start: int = 0
+    end: int | None = None
+    first_record: int = 0
+
+    def contains(self, offset: int) -> bool:
+        """Whether a byte belongs to it."""
+        return self.start <= offset and (self.end is None or offset < self.end)
+
+
+WHOLE = Span()
 
 
 def form(path: Path) -> str:
@@ -65,8 +88,8 @@ def check(path: Path) -> None:
         _zstd(path)
 
 
-def blocks(path: Path) -> Iterator[bytes]:
-    """Yields the bytes of a file in blocks, decompressed if the name ends in .gz or .zst.
+def blocks(path: Path, span: Span = WHOLE) -> Iterator[bytes]:
+    """Yields the bytes of a file, or a part of it, in blocks; decompressed if the name ends in .gz or .zst.
 
     Raises:
         OSError: the file cannot be read.
@@ -83,7 +106,11 @@ def blocks(path: Path) -> Iterator[bytes]:
             raise damaged(path, "gzip", error) from None
     else:
         with path.open("rb") as file:
-            yield from _read(file, BLOCK)
+            file.seek(span.start)
+            left = sys.maxsize if span.end is None else span.end - span.start
+            while block := file.read(min(BLOCK, left)):
+                left -= len(block)
+                yield block
 
 
 def needed(path: Path, module: str, extra: str) -> ModuleType:

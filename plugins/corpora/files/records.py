@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
+from io import SEEK_END
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ _LONGEST_LINE = 1 << 26
 
 
 def _lines(path: Path, reader: TextReader) -> Iterator[str]:
-    texts = reader.decoded(blocks(path), path)
+    texts = reader.decoded(blocks(path, reader.span), path)
     try:
-        yield from lines(texts, _LONGEST_LINE)
+        yield from lines(texts, _LONGEST_LINE, reader.span.first_record)
     except LongLineError as error:
         raise ValueError(
             f"{path} {error}: put each record on a line of its own, or long texts into .txt files"
@@ -37,7 +38,7 @@ def json_lines(path: Path, field: str, reader: TextReader) -> Iterator[tuple[int
     Raises:
         ValueError: a line is not a JSON object with a text in `field`; the message names the file and the line.
     """
-    for number, line in enumerate(_lines(path, reader), start=1):
+    for number, line in enumerate(_lines(path, reader), start=reader.span.first_record + 1):
         if not line.strip():
             continue
         place = f"{path} line {number}"
@@ -164,11 +165,13 @@ def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[
         try:
             file = parquet.ParquetFile(opened, buffer_size=BLOCK, page_checksum_verification=True)
             names = _check_column(path, file.schema_arrow, column)
-            batches = file.iter_batches(_ROWS, columns=[column], use_threads=False)
+            groups = [group for group, start in enumerate(_group_starts(file)) if reader.span.contains(start)]
+            batches = file.iter_batches(_ROWS, columns=[column], row_groups=groups, use_threads=False)
             columns = (_nested(batch.column(names[0]), names[1:]) for batch in batches)
             # Read as bytes, because the strings may be invalid UTF-8.
             arrays = (each.cast(arrow.large_string()).cast(arrow.large_binary()) for each in columns)
-            for number, data in enumerate(chain.from_iterable(array.to_pylist() for array in arrays), start=1):
+            every = chain.from_iterable(array.to_pylist() for array in arrays)
+            for number, data in enumerate(every, start=reader.span.first_record + 1):
                 place = f"{path} row {number}"
                 if data is None:
                     reader.skip_null(f"{place}: the column {column!r} holds null, not a text")
@@ -178,6 +181,46 @@ def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise damaged(path, "parquet", error) from None
+
+
+def row_groups(path: Path) -> list[tuple[int, int]]:
+    """The offset and the number of rows of each row group of a .parquet file; none if it cannot be read."""
+    parquet = needed(path, "pyarrow.parquet", "parquet")
+    import pyarrow as arrow
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            rows = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+            return list(zip(_group_starts(file), rows, strict=True))
+    except (arrow.ArrowException, OSError, ValueError):
+        return []
+
+
+def group_cuts(path: Path, size: int) -> Iterator[int]:
+    """The offsets of row groups that are at least `size` bytes apart."""
+    starts = [start for start, _ in row_groups(path)]
+    last = 0
+    for start in starts if starts == sorted(starts) else ():
+        if start - last >= size:
+            last = start
+            yield start
+
+
+def footer_start(path: Path) -> int:
+    """Where the description of the row groups begins."""
+    with path.open("rb") as file:
+        end = file.seek(-8, SEEK_END)
+        return max(0, end - int.from_bytes(file.read(4), "little"))
+
+
+def _group_starts(file: Any) -> list[int]:
+    """The offset of the first page of each row group."""
+    starts = []
+    for number in range(file.metadata.num_row_groups):
+        columns = [file.metadata.row_group(number).column(each) for each in range(file.metadata.num_columns)]
+        pages = [(column.dictionary_page_offset, column.data_page_offset) for column in columns]
+        starts.append(min(offset for offset in chain.from_iterable(pages) if offset is not None))
+    return starts
 
 
 def _check_column(path: Path, schema: Any, column: str) -> list[str]:

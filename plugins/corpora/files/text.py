@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from .encodings import AUTO, snippet
-from .reading import BLOCK, blocks
+from .reading import BLOCK, WHOLE, Span, blocks
 
 _COMMON = ("utf-8", "utf-16", "latin-1", "cp1252", "shift_jis", "gb18030", "koi8-r")
 _NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "unicode_escape", "raw-unicode-escape"}
@@ -122,15 +122,19 @@ class TextReader:
         lf: Whether every CRLF and CR becomes LF.
         counts: The statistics to update.
         skip_null: Whether a record whose text is null is skipped.
+        span: The part of each file to read.
     """
 
-    def __init__(self, encoding: str, errors: str, lf: bool, counts: Counts, skip_null: bool = False) -> None:
+    def __init__(
+        self, encoding: str, errors: str, lf: bool, counts: Counts, skip_null: bool = False, span: Span = WHOLE
+    ) -> None:
         self._encoding, self._errors, self._lf = encoding, errors, lf
         self._counts, self._skip_null = counts, skip_null
+        self.span = span
 
     def text(self, path: Path) -> Iterator[str]:
         """Yields the text of a file in blocks."""
-        return self.translated(blocks(path), path)
+        return self.translated(blocks(path, self.span), path)
 
     def translated(self, data: Iterable[bytes], path: Path | str) -> Iterator[str]:
         """Decodes bytes to text in blocks, with line ends converted if requested."""
@@ -163,8 +167,8 @@ class TextReader:
         """
         codec = codecs.getincrementaldecoder(self._encoding)
         decoder, sound = codec(self._errors), codec("ignore")
-        mark = codecs.lookup(self._encoding).name not in _READ_THEIR_BOM
-        offset = 0
+        offset = self.span.start
+        mark = not offset and codecs.lookup(self._encoding).name not in _READ_THEIR_BOM
         for block in chain(data, [b""]):
             final = not block
             try:
@@ -251,11 +255,11 @@ class LongLineError(ValueError):
     """A line is too long."""
 
 
-def lines(texts: Iterable[str], longest: int) -> Iterator[str]:
+def lines(texts: Iterable[str], longest: int, before: int = 0) -> Iterator[str]:
     """Yields the lines of a text in blocks, without line feeds.
 
     Raises:
-        LongLineError: a line has more than `longest` characters; the message has its number.
+        LongLineError: a line has more than `longest` characters; the message has its number, `before` lines added.
     """
     for number, pieces in groupby(cut(texts, "\n"), key=itemgetter(0)):
         line, length = [], 0
@@ -263,7 +267,7 @@ def lines(texts: Iterable[str], longest: int) -> Iterator[str]:
             line.append(piece)
             length += len(piece)
             if length > longest:
-                raise LongLineError(f"line {number} has over {longest:,} characters")
+                raise LongLineError(f"line {before + number} has over {longest:,} characters")
         yield "".join(line)
 
 

@@ -1,4 +1,4 @@
-"""The processes that train one model together. Here a single process; several are in `distributed/ranks.py`."""
+"""The processes that run one stage together. Here a single process; several are in `process_group.py`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ class Ranks:
     def on_all_ranks(self, work: Callable[[], T]) -> T:
         """Calls `work` on every rank; if it fails on any, all ranks raise the error of the lowest failed rank."""
         return work()
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks in their order, on rank 0; an empty list on the others. Values are pickled."""
+        return [value]
 
     def background(self) -> Ranks:
         """The same ranks in a separate process group, for the background saver. All ranks must call it."""

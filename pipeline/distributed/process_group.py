@@ -1,4 +1,4 @@
-"""Several processes that train one model: their ranks, their process group, and their collectives."""
+"""Several processes that run one stage: their ranks, their process group, and their collectives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from pipeline.core.console import ignore_output
 from pipeline.core.errors import ParamsError, PipelineError
-from pipeline.train.ranks import Ranks, started_as_rank
+from pipeline.distributed.ranks import Ranks, started_as_rank
 
 T = TypeVar("T")
 
@@ -36,10 +36,15 @@ class DistributedRanks(Ranks):
     """Several processes, connected by torch.distributed. All ranks must call each of these methods.
 
     Attributes:
-        group: The process group; None is the default group, which training uses.
+        group: The process group; None is the default group.
     """
 
     group: dist.ProcessGroup | None = None
+
+    def gather(self, value: T) -> list[T]:
+        values: list[Any] | None = [None] * self.world_size if self.is_rank0 else None
+        dist.gather_object(value, values, group=self.group)
+        return values or []
 
     def background(self) -> DistributedRanks:
         return replace(self, group=dist.new_group(backend="gloo", timeout=_TIMEOUT))
@@ -101,7 +106,7 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks
             local_rank = int(environment["SLURM_LOCALID"])
     except (KeyError, ValueError) as error:
         raise ParamsError(
-            f"the launcher's environment variables are incomplete ({error}): start training with torchrun or srun"
+            f"the launcher's environment variables are incomplete ({error}): start the stage with torchrun or srun"
         ) from None
     return DistributedRanks(rank, world_size, local_rank) if world_size > 1 else Ranks()
 

@@ -1,4 +1,4 @@
-"""Training in several processes: joins the ranks that a launcher started, or starts them on this machine.
+"""A stage in several processes: joins the ranks that a launcher started, or starts them on this machine.
 
 torchrun is not used to start them: it restarts after errors that recur, reports errors as tables and tracebacks,
 and leaves its signal handlers installed.
@@ -22,44 +22,51 @@ from typing import TYPE_CHECKING
 from pipeline.core.console import say
 from pipeline.core.errors import Interrupted, PipelineError
 from pipeline.core.files import write_json
+from pipeline.distributed.interrupt import LAUNCHER, StopSignal
+from pipeline.distributed.process_group import TCPStore, process_group, ranks_from_environment
+from pipeline.distributed.ranks import Ranks
 from pipeline.model.device import choose_device
-from pipeline.train.distributed.ranks import TCPStore, process_group, ranks_from_environment
-from pipeline.train.interrupt import LAUNCHER, StopSignal
-from pipeline.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun sets it, too, and prints its content
-_STOPPED = "training stopped; run it again to resume"
 _SECONDS_TO_LEAVE = 300
 _SECONDS_BETWEEN_LOOKS = 0.1
 _CRASHES = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 
 
-def run_on_ranks(train: Callable[[Ranks], None], params: Params, processes: int) -> None:
-    """Calls `train` if a launcher started this process as a rank; otherwise starts `processes` ranks.
+Work = Callable[[Ranks], Callable[[], None] | None]
+"""A stage's work on one rank. It may return what is left to do for this rank alone, without the others."""
 
-    Each rank runs this command with the same params. If one fails, the others are terminated. After a crash, all
-    restart from the last training checkpoint, at most `runtime.restarts` times.
+
+def run_on_ranks(stage: str, work: Work, params: Params, processes: int, resumes: bool = False) -> None:
+    """Calls `work` if a launcher started this process as a rank; otherwise starts `processes` ranks.
+
+    Each rank runs the command `stage` with the same params. If one fails, the others are terminated. If the stage
+    `resumes`, all restart after a crash from the last training checkpoint, at most `runtime.restarts` times.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM; the ranks have saved and exited.
+        Interrupted: on SIGINT or SIGTERM; the ranks have exited, after saving if the stage resumes.
         PipelineError: a rank failed; the message is the rank's own.
     """
     ranks = ranks_from_environment()
     if ranks is not None:
-        with _errors_reported(), process_group(ranks, choose_device(params.runtime.device).type == "cuda"):
-            train(ranks)
+        with _errors_reported():
+            with process_group(ranks, choose_device(params.runtime.device).type == "cuda"):
+                left = work(ranks)
+            if left is not None:
+                left()
         return
-    restarts = params.runtime.restarts
+    restarts = params.runtime.restarts if resumes else 0
+    again = "run it again to resume" if resumes else "run it again"
     for attempt in range(restarts + 1):
         try:
-            _run_once(params, processes)
+            _run_once(stage, params, processes, again)
             return
         except _CrashError as crash:
             if attempt == restarts:
-                raise PipelineError(f"{crash}: run it again to resume") from None
+                raise PipelineError(f"{crash}: {again}") from None
             say(f"{crash}: restarting from the last training checkpoint ({attempt + 1} of {restarts})")
 
 
@@ -81,7 +88,7 @@ class _CrashError(PipelineError):
     """A signal killed a rank; a restart may succeed."""
 
 
-def _run_once(params: Params, processes: int) -> None:
+def _run_once(stage: str, params: Params, processes: int, again: str) -> None:
     """Runs the ranks once, until all have exited. Raises as `run_on_ranks` does, or _CrashError."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # their rendezvous
     stop = _ForwardSignals()
@@ -92,7 +99,7 @@ def _run_once(params: Params, processes: int) -> None:
         with stop.caught():
             try:
                 for rank in range(processes):
-                    workers.append(_start(rank, processes, folder, store.port))
+                    workers.append(_start(stage, rank, processes, folder, store.port))
                 while True:
                     codes = [worker.poll() for worker in workers]
                     if any(codes) or None not in codes or stop.number is not None:
@@ -101,13 +108,15 @@ def _run_once(params: Params, processes: int) -> None:
             finally:
                 _end(workers, stop.received or signal.SIGTERM)
         if stop.received is not None:
-            raise Interrupted(stop.received, _STOPPED)
+            raise Interrupted(stop.received, f"{stage} stopped; {again}")
         for rank, code in enumerate(codes):
             if code:
+                if code - 128 in (signal.SIGINT, signal.SIGTERM):
+                    raise Interrupted(code - 128, f"{stage} stopped; {again}")
                 _raise_failure(rank, code, folder / f"error-{rank}.json")
 
 
-def _start(rank: int, processes: int, folder: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(stage: str, rank: int, processes: int, folder: Path, port: int) -> subprocess.Popen[bytes]:
     environment = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -120,7 +129,7 @@ def _start(rank: int, processes: int, folder: Path, port: int) -> subprocess.Pop
         LAUNCHER: str(os.getpid()),
         _ERROR_FILE: str(folder / f"error-{rank}.json"),
     }
-    command = (sys.executable, "-m", "pipeline", "train", "--params", str(folder / "params.yaml"))
+    command = (sys.executable, "-m", "pipeline", stage, "--params", str(folder / "params.yaml"))
     # In a new session: a terminal's Ctrl-C reaches only the launcher, which forwards it.
     return subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
 
@@ -140,8 +149,6 @@ def _end(workers: list[subprocess.Popen[bytes]], number: int) -> None:
 
 def _raise_failure(rank: int, code: int, error_file: Path) -> None:
     """Raises the error of a failed process, from its exit code and its error file."""
-    if code - 128 in (signal.SIGINT, signal.SIGTERM):
-        raise Interrupted(code - 128, _STOPPED)
     if code < 0:
         kind = _CrashError if -code in _CRASHES else PipelineError
         raise kind(f"rank {rank} was killed by {signal.Signals(-code).name}")

@@ -13,7 +13,7 @@ import psutil
 
 from pipeline.core.console import say
 from pipeline.core.errors import StopRequested as StopRequested
-from pipeline.train.ranks import Ranks
+from pipeline.distributed.ranks import Ranks
 
 LAUNCHER = "PIPELINE_LAUNCHER"
 """The environment variable with the id of the launcher that started this process as one of several ranks."""

@@ -1,0 +1,75 @@
+"""A record of the large folders that match their manifests, so that they are hashed once: .resume/verified.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.core.errors import DataError
+from pipeline.core.files import MANIFEST, manifest_entries, read_json, sha256, write_json
+from pipeline.core.paths import Paths
+
+SMALLEST = 64 << 20
+"""The size in bytes from which a folder is recorded; a smaller one is hashed in a moment."""
+_MOST = 1000
+"""The number of folders in the record."""
+
+
+def verified_files(folder: Path) -> frozenset[str]:
+    """The names of the files in `folder` if they are the ones of the last check, by their inodes, sizes and times.
+
+    A file that was changed in place or replaced has another time or inode. The record holds a hash of the manifest
+    with those of its files.
+    """
+    with suppress(OSError):
+        if _size(folder) >= SMALLEST:
+            manifest, files = _state(folder)
+            if _read().get(manifest) == files:
+                return frozenset(_files(folder))
+    return frozenset()
+
+
+def record_verified(folder: Path) -> None:
+    """Records that the files in `folder` match its manifest. Processes may do so at the same time: the record is
+    replaced as a whole, and an entry that is lost costs a check."""
+    with suppress(OSError):
+        if _size(folder) >= SMALLEST:
+            manifest, files = _state(folder)
+            record = {key: value for key, value in _read().items() if key != manifest} | {manifest: files}
+            write_json(_path(), dict(list(record.items())[-_MOST:]))
+
+
+def _path() -> Path:
+    return Paths(Path.cwd()).resume / "verified.json"
+
+
+def _read() -> dict[str, str]:
+    try:
+        record = read_json(_path(), "")
+    except DataError:  # missing or damaged
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of a folder by name, and those that its manifest lists in another folder."""
+    files = {path.name: path for path in folder.iterdir()}
+    with suppress(DataError):  # a damaged manifest is an error of the check
+        entries = manifest_entries(folder, "").items()
+        files |= {name: entry.located(folder, name) for name, entry in entries if entry.path}
+    return files
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _files(folder).values())
+
+
+def _state(folder: Path) -> tuple[str, str]:
+    """The hash of a folder's manifest, and one of the inodes, sizes and times of its files."""
+    files = []
+    for name, path in sorted(_files(folder).items()):
+        stat = path.stat()
+        files.append((name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return sha256(folder / MANIFEST), hashlib.sha256(json.dumps(files).encode()).hexdigest()
