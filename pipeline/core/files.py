@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,14 @@ def read_json(path: Path, fix: str) -> Any:
     return read_values(path, object, fix)
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+def sha256(path: Path, read: Callable[[int], object] = lambda size: None) -> str:
+    """The sha256 of a file, in hexadecimal; `read` is told the bytes that were read, for a progress line."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+            read(len(block))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -117,19 +121,24 @@ class _Manifest:
     files: dict[str, FileEntry]
 
 
-def write_manifest(folder: Path, known: Mapping[str, FileEntry] | None = None) -> None:
+def write_manifest(
+    folder: Path,
+    known: Mapping[str, FileEntry] | None = None,
+    read: Callable[[int], object] = lambda size: None,
+) -> None:
     """Writes manifest.json with the size and sha256 of every file in `folder`.
 
     Args:
         folder: The folder.
         known: The entries of some files, also of those that are elsewhere (`FileEntry.path`).
+        read: Is told the bytes of each part that is read.
     """
     given = known or {}
     entries = {name: entry for name, entry in given.items() if entry.path}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
-            entries[name] = given.get(name) or FileEntry(path.stat().st_size, sha256(path))
+            entries[name] = given.get(name) or FileEntry(path.stat().st_size, sha256(path, read))
     values = {
         name: {key: value for key, value in asdict(entry).items() if value != ""}
         for name, entry in sorted(entries.items())
@@ -146,8 +155,23 @@ def manifest_entries(folder: Path, fix: str) -> dict[str, FileEntry]:
     return read_values(folder / MANIFEST, _Manifest, fix).files
 
 
-def verify_manifest(folder: Path, fix: str, unread: Container[str] = (), hashes: bool = True) -> frozenset[str]:
-    """Checks all files of `folder` against its manifest; of the files `unread`, or without `hashes`, only the size.
+def located_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder by name, and those that its manifest lists in another folder; none if it is missing."""
+    files = {path.name: path for path in folder.glob("*")}
+    with suppress(DataError):  # a damaged manifest is an error of the check
+        entries = manifest_entries(folder, "").items()
+        files |= {name: entry.located(folder, name) for name, entry in entries if entry.path}
+    return files
+
+
+def verify_manifest(
+    folder: Path,
+    fix: str,
+    unread: Container[str] = (),
+    read: Callable[[int], object] = lambda size: None,
+) -> frozenset[str]:
+    """Checks all files of `folder` against its manifest; of the files `unread` only the size. `read` is told the
+    bytes of each part that is read.
 
     Returns:
         The names of all files.
@@ -166,7 +190,7 @@ def verify_manifest(folder: Path, fix: str, unread: Container[str] = (), hashes:
             raise DataError(f"{path} is missing: {remedy}")
         if path.stat().st_size != entry.bytes:
             raise DataError(f"{path} has {path.stat().st_size:,} bytes instead of {entry.bytes:,}: {remedy}")
-        if hashes and name not in unread and sha256(path) != entry.sha256:
+        if name not in unread and sha256(path, read) != entry.sha256:
             raise DataError(f"{path} is damaged (wrong sha256): {remedy}")
     return frozenset(entries)
 

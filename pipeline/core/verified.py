@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.core.console import Progress
 from pipeline.core.errors import DataError
-from pipeline.core.files import MANIFEST, manifest_entries, read_json, sha256, write_json
+from pipeline.core.files import MANIFEST, located_files, read_json, sha256, write_json
 from pipeline.core.paths import Paths
 
 SMALLEST = 64 << 20
@@ -27,7 +29,7 @@ def verified_files(folder: Path) -> frozenset[str]:
         if _size(folder) >= SMALLEST:
             manifest, files = _state(folder)
             if _read().get(manifest) == files:
-                return frozenset(_files(folder))
+                return frozenset(located_files(folder))
     return frozenset()
 
 
@@ -39,6 +41,16 @@ def record_verified(folder: Path) -> None:
             manifest, files = _state(folder)
             record = {key: value for key, value in _read().items() if key != manifest} | {manifest: files}
             write_json(_path(), dict(list(record.items())[-_MOST:]))
+
+
+@contextmanager
+def hashing(size: int) -> Iterator[Callable[[int], object]]:
+    """Shows the progress of hashing `size` bytes, if they are many; yields what is told the bytes of each part."""
+    if size < SMALLEST:
+        yield lambda read: None
+        return
+    with Progress("hashing", "byte", size) as progress:
+        yield progress.update
 
 
 def _path() -> Path:
@@ -53,23 +65,14 @@ def _read() -> dict[str, str]:
     return record if isinstance(record, dict) else {}
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """The files of a folder by name, and those that its manifest lists in another folder."""
-    files = {path.name: path for path in folder.iterdir()}
-    with suppress(DataError):  # a damaged manifest is an error of the check
-        entries = manifest_entries(folder, "").items()
-        files |= {name: entry.located(folder, name) for name, entry in entries if entry.path}
-    return files
-
-
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in _files(folder).values())
+    return sum(path.stat().st_size for path in located_files(folder).values())
 
 
 def _state(folder: Path) -> tuple[str, str]:
     """The hash of a folder's manifest, and one of the inodes, sizes and times of its files."""
     files = []
-    for name, path in sorted(_files(folder).items()):
+    for name, path in sorted(located_files(folder).items()):
         stat = path.stat()
         files.append((name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
     return sha256(folder / MANIFEST), hashlib.sha256(json.dumps(files).encode()).hexdigest()

@@ -18,6 +18,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.files import (
     MANIFEST,
     FileEntry,
+    located_files,
     manifest_entries,
     read_json,
     verify_manifest,
@@ -25,7 +26,7 @@ from pipeline.core.files import (
     write_manifest,
 )
 from pipeline.core.values import OPEN, NonNegativeInt, PositiveInt, read_values
-from pipeline.core.verified import record_verified, verified_files
+from pipeline.core.verified import hashing, record_verified, verified_files
 from pipeline.data.documents import DocumentIndex
 from pipeline.data.index import IndexEntry, IndexWriter
 from pipeline.data.joined import AnyIds, Ids, JoinedIds, check_ids, parts
@@ -35,6 +36,8 @@ from pipeline.data.tokenizer import Tokenizer
 Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 _BLOCK = 1 << 18
+_MOST_WAITING = 1 << 12
+"""The number of arrays that wait to be written; a small array needs some 100 bytes more than its ids."""
 
 TOKENIZER = "tokenizer.json"
 META = "meta.json"
@@ -69,7 +72,7 @@ class TokenWriter(AbstractContextManager["TokenWriter"]):
         self._waiting.append(ids)
         self.tokens += len(ids)
         self._waiting_tokens += len(ids)
-        if self._waiting_tokens >= _BLOCK:
+        if self._waiting_tokens >= _BLOCK or len(self._waiting) >= _MOST_WAITING:
             self._flush()
 
     def _flush(self) -> None:
@@ -156,7 +159,9 @@ def finish_folder(
             "params": params,
         },
     )
-    write_manifest(folder, known)
+    size = sum(path.stat().st_size for path in folder.glob("*") if path.name not in (known or {}))
+    with hashing(size) as read:
+        write_manifest(folder, known, read)
     record_verified(folder)
 
 
@@ -217,11 +222,12 @@ class TokenFolder:
             fix: The end of error messages.
             hashes: False to check only that the files are there and have their sizes.
         """
+        sizes = {name: path.stat().st_size for name, path in located_files(folder).items() if path.is_file()}
+        unread = (verified_files(folder) if sizes else ()) if hashes else sizes.keys()
+        with hashing(sum(size for name, size in sizes.items() if name not in unread)) as read:
+            verify_manifest(folder, fix, unread, read)
         if hashes:
-            verify_manifest(folder, fix, unread=verified_files(folder) if folder.is_dir() else ())
             record_verified(folder)
-        else:
-            verify_manifest(folder, fix, hashes=False)
         self.folder = folder
         self._entries = manifest_entries(folder, fix)
         self._fix = fix

@@ -181,14 +181,6 @@ def _means(row: Callable[[int, int, float], Any], keys: Iterable[int], sums: Sum
     ]
 
 
-def token_counts(ids: AnyIds, vocab_size: int) -> Counts:
-    """The count of each id [V]. The ids are read in chunks, because they may not fit in memory."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for start in range(0, len(ids), _AT_ONCE):
-        counts += np.bincount(ids[start : start + _AT_ONCE], minlength=vocab_size)
-    return counts
-
-
 def sum_of(ids: AnyIds, values: np.ndarray[Any, Any]) -> int:
     """The sum of the values [V] of all ids, read in chunks.
 

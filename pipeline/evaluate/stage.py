@@ -21,6 +21,7 @@ from pipeline.data.batches import evaluation_windows
 from pipeline.data.tokens import TokenFolder
 from pipeline.distributed.placement import cores_per_process, process_count, rank_device
 from pipeline.distributed.ranks import Ranks, started_as_rank
+from pipeline.distributed.splits import open_splits
 from pipeline.evaluate import result_lines
 from pipeline.evaluate.baselines import unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
@@ -99,14 +100,14 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
     if ranks.on_rank0(lambda: republished("evaluate", paths.reports, identity, paths)):
         return None
     use_threads(params.runtime.threads or cores_per_process(ranks))
-    if params.runtime.keep_memory:
-        keep_memory()
     device = rank_device(params.runtime.device, ranks)
     sharded = params.runtime.strategy == "fsdp" and ranks.world_size > 1
+    if params.runtime.keep_memory and not sharded:  # a block's full parameters must be freed after its use
+        keep_memory()
     # Of a sharded model, the whole one is only mapped; rank 0 computes samples, tasks and the report with it.
     place = torch.device("cpu") if sharded else device
     checkpoint = load_checkpoint(paths.checkpoint, evaluate_params.weights, place, registry)
-    splits = TokenFolder(paths.splits, "run `python -m pipeline split`")
+    splits = open_splits(paths.splits, ranks)
     record = read_record(paths.checkpoint)
     check_same_tokenizer(checkpoint, splits)
     _check_same_run(paths)

@@ -71,8 +71,7 @@ class Assignment:
 
     def counts(self) -> list[int]:
         """The number of whole documents in each split."""
-        counts: list[int] = np.bincount(self.places, minlength=len(SPLITS))[: len(SPLITS)].tolist()
-        return counts
+        return [int(np.count_nonzero(self.places == place)) for place in range(len(SPLITS))]
 
     def parts(self, tokens: TokenFolder) -> Iterator[Part]:
         """The documents, and the parts of those that are cut, in order; without the removed ones."""
@@ -121,8 +120,8 @@ def predefined(tokens: TokenFolder) -> Assignment:
         DataError: a document has no split, or train or val is empty; the message has the counts.
     """
     index = tokens.index("tokens")
-    given = np.concatenate([records["split"] for records in index.records()])
-    without, *documents = np.bincount(given, minlength=len(SPLITS) + 1).tolist()
+    given = np.concatenate([records["split"].copy() for records in index.records()])
+    without, *documents = (int(np.count_nonzero(given == split)) for split in range(len(SPLITS) + 1))
     counted = ", ".join(f"{split} {count:,}" for split, count in zip(SPLITS, documents, strict=True))
     found = f"found: {counted} documents"
     if without:

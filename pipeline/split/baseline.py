@@ -10,6 +10,7 @@ from pipeline.data.tokenizer import Tokenizer
 
 _XZ_BYTES = 4 << 20
 """The bytes that xz reads from the end of train, and from each held-out split: it takes a second per MiB."""
+_AT_ONCE = 1 << 16
 
 
 def xz_bits_per_byte(ids: Mapping[str, AnyIds], tokenizer: Tokenizer) -> dict[str, float]:
@@ -36,4 +37,7 @@ def _text(ids: Ids, tokenizer: Tokenizer) -> bytes:
 def _xz(data: bytes) -> int:
     # A dictionary of the text's size finds the same matches as the preset's, for which xz allocates 64 MiB.
     window = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": max(len(data), 4096)}
-    return len(lzma.compress(data, filters=[window]))
+    compressor, size = lzma.LZMACompressor(filters=[window]), 0
+    for start in range(0, len(data), _AT_ONCE):  # in parts, so that Ctrl-C need not wait for the whole
+        size += len(compressor.compress(data[start : start + _AT_ONCE]))
+    return size + len(compressor.flush())

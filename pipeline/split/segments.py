@@ -11,11 +11,11 @@ from pipeline.data.joined import Ids, Segments
 from pipeline.data.segments import SEGMENTS
 from pipeline.data.tokens import Counts, TokenFolder
 
-_AT_ONCE = 1 << 18
+_AT_ONCE, _MOST_WAITING = 1 << 18, 1 << 12
 
 
 class SegmentWriter:
-    """Collects the token ranges of the training split, 16 bytes of memory for each range.
+    """Collects the token ranges of the training split, 32 bytes of memory for each range.
 
     Attributes:
         documents: The number of documents.
@@ -38,9 +38,10 @@ class SegmentWriter:
 
     def write(self, folder: Path) -> Segments:
         """Writes train.segments.npy: see `Segments`."""
-        starts, ends = np.array(self._starts), np.array(self._ends)
-        table = np.zeros((2, len(starts) + 1), np.int64)
-        np.cumsum(ends - starts, out=table[0, 1:])
+        table = np.zeros((2, len(self._starts) + 1), np.int64)
+        starts, ends = (np.frombuffer(each, np.int64) for each in (self._starts, self._ends))
+        np.subtract(ends, starts, out=table[0, 1:])
+        np.cumsum(table[0, 1:], out=table[0, 1:])
         table[1, :-1] = starts
         np.save(folder / SEGMENTS, table)
         return table
@@ -55,7 +56,9 @@ class SegmentWriter:
             for ids in tokens.blocks("tokens", start, end):
                 waiting.append(ids)
                 size += len(ids)
-                if size >= _AT_ONCE:  # one pass over many, because each pass costs O(V)
+                if (
+                    size >= _AT_ONCE or len(waiting) >= _MOST_WAITING
+                ):  # one pass over many, because each pass costs O(V)
                     counts -= np.bincount(np.concatenate(waiting), minlength=len(counts))
                     waiting, size = [], 0
         if waiting:

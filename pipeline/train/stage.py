@@ -8,10 +8,10 @@ from pipeline.core.console import fact, say
 from pipeline.core.errors import CheckpointError, PipelineError, out_of_memory
 from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
-from pipeline.data.tokens import TokenFolder
 from pipeline.distributed.interrupt import StopSignal
 from pipeline.distributed.placement import process_count
 from pipeline.distributed.ranks import Ranks, started_as_rank
+from pipeline.distributed.splits import open_splits
 from pipeline.model.pretrained import Pretrained
 from pipeline.train import memory_check
 from pipeline.train.components import KINDS as KINDS
@@ -59,7 +59,7 @@ def run(params: Params, paths: Paths) -> None:
 
 
 def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
-    splits = _open_splits(paths, ranks)
+    splits = open_splits(paths.splits, ranks)
     paths.metrics.mkdir(parents=True, exist_ok=True)  # fail before training if it cannot be written
     components = Components.load(params, paths.plugins)
     data = TrainingData.read(params, splits, components.batch_sampler)
@@ -116,14 +116,6 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
             raise PipelineError(advice) from None
         if ranks.is_rank0:
             training_run.phase.store.prune()
-
-
-def _open_splits(paths: Paths, ranks: Ranks) -> TokenFolder:
-    """Opens the splits; only the first of several ranks checks the files' hashes."""
-    fix = "run `python -m pipeline split`"
-    if ranks.world_size > 1:
-        ranks.on_rank0(lambda: TokenFolder(paths.splits, fix).names)
-    return TokenFolder(paths.splits, fix, hashes=ranks.world_size == 1)
 
 
 def pretrained(params: Params, architecture: Architecture, tokenizer: Tokenizer, paths: Paths) -> Pretrained | None:

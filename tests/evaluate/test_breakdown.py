@@ -11,6 +11,7 @@ import torch
 from small_config import small_config
 from torch import nn
 
+from pipeline.core.errors import DataError
 from pipeline.data.batches import evaluation_windows
 from pipeline.evaluate.breakdown import (
     MOST_BLOCKS,
@@ -18,7 +19,7 @@ from pipeline.evaluate.breakdown import (
     BreakdownAccumulator,
     UnitScore,
     positions,
-    token_counts,
+    sum_of,
 )
 from pipeline.evaluate.tables import read_units, write_tables
 from pipeline.model.architecture import LanguageModel
@@ -105,10 +106,11 @@ def test_blocks_are_stretches_of_equally_many_bytes_none_shorter_than_a_window()
     assert len(long.breakdown().blocks) == MOST_BLOCKS
 
 
-def test_counts_are_those_of_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = token_counts(IDS, VOCAB)
+def test_sums_are_those_of_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.evaluate.breakdown._AT_ONCE", 7)
-    assert token_counts(IDS, VOCAB).tolist() == whole.tolist() == np.bincount(IDS, minlength=VOCAB).tolist()
+    assert sum_of(IDS, LENGTHS) == LENGTHS[IDS].sum()
+    with pytest.raises(DataError, match="token id 60000"):
+        sum_of(np.append(IDS, 60_000), LENGTHS)
 
 
 def test_the_tables_are_read_back_to_the_bit(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_store_is_hashed_once(large: Project, monkeypatch: pytest.MonkeyPatc
     store, tokens = tokenize(large), large.root / "artifacts" / "tokens"
     monkeypatch.setattr("pipeline.core.verified.SMALLEST", 1)
     TokenFolder(tokens, FIX)
-    monkeypatch.setattr("pipeline.core.files.sha256", lambda path: "not to be read")
+    monkeypatch.setattr("pipeline.core.files.sha256", lambda path, read: "not to be read")
     TokenFolder(tokens, FIX)
     path = sorted(store.rglob("*.bin"))[3]
     path.write_bytes(path.read_bytes())
