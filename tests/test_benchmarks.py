@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from click import ClickException
 from conftest import REPOSITORY
 
-from benchmarks import document, fit, generation, lines, peers, revisions, studies, table, variants
+from benchmarks import corpora, document, fit, generation, lines, peers, revisions, studies, table, variants
 from benchmarks.context import Context
 from benchmarks.goals import GOALS, verdict
 from benchmarks.measure import Measured, Round, Side, SideFailedError, facts_of, ratios, take_turns
@@ -193,6 +194,15 @@ def test_every_goal_is_some_rows() -> None:
     sources = "".join(path.read_text() for path in (REPOSITORY / "benchmarks").glob("*.py") if path.stem != "goals")
     for goal in GOALS:
         assert f'"{goal}"' in sources or goal.startswith(("training against ", "generation against ")), goal
+
+
+def test_the_cost_of_a_command_has_all_its_processes(tmp_path: Path) -> None:
+    inner = "import time\nx = bytearray(50_000_000)\nwhile time.process_time() < 0.4: pass"
+    outer = f"import subprocess, sys; print(subprocess.call([sys.executable, '-c', {inner!r}]))"
+    taken, out = corpora.cost([sys.executable, "-c", outer], tmp_path, 1)
+    assert out == "0\n"
+    assert taken.processor > 0.3
+    assert taken.memory > 50_000_000
 
 
 def test_sides_take_turns_each_in_its_process() -> None:
