@@ -22,6 +22,13 @@ REMOTE = sys.modules["plugins.corpora.files.remote"]
 FETCHING = sys.modules["plugins.corpora.files.fetching"]
 
 
+@pytest.fixture(autouse=True)
+def _temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for temporary files that no other test uses."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of a local S3 server."""
@@ -90,10 +97,9 @@ def bucket(project: Project, s3: Any) -> Project:
 
 def fails(project: Project, *arguments: str) -> str:
     """The line of error of a command, which publishes nothing and leaves no temporary folder."""
-    before = set(Path(tempfile.gettempdir()).glob("pipeline-*"))
     result = project.run(*arguments)
     assert result.code == 1
-    assert set(Path(tempfile.gettempdir()).glob("pipeline-*")) <= before
+    assert not list(Path(tempfile.gettempdir()).glob("pipeline-*"))
     assert not (project.root / "artifacts" / "tokens").exists()
     (line,) = [line for line in result.err.splitlines() if line.startswith("error")]
     assert "pipeline-" not in line
