@@ -451,14 +451,16 @@ def schema() -> None:
 def lock() -> None:
     """Record inputs that DVC cannot see by itself.
 
-    Writes environment.yaml (the installed versions that affect results), and, beside each symbolic link to a folder
-    below data/, a list of the files that it leads to (.NAME.manifest.json).
+    Writes environment.yaml (the installed versions that affect results); beside each symbolic link to a folder
+    below data/, a list of the files that it leads to (.NAME.manifest.json); and, for texts below a URL
+    (tokenize.corpus.files.url), a list of them (data/remote.jsonl).
     """
     from pipeline.commands.versions import deciding_packages
     from pipeline.core.environment import environment_changes, environment_yaml
     from pipeline.core.files import write_atomically
     from pipeline.core.symlinks import record_symlinks
     from pipeline.plugin.registry import Registry
+    from pipeline.tokenize.stage import record_corpus
 
     params, paths = _read(Path("params.yaml"), ())
     installed = Registry.load(None)
@@ -469,6 +471,7 @@ def lock() -> None:
         write_atomically(paths.environment, environment_yaml(packages))
     click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
     _print_lines(record_symlinks(paths.root / "data"))
+    _print_lines(record_corpus(params, paths))
 
 
 @cli.command(short_help="List the training runs with checkpoints.")

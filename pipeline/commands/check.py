@@ -157,7 +157,8 @@ def _check_git(paths: Paths) -> None:
 def _check_texts(params: Params, paths: Paths) -> None:
     """Checks that DVC detects changes of the texts in data/raw; prints a note if it does not track them."""
     check_symlinks(paths.root / "data")
-    texts = paths.raw.is_dir() and not paths.raw.is_symlink() and any(paths.raw.iterdir())
+    remote = params.tokenize.corpus.options.get("files", {}).get("url")
+    texts = not remote and paths.raw.is_dir() and not paths.raw.is_symlink() and any(paths.raw.iterdir())
     if texts and params.tokenize.corpus.name != "python_docs" and not paths.raw.with_suffix(".dvc").is_file():
         say("note: DVC does not track data/raw: run `dvc add data/raw`, or queued runs and clones will lack it")
 

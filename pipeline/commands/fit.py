@@ -27,6 +27,7 @@ from pipeline.model.device import choose_device
 from pipeline.params.presets import write_values
 from pipeline.params.reader import load_params
 from pipeline.split.assignment import split_of
+from pipeline.tokenize.stage import build_corpus
 from pipeline.tokenize.tokenizers import build_tokenizer
 from pipeline.train.components import Components
 
@@ -215,7 +216,12 @@ def _read_text(params: Params, paths: Paths) -> _Text:
     if text.size < _SMALLEST:
         raise DataError(f"the text has {text.size:,} bytes, and fit needs at least {_SMALLEST:,}: add more text")
     if beginning.cut:
-        files = sum(path.stat().st_size for path in paths.raw.rglob("*") if path.is_file())
+        sources = build_corpus(params, paths).sources(paths.raw)
+        if sources is None:
+            sizes = (path.stat().st_size for path in paths.raw.rglob("*") if path.is_file())
+        else:
+            sizes = (source.bytes for source in sources)
+        files = sum(sizes)
         text.share = text.size / max(text.size, files)
         text.size = max(text.size, files)
     return text

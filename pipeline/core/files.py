@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.values import read_values
 
 MANIFEST = "manifest.json"
+_FIX_ELSEWHERE = "run `pipeline tokenize` again, which makes only what is missing"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -95,10 +96,22 @@ def sha256(path: Path, read: Callable[[int], object] = lambda size: None) -> str
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file's size and sha256."""
+    """A file's size and sha256.
+
+    Attributes:
+        path: Where it is if not in the folder of the manifest: absolute, or relative to the project.
+    """
 
     bytes: int
     sha256: str
+    path: str = ""
+
+    def located(self, folder: Path, name: str) -> Path:
+        """The file `name` of a folder two levels below the project, such as artifacts/tokens."""
+        if not self.path:
+            return folder / name
+        # DVC runs some experiments in a copy of the project.
+        return Path(os.environ.get("DVC_ROOT") or folder.resolve().parents[1]) / self.path
 
 
 @dataclass(frozen=True)
@@ -113,14 +126,24 @@ def write_manifest(
     known: Mapping[str, FileEntry] | None = None,
     read: Callable[[int], object] = lambda size: None,
 ) -> None:
-    """Writes manifest.json with the size and sha256 of every file in `folder`; `known` has those of some files.
-    `read` is told the bytes of each part that is read."""
-    entries, given = dict[str, Any](), known or {}
-    for path in sorted(folder.rglob("*")):
+    """Writes manifest.json with the size and sha256 of every file in `folder`.
+
+    Args:
+        folder: The folder.
+        known: The entries of some files, also of those that are elsewhere (`FileEntry.path`).
+        read: Is told the bytes of each part that is read.
+    """
+    given = known or {}
+    entries = {name: entry for name, entry in given.items() if entry.path}
+    for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
-            entries[name] = asdict(given.get(name) or FileEntry(path.stat().st_size, sha256(path, read)))
-    write_json(folder / MANIFEST, {"files": entries})
+            entries[name] = given.get(name) or FileEntry(path.stat().st_size, sha256(path, read))
+    values = {
+        name: {key: value for key, value in asdict(entry).items() if value != ""}
+        for name, entry in sorted(entries.items())
+    }
+    write_json(folder / MANIFEST, {"files": values})
 
 
 def manifest_entries(folder: Path, fix: str) -> dict[str, FileEntry]:
@@ -130,6 +153,15 @@ def manifest_entries(folder: Path, fix: str) -> dict[str, FileEntry]:
         DataError: it is missing or corrupt; `fix` ends the message.
     """
     return read_values(folder / MANIFEST, _Manifest, fix).files
+
+
+def located_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder by name, and those that its manifest lists in another folder; none if it is missing."""
+    files = {path.name: path for path in folder.glob("*")}
+    with suppress(DataError):  # a damaged manifest is an error of the check
+        entries = manifest_entries(folder, "").items()
+        files |= {name: entry.located(folder, name) for name, entry in entries if entry.path}
+    return files
 
 
 def verify_manifest(
@@ -153,13 +185,13 @@ def verify_manifest(
     if not entries:
         raise DataError(f"{folder / MANIFEST} is damaged (it lists no files): {fix}")
     for name, entry in entries.items():
-        path = folder / name
+        path, remedy = entry.located(folder, name), _FIX_ELSEWHERE if entry.path else fix
         if not path.is_file():
-            raise DataError(f"{path} is missing: {fix}")
+            raise DataError(f"{path} is missing: {remedy}")
         if path.stat().st_size != entry.bytes:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes instead of {entry.bytes:,}: {fix}")
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes instead of {entry.bytes:,}: {remedy}")
         if name not in unread and sha256(path, read) != entry.sha256:
-            raise DataError(f"{path} is damaged (wrong sha256): {fix}")
+            raise DataError(f"{path} is damaged (wrong sha256): {remedy}")
     return frozenset(entries)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.core.console import Progress
 from pipeline.core.errors import DataError
-from pipeline.core.files import MANIFEST, read_json, sha256, write_json
+from pipeline.core.files import MANIFEST, located_files, read_json, sha256, write_json
 from pipeline.core.paths import Paths
 
 SMALLEST = 64 << 20
@@ -29,7 +29,7 @@ def verified_files(folder: Path) -> frozenset[str]:
         if _size(folder) >= SMALLEST:
             manifest, files = _state(folder)
             if _read().get(manifest) == files:
-                return frozenset(path.name for path in folder.iterdir())
+                return frozenset(located_files(folder))
     return frozenset()
 
 
@@ -66,13 +66,13 @@ def _read() -> dict[str, str]:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    return sum(path.stat().st_size for path in located_files(folder).values())
 
 
 def _state(folder: Path) -> tuple[str, str]:
     """The hash of a folder's manifest, and one of the inodes, sizes and times of its files."""
     files = []
-    for path in sorted(folder.iterdir()):
+    for name, path in sorted(located_files(folder).items()):
         stat = path.stat()
-        files.append((path.name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        files.append((name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
     return sha256(folder / MANIFEST), hashlib.sha256(json.dumps(files).encode()).hexdigest()

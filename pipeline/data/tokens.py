@@ -15,7 +15,16 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import MANIFEST, FileEntry, read_json, verify_manifest, write_json, write_manifest
+from pipeline.core.files import (
+    MANIFEST,
+    FileEntry,
+    located_files,
+    manifest_entries,
+    read_json,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
 from pipeline.core.values import OPEN, NonNegativeInt, PositiveInt, read_values
 from pipeline.core.verified import hashing, record_verified, verified_files
 from pipeline.data.documents import DocumentIndex
@@ -213,13 +222,14 @@ class TokenFolder:
             fix: The end of error messages.
             hashes: False to check only that the files are there and have their sizes.
         """
-        sizes = {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
+        sizes = {name: path.stat().st_size for name, path in located_files(folder).items() if path.is_file()}
         unread = (verified_files(folder) if sizes else ()) if hashes else sizes.keys()
         with hashing(sum(size for name, size in sizes.items() if name not in unread)) as read:
             verify_manifest(folder, fix, unread, read)
         if hashes:
             record_verified(folder)
         self.folder = folder
+        self._entries = manifest_entries(folder, fix)
         self._fix = fix
         meta = read_values(folder / META, _Meta, fix)
         self._xz = meta.xz_bits_per_byte
@@ -249,7 +259,9 @@ class TokenFolder:
             self._check_sizes(name, file.tokens)
 
     def _bin(self, stem: str) -> Path:
-        return self.folder / f"{stem}.bin"
+        name = f"{stem}.bin"
+        entry = self._entries.get(name)
+        return entry.located(self.folder, name) if entry else self.folder / name
 
     def _size(self, path: Path) -> int:
         return path.stat().st_size if path.is_file() else 0

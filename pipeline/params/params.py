@@ -104,12 +104,21 @@ class TokenizerParams(Section):
     file: TokenizerFileParams
 
 
+def _folder(path: str) -> str:
+    if "://" in path:
+        raise ValueError(f"{path!r} is a URL: mount it, and give the folder")
+    return path
+
+
 class TokenizeParams(Section):
     corpus: Choice
     """The source of the text."""
     tokenizer: TokenizerParams
     end_of_text: bool
     """Whether each document ends with an end-of-text token."""
+    store: Annotated[Text, AfterValidator(_folder)]
+    """A folder, such as one on a larger disk, for the token files of a large corpus. `artifacts/tokens` then has
+    their index only, and DVC does not copy them. A relative path starts at the project; empty: artifacts/tokens."""
 
 
 class SplitParams(Section):
@@ -307,6 +316,9 @@ class RuntimeParams(Section):
     """The number of processes on this machine; `auto` is one per GPU."""
     strategy: Literal["ddp", "fsdp"]
     """For several processes: `ddp` keeps the full model on each; `fsdp` shards it, for models that do not fit."""
+    dask: Text
+    """The address of the scheduler of a Dask cluster, such as tcp://host:8786, whose workers tokenize a large
+    corpus; empty for the processors of this machine."""
     restarts: Annotated[int, Field(ge=0, le=1000)]
     """How often to restart the processes from the last checkpoint after a crash."""
     compile: bool | Literal["auto"]

@@ -13,7 +13,7 @@ _VARIES = re.compile(r"\d[\d,.]*|0x[0-9a-f]+|'[^']*'")
 """What may differ between two faults of the same cause."""
 
 
-def all_of(faults: Sequence[Exception], root: Path, files: Iterable[Path], more: str = "") -> Exception:
+def all_of(faults: Sequence[Exception], root: Path, files: Iterable[Path | str], more: str = "") -> Exception:
     """One error with all messages; many are grouped by cause, with the names of the files.
 
     Args:

@@ -19,6 +19,7 @@ from pipeline.core.console import Progress, say
 from pipeline.core.errors import DataError
 from pipeline.core.files import FileEntry, format_bytes
 from pipeline.core.fingerprint import code_identity, fingerprint
+from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
 from pipeline.data.documents import DocumentIndex
@@ -56,7 +57,6 @@ from pipeline.tokenize.tokenizers import TRAINED, loaded_tokenizer, sample_of, t
 from pipeline.tokenize.vocabulary import of_alphabet
 
 if TYPE_CHECKING:
-    from pipeline.core.paths import Paths
     from pipeline.params.params import TokenizeParams, TokenizerParams
 
 T = TypeVar("T")
@@ -89,6 +89,7 @@ def write_shards(
     corpus: Corpus,
     sources: Sequence[CorpusSource],
     recorded: Mapping[str, Any],
+    dask: str,
 ) -> tuple[Tokenizer, Summary]:
     """Writes the tokens of all sources to artifacts/tokens. Shards that are in the store are not made again.
 
@@ -98,6 +99,7 @@ def write_shards(
         corpus: The corpus.
         sources: Its sources.
         recorded: The effective params, for meta.json.
+        dask: The address of a Dask cluster; empty for processes of this machine.
 
     Returns:
         The tokenizer, and the numbers of tokens, documents and bytes.
@@ -107,9 +109,18 @@ def write_shards(
     pattern = chosen.tokenizer.pattern if chosen else TRAINED[kind]
     shards = list(grouped(divided(corpus, paths, sources, ends_after_words(pattern))))
     choice = CorpusChoice(paths.root, corpus.name, json.dumps({corpus.name: plain_options(corpus)}))
-    store = TokenStore(paths.token_store, _settings(recorded, paths, corpus))
+    decisive = {key: value for key, value in recorded.items() if key != "store"}
+    settings = fingerprint({"params": decisive, **_identity(choice)})
+    # A relative path starts at the main project: DVC runs some experiments in a copy.
+    store = TokenStore(paths.resume.parent / params.store if params.store else paths.token_store, settings)
     with store.in_use() as lock:
-        with process_pool(min(cores(), len(shards))) as pool:
+        if dask:
+            from pipeline.tokenize.cluster import dask_cluster
+
+            executor = dask_cluster(dask, store.folder, partial(_identity, choice))
+        else:
+            executor = process_pool(min(cores(), len(shards)))
+        with executor as pool:
             work = _Work(pool, corpus, paths)
             survey = partial(survey_shard, choice, alphabet=kind == "characters")
             surveys = work.results("reading", [(partial(survey, shard), shard.bytes) for shard in shards])
@@ -135,20 +146,23 @@ def write_shards(
         if all(record.blank for record in records):
             raise no_text(corpus, paths)
         summary = _publish(store, keys, records, chosen, paths, recorded, corpus)
-        store.prune(lock, keys, chosen.key)
+        if not params.store:  # other projects and commits may use what is there
+            store.prune(lock, keys, chosen.key)
     reports = [report for record in records for report in record.reports]
     for line in items(corpus, paths, lambda: corpus.end_notes(reports)):
         say(f"note: {corpus.name}: {line}")
     return chosen.tokenizer, summary
 
 
-def _settings(recorded: Mapping[str, Any], paths: Paths, corpus: Corpus) -> str:
-    """A hash of the params, the code and the versions that decide shards."""
-    registry = Registry.load(paths.plugins, ["corpora"], note=lambda text: None)
-    files, installed = registry.origins([("corpora", corpus.name)])
-    identity = code_identity("pipeline.tokenize.shards", files, paths.plugins, installed)
+def _identity(choice: CorpusChoice) -> dict[str, dict[str, str]]:
+    """Digests of the code, and versions of the packages, that decide shards."""
+    plugins = Paths(choice.root).plugins
+    registry = Registry.load(plugins, ["corpora"], note=lambda text: None)
+    corpus: Corpus = registry.build("corpora", choice.name, json.loads(choice.options), "tokenize.corpus")
+    files, installed = registry.origins([("corpora", choice.name)])
+    identity = code_identity("pipeline.tokenize.shards", files, plugins, installed)
     versions = {name: each for name, each in identity["versions"].items() if name not in ("torch", "numpy")}
-    return fingerprint({"params": recorded, **identity, "versions": versions | _versions(corpus.packages())})
+    return {**identity, "versions": versions | _versions(corpus.packages())}
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
@@ -211,7 +225,7 @@ def _publish(
     entries = dict[str, FileEntry]()
     with published_folder(paths.tokens, paths) as folder:
         for key, stem in zip(full, stems, strict=True):
-            entries |= store.link(key, folder, stem)
+            entries |= store.link(key, folder, stem, recorded["store"])
             counts += store.counts(key)
         index = DocumentIndex(folder, stems, [record.tokens for record in full.values()], "")
         if (name := repeated_name(index, sums["documents"])) is not None:

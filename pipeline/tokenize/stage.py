@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import Progress, fact, say
@@ -53,7 +54,9 @@ def run(params: Params, paths: Paths) -> None:
         from pipeline.tokenize.sharded import write_shards
 
         recorded = _recorded(params.tokenize, corpus)
-        _print_facts(*write_shards(params.tokenize, paths, corpus, sources, recorded), corpus, paths)
+        _print_facts(
+            *write_shards(params.tokenize, paths, corpus, sources, recorded, params.runtime.dask), corpus, paths
+        )
 
 
 def build_corpus(params: Params, paths: Paths) -> Corpus:
@@ -62,6 +65,12 @@ def build_corpus(params: Params, paths: Paths) -> Corpus:
     registry = Registry.load(paths.plugins, KINDS)
     corpus: Corpus = registry.build("corpora", chosen.name, chosen.options, "tokenize.corpus")
     return corpus
+
+
+def record_corpus(params: Params, paths: Paths) -> Iterator[str]:
+    """Records texts on another machine below data/, as `Corpus.record` does; yields a line for each change."""
+    corpus = build_corpus(params, paths)
+    yield from items(corpus, paths, lambda: corpus.record(paths.raw))
 
 
 def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Documents) -> None:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,8 +113,14 @@ class TokenStore:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def link(self, key: str, folder: Path, stem: str) -> dict[str, FileEntry]:
+    def link(self, key: str, folder: Path, stem: str, shown: str = "") -> dict[str, FileEntry]:
         """Puts the token files of a shard into `folder`, with another STEM: as hard links, or else as copies.
+
+        Args:
+            key: The key of the shard.
+            folder: The folder.
+            stem: The STEM there.
+            shown: The root of the store, absolute or relative to the project, if ids stay in it; else empty.
 
         Returns:
             Their entries for the manifest of `folder`.
@@ -123,6 +129,9 @@ class TokenStore:
         for name, entry in manifest_entries(self.folder / key, _FIX).items():
             if name.startswith(f"{STEM}."):
                 source, target = self.folder / key / name, folder / f"{stem}{name.removeprefix(STEM)}"
+                if shown and target.suffix == ".bin":
+                    entries[target.name] = replace(entry, path=f"{shown}/{self.settings}/{key}/{name}")
+                    continue
                 try:
                     os.link(source, target)
                 except OSError:

@@ -41,7 +41,7 @@ def documents(folder: Path, count: int) -> None:
     finish_folder(folder, TOKENIZER, files, params={}, counts=counts)
 
 
-FEW, MANY = (3_000, 13_000), (100_000, 1_000_000)
+FEW, MANY = (3_000, 13_000), (20_000, 200_000)
 SEGMENTS, COPIED = 10, 1 << 30
 
 

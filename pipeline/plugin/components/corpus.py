@@ -50,6 +50,8 @@ class CorpusSource:
         first_record: The number of the file's records before the range.
         continues: Whether its only document goes on in the next range, under the same name.
         beside: Further files that decide the documents, such as an index.
+        version: What identifies the content of a file on another machine, such as its etag; empty for a file on
+            this one, whose bytes are read to notice a change.
     """
 
     name: str
@@ -60,6 +62,7 @@ class CorpusSource:
     first_record: int = 0
     continues: bool = False
     beside: tuple[str, ...] = ()
+    version: str = ""
 
     @classmethod
     def of_file(cls, path: Path, root: Path) -> CorpusSource:
@@ -140,6 +143,11 @@ class Corpus(Component):
 
     def notes(self, root: Path) -> Iterable[str]:
         """Messages to print before the texts are read, one line each, such as the files that are left out."""
+        return ()
+
+    def record(self, root: Path) -> Iterable[str]:
+        """Records in a file below data/ what DVC cannot see, such as the names and etags of texts on a server
+        (default: nothing). `pipeline lock` calls it and prints what it yields, one line for each change."""
         return ()
 
     def check_tokenizer(self, root: Path, name: str, end_of_text: int) -> Iterable[str]:

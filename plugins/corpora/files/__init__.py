@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -16,6 +17,7 @@ from pipeline.plugin import Corpus, CorpusSource, Document, all_of, hookimpl
 
 from .documents import document_text
 from .encodings import AUTO, declared, detected
+from .fetching import fetched, located, outlined, sampled
 from .finding import find, matching, may_find
 from .ranges import after, after_word, cuts, is_divisible, overlaps_itself
 from .reading import (
@@ -32,6 +34,7 @@ from .reading import (
     is_compressed,
 )
 from .records import footer_start, group_cuts, json_items, json_lines, parquet_rows, row_groups, table_rows
+from .remote import MANIFEST, check_url, list_objects, read_manifest, write_manifest
 from .text import Counts, TextReader, check_encoding, separated
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -79,6 +82,15 @@ class Files(Corpus):
     newlines: Literal["keep", "lf"] = "keep"
     """`keep` keeps line ends; `lf` replaces CRLF and CR by LF."""
 
+    url: str = ""
+    """Where the texts are, if not in data/raw: a URL of fsspec, such as `s3://bucket/prefix`. `pipeline lock` lists
+    them in data/remote.jsonl."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        return url and check_url(url)
+
     @field_validator("include", "text_fields", "encodings")
     @classmethod
     def _stays_inside(cls, patterns: P) -> P:
@@ -107,7 +119,8 @@ class Files(Corpus):
         return self
 
     def notes(self, root: Path) -> Iterator[str]:
-        found = find(root, self.include) if root.is_dir() else None
+        with self._listed(root) as (folder, _):
+            found = find(folder, self.include) if folder.is_dir() else None
         if found and found.left_out:
             yield f"files left out: {found.told()}"
             if remedy := found.remedy():
@@ -120,7 +133,23 @@ class Files(Corpus):
         if AUTO in (self.encoding, *self.encodings.values()):
             yield "charset-normalizer"
 
+    def record(self, root: Path) -> Iterator[str]:
+        manifest = root.parent / MANIFEST
+        shown = f"{root.parent.name}/{MANIFEST}"
+        if not self.url:
+            if manifest.is_file():
+                manifest.unlink()
+                yield f"{shown} removed: tokenize.corpus.files.url is empty"
+            return
+        objects = list(list_objects(self.url))
+        if write_manifest(manifest, self.url, objects):
+            size = sum(each.size for each in objects)
+            yield f"{shown} written: {len(objects):,} objects, {size / 1e6:,.1f} MB below {self.url}"
+
     def documents(self, root: Path) -> Iterator[Document]:
+        if self.url:
+            yield from super().documents(root)
+            return
         paths = self._paths(root)
         counts = Counts()
         try:
@@ -135,15 +164,25 @@ class Files(Corpus):
                 print(f"note: files: {line}")
 
     def sources(self, root: Path) -> Iterator[CorpusSource]:
-        for path in self._paths(root):
-            yield CorpusSource.of_file(path, root)
+        with self._listed(root) as (folder, objects):
+            for path in self._paths(folder):
+                known = objects.get(path.relative_to(folder).as_posix())
+                yield known or CorpusSource.of_file(path, folder)
 
     def read(self, root: Path, source: CorpusSource) -> Generator[Document, None, dict[str, Any]]:
+        if source.version:
+            with fetched(self.url, source) as (folder, local):
+                return (yield from located(self.read(folder, local), folder, self.url))
         counts = Counts()
         yield from self._documents(root, Path(source.path), counts, _span(source))
         return asdict(counts)
 
     def divide(self, root: Path, source: CorpusSource, size: int) -> Iterator[CorpusSource]:
+        if source.version:
+            with sampled(self.url, source, size) as (folder, local, size):
+                for part in self.divide(folder, local, size):
+                    yield replace(part, path=source.path, version=source.version)
+            return
         path = Path(source.path)
         starts = [0, *self._cuts(root, path, size)]
         continues = form(path) not in _RECORDS and not self.separator
@@ -155,6 +194,9 @@ class Files(Corpus):
                 yield source
 
     def count_records(self, root: Path, source: CorpusSource) -> int:
+        if source.version:
+            with fetched(self.url, source) as (folder, local):
+                return self.count_records(folder, local)
         path, span = Path(source.path), _span(source)
         if form(path) == ".jsonl":
             return sum(block.count(b"\n") for block in blocks(path, span))
@@ -166,6 +208,8 @@ class Files(Corpus):
         return sum(1 for _ in separated(reader.text(path), self.separator))
 
     def digest(self, root: Path, source: CorpusSource) -> str:
+        if source.version:
+            return f"{source.version}, bytes {source.start} to {source.end} of {source.size}"
         digest = super().digest(root, source)
         path = Path(source.path)
         if form(path) == ".parquet" and source.end < source.size:  # the footer describes the row groups
@@ -228,6 +272,16 @@ class Files(Corpus):
             _note(found)
             copy.seek(0)
             yield from self._reader(encoding, Counts()).translated(iter(partial(copy.read, BLOCK), b""), name)
+
+    @contextmanager
+    def _listed(self, root: Path) -> Iterator[tuple[Path, dict[str, CorpusSource]]]:
+        """data/raw; or a folder with empty files for the texts below `url`, and these by name."""
+        if not self.url:
+            yield root, {}
+            return
+        objects = read_manifest(root.parent / MANIFEST, self.url)
+        with outlined(self.url, objects.values()) as folder:
+            yield folder, objects
 
     def _reader(self, encoding: str, counts: Counts, span: Span = WHOLE) -> TextReader:
         return TextReader(encoding, self.errors, self.newlines == "lf", counts, self.null_text == "skip", span)
