@@ -1,4 +1,4 @@
-"""The recipes of docs/data.md, with small files of the layout of published data sets; and its MinHash plugin."""
+"""The recipes of docs/large-data.md, with small files of the layout of published data sets; and its MinHash plugin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.authoring.testing import check_corpus
 from pipeline.plugin.components import Corpus
 from pipeline.plugin.registry import Registry
 
-PAGE = (REPOSITORY / "docs" / "data.md").read_text()
+PAGE = (REPOSITORY / "docs" / "large-data.md").read_text()
 
 
 def read(root: Path, plugins: Path = REPOSITORY / "plugins", name: str = "files", **options: Any) -> dict[str, str]:
