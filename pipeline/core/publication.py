@@ -52,7 +52,7 @@ def published_folder(path: Path, paths: Paths) -> Iterator[Path]:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
             targets.append(target)
             shutil.copyfile(copy, beside(target, "partial"))
-        _sync(*staged.rglob("*"), *(beside(target, "partial") for target in targets), *_parents(targets))
+        sync(*staged.rglob("*"), *(beside(target, "partial") for target in targets), *_parents(targets))
         _replace(targets, paths)
     finally:
         if not _journal(paths).exists():  # a journal means that renames must be completed
@@ -96,10 +96,10 @@ def _replace(targets: list[Path], paths: Paths) -> None:
         _complete(paths)
         try:
             write_json(journal, {"pid": pid, "targets": [paths.shown(target) for target in targets]})
-            _sync(journal.parent)
+            sync(journal.parent)
             for target in targets:
                 _forward(target, pid)
-            _sync(*_parents(targets))
+            sync(*_parents(targets))
             journal.unlink()
         except BaseException:
             for target in reversed(targets):
@@ -124,7 +124,7 @@ def _complete(paths: Paths) -> bool:
     targets = [paths.root / target for target in targets]
     for target in targets:
         _forward(target, pid)
-    _sync(*_parents(targets))
+    sync(*_parents(targets))
     journal.unlink()
     return True
 
@@ -192,7 +192,7 @@ def _parents(targets: list[Path]) -> set[Path]:
     return {target.parent for target in targets}
 
 
-def _sync(*paths: Path) -> None:
+def sync(*paths: Path) -> None:
     """Syncs files, and the entries of folders, to disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)

@@ -33,12 +33,27 @@ def verified_files(folder: Path) -> frozenset[str]:
     return frozenset()
 
 
-def record_verified(folder: Path) -> None:
-    """Records that the files in `folder` match its manifest. Processes may do so at the same time: the record is
-    replaced as a whole, and an entry that is lost costs a check."""
+State = tuple[str, str]
+"""The hash of a folder's manifest, and one of the inodes, sizes and times of its files."""
+
+
+def folder_state(folder: Path) -> State | None:
+    """The present state of a folder, for `record_verified`; None if it is not recorded or not readable."""
     with suppress(OSError):
         if _size(folder) >= SMALLEST:
-            manifest, files = _state(folder)
+            return _state(folder)
+    return None
+
+
+def record_verified(folder: Path, state: State | None) -> None:
+    """Records that the files in `folder` match its manifest, unless they changed after `state`, which was taken
+    before they were read.
+
+    Processes may do so at the same time: the record is replaced as a whole, and a lost entry costs a check.
+    """
+    with suppress(OSError):
+        if state is not None and _state(folder) == state:
+            manifest, files = state
             record = {key: value for key, value in _read().items() if key != manifest} | {manifest: files}
             write_json(_path(), dict(list(record.items())[-_MOST:]))
 
@@ -69,8 +84,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in located_files(folder).values())
 
 
-def _state(folder: Path) -> tuple[str, str]:
-    """The hash of a folder's manifest, and one of the inodes, sizes and times of its files."""
+def _state(folder: Path) -> State:
     files = []
     for name, path in sorted(located_files(folder).items()):
         stat = path.stat()

@@ -26,7 +26,7 @@ from pipeline.core.files import (
     write_manifest,
 )
 from pipeline.core.values import OPEN, NonNegativeInt, PositiveInt, read_values
-from pipeline.core.verified import hashing, record_verified, verified_files
+from pipeline.core.verified import folder_state, hashing, record_verified, verified_files
 from pipeline.data.documents import DocumentIndex
 from pipeline.data.index import IndexEntry, IndexWriter
 from pipeline.data.joined import AnyIds, Ids, JoinedIds, check_ids, parts
@@ -162,7 +162,7 @@ def finish_folder(
     size = sum(path.stat().st_size for path in folder.glob("*") if path.name not in (known or {}))
     with hashing(size) as read:
         write_manifest(folder, known, read)
-    record_verified(folder)
+    record_verified(folder, folder_state(folder))
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,10 @@ class TokenFolder:
         """
         sizes = {name: path.stat().st_size for name, path in located_files(folder).items() if path.is_file()}
         unread = (verified_files(folder) if sizes else ()) if hashes else sizes.keys()
+        state = folder_state(folder) if hashes else None
         with hashing(sum(size for name, size in sizes.items() if name not in unread)) as read:
             verify_manifest(folder, fix, unread, read)
-        if hashes:
-            record_verified(folder)
+        record_verified(folder, state)
         self.folder = folder
         self._entries = manifest_entries(folder, fix)
         self._fix = fix

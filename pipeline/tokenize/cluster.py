@@ -18,7 +18,8 @@ from pipeline.core.errors import PipelineError, describe_exception
 _SECONDS_TO_CONNECT = 20
 _AGAIN = "run it again; what is finished is kept"
 _SAME = "start scheduler and workers with the environment and the project of this process"
-
+_LOADED: dict[str, str] = {}
+"""In a worker: the digests of the code that it has loaded, which it keeps until it ends."""
 
 Identity = Mapping[str, Mapping[str, str]]
 """Digests of code and versions of packages, by section and name (see `code_identity`)."""
@@ -90,9 +91,10 @@ def _check(shared: _Shared) -> None:
     worker = f"runtime.dask: the worker on {socket.gethostname()}"
     if not shared.file.exists():
         raise PipelineError(f"{worker} does not see {shared.file.parent}: put the project on a shared disk")
-    here, there = (
-        {name: each for part in identity.values() for name, each in part.items()}
-        for identity in (shared.identify(), shared.identity)
-    )
+    identities = shared.identify(), shared.identity
+    here, there = ({name: each for part in parts.values() for name, each in part.items()} for parts in identities)
+    files = [name for part, names in identities[0].items() if part != "versions" for name in names]
+    if changed := sorted(name for name in files if _LOADED.setdefault(name, here[name]) != here[name]):
+        raise PipelineError(f"{worker} runs an earlier version of {', '.join(changed[:5])}: restart the workers")
     if other := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
         raise PipelineError(f"{worker} has another version of {', '.join(other[:5])}: {_SAME}")

@@ -32,7 +32,7 @@ def process_pool(processes: int) -> Iterator[Executor]:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for _ in range(processes):
-                executor.submit(os.getpid)  # starts a process
+                executor.submit(os.getpid)  # starts a process, if none is idle
             workers = [child for child in multiprocessing.active_children() if child not in before]
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -44,12 +44,13 @@ def process_pool(processes: int) -> Iterator[Executor]:
             f"a process of `pipeline tokenize` {_end_of(workers)}: run it again; what it has finished is kept"
         ) from None
     finally:
-        _kill(workers)
+        _kill([child for child in multiprocessing.active_children() if child not in before])
         executor.shutdown(cancel_futures=True)
 
 
 def _start() -> None:
-    """In each process: ends it when the process that uses the pool has died."""
+    """In each process: leaves Ctrl-C to the process that uses the pool, and ends when that has died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # in one that was started later, without the mask
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -186,7 +186,8 @@ def _trained(
     sample = sample_of(sources)
     size = sum(source.bytes for source in sample)
     texts = [(source.name, digests[source.name]) for source in sample]
-    key = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:32]
+    code = code_identity("pipeline.tokenize.tokenizers", [], paths.plugins, {})["code"]
+    key = hashlib.sha256(json.dumps([texts, code]).encode()).hexdigest()[:32]
     if len(sample) < len(sources):
         whole = format_bytes(sum(source.bytes for source in sources))
         say(f"note: {params.name} is trained on {format_bytes(size)} of {whole}")

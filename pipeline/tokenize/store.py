@@ -5,6 +5,7 @@ A key is a hash of everything that decides the shard, so a shard in the store ne
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,11 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import numpy as np
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import FileEntry, beside, manifest_entries, verify_manifest, write_json, write_manifest
+from pipeline.core.files import FileEntry, manifest_entries, sha256, verify_manifest, write_json, write_manifest
+from pipeline.core.publication import sync
 from pipeline.core.values import STRICT, NonNegativeInt, read_values
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import Counts, TokenWriter
@@ -25,6 +28,7 @@ from pipeline.data.tokens import Counts, TokenWriter
 STEM = "tokens"
 """The STEM of the token files of each shard."""
 _RECORD, _COUNTS, _LOCK = "shard.json", "counts.npy", "lock"
+_FILES = {_RECORD, _COUNTS, f"{STEM}.bin", f"{STEM}.idx.npy", f"{STEM}.names.jsonl"}
 _SETTINGS_KEPT = 3
 _FIX = "run `pipeline tokenize` again"
 
@@ -93,7 +97,9 @@ class TokenStore:
         if not folder.is_dir():
             return None
         try:
-            verify_manifest(folder, _FIX)
+            names = verify_manifest(folder, _FIX)
+            if missing := _FILES - names:
+                raise DataError(f"{folder} lacks {min(missing)}")
             return read_values(folder / _RECORD, ShardRecord, _FIX)
         except DataError:
             shutil.rmtree(folder, ignore_errors=True)
@@ -102,16 +108,20 @@ class TokenStore:
     @contextmanager
     def adding(self, key: str) -> Iterator[Path]:
         """Yields an empty folder that becomes the shard `key`, unless an error occurs."""
-        target = self.folder / key
-        partial = beside(target, "partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            with suppress(OSError):  # another process has added it
-                os.rename(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with self.in_use():  # also in the worker of a cluster, which outlives an interrupted run
+            # Machines that share the store may have processes of the same id.
+            partial = self.folder / f".{key}.partial-{uuid4().hex}"
+            partial.mkdir()
+            try:
+                yield partial
+                sync(*partial.iterdir(), partial)
+                try:
+                    os.rename(partial, self.folder / key)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process has added it
+                        raise
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def link(self, key: str, folder: Path, stem: str, shown: str = "") -> dict[str, FileEntry]:
         """Puts the token files of a shard into `folder`, with another STEM: as hard links, or else as copies.
@@ -136,6 +146,8 @@ class TokenStore:
                     os.link(source, target)
                 except OSError:
                     shutil.copyfile(source, target)
+                    if sha256(target) != entry.sha256:
+                        raise DataError(f"{source} is damaged (wrong sha256): {_FIX}") from None
                 entries[target.name] = entry
         return entries
 

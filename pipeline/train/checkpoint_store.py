@@ -18,6 +18,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
 from pipeline.core.files import lock, report_full_disk, verify_manifest, write_json, write_manifest
 from pipeline.core.paths import TOKEN_STORE
+from pipeline.core.publication import sync
 from pipeline.core.values import STRICT, NonNegativeInt, read_values
 from pipeline.distributed.ranks import Ranks
 from pipeline.model.checkpoint import first_not_finite, load_tensors, save_tensors, tensor_bytes
@@ -80,7 +81,7 @@ class CheckpointStore:
         write_json(partial / _ABOUT, about)
         write_manifest(partial)
         partial.rename(path)
-        _sync(self.folder)
+        sync(self.folder)
         for old in self.checkpoints()[:-_CHECKPOINTS_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -159,15 +160,6 @@ def _bytes(path: Path) -> int:
         return path.stat().st_size if path.is_file() else 0
     except FileNotFoundError:
         return 0
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_finite(weights: dict[str, torch.Tensor], step: int) -> None:

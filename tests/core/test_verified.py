@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core import verified
 from pipeline.core.files import write_manifest
-from pipeline.core.verified import record_verified, verified_files
+from pipeline.core.verified import folder_state, record_verified, verified_files
 
 NAMES = frozenset({"a.bin", "b.bin", "manifest.json"})
 
@@ -30,10 +30,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_was_verified_is_known(folder: Path) -> None:
     assert not verified_files(folder)
-    record_verified(folder)
+    record_verified(folder, folder_state(folder))
     assert verified_files(folder) == NAMES
     renamed = folder.rename(folder.with_name("published"))  # as when a stage publishes
     assert verified_files(renamed) == NAMES
+
+
+def test_what_changes_while_it_is_read_is_not_recorded(folder: Path) -> None:
+    before = folder_state(folder)
+    edited(folder)
+    record_verified(folder, before)
+    assert not verified_files(folder)
 
 
 def replaced(folder: Path) -> None:
@@ -59,16 +66,16 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_was_changed_is_not_known(change: str, folder: Path) -> None:
-    record_verified(folder)
+    record_verified(folder, folder_state(folder))
     CHANGES[change](folder)
     assert not verified_files(folder)
-    record_verified(folder)
+    record_verified(folder, folder_state(folder))
     assert verified_files(folder)
 
 
 def test_a_small_folder_is_not_recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verified, "SMALLEST", 64 << 20)
-    record_verified(folder)
+    record_verified(folder, folder_state(folder))
     assert not verified_files(folder)
     assert not Path(".resume").exists()
 
@@ -78,6 +85,6 @@ def test_the_record_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     for number in range(5):
         (folder / "a.bin").write_bytes(b"content of a file" + bytes([number]))
         write_manifest(folder)
-        record_verified(folder)
+        record_verified(folder, folder_state(folder))
         assert verified_files(folder)
     assert Path(".resume/verified.json").read_text().count(":") == 3

@@ -1,4 +1,4 @@
-"""The recipes of docs/large-data.md, with small files of the layout of published data sets; and its MinHash plugin."""
+"""The recipes of docs/large-data.md, with small files of the same layout; and its MinHash plugin."""
 
 from __future__ import annotations
 

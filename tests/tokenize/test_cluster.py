@@ -180,6 +180,23 @@ def test_a_worker_with_other_code_or_packages_is_refused(cluster: Cluster, tmp_p
         executor.submit(square, 3).result()
 
 
+def edited(file: Path) -> Identity:
+    return {**same(), "code": {"plugins/corpora/mine.py": file.read_text()}}
+
+
+def test_a_worker_that_runs_code_of_before_an_edit_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("1")
+    with dask_cluster(cluster.address, tmp_path / "store", partial(edited, file)) as executor:
+        assert executor.submit(square, 3).result() == 9
+    file.write_text("2")
+    with (
+        pytest.raises(PipelineError, match=r"runs an earlier version of plugins/corpora/mine\.py: restart"),
+        dask_cluster(cluster.address, tmp_path / "store", partial(edited, file)) as executor,
+    ):
+        executor.submit(square, 3).result()
+
+
 def test_a_worker_that_does_not_see_the_project_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with dask_cluster(cluster.address, store, same) as executor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sharding import SHARD, contents, made_up, run_inline, with_low_limits
 
 from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.components import CorpusSource
-from pipeline.tokenize import shards
+from pipeline.tokenize import sharded, shards
 from pipeline.tokenize.tokenizers import sample_of
 
 BYTES = ("--set", "tokenize.tokenizer.name=bytes")
@@ -238,6 +239,50 @@ def test_a_bpe_of_a_large_corpus_learns_from_a_sample_and_is_kept(
     changed = project.succeed("tokenize").out
     assert "tokenize: the text that bpe learns from has changed" in changed
     assert len(list((project.root / ".resume" / "tokens").glob("*/tokenizer-*.json"))) == 1
+
+
+def test_a_bpe_is_trained_again_when_the_code_that_trains_it_changed(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(project.root / "data" / "raw", random.Random(9))
+    with_low_limits(monkeypatch)
+    run_inline(monkeypatch)
+    project.succeed("tokenize")
+    identity = sharded.code_identity
+
+    def other(module: str, *arguments: Any) -> dict[str, dict[str, str]]:
+        found = identity(module, *arguments)
+        return {**found, "code": {**found["code"], "pipeline/tokenize/vocabulary.py": "0"}}
+
+    monkeypatch.setattr(sharded, "code_identity", other)
+    trained: list[str] = []
+    train = sharded.trained_tokenizer
+    monkeypatch.setattr(
+        sharded, "trained_tokenizer", lambda params, *texts: [trained.append(params.name), train(params, *texts)][1]
+    )
+    project.succeed("tokenize")
+    assert trained == ["bpe"]
+
+
+@pytest.mark.parametrize("change", [lambda text: text + "more", lambda text: text[:-1]])
+def test_a_file_that_changes_after_it_was_listed_is_an_error(
+    change: Callable[[str], str], project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = project.root / "data" / "raw"
+    write_corpus(raw, random.Random(2))
+    with_low_limits(monkeypatch)
+    run_inline(monkeypatch)
+    before = project.root / "data" / "raw" / "a03.txt"
+    divide = sharded.divided
+
+    def then_changed(*arguments: Any) -> Any:
+        yield from divide(*arguments)
+        before.write_text(change(before.read_text()))
+
+    monkeypatch.setattr(sharded, "divided", then_changed)
+    result = project.run("tokenize", *BYTES)
+    assert result.code == 1
+    assert "data/raw/a03.txt changed while it was read: run `pipeline tokenize` again" in result.err
 
 
 def test_all_faults_of_the_texts_are_one_error(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

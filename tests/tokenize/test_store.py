@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from conftest import Project
 from sharding import contents, run_inline, with_low_limits
 
+from pipeline.core.files import write_manifest
 from pipeline.data.tokens import TokenFolder, TokenWriter
 from pipeline.tokenize.store import STEM, ShardRecord, TokenStore, remove_settings, settings_folders, write_record
 from pipeline.tokenize.vocabulary import raw_bytes
@@ -62,11 +64,38 @@ def test_after_an_error_there_is_no_shard_and_a_second_one_is_left_out(tmp_path:
 
     with pytest.raises(ConnectionError):
         fail()
-    assert list(store.folder.iterdir()) == []
+    assert [path.name for path in store.folder.iterdir()] == ["lock"]
     first = add(store, "key")
     add(store, "key", b"another process was faster")
     assert store.find("key") == first
-    assert [path.name for path in store.folder.iterdir()] == ["key"]
+    assert sorted(path.name for path in store.folder.iterdir()) == ["key", "lock"]
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "tokens.idx.npy", "tokens.names.jsonl", "counts.npy", "shard.json"])
+def test_a_shard_that_lacks_a_file_is_none(tmp_path: Path, name: str) -> None:
+    store = TokenStore(tmp_path, "settings")
+    add(store, "key")
+    (store.folder / "key" / name).unlink()
+    write_manifest(store.folder / "key")  # as where the folder was removed while it was written
+    assert store.find("key") is None
+
+
+def test_a_shard_cannot_be_added_where_renaming_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(source: Path, target: Path) -> None:
+        raise OSError(errno.EACCES, "Permission denied", str(target))
+
+    monkeypatch.setattr("pipeline.tokenize.store.os.rename", rename)
+    with pytest.raises(PermissionError):
+        add(TokenStore(tmp_path, "settings"), "key")
+
+
+def test_nothing_is_removed_while_a_shard_is_written(tmp_path: Path) -> None:
+    """The worker of a cluster goes on when the run that asked it was interrupted."""
+    store = TokenStore(tmp_path, "settings")
+    with store.adding("key") as folder:
+        with store.in_use():
+            pass
+        assert folder.is_dir()
 
 
 def test_what_a_killed_process_left_is_removed_when_nobody_writes(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -122,9 +123,15 @@ class Corpus(Component):
 
     def digest(self, root: Path, source: CorpusSource) -> str:
         """A digest of what decides the documents of a source, beside the options (default: of its bytes
-        and of the files beside it)."""
+        and of the files beside it).
+
+        Raises:
+            ValueError: the file has another size than when it was listed.
+        """
         digest, left = hashlib.sha256(), source.bytes
         with open(source.path, "rb") as file:
+            if os.fstat(file.fileno()).st_size != source.size:  # `read` of a whole file would read another text
+                raise ValueError(f"{source.path} changed while it was read: run `pipeline tokenize` again")
             file.seek(source.start)
             while block := file.read(min(_BLOCK, left)):
                 digest.update(block)

@@ -133,7 +133,7 @@ def explained(url: str) -> Iterator[None]:
     except ImportError as error:
         raise ValueError(f"{url} needs another package: {_line(error)} (pip install it)") from None
     except PermissionError as error:
-        raise ValueError(f"{url}: access denied ({_line(error)}): give fsspec credentials (docs/large-data.md)") from None
+        raise ValueError(f"{url}: access denied ({_line(error)}): give fsspec credentials") from None
     except FileNotFoundError as error:
         raise ValueError(f"{url} does not exist ({_line(error)}): correct tokenize.corpus.files.url") from None
     except Exception as error:
