@@ -474,7 +474,7 @@ def lock() -> None:
     _print_lines(record_corpus(params, paths))
 
 
-@cli.command(short_help="List the training runs with checkpoints.")
+@cli.command(short_help="List the training runs with checkpoints, and kept tokens.")
 @click.option("--watch", is_flag=True, help="Show the latest steps of the current training run until Ctrl-C.")
 def runs(watch: bool) -> None:
     """List the training runs with checkpoints in .resume/, which `pipeline train` can resume.
@@ -492,7 +492,7 @@ def runs(watch: bool) -> None:
     _print_lines(table(Paths(Path.cwd()).resume))
 
 
-@cli.command(short_help="Delete the checkpoints of training runs.")
+@cli.command(short_help="Delete the checkpoints of training runs, and kept tokens.")
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option(
     "--keep", type=click.IntRange(min=0), default=0, metavar="N", help="Keep the N most recently saved runs."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.commands.estimate import say_time
-from pipeline.commands.sample import tokenize_sample
+from pipeline.commands.sample import check_beginnings, tokenize_sample
 from pipeline.commands.trial import Trial, last_phase, try_steps
 from pipeline.commands.versions import deciding_packages
 from pipeline.core.console import fact, say
@@ -169,7 +169,10 @@ def _check_texts(params: Params, paths: Paths) -> None:
 def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
     """Tokenizes and splits the corpus (only the beginning of a large one) into `folder`, as the stages do."""
     sample = tokenize_sample(params, paths, folder)
-    only = "large corpus, only its beginning was read: " if sample.cut else ""
+    only = ""
+    if sample.cut:
+        files = check_beginnings(params, paths)
+        only = f"large corpus, only its beginning was read{f' and that of {files:,} files' if files else ''}: "
     sizes = ", ".join(f"{len(sample.splits.ids(name)):,} of {name}" for name in sample.splits.names)
     fact("data", f"{only}{sample.documents:,} documents, {sample.bytes:,} bytes; tokens: {sizes}")
     return sample.splits

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,9 +14,10 @@ from pipeline.core.console import say
 from pipeline.core.paths import Paths
 from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.components import Document
+from pipeline.plugin.faults import all_of
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
-from pipeline.tokenize.documents import Documents, read_corpus
+from pipeline.tokenize.documents import Documents, UnreadableError, items, read_corpus, read_source
 
 if TYPE_CHECKING:
     from pipeline.data.joined import Ids
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _READ_AT_MOST = 32 << 20
 """Characters; of a larger corpus only the beginning is read."""
+_SOURCES = 1000
+"""Files; of more, some between the first and the last are looked at."""
 _PER_ID = 4
 """Characters, about."""
 
@@ -104,6 +108,30 @@ def tokenize_sample(params: Params, paths: Paths, folder: Path) -> Sample:
                 say(line)
     read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]
     return Sample(TokenFolder(scratch.splits, ""), read["documents"], read["bytes"], beginning.cut)
+
+
+def check_beginnings(params: Params, paths: Paths) -> int:
+    """Reads the beginning of the sources of a large corpus, at most `_SOURCES` of them; returns their number.
+
+    Raises:
+        DataError: some cannot be read.
+    """
+    corpus = tokenize.build_corpus(params, paths)
+    every = [each for each in items(corpus, paths, lambda: corpus.sources(paths.raw) or ()) if not each.version]
+    chosen = every[:: -(-len(every) // _SOURCES) or 1]
+    faults = list[Exception]()
+    for source in chosen:
+        try:
+            for document in islice(read_source(corpus, paths, source), 1):
+                blocks: Iterable[object] = document.text if document.ids is None else document.ids
+                for _ in islice(blocks, 1):
+                    pass
+        except UnreadableError as error:
+            faults.append(ValueError(error.fault))
+    if faults:
+        files = [source.path.removeprefix(f"{paths.root}/") for source in chosen]  # as the messages have it
+        raise UnreadableError(corpus.name, str(all_of(faults, Path(paths.shown(paths.raw)), files)))
+    return len(chosen)
 
 
 def beginning_of_corpus(params: Params, paths: Paths) -> Beginning:

@@ -79,6 +79,21 @@ def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: 
         )
 
 
+def note_other_data(splits: TokenFolder, params: Params, paths: Paths) -> None:
+    """Prints a note if the splits were made with other params than those of params.yaml."""
+    given = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
+    _fill_in(given, paths)
+    recorded = {name: splits.meta["params"].get(name, {}) for name in ("tokenize", "split")}
+    found = contradictions(recorded, given)
+    found.pop("tokenize.store", None)  # where tokens lie changes none
+    if found:
+        values = "; ".join(f"{name} is {now} in params.yaml, was {then}" for name, (then, now) in found.items())
+        say(
+            f"note: {paths.shown(splits.folder)} was made with other params ({values}): run tokenize and split, or "
+            "`dvc repro`"
+        )
+
+
 def _fill_in(params: dict[str, Any], paths: Paths) -> None:
     """Changes params to the form of a record: adds the defaults of omitted options, removes callbacks with
     `records_only`. Components that cannot be built stay unchanged.

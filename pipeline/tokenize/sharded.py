@@ -136,13 +136,15 @@ def write_shards(
             kept = [store.has(key) for key in keys]
             say(_plan(kept, kind if changed else ""))
             make = partial(make_shard, Recipe(choice, store, chosen.key, params.end_of_text))
-            records = work.results(
-                "tokenizing",
-                [
-                    (partial(make, shard, key), 0 if done else shard.bytes)
-                    for shard, key, done in zip(shards, keys, kept, strict=True)
-                ],
-            )
+            calls = [
+                (partial(make, shard, key), 0 if done else shard.bytes)
+                for shard, key, done in zip(shards, keys, kept, strict=True)
+            ]
+            try:
+                records = work.results("tokenizing", calls)
+            except KeyboardInterrupt:
+                say(f"tokenize: {sum(map(store.has, keys)):,} of {len(keys):,} shards are kept for the next run")
+                raise
         if all(record.blank for record in records):
             raise no_text(corpus, paths)
         summary = _publish(store, keys, records, chosen, paths, recorded, corpus)

@@ -54,9 +54,8 @@ def run(params: Params, paths: Paths) -> None:
         from pipeline.tokenize.sharded import write_shards
 
         recorded = _recorded(params.tokenize, corpus)
-        _print_facts(
-            *write_shards(params.tokenize, paths, corpus, sources, recorded, params.runtime.dask), corpus, paths
-        )
+        written = write_shards(params.tokenize, paths, corpus, sources, recorded, params.runtime.dask)
+        _print_facts(*written, corpus, paths, params.tokenize.store)
 
 
 def build_corpus(params: Params, paths: Paths) -> Corpus:
@@ -105,11 +104,13 @@ def _print_notes(corpus: Corpus, paths: Paths) -> None:
         say(f"note: {note}")
 
 
-def _print_facts(tokenizer: Tokenizer, summary: dict[str, int], corpus: Corpus, paths: Paths) -> None:
+def _print_facts(
+    tokenizer: Tokenizer, summary: dict[str, int], corpus: Corpus, paths: Paths, store: str = ""
+) -> None:
     fact("read", f"{summary['documents']:,} documents, {summary['bytes']:,} bytes ({corpus.name})")
     fact("encoded", f"{summary['tokens']:,} tokens of {summary['bytes'] / summary['tokens']:.2f} bytes")
     fact("with", f"{tokenizer.name}, {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:12]}")
-    fact("wrote", paths.shown(paths.tokens))
+    fact("wrote", f"{paths.shown(paths.tokens)}{f', and ids in {store}' if store else ''}")
 
 
 def _recorded(params: TokenizeParams, corpus: Corpus) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class TokenStore:
 
     def has(self, key: str) -> bool:
         """Whether there is such a shard, which may be damaged."""
-        return (self.folder / key / _RECORD).is_file()
+        return all((self.folder / key / name).is_file() for name in _FILES)
 
     def find(self, key: str) -> ShardRecord | None:
         """The record of an intact shard, or None; a damaged one is removed."""

@@ -13,6 +13,7 @@ from pipeline.distributed.placement import process_count
 from pipeline.distributed.ranks import Ranks, started_as_rank
 from pipeline.distributed.splits import open_splits
 from pipeline.model.pretrained import Pretrained
+from pipeline.model.run_record import note_other_data
 from pipeline.train import memory_check
 from pipeline.train.components import KINDS as KINDS
 from pipeline.train.components import Components
@@ -63,6 +64,8 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     paths.metrics.mkdir(parents=True, exist_ok=True)  # fail before training if it cannot be written
     components = Components.load(params, paths.plugins)
     data = TrainingData.read(params, splits, components.batch_sampler)
+    if ranks.is_rank0:
+        note_other_data(splits, params, paths)
     architecture = components.architecture(params.model, data.tokenizer)
     start = pretrained(params, architecture, data.tokenizer, paths)
     teacher = Teacher.of(components.loss, paths.root)

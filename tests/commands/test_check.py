@@ -144,6 +144,18 @@ def test_of_a_large_corpus_only_the_beginning_is_read(project: Project, monkeypa
 
 
 @pytest.mark.usefixtures("untried")
+def test_the_beginning_of_every_file_of_a_large_corpus_is_read(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.commands.sample._READ_AT_MOST", 5000)
+    assert re.search(r"its beginning was read and that of \d+ files", project.succeed("check").out)
+    (project.root / "data" / "raw" / "zz.jsonl").write_text('{"body": "the river"}\n')
+    told = project.run("check")
+    assert told.code == 1
+    assert "data/raw/zz.jsonl line 1 has no field 'text'" in told.out
+
+
+@pytest.mark.usefixtures("untried")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     ("architecture", "tokenizer", "reason"),

@@ -70,7 +70,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def same() -> Identity:
-    return {"code": {"pipeline/data/encode.py": "0"}, "versions": {"python": "3"}}
+    return {"code": {"pipeline/made_up.py": "0"}, "versions": {"python": "3"}}
 
 
 def by_folder(folder: Path) -> Identity:

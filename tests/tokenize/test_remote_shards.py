@@ -96,3 +96,26 @@ def test_only_what_changed_is_fetched(project: Project, tmp_path: Path, monkeypa
     project.succeed("tokenize", *BYTES)
     assert "text-05.txt" in fetched
     assert len(fetched) < 6
+
+
+def test_objects_are_compared_with_the_list_also_where_shards_are_kept(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_low_limits(monkeypatch)
+    run_inline(monkeypatch)
+    mount = (project.root / "data" / "raw").rename(tmp_path / "mount")
+    params = project.root / "params.yaml"
+    text = params.read_text().replace("name: python_docs", "name: files", 1)
+    params.write_text(text.replace('url: ""', f"url: file://{mount}", 1))
+    project.succeed("lock")
+    project.succeed("tokenize", *BYTES)
+    (mount / "zz.txt").write_text("a new one")
+    told = project.succeed("tokenize", *BYTES).out
+    assert " 0 to make" in told
+    assert f"note: data/remote.jsonl lacks 1 of the objects below file://{mount}: run `pipeline lock`" in told
+    changed = min(mount.glob("*.txt"))
+    changed.write_text("the river")
+    for command in ("tokenize", "check"):
+        result = project.run(command, *BYTES)
+        assert result.code == 1
+        assert f"{changed.name} has changed since data/remote.jsonl was written" in result.out + result.err

@@ -617,7 +617,7 @@ def test_sruns_variables_say_which_rank_this_is_and_where_the_first_one_is() -> 
 def test_a_rank_uses_its_own_cores(
     free: int, variables: dict[str, str], share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.train.runtime_config.cores", lambda: free)
+    monkeypatch.setattr("pipeline.distributed.placement.cores", lambda: free)
     assert cores_per_process(DistributedRanks(3, 8, 1), {"SLURM_PROCID": "3"} | variables) == share
     assert cores_per_process(Ranks(), {"SLURM_PROCID": "0"} | variables) == free
 

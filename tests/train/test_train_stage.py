@@ -32,6 +32,13 @@ def test_the_same_run_resumes(interrupted: Project) -> None:
     assert "note" not in out
 
 
+def test_splits_of_other_params_are_named(interrupted: Project) -> None:
+    told = interrupted.succeed("train", *sets("split.val=0.3", "tokenize.tokenizer.name=bytes")).out
+    (line,) = [each for each in told.splitlines() if "artifacts/splits was made with other params" in each]
+    assert "split.val is 0.3 in params.yaml, was 0.2" in line
+    assert "tokenize.tokenizer.name is bytes in params.yaml, was bpe" in line
+
+
 def test_a_changed_param_is_named_and_the_run_resumes_when_it_is_reset(interrupted: Project) -> None:
     changed = interrupted.succeed("train", *sets("train.optimizer.adamw.lr=0.01", "model.dropout=0.1")).out
     (line,) = [each for each in changed.splitlines() if "starts over" in each]

@@ -34,7 +34,7 @@ from .reading import (
     is_compressed,
 )
 from .records import footer_start, group_cuts, json_items, json_lines, parquet_rows, row_groups, table_rows
-from .remote import MANIFEST, check_url, list_objects, read_manifest, write_manifest
+from .remote import MANIFEST, check_url, compare_listing, list_objects, read_manifest, write_manifest
 from .text import Counts, TextReader, check_encoding, separated
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -119,8 +119,10 @@ class Files(Corpus):
         return self
 
     def notes(self, root: Path) -> Iterator[str]:
-        with self._listed(root) as (folder, _):
+        with self._listed(root) as (folder, objects):
             found = find(folder, self.include) if folder.is_dir() else None
+        if objects and (new := compare_listing(self.url, objects)):
+            yield f"data/{MANIFEST} lacks {new:,} of the objects below {self.url}: run `pipeline lock` to use them"
         if found and found.left_out:
             yield f"files left out: {found.told()}"
             if remedy := found.remedy():

@@ -15,6 +15,7 @@ _SHOWN = 5
 _PATTERNS = 3
 """If there are more endings than this, a single pattern is suggested for them."""
 _NOT_INCLUDED = " (not in include)"
+_IDS = (".bin", ".ds", ".npy")
 _UNKNOWN = " (unknown format)"
 _HIDDEN = (".", "~$")
 """The beginnings of hidden names: `~$` are the lock files of Word."""
@@ -46,6 +47,8 @@ class Found:
         """A hint how to include files that could be read but match no pattern; empty if there are none."""
         endings = {form(Path(f"name{kind}")) for kind in self.left_out.get(_NOT_INCLUDED, ())}
         known = sorted(endings & PACKAGES.keys())
+        if not known and any(kind in _IDS for kind in self.left_out.get(_NOT_INCLUDED, ())):
+            return "to read files of token ids, set tokenize.corpus.name: token_files"
         if not known:
             return ""
         missing = any(find_spec(package) is None for ending in known for package in PACKAGES[ending])

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -63,9 +63,24 @@ def check_object(url: str, source: CorpusSource) -> None:
         try:
             info = files.info(f"{base}{source.path.removeprefix(url)}")
         except FileNotFoundError:
-            raise ValueError(f"{source.path} is missing, but {MANIFEST} lists it: {_LOCK}") from None
+            raise ValueError(f"{source.path} is missing, but data/{MANIFEST} lists it: {_LOCK}") from None
     if (info["size"], _version(info)) != (source.size, source.version):
-        raise ValueError(f"{source.path} has changed since {MANIFEST} was written: {_LOCK}")
+        raise ValueError(f"{source.path} has changed since data/{MANIFEST} was written: {_LOCK}")
+
+
+def compare_listing(url: str, listed: Mapping[str, CorpusSource]) -> int:
+    """Compares what is below `url` with the listed objects; returns the number of objects that are not listed.
+
+    Raises:
+        ValueError: a listed object is missing or has changed.
+    """
+    present = {each.name: each for each in list_objects(url)}
+    for name, source in listed.items():
+        if name not in present:
+            raise ValueError(f"{source.path} is missing, but data/{MANIFEST} lists it: {_LOCK}")
+        if present[name] != source:
+            raise ValueError(f"{source.path} has changed since data/{MANIFEST} was written: {_LOCK}")
+    return len(present.keys() - listed.keys())
 
 
 def write_manifest(path: Path, url: str, objects: list[CorpusSource]) -> bool:
