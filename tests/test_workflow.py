@@ -36,6 +36,8 @@ EXCEPTED = {
     "pip install ": "the set-up under which the tests run",
     "mkdir -p data/raw && cp -r /path/to/": "a person's own files; this test's project has such texts",
     "pipeline fit --minutes 10": "writes params for ten minutes of training; tests/commands/test_fit.py",
+    "dask ": "runs until it is stopped; tests/tokenize/test_cluster.py starts both",
+    "pipeline tokenize --set runtime.dask=": "needs a cluster; tests/tokenize/test_cluster.py",
     "git add data/remote.jsonl": "needs texts below a URL; tests/plugins/test_remote.py",
     "mkdir -p data/weights/gpt2": "tests/train/test_init_from.py trains from such a folder",
     "dvc add data/weights/gpt2": "tests/train/test_init_from.py trains from such a folder",

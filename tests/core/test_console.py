@@ -17,6 +17,11 @@ from pipeline.core import console
 from pipeline.core.console import Progress, columns, say, wrapped
 
 
+@pytest.fixture(autouse=True)
+def _no_dumb_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+
 @pytest.fixture
 def ends() -> tuple[int, int]:
     """A terminal's own end, and the end that programs write to."""

@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY, Project
 
 from pipeline.core.files import sha256, write_json
-from pipeline.core.verified import record_verified
+from pipeline.core.verified import folder_state, record_verified
 from pipeline.data.index import IndexEntry, IndexWriter
 from pipeline.data.segments import SEGMENTS
 from pipeline.data.tokens import TokenFolder
@@ -103,4 +103,4 @@ def sized(folder: Path, name: str, tokens: int, documents: int) -> None:
         if path.name != "manifest.json"
     }
     write_json(folder / "manifest.json", {"files": manifest})
-    record_verified(folder)
+    record_verified(folder, folder_state(folder))
