@@ -43,6 +43,15 @@ def documents(project: Project) -> list[tuple[Any, ...]]:
     ]
 
 
+def moved_away(project: Project, folder: Path) -> Path:
+    """Moves the texts out of data/raw, to where `url` says then; returns where."""
+    mount = (project.root / "data" / "raw").rename(folder / "mount")
+    params = project.root / "params.yaml"
+    text = params.read_text().replace("name: python_docs", "name: files", 1)
+    params.write_text(text.replace('url: ""', f"url: file://{mount}", 1))
+    return mount
+
+
 def test_the_tokens_are_those_of_local_files(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,10 +65,7 @@ def test_the_tokens_are_those_of_local_files(
     run_inline(monkeypatch)
     monkeypatch.setattr(FETCHING, "_DIVIDED", 2 * SHARD)
     monkeypatch.setattr(FETCHING, "_BLOCK", 1000)
-    mount = raw.rename(tmp_path / "mount")
-    params = project.root / "params.yaml"
-    text = params.read_text().replace("name: python_docs", "name: files", 1)
-    params.write_text(text.replace('url: ""', f"url: file://{mount}", 1))
+    moved_away(project, tmp_path)
     project.succeed("lock")
     divided: list[str] = []
     sample = FETCHING._fill_footer
@@ -77,10 +83,7 @@ def test_the_tokens_are_those_of_local_files(
 def test_only_what_changed_is_fetched(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_low_limits(monkeypatch)
     run_inline(monkeypatch)
-    mount = (project.root / "data" / "raw").rename(tmp_path / "mount")
-    params = project.root / "params.yaml"
-    text = params.read_text().replace("name: python_docs", "name: files", 1)
-    params.write_text(text.replace('url: ""', f"url: file://{mount}", 1))
+    mount = moved_away(project, tmp_path)
     project.succeed("lock")
     project.succeed("tokenize", *BYTES)
     (mount / "text-05.txt").write_text("another text\n")
@@ -103,10 +106,7 @@ def test_objects_are_compared_with_the_list_also_where_shards_are_kept(
 ) -> None:
     with_low_limits(monkeypatch)
     run_inline(monkeypatch)
-    mount = (project.root / "data" / "raw").rename(tmp_path / "mount")
-    params = project.root / "params.yaml"
-    text = params.read_text().replace("name: python_docs", "name: files", 1)
-    params.write_text(text.replace('url: ""', f"url: file://{mount}", 1))
+    mount = moved_away(project, tmp_path)
     project.succeed("lock")
     project.succeed("tokenize", *BYTES)
     (mount / "zz.txt").write_text("a new one")
