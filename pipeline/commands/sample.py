@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.core.console import say
 from pipeline.core.paths import Paths
+from pipeline.data.encode import blocks_of, parts_of
 from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.components import Document
 from pipeline.plugin.faults import all_of
 from pipeline.split import stage as split
 from pipeline.tokenize import stage as tokenize
 from pipeline.tokenize.documents import Documents, UnreadableError, items, read_corpus, read_source
+from pipeline.tokenize.tokenizers import chat_template
 
 if TYPE_CHECKING:
     from pipeline.data.joined import Ids
@@ -77,8 +79,11 @@ class Beginning:
             if document.ids is not None:
                 yield replace(document, ids=self._limited(document.ids, _PER_ID))
                 continue
-            blocks = [document.text] if isinstance(document.text, str) else document.text
-            yield replace(document, text=self._limited(blocks, 1))
+            if (parts := parts_of(document)) is not None:
+                self.left -= sum(len(part.text) for part in parts)
+                yield document
+                continue
+            yield replace(document, text=self._limited(blocks_of(document), 1))
 
     def _limited(self, blocks: Iterable[Block], characters: int) -> Iterator[Block]:
         """The blocks, each item of which counts as so many characters."""
@@ -118,11 +123,12 @@ def check_beginnings(params: Params, paths: Paths) -> int:
     """
     corpus = tokenize.build_corpus(params, paths)
     every = [each for each in items(corpus, paths, lambda: corpus.sources(paths.raw) or ()) if not each.version]
+    template = chat_template(params.tokenize.tokenizer, corpus, paths)
     chosen = every[:: -(-len(every) // _SOURCES) or 1]
     faults = list[Exception]()
     for source in chosen:
         try:
-            for document in islice(read_source(corpus, paths, source), 1):
+            for document in islice(read_source(corpus, paths, source, template), 1):
                 blocks: Iterable[object] = document.text if document.ids is None else document.ids
                 for _ in islice(blocks, 1):
                     pass
@@ -137,4 +143,5 @@ def check_beginnings(params: Params, paths: Paths) -> int:
 def beginning_of_corpus(params: Params, paths: Paths) -> Beginning:
     """The beginning of the corpus that the params choose."""
     corpus = tokenize.build_corpus(params, paths)
-    return Beginning(lambda: read_corpus(corpus, paths))
+    template = chat_template(params.tokenize.tokenizer, corpus, paths)
+    return Beginning(lambda: read_corpus(corpus, paths, template))

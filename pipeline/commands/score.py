@@ -109,7 +109,7 @@ def _display_name(file: str) -> str:
 def _ids(file: str, tokenizer: Tokenizer, corpus: Corpus, paths: Paths) -> Iterator[Ids]:
     """Yields the ids of a file in one or more non-empty blocks."""
     empty = True
-    for _, ids in encode([Document(_display_name(file), _text(file, corpus, paths))], tokenizer, threads=1):
+    for _, ids, _ in encode([Document(_display_name(file), _text(file, corpus, paths))], tokenizer, threads=1):
         if len(ids):
             empty = False
             yield ids

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import local
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.core.errors import DataError
+from pipeline.data.cutting import PIECE, cut
 from pipeline.data.decode import IdsDecoder
-from pipeline.data.patterns import word_end
+from pipeline.data.masked import Learn
+from pipeline.data.parts import encode_parts, plain_text
 from pipeline.data.tokenizer import TokenIds, Tokenizer
-from pipeline.plugin.components import Document
-
-PIECE = 1 << 18
-"""Characters per piece: enough to amortise a thread's overhead, few enough to bound memory."""
+from pipeline.plugin.components import Document, Part
 
 _SPACE = [character for character in map(chr, range(0x3001)) if character.isspace()]  # all of Unicode's white space
 _ASCII_SPACE = "".join(filter(str.isascii, _SPACE)).encode()
 _OTHER_SPACE = [character for character in _SPACE if not character.isascii()]
-
-LONGEST_WORD = 1 << 21
-"""The maximum number of characters of a word: a BPE needs some 60 bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -34,62 +31,43 @@ class Piece:
 
     Attributes:
         document: The document.
-        text: The text of the part. A document of ids may have bytes that are not UTF-8; they are escaped
-            (`surrogateescape`).
+        text: The text of the part, without special tokens. A document of ids may have bytes that are not UTF-8;
+            they are escaped (`surrogateescape`).
         last: Whether this is the document's last piece.
         ids: The ids, if the corpus gives ids instead of text.
+        parts: The parts of the text, if the corpus gives them.
     """
 
     document: Document
     text: str
     last: bool
     ids: TokenIds | None = None
+    parts: Sequence[Part] | None = None
 
 
-def _ids(piece: Piece, tokenizer: Tokenizer) -> TokenIds:
+class Encoded(NamedTuple):
+    """The tokens of a piece.
+
+    Attributes:
+        piece: The piece.
+        ids: Its ids [T].
+        learn: Whether each is learnt [T]; None if all are.
+    """
+
+    piece: Piece
+    ids: TokenIds
+    learn: Learn | None = None
+
+
+def _encoded(piece: Piece, tokenizer: Tokenizer) -> Encoded:
     if piece.ids is not None:
-        return piece.ids
+        return Encoded(piece, piece.ids)
     try:
-        return tokenizer.encode(piece.text)
+        if piece.parts is not None:
+            return Encoded(piece, *encode_parts(piece.parts, tokenizer))
+        return Encoded(piece, tokenizer.encode(piece.text))
     except ValueError as error:  # for example a lone surrogate
         raise _cannot(piece.document, error) from None
-
-
-def cut(text: str | Iterable[str], pattern: str, size: int = PIECE) -> Iterator[str]:
-    """Cuts a text, or its consecutive blocks, between words of `pattern`, so that the ids stay the same.
-
-    A piece has `size` to 2 · `size` characters, or more if a single word does. Memory is bounded, time is linear.
-
-    Raises:
-        ValueError: a word has more than `LONGEST_WORD` characters.
-    """
-    find_word_end = word_end(pattern)
-    pending: list[str] = []
-    length, min_length, before = 0, 2 * size, 0
-    for block in [text] if isinstance(text, str) else text:
-        pending.append(block)
-        length += len(block)
-        if length < min_length:
-            continue
-        joined = "".join(pending)
-        start = 0
-        while len(joined) - start >= min_length:
-            end = find_word_end(joined[start : start + min_length], size)
-            if end is None and min_length >= 2 * max(LONGEST_WORD, size):
-                raise ValueError(
-                    f"after byte {before:,}, {joined[start : start + 20]!r}…, a word has over {LONGEST_WORD:,} "
-                    "characters, too many to encode: insert line breaks, remove it, or set "
-                    "tokenize.tokenizer.name: bytes"
-                )
-            if end is None:
-                min_length *= 2  # do not rescan a long word for each block
-            else:
-                piece = joined[start : start + end]
-                yield piece
-                before += len(piece) if piece.isascii() else len(piece.encode(errors="surrogatepass"))
-                start, min_length = start + end, 2 * size
-        pending, length = [joined[start:]], len(joined) - start
-    yield "".join(pending)
 
 
 def pieces(documents: Iterable[Document], pattern: str) -> Iterator[Piece]:
@@ -104,9 +82,12 @@ def pieces(documents: Iterable[Document], pattern: str) -> Iterator[Piece]:
                 f"the document {document.name!r} is token ids, which no tokenizer can be trained on: set "
                 "tokenize.tokenizer to the one that made them (name: tiktoken, file or bytes)"
             )
+        if (parts := parts_of(document)) is not None:
+            yield Piece(document, plain_text(parts), last=True, parts=parts)
+            continue
         previous: str | None = None
         try:
-            for text in cut(document.text, pattern):
+            for text in cut(blocks_of(document), pattern):
                 if previous is not None:
                     yield Piece(document, previous, last=False)
                 previous = text
@@ -116,11 +97,25 @@ def pieces(documents: Iterable[Document], pattern: str) -> Iterator[Piece]:
 
 
 def text_blocks(document: Document, tokenizer: Callable[[], Tokenizer]) -> Iterator[str]:
-    """A document's text in blocks, for one whose ids `tokenizer` made, too."""
+    """A document's text in blocks, for one whose ids `tokenizer` made, too; without special tokens."""
     if document.ids is not None:
         yield from (text for text, _ in IdsDecoder(tokenizer()).pieces(document))
+    elif (parts := parts_of(document)) is not None:
+        yield plain_text(parts)
     else:
-        yield from [document.text] if isinstance(document.text, str) else document.text
+        yield from blocks_of(document)
+
+
+def parts_of(document: Document) -> Sequence[Part] | None:
+    """The parts of a document's text; None if it is a text or an iterable of blocks."""
+    text = document.text
+    is_list = isinstance(text, Sequence) and not isinstance(text, str)
+    return text if is_list and any(isinstance(part, Part) for part in text) else None  # type: ignore[return-value]
+
+
+def blocks_of(document: Document) -> Iterable[str]:
+    """The consecutive blocks of a text that is not in parts."""
+    return [document.text] if isinstance(document.text, str) else document.text  # type: ignore[return-value]
 
 
 def _given(document: Document, decoder: IdsDecoder) -> Iterator[Piece]:
@@ -149,23 +144,23 @@ def _cannot(document: Document, error: Exception) -> DataError:
     return DataError(f"the document {document.name!r} cannot be tokenized: {error}")
 
 
-def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Piece, TokenIds]]:
+def encode(documents: Iterable[Document], tokenizer: Tokenizer, threads: int) -> Iterator[Encoded]:
     """Each piece with its ids, in order. Only a few pieces per thread are in memory at a time."""
     if threads == 1:
-        yield from ((piece, _ids(piece, tokenizer)) for piece in _every(documents, tokenizer))
+        yield from (_encoded(piece, tokenizer) for piece in _every(documents, tokenizer))
         return
-    waiting: deque[Future[list[tuple[Piece, TokenIds]]]] = deque()
+    waiting: deque[Future[list[Encoded]]] = deque()
     per_thread = local()
 
     def init_thread() -> None:
         per_thread.tokenizer = replace(tokenizer)  # tiktoken is slower when threads share one
 
-    def ids_of(batch: list[Piece]) -> list[tuple[Piece, TokenIds]]:
-        return [(piece, _ids(piece, per_thread.tokenizer)) for piece in batch]
+    def all_encoded(batch: list[Piece]) -> list[Encoded]:
+        return [_encoded(piece, per_thread.tokenizer) for piece in batch]
 
     with ThreadPoolExecutor(threads, initializer=init_thread) as pool:
         for batch in _batches(_every(documents, tokenizer)):
-            waiting.append(pool.submit(ids_of, batch))
+            waiting.append(pool.submit(all_encoded, batch))
             if len(waiting) > 2 * threads:
                 yield from waiting.popleft().result()
         while waiting:

@@ -72,10 +72,10 @@ class LazyIds:
 class JoinedIds(LazyIds):
     """The ids of consecutive files."""
 
-    def __init__(self, files: Sequence[Path], sizes: Sequence[int], dtype: np.dtype[Any]) -> None:
+    def __init__(self, files: Sequence[Path | None], sizes: Sequence[int], dtype: np.dtype[Any]) -> None:
         """
         Args:
-            files: The files of raw ids.
+            files: The files of raw ids; None for one that is all ones.
             sizes: The number of tokens in each.
             dtype: The type of an id.
         """
@@ -84,7 +84,10 @@ class JoinedIds(LazyIds):
 
         @lru_cache(_OPEN_FILES)
         def file(number: int) -> Ids:
-            return np.memmap(files[number], dtype=dtype, mode="r", shape=(sizes[number],)).view(np.ndarray)
+            path = files[number]
+            if path is None:
+                return np.broadcast_to(dtype.type(1), (sizes[number],))
+            return np.memmap(path, dtype=dtype, mode="r", shape=(sizes[number],)).view(np.ndarray)
 
         self._file = file
 

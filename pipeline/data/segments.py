@@ -63,6 +63,11 @@ class SegmentFile:
         """The ids of train [tokens]."""
         return SegmentedIds(self.source.ids("tokens"), self._table.view(np.ndarray))
 
+    @property
+    def learn(self) -> AnyIds:
+        """Which tokens of train are learnt [tokens], uint8, if the source says it."""
+        return SegmentedIds(self.source.masked("tokens").learn, self._table.view(np.ndarray))  # type: ignore[arg-type]
+
     def documents(self) -> Iterator[IndexEntry]:
         """The documents of train, or their parts in it; `bytes` is that of the whole document."""
         segments, last = self._each(), (-1, -1, -1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.files import write_json
 from pipeline.core.values import read_values
 from pipeline.data.patterns import ONE_CHARACTER, faster, split
+from pipeline.plugin.chat import ChatTemplate
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -38,6 +39,8 @@ class _Saved(BaseModel):
     special_tokens: dict[str, int]
     end: str
     ranks: list[tuple[Base64Bytes, int]]
+    chat_template: str = ""
+    template_variables: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Tokenizer:
             are the characters of the corpus.
         special_tokens: Special tokens, including end-of-text, and their ids. Text is never encoded to them.
         end: The special token that ends a document.
+        chat_template: The Jinja source of its chat template; empty if it has none.
+        template_variables: Further variables of the template, such as `bos_token`.
     """
 
     name: str
@@ -58,6 +63,8 @@ class Tokenizer:
     ranks: dict[bytes, int]
     special_tokens: dict[str, int]
     end: str = END_OF_TEXT
+    chat_template: str = ""
+    template_variables: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
@@ -120,6 +127,26 @@ class Tokenizer:
             return None
         return frozenset(sequence.decode() for sequence in self.ranks)
 
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The chat template.
+
+        Raises:
+            DataError: the tokenizer has none.
+        """
+        if not self.chat_template:
+            raise DataError(
+                f"the tokenizer {self.name!r} has no chat template: set tokenize.tokenizer.chat_template, such as "
+                "to chatml, and train on conversations"
+            )
+        return ChatTemplate(self.chat_template, tuple(self.special_tokens), self.template_variables)
+
+    def with_special_tokens(self, names: Sequence[str]) -> Tokenizer:
+        """This tokenizer with further special tokens, whose ids follow the vocabulary; those it has stay."""
+        new = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
+        ids = {name: self.vocab_size + number for number, name in enumerate(new)}
+        return replace(self, special_tokens={**self.special_tokens, **ids})
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; invalid UTF-8, such as a part of a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
@@ -158,6 +185,8 @@ class Tokenizer:
             "special_tokens": self.special_tokens,
             "end": self.end,
             "ranks": [(base64.b64encode(sequence).decode(), rank) for sequence, rank in by_rank],
+            **({"chat_template": self.chat_template} if self.chat_template else {}),
+            **({"template_variables": self.template_variables} if self.chat_template else {}),
         }
 
     def save(self, path: Path) -> None:
@@ -173,7 +202,13 @@ class Tokenizer:
         """
         contents = read_values(path, _Saved, fix)
         tokenizer = cls(
-            contents.name, contents.pattern, dict(contents.ranks), contents.special_tokens, contents.end
+            contents.name,
+            contents.pattern,
+            dict(contents.ranks),
+            contents.special_tokens,
+            contents.end,
+            contents.chat_template,
+            contents.template_variables,
         )
         try:
             tokenizer.check()

@@ -18,7 +18,7 @@ from typing import Any
 from unicodedata import category
 
 from pipeline.core.errors import DataError
-from pipeline.data.encode import cut
+from pipeline.data.cutting import cut
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
@@ -28,6 +28,7 @@ SECONDS = 15
 
 _MEMORY = 1 << 33
 _REFUSED = 3
+_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _BEGINNING = 1000
 """The number of bytes that identify a checkpoint's tokenizer."""
 
@@ -110,7 +111,42 @@ def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokeni
             f"{path}: a token contains {error}, which byte-level BPEs do not use: choose another tokenizer"
         ) from None
     special.setdefault(end_of_text, max([*ranks.values(), *special.values()], default=0) + 1)
-    return Tokenizer(path.name, pattern, ranks, special, end_of_text)
+    template, variables = _template_beside(path)
+    return Tokenizer(path.name, pattern, ranks, special, end_of_text, template, variables)
+
+
+def _template_beside(path: Path) -> tuple[str, dict[str, str]]:
+    """The chat template of a Hugging Face folder and its variables; empty if there is none.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    config, jinja = path.parent / "tokenizer_config.json", path.parent / "chat_template.jinja"
+    try:
+        template, variables = template_of_config(config.read_text("utf-8")) if config.is_file() else ("", {})
+    except ValueError as error:
+        raise DataError(f"{config} {error}: copy the complete file again, or remove it") from None
+    if jinja.is_file():
+        template = jinja.read_text("utf-8", errors="replace")
+    return template, variables if template else {}
+
+
+def template_of_config(text: str) -> tuple[str, dict[str, str]]:
+    """The chat template in a tokenizer_config.json, empty if it has none, and the variables of templates there.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        config = json.loads(text)
+        found = config.get("chat_template") or ""
+        if isinstance(found, list):  # several, by name
+            found = {each["name"]: each["template"] for each in found}.get("default", "")
+        tokens = {name: config.get(name) for name in _VARIABLES}
+        contents = {name: each["content"] if isinstance(each, dict) else each for name, each in tokens.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"is not a tokenizer_config.json ({type(error).__name__}: {error})") from None
+    return str(found), {name: str(content) for name, content in contents.items() if content is not None}
 
 
 def _prove_in_a_process(tokenizer: Tokenizer, path: Path, *arguments: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,99 +27,19 @@ from pipeline.core.files import (
 from pipeline.core.values import OPEN, NonNegativeInt, PositiveInt, read_values
 from pipeline.core.verified import folder_state, hashing, record_verified, verified_files
 from pipeline.data.documents import DocumentIndex
-from pipeline.data.index import IndexEntry, IndexWriter
-from pipeline.data.joined import AnyIds, Ids, JoinedIds, check_ids, parts
+from pipeline.data.index import IndexEntry
+from pipeline.data.joined import AnyIds, Ids, JoinedIds, parts
+from pipeline.data.masked import Learn, MaskedIds
 from pipeline.data.segments import SEGMENTS, SegmentFile
+from pipeline.data.token_writer import Counts, learn_name, shard_stem, smallest_dtype
 from pipeline.data.tokenizer import Tokenizer
 
-Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
-
 _BLOCK = 1 << 18
-_MOST_WAITING = 1 << 12
-"""The number of arrays that wait to be written; a small array needs some 100 bytes more than its ids."""
+
+_BYTE = np.dtype(np.uint8)
 
 TOKENIZER = "tokenizer.json"
 META = "meta.json"
-
-
-class TokenWriter(AbstractContextManager["TokenWriter"]):
-    """Writes STEM.bin, raw ids, and its index in bounded memory.
-
-    Attributes:
-        tokens: The number of tokens.
-        documents: The number of documents that end in this file.
-        text_bytes: The size of their text in UTF-8.
-        counts: How often each id occurs, int64 [V]; complete when the writer is closed.
-    """
-
-    def __init__(self, folder: Path, stem: str, tokenizer: Tokenizer) -> None:
-        self.tokens = self.documents = self.text_bytes = 0
-        self.counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-        self._dtype = smallest_dtype(tokenizer.vocab_size)
-        self._start = self._waiting_tokens = 0
-        self._waiting: list[Ids] = []
-        self._path = folder / f"{stem}.bin"
-        self._ids = self._path.open("wb")
-        self._index = IndexWriter(folder, stem)
-
-    def write(self, ids: Ids) -> None:
-        """Appends ids to the current document.
-
-        Raises:
-            DataError: an id is not in the vocabulary; perhaps only later, or when the writer is closed.
-        """
-        self._waiting.append(ids)
-        self.tokens += len(ids)
-        self._waiting_tokens += len(ids)
-        if self._waiting_tokens >= _BLOCK or len(self._waiting) >= _MOST_WAITING:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Checks, counts and writes the ids that wait: one pass over many, because each pass costs O(V)."""
-        if self._waiting_tokens:
-            ids = np.concatenate(self._waiting)
-            check_ids(ids, len(self.counts), self._path.name, "run `python -m pipeline tokenize`")
-            self.counts += np.bincount(ids, minlength=len(self.counts))
-            self._ids.write(ids.astype(self._dtype, copy=False).data)
-        self._waiting, self._waiting_tokens = [], 0
-
-    def end_document(
-        self,
-        name: str,
-        text_bytes: int,
-        split: str | None = None,
-        digest: str | None = None,
-        continues: bool = False,
-    ) -> None:
-        """Ends the current document. A document without tokens gets no index entry.
-
-        Args:
-            name: The document's name.
-            text_bytes: The size of its text, or of its part in this file.
-            split: The split that the corpus assigns, if any.
-            digest: A `TextDigest` of the same text; None if it is blank or cut.
-            continues: Whether the document goes on at the beginning of the next shard, under the same name.
-        """
-        if self.tokens > self._start:
-            tokens = self.tokens - self._start
-            self._index.add(IndexEntry(name, self._start, tokens, text_bytes, split, digest), continues)
-            self.documents += not continues
-            self.text_bytes += text_bytes
-        self._start = self.tokens
-
-    def summary(self) -> dict[str, int]:
-        """The numbers of tokens, documents and bytes, for meta.json; those of shards add up."""
-        return {"tokens": self.tokens, "documents": self.documents, "bytes": self.text_bytes}
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        with self._ids, self._index:
-            if kind is None:
-                self._flush()
-
-
-def shard_stem(name: str, number: int, count: int) -> str:
-    """The STEM of a shard: "tokens-00000-of-00003"."""
-    return f"{name}-{number:05}-of-{count:05}"
 
 
 def finish_folder(
@@ -173,6 +92,7 @@ class _File:
     documents: PositiveInt
     bytes: NonNegativeInt
     shards: NonNegativeInt = 0
+    learnt: NonNegativeInt | None = None
 
 
 @dataclass(frozen=True)
@@ -252,16 +172,22 @@ class TokenFolder:
                 source = TokenFolder(Path(os.path.normpath(folder / meta.segments_of.folder)), fix, hashes)
                 if source.digest != meta.segments_of.digest:
                     raise DataError(f"{source.folder} is not what {folder} was made of: {fix}")
+                if (file.learnt is None) == source.has_mask("tokens"):
+                    raise DataError(f"{folder / META}: train and {source.folder} differ in what is learnt: {fix}")
                 self._segments = SegmentFile(folder / SEGMENTS, source, file.tokens, fix)
                 continue
             self._stems[name] = [shard_stem(name, each, file.shards) for each in range(file.shards)] or [name]
             self._sizes[name] = [self._size(self._bin(stem)) // self._dtype.itemsize for stem in self._stems[name]]
             self._check_sizes(name, file.tokens)
+            self._check_learn(name)
 
     def _bin(self, stem: str) -> Path:
-        name = f"{stem}.bin"
+        return self._located(f"{stem}.bin") or self.folder / f"{stem}.bin"
+
+    def _located(self, name: str) -> Path | None:
+        """The path of a file; None if the manifest does not list it."""
         entry = self._entries.get(name)
-        return entry.located(self.folder, name) if entry else self.folder / name
+        return entry.located(self.folder, name) if entry else None
 
     def _size(self, path: Path) -> int:
         return path.stat().st_size if path.is_file() else 0
@@ -278,6 +204,18 @@ class TokenFolder:
                 f"vocabulary of {self.tokenizer.vocab_size:,}: {self._fix}"
             )
 
+    def _check_learn(self, name: str) -> None:
+        """Checks the files that say which tokens are learnt against meta.json."""
+        found = False
+        for stem, tokens in zip(self._stems[name], self._sizes[name], strict=True):
+            path = self._located(learn_name(stem))
+            found = found or path is not None
+            if path and (size := self._size(path)) != tokens:
+                raise DataError(f"{path} has {size:,} bytes, but there are {tokens:,} tokens: {self._fix}")
+        if found != self.has_mask(name):
+            shown = self.folder / learn_name(self._stems[name][0])
+            raise DataError(f"{shown} is {'there' if found else 'missing'}, but {META} says otherwise: {self._fix}")
+
     @property
     def digest(self) -> str:
         """A hash of the token files, their indexes and the tokenizer, but not of params."""
@@ -287,8 +225,10 @@ class TokenFolder:
             content["segments of"] = self._segments.source.digest
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def xz_bits_per_byte(self, name: str) -> float:
-        """The xz baseline of a held-out split, as measured by the stage split."""
+    def xz_bits_per_byte(self, name: str) -> float | None:
+        """The xz baseline of a held-out split, as measured by the stage split; None if only a part is learnt."""
+        if any(file.learnt is not None for file in self._files.values()):
+            return None
         if name not in self._xz:
             raise DataError(f"{self.folder / META} has no xz_bits_per_byte of {name}: {self._fix}")
         return self._xz[name]
@@ -312,19 +252,42 @@ class TokenFolder:
         self._file(name)
         if name == "train" and self._segments:
             return self._segments.ids
-        files, sizes = [self._bin(stem) for stem in self._stems[name]], self._sizes[name]
-        if len(files) == 1:
-            return np.memmap(files[0], dtype=self._dtype, mode="r", shape=(sizes[0],)).view(np.ndarray)
-        return JoinedIds(files, sizes, self._dtype)
+        return self._joined([self._bin(stem) for stem in self._stems[name]], self._sizes[name], self._dtype)
+
+    def _joined(self, files: Sequence[Path | None], sizes: Sequence[int], dtype: np.dtype[Any]) -> AnyIds:
+        if len(files) == 1 and files[0]:
+            return np.memmap(files[0], dtype=dtype, mode="r", shape=(sizes[0],)).view(np.ndarray)
+        return JoinedIds(files, sizes, dtype)
+
+    def has_mask(self, name: str) -> bool:
+        """Whether some tokens of a file are only read."""
+        return self._file(name).learnt is not None
+
+    def masked(self, name: str) -> MaskedIds:
+        """The ids of a file, and which of them are learnt."""
+        return MaskedIds(self.ids(name), self._learn(name) if self.has_mask(name) else None)
+
+    def _learn(self, name: str) -> AnyIds:
+        """Which tokens of a file are learnt [tokens], uint8."""
+        if name == "train" and self._segments:
+            return self._segments.learn
+        files = [self._located(learn_name(stem)) for stem in self._stems[name]]
+        return self._joined(files, self._sizes[name], _BYTE)
 
     def blocks(self, name: str, start: int, end: int) -> Iterator[Ids]:
         """The ids start … end−1 of a file, in blocks, for texts that do not fit into memory."""
+        return (ids for ids, _ in self.masked_blocks(name, start, end))
+
+    def masked_blocks(self, name: str, start: int, end: int) -> Iterator[tuple[Ids, Learn | None]]:
+        """The blocks of ids, each with which of them are learnt (None: all)."""
         bounds = np.cumsum([0, *self._sizes[name]], dtype=np.int64)
         for shard, first, last in parts(bounds, start, end):
-            path = self._bin(self._stems[name][shard])
+            stem = self._stems[name][shard]
+            path, learn_path = self._bin(stem), self._located(learn_name(stem))
             for begin in range(first, last, _BLOCK):
-                offset = begin * self._dtype.itemsize
-                yield np.fromfile(path, self._dtype, min(_BLOCK, last - begin), offset=offset)
+                count = min(_BLOCK, last - begin)
+                ids = np.fromfile(path, self._dtype, count, offset=begin * self._dtype.itemsize)
+                yield ids, np.fromfile(learn_path, np.uint8, count, offset=begin) if learn_path else None
 
     def counts(self, name: str) -> Counts:
         """How often each id occurs in a file that has NAME.counts.npy [V].
@@ -372,8 +335,3 @@ class TokenFolder:
                 f"the index of {name} in {self.folder} has {found:,} documents, but {META} says {expected:,}: "
                 f"{self._fix}"
             )
-
-
-def smallest_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
-    """uint16 if all ids fit, as other trainers expect; otherwise uint32."""
-    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")

@@ -95,6 +95,10 @@ class TokenizerFileParams(Section):
     """The special token that ends a document; it is added if the file lacks it."""
 
 
+def _chat_template(value: str) -> str:
+    return value if value in ("", "chatml") else _below("data", "data/template.jinja", value)
+
+
 class TokenizerParams(Section):
     name: Literal["bpe", "characters", "bytes", "tiktoken", "file"]
     """`bpe` is trained on the corpus; `characters` has the characters of the corpus; `bytes` has the 256 bytes;
@@ -102,6 +106,12 @@ class TokenizerParams(Section):
     bpe: BpeParams
     tiktoken: TiktokenParams
     file: TokenizerFileParams
+    special_tokens: Annotated[tuple[Annotated[Text, Field(min_length=1)], ...], Field(strict=False)]
+    """Names of further special tokens, such as `<|tool|>`. Their ids follow the vocabulary."""
+    chat_template: Annotated[str, AfterValidator(_chat_template)]
+    """How conversations are written: `chatml`, or a template below data/: a Jinja file in the form of Hugging
+    Face's chat_template, or a tokenizer_config.json. Empty: that of the tokenizer's file, else ChatML if the corpus
+    has conversations."""
 
 
 def _folder(path: str) -> str:

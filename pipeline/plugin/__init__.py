@@ -1,8 +1,10 @@
 """The public API for plugin authors: `from pipeline.plugin import Loss, hookimpl`."""
 
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
+from pipeline.plugin.chat import CHATML, ChatTemplate
 from pipeline.plugin.components import (
     IGNORED,
+    ROLES,
     BatchSampler,
     Component,
     Corpus,
@@ -13,11 +15,13 @@ from pipeline.plugin.components import (
     Exporter,
     ExportSource,
     Loss,
+    Message,
     Metric,
     Model,
     ModelOutput,
     ModelShape,
     Optimizer,
+    Part,
     Sampler,
     Schedule,
     StepEvent,
@@ -33,8 +37,11 @@ from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 from pipeline.plugin.splits import split_of
 
 __all__ = [
+    "CHATML",
     "IGNORED",
+    "ROLES",
     "BatchSampler",
+    "ChatTemplate",
     "Component",
     "Corpus",
     "CorpusSource",
@@ -45,11 +52,13 @@ __all__ = [
     "Exporter",
     "IndexedDocument",
     "Loss",
+    "Message",
     "Metric",
     "Model",
     "ModelOutput",
     "ModelShape",
     "Optimizer",
+    "Part",
     "Sampler",
     "Schedule",
     "Source",

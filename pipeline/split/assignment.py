@@ -12,9 +12,10 @@ import numpy as np
 
 from pipeline.core.console import listed
 from pipeline.core.errors import DataError
-from pipeline.data.encode import cut
+from pipeline.data.cutting import cut
 from pipeline.data.index import SPLITS, IndexEntry
 from pipeline.data.joined import Ids
+from pipeline.data.masked import Learn
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.splits import split_of
@@ -36,7 +37,7 @@ class Part:
         name: The document's name.
         start, end: Its first token among all tokens, and the one after its last. A part that is cut between two
             characters may begin and end with a part of a token more.
-        blocks: Its ids in blocks; they can be read only once.
+        blocks: Its ids in blocks, each with which of them are learnt (None: all); they can be read only once.
         text_bytes: The size of its text in UTF-8; None for a part, whose ids tell it.
     """
 
@@ -44,7 +45,7 @@ class Part:
     name: str
     start: int
     end: int
-    blocks: Iterable[Ids]
+    blocks: Iterable[tuple[Ids, Learn | None]]
     text_bytes: int | None = None
 
 
@@ -77,7 +78,7 @@ class Assignment:
         """The documents, and the parts of those that are cut, in order; without the removed ones."""
         for entry, place in zip(tokens.documents("tokens"), self.places.tobytes(), strict=True):
             if place < len(SPLITS):
-                blocks = tokens.blocks("tokens", entry.start, entry.end)
+                blocks = tokens.masked_blocks("tokens", entry.start, entry.end)
                 yield Part(SPLITS[place], entry.name, entry.start, entry.end, blocks, entry.bytes)
             elif place == CUT:
                 yield from self._parts_of(entry, tokens)
@@ -89,10 +90,11 @@ class Assignment:
         for split, start, end in zip(SPLITS, [first, *inside], [*inside, last], strict=True):
             if start == end:
                 continue
+            blocks: Iterable[tuple[Ids, Learn | None]]
             if self.again:
-                blocks = _tokenized_again(tokens, entry, start, end)
+                blocks = ((ids, None) for ids in _tokenized_again(tokens, entry, start, end))
             else:
-                blocks = tokens.blocks("tokens", start.token, end.token)
+                blocks = tokens.masked_blocks("tokens", start.token, end.token)
             yield Part(split, entry.name, start.token, end.token, blocks)
 
 
@@ -147,6 +149,8 @@ def by_position(tokens: TokenFolder, unit: str, val: float, test: float) -> Assi
     its parts are tokenized separately, as if the text had been cut first.
     """
     again = unit == "characters"
+    if again and tokens.has_mask("tokens"):
+        raise DataError("split.unit: characters cannot cut texts in parts, such as conversations: set it to tokens")
     counts, characters = tokens.counts("tokens"), _characters(tokens.tokenizer)
     total = int((counts * characters).sum() if again else counts.sum())
     # Round first: in floating point, 1 − 0.05 − 0.05 is slightly less than 0.9.

@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.data.joined import Ids, Segments
 from pipeline.data.segments import SEGMENTS
-from pipeline.data.tokens import Counts, TokenFolder
+from pipeline.data.token_writer import Counts
+from pipeline.data.tokens import TokenFolder
 
 _AT_ONCE, _MOST_WAITING = 1 << 18, 1 << 12
 
@@ -45,6 +46,15 @@ class SegmentWriter:
         table[1, :-1] = starts
         np.save(folder / SEGMENTS, table)
         return table
+
+    def learnt(self, tokens: TokenFolder) -> int:
+        """The number of tokens in the segments that are learnt."""
+        blocks = (
+            block
+            for start, end in zip(self._starts, self._ends, strict=True)
+            for block in tokens.masked_blocks("tokens", start, end)
+        )
+        return sum(len(ids) if learn is None else int(np.count_nonzero(learn)) for ids, learn in blocks)
 
     def counts(self, tokens: TokenFolder) -> Counts:
         """How often each id occurs in the segments [V]: only the tokens between the segments are read."""

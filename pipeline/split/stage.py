@@ -14,7 +14,8 @@ from pipeline.core.errors import DataError
 from pipeline.core.publication import published_folder
 from pipeline.data.index import SPLITS
 from pipeline.data.joined import AnyIds, SegmentedIds
-from pipeline.data.tokens import Counts, TokenFolder, TokenWriter, finish_folder, smallest_dtype
+from pipeline.data.token_writer import Counts, TokenWriter, smallest_dtype
+from pipeline.data.tokens import TokenFolder, finish_folder
 from pipeline.split.assignment import REMOVED, Assignment, by_document, by_position, predefined
 from pipeline.split.baseline import xz_bits_per_byte
 from pipeline.split.duplicates import find_duplicates
@@ -52,13 +53,17 @@ def run(params: Params, paths: Paths) -> None:
         _check(files, split_params)
         recorded = {**tokens.meta["params"], "split": split_params.model_dump(mode="json")}
         more |= {"by": split_params.by, "duplicates": [asdict(each) for each in found.listed]}
-        more |= {"duplicates_found": len(found), "xz_bits_per_byte": xz_bits_per_byte(ids, tokens.tokenizer)}
+        more |= {"duplicates_found": len(found)}
+        if not tokens.has_mask("tokens"):  # xz codes all of a text
+            more |= {"xz_bits_per_byte": xz_bits_per_byte(ids, tokens.tokenizer)}
         finish_folder(folder, tokens.tokenizer, files, params=recorded, counts={"train": counts}, **more)
 
     total = sum(file["tokens"] for file in files.values())
     fact("read", f"{paths.shown(paths.tokens)}: {total:,} tokens")
     for split, file in files.items():
         size = f"{file['tokens']:,} tokens ({file['tokens'] / total:.1%})"
+        if "learnt" in file:
+            size += f", {file['learnt']:,} to learn"
         fact(split, f"{size}, {file['documents']:,} documents, {file['bytes']:,} bytes")
         _say_small(split, file["tokens"] / total, split_params)
     listed_names = listed([str(duplicate) for duplicate in found.listed], count=len(found))
@@ -90,8 +95,8 @@ def _write(
                 segments.add(part.start, part.end)
             else:
                 text_bytes = 0
-                for ids in part.blocks:
-                    writers[part.split].write(ids)
+                for ids, learn in part.blocks:
+                    writers[part.split].write(ids, learn)
                     if part.text_bytes is None:
                         text_bytes += int(byte_lengths[ids].sum())
                 writers[part.split].end_document(
@@ -112,6 +117,8 @@ def _write(
         "documents": segments.documents,
         "bytes": int((counts * byte_lengths).sum()),
     }
+    if tokens.has_mask("tokens"):
+        train["learnt"] = segments.learnt(tokens)
     of = {"folder": os.path.relpath(tokens.folder, folder), "digest": tokens.digest}
     written = {"train": SegmentedIds(tokens.ids("tokens"), table), **written}
     return {"train": train, **files}, written, counts, {"segments_of": of}
@@ -144,6 +151,11 @@ def _say_small(split: str, share: float, params: SplitParams) -> None:
 def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:
     documents = sum(file["documents"] for file in files.values())
     for split, file in files.items():
+        if file.get("learnt") == 0:
+            raise DataError(
+                f"split: {split} has {file['documents']:,} documents with nothing to learn: change split.seed, or "
+                "add conversations in which the assistant speaks"
+            )
         if file["tokens"] >= 2:  # an input and a target
             continue
         what = f"split.{split}" if split != "train" else f"split.val {params.val} and split.test {params.test}"

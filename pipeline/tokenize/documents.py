@@ -12,12 +12,13 @@ import numpy as np
 
 from pipeline.core.console import say
 from pipeline.core.errors import DataError, PluginError, explain_os_error
-from pipeline.data.encode import Piece, TextDigest
+from pipeline.data.encode import Encoded, TextDigest, parts_of
 from pipeline.data.joined import Ids
+from pipeline.data.token_writer import TokenWriter
 from pipeline.data.tokenizer import TokenIds, Tokenizer
-from pipeline.data.tokens import TokenWriter
 from pipeline.plugin.calls import calling, guarded_items, label
-from pipeline.plugin.components import Corpus, CorpusSource, Document
+from pipeline.plugin.chat import ChatTemplate
+from pipeline.plugin.components import Corpus, CorpusSource, Document, Message, Part
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -42,15 +43,15 @@ class UnreadableError(DataError):
         return f"the corpus {self.corpus}: {' '.join(self.fault.split())}"
 
 
-def read_corpus(corpus: Corpus, paths: Paths) -> Iterator[Document]:
-    """The documents of the corpus, checked.
+def read_corpus(corpus: Corpus, paths: Paths, template: ChatTemplate | None = None) -> Iterator[Document]:
+    """The documents of the corpus, checked; `template` makes the parts of conversations.
 
     Raises:
         PluginError: the corpus yields something else than documents.
         DataError: a name is empty, repeated or not UTF-8, or a text cannot be read.
     """
     names: set[str] = set()
-    for document in _checked(corpus, paths, lambda: corpus.documents(paths.raw)):
+    for document in _checked(corpus, paths, template, lambda: corpus.documents(paths.raw)):
         if document.name in names:
             raise repeated(corpus, document.name)
         names.add(document.name)
@@ -74,7 +75,11 @@ def repeated(corpus: Corpus, name: str) -> DataError:
 
 
 def read_source(
-    corpus: Corpus, paths: Paths, source: CorpusSource, report: Callable[[Any], None] = lambda value: None
+    corpus: Corpus,
+    paths: Paths,
+    source: CorpusSource,
+    template: ChatTemplate | None = None,
+    report: Callable[[Any], None] = lambda value: None,
 ) -> Iterator[Document]:
     """The documents of a source, checked, except that their names are unique. `report` is given what `Corpus.read`
     returns.
@@ -86,12 +91,12 @@ def read_source(
     def read() -> Generator[Document, None, None]:
         report((yield from corpus.read(paths.raw, source)))
 
-    return _checked(corpus, paths, read)
+    return _checked(corpus, paths, template, read)
 
 
 def write_documents(
     writer: TokenWriter,
-    encoded: Iterable[tuple[Piece, TokenIds]],
+    encoded: Iterable[Encoded],
     end: TokenIds,
     *,
     continues: bool = False,
@@ -110,11 +115,12 @@ def write_documents(
         Whether there is a text that is not blank.
     """
     digest, found = TextDigest(), False
-    for piece, ids in encoded:
-        writer.write(ids)
+    for piece, ids, learn in encoded:
+        writer.write(ids, learn)
         digest.update(piece.text)
         if piece.last:
-            writer.write(end if digest.text_bytes and not continues else end[:0])
+            if digest.text_bytes and not continues:
+                writer.write(end, None if learn is None else learn[-1:].repeat(len(end)))
             document = piece.document
             writer.end_document(document.name, digest.text_bytes, document.split, digest.value, continues)
             found = found or digest.value is not None
@@ -168,7 +174,9 @@ def items(corpus: Corpus, paths: Paths, made: Callable[[], Iterable[T]]) -> Iter
         raise unreadable(str(error)) from error
 
 
-def _checked(corpus: Corpus, paths: Paths, documents: Callable[[], Iterable[Document]]) -> Iterator[Document]:
+def _checked(
+    corpus: Corpus, paths: Paths, template: ChatTemplate | None, documents: Callable[[], Iterable[Document]]
+) -> Iterator[Document]:
     for document in items(corpus, paths, documents):
         if not isinstance(document, Document) or not isinstance(document.name, str):
             raise PluginError(f"{label(corpus)} must yield Document(name, text), not {type(document).__name__}")
@@ -180,14 +188,49 @@ def _checked(corpus: Corpus, paths: Paths, documents: Callable[[], Iterable[Docu
             raise DataError(f"{label(corpus)} has a document without a name")
         if document.name != document.name.encode(errors="ignore").decode():
             raise DataError(f"the corpus {corpus.name}: the name {document.name!r} is not UTF-8: rename it")
-        if document.ids is None:
-            yield replace(document, text=_text(corpus, paths, document))
-        else:
+        given = [bool(document.text), document.ids is not None, document.messages is not None]
+        if sum(given) > 1:
+            raise PluginError(f"{label(corpus)}: {document.name!r} has more than one of text, ids and messages")
+        if document.ids is not None:
             yield replace(document, ids=_ids(corpus, paths, document))
+        elif document.messages is not None:
+            yield replace(document, text=_conversation(corpus, document, template), messages=None)
+        else:
+            yield replace(document, text=_text(corpus, paths, document))
 
 
-def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[str]:
-    """A document's text or blocks of text, with each block checked."""
+def _conversation(corpus: Corpus, document: Document, template: ChatTemplate | None) -> list[Part]:
+    """The parts of a conversation."""
+    for message in document.messages or ():
+        if not (
+            isinstance(message, Message) and isinstance(message.role, str) and isinstance(message.content, str)
+        ):
+            raise PluginError(
+                f"{label(corpus)}: {document.name!r} must have messages Message(role, content), not {message!r}"
+            )
+    if template is None:
+        raise PluginError(f"{label(corpus)} yields conversations: set chat: ClassVar[bool] = True in its class")
+    try:
+        parts = template.parts(document.messages or ())
+    except ValueError as error:
+        raise DataError(f"the conversation {document.name!r} cannot be used: {error}") from None
+    for part in parts:
+        _check_utf8(corpus, document, part.text)
+    return parts
+
+
+def _check_utf8(corpus: Corpus, document: Document, text: str) -> None:
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{label(corpus)}: the text of {document.name!r} holds a lone surrogate, "
+            f'{text[error.start]!r}: decode it with errors="replace"'
+        ) from None
+
+
+def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[str] | list[Part]:
+    """A document's text, blocks of text or parts, each checked."""
 
     def checked(text: Any) -> str:
         if not isinstance(text, str):
@@ -195,15 +238,17 @@ def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[st
                 f"{label(corpus)}: the text of {document.name!r} must be str, or an iterable of str, not "
                 f"{type(text).__name__}"
             )
-        try:
-            text.isascii() or text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{label(corpus)}: the text of {document.name!r} holds a lone surrogate, "
-                f'{text[error.start]!r}: decode it with errors="replace"'
-            ) from None
+        _check_utf8(corpus, document, text)
         return text
 
+    if (parts := parts_of(document)) is not None:
+        for part in parts:
+            if not isinstance(part, Part):
+                raise PluginError(
+                    f"{label(corpus)}: the text of {document.name!r} mixes Part and {type(part).__name__}"
+                )
+            checked(part.text)
+        return list(parts)
     if isinstance(document.text, str | bytes) or not isinstance(document.text, Iterable):
         return checked(document.text)
     return map(checked, items(corpus, paths, lambda: document.text))
@@ -211,8 +256,6 @@ def _text(corpus: Corpus, paths: Paths, document: Document) -> str | Iterator[st
 
 def _ids(corpus: Corpus, paths: Paths, document: Document) -> Iterator[Ids]:
     """A document's blocks of ids, each checked."""
-    if document.text:
-        raise PluginError(f"{label(corpus)}: {document.name!r} has both a text and ids: leave one out")
     for block in items(corpus, paths, lambda: document.ids or ()):
         if not (isinstance(block, np.ndarray) and block.ndim == 1 and block.dtype.kind in "iu"):
             kind = f"{block.dtype} {block.shape}" if isinstance(block, np.ndarray) else type(block).__name__

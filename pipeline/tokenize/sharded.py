@@ -24,8 +24,10 @@ from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
 from pipeline.data.documents import DocumentIndex
 from pipeline.data.patterns import ends_after_words
+from pipeline.data.token_writer import shard_stem
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import finish_folder, shard_stem
+from pipeline.data.tokens import finish_folder
+from pipeline.plugin.chat import ChatTemplate
 from pipeline.plugin.components import Corpus, CorpusSource
 from pipeline.plugin.faults import all_of
 from pipeline.plugin.options import plain_options
@@ -53,8 +55,8 @@ from pipeline.tokenize.shards import (
     surveyed,
 )
 from pipeline.tokenize.store import ShardRecord, TokenStore
-from pipeline.tokenize.tokenizers import TRAINED, loaded_tokenizer, sample_of, trained_tokenizer
-from pipeline.tokenize.vocabulary import of_alphabet
+from pipeline.tokenize.tokenizers import TRAINED, loaded_tokenizer, sample_of, trained_tokenizer, with_chat
+from pipeline.tokenize.vocabulary import of_alphabet, raw_bytes
 
 if TYPE_CHECKING:
     from pipeline.params.params import TokenizeParams, TokenizerParams
@@ -88,6 +90,7 @@ def write_shards(
     paths: Paths,
     corpus: Corpus,
     sources: Sequence[CorpusSource],
+    template: ChatTemplate | None,
     recorded: Mapping[str, Any],
     dask: str,
 ) -> tuple[Tokenizer, Summary]:
@@ -98,6 +101,7 @@ def write_shards(
         paths: The paths of the project.
         corpus: The corpus.
         sources: Its sources.
+        template: What makes the parts of its conversations, if it has any.
         recorded: The effective params, for meta.json.
         dask: The address of a Dask cluster; empty for processes of this machine.
 
@@ -105,7 +109,8 @@ def write_shards(
         The tokenizer, and the numbers of tokens, documents and bytes.
     """
     kind = params.tokenizer.name
-    chosen = None if kind in TRAINED else _Chosen.itself(loaded_tokenizer(params.tokenizer, paths))
+    complete = partial(with_chat, params=params.tokenizer, corpus=corpus, paths=paths)
+    chosen = None if kind in TRAINED else _Chosen.itself(complete(loaded_tokenizer(params.tokenizer, paths)))
     pattern = chosen.tokenizer.pattern if chosen else TRAINED[kind]
     shards = list(grouped(divided(corpus, paths, sources, ends_after_words(pattern))))
     choice = CorpusChoice(paths.root, corpus.name, json.dumps({corpus.name: plain_options(corpus)}))
@@ -122,13 +127,14 @@ def write_shards(
             executor = process_pool(min(cores(), len(shards)))
         with executor as pool:
             work = _Work(pool, corpus, paths)
-            survey = partial(survey_shard, choice, alphabet=kind == "characters")
+            survey = partial(survey_shard, choice, template, alphabet=kind == "characters")
             surveys = work.results("reading", [(partial(survey, shard), shard.bytes) for shard in shards])
             shards = list(surveyed(shards, surveys))
             if kind == "characters":
-                chosen = _Chosen.itself(of_alphabet({each for survey in surveys for each in survey.alphabet}))
+                alphabet = {each for survey in surveys for each in survey.alphabet}
+                chosen = _Chosen.itself(complete(of_alphabet(alphabet)))
             if chosen is None:
-                chosen = _trained(params.tokenizer, paths, corpus, shards, store)
+                chosen = _trained(params.tokenizer, paths, corpus, shards, store, template)
             changed = kind in TRAINED and store.has_tokenizers() and not store.tokenizer_path(chosen.key).is_file()
             check_tokenizer(corpus, paths, chosen.tokenizer)
             chosen.tokenizer.save(store.tokenizer_path(chosen.key))
@@ -179,7 +185,12 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _trained(
-    params: TokenizerParams, paths: Paths, corpus: Corpus, shards: Sequence[Shard], store: TokenStore
+    params: TokenizerParams,
+    paths: Paths,
+    corpus: Corpus,
+    shards: Sequence[Shard],
+    store: TokenStore,
+    template: ChatTemplate | None,
 ) -> _Chosen:
     """A BPE trained on a sample of the sources; or that of the store, if it was trained on the same texts."""
     pairs = list(chain.from_iterable(zip(shard.sources, shard.digests, strict=True) for shard in shards))
@@ -189,17 +200,20 @@ def _trained(
     size = sum(source.bytes for source in sample)
     texts = [(source.name, digests[source.name]) for source in sample]
     code = code_identity("pipeline.tokenize.tokenizers", [], paths.plugins, {})["code"]
-    key = hashlib.sha256(json.dumps([texts, code]).encode()).hexdigest()[:32]
+    # The tokenizer of the store has its special tokens and chat template, which may come from a file.
+    extras = with_chat(raw_bytes(), params, corpus, paths).fingerprint
+    key = hashlib.sha256(json.dumps([texts, code, extras]).encode()).hexdigest()[:32]
     if len(sample) < len(sources):
         whole = format_bytes(sum(source.bytes for source in sources))
         say(f"note: {params.name} is trained on {format_bytes(size)} of {whole}")
     found = store.tokenizer(key)
     if found is None:
         if len(sample) == len(sources):
-            found = trained_tokenizer(params, lambda: read_corpus(corpus, paths))
+            found = trained_tokenizer(params, lambda: read_corpus(corpus, paths, template))
         else:
-            every = (read_source(corpus, paths, source) for source in sample)
+            every = (read_source(corpus, paths, source, template) for source in sample)
             found = trained_tokenizer(params, lambda: chain.from_iterable(every))
+        found = with_chat(found, params, corpus, paths)
     return _Chosen(found, key, {"sources": len(sample), "bytes": size})
 
 
@@ -224,6 +238,8 @@ def _publish(
     full = {key: record for key, record in zip(keys, records, strict=True) if record.tokens}
     stems = [shard_stem("tokens", number, len(full)) for number in range(len(full))]
     sums = {name: sum(getattr(record, name) for record in records) for name in ("tokens", "documents", "bytes")}
+    if any(record.learnt is not None for record in records):
+        sums["learnt"] = sum(record.tokens if record.learnt is None else record.learnt for record in records)
     counts = np.zeros(chosen.tokenizer.vocab_size, dtype=np.int64)
     entries = dict[str, FileEntry]()
     with published_folder(paths.tokens, paths) as folder:

@@ -15,9 +15,10 @@ from pipeline.core.paths import Paths
 from pipeline.data.encode import encode, pieces
 from pipeline.data.index import name_hash
 from pipeline.data.patterns import ONE_CHARACTER
+from pipeline.data.token_writer import TokenWriter
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import TokenWriter
-from pipeline.plugin.components import Corpus, CorpusSource
+from pipeline.plugin.chat import ChatTemplate
+from pipeline.plugin.components import Corpus, CorpusSource, Document
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.documents import UnreadableError, end_ids, items, read_source, write_documents
 from pipeline.tokenize.store import STEM, ShardRecord, TokenStore, write_record
@@ -173,7 +174,7 @@ class Recipe:
     end_of_text: bool
 
 
-def survey_shard(choice: CorpusChoice, shard: Shard, *, alphabet: bool) -> Survey:
+def survey_shard(choice: CorpusChoice, template: ChatTemplate | None, shard: Shard, *, alphabet: bool) -> Survey:
     """Looks at the sources of a shard.
 
     Raises:
@@ -186,7 +187,7 @@ def survey_shard(choice: CorpusChoice, shard: Shard, *, alphabet: bool) -> Surve
             digests.append(_call(corpus, paths, corpus.digest, source))
             is_range = source.bytes < source.size
             records.append(_call(corpus, paths, corpus.count_records, source) if is_range else 0)
-            for piece in pieces(read_source(corpus, paths, source), ONE_CHARACTER) if alphabet else ():
+            for piece in pieces(read_source(corpus, paths, source, template), ONE_CHARACTER) if alphabet else ():
                 characters.update(piece.text)
         except UnreadableError as error:
             faults.append(error.fault)
@@ -208,6 +209,7 @@ def make_shard(recipe: Recipe, shard: Shard, key: str) -> ShardRecord:
     corpus, paths = _corpus(recipe.corpus), Paths(recipe.corpus.root)
     tokenizer = _tokenizer(store.tokenizer_path(recipe.tokenizer))
     end = end_ids(tokenizer.end_of_text, recipe.end_of_text)
+    read = partial(read_source, corpus, paths, template=tokenizer.chat if corpus.chat else None)
     *others, last = shard.sources
     parts = [(others, False), ([last], True)] if last.continues else [(shard.sources, False)]
     reports, found = list[Any](), False
@@ -215,12 +217,12 @@ def make_shard(recipe: Recipe, shard: Shard, key: str) -> ShardRecord:
         with TokenWriter(folder, STEM, tokenizer) as writer:
             for sources, continues in parts:
                 left = iter(sources)
-                documents = (each for source in left for each in read_source(corpus, paths, source, reports.append))
+                documents = (each for source in left for each in read(source, report=reports.append))
                 try:
                     encoded = encode(documents, tokenizer, 1)
                     found |= write_documents(writer, encoded, end, continues=continues)
                 except UnreadableError as error:
-                    faults = [error.fault, *_faults(corpus, paths, left)]
+                    faults = [error.fault, *_faults(read, left)]
                     raise UnreadableSourcesError(faults, [source.path for source in shard.sources]) from None
         for source, digest in zip(shard.sources, shard.digests, strict=True):
             if _call(corpus, paths, corpus.digest, source) != digest:
@@ -228,11 +230,11 @@ def make_shard(recipe: Recipe, shard: Shard, key: str) -> ShardRecord:
         return write_record(folder, writer, reports, blank=not found)
 
 
-def _faults(corpus: Corpus, paths: Paths, sources: Iterable[CorpusSource]) -> Iterator[str]:
+def _faults(read: Callable[[CorpusSource], Iterator[Document]], sources: Iterable[CorpusSource]) -> Iterator[str]:
     """The messages about sources that cannot be read."""
     for source in sources:
         try:
-            for document in read_source(corpus, paths, source):
+            for document in read(source):
                 blocks: Iterable[Any] = document.text if document.ids is None else document.ids
                 for _ in blocks:
                     pass

@@ -11,8 +11,9 @@ from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.encode import encode
+from pipeline.data.token_writer import TokenWriter, shard_stem
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import TokenWriter, finish_folder, shard_stem
+from pipeline.data.tokens import finish_folder
 from pipeline.plugin.components import Corpus
 from pipeline.plugin.options import plain_options
 from pipeline.plugin.registry import Registry
@@ -26,7 +27,7 @@ from pipeline.tokenize.documents import (
     without_notes,
     write_documents,
 )
-from pipeline.tokenize.tokenizers import build_tokenizer
+from pipeline.tokenize.tokenizers import build_tokenizer, chat_template, with_chat
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -47,14 +48,15 @@ def run(params: Params, paths: Paths) -> None:
     check_symlinks(paths.root / "data")
     corpus = build_corpus(params, paths)
     _print_notes(corpus, paths)
+    template = chat_template(params.tokenize.tokenizer, corpus, paths)
     sources = list(items(corpus, paths, lambda: corpus.sources(paths.raw) or ()))
     if sum(source.bytes for source in sources) < SMALL_BYTES:
-        _write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths))
+        _write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths, template))
     else:
         from pipeline.tokenize.sharded import write_shards
 
         recorded = _recorded(params.tokenize, corpus)
-        written = write_shards(params.tokenize, paths, corpus, sources, recorded, params.runtime.dask)
+        written = write_shards(params.tokenize, paths, corpus, sources, template, recorded, params.runtime.dask)
         _print_facts(*written, corpus, paths, params.tokenize.store)
 
 
@@ -82,7 +84,8 @@ def write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Docume
 
 
 def _write_tokens(params: Params, paths: Paths, corpus: Corpus, documents: Documents) -> None:
-    tokenizer = build_tokenizer(params.tokenize.tokenizer, lambda: without_notes(documents), paths)
+    chosen = params.tokenize.tokenizer
+    tokenizer = with_chat(build_tokenizer(chosen, lambda: without_notes(documents), paths), chosen, corpus, paths)
     check_tokenizer(corpus, paths, tokenizer)
     end = end_ids(tokenizer.end_of_text, params.tokenize.end_of_text)
     with published_folder(paths.tokens, paths) as folder:

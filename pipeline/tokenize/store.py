@@ -22,8 +22,8 @@ from pipeline.core.errors import DataError
 from pipeline.core.files import FileEntry, manifest_entries, sha256, verify_manifest, write_json, write_manifest
 from pipeline.core.publication import sync
 from pipeline.core.values import STRICT, NonNegativeInt, read_values
+from pipeline.data.token_writer import Counts, TokenWriter
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import Counts, TokenWriter
 
 STEM = "tokens"
 """The STEM of the token files of each shard."""
@@ -38,7 +38,7 @@ class ShardRecord:
     """What is known of a finished shard.
 
     Attributes:
-        tokens, documents, bytes: Its `TokenWriter.summary`.
+        tokens, documents, bytes, learnt: Its `TokenWriter.summary`.
         blank: Whether it has no text that is not blank.
         reports: What `Corpus.read` returned for each source.
     """
@@ -50,6 +50,7 @@ class ShardRecord:
     bytes: NonNegativeInt
     blank: bool
     reports: list[Any]
+    learnt: NonNegativeInt | None = None
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipeline.core.console import Progress, say
+from pipeline.core.errors import ParamsError, explain_os_error
 from pipeline.data.encode import pieces
 from pipeline.data.index import name_hash
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokenizer_file import from_file
-from pipeline.plugin.components import CorpusSource
+from pipeline.data.tokenizer_file import from_file, template_of_config
+from pipeline.plugin.chat import CHATML, CHATML_TOKENS, ChatTemplate
+from pipeline.plugin.components import Corpus, CorpusSource
 from pipeline.tokenize.documents import Documents
 from pipeline.tokenize.vocabulary import Sample, characters, published, raw_bytes, train_bpe
 
@@ -41,8 +44,58 @@ def sample_of(sources: Sequence[CorpusSource]) -> list[CorpusSource]:
 
 
 def build_tokenizer(params: TokenizerParams, documents: Documents, paths: Paths) -> Tokenizer:
-    """Loads the tokenizer that params.yaml chooses, or trains it on the documents."""
+    """Loads the tokenizer that params.yaml chooses, or trains it on the documents; without `with_chat`."""
     return trained_tokenizer(params, documents) if params.name in TRAINED else loaded_tokenizer(params, paths)
+
+
+def with_chat(tokenizer: Tokenizer, params: TokenizerParams, corpus: Corpus, paths: Paths) -> Tokenizer:
+    """A tokenizer with the special tokens and the chat template that params.yaml chooses.
+
+    Raises:
+        ParamsError: the template cannot be read or used.
+    """
+    source = _template(tokenizer, params.chat_template, corpus, paths)
+    tokenizer = tokenizer.with_special_tokens(
+        [*params.special_tokens, *(CHATML_TOKENS if source == CHATML else ())]
+    )
+    if not source:
+        return tokenizer
+    variables = tokenizer.template_variables or {"bos_token": "", "eos_token": tokenizer.end}
+    tokenizer = replace(tokenizer, chat_template=source, template_variables=variables)
+    try:
+        tokenizer.chat.check()
+    except ValueError as error:
+        raise ParamsError(f"tokenize.tokenizer.chat_template: {error}") from None
+    return tokenizer
+
+
+def chat_template(params: TokenizerParams, corpus: Corpus, paths: Paths) -> ChatTemplate | None:
+    """The template that makes the parts of the corpus's conversations; None if it has none.
+
+    It is known before the tokenizer is trained, whose text it decides.
+    """
+    if not corpus.chat:
+        return None
+    tokenizer = raw_bytes() if params.name in TRAINED else loaded_tokenizer(params, paths)
+    return with_chat(tokenizer, params, corpus, paths).chat
+
+
+def _template(tokenizer: Tokenizer, chosen: str, corpus: Corpus, paths: Paths) -> str:
+    """The source of the chat template."""
+    if chosen == "chatml":
+        return CHATML
+    if not chosen:
+        return tokenizer.chat_template or (CHATML if corpus.chat else "")
+    path = paths.root / chosen
+    try:
+        text = path.read_text(encoding="utf-8")
+        return template_of_config(text)[0] if path.suffix == ".json" else text
+    except (OSError, ValueError) as error:
+        why = explain_os_error(error) if isinstance(error, OSError) else f"{chosen} {error}"
+        raise ParamsError(
+            f"tokenize.tokenizer.chat_template: {why}: give chatml, or the path of a template (.jinja) or of a "
+            "tokenizer_config.json"
+        ) from None
 
 
 def loaded_tokenizer(params: TokenizerParams, paths: Paths) -> Tokenizer:

@@ -34,7 +34,7 @@ def digests(
 ) -> Iterator[tuple[int, str | None, int]]:
     """The number of bytes, the digest and the number of ids of each document, as tokenize computes them."""
     digest, count = TextDigest(), 0
-    for piece, ids in encode(documents, tokenizer, 1):
+    for piece, ids, _ in encode(documents, tokenizer, 1):
         digest.update(piece.text)
         count += len(ids)
         if piece.last:

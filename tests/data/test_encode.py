@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError
-from pipeline.data.encode import PIECE, TextDigest, cut, encode
+from pipeline.data.cutting import PIECE, cut
+from pipeline.data.encode import TextDigest, encode
 from pipeline.data.patterns import (
     CL100K_PATTERN,
     GPT2_PATTERN,
@@ -138,7 +139,7 @@ def test_a_long_word_is_not_cut_and_not_rescanned_for_each_block(monkeypatch: py
     def counting(pattern: str) -> Callable[[str, int], int | None]:
         return lambda text, least: (looked_at.append(len(text)), place(text, least))[1]
 
-    monkeypatch.setattr("pipeline.data.encode.word_end", counting)
+    monkeypatch.setattr("pipeline.data.cutting.word_end", counting)
     assert list(cut(["endless"] * 3000, GPT2_PATTERN, 10)) == ["endless" * 3000]
     assert sum(looked_at) <= 3 * len("endless" * 3000)
 
@@ -147,7 +148,7 @@ def test_a_long_word_is_not_cut_and_not_rescanned_for_each_block(monkeypatch: py
 def test_a_word_that_is_too_long_to_encode_is_an_error_that_names_it(
     letter: str, monkeypatch: pytest.MonkeyPatch, bpe: Tokenizer
 ) -> None:
-    monkeypatch.setattr("pipeline.data.encode.LONGEST_WORD", 1000)
+    monkeypatch.setattr("pipeline.data.cutting.LONGEST_WORD", 1000)
     with pytest.raises(DataError, match=r"'novel'.*1,000 characters"):
         list(encode([Document("novel", blocks("It was " + 600_000 * letter + "!", 10_000))], bpe, 1))
 
@@ -196,7 +197,7 @@ def documents() -> Iterator[Document]:
 @pytest.mark.parametrize("threads", [1, 4])
 def test_threads_keep_the_order_and_the_ids_of_every_document(bpe: Tokenizer, threads: int) -> None:
     found: dict[str, list[int]] = {}
-    for piece, ids in encode(documents(), bpe, threads):
+    for piece, ids, _ in encode(documents(), bpe, threads):
         found.setdefault(piece.document.name, []).extend(ids.tolist())
     expected = {document.name: bpe.encode("".join(document.text)).tolist() for document in documents()}
     assert list(found) == list(expected)
@@ -204,7 +205,7 @@ def test_threads_keep_the_order_and_the_ids_of_every_document(bpe: Tokenizer, th
 
 
 def test_each_document_has_exactly_one_last_piece(bpe: Tokenizer) -> None:
-    last = [piece.document.name for piece, _ in encode(documents(), bpe, 2) if piece.last]
+    last = [piece.document.name for piece, _, _ in encode(documents(), bpe, 2) if piece.last]
     assert last == [document.name for document in documents()]
 
 

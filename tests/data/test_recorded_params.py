@@ -12,6 +12,8 @@ from pipeline.core.errors import DataError
 from pipeline.core.files import write_manifest
 from pipeline.data.tokens import TokenFolder
 
+NO_CHAT = {"special_tokens": [], "chat_template": ""}
+
 
 def recorded(project: Project, folder: str) -> dict[str, Any]:
     params: dict[str, Any] = TokenFolder(project.root / "artifacts" / folder, "").meta["params"]
@@ -22,7 +24,7 @@ def test_tokenize_records_the_values_of_set_and_no_option_of_what_is_not_chosen(
     project.succeed("tokenize", "--set", "tokenize.tokenizer.bpe.vocab_size=300")
     assert set(recorded(project, "tokens")) == {"tokenize"}
     tokenize = recorded(project, "tokens")["tokenize"]
-    assert tokenize["tokenizer"] == {"name": "bpe", "bpe": {"vocab_size": 300}}
+    assert tokenize["tokenizer"] == {"name": "bpe", "bpe": {"vocab_size": 300}, **NO_CHAT}
     assert set(tokenize["corpus"]) == {"name", "files"}
     assert tokenize["corpus"]["name"] == "files"
     assert tokenize["end_of_text"] is True
@@ -59,7 +61,7 @@ def test_split_records_its_own_params_beside_those_of_the_tokens(project: Projec
     splits = recorded(project, "splits")
     assert set(splits) == {"tokenize", "split"}
     assert splits["tokenize"] == recorded(project, "tokens")["tokenize"]
-    assert splits["tokenize"]["tokenizer"] == {"name": "bytes"}
+    assert splits["tokenize"]["tokenizer"] == {"name": "bytes", **NO_CHAT}
     assert (splits["split"]["seed"], splits["split"]["val"]) == (5, 0.2)
 
 

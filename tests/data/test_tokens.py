@@ -14,7 +14,8 @@ import pytest
 from pipeline.core.errors import DataError
 from pipeline.core.files import write_manifest
 from pipeline.data.index import RECORD, IndexEntry, index_path, name_hash
-from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder, shard_stem
+from pipeline.data.token_writer import TokenWriter, shard_stem
+from pipeline.data.tokens import TokenFolder, finish_folder
 from pipeline.tokenize.vocabulary import raw_bytes
 
 TOKENIZER = raw_bytes()

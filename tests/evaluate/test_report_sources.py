@@ -12,8 +12,9 @@ import torch
 from small_config import small_config
 
 from pipeline.data.batches import EvaluationWindow
+from pipeline.data.token_writer import TokenWriter
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import TokenFolder, TokenWriter, finish_folder
+from pipeline.data.tokens import TokenFolder, finish_folder
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.report.attention import attention_weights, read_attention
 from pipeline.evaluate.report.excerpt import read_excerpt, token_views

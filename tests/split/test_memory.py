@@ -13,7 +13,8 @@ from conftest import REPOSITORY
 
 from pipeline.core.paths import Paths
 from pipeline.data.index import RECORD, index_path, name_hash, names_path
-from pipeline.data.tokens import finish_folder, shard_stem, smallest_dtype
+from pipeline.data.token_writer import shard_stem, smallest_dtype
+from pipeline.data.tokens import finish_folder
 from pipeline.params.reader import load_params
 from pipeline.split import stage
 from pipeline.tokenize.vocabulary import raw_bytes

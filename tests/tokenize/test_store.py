@@ -12,7 +12,8 @@ from conftest import Project
 from sharding import contents, run_inline, with_low_limits
 
 from pipeline.core.files import write_manifest
-from pipeline.data.tokens import TokenFolder, TokenWriter
+from pipeline.data.token_writer import TokenWriter
+from pipeline.data.tokens import TokenFolder
 from pipeline.tokenize.store import STEM, ShardRecord, TokenStore, remove_settings, settings_folders, write_record
 from pipeline.tokenize.vocabulary import raw_bytes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.authoring.testing.toy import instance_of, keeps_no_state
-from pipeline.plugin.components import Corpus, CorpusSource, Document
+from pipeline.plugin.components import ROLES, Corpus, CorpusSource, Document, Message, Part
 from pipeline.plugin.cuts import word_end
 
 _RANGES = 3
@@ -48,8 +48,19 @@ Read = tuple[str, str, list[int], str | None]
 
 def _read(documents: Iterable[Document]) -> Iterator[Read]:
     for document in documents:
-        text = document.text if isinstance(document.text, str) else "".join(document.text)
-        yield document.name, text, list(_ids(document)), document.split
+        yield document.name, _text(document), list(_ids(document)), document.split
+
+
+def _text(document: Document) -> str:
+    """A document's text: that of its blocks, parts or messages."""
+    if isinstance(document.text, str) and document.messages is None:
+        return document.text
+    blocks = list[str]()
+    for part in document.text if document.messages is None else document.messages:
+        blocks.append(part.content if isinstance(part, Message) else part.text if isinstance(part, Part) else part)
+        if isinstance(part, Message):
+            assert part.role in ROLES, f"{document.name}: a role is one of {', '.join(ROLES)}, not {part.role!r}"
+    return "".join(blocks)
 
 
 def _ids(document: Document) -> Iterator[int]:

@@ -6,7 +6,7 @@ bounded options, each with a default. Its docstring is its description, and one 
 
 from pipeline.plugin.components.base import Component
 from pipeline.plugin.components.batch_sampler import BatchSampler
-from pipeline.plugin.components.corpus import Corpus, CorpusSource, Document
+from pipeline.plugin.components.corpus import ROLES, Corpus, CorpusSource, Document, Message, Part
 from pipeline.plugin.components.eval_callback import (
     CALLBACK_METHODS,
     EvalCallback,
@@ -28,6 +28,7 @@ __all__ = [
     "CALLBACK_METHODS",
     "IGNORED",
     "KINDS",
+    "ROLES",
     "BatchSampler",
     "Component",
     "Corpus",
@@ -39,11 +40,13 @@ __all__ = [
     "Exporter",
     "Kind",
     "Loss",
+    "Message",
     "Metric",
     "Model",
     "ModelOutput",
     "ModelShape",
     "Optimizer",
+    "Part",
     "Sampler",
     "Schedule",
     "StepEvent",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.plugin.components.base import Component
 
@@ -18,6 +18,37 @@ if TYPE_CHECKING:
     import numpy as np
 
 _BLOCK = 1 << 20
+
+ROLES = ("system", "user", "assistant", "tool")
+"""Who speaks in a conversation."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation.
+
+    Attributes:
+        role: Who speaks, one of `ROLES`.
+        content: The text.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a document's text.
+
+    Attributes:
+        text: The text, or the name of a special token.
+        learn: Whether the model learns to write it. What is not learnt is only read: it has no loss.
+        special: Whether `text` names a special token of the tokenizer.
+    """
+
+    text: str
+    learn: bool = True
+    special: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,16 +58,20 @@ class Document:
     Attributes:
         name: Unique in the corpus. With `split.by: document` a hash of it assigns the document to train, val or
             test.
-        text: The text, or an iterable of consecutive blocks of it if it may be too large for memory.
+        text: The text; an iterable of consecutive blocks of it, if it may be too large for memory; or a list of
+            parts.
         split: "train", "val" or "test" if the corpus assigns the document itself, else None.
         ids: Instead of a text, its token ids without end-of-text: an iterable of consecutive one-dimensional arrays
             of integers. `tokenize.tokenizer` must name the tokenizer that made them.
+        messages: Instead of a text, a conversation. The chat template of the tokenizer makes its parts: what the
+            assistant says is learnt.
     """
 
     name: str
-    text: str | Iterable[str] = ""
+    text: str | Iterable[str] | Sequence[Part] = ""
     split: str | None = None
     ids: Iterable[np.ndarray[Any, Any]] | None = None
+    messages: Sequence[Message] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +116,12 @@ class Corpus(Component):
     """A source of text: `documents`, or `sources` and `read`, or both.
 
     A corpus with `sources` is tokenized by several processes, and after a change only where it changed.
+
+    Attributes:
+        chat: Whether documents have `messages`: then a tokenizer without a chat template gets ChatML's.
     """
+
+    chat: ClassVar[bool] = False
 
     def documents(self, root: Path) -> Iterator[Document]:
         """Yields the documents, always in the same order (default: those of all sources).
