@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline.core.errors import PluginError
@@ -19,10 +21,10 @@ def import_closure(module: str, root: Path, plugins: Iterable[Path] = ()) -> set
     It includes imports inside functions. It excludes imports under `if TYPE_CHECKING`, and `__init__.py` files with
     only a docstring.
     """
-    names = {module, *(name for path in plugins for level, name in _imports(path) if not level)}
+    names = {module, *(name for path in plugins for level, name in _read(path).imports if not level)}
     first = [file for name in names if name.split(".")[0] == PACKAGE for file in _files(root, name)]
     files = _closure(first, root, lambda name: name == PACKAGE)
-    return {path.relative_to(root) for path in files if path.name != "__init__.py" or _has_code(path)}
+    return {path.relative_to(root) for path in files if path.name != "__init__.py" or _read(path).has_code}
 
 
 def plugin_closure(path: Path, project: Path) -> set[Path]:
@@ -44,7 +46,7 @@ def top_level_imports(path: Path) -> set[str]:
     Raises:
         PluginError: the file is not valid Python.
     """
-    return {name.partition(".")[0] for level, name in _imports(path) if level == 0}
+    return {name.partition(".")[0] for level, name in _read(path).imports if level == 0}
 
 
 def code_digest(path: Path) -> str:
@@ -56,8 +58,7 @@ def code_digest(path: Path) -> str:
     Raises:
         PluginError: the file is not valid Python.
     """
-    code = _WithoutStrings().visit(_parse(path))
-    return hashlib.sha256(ast.dump(code, annotate_fields=False).encode()).hexdigest()
+    return _read(path).digest
 
 
 class _WithoutStrings(ast.NodeTransformer):
@@ -67,10 +68,6 @@ class _WithoutStrings(ast.NodeTransformer):
 
 def _is_string(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _has_code(path: Path) -> bool:
-    return not all(_is_string(node) for node in _parse(path).body)
 
 
 def _closure(files: Iterable[Path], root: Path, follow: Callable[[str], bool]) -> set[Path]:
@@ -83,7 +80,7 @@ def _closure(files: Iterable[Path], root: Path, follow: Callable[[str], bool]) -
         if path in seen:
             continue
         seen.add(path)
-        for level, name in _imports(path):
+        for level, name in _read(path).imports:
             if level:
                 waiting += [file for folder in path.parents[level - 1 : level] for file in _files(folder, name)]
             elif follow(name.split(".")[0]):
@@ -102,10 +99,8 @@ def _files(folder: Path, name: str) -> Iterator[Path]:
         yield from [each for each in (path / "__init__.py", path.with_suffix(".py")) if each.is_file()][:1]
 
 
-def _imports(path: Path) -> Iterator[tuple[int, str]]:
-    """The modules that a file may import, as (level, name), level 0 for absolute. `from a import b` may import
-    a.b."""
-    for node in _running(_parse(path)):
+def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in _running(tree):
         if isinstance(node, ast.Import):
             yield from ((0, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -124,10 +119,31 @@ def _running(tree: ast.Module) -> Iterator[ast.AST]:
             waiting += ast.iter_child_nodes(node)
 
 
-def _parse(path: Path) -> ast.Module:
+@dataclass(frozen=True)
+class _Source:
+    """What a file's syntax tree says."""
+
+    imports: tuple[tuple[int, str], ...]
+    """The modules that it may import, as (level, name), level 0 for absolute. `from a import b` may import a.b."""
+    has_code: bool
+    """Whether there is more than strings."""
+    digest: str
+
+
+def _read(path: Path) -> _Source:
     try:
-        return ast.parse(path.read_bytes())
+        return _analyse(path.read_bytes())
     except SyntaxError as error:
         raise PluginError(f"{path} line {error.lineno}: {type(error).__name__}: {error.msg}") from None
     except ValueError as error:  # Python 3.11 on a null byte
         raise PluginError(f"{path}: not valid Python: {error}") from None
+
+
+@lru_cache(maxsize=1024)  # a closure and the digests of its files read the same sources
+def _analyse(source: bytes) -> _Source:
+    tree = ast.parse(source)
+    imports = tuple(_imports(tree))
+    has_code = not all(_is_string(node) for node in tree.body)
+    code = _WithoutStrings().visit(tree)
+    digest = hashlib.sha256(ast.dump(code, annotate_fields=False).encode()).hexdigest()
+    return _Source(imports=imports, has_code=has_code, digest=digest)

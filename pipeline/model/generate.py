@@ -151,6 +151,14 @@ class Decoder:
         """Appends ids [B, n]."""
         self.tokens = torch.cat([self.tokens, new], dim=1)
 
+    def replace(self, ids: Sequence[int]) -> None:
+        """Replaces the text, which must be a single one, by `ids`; the beginning that both share is not computed
+        again."""
+        before = self.tokens[0].tolist()
+        shared = next((n for n, pair in enumerate(zip(before, ids, strict=False)) if pair[0] != pair[1]), None)
+        self.truncate(min(len(before), len(ids)) if shared is None else shared)
+        self.add(torch.tensor([ids[len(self) :]], dtype=torch.long, device=self.tokens.device))
+
     def truncate(self, length: int) -> None:
         """Truncates the texts to the first `length` tokens; the last one is computed again for its logits.
 

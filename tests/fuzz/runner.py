@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -97,27 +96,12 @@ def warm() -> None:
     """Imports what the commands import, and reads the code that fingerprints read, once for all cases."""
     for name in _WARM:
         importlib.import_module(name)
-    from pipeline.core import fingerprint, source
+    from pipeline.core import fingerprint
 
-    vars(source)["_imports"] = _remembered(lambda path, read=source._imports: list(read(path)))
-    vars(fingerprint)["code_digest"] = _remembered(source.code_digest)
     metadata.packages_distributions = lru_cache(metadata.packages_distributions)
     for stage in _OUTPUT:
         plugins = project.REPOSITORY / "plugins"
         fingerprint.code_identity(f"pipeline.{stage}.stage", sorted(plugins.rglob("*.py")), plugins, {})
-
-
-def _remembered(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """`read` as a function of a file's name, size and time, which are those of the file that a copy links to."""
-    known: dict[tuple[str, int, int], Any] = {}
-
-    def reads(path: Path) -> Any:
-        key = (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        if key not in known:
-            known[key] = read(path)
-        return known[key]
-
-    return reads
 
 
 def quicken() -> None:

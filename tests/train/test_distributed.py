@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +29,7 @@ from small_run import (
     plugin_architecture,
     weights,
 )
+from torch.multiprocessing import start_processes
 
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
 from pipeline.core.files import write_manifest
@@ -56,7 +59,12 @@ def run_ranks(count: int, work: Callable[..., None], *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (count, port, work, arguments), nprocs=count)
+    with pytest.MonkeyPatch.context() as patch:
+        # A server that has imported this file forks the ranks: each would take 4 seconds for its imports.
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        multiprocessing.set_forkserver_preload([__name__, "torch._dynamo", "torch.distributed.fsdp"])
+        forkserver.ensure_running()
+    start_processes(_rank, (count, port, work, arguments), nprocs=count, start_method="forkserver")
 
 
 def _rank(rank: int, count: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -114,11 +122,11 @@ SHARDED: dict[str, dict[str, Any]] = {
 ALL = [*(("ddp", name) for name in CASES), *(("fsdp", name) for name in SHARDED)]
 ON_FOUR = [
     ("ddp", "float64, dropout"),
-    ("ddp", "float32, 1e-3, uneven targets"),
     ("fsdp", "float64, uneven targets"),
 ]
 ON_TWO = [
     *ON_FOUR,
+    ("ddp", "float32, 1e-3, uneven targets"),
     ("ddp", "float64, a batch that does not divide"),
     ("ddp", "float64, weighted"),
     ("fsdp", "float64, a batch that does not divide"),
