@@ -248,7 +248,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("gpt2", half, "model.safetensors cannot be read"),
     ("gpt2", a_part_missing, "model-00002-of-00002.safetensors is missing"),
     ("gpt2", elsewhere, "other.safetensors is missing"),
-    ("gpt2", another_tokenizer, r"is not that of data/there \(it has other tokens\): set tokenize.tokenizer.name: file"),
+    ("gpt2", another_tokenizer, r"not that of data/there \(it has other tokens\): set tokenize.tokenizer.name: f"),
     (
         "llama",
         weights(lambda found: {name: each for name, each in found.items() if "1.self_attn.k_proj" not in name}),
