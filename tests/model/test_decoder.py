@@ -124,3 +124,20 @@ def test_a_text_continues_after_any_truncation(architecture: str) -> None:
         for taken in (1, 2, 3):
             checked.truncate(len(checked.ids) - taken)
             checked.draw(taken)
+
+
+@each_architecture
+def test_another_text_is_computed_from_where_it_differs(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = sharp(architecture), []
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda tokens, cache=None: read.append(tokens.shape[1]) or forward(tokens, cache)
+    )
+    text, drawn = Text(model), []
+    texts = ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [1, 2, 7], [1, 2], [8, 9, 10])
+    for ids in texts:
+        text.replace(ids)
+        drawn.append(text.draw())
+    # The last shared token is computed again where its logits were not the last ones.
+    assert read == [4, 3, 2, 1, 3]
+    assert drawn == [int(model(torch.tensor([ids])).logits[0, -1].argmax()) for ids in texts]
