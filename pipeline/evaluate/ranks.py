@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.core.errors import Interrupted
 from pipeline.data.batches import EvaluationWindow
-from pipeline.data.joined import AnyIds
+from pipeline.data.masked import MaskedIds
 from pipeline.distributed.interrupt import StopSignal
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluate.metrics import MetricSums
@@ -16,7 +16,7 @@ from pipeline.model.scoring import Scores, score
 
 def score_on_ranks(
     model: LanguageModel,
-    ids: AnyIds,
+    ids: MaskedIds,
     windows: Sequence[EvaluationWindow],
     batch_size: int,
     sums: MetricSums,

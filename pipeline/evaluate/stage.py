@@ -18,6 +18,7 @@ from pipeline.core.publication import published_folder
 from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.batches import evaluation_windows
+from pipeline.data.masked import MaskedIds
 from pipeline.data.tokens import TokenFolder
 from pipeline.distributed.placement import cores_per_process, process_count, rank_device
 from pipeline.distributed.ranks import Ranks, started_as_rank
@@ -244,7 +245,7 @@ def _evaluate(
     sums = MetricSums(metrics, params.groups, documents, tokenizer.byte_lengths, context, stride)
     windows = evaluation_windows(len(ids), context, stride)
     with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
-        for scores in score_on_ranks(model, ids, windows, params.batch_size, sums, ranks):
+        for scores in score_on_ranks(model, MaskedIds(ids), windows, params.batch_size, sums, ranks):
             summary.add(scores)
             accumulator.add(scores)
             progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")

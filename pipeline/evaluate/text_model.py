@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.data.batches import EvaluationWindow, evaluation_windows
+from pipeline.data.masked import MaskedIds
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import device_of
 from pipeline.model.generate import generate
@@ -44,7 +45,7 @@ def text_model(checkpoint: Checkpoint, ends: bool, batch_size: int, folder: Path
                     windows.append(EvaluationWindow(len(ids) + window.start, len(ids) + window.end, counted))
                     owners += [number] * counted
             ids += continuation
-        scores = score(model, np.array(ids, dtype=np.uint32), windows, batch_size)
+        scores = score(model, MaskedIds(np.array(ids, dtype=np.uint32)), windows, batch_size)
         found = np.concatenate([np.zeros(0), *(each.nats for each in scores)])
         return [float(total) for total in np.bincount(owners, found, len(texts))] if owners else [0.0] * len(texts)
 
