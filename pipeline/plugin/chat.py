@@ -183,8 +183,9 @@ def _compiled(source: str) -> Template:
 
 def _environment() -> Any:
     from jinja2 import nodes
+    from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """{% generation %} … {% endgeneration %}: what the assistant says."""
