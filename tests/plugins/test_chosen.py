@@ -20,6 +20,7 @@ TOGETHER = {"samplers", "metrics"}
 # tests/plugins/test_exports.py chooses every format.
 CHOICES = [(kind, name) for kind, name in SHIPPED if kind not in {*TOGETHER, "exporters"}]
 CHOICES.remove(("corpora", "python_docs"))  # the contract suite reads it whole, and the documents' commands run it
+CHOICES.remove(("corpora", "python_questions"))  # as python_docs
 CHOICES.remove(("corpora", "token_files"))  # there are no token files; tests/plugins/test_token_files.py has some
 CHOICES += [(kind, ",".join(name for each, name in SHIPPED if each == kind)) for kind in sorted(TOGETHER)]
 
