@@ -138,7 +138,7 @@ class _Packer:
                 if last - first < most:
                     start = max(start, last - most)
                 else:
-                    start = max(start, first - self._context // 2)
+                    start = max(start, first - max(self._context // 2, 1))
                     while last - start > most:
                         yield start, start + most
                         start += self._context
