@@ -95,7 +95,7 @@ def run(params: Params, paths: Paths) -> None:
             with findings.collected():
                 start = pretrained(params, architecture, splits.tokenizer, paths)
                 if start is not None:
-                    start.weights(architecture)
+                    start.weights(architecture, splits.tokenizer)
                     fact("begins", f"with the weights of {start.name}")
             _check_exports(architecture, exporters, splits, Path(folder), findings)
         if device is not None and components is not None and not findings.count:

@@ -34,6 +34,7 @@ from pipeline.plugin.cuts import word_end
 from pipeline.plugin.faults import all_of
 from pipeline.plugin.hookspecs import hookimpl
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
+from pipeline.plugin.splits import split_of
 
 __all__ = [
     "CHATML",
@@ -72,5 +73,6 @@ __all__ = [
     "byte_characters",
     "hookimpl",
     "permuted",
+    "split_of",
     "word_end",
 ]
