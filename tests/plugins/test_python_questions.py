@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from made_library import SHARED, make_library
 
 from pipeline.plugin import Document, split_of
 from pipeline.plugin.components import Corpus
@@ -18,35 +19,11 @@ from pipeline.plugin.registry import Registry
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["corpora"])
 QUESTIONS = sys.modules["plugins.corpora.python_docs.questions"]
 
-SHARED = "Return the shared text of two modules."
-MODULE = '''"""Read and write {0} files."""
-
-class {0}Reader:
-    """A reader that is {0}. It raises ValueError at the end."""
-
-    def read(self, size=-1, *, {0}=None):
-        """Read up to {0} size bytes from the file and return them.
-
-        Raises KeyError or OSError if the file was closed by {0} before.
-        """
-
-    def close(self):
-        """Close the {0} file; nothing can be read after that."""
-
-def find(path, *names, **options):
-    """Find every {0} below the path that has one of the names."""
-
-def shared():
-    """{1}"""
-'''
-
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    """The corpus of a small library: 60 modules, and one whose text is in another, too."""
-    for number in range(60):
-        text = SHARED if number % 2 else f"Return the text of module {number} and no other."
-        (tmp_path / f"m{number}.py").write_text(MODULE.format(f"color{number}", text))
+    """The corpus of a small library."""
+    make_library(tmp_path)
     monkeypatch.setattr(QUESTIONS, "standard_library", lambda: tmp_path)
     return made()
 

@@ -206,7 +206,7 @@ _RARE = ("exceptions", "choose-exception")
 
 
 class PythonQuestions(Corpus):
-    """Conversations about the standard library's docstrings, made by rule: about 1.5 million tokens.
+    """Conversations about the standard library's docstrings, made by rule: about 1.7 million tokens.
 
     The prompt quotes a docstring and asks for its signature, its first sentence, the exceptions that it names, the
     number of parameters, or for one of four options; other prompts ask to repeat or to reverse words. A document's
@@ -224,7 +224,7 @@ class PythonQuestions(Corpus):
     """As `split.val` of it."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """As `split.test` of it."""
-    questions: Annotated[int, Field(ge=1, le=9)] = 3
+    questions: Annotated[int, Field(ge=1, le=20)] = 6
     """The number of questions about each docstring."""
 
     def documents(self, root: Path) -> Iterator[Document]:
