@@ -263,6 +263,13 @@ def with_template(source: ExportSource, template: str, variables: dict[str, str]
     return replace(source, chat=tokenizer.chat, chat_ids=lambda messages: prompt_ids(messages, tokenizer))
 
 
+def test_white_space_that_llama_cpp_cannot_read_is_refused(llama: ExportSource, tmp_path: Path) -> None:
+    source = with_template(llama, "  {%+ if true %}{{ messages[0].content }}{% endif %}", {})
+    with pytest.raises(ValueError, match=r"llama.cpp does not know \{%\+"):
+        exported(source, "gguf", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_ids_and_another_end_are_refused(llama: ExportSource) -> None:
     assert llama.chat is not None
 
