@@ -121,8 +121,8 @@ def test_chat_tiny_runs_from_the_default_run_to_export_in_small(
     library, get_path = str(make_library(tmp_path / "library")), sysconfig.get_path
     monkeypatch.setattr(sysconfig, "get_path", lambda name: library if name == "stdlib" else get_path(name))
     small = [
-        "train.budget.amount=2", "train.evaluation.windows=4", "train.eval_callbacks.use=[]", "runtime.compile=false",
-        "evaluate.generation.max_new_tokens=4", "runtime.threads=1",
+        "train.budget.amount=2", "train.evaluation.windows=4", "train.eval_callbacks.use=[]",
+        "evaluate.generation.max_new_tokens=4", "runtime.threads=1", "runtime.compile=false",
     ]  # fmt: skip
     settings = [part for value in small for part in ("--set", value)]
     for stage in ("tokenize", "split", "train"):

@@ -17,8 +17,9 @@ from .library import Documented, modules, standard_library
 _TEXT, _SIGNATURE = 240, 60
 """The longest quoted text and the longest signature in characters: with four options they fit into 256 tokens."""
 _FEWEST_WORDS, _MOST_REVERSED, _MOST_REPEATED, _OPTIONS = 2, 4, 9, 4
-_TURNS, _SYSTEM_SHARE = 0.5, 0.2
-"""The shares of texts with several questions in one conversation, and of those in a system message."""
+_MOST_TURNS, _TURNS, _SYSTEM_SHARE = 3, 0.5, 0.2
+"""The most questions in a conversation; the shares of texts about which a conversation has several questions, and
+of quotes in a system message."""
 _EXCEPTION = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception|Warning)|StopIteration|KeyboardInterrupt|SystemExit)\b")
 _SENTENCE = re.compile(r"(.+?\w{2}[)\"'`]*[.!?])(?=\s|$)")
 _WORD = re.compile(r"(?<![\w.'-])[a-z]{4,10}(?![\w.'(-])")
@@ -255,11 +256,13 @@ class PythonQuestions(Corpus):
         others = [each for each in (*about, *alone) if each not in chosen]
         chosen += random.sample(others, min(len(others), max(self.questions - len(chosen), 1)))
         shown = [each for each in chosen if each in about]
+        single = shown
         if len(shown) > 1 and random.random() < _TURNS:
-            yield "turns", _conversation(quote, shown, random)
-        else:
-            for question in shown:
-                yield question.kind, _conversation(quote, [question], random)
+            random.shuffle(shown)
+            yield "turns", _conversation(quote, shown[:_MOST_TURNS], random)
+            single = shown[_MOST_TURNS:]
+        for question in single:
+            yield question.kind, _conversation(quote, [question], random)
         for question in chosen:
             if question not in shown:
                 yield question.kind, [Message("user", question.text), Message("assistant", question.answer)]
