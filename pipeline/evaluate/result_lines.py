@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.dvc_cache import cached_folder, recorded_digest
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import EVALUATION, METRICS
+from pipeline.evaluate.conversations import ASSISTANT, Turn
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
+    from pipeline.evaluate.evaluation import Evaluation
 
 Numbers = Mapping[str, Any]
 _BITS = "bits_per_byte"
@@ -83,6 +85,13 @@ def table(numbers: Numbers, about: Numbers, units: Mapping[str, str]) -> Iterato
         yield f"ranges: 95% over {over}"
 
 
+def scored(about: Numbers) -> Iterator[str]:
+    """A line for each text of which only a part is scored."""
+    for side, each in about.items():
+        if part := each.get("scored"):
+            yield f"{part['tokens']:,} of {part['of']:,} tokens of {side}: {part['what']}"
+
+
 def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, float]]) -> tuple[str, str]:
     """The name of the main text (test, if there is one), and its result with its baselines and the previous run."""
     side = "test" if "test" in numbers else next(iter(numbers))
@@ -106,6 +115,16 @@ def worse_than_unigram(numbers: Numbers, about: Numbers) -> Iterator[str]:
                 f"{side} is predicted worse than by the unigram model ({bits:.3f} against {unigram:.3f} bits per "
                 f"byte): training was too short, or the texts in {side} are unlike those in train (see split.by)"
             )
+
+
+def sample(evaluation: Evaluation) -> Iterator[str]:
+    """An answered question, or the first sample, to print."""
+    for each in evaluation.answered[:1]:
+        said = [*each.turns, Turn(ASSISTANT, each.answer.text.strip())]
+        yield "\n" + "\n".join(f"{turn.role}: {turn.text}".removeprefix(": ") for turn in said)
+        yield f"(the right answer: {each.right})\n"
+    for first, *_ in evaluation.samples[:1] if not evaluation.answered else ():
+        yield f"\n{first.prompt}{first.continuation}\n"
 
 
 def comparable(about: Numbers, before: Mapping[str, tuple[str, float]]) -> bool:

@@ -18,19 +18,21 @@ from pipeline.core.publication import published_folder
 from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
 from pipeline.data.batches import evaluation_windows
+from pipeline.data.masked import MaskedIds
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
 from pipeline.distributed.placement import cores_per_process, process_count, rank_device
 from pipeline.distributed.ranks import Ranks, started_as_rank
 from pipeline.distributed.splits import open_splits
 from pipeline.evaluate import result_lines
-from pipeline.evaluate.baselines import unigram_bits_per_byte
+from pipeline.evaluate.baselines import learnt_counts, unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
 from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.metrics import MetricSums, check_groups, group_numbers, run_tasks
 from pipeline.evaluate.ranks import score_on_ranks
-from pipeline.evaluate.samples import draw_samples
-from pipeline.evaluate.tables import digests, write_tables
+from pipeline.evaluate.samples import answer_questions, draw_samples
+from pipeline.evaluate.tables import TaskItem, digests, write_tables
 from pipeline.evaluate.text_model import text_model
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.checkpoint import (
@@ -122,7 +124,7 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
         from pipeline.distributed.shard import shard
 
         model = shard(model, device, ranks)
-    train_counts = splits.counts("train")
+    train_counts = learnt_counts(splits)
     numbers: dict[str, Any] = {}
     about: dict[str, Any] = {}
     breakdowns: dict[str, Breakdown] = {}
@@ -137,30 +139,36 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
     def publish() -> None:
         check_groups(evaluate_params.groups, (each["groups"] for each in about.values()))
         ends = record.params["tokenize"].get("end_of_text") is not False
-        if tasks := run_tasks(metrics, text_model(checkpoint, ends, evaluate_params.batch_size, paths.tasks)):
+        items: list[TaskItem] = []
+        model = text_model(checkpoint, splits, ends, evaluate_params.batch_size, paths.tasks)
+        if tasks := run_tasks(metrics, model, items):
             numbers["tasks"] = tasks
 
         evaluation = Evaluation(
             checkpoint=checkpoint,
             splits=splits,
             metrics=numbers,
-            about=_about(evaluate_params, checkpoint, record, about, paths),
+            about=_about(evaluate_params, checkpoint, record, about, paths)
+            | ({"task_items": len(items)} if items else {}),
             breakdowns=breakdowns,
             samples=draw_samples(checkpoint, evaluate_params.generation, samplers),
+            answered=answer_questions(
+                checkpoint, splits, list(breakdowns)[-1], evaluate_params.generation, evaluate_params.batch_size
+            ),
             record=record,
             params=effective(evaluate_params.model_dump(mode="json")),
         )
         before = result_lines.read_before(paths)
         with published_folder(paths.reports, paths) as folder:
             report = _write_report(evaluation, paths, folder)
-            write_tables(breakdowns, evaluation.about, folder)
+            write_tables(breakdowns, items, evaluation.about, folder)
             write_json(folder / RECORD, {"identity": identity})
             write_json(folder / METRICS / "evaluate.json", numbers)
             check_not_replaced(paths.checkpoint, paths.shown(paths.checkpoint), digest, "evaluate")
 
         _print_results(evaluation, tasks)
-        for first, *_ in evaluation.samples[:1]:  # the report shows all of them
-            say(f"\n{first.prompt}{first.continuation}\n", indent=0)
+        for line in result_lines.sample(evaluation):  # the report shows more
+            say(line, indent=0)
         for sentence in result_lines.worse_than_unigram(numbers, about):
             say(f"note: {sentence}")
         fact(*result_lines.result(numbers, about, before))
@@ -235,34 +243,41 @@ def _evaluate(
     Returns:
         On rank 0, its numbers for evaluate.json, its entry in evaluation.json, and its breakdown; elsewhere None.
     """
-    ids, tokenizer = splits.ids(side), checkpoint.tokenizer
+    ids, tokenizer = splits.masked(side), checkpoint.tokenizer
     context = checkpoint.model.architecture.shape.context_length
-    stride = _stride(params, checkpoint)
     documents = [(entry.name, entry.start) for entry in splits.documents(side)]
     summary = Summary(tokenizer.byte_lengths)
-    accumulator = BreakdownAccumulator(ids, documents, train_counts, tokenizer.byte_lengths, context, stride)
-    sums = MetricSums(metrics, params.groups, documents, tokenizer.byte_lengths, context, stride)
-    windows = evaluation_windows(len(ids), context, stride)
-    with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
-        for scores in score_on_ranks(model, ids, windows, params.batch_size, sums, ranks):
+    accumulator = BreakdownAccumulator(ids, documents, train_counts, tokenizer.byte_lengths, context)
+    sums = MetricSums(metrics, params.groups, documents, tokenizer.byte_lengths)
+    windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
+    with Progress(f"evaluating {side}", "token", accumulator.targets) as progress:
+        for scores, places in score_on_ranks(model, ids, windows, params.batch_size, sums, ranks):
             summary.add(scores)
-            accumulator.add(scores)
+            accumulator.add(scores, places)
             progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
     if not ranks.is_rank0:
         return None
     breakdown = accumulator.breakdown()
     plain = summary.metrics()
+    xz = splits.xz_bits_per_byte(side)
     about = {
         **digests(ids, tokenizer),
+        **({"scored": _scored(ids, summary.tokens, tokenizer)} if ids.learn is not None else {}),
         "accuracy": plain.pop("accuracy"),
         "interval": intervals(breakdown),
         "baselines": {
             "unigram": unigram_bits_per_byte(train_counts, ids, tokenizer),
-            "xz": splits.xz_bits_per_byte(side),
+            **({"xz": xz} if xz is not None else {}),
         },
         "groups": group_numbers(breakdown.documents, sums),
     }
     return {**plain, **sums.results(), "tokens": summary.tokens}, about, breakdown
+
+
+def _scored(ids: MaskedIds, tokens: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Which part of a text was scored: the number of tokens, of how many, and what they are in words."""
+    what = "what the assistant says" if tokenizer.chat_template else "what is to be learnt"
+    return {"tokens": tokens, "of": len(ids), "what": what}
 
 
 def _print_results(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
@@ -272,6 +287,8 @@ def _print_results(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
     over = {side: f"{len(scores):,} {what}" for side, (what, scores) in drawn.items()}
     for line in result_lines.table(evaluation.metrics, sides, over):
         say(line)
+    for line in result_lines.scored(sides):
+        fact("scored", line)
     for side, about in sides.items():
         for pattern, group in about["groups"].items():
             numbers = {name: value for name, value in group.items() if name != "documents"}
