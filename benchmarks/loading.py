@@ -53,13 +53,14 @@ def ours(shape: dict[str, int], tokens: int) -> tuple[Work, dict[str, Any]]:
     import torch
 
     from pipeline.data.batches import TrainingWindows, token_index
+    from pipeline.data.masked import MaskedIds
     from pipeline.plugin.components import IGNORED
     from pipeline.plugin.registry import Registry
 
     ids = np.memmap(_file(tokens, shape["vocab_size"]), dtype="<u2", mode="r")
     sampler = Registry.load(ROOT / "plugins", ["batch_samplers"]).build("batch_samplers", "shuffled", {}, "")
     index = token_index(len(ids), shape["context_length"], True, sampler, ())
-    data, size, place = TrainingWindows(ids, index, sampler, 1), shape["batch_size"], [0]
+    data, size, place = TrainingWindows(MaskedIds(ids), index, sampler, 1), shape["batch_size"], [0]
 
     def work() -> float:
         for _ in range(_BATCHES):

@@ -64,6 +64,7 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     """A `TrainingRun` for a shape and random text, as the train stage prepares it."""
     import numpy as np
 
+    from pipeline.data.masked import MaskedIds
     from pipeline.distributed.ranks import Ranks
     from pipeline.train.checkpoint_store import CheckpointStore
     from pipeline.train.components import Components
@@ -78,7 +79,10 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     phase = Phase(
         Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, CheckpointStore(Path("unused"), "unused")
     )
-    components, ids = Components.load(resolved, ROOT / "plugins"), {"train": text, "val": text[:1000]}
+    components, ids = (
+        Components.load(resolved, ROOT / "plugins"),
+        {"train": MaskedIds(text), "val": MaskedIds(text[:1000])},
+    )
     data = TrainingData.build(resolved, tokenizer(shape["vocab_size"]), ids, components.batch_sampler)
     run = TrainingRun.build(
         resolved, components, data, phase, resolve_runtime_config(resolved, Ranks(), {}, float("inf"))

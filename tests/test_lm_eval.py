@@ -17,6 +17,7 @@ from conftest import REPOSITORY, Project
 
 from benchmarks.lm_eval.documents import write_documents
 from pipeline.data.batches import evaluation_windows
+from pipeline.data.masked import MaskedIds
 from pipeline.data.tokens import TokenFolder
 from pipeline.model import load
 from pipeline.model.scoring import score
@@ -35,7 +36,7 @@ def test_the_documents_add_up_to_the_text_without_its_ends(trained: Path, tmp_pa
     assert sum(each["bytes"] for each in documents) == tokenizer.byte_lengths[ids[1:]].sum()
 
     model = load(trained / "artifacts" / "checkpoint", plugins=trained / "plugins").model
-    scores = list(score(model, ids, evaluation_windows(len(ids), 16, 16), 8))
+    scores = list(score(model, MaskedIds(ids), evaluation_windows(len(ids), 16, 16), 8))
     targets, nats = (np.concatenate([getattr(each, name) for each in scores]) for name in ("targets", "nats"))
     places = np.flatnonzero(targets == tokenizer.end_of_text)
     subtracted = sum(nats[place] for place in places)

@@ -95,7 +95,7 @@ def run(params: Params, paths: Paths) -> None:
             with findings.collected():
                 start = pretrained(params, architecture, splits.tokenizer, paths)
                 if start is not None:
-                    start.weights(architecture)
+                    start.weights(architecture, splits.tokenizer)
                     fact("begins", f"with the weights of {start.name}")
             _check_exports(architecture, exporters, splits, Path(folder), findings)
         if device is not None and components is not None and not findings.count:
@@ -202,10 +202,10 @@ def _check_size(params: Params, architecture: Architecture, splits: TokenFolder,
     Raises:
         PipelineError: the parameters alone need more memory than the device has, or the text is too short.
     """
-    train, parameters = splits.ids("train"), architecture.parameter_count
-    share = len(train) / parameters
+    tokens, parameters = len(splits.ids("train")), architecture.parameter_count
+    share = tokens / parameters
     fact("model", f"{parameters:,} parameters, {share:.2g} training tokens per parameter")
-    check_length(train, params.model.context_length)
+    check_length(tokens, params.model.context_length)
     count, train_params = process_count(params.runtime), params.train
     micro_batch_size = rank_micro_batch_size(train_params.micro_batch_size, train_params.batch_size, count)
     check_fits(architecture, device, params.runtime.strategy, count, micro_batch_size)

@@ -10,7 +10,6 @@ import torch
 from pipeline.commands.timing import Speed
 from pipeline.core.console import fact, say
 from pipeline.core.processor import cores
-from pipeline.data.batches import evaluation_windows
 from pipeline.distributed.placement import process_count
 from pipeline.model.device import choose_device
 
@@ -64,10 +63,9 @@ class Estimate:
 
         on_gpus = choose_device(params.runtime.device).type == "cuda"
         at_once = process_count(params.runtime) if on_gpus else 1  # processes on CPUs share the cores
-        steps, context = length.total_steps, params.model.context_length
+        steps = length.total_steps
         read = sum(len(windows) for windows in data.eval_windows.values())
-        val = len(evaluation_windows(len(data.ids["val"]), context, context))
-        evaluated = (steps // params.train.evaluation.every + 1) * read + 2 * val
+        evaluated = (steps // params.train.evaluation.every + 1) * read + 2 * len(data.val_windows)
         return cls(
             training=span(length.total_windows * speed.window / at_once + steps * speed.update),
             compile=span(speed.compile),

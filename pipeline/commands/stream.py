@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.data.batches import EvaluationWindow, evaluation_windows
 from pipeline.data.joined import Ids
+from pipeline.data.masked import MaskedIds
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score
 
@@ -28,9 +29,9 @@ def score_stream(model: LanguageModel, blocks: Iterable[Ids], stride: int, batch
     for block in blocks:
         held = np.concatenate([held, block.astype(np.int64)])
         while len(held) >= span:
-            yield from score(model, held, _windows(span, context, stride, scored), batch_size)
+            yield from score(model, MaskedIds(held), _windows(span, context, stride, scored), batch_size)
             held, scored = held[batch_size * stride :], span - batch_size * stride
-    yield from score(model, held, _windows(len(held), context, stride, scored), batch_size)
+    yield from score(model, MaskedIds(held), _windows(len(held), context, stride, scored), batch_size)
 
 
 def _windows(tokens: int, context: int, stride: int, scored: int) -> list[EvaluationWindow]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.core.errors import DataError, PluginError
 from pipeline.data.index import IndexEntry
-from pipeline.data.joined import AnyIds
+from pipeline.data.masked import MaskedIds
 from pipeline.plugin.calls import calling, guarded_items, label, supported_arguments
 from pipeline.plugin.components import BatchSampler
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex
@@ -23,13 +23,13 @@ class TrainingWindows:
     """The training tokens as windows of `context_length` tokens, in the order of a batch sampler.
 
     Attributes:
-        ids: The training tokens.
+        ids: The training tokens, and which of them are learnt.
         index: Their sources.
         sampler: Maps each sample to its offset. It is a pure function, so the order needs no state to resume.
         seed: Decides the order, and with `train.shift_windows` where each epoch cuts the text.
     """
 
-    ids: AnyIds
+    ids: MaskedIds
     index: TokenIndex
     sampler: BatchSampler
     seed: int
@@ -67,12 +67,14 @@ class TrainingWindows:
         return found
 
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Inputs and targets, int64 [B, T], of the windows at `offsets`; targets are inputs shifted by one
-        token."""
-        windows = np.empty((len(offsets), self.context_length + 1), np.int64)
-        for row, offset in zip(windows, offsets, strict=True):
-            row[:] = self.ids[offset : offset + len(row)]
-        return windows[:, :-1], windows[:, 1:]
+        """Inputs and targets, int64 [B, T], of the windows at `offsets`; targets are inputs shifted by one token,
+        or `IGNORED` where they are only read."""
+        length = self.context_length
+        inputs, targets = (np.empty((len(offsets), length), np.int64) for _ in range(2))
+        for row, offset in enumerate(offsets):
+            inputs[row] = self.ids.ids[offset : offset + length]
+            targets[row] = self.ids.targets(offset + 1, offset + 1 + length)
+        return inputs, targets
 
 
 def token_index(
@@ -133,7 +135,7 @@ class _Spans:
 @dataclass(frozen=True)
 class EvaluationWindow:
     """A window for evaluation: inputs ids[start:end−1], targets ids[start+1:end]. Only the last `counted` targets
-    are scored; the previous windows scored the others."""
+    are scored (those that are learnt); the previous windows scored the others."""
 
     start: int
     end: int

@@ -100,7 +100,7 @@ def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokeni
     try:
         saved = json.loads(content)
         vocab = {str(token): int(rank) for token, rank in saved["model"]["vocab"].items()}
-        special = {str(token["content"]): int(token["id"]) for token in saved.get("added_tokens") or []}
+        special = _added_tokens(saved)
         pattern = _pattern(path, saved)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a tokenizer.json ({type(error).__name__}: {error})") from None
@@ -113,6 +113,18 @@ def _from_tokenizer_json(path: Path, content: bytes, end_of_text: str) -> Tokeni
     special.setdefault(end_of_text, max([*ranks.values(), *special.values()], default=0) + 1)
     template, variables = _template_beside(path)
     return Tokenizer(path.name, pattern, ranks, special, end_of_text, template, variables)
+
+
+def _added_tokens(saved: Mapping[str, Any]) -> dict[str, int]:
+    """The special tokens of a tokenizer.json. Those with `"special": false`, such as `<think>`, are among them:
+    transformers finds these in any text, but here no text may give a token that a template writes."""
+    return {str(token["content"]): int(token["id"]) for token in saved.get("added_tokens") or []}
+
+
+def special_tokens_in(path: Path) -> dict[str, int]:
+    """The special tokens in a JSON file that `from_file` has read, without an end of documents that it adds."""
+    saved = json.loads(path.read_bytes())
+    return saved["special_tokens"] if "fingerprint" in saved else _added_tokens(saved)
 
 
 def _template_beside(path: Path) -> tuple[str, dict[str, str]]:

@@ -1,9 +1,13 @@
-"""Pretrained weights to start a run from: a checkpoint or a Hugging Face folder."""
+"""Pretrained weights to start a run from: a checkpoint or a Hugging Face folder.
+
+The tokenizer of the run may have special tokens that the weights do not know, such as those of a chat template.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,7 +17,7 @@ import torch
 from pipeline.core.errors import CheckpointError, DataError, ParamsError
 from pipeline.core.files import MANIFEST, recorded_sha256, sha256
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokenizer_file import from_file
+from pipeline.data.tokenizer_file import from_file, special_tokens_in
 from pipeline.data.tokens import TOKENIZER
 from pipeline.model.architecture import Architecture, ModelConfig
 from pipeline.model.checkpoint import BEST, CONFIG, check_weights, load_tensors, verify_files, verify_weights
@@ -85,7 +89,7 @@ class Pretrained:
 
         Raises:
             ParamsError: the models differ; the message lists the keys to set, with values.
-            DataError: the tokenizer is not that of the weights.
+            DataError: the tokenizer is neither that of the weights nor one that adds special tokens to it.
         """
         source, name = self.config, target.component.name
         wanted: dict[str, Any] = {}
@@ -109,31 +113,42 @@ class Pretrained:
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
         path = self.folder / TOKENIZER
         if self.file is not None:
-            same = Tokenizer.load(path, _FIX).fingerprint == tokenizer.fingerprint
+            base = Tokenizer.load(path, _FIX)
         elif path.is_file():
-            same = _same_ids(from_file(path, "gpt2", tokenizer.end, proven=False), tokenizer)
+            base = from_file(path, "gpt2", tokenizer.end, proven=False)
         else:
             raise DataError(f"{path} is missing: the weights need the tokenizer that they were trained with")
-        if not same:
+        special = special_tokens_in(path)
+        if why := _difference(base, special, tokenizer):
             raise DataError(
-                f"train.init_from: the tokenizer of the splits, {tokenizer.name!r}, is not that of {self.name}: "
-                f"set tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: {self._beside(TOKENIZER)}"
+                f"train.init_from: the tokenizer of the splits, {tokenizer.name!r}, is not that of {self.name} "
+                f"({why}): set tokenize.tokenizer.name: file and tokenize.tokenizer.file.path: "
+                f"{self._beside(TOKENIZER)}"
             )
-        if tokenizer.vocab_size > self.config.shape.vocab_size:
+        ids, rows = max(*base.ranks.values(), *special.values()) + 1, self.config.shape.vocab_size
+        if ids > rows:
             raise DataError(
-                f"train.init_from: the tokenizer has {tokenizer.vocab_size:,} ids, but {self.name} has "
-                f"{self.config.shape.vocab_size:,}: set tokenize.tokenizer.file.end_of_text to a special token "
-                f"that {self._beside(TOKENIZER)} has"
+                f"train.init_from: {self._beside(TOKENIZER)} has {ids:,} ids, but the model {rows:,} rows: copy "
+                "the tokenizer.json of the weights again, and add tokens by tokenize.tokenizer.special_tokens"
             )
+
+    def new_tokens(self, tokenizer: Tokenizer) -> dict[str, int]:
+        """The special tokens of `tokenizer`, which must have passed `check`, that the weights do not know."""
+        known = special_tokens_in(self.folder / TOKENIZER)
+        return {name: token for name, token in tokenizer.special_tokens.items() if name not in known}
 
     def _beside(self, file: str) -> str:
         """The path of a file beside the weights, relative to the project."""
         name = PurePath(self.name)
         return ((name.parent if name.suffix == ".pth" else name) / file).as_posix()
 
-    def weights(self, target: Architecture) -> dict[str, torch.Tensor]:
-        """Loads the weights for a model of the architecture `target`, which must have passed `check`. Position
-        embeddings of a longer context are truncated; added padding rows are zeros.
+    def weights(self, target: Architecture, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+        """Loads the weights for a model of the architecture `target`, which must have passed `check`.
+
+        Position embeddings of a longer context are truncated. Of a weight with a row per id, such as embedding and
+        head, the rows of new special tokens are the mean of the rows of known tokens, also where the weights have a
+        padding row for this id: so a new token is at first about as likely as others are on average (Hewitt, 2021,
+        "Initializing New Word Embeddings for Pretrained Language Models"). Added padding rows are zeros.
 
         Raises:
             CheckpointError: the weights cannot be read, or do not fit config.json.
@@ -149,9 +164,16 @@ class Pretrained:
         check_weights(weights, source, self.name)
         if self.file is not None:
             verify_weights(self.file, saved)
+        new = list(self.new_tokens(tokenizer).values())
+        known = sorted({*tokenizer.ranks.values(), *tokenizer.special_tokens.values()} - set(new))
+        by_id = _weights_by_id(source)
         for name, (shape, _) in target.tensor_specs.items():
-            if name in weights and weights[name].shape[1:] == shape[1:] and len(shape):
-                weights[name] = _rows(weights[name], shape[0], source.shape, target.shape)
+            if name not in weights or weights[name].shape[1:] != shape[1:]:
+                continue
+            if name in by_id:
+                weights[name] = _rows_by_id(weights[name], target.shape, new, known)
+            elif len(shape) and (len(weights[name]), shape[0]) == _contexts(source, target):
+                weights[name] = weights[name][: shape[0]]
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         wanted = {name: shape for name, (shape, _) in target.tensor_specs.items()}
         if different := {name for name, _ in shapes.items() ^ wanted.items()}:
@@ -159,20 +181,46 @@ class Pretrained:
         return weights
 
 
-def _rows(weight: torch.Tensor, count: int, source: ModelShape, target: ModelShape) -> torch.Tensor:
-    """Pads or truncates a weight to `count` rows: another padding of the vocabulary, or a shorter context."""
-    if len(weight) == count:
+def _contexts(source: Architecture, target: Architecture) -> tuple[int, int]:
+    return source.shape.context_length, target.shape.context_length
+
+
+def _weights_by_id(architecture: Architecture) -> set[str]:
+    """The names of weights that have a row per id of the vocabulary: those that a larger vocabulary lengthens."""
+    shape = architecture.shape
+    larger = replace(architecture, shape=replace(shape, vocab_size=shape.vocab_size + shape.pad_vocab_to))
+    rows = {name: size[:1] for name, (size, _) in architecture.tensor_specs.items()}
+    return {name for name, (size, _) in larger.tensor_specs.items() if size[:1] != rows.get(name)}
+
+
+def _rows_by_id(weight: torch.Tensor, shape: ModelShape, new: list[int], known: list[int]) -> torch.Tensor:
+    """A weight [rows, …] with the rows of a vocabulary of `shape`: as they are, the mean of the rows `known` for
+    the ids `new`, or zeros for padding."""
+    if not new and len(weight) == shape.padded_vocab_size:
         return weight
-    if (len(weight), count) == (source.padded_vocab_size, target.padded_vocab_size):
-        known = weight[: target.vocab_size]
-        return torch.cat([known, known.new_zeros(count - len(known), *known.shape[1:])])
-    return weight[:count] if (len(weight), count) == (source.context_length, target.context_length) else weight
+    rows = weight.new_zeros(shape.padded_vocab_size, *weight.shape[1:])
+    old = weight[: shape.vocab_size]
+    rows[: len(old)] = old
+    if new:
+        share = torch.zeros(len(weight))
+        share[known] = 1 / len(known)
+        rows[new] = torch.einsum("v,v...->...", share, weight.float()).to(weight.dtype)  # copies no rows
+    return rows
 
 
-def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers give the same ids; their split patterns may be written differently."""
-    if one.fingerprint == other.fingerprint:
-        return True
-    if one.ranks != other.ranks or one.end_of_text != other.end_of_text:
-        return False
-    return all(one.encode(text).tolist() == other.encode(text).tolist() for text in awkward_texts(_STRINGS))
+def _difference(base: Tokenizer, special: Mapping[str, int], tokenizer: Tokenizer) -> str:
+    """How `tokenizer` differs from `base` in what the weights know: its tokens, its special tokens with their ids,
+    and the split pattern, which may be written differently; empty if it does not."""
+    if base.ranks != tokenizer.ranks:
+        return "it has other tokens"
+    names = {token: name for name, token in special.items()}
+    for name, token in tokenizer.special_tokens.items():
+        if special.get(name, token) != token:
+            return f"{name} has the id {token:,}, not {special[name]:,}"
+        if names.get(token, name) != name:
+            return f"the id {token:,} is {name}, not {names[token]}"
+    if base.pattern == tokenizer.pattern or all(
+        base.encode(text).tolist() == tokenizer.encode(text).tolist() for text in awkward_texts(_STRINGS)
+    ):
+        return ""
+    return "it has another split pattern"

@@ -12,13 +12,16 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
 from torch import nn
 
+from pipeline.core.errors import DataError
 from pipeline.data.batches import EvaluationWindow
-from pipeline.data.joined import AnyIds, check_ids
+from pipeline.data.joined import check_ids
+from pipeline.data.masked import MaskedIds
 from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import device_of, float64_device
 from pipeline.plugin.components import IGNORED, ModelOutput
@@ -35,11 +38,13 @@ class Scores:
         targets: The true ids [N].
         nats: Their negative log-likelihoods [N], float64.
         correct: Whether the most likely token was the true one [N].
+        places: The targets' indices in the text [N].
     """
 
     targets: np.ndarray[tuple[int], np.dtype[np.int64]]
     nats: np.ndarray[tuple[int], np.dtype[np.float64]]
     correct: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    places: np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 Observer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -68,12 +73,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()  # not inference mode: FSDP2 reuses buffers of this forward pass in training
 def score(
     model: LanguageModel,
-    ids: AnyIds,
+    ids: MaskedIds,
     windows: Sequence[EvaluationWindow],
     batch_size: int,
     observe: Observer | None = None,
 ) -> Iterator[Scores]:
-    """Scores the counted targets of the windows in order, batch by batch, in eval mode and float32.
+    """Scores the counted targets of the windows in order, batch by batch, in eval mode and float32. Tokens that are
+    only read are no targets; a batch of them has no scores.
 
     `observe` is called with the details of a batch before its scores are yielded.
 
@@ -84,25 +90,32 @@ def score(
     with evaluating(model):
         for first in range(0, len(windows), batch_size):
             batch = windows[first : first + batch_size]
-            inputs, targets = _padded(ids, batch)
+            inputs, targets, places = _padded(ids, batch)
             for each in (inputs, targets):
                 check_ids(each, vocab_size, "the text to score", "run `python -m pipeline split`")
             counted = targets != IGNORED
             output = checked_forward(model, torch.from_numpy(inputs).to(device))
             nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)
-            yield Scores(targets[counted], nats.cpu().numpy()[counted], correct.cpu().numpy()[counted])
+            yield Scores(
+                targets=targets[counted],
+                nats=nats.cpu().numpy()[counted],
+                correct=correct.cpu().numpy()[counted],
+                places=places[counted],
+            )
 
 
-def _padded(ids: AnyIds, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets [B, T]; shorter windows are padded on the right, which causal attention ignores."""
+def _padded(ids: MaskedIds, windows: Sequence[EvaluationWindow]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, targets and the targets' indices in the text [B, T]; shorter windows are padded on the right, which
+    causal attention ignores."""
     length = max(window.end - window.start for window in windows) - 1
     inputs = np.zeros((len(windows), length), dtype=np.int64)
     targets = np.full((len(windows), length), IGNORED, dtype=np.int64)
     for row, window in enumerate(windows):
-        tokens = ids[window.start : window.end].astype(np.int64)
-        inputs[row, : len(tokens) - 1] = tokens[:-1]
-        targets[row, len(tokens) - 1 - window.counted : len(tokens) - 1] = tokens[-window.counted :]
-    return inputs, targets
+        count = window.end - window.start - 1
+        inputs[row, :count] = ids.ids[window.start : window.end - 1]
+        targets[row, count - window.counted : count] = ids.targets(window.end - window.counted, window.end)
+    places = np.array([[window.start + 1] for window in windows]) + np.arange(length)
+    return inputs, targets, places
 
 
 def score_tokens(
@@ -174,14 +187,19 @@ class Summary:
 
     @property
     def loss(self) -> float:
-        """The mean negative log-likelihood, in nats per token."""
-        return self._nats / self.tokens
+        """The mean negative log-likelihood, in nats per token; NaN before the first target."""
+        return self._nats / self.tokens if self.tokens else math.nan
 
     def metrics(self) -> dict[str, float]:
         """`loss`, `perplexity` (omitted if it overflows), `bits_per_byte` and `accuracy`.
 
         Bits per byte counts neither the nats nor the bytes of special tokens.
+
+        Raises:
+            DataError: there is no target.
         """
+        if not self.tokens:
+            raise DataError("there is nothing to score: the text has no token that is to be learnt")
         return loss_metrics(self.tokens, self._nats, self.bytes, self._text_nats, self._correct)
 
 
@@ -198,7 +216,7 @@ def loss_metrics(tokens: int, nats: float, size: int, text_nats: float, correct:
 
 def summarize(
     model: LanguageModel,
-    ids: AnyIds,
+    ids: MaskedIds,
     windows: Sequence[EvaluationWindow],
     batch_size: int,
     byte_lengths: np.ndarray,
@@ -210,7 +228,14 @@ def summarize(
     return summary
 
 
-def evenly_spaced(windows: Sequence[EvaluationWindow], count: int) -> list[EvaluationWindow]:
-    """At most `count` windows, evenly spaced. The choice is deterministic, so that evaluations are comparable."""
+def evenly_spaced(windows: Sequence[EvaluationWindow], count: int, ids: MaskedIds) -> list[EvaluationWindow]:
+    """At most `count` windows, about evenly spaced: the first one with a target of each of `count` stretches. The
+    choice is deterministic, so that evaluations are comparable."""
     count = min(count, len(windows))
-    return [windows[number * len(windows) // count] for number in range(count)]
+    bounds = [number * len(windows) // count for number in range(count + 1)]
+    chosen = []
+    for first, last in pairwise(bounds):
+        stretch = (windows[place] for place in range(first, last))
+        found = (each for each in stretch if ids.learnt(each.end - each.counted, each.end).any())
+        chosen += list(islice(found, 1))
+    return chosen

@@ -245,7 +245,7 @@ class TrainParams(Section):
     ]
     """Pretrained weights below data/weights/, where DVC sees changes: a Hugging Face folder of a GPT-2, NanoChat or
     Llama model, a checkpoint's folder (its best weights), or one of its .pth files. Empty for random weights.
-    `model` and the tokenizer must match; the context may be shorter."""
+    `model` and the tokenizer must match; the context may be shorter, and the tokenizer may add special tokens."""
     budget: BudgetParams
     extension: ExtensionParams
     """Trains the run of the other params for longer, from its finished checkpoint; without one, that run is trained

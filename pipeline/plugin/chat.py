@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ CHATML = (
 """The ChatML template: each turn between <|im_start|> and <|im_end|>."""
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
+_LARGEST, _EXPONENT = 10_000, 64
+"""The largest factor, and the largest exponent, in a template."""
 _MARKS = range(0xF0000, 0xFFFFE)  # private use characters
 _TOKEN_LIKE = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 _PROBE = (Message("user", "a"), Message("assistant", "b"))
@@ -145,7 +147,15 @@ class _Renderer:
                 raise_exception=_refuse,
                 _generation=self._marks[1:],
             )
-        except (TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise ValueError(f"the chat template cannot render it: {_shown(error)}") from None
 
     def _protected(self, text: str) -> str:
@@ -174,7 +184,7 @@ def _compiled(source: str) -> Template:
 def _environment() -> Any:
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
     class Generation(Extension):
         """{% generation %} … {% endgeneration %}: what the assistant says."""
@@ -190,9 +200,18 @@ def _environment() -> Any:
         def _mark(self, marks: Sequence[str], caller: Callable[[], str]) -> str:
             return f"{marks[0]}{caller()}{marks[1]}"
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Also refuses products that would fill the memory."""
+
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sizes = [len(each) if isinstance(each, Sized) else abs(each) for each in (left, right)]
+            if max(sizes) > _LARGEST or (operator == "**" and min(sizes) > _EXPONENT):
+                raise SecurityError(f"{operator} of so large values is not allowed")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     return environment
 

@@ -215,7 +215,7 @@ def _batches(run: TrainingRun, device: torch.device, side: str) -> Iterator[torc
         raise ValueError(f"event.batches takes {' or '.join(map(repr, run.data.eval_windows))}, not {side!r}")
     ids, size = run.data.ids[side], run.params.micro_batch_size
     for _, same in groupby(run.data.eval_windows[side], lambda window: window.end - window.start):
-        windows = [ids[window.start : window.end].astype(np.int64) for window in same]
+        windows = [ids.ids[window.start : window.end].astype(np.int64) for window in same]
         for first in range(0, len(windows), size):
             yield torch.from_numpy(np.stack(windows[first : first + size])).to(device)
 

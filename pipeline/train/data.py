@@ -15,7 +15,7 @@ from pipeline.model.scoring import evenly_spaced
 
 if TYPE_CHECKING:
     from pipeline.data.index import IndexEntry
-    from pipeline.data.joined import AnyIds
+    from pipeline.data.masked import MaskedIds
     from pipeline.data.tokenizer import Tokenizer
     from pipeline.data.tokens import TokenFolder
     from pipeline.params.params import Params
@@ -28,16 +28,18 @@ class TrainingData:
 
     Attributes:
         tokenizer: The tokenizer of the ids.
-        ids: The token ids of "train" and "val".
+        ids: The token ids of "train" and "val", and which of them are learnt.
         windows: The training windows, in training order.
+        val_windows: All windows of "val".
         eval_windows: The windows of "train" and "val" that every evaluation during training reads.
         digest: A hash of the splits.
         data_params: The params of the stages tokenize and split that made the splits.
     """
 
     tokenizer: Tokenizer
-    ids: Mapping[str, AnyIds]
+    ids: Mapping[str, MaskedIds]
     windows: TrainingWindows
+    val_windows: Sequence[EvaluationWindow]
     eval_windows: Mapping[str, Sequence[EvaluationWindow]]
     digest: str = ""
     data_params: Mapping[str, Any] = field(default_factory=dict)
@@ -47,20 +49,29 @@ class TrainingData:
         cls,
         params: Params,
         tokenizer: Tokenizer,
-        ids: Mapping[str, AnyIds],
+        ids: Mapping[str, MaskedIds],
         sampler: BatchSampler,
         documents: Iterable[IndexEntry] = (),
         **more: Any,
     ) -> TrainingData:
-        """Cuts ids of "train" and "val" into windows, as `params` say; `documents` is the index of "train"."""
+        """Cuts ids of "train" and "val" into windows, as `params` say; `documents` is the index of "train".
+
+        Raises:
+            DataError: a text has nothing to learn, or the sampler refuses the documents.
+        """
         length, train = params.model.context_length, params.train
         index = token_index(len(ids["train"]), length, train.shift_windows, sampler, documents)
         windows = TrainingWindows(ids["train"], index, sampler, train.seed)
+        every = {name: evaluation_windows(len(tokens), length, length) for name, tokens in ids.items()}
         eval_windows = {
-            name: evenly_spaced(evaluation_windows(len(tokens), length, length), train.evaluation.windows)
-            for name, tokens in ids.items()
+            name: evenly_spaced(every[name], train.evaluation.windows, tokens) for name, tokens in ids.items()
         }
-        return cls(tokenizer, ids, windows, eval_windows, **more)
+        for name, chosen in eval_windows.items():
+            if not chosen:
+                raise DataError(
+                    f"{name} has no token that is to be learnt: all of its {len(ids[name]):,} tokens are only read"
+                )
+        return cls(tokenizer, ids, windows, every["val"], eval_windows, **more)
 
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Inputs and targets, int64 [B, T], of the training windows at `offsets`.
@@ -78,20 +89,21 @@ class TrainingData:
         """Reads the splits; `sampler` decides the order of the training windows.
 
         Raises:
-            DataError: the training split is shorter than a window, or the sampler refuses its documents.
+            DataError: the training split is shorter than a window, a split has nothing to learn, or the sampler
+                refuses the documents.
         """
-        ids = {name: splits.ids(name) for name in ("train", "val")}
-        check_length(ids["train"], params.model.context_length)
+        ids = {name: splits.masked(name) for name in ("train", "val")}
+        check_length(len(ids["train"]), params.model.context_length)
         data_params, documents = splits.meta.get("params", {}), splits.documents("train")
         return cls.build(
             params, splits.tokenizer, ids, sampler, documents, digest=splits.digest, data_params=data_params
         )
 
 
-def check_length(train: AnyIds, context_length: int) -> None:
-    """Raises DataError if the training split is shorter than one window."""
-    if len(train) <= context_length:
+def check_length(tokens: int, context_length: int) -> None:
+    """Raises DataError if the training split, of `tokens` tokens, is shorter than one window."""
+    if tokens <= context_length:
         raise DataError(
-            f"the training split has {len(train):,} tokens, but one window needs {context_length + 1:,} "
+            f"the training split has {tokens:,} tokens, but one window needs {context_length + 1:,} "
             f"(model.context_length {context_length}, plus 1): lower model.context_length, or add text"
         )

@@ -11,7 +11,6 @@ from pipeline.core.files import report_full_disk, write_atomically, write_json
 from pipeline.core.fingerprint import fingerprint
 from pipeline.core.paths import METRICS
 from pipeline.core.publication import published_folder
-from pipeline.data.batches import evaluation_windows
 from pipeline.distributed.interrupt import StopRequested
 from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
@@ -32,8 +31,7 @@ def finalize(run: TrainingRun, state: TrainState) -> None:
     Raises:
         StopRequested: the run was asked to stop; the state is unchanged.
     """
-    identity, length = run.phase.identity, run.data.windows.context_length
-    windows = evaluation_windows(len(run.data.ids["val"]), length, length)
+    identity, windows = run.phase.identity, run.data.val_windows
     # Eager, as in the stage evaluate: no recompilation for windows of other lengths.
     with run.parallel.eager(), evaluation_weights(run, state):
         last = best = summarize(run, "val", windows).metrics()

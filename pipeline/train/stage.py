@@ -94,9 +94,12 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
             aside = ranks.on_rank0(run_phases[number].store.set_aside)
             raise UnusableCheckpointError(f"{error}: the training checkpoint was moved to {aside}") from None
         if start is not None:
-            fact("weights", f"pretrained, from {start.name}")
+            new = ", ".join(start.new_tokens(data.tokenizer))
+            fact("weights", f"pretrained, from {start.name}{new and f'; new, at the mean of all: {new}'}")
             if not saved:
-                weights = ranks.on_rank0(lambda: start.weights(architecture), to_others=lambda weights: {})
+                weights = ranks.on_rank0(
+                    lambda: start.weights(architecture, data.tokenizer), to_others=lambda weights: {}
+                )
                 training_run.parallel.load_weights(weights)
         _say_plan(training_run, params)
         _say_resumed(training_run.for_phase(run_phases[number]), state, runtime_config.differences(earlier))

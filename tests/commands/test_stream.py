@@ -11,6 +11,7 @@ from small_config import small_config
 
 from pipeline.commands.stream import score_stream
 from pipeline.data.batches import evaluation_windows
+from pipeline.data.masked import MaskedIds
 from pipeline.data.tokens import Ids
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score
@@ -40,7 +41,7 @@ def test_the_scores_are_those_of_the_whole_text(
 ) -> None:
     whole = text(tokens)
     windows = evaluation_windows(tokens, CONTEXT, stride)
-    targets, nats = joined(list(score(model, whole, windows, 7)))
+    targets, nats = joined(list(score(model, MaskedIds(whole), windows, 7)))
     assert targets == whole[1:].tolist()
     for size in (1, 5, 100):
         blocks = [whole[start : start + size] for start in range(0, tokens, size)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from pipeline.core.errors import DataError, PluginError
 from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows, token_index
 from pipeline.data.index import IndexEntry
+from pipeline.data.masked import MaskedIds
 from pipeline.plugin import BatchSampler, IndexedDocument, TokenIndex
+from pipeline.plugin.components import IGNORED
 from pipeline.plugin.registry import Registry
 
 REGISTRY = Registry.load(REPOSITORY / "plugins", ["batch_samplers"])
@@ -27,7 +30,7 @@ def windows(
 ) -> TrainingWindows:
     chosen: BatchSampler = REGISTRY.build("batch_samplers", sampler, {}, "")
     index = token_index(tokens, context_length, shift, chosen, [IndexEntry("all", 0, tokens, tokens)])
-    return TrainingWindows(np.arange(tokens, dtype=np.uint16), index, chosen, seed)
+    return TrainingWindows(MaskedIds(np.arange(tokens, dtype=np.uint16)), index, chosen, seed)
 
 
 def epoch(data: TrainingWindows, number: int) -> list[int]:
@@ -52,6 +55,13 @@ def test_targets_are_the_inputs_moved_on_by_one_token(shift: bool) -> None:
     assert x.dtype == y.dtype == np.int64
     np.testing.assert_array_equal(y, x + 1)
     np.testing.assert_array_equal(x[:, 0], data.offsets(0, 40))
+
+
+def test_targets_that_are_only_read_are_ignored() -> None:
+    data, learn = windows(101), np.arange(101) % 3 == 0
+    data = replace(data, ids=replace(data.ids, learn=learn.astype(np.uint8)))
+    x, y = data.batch(data.offsets(0, 40))
+    np.testing.assert_array_equal(y, np.where((x + 1) % 3 == 0, x + 1, IGNORED))
 
 
 @given(data=DATA, first=st.integers(0, 50))
@@ -198,7 +208,9 @@ def test_sources_that_cannot_be_read_are_an_error_before_training(
 @pytest.mark.parametrize("value", [-1, 97, 3.0, None, "3"])
 def test_what_is_no_offset_of_a_window_names_the_batch_sampler(value: object) -> None:
     odd = Odd(value=value)
-    data = TrainingWindows(np.zeros(100, np.uint16), TokenIndex(100, 4, windows(100).index.text, {}), odd, 1)
+    data = TrainingWindows(
+        MaskedIds(np.zeros(100, np.uint16)), TokenIndex(100, 4, windows(100).index.text, {}), odd, 1
+    )
     with pytest.raises(PluginError) as error:
         data.offsets(7, 8)
     assert all(each in str(error.value) for each in ("'odd'", repr(value), "sample 7", "0 to 95"))
@@ -239,6 +251,6 @@ class Counted(BatchSampler):
 
 
 def test_a_sampler_may_ask_for_the_number_of_samples_of_the_run() -> None:
-    data = TrainingWindows(np.zeros(100, np.uint16), windows(100).index, Counted(), 1)
+    data = TrainingWindows(MaskedIds(np.zeros(100, np.uint16)), windows(100).index, Counted(), 1)
     assert data.offsets(1, 6, total_samples=4) == [1, 2, 3, 0, 0]
     assert data.offsets(data.per_epoch - 1, data.per_epoch + 1) == [data.per_epoch - 1, 0]

@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.core.errors import DataError
 from pipeline.data.batches import evaluation_windows
+from pipeline.data.masked import MaskedIds
 from pipeline.evaluate.breakdown import (
     MOST_BLOCKS,
     Breakdown,
@@ -45,7 +46,7 @@ def breakdown(stride: int, batch_size: int) -> tuple[Breakdown, Scores]:
     """The breakdown of `IDS`, and the scores of all of its targets."""
     accumulator = BreakdownAccumulator(IDS, DOCUMENTS, COUNTS, LENGTHS, CONTEXT, stride)
     windows = evaluation_windows(len(IDS), CONTEXT, stride)
-    every = list(score(make().double(), IDS, windows, batch_size))
+    every = list(score(make().double(), MaskedIds(IDS), windows, batch_size))
     for scores in every:
         accumulator.add(scores)
     names = [field.name for field in fields(Scores)]
@@ -101,7 +102,7 @@ def test_blocks_are_stretches_of_equally_many_bytes_none_shorter_than_a_window()
     sizes = [each.bytes for each in found.blocks]
     assert max(sizes) - min(sizes) <= 2 * LENGTHS.max()
     long = BreakdownAccumulator(np.ones(5000, np.uint16), DOCUMENTS[:1], COUNTS, LENGTHS, CONTEXT, CONTEXT)
-    long.add(Scores(np.ones(4999, np.int64), np.ones(4999), np.ones(4999, bool)))
+    long.add(Scores(np.ones(4999, np.int64), np.ones(4999), np.ones(4999, bool), np.arange(4999)))
     assert {each.tokens for each in long.breakdown().blocks} == {39, 40}
     assert len(long.breakdown().blocks) == MOST_BLOCKS
 

@@ -17,6 +17,7 @@ from test_breakdown import CONTEXT, DOCUMENTS, IDS, LENGTHS, STARTS, VOCAB, make
 from pipeline.authoring.testing import check_metric, token_scores
 from pipeline.core.errors import PluginError
 from pipeline.data.batches import evaluation_windows
+from pipeline.data.masked import MaskedIds
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.metrics import MetricSums, run_tasks
 from pipeline.evaluate.text_model import text_model
@@ -59,7 +60,7 @@ class Sees(Metric):
 def observed(metrics: list[Metric], stride: int, patterns: list[str]) -> tuple[MetricSums, Scores]:
     sums = MetricSums(metrics, patterns, DOCUMENTS, LENGTHS, CONTEXT, stride)
     windows = evaluation_windows(len(IDS), CONTEXT, stride)
-    every = list(score(make(), IDS, windows, 4, sums.observe))
+    every = list(score(make(), MaskedIds(IDS), windows, 4, sums.observe))
     return sums, Scores(*(np.concatenate([vars(each)[name] for each in every]) for name in vars(every[0])))
 
 
@@ -256,7 +257,7 @@ def test_a_long_text_is_scored_in_windows_each_token_once(checkpoint: Checkpoint
     text = checkpoint.tokenizer.decode(ids[checkpoint.tokenizer.byte_lengths[ids] > 0])
     text_ids = np.array([checkpoint.tokenizer.end_of_text, *checkpoint.tokenizer.encode(text)], dtype=np.uint32)
     windows = evaluation_windows(len(text_ids), 16, 8)
-    expected = sum(each.nats.sum() for each in score(checkpoint.model, text_ids, windows, 5))
+    expected = sum(each.nats.sum() for each in score(checkpoint.model, MaskedIds(text_ids), windows, 5))
     assert model.score(text) == pytest.approx(expected, rel=1e-6)
     half = len(text) // 2
     assert 0 < model.score(text[half:], text[:half]) < expected

@@ -12,6 +12,7 @@ import torch
 from small_config import small_config
 
 from pipeline.data.batches import EvaluationWindow
+from pipeline.data.masked import MaskedIds
 from pipeline.data.token_writer import TokenWriter
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder, finish_folder
@@ -84,7 +85,7 @@ def test_the_weights_are_those_with_which_attention_takes_its_mean(
 @pytest.mark.parametrize("name", MODELS)
 def test_a_tokens_loss_is_that_of_the_evaluation(name: str) -> None:
     made = model(name)
-    (scores,) = score(made, IDS, [EvaluationWindow(0, len(IDS), len(IDS) - 1)], 1)
+    (scores,) = score(made, MaskedIds(IDS), [EvaluationWindow(0, len(IDS), len(IDS) - 1)], 1)
     first, *views = token_views(made, TOKENIZER, IDS)
     assert first.nats is None
     assert [view.nats for view in views] == pytest.approx(scores.nats.tolist(), rel=1e-5, abs=1e-6)

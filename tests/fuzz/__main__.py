@@ -23,12 +23,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.fuzz import checkpoints, corpora, params, planted, plugins, project, publishing, training_checkpoints
+from tests.fuzz import (
+    checkpoints,
+    conversations,
+    corpora,
+    params,
+    planted,
+    plugins,
+    project,
+    publishing,
+    training_checkpoints,
+)
 from tests.fuzz.case import Case
 from tests.fuzz.runner import Limits, attempt, make_template, quicken, warm
 
 KINDS: dict[str, ModuleType] = {
-    "params": params, "corpora": corpora, "training_checkpoints": training_checkpoints, "checkpoints": checkpoints,
+    "params": params, "corpora": corpora, "conversations": conversations,
+    "training_checkpoints": training_checkpoints, "checkpoints": checkpoints,
     "plugins": plugins, "publishing": publishing, "planted": planted,
 }  # fmt: skip
 SORTS = ("traceback", "crash", "hang", "growth", "silent", "outputs", "accepted", "wrong", "not finite", "refused",

@@ -127,9 +127,7 @@ def test_a_text_continues_after_any_truncation(architecture: str) -> None:
 
 
 @each_architecture
-def test_another_text_is_computed_from_where_it_differs(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_text_is_computed_from_where_it_differs(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, read = sharp(architecture), []
     forward = model.forward
     monkeypatch.setattr(

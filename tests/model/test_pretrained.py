@@ -20,6 +20,7 @@ from pipeline.export.stage import export_source
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.model.checkpoint import Checkpoint, write_checkpoint
 from pipeline.model.pretrained import Pretrained
+from pipeline.plugin.chat import CHATML
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.vocabulary import characters, raw_bytes
 
@@ -59,7 +60,7 @@ def loaded(
     start = Pretrained.at(root, name)
     start.check(config, tokenizer)
     model = config.make().eval()
-    model.load_state_dict(start.weights(config))
+    model.load_state_dict(start.weights(config, tokenizer))
     return model
 
 
@@ -247,7 +248,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("gpt2", half, "model.safetensors cannot be read"),
     ("gpt2", a_part_missing, "model-00002-of-00002.safetensors is missing"),
     ("gpt2", elsewhere, "other.safetensors is missing"),
-    ("gpt2", another_tokenizer, "'bytes', is not that of data/there: set tokenize.tokenizer.name: file"),
+    ("gpt2", another_tokenizer, r"not that of data/there \(it has other tokens\): set tokenize.tokenizer.name: f"),
     (
         "llama",
         weights(lambda found: {name: each for name, each in found.items() if "1.self_attn.k_proj" not in name}),
@@ -311,18 +312,102 @@ def test_a_different_model_is_reported_with_every_value_to_set(
     assert str(caught.value).endswith(f"data/there: set {settings}")
 
 
-def test_a_tokenizer_with_more_ids_than_the_weights_have_rows_is_refused(tmp_path: Path) -> None:
+def test_a_folder_whose_tokenizer_has_more_ids_than_rows_is_refused(tmp_path: Path) -> None:
     model = make("gpt2")
     folder = exported(model, tmp_path)
     path = folder / "tokenizer.json"
     saved = json.loads(path.read_text())
-    for token in saved["added_tokens"]:
-        del saved["model"]["vocab"][token["content"]]
-    saved["added_tokens"] = []
+    saved["added_tokens"].append({**saved["added_tokens"][0], "id": 257, "content": "<|user|>"})
     path.write_text(json.dumps(saved))
+    extended = BYTES.with_special_tokens(["<|user|>"])
+    with pytest.raises(PipelineError, match=r"there/tokenizer.json has 258 ids, but the model 257 rows: .* by tok"):
+        loaded(tmp_path, changed(model.architecture, vocab_size=258), tokenizer=extended)
+
+
+# ── new special tokens ────────────────────────────────────────────────────────────────────────────
+
+NEW = BYTES.with_special_tokens(["<|im_start|>", "<|im_end|>"])
+
+
+def checkpoint(model: LanguageModel, root: Path, tokenizer: Tokenizer = BYTES) -> Path:
+    folder = root / "data" / "there"
+    folder.mkdir(parents=True)
+    state = {"model_state_dict": model.state_dict(), "step": 1}
+    write_checkpoint(folder, model.architecture, tokenizer, {}, state, state)
+    return folder
+
+
+# The padding rows of the weights are 257 … 319; the new ids fall into them, or, without padding, behind all rows.
+@pytest.mark.parametrize("pad_vocab_to", [64, 1])
+@pytest.mark.parametrize("write", [exported, checkpoint])
+@pytest.mark.parametrize("name", ["gpt2", "gpt2 without biases", "modern", "llama", "llama tied"])
+def test_new_special_tokens_are_the_mean_and_the_rest_keeps_its_logits(
+    name: str, write: Callable[[LanguageModel, Path], Path], pad_vocab_to: int, tmp_path: Path
+) -> None:
+    model = make(name, pad_vocab_to=pad_vocab_to)
+    write(model, tmp_path)
+    tokenizer = replace(NEW, chat_template=CHATML)
+    larger = loaded(tmp_path, changed(model.architecture, vocab_size=259), tokenizer=tokenizer)
+    embedding = model.state_dict()["token_embedding.weight"][:257]
+    got = larger.state_dict()["token_embedding.weight"]
+    assert torch.equal(got[:257], embedding)
+    torch.testing.assert_close(got[257:259], embedding.mean(0).expand(2, -1), rtol=0, atol=1e-6)
+    assert not got[259:].any()
+    with torch.inference_mode():
+        before, after = model(IDS).logits, larger(IDS).logits
+    # A product with more columns may add in another order.
+    torch.testing.assert_close(after[..., :257], before, rtol=0, atol=1e-6 * float(before.abs().max()))
+    mean = before.mean(-1, keepdim=True).expand(-1, -1, 2)
+    torch.testing.assert_close(after[..., 257:], mean, rtol=0, atol=1e-5 * float(before.abs().max()))
+
+
+def test_a_chat_template_alone_is_no_other_tokenizer(tmp_path: Path) -> None:
+    model = make("llama")
+    checkpoint(model, tmp_path)
+    tokenizer = replace(BYTES, chat_template="{{ messages[0].content }}")
+    assert same_logits(loaded(tmp_path, model.architecture, tokenizer=tokenizer), model)
+
+
+def test_an_end_of_text_that_the_folder_lacks_is_a_new_token(tmp_path: Path) -> None:
+    model = make("gpt2", pad_vocab_to=1)
+    folder = exported(model, tmp_path)
+    path = folder / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    del saved["model"]["vocab"][saved["added_tokens"].pop()["content"]]
+    path.write_text(json.dumps(saved))
+    weights(lambda found: {**found, "transformer.wte.weight": found["transformer.wte.weight"][:256]})(folder)
     setting(vocab_size=256)(folder)
-    with pytest.raises(PipelineError, match=r"257 ids.* 256: set tokenize.tokenizer.file.end"):
-        loaded(tmp_path, model.architecture)
+    got = loaded(tmp_path, model.architecture).state_dict()["token_embedding.weight"]
+    torch.testing.assert_close(got[256], got[:256].mean(0), rtol=0, atol=1e-6)
+
+
+def test_ids_that_no_token_has_keep_their_rows(tmp_path: Path) -> None:
+    sparse = replace(BYTES, special_tokens={BYTES.end: 300})  # as cl100k_base
+    model = make("llama", sparse)
+    checkpoint(model, tmp_path, sparse)
+    extended = sparse.with_special_tokens(["<|im_end|>"])
+    got = loaded(tmp_path, changed(model.architecture, vocab_size=302), tokenizer=extended).state_dict()
+    head, before = got["head.weight"], model.state_dict()["head.weight"]
+    assert torch.equal(head[:301], before[:301])
+    known = before[[*range(256), 300]]
+    torch.testing.assert_close(head[301], known.mean(0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("special", "message"),
+    [
+        ({BYTES.end: 256, "<|im_end|>": 257, "<|im_start|>": 258}, r"<\|im_end\|> has the id 257, not 258"),
+        ({BYTES.end: 256, "<|eot|>": 257}, r"the id 257 is <\|eot\|>, not <\|im_start\|>"),
+        ({BYTES.end: 259}, r"<\|endoftext\|> has the id 259, not 256"),
+    ],
+)
+def test_other_ids_of_special_tokens_are_another_tokenizer(
+    special: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    model = make("llama", NEW)
+    checkpoint(model, tmp_path, NEW)
+    with pytest.raises(PipelineError, match=rf"'bytes', is not that of data/there \({message}\): set tok"):
+        loaded(tmp_path, model.architecture, tokenizer=replace(BYTES, special_tokens=special))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from small_config import head_weight, small_config
 from torch import nn
 
+from pipeline.core.errors import DataError
 from pipeline.data.batches import evaluation_windows
+from pipeline.data.masked import MaskedIds
 from pipeline.model import scoring
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, Summary, evaluating, evenly_spaced, score, score_tokens, summarize
@@ -34,7 +36,7 @@ def make(vocab_size: int = VOCAB, dropout: float = 0.0) -> LanguageModel:
 
 def scores(nats: list[float], targets: list[int] | None = None) -> Scores:
     ids = np.array(targets or [0] * len(nats), dtype=np.int64)
-    return Scores(ids, np.array(nats), np.zeros(len(nats), dtype=np.bool_))
+    return Scores(ids, np.array(nats), np.zeros(len(nats), dtype=np.bool_), np.arange(len(nats)))
 
 
 def directly(model: LanguageModel, ids: np.ndarray, target: int, first: int) -> float:
@@ -47,7 +49,7 @@ def directly(model: LanguageModel, ids: np.ndarray, target: int, first: int) -> 
 @pytest.mark.parametrize("stride", [CONTEXT, 3, 1])
 def test_the_batch_size_does_not_change_the_loss(stride: int) -> None:
     model, windows = make(), evaluation_windows(len(IDS), CONTEXT, stride)
-    losses = [summarize(model, IDS, windows, size, ONES).loss for size in (1, 3, 7)]
+    losses = [summarize(model, MaskedIds(IDS), windows, size, ONES).loss for size in (1, 3, 7)]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-9, rel=0)
 
 
@@ -55,7 +57,7 @@ def test_the_batch_size_does_not_change_the_loss(stride: int) -> None:
 @pytest.mark.parametrize("stride", [CONTEXT, 3])
 def test_every_token_but_the_first_is_scored_once_the_tail_included(tokens: int, stride: int) -> None:
     ids = IDS[:tokens]
-    every = list(score(make(), ids, evaluation_windows(tokens, CONTEXT, stride), 3))
+    every = list(score(make(), MaskedIds(ids), evaluation_windows(tokens, CONTEXT, stride), 3))
     assert np.concatenate([each.targets for each in every]).tolist() == ids[1:].tolist()
     assert sum(len(each.nats) for each in every) == tokens - 1
 
@@ -63,7 +65,7 @@ def test_every_token_but_the_first_is_scored_once_the_tail_included(tokens: int,
 @pytest.mark.parametrize("stride", [CONTEXT, 3, 1])
 def test_each_target_is_scored_after_exactly_its_windows_context(stride: int) -> None:
     model, windows = make().eval(), evaluation_windows(30, CONTEXT, stride)
-    found = np.concatenate([each.nats for each in score(model, IDS[:30], windows, 4)])
+    found = np.concatenate([each.nats for each in score(model, MaskedIds(IDS[:30]), windows, 4)])
     expected = [
         directly(model, IDS, target, window.start)
         for window in windows
@@ -88,7 +90,10 @@ def test_a_targets_nats_are_cross_entropy_with_ignored_targets_at_0_nats(monkeyp
 
 def test_dropout_is_off_in_evaluation_and_train_mode_comes_back() -> None:
     model, windows = make(dropout=0.5).train(), evaluation_windows(len(IDS), CONTEXT, CONTEXT)
-    assert summarize(model, IDS, windows, 4, ONES).loss == summarize(model, IDS, windows, 4, ONES).loss
+    assert (
+        summarize(model, MaskedIds(IDS), windows, 4, ONES).loss
+        == summarize(model, MaskedIds(IDS), windows, 4, ONES).loss
+    )
     assert all(module.training for module in model.modules())
 
 
@@ -132,13 +137,13 @@ def test_an_evaluation_that_fails_midway_leaves_the_model_in_train_mode() -> Non
 
     model.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        summarize(model, IDS, windows, 4, ONES)
+        summarize(model, MaskedIds(IDS), windows, 4, ONES)
     assert all(module.training for module in model.modules())
 
 
 def test_evaluation_leaves_no_gradient() -> None:
     model = make()
-    summarize(model, IDS, evaluation_windows(len(IDS), CONTEXT, CONTEXT), 4, ONES)
+    summarize(model, MaskedIds(IDS), evaluation_windows(len(IDS), CONTEXT, CONTEXT), 4, ONES)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -153,7 +158,7 @@ def test_a_uniform_byte_model_has_8_bits_per_byte() -> None:
     nn.init.zeros_(head_weight(model))
     ids = np.arange(256, dtype=np.uint16)
     windows = evaluation_windows(256, CONTEXT, CONTEXT)
-    metrics = summarize(model, ids, windows, 4, np.ones(256, dtype=np.int64)).metrics()
+    metrics = summarize(model, MaskedIds(ids), windows, 4, np.ones(256, dtype=np.int64)).metrics()
     assert metrics["bits_per_byte"] == pytest.approx(8, abs=1e-12)
     assert metrics["perplexity"] == pytest.approx(256, rel=1e-12)
 
@@ -174,13 +179,51 @@ def test_a_perplexity_that_overflows_is_left_out_and_the_loss_reported() -> None
 
 def test_accuracy_is_the_share_of_targets_that_were_likeliest() -> None:
     correct = np.array([True, False, True, True])
-    summary = Summary(ONES).add(Scores(np.zeros(4, dtype=np.int64), np.ones(4), correct))
+    summary = Summary(ONES).add(Scores(np.zeros(4, dtype=np.int64), np.ones(4), correct, np.arange(4)))
     assert summary.metrics()["accuracy"] == 0.75
 
 
 def test_the_windows_of_an_evaluation_in_training_are_spread_evenly_and_always_the_same() -> None:
     windows = evaluation_windows(101 * CONTEXT, CONTEXT, CONTEXT)
-    chosen = evenly_spaced(windows, 10)
+    ids = MaskedIds(np.zeros(101 * CONTEXT, np.uint16))
+    chosen = evenly_spaced(windows, 10, ids)
     assert [windows.index(each) for each in chosen] == [number * len(windows) // 10 for number in range(10)]
-    assert chosen == evenly_spaced(windows, 10)
-    assert evenly_spaced(windows, 1000) == list(windows)
+    assert chosen == evenly_spaced(windows, 10, ids)
+    assert evenly_spaced(windows, 1000, ids) == list(windows)
+
+
+def masked(*learnt: int) -> MaskedIds:
+    """`IDS`, of which only these tokens are learnt."""
+    learn = np.zeros(len(IDS), np.uint8)
+    learn[list(learnt)] = 1
+    return MaskedIds(IDS, learn)
+
+
+def test_the_windows_of_an_evaluation_in_training_have_something_to_learn() -> None:
+    windows = evaluation_windows(len(IDS), CONTEXT, CONTEXT)
+    assert evenly_spaced(windows, 3, masked(0, 19, 80)) == [windows[2], windows[9]]
+    assert evenly_spaced(windows, 1000, masked(24, 25)) == [windows[2], windows[3]]
+    assert evenly_spaced(windows, 3, masked(0)) == []
+
+
+@pytest.mark.parametrize("stride", [CONTEXT, 3])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_only_what_is_learnt_is_scored_each_after_its_windows_context(stride: int, batch_size: int) -> None:
+    places = [0, 3, 5, 6, 40, 41, 42, 77, 100]
+    model, ids, windows = make().eval(), masked(*places), evaluation_windows(len(IDS), CONTEXT, stride)
+    every = list(score(model, ids, windows, batch_size))
+    assert len(every) == -(-len(windows) // batch_size)  # batches without a target are among them
+    assert np.concatenate([each.places for each in every]).tolist() == places[1:]
+    assert np.concatenate([each.targets for each in every]).tolist() == IDS[places[1:]].tolist()
+    first = {target: each.start for each in windows for target in range(each.end - each.counted, each.end)}
+    nats = [directly(model, IDS, place, first[place]) for place in places[1:]]
+    metrics = summarize(model, ids, windows, batch_size, 2 * ONES).metrics()
+    assert metrics["loss"] == pytest.approx(sum(nats) / 8, rel=1e-10)
+    assert metrics["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / 16, rel=1e-10)
+
+
+def test_an_evaluation_with_nothing_to_score_is_an_error() -> None:
+    summary = summarize(make(), masked(), evaluation_windows(len(IDS), CONTEXT, CONTEXT), 4, ONES)
+    assert math.isnan(summary.loss)
+    with pytest.raises(DataError, match="nothing to score"):
+        summary.metrics()

@@ -176,9 +176,8 @@ def test_a_document_at_the_cut_may_be_larger_than_memory(
         folder.mkdir()
         tokens = write(folder, {"one": "the river runs to the sea of stone and light é\n" * 100 * repeats})
         tracemalloc.start()
-        written = sum(
-            len(ids) for part in by_position(tokens, unit, 0.3, 0.2).parts(tokens) for ids, _ in part.blocks
-        )
+        parts = by_position(tokens, unit, 0.3, 0.2).parts(tokens)
+        written = sum(len(ids) for part in parts for ids, _ in part.blocks)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert written >= len(tokens.ids("tokens"))

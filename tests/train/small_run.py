@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 
 from pipeline.data.batches import TrainingWindows, token_index
 from pipeline.data.index import IndexEntry
+from pipeline.data.masked import MaskedIds
 from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.distributed.interrupt import StopSignal
@@ -61,7 +62,7 @@ RAGGED = (0, 7, 3, 8, 1, 6, 0, 5)
 def masked_windows(masked: tuple[int, ...] = RAGGED, shift: bool = False) -> Masked:
     """The training windows, shuffled, with some of their targets masked."""
     sampler, ids = REGISTRY.build("batch_samplers", "shuffled", {}, ""), IDS["train"]
-    return Masked(ids, token_index(len(ids), CONTEXT, shift, sampler, ()), sampler, 1, masked)
+    return Masked(MaskedIds(ids), token_index(len(ids), CONTEXT, shift, sampler, ()), sampler, 1, masked)
 
 
 def documents(tokens: int) -> list[IndexEntry]:
@@ -165,7 +166,7 @@ def make_run(
         REGISTRY.build("batch_samplers", order.name, order.options, ""),
         callbacks,
     )
-    ids = {**IDS, "train": IDS["train"][:train_tokens]}
+    ids = {"train": MaskedIds(IDS["train"][:train_tokens]), "val": MaskedIds(IDS["val"])}
     data = TrainingData.build(params, TOKENIZER, ids, components.batch_sampler, documents(train_tokens))
     data = replace(data, windows=windows or data.windows)
     phase = phases(

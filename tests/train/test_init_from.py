@@ -75,10 +75,12 @@ def test_a_run_starts_from_a_checkpoint_on_other_texts(trained_project: Project)
         in refused.err
     )
     file = ["tokenize.tokenizer.name=file", "tokenize.tokenizer.file.path=data/weights/there/tokenizer.json"]
+    file.append("tokenize.tokenizer.chat_template=chatml")  # whose special tokens the weights do not know
     for stage in ("tokenize", "split"):
         trained_project.succeed(stage, *sets(*file))
     assert "nothing found that would stop the run" in trained_project.succeed("check", *sets(*file, FROM)).out
-    trained_project.succeed("train", *sets(*file, FROM))
+    out = trained_project.succeed("train", *sets(*file, FROM)).out
+    assert "from data/weights/there; new, at the mean of all: <|im_start|>, <|im_end|>" in out
     found = losses(trained_project)
     assert found[-1] < found[0]
 

@@ -1,24 +1,25 @@
 """The corpus of the user's texts: the files below data/raw."""
 
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.plugin import Corpus, CorpusSource, Document, all_of, hookimpl
 
+from .conversations import Conversations
 from .documents import document_text
 from .encodings import AUTO, declared, detected
 from .fetching import fetched, located, outlined, sampled
-from .finding import find, matching, may_find
+from .finding import check_patterns, find, matching, may_find
+from .naming import split_of
 from .ranges import after, after_word, cuts, is_divisible, overlaps_itself
 from .reading import (
     ARCHIVES,
@@ -37,7 +38,6 @@ from .records import footer_start, group_cuts, json_items, json_lines, parquet_r
 from .remote import MANIFEST, check_url, compare_listing, list_objects, read_manifest, write_manifest
 from .text import Counts, TextReader, check_encoding, separated
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LOOK_AT_MOST = 1 << 30
 """After an error, at most this many characters are read to find more errors."""
 _CONVERTED = 1 << 22
@@ -50,7 +50,6 @@ _HTML = (".html", ".htm", ".xhtml")
 
 T = TypeVar("T")
 P = TypeVar("P", tuple[str, ...], dict[str, str])
-_SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
 
 
 class Files(Corpus):
@@ -94,13 +93,7 @@ class Files(Corpus):
     @field_validator("include", "text_fields", "encodings")
     @classmethod
     def _stays_inside(cls, patterns: P) -> P:
-        for pattern in patterns:
-            parts = PurePosixPath(pattern).parts
-            if not parts or PurePosixPath(pattern).is_absolute() or ".." in parts:
-                raise ValueError(f"{pattern!r} must lie below data/raw: DVC sees changes only there")
-            if any("**" in part and part != "**" for part in parts):
-                raise ValueError(f"{pattern!r}: ** stands alone between slashes, as in **/*.txt")
-        return patterns
+        return check_patterns(patterns)
 
     @field_validator("encoding")
     @classmethod
@@ -291,7 +284,7 @@ class Files(Corpus):
     def _documents(self, root: Path, path: Path, counts: Counts, span: Span = WHOLE) -> Iterator[Document]:
         """The documents of one file, or of a part of it."""
         relative = path.relative_to(root)
-        name, split, kind = relative.as_posix(), _split(relative), form(path)
+        name, split, kind = relative.as_posix(), split_of(relative), form(path)
         reader = self._reader(self._encoding(root, path, counts), counts, span)
         if kind in _RECORDS:
             pattern = matching(path, root, list(self.text_fields))
@@ -400,13 +393,6 @@ class _Whole:
         return self._read()
 
 
-def _split(path: PurePath) -> str | None:
-    """The split given by the outermost folder with the name of a split, or by the file's name; else None."""
-    stem = _SHARD.sub("", path.name.partition(".")[0])
-    splits = (_SPLITS.get(name.lower()) for name in (*path.parts[:-1], stem))
-    return next((split for split in splits if split), None)
-
-
 @hookimpl
 def register_corpora() -> list[type[Corpus]]:
-    return [Files]
+    return [Files, Conversations]

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from .reading import COMPRESSED, FORMS, PACKAGES, check, form, is_compressed
+
+P = TypeVar("P", tuple[str, ...], dict[str, str])
 
 _SHOWN = 5
 _PATTERNS = 3
@@ -104,6 +107,21 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
         found.texts.append(path)
     found.texts.sort()
     return found
+
+
+def check_patterns(patterns: P) -> P:
+    """Returns the patterns.
+
+    Raises:
+        ValueError: one leads out of data/raw, or is none.
+    """
+    for pattern in patterns:
+        parts = PurePosixPath(pattern).parts
+        if not parts or PurePosixPath(pattern).is_absolute() or ".." in parts:
+            raise ValueError(f"{pattern!r} must lie below data/raw: DVC sees changes only there")
+        if any("**" in part and part != "**" for part in parts):
+            raise ValueError(f"{pattern!r}: ** stands alone between slashes, as in **/*.txt")
+    return patterns
 
 
 def matching(path: Path, root: Path, patterns: Sequence[str]) -> str | None:
