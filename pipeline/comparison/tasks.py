@@ -38,9 +38,9 @@ def compare_tasks(first: RunResult, second: RunResult) -> list[TaskDifference]:
     """Compares the numbers of tasks that both runs have, over their common items.
 
     The test is McNemar's (1947, "Note on the sampling error of the difference between correlated proportions or
-    percentages") in its exact form: if there is no difference, each item that the runs do not share is equally likely
-    to be A's or B's, so the smaller count has a binomial distribution with share ½. Two-sided. For values other than
-    0 and 1 this is the sign test.
+    percentages") in its exact, two-sided form: if there is no difference, an item in which the runs differ is A's
+    or B's with probability ½, so the smaller count has a binomial distribution. For values other than 0 and 1 this
+    is the sign test.
     """
     found = []
     for number in sorted(first.items.keys() & second.items.keys()):

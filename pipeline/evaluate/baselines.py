@@ -29,8 +29,8 @@ def learnt_counts(splits: TokenFolder) -> Counts:
 def unigram_bits_per_byte(train_counts: Counts, held_out: MaskedIds, tokenizer: Tokenizer) -> float:
     """Bits per byte of a unigram model: token frequencies of the training text with add-one (Laplace) smoothing.
 
-    As in the model's bits per byte, the first token is not a target, what is only read is not one either, and special
-    tokens are not counted.
+    As in the model's bits per byte, the first token and what is only read are no targets, and special tokens are
+    not counted.
     """
     counts = train_counts + 1.0
     nats = -np.log(counts / counts.sum())

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.data.masked import MaskedIds
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
+from pipeline.data.turns import turn_ends
 from pipeline.plugin.chat import ChatTemplate
 from pipeline.plugin.components import ROLES, Message, Part, Question
 
@@ -59,17 +60,18 @@ class Speakers:
         return [ASSISTANT if each else roles[turn] for turn, each in zip(number.tolist(), learnt, strict=True)]
 
     def turns(self, ids: np.ndarray) -> list[Turn]:
-        """The turns of a conversation; a text whose roles the template does not tell apart is one turn without a
-        role."""
+        """The turns of a conversation, without the one that only begins; a text whose roles the template does not
+        tell apart is one turn without a role."""
         text, _ = self._bytes(ids)
         matches = list(self._pattern.finditer(text))
         if not matches:
             return [Turn("", self._shown(text))]
         ends = [*(match.start() for match in matches[1:]), len(text)]
-        return [
+        turns = [
             Turn(self._openings[match.group()], self._shown(text[match.end() : end]))
             for match, end in zip(matches, ends, strict=True)
         ]
+        return turns if turns[-1].text else turns[:-1]
 
     @cached_property
     def _pattern(self) -> re.Pattern[bytes]:
@@ -122,15 +124,16 @@ def _rendered(parts: Sequence[Part]) -> bytes:
 
 
 def held_out_questions(splits: TokenFolder, side: str, limit: int) -> Iterator[Question]:
-    """The conversations of a held-out split that end with the assistant, of at most `limit` documents, evenly spaced.
+    """The conversations of a held-out split that end with the assistant, of at most `limit` documents, evenly
+    spaced.
 
     Raises:
         ValueError: there is no such split, or it has no conversations.
     """
     if side not in splits.names:
         raise ValueError(f"there is no split {side!r} (there are: {', '.join(splits.names)}): see split.{side}")
-    if not splits.has_mask(side):
-        raise ValueError(f"{side} has no conversations: all of its tokens are learnt, so nothing is a question")
+    if not (splits.has_mask(side) and splits.tokenizer.chat_template):
+        raise ValueError(f"{side} has no conversations (see docs/chat.md): choose another split, or a file")
     ids, tokenizer = splits.masked(side), splits.tokenizer
     total = splits.meta["files"][side]["documents"]
     chosen = {number * total // min(limit, total) for number in range(min(limit, total))}
@@ -140,7 +143,7 @@ def held_out_questions(splits: TokenFolder, side: str, limit: int) -> Iterator[Q
 
 
 def last_question(ids: MaskedIds, name: str, start: int, end: int, tokenizer: Tokenizer) -> Question | None:
-    """The last answer in the tokens start … end−1, and what comes before it; None if something else is said last."""
+    """The last answer in the tokens start … end−1, and what comes before; None if it is not said last."""
     learnt, tokens = ids.learnt(start, end), np.asarray(ids.ids[start:end])
     places = np.flatnonzero(learnt)
     if not len(places):
@@ -150,18 +153,6 @@ def last_question(ids: MaskedIds, name: str, start: int, end: int, tokenizer: To
     after = tokens[last:][tokens[last:] != tokenizer.end_of_text]
     if first == 0 or tokenizer.decode(after).strip():
         return None
-    stops = np.isin(tokens[first:last], list(stop_tokens(tokenizer)))
+    stops = np.isin(tokens[first:last], list(turn_ends(tokenizer)))
     answer = tokens[first : first + int(np.argmax(stops))] if stops.any() else tokens[first:last]
     return Question(name, tokens[:first].tolist(), tokenizer.decode(answer))
-
-
-def stop_tokens(tokenizer: Tokenizer) -> set[int]:
-    """The ids that end an answer: the template's end of a turn, and end-of-text."""
-    turn = tokenizer.chat.end_of_turn if tokenizer.chat_template else ""
-    return {tokenizer.end_of_text, *([tokenizer.special_tokens[turn]] if turn else [])}
-
-
-def end_of_turn(tokenizer: Tokenizer) -> int:
-    """The id that ends a turn of the assistant; end-of-text if the template has none of its own."""
-    turn = tokenizer.chat.end_of_turn if tokenizer.chat_template else ""
-    return tokenizer.special_tokens[turn] if turn else tokenizer.end_of_text

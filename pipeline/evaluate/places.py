@@ -39,9 +39,9 @@ class Places(NamedTuple):
 
 
 def target_sums(ids: MaskedIds, values: np.ndarray) -> tuple[int, int]:
-    """The number of targets of a text (its learnt tokens, without the first token), and the sum of their values [V].
+    """The number of targets of a text (its learnt tokens, but not the first token), and the sum of their values.
 
-    The text is read in chunks.
+    The text is read in chunks. `values` has a value for each id [V].
 
     Raises:
         DataError: an id is not in the vocabulary.

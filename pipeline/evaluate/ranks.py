@@ -29,8 +29,8 @@ def score_on_ranks(
     text. So it adds the same numbers in the same order as a single process does.
 
     Yields:
-        On rank 0, the scores of each batch and the places of its targets, after the metrics' updates have been added
-        to `sums`; on the others nothing.
+        On rank 0, the scores of each batch and the places of its targets, after the metrics' updates have been
+        added to `sums`; on the others nothing.
 
     Raises:
         Interrupted: the launcher died.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +25,7 @@ TASKS = "tasks.tsv"
 
 _SUMS = ("tokens", "nats", "bytes", "text_nats", "correct")
 _AT_ONCE = 1 << 18
+_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 
 class TaskItem(NamedTuple):
@@ -36,7 +36,7 @@ class TaskItem(NamedTuple):
         number: The name of the number.
         item: The name of the item.
         value: Its value.
-        text: What the model answered.
+        text: What the model answered; in the table in one line.
     """
 
     task: str
@@ -60,7 +60,7 @@ def write_tables(
         table = [(side, *row) for side, breakdown in breakdowns.items() for row in getattr(breakdown, field)]
         write_atomically(folder / name, _tsv([("side", key, *columns), *table]))
     if items:
-        rows = [(*each[:3], f"{each.value:g}", json.dumps(each.text, ensure_ascii=False)) for each in items]
+        rows = [(*each[:3], f"{each.value:g}", each.text.translate(_ESCAPES)) for each in items]
         write_atomically(folder / TASKS, _tsv([TaskItem._fields, *rows]))
     write_json(folder / EVALUATION, about)
 
@@ -96,9 +96,7 @@ def read_items(text: str) -> list[TaskItem]:
     header, *rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
     if tuple(header) != TaskItem._fields:
         raise ValueError(f"its columns are {', '.join(header)}")
-    return [
-        TaskItem(task, number, item, float(value), json.loads(said)) for task, number, item, value, said in rows
-    ]
+    return [TaskItem(task, number, item, float(value), said) for task, number, item, value, said in rows]
 
 
 def digests(ids: MaskedIds, tokenizer: Tokenizer) -> dict[str, str]:

@@ -13,9 +13,10 @@ import torch
 from pipeline.core.console import Progress
 from pipeline.data.batches import EvaluationWindow, evaluation_windows
 from pipeline.data.masked import MaskedIds
-from pipeline.data.parts import encode_parts
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
-from pipeline.evaluate.conversations import end_of_turn, held_out_questions, stop_tokens
+from pipeline.data.turns import prompt_ids, turn_ends
+from pipeline.evaluate.conversations import held_out_questions
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import device_of
 from pipeline.model.generate import generate, generate_batch
@@ -86,12 +87,10 @@ class _Texts:
         return list(held_out_questions(self.splits, split, limit))
 
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
-        tokenizer = self.checkpoint.tokenizer
-        ids: list[int] = encode_parts(tokenizer.chat.prompt(messages), tokenizer)[0].tolist()
-        return ids
+        return prompt_ids(messages, self.checkpoint.tokenizer)
 
     def answer_scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[tuple[float, int]]:
-        end = end_of_turn(self.checkpoint.tokenizer)
+        end = _end_of_turn(self.checkpoint.tokenizer)
         pairs = [(prompt, [*self._encode(text), end]) for prompt, text in zip(prompts, texts, strict=True)]
         found = self._nats(pairs)
         return [(nats, len(answer)) for nats, (_, answer) in zip(found, pairs, strict=True)]
@@ -132,7 +131,7 @@ def answers(
 ) -> list[Answer]:
     """The most likely answer to each prompt, computed `batch_size` at a time."""
     tokenizer = checkpoint.tokenizer
-    end, stops = end_of_turn(tokenizer), stop_tokens(tokenizer)
+    end, stops = _end_of_turn(tokenizer), turn_ends(tokenizer)
     found: dict[int, Answer] = {}
     by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     with Progress("answering", "question", len(prompts)) as progress:
@@ -150,3 +149,8 @@ def answers(
                 found[number] = Answer(text, ended=stopped and ids[-1] == end)
             progress.update(len(batch))
     return [found[number] for number in range(len(prompts))]
+
+
+def _end_of_turn(tokenizer: Tokenizer) -> int:
+    """The id that ends a turn of the assistant; end-of-text if the template has none of its own."""
+    return list(turn_ends(tokenizer))[-1]

@@ -40,8 +40,8 @@ class Token:
 
     Attributes:
         text: The text of the token; bytes that are not complete characters are escaped.
-        nats: The negative log-likelihood; None for the first token of a split, which is not predicted, and for what is
-            only read.
+        nats: The negative log-likelihood; None for the first token of a split, which is not predicted, and for what
+            is only read.
         rank: The rank of the token in the prediction, from 1.
         expected: The most likely tokens with their probabilities, the most likely first.
         hit: The index of this token in `expected`, or None.

@@ -109,8 +109,8 @@ class TextModel:
             assistant, from at most `limit` documents, evenly spaced.
         chat_prompt: `chat_prompt(messages)` returns the prompt that the chat template makes of the messages.
         answers: `answers(prompts, max_new_tokens)` returns the most likely `Answer` to each prompt.
-        answer_scores: `answer_scores(prompts, texts)` returns for each prompt and its text the negative log-likelihood of
-            this answer in nats and its number of tokens, each with the token that ends the turn.
+        answer_scores: `answer_scores(prompts, texts)` returns for each prompt and its text the negative
+            log-likelihood of this answer in nats and its number of tokens, with the token that ends the turn.
     """
 
     score: Callable[..., float]
