@@ -86,10 +86,12 @@ def table(numbers: Numbers, about: Numbers, units: Mapping[str, str]) -> Iterato
 
 
 def scored(about: Numbers) -> Iterator[str]:
-    """A line for each text of which only a part is scored."""
-    for side, each in about.items():
-        if part := each.get("scored"):
-            yield f"{part['tokens']:,} of {part['of']:,} tokens of {side}: {part['what']}"
+    """A line for each text of which only a part is scored, and one that says why there is no xz."""
+    parts = {side: each["scored"] for side, each in about.items() if "scored" in each}
+    for side, part in parts.items():
+        yield f"{part['tokens']:,} of {part['of']:,} tokens of {side}: {part['what']}"
+    if parts:
+        yield "without xz, which would compress all of the text"
 
 
 def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, float]]) -> tuple[str, str]:

@@ -122,20 +122,18 @@ class Questions(TaskMetric):
         known: dict[str, set[str]] = {}
         for question, kind in zip(questions, kinds, strict=True):
             known.setdefault(kind, set()).add(question.answer.strip())
-        options: dict[int, list[str]] = {}
+        pairs: list[tuple[int, str]] = []
         for number, (question, kind) in enumerate(zip(questions, kinds, strict=True)):
-            right = question.answer.strip()
+            random, right = Random(question.name), question.answer.strip()
             others = sorted(known[kind] - {right})
-            wrong = Random(question.name).sample(others, min(self.wrong_answers, len(others)))
-            if wrong:
-                options[number] = [right, *wrong]
-        pairs = [(number, option) for number, each in options.items() for option in each]
+            if wrong := random.sample(others, min(self.wrong_answers, len(others))):
+                # Of equally likely answers the first counts as chosen: in a random order that is no advantage.
+                pairs += [(number, option) for option in random.sample([right, *wrong], 1 + len(wrong))]
         scores = model.answer_scores([questions[number].prompt for number, _ in pairs], [text for _, text in pairs])
         best: dict[int, tuple[float, str]] = {}
         for (number, option), (nats, tokens) in zip(pairs, scores, strict=True):
-            loss = nats / tokens if self.likelihood == "mean" else nats
-            # An equally likely wrong answer counts as chosen.
-            if number not in best or loss <= best[number][0]:
+            loss = round(nats / tokens if self.likelihood == "mean" else nats, 6)
+            if number not in best or loss < best[number][0]:
                 best[number] = loss, option
         return {number: option for number, (_, option) in best.items()}
 

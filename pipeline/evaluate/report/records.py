@@ -127,6 +127,7 @@ class Report:
         identity: The sha256 of files and data, by name.
         conversations: Held-out conversations, in place of excerpts.
         answered: Held-out questions with the model's answers.
+        tasks: The numbers of tasks.
         packed: Whether the evaluation windows hold whole documents.
     """
 
@@ -146,4 +147,5 @@ class Report:
     identity: dict[str, str]
     conversations: list[Conversation] = field(default_factory=list)
     answered: list[AnsweredQuestion] = field(default_factory=list)
+    tasks: dict[str, float] = field(default_factory=dict)
     packed: bool = False

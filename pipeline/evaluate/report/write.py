@@ -46,6 +46,7 @@ def _report(evaluation: Evaluation, paths: Paths) -> Report:
             for each in read_conversations(checkpoint, splits, side, breakdowns[side].documents)
         ],
         answered=evaluation.answered,
+        tasks=evaluation.metrics.get("tasks", {}),
         attention=read_attention(checkpoint, splits.ids(sides[-1])),
         breakdowns=breakdowns,
         data=splits.meta["files"],
