@@ -146,12 +146,19 @@ def _generation_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_system_option = click.option(
+    "--system", metavar="TEXT", help="The system message, if the tokenizer has a chat template."
+)
+
+
 @cli.command(short_help="Continue one or more prompts with the trained model.")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1)
 @click.option(
     "--prompts", "file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), metavar="FILE",
-    help="Read more prompts from FILE, one per line (- is standard input).",
+    help="Read more prompts from FILE, one per line (- is standard input). With --chat, .jsonl: conversations.",
 )  # fmt: skip
+@click.option("--chat", is_flag=True, help="Answer each PROMPT as the message of a user.")
+@_system_option
 @click.option(
     "--num-samples", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N",
     help="Number of continuations per prompt.",
@@ -160,8 +167,9 @@ def _generation_options(command: Callable[..., None]) -> Callable[..., None]:
 @_generation_options
 @_with_params
 def generate(
-    prompts: tuple[str, ...], file: str | None, params_file: Path, overrides: tuple[str, ...], **options: Any
-) -> None:
+    prompts: tuple[str, ...], file: str | None, chat: bool, system: str | None,
+    params_file: Path, overrides: tuple[str, ...], **options: Any,
+) -> None:  # fmt: skip
     """Continue each PROMPT with the trained model.
 
     A single continuation is printed token by token; several are computed together, and each is printed when it is
@@ -173,25 +181,39 @@ def generate(
 
     The text may become longer than the model's context: when the context is full, the model continues from the
     second half of it.
+
+    With --chat, each PROMPT is the message of a user to a model that was trained on conversations. Only the answer
+    is printed. It ends with the assistant's turn, or when the context is full. --prompts FILE.jsonl reads
+    conversations, {"messages": [{"role": ..., "content": ...}, ...]} in each line, and --json prints such lines.
     """
     if not prompts and file is None:
         raise click.UsageError("Missing argument 'PROMPT...', or --prompts FILE.", click.get_current_context())
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat.", click.get_current_context())
     params, paths = _read(params_file, overrides)
-    from pipeline.commands.generate import read_prompts, run
+    from pipeline.commands.generate import run
+    from pipeline.commands.prompts import read_prompts, read_questions
 
-    run(params, paths, [*prompts, *(read_prompts(file) if file else [])], **options)
+    if chat:
+        run(params, paths, read_questions(prompts, file, system), **options)
+    else:
+        run(params, paths, [*prompts, *(read_prompts(file) if file else [])], **options)
 
 
-@cli.command(short_help="Write a text together with the trained model.")
+@cli.command(short_help="Talk with the trained model.")
+@_system_option
 @_generation_options
 @_with_params
 def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
-    """Write a text together with the trained model: you type a line, the model continues the text.
+    """Talk with a model that was trained on conversations, or write a text together with any other one.
 
-    The model continues text; it was not trained to answer questions. What you type starts a new line of the text,
-    or continues the current line if it starts with a space. Enter alone lets the model continue. Ctrl-C stops the
-    continuation, Ctrl-D ends the session, /help lists the commands. If the input is not a terminal, the whole text
-    is printed, including what was read.
+    If its tokenizer has a chat template, each line that you type is a message, and the model answers it. Ctrl-C
+    stops an answer, Ctrl-D ends the session, /help lists the commands. If the input is not a terminal, each line of
+    it is a message or a command, and only the answers are printed.
+
+    Without a chat template the model continues text; it was not trained to answer. What you type starts a new line
+    of the text, or continues the current line if it starts with a space. Enter alone lets the model continue. If
+    the input is not a terminal, the whole text is printed, including what was read.
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.chat import run

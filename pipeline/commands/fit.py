@@ -26,7 +26,7 @@ from pipeline.model.architecture import Architecture
 from pipeline.model.device import choose_device
 from pipeline.params.presets import write_values
 from pipeline.params.reader import load_params
-from pipeline.split.assignment import split_of
+from pipeline.plugin.splits import split_of
 from pipeline.tokenize.stage import build_corpus
 from pipeline.tokenize.tokenizers import build_tokenizer
 from pipeline.train.components import Components

@@ -1,4 +1,4 @@
-"""generate: continues one prompt, printed token by token, or many prompts in batches."""
+"""generate: continues prompts, or answers messages: one, printed token by token, or many in batches."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.commands.decode import TextStream
+from pipeline.commands.prompts import conversation_line
 from pipeline.commands.samplers import with_flags
 from pipeline.core.console import json_line, printable
 from pipeline.core.errors import DataError, ParamsError
+from pipeline.data.turns import prompt_ids, turn_ends
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.device import choose_device, device_of, use_threads
 from pipeline.model.generate import fastest_dtype, generate_batch
+from pipeline.plugin.components import Message
 from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ _CACHE_BYTES = 1 << 30
 """The maximum memory for the key-value caches of one batch."""
 
 
+Prompt = str | Sequence[Message]
+"""A text to continue, or a conversation to answer."""
+
+
 @dataclass(frozen=True)
 class Continuation:
     """A continuation of a prompt.
@@ -42,21 +48,34 @@ class Continuation:
         seed: Its random seed. Generated alone with this seed, it is the same text.
         continuation: The new text, without the stop string.
         tokens: The number of sampled tokens, those of the stop string included.
-        finish_reason: `length`, `stop` or `end_of_text`.
+        finish_reason: `length`, `stop`, `end_of_text`, or `end_of_turn` for an answer.
     """
 
-    prompt: str
+    prompt: Prompt
     sample: int
     seed: int
     continuation: str = ""
     tokens: int = 0
     finish_reason: str = ""
 
+    @property
+    def text(self) -> str:
+        """What is shown: a prompt with its continuation, or an answer alone."""
+        return self.prompt + self.continuation if isinstance(self.prompt, str) else self.continuation
+
+    def line(self) -> str:
+        """A line of JSON. For an answer it is the whole conversation."""
+        if isinstance(self.prompt, str):
+            return json_line(asdict(self))
+        more = {"sample": self.sample, "seed": self.seed, "tokens": self.tokens}
+        messages = [*self.prompt, Message("assistant", self.continuation)]
+        return conversation_line(messages, {**more, "finish_reason": self.finish_reason})
+
 
 def run(
     params: Params,
     paths: Paths,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     tokens: int | None = None,
     samplers: Sequence[str] = (),
     seed: int | None = None,
@@ -82,6 +101,8 @@ def run(
     )
     chosen = registry.build_all("samplers", names, options, "evaluate.samplers")
     checkpoint = load_model(params, paths, registry, weights, precision)
+    if not isinstance(prompts[0], str):
+        require_chat(checkpoint, "--chat")
     first = evaluate_params.generation.seed if seed is None else seed
     requests = [
         Continuation(prompt, sample + 1, first + number * num_samples + sample)
@@ -92,11 +113,11 @@ def run(
     live = len(requests) == 1 and not as_json
     for each in _generate(checkpoint, requests, length, chosen, stops, live):
         if as_json:
-            sys.stdout.write(json_line(asdict(each)))
+            sys.stdout.write(each.line())
             sys.stdout.flush()
             continue
         title = f"── sample {each.sample} of {num_samples}, seed {each.seed} ──\n" if num_samples > 1 else ""
-        show("\n" if live else f"{title}{each.prompt}{each.continuation}\n")
+        show("\n" if live else f"{title}{each.text}\n")
 
 
 def load_model(params: Params, paths: Paths, registry: Registry, weights: str | None, precision: str) -> Checkpoint:
@@ -117,21 +138,12 @@ def check_stops(stops: Sequence[str]) -> None:
             raise ParamsError("--stop: the text is not UTF-8: check the terminal's encoding")
 
 
-def read_prompts(file: str) -> list[str]:
-    """Reads prompts from a file or standard input ("-"), one per line; blank lines are skipped.
-
-    Raises:
-        DataError: there is no prompt, or the bytes are not UTF-8.
-    """
-    name, data = ("the standard input", sys.stdin.buffer.read()) if file == "-" else (file, Path(file).read_bytes())
+def require_chat(checkpoint: Checkpoint, option: str) -> None:
+    """Raises ParamsError, which names the option, unless the tokenizer has a chat template."""
     try:
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 at byte {error.start:,}: convert it") from None
-    prompts = [line.removesuffix("\r") for line in lines if line.strip()]
-    if not prompts:
-        raise DataError(f"{name} has no prompt: write one per line")
-    return prompts
+        checkpoint.tokenizer.chat  # noqa: B018
+    except DataError as error:
+        raise ParamsError(f"{option}: {error}") from None
 
 
 def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
@@ -166,11 +178,11 @@ def _generate(
     """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     device = device_of(model)
-    starts = [
-        encoded(each.prompt, tokenizer) for each in requests
-    ]  # encode all prompts first, so that errors come before any output
+    starts = [_ids(each.prompt, checkpoint) for each in requests]  # errors come before any output
+    chat = not isinstance(requests[0].prompt, str)
+    ends = turn_ends(tokenizer) if chat else {tokenizer.end_of_text: "end_of_text"}
     streams = [TextStream(tokenizer, stops) for _ in requests]
-    texts = [""] * len(requests)
+    texts, counts, reasons = [""] * len(requests), [0] * len(requests), ["length"] * len(requests)
 
     def add(number: int, new: str) -> None:
         texts[number] += new
@@ -178,28 +190,53 @@ def _generate(
             show(new)
 
     def should_stop(first: int, row: int, token: int) -> bool:
-        stream = streams[first + row]
-        add(first + row, stream.add(token))
-        return stream.stopped
+        number = first + row
+        if token in ends:
+            reasons[number] = ends[token]
+            return True
+        counts[number] += 1
+        add(number, streams[number].add(token))
+        if streams[number].stopped:
+            reasons[number] = "stop"
+            return True
+        full = len(starts[number]) + counts[number] >= model.architecture.shape.context_length
+        return chat and full  # a text goes on from the later half of the context, but an answer needs its question
 
-    if live:
+    if live and isinstance(requests[0].prompt, str):
         show(requests[0].prompt)
     rows = _rows_at_once(model)
     for first in range(0, len(requests), rows):
-        drawn = generate_batch(
+        batch = requests[first : first + rows]
+        generators = [torch.Generator(device).manual_seed(each.seed) for each in batch]
+        generate_batch(
             model,
             starts[first : first + rows],
             length,
             samplers,
-            [torch.Generator(device).manual_seed(each.seed) for each in requests[first : first + rows]],
-            tokenizer.end_of_text,
-            partial(should_stop, first),
+            generators,
+            should_stop=partial(should_stop, first),
         )
-        for number, ids in enumerate(drawn, first):
-            stream = streams[number]
-            add(number, stream.finish())
-            reason = "stop" if stream.stopped else "end_of_text" if len(ids) < length else "length"
-            yield replace(requests[number], continuation=texts[number], tokens=len(ids), finish_reason=reason)
+        for number, each in enumerate(batch, first):
+            add(number, streams[number].finish())
+            yield replace(each, continuation=texts[number], tokens=counts[number], finish_reason=reasons[number])
+
+
+def _ids(prompt: Prompt, checkpoint: Checkpoint) -> list[int]:
+    """The ids of a prompt.
+
+    Raises:
+        ParamsError, DataError: the prompt is not UTF-8; the template cannot render a conversation, or it leaves no
+            room for an answer in the model's context.
+    """
+    if isinstance(prompt, str):
+        return encoded(prompt, checkpoint.tokenizer)
+    ids, context = prompt_ids(prompt, checkpoint.tokenizer), checkpoint.model.architecture.shape.context_length
+    if len(ids) >= context:
+        raise DataError(
+            f"the conversation that ends with {prompt[-1].content[-40:]!r} is too long: it has {len(ids):,} "
+            f"tokens, but the model's context is only {context:,}: shorten it"
+        )
+    return ids
 
 
 def _rows_at_once(model: LanguageModel) -> int:

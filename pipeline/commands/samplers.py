@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pipeline.core.errors import ParamsError
@@ -67,3 +69,37 @@ def with_flags(
             (option,) = [key for key, each in options[name].items() if each is value] or [""]
             raise ParamsError(str(error).replace(f"samplers.{name}.{option}", flag)) from None
     return chosen, options
+
+
+class Settings:
+    """The samplers with their options, and the number of tokens per turn."""
+
+    def __init__(self, registry: Registry, names: Sequence[str], options: Options, tokens: int) -> None:
+        self.registry, self.tokens = registry, tokens
+        self.use(names, options)
+
+    def use(self, names: Sequence[str], options: Options) -> None:
+        """Replaces the samplers.
+
+        Raises:
+            ParamsError: a sampler does not exist, or an option is invalid. The settings are unchanged then.
+        """
+        self.samplers = self.registry.build_all("samplers", names, options, "samplers")
+        self.names, self.options = list(names), options
+
+    def change(self, key: str, value: str) -> None:
+        """Sets the option `key` (`SAMPLER.OPTION`, or `SAMPLER` if it has a single option); adds the sampler if
+        needed."""
+        parsed: Any = value
+        with suppress(ValueError):  # a value that is not JSON is a string
+            parsed = json.loads(value)
+        self.use(*with_option(self.registry, self.names, self.options, key, parsed))
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [", ".join(map(_describe, self.samplers)), f"{self.tokens} tokens a turn"]))
+
+
+def _describe(sampler: Any) -> str:
+    values = sampler.model_dump()
+    only = len(values) == 1
+    return " ".join([sampler.name, *(f"{value}" if only else f"{name}={value}" for name, value in values.items())])

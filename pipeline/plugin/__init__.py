@@ -38,6 +38,7 @@ from pipeline.plugin.faults import all_of
 from pipeline.plugin.hookspecs import hookimpl
 from pipeline.plugin.json_lines import read_json_lines
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
+from pipeline.plugin.splits import split_of
 
 __all__ = [
     "CHATML",
@@ -80,5 +81,6 @@ __all__ = [
     "hookimpl",
     "permuted",
     "read_json_lines",
+    "split_of",
     "word_end",
 ]

@@ -27,6 +27,8 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 _LARGEST, _EXPONENT = 10_000, 64
 """The largest factor, and the largest exponent, in a template."""
+_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What the code of a template may raise, beside Jinja's own errors."""
 _MARKS = range(0xF0000, 0xFFFFE)  # private use characters
 _TOKEN_LIKE = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 _PROBE = (Message("user", "a"), Message("assistant", "b"))
@@ -147,15 +149,7 @@ class _Renderer:
                 raise_exception=_refuse,
                 _generation=self._marks[1:],
             )
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except (TemplateError, *_FAULTS) as error:
             raise ValueError(f"the chat template cannot render it: {_shown(error)}") from None
 
     def _protected(self, text: str) -> str:
@@ -183,8 +177,9 @@ def _compiled(source: str) -> Template:
 
 def _environment() -> Any:
     from jinja2 import nodes
+    from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """{% generation %} … {% endgeneration %}: what the assistant says."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pipeline.data.joined import Ids
 from pipeline.data.masked import Learn
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
+from pipeline.plugin.splits import split_of
 
 Places = np.ndarray[tuple[int], np.dtype[np.uint8]]
 """For each document the index of its split in SPLITS, `CUT` or `REMOVED`: a byte per document."""
@@ -96,15 +96,6 @@ class Assignment:
             else:
                 blocks = tokens.masked_blocks("tokens", start.token, end.token)
             yield Part(split, entry.name, start.token, end.token, blocks)
-
-
-def split_of(name: str, seed: int, val: float, test: float) -> str:
-    """The split of a document. It depends only on the document's name and the seed."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    fraction = int.from_bytes(digest[:8], "big") / 2**64
-    if fraction < test:
-        return "test"
-    return "val" if fraction < test + val else "train"
 
 
 def by_document(tokens: TokenFolder, seed: int, val: float, test: float) -> Assignment:

@@ -97,6 +97,7 @@ def test_options_other_than_the_defaults_keep_it_too() -> None:
 def test_shipped_corpora_keep_the_contract(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "data" / "raw", tmp_path, dirs_exist_ok=True)
     shutil.copy(trained / "artifacts" / "splits" / "train.bin", tmp_path)
+    (tmp_path / "talk.json").write_text('[{"prompt": "Hi", "completion": "Hello."}]')
     registry = Registry.load(REPOSITORY / "plugins", ["corpora"])
     for entry in registry.entries("corpora"):
         check_corpus(entry.component, tmp_path)

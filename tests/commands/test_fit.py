@@ -14,7 +14,7 @@ from conftest import Project, made_up_text
 from pipeline.commands import fit_rules
 from pipeline.commands.timing import Speed
 from pipeline.params.reader import load_params
-from pipeline.split.assignment import split_of
+from pipeline.plugin.splits import split_of
 
 FLOPS = [1e11, 1e12, 1e13, 1e14, 1e16, 1e18]
 

@@ -86,9 +86,11 @@ def test_a_template_cannot_complete_the_name_of_a_special_token(end: str) -> Non
         ("{{ raise_exception('roles must alternate') }}", ["roles must alternate"]),
         ("{{ 1 / 0 }}", ["division"]),
         ("{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}", ["{% generation %}"]),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", ["recursion"]),
+        ("{{ 'x' * 10**9 }}", ["large"]),
         ("{{ ''.__class__.__mro__ }}{{ messages.append(1) }}", ["unsafe"]),
     ],
-    ids=["syntax", "undefined", "refused", "arithmetic", "turns that change", "sandbox"],
+    ids=["syntax", "undefined", "refused", "arithmetic", "turns that change", "endless", "large", "sandbox"],
 )
 def test_a_template_that_cannot_be_used(source: str, words: list[str]) -> None:
     with pytest.raises(ValueError, match="template") as error:

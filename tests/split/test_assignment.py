@@ -22,7 +22,8 @@ from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.token_writer import TokenWriter
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokens import TokenFolder, finish_folder
-from pipeline.split.assignment import Part, by_document, by_position, predefined, split_of
+from pipeline.plugin.splits import split_of
+from pipeline.split.assignment import Part, by_document, by_position, predefined
 from pipeline.split.duplicates import find_duplicates
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" r": 258, " é".encode()[:2]: 259}

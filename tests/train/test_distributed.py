@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -12,13 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TINY, start_fork_server
 from small_run import (
     ARCHITECTURE,
     BATCH_SAMPLERS,
@@ -59,11 +57,7 @@ def run_ranks(count: int, work: Callable[..., None], *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        # A server that has imported this file forks the ranks: each would take 4 seconds for its imports.
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        multiprocessing.set_forkserver_preload([__name__, "torch._dynamo", "torch.distributed.fsdp"])
-        forkserver.ensure_running()
+    start_fork_server()
     start_processes(_rank, (count, port, work, arguments), nprocs=count, start_method="forkserver")
 
 
