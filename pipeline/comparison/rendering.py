@@ -156,7 +156,7 @@ def _numbers(found: Difference) -> str:
     return f"A {found.first:.4f}  B {found.second:.4f}  p {p_value(found)}  over {found.units:,} {found.what}"
 
 
-def p_value(found: Difference | TaskDifference) -> str:
+def p_value(found: Difference) -> str:
     """p as people write it."""
     return f"{found.p_value:.2g}" if found.p_value >= 0.0002 else "< 0.0002"
 
@@ -176,7 +176,7 @@ def task_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[l
                     f"{each.only_first:,}",
                     f"{each.only_second:,}",
                     f"{each.items:,}",
-                    p_value(each),
+                    f"{each.p_value:.2g}",
                 ]
                 for each in comparison.tasks
             ],

@@ -141,11 +141,14 @@ def _change(now: float, before: float) -> str:
     return f"{abs(difference):.3f} {'better' if difference > 0 else 'worse'} than before"
 
 
-def next_commands(prompts: Sequence[str], comparable: bool) -> str:
-    """Commands to run next: generate, with the first prompt, and compare, if there is a comparable previous run."""
+def next_commands(prompts: Sequence[str], comparable: bool, chat: bool = False) -> str:
+    """Commands to run next: chat, or generate with the first prompt; and compare, if there is a comparable previous
+    run."""
     prompt = prompts[0] if prompts and len(prompts[0]) < 24 else "The"
     quoted = f'"{prompt}"' if prompt.replace(" ", "").isalnum() else shlex.quote(prompt)
-    return f"pipeline generate {quoted}" + (" · pipeline compare" if comparable else "")
+    return ("pipeline chat" if chat else f"pipeline generate {quoted}") + (
+        " · pipeline compare" if comparable else ""
+    )
 
 
 def _number(value: float | None) -> str:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 KINDS = ["models", "exporters"]
 _PROMPT_TOKENS = 16
 _SAMPLE_TOKENS = 80
+_LONGEST_PROMPT = 4096
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -200,7 +201,7 @@ def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:
     tokenizer = checkpoint.tokenizer
     end, length = tokenizer.end_of_text, _PROMPT_TOKENS
     if tokenizer.chat_template and splits.has_mask("val"):  # up to the first answer
-        learnt = splits.masked("val").learnt(0, checkpoint.model.architecture.shape.context_length)
+        learnt = splits.masked("val").learnt(0, _LONGEST_PROMPT)
         end, length = list(turn_ends(tokenizer))[-1], int(learnt.argmax()) or _PROMPT_TOKENS
     prompt = [int(token) for token in splits.ids("val")[:length]]
     ends = [position for position, token in enumerate(prompt) if token == tokenizer.end_of_text and position]

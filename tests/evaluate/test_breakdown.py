@@ -19,8 +19,6 @@ from pipeline.evaluate.breakdown import (
     Breakdown,
     BreakdownAccumulator,
     UnitScore,
-    positions,
-    sum_of,
 )
 from pipeline.evaluate.tables import read_units, write_tables
 from pipeline.model.architecture import LanguageModel
