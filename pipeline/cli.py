@@ -230,6 +230,7 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
 )
 @click.option("--tokens", "by_token", is_flag=True, help="Print every token with its loss.")
+@click.option("--chat", is_flag=True, help="Each FILE has conversations: score what the assistant says.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 @_weights_option
 @_with_params
@@ -241,6 +242,9 @@ def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None
     windows are those of the evaluate stage (evaluate.stride); the encoding and line ends are those of the corpus
     (tokenize.corpus). The corpus `files` reads PDF, DOCX, EPUB and HTML as it does for training; tables and JSON
     are scored as plain text.
+
+    With --chat, each line of FILE is a conversation, {"messages": [{"role": ..., "content": ...}, ...]}, of which
+    what the assistant says is scored. No conversation sees another.
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.score import run

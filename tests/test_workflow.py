@@ -43,6 +43,7 @@ EXCEPTED = {
     "cp /path/to/your/conversations": "a person's own files; tests/commands/test_chat.py trains on such",
     "pipeline chat --system": "needs a model trained on conversations; tests/commands/test_chat.py",
     "pipeline generate --chat": "needs a model trained on conversations; tests/commands/test_chat.py",
+    "pipeline score --chat": "needs a model trained on conversations; tests/commands/test_chat.py",
     "mkdir -p data/weights/gpt2": "tests/train/test_init_from.py trains from such a folder",
     "dvc add data/weights/gpt2": "tests/train/test_init_from.py trains from such a folder",
     "ln -s /big/disk/texts": "tests/test_dvc.py has texts behind a link",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +19,10 @@ from conftest import REPOSITORY, TINY, Project, Result, make_project
 from test_playing import lines, typed
 
 from pipeline.commands.conversation import Conversation
-from pipeline.commands.prompts import read_conversations
+from pipeline.commands.prompts import conversation_line, read_conversations
 from pipeline.commands.samplers import Settings
 from pipeline.core.errors import DataError, PipelineError
+from pipeline.data.parts import encode_parts
 from pipeline.data.turns import prompt_ids, turn_ends
 from pipeline.model import load
 from pipeline.model.checkpoint import Checkpoint
@@ -381,7 +384,7 @@ def test_a_saved_conversation_is_one_of_the_corpus(begin: Begin, registry: Regis
     (document,) = registry.build("corpora", "conversations", {}, "corpora").documents(tmp_path)
     said = [(each.role, each.content) for each in document.messages]
     assert said == [("system", "Be short."), *talk.messages]
-    assert read_conversations(str(file)) == [list(document.messages)[:-1]]  # for another answer
+    assert read_conversations(str(file)) == [document.messages]
     before = file.read_bytes()
     assert "exists" in talk(f"/save {file}").err
     assert "is a folder" in talk(f"/save {tmp_path}").err
@@ -432,6 +435,46 @@ def test_answers_for_scripts(talking_project: Project) -> None:
     assert one["messages"][0] == {"role": "user", "content": "say sea"}
 
 
+def test_what_the_assistant_says_is_scored(
+    talking_project: Project, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = [
+        [Message("system", "Be <|im_end|>."), user("say sea"), Message("assistant", "sea")],
+        [user("say 語"), Message("assistant", "語"), user("say stone " * 12), Message("assistant", "stone")],
+        [user("say light"), Message("assistant", "light")],
+    ]
+    Path("talks.jsonl").write_text("".join(map(conversation_line, talks)))
+    tokenizer, nats, count, longest = checkpoint.tokenizer, 0.0, 0, 0
+    for talk in talks:
+        ids, learn = encode_parts(tokenizer.chat.parts(talk), tokenizer)
+        longest = max(longest, len(ids))
+        for end in range(1, len(ids)):
+            first = (end - 1) // CONTEXT * CONTEXT  # where the window begins
+            with torch.no_grad():
+                logits = checkpoint.model(torch.tensor([ids[first:end].tolist()])).logits[0, -1]
+            nats -= float(logits.double().log_softmax(-1)[int(ids[end])]) * int(learn[end])
+            count += int(learn[end])
+    assert longest > CONTEXT
+    score = ("score", "--chat", "talks.jsonl")
+    *tokens, whole = lines(talking_project.succeed(*score, "--json", "--tokens").out)
+    assert (whole["tokens"], whole["bytes"]) == (count, len("sea語stonelight".encode()))
+    assert whole["loss"] * count == pytest.approx(nats, rel=1e-5)
+    shown = "".join(each["token"] for each in tokens if each["nats"] is not None)
+    assert shown == "sea<|im_end|>語<|im_end|>stone<|im_end|>light<|im_end|>".replace("語", "���")
+    (alone,) = lines(talking_project.succeed(*score, "--json", "--set", "evaluate.batch_size=1").out)
+    assert alone["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    table = talking_project.succeed(*score, "--tokens").out
+    assert re.search(r"^ +\d+ +\d+ +- +<\|im_start\|>$", table, flags=re.MULTILINE)
+    assert re.search(r"^ +[\d,]+ +\d+ +\d+\.\d+ +(yes)? +<\|im_end\|>$", table, flags=re.MULTILINE)
+    assert not re.search("'<.im_end", table)  # what the system message says is text of several tokens
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = talking_project.succeed(*score, "--tokens").out
+    assert "\x1b[2muser\x1b[0m" in coloured
+    assert "\x1b[2m only read \x1b[0m" in coloured
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [
@@ -441,7 +484,6 @@ def test_answers_for_scripts(talking_project: Project) -> None:
         ('{"messages": [{"role": "User", "content": "a"}]}', '"role" must be one of system, user'),
         ('{"messages": [{"role": "user", "content": 3}]}', 'message 1: "content" must be a text, not 3'),
         ('{"messages": ["a"]}', '"role" must be one of'),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', "nothing to answer"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, record: str, says: str) -> None:
@@ -455,9 +497,13 @@ def test_a_broken_line_is_named(tmp_path: Path, record: str, says: str) -> None:
 
 def test_what_cannot_be_asked_is_one_line(talking_project: Project) -> None:
     Path("empty.jsonl").write_text("\n")
+    Path("begun.jsonl").write_text('{"messages": [{"role": "assistant", "content": "a"}]}\n')
+    Path("asked.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     for arguments, code, says in (
         (("generate", "--chat", "a", "xyzzy " * 40), 1, "is too long"),
         (("generate", "--chat", "--prompts", "empty.jsonl"), 1, "no conversation"),
+        (("generate", "--chat", "--prompts", "begun.jsonl"), 1, "nothing to answer"),
+        (("score", "--json", "--chat", "asked.jsonl"), 1, "no message of an assistant"),
         (("generate", "--chat", "\udcff"), 1, "not UTF-8"),
         (("generate", "--system", "a", "b"), 2, "--system needs --chat"),
         (("chat", "--system", "xyzzy " * 40), 1, "the system message"),
@@ -469,7 +515,7 @@ def test_what_cannot_be_asked_is_one_line(talking_project: Project) -> None:
 
 
 def test_a_model_without_a_template(trained_project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    for arguments in (("generate", "--chat", "a"), ("chat", "--system", "a")):
+    for arguments in (("generate", "--chat", "a"), ("chat", "--system", "a"), ("score", "--chat", "params.yaml")):
         result = trained_project.run(*arguments)
         assert (result.code, result.err.count("\n")) == (1, 1)
         assert arguments[1] in result.err
