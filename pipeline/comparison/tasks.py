@@ -69,5 +69,8 @@ def _swapped(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def exact_p_value(only_first: int, only_second: int) -> float:
     """The two-sided p of the exact McNemar test."""
     total, smaller = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(total, count) for count in range(smaller + 1))
-    return min(1.0, tail / (1 << max(total - 1, 0)))  # integers of any size
+    tail, ways = 0, 1  # integers of any size: `ways` is the binomial coefficient of `count`
+    for count in range(smaller + 1):
+        tail += ways
+        ways = ways * (total - count) // (count + 1)
+    return min(1.0, tail / (1 << max(total - 1, 0)))

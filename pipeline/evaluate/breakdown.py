@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.evaluate.places import Places, target_sums
+from pipeline.evaluate.places import Offsets, target_sums
 
 if TYPE_CHECKING:
     from pipeline.data.masked import MaskedIds
@@ -113,8 +113,8 @@ class BreakdownAccumulator:
         self._positions = np.zeros((2, context_length))
         self._frequencies = np.zeros((2, int(self._bucket.max()) + 1))
 
-    def add(self, scores: Scores, places: Places) -> None:
-        """Adds the scores of the next targets in the text, and where they are."""
+    def add(self, scores: Scores, positions: Offsets) -> None:
+        """Adds the scores of the next targets in the text, and their positions in the context."""
         count = len(scores.targets)
         if not count:
             return
@@ -122,11 +122,11 @@ class BreakdownAccumulator:
         ends = self._bytes_before + np.cumsum(lengths)
         ones = np.ones(count)
         columns = [ones, scores.nats, lengths, np.where(lengths > 0, scores.nats, 0.0), scores.correct]
-        document = np.searchsorted(self._starts, places.offsets, side="right") - 1
+        document = np.searchsorted(self._starts, scores.places, side="right") - 1
         _add(self._documents, document, columns)
         size = self._blocks.shape[1]
         _add(self._blocks, np.minimum((ends - lengths) * size // self._all_bytes, size - 1), columns)
-        _add(self._positions, places.positions, columns[:2])
+        _add(self._positions, positions, columns[:2])
         _add(self._frequencies, self._bucket[scores.targets], columns[:2])
         self._bytes_before += int(lengths.sum())
 

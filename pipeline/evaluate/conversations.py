@@ -46,8 +46,9 @@ class Speakers:
         return found
 
     def of(self, ids: np.ndarray, learnt: np.ndarray) -> list[str]:
-        """The role that says each token [T], with the markup before its text; empty where it is not known. What is
-        learnt is the assistant's.
+        """The role that says each token [T], with the markup before its text; empty where it is not known.
+
+        What is learnt is the assistant's; without a template its role is "learnt".
 
         Args:
             ids: The conversation from its beginning [T].
@@ -57,7 +58,8 @@ class Speakers:
         turns = [(match.start(), self._openings[match.group()]) for match in self._pattern.finditer(text)]
         number = np.searchsorted([start for start, _ in turns], starts, side="right")
         roles = ["", *(role for _, role in turns)]
-        return [ASSISTANT if each else roles[turn] for turn, each in zip(number.tolist(), learnt, strict=True)]
+        learnt_role = ASSISTANT if self.tokenizer.chat_template else "learnt"
+        return [learnt_role if each else roles[turn] for turn, each in zip(number.tolist(), learnt, strict=True)]
 
     def turns(self, ids: np.ndarray) -> list[Turn]:
         """The turns of a conversation, without the one that only begins; a text whose roles the template does not

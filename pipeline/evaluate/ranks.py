@@ -10,7 +10,7 @@ from pipeline.data.masked import MaskedIds
 from pipeline.distributed.interrupt import StopSignal
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluate.metrics import MetricSums
-from pipeline.evaluate.places import Places
+from pipeline.evaluate.places import Offsets, Places
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score
 
@@ -22,15 +22,15 @@ def score_on_ranks(
     batch_size: int,
     sums: MetricSums,
     ranks: Ranks,
-) -> Iterator[tuple[Scores, Places]]:
+) -> Iterator[tuple[Scores, Offsets]]:
     """Scores windows on all ranks, which must all iterate; rank r takes the batches r, r + world_size, …
 
     The batches are those of a single process, and rank 0 gets their scores and metric updates in the order of the
     text. So it adds the same numbers in the same order as a single process does.
 
     Yields:
-        On rank 0, the scores of each batch and the places of its targets, after the metrics' updates have been
-        added to `sums`; on the others nothing.
+        On rank 0, the scores of each batch and the positions of its targets in the context, after the metrics'
+        updates have been added to `sums`; on the others nothing.
 
     Raises:
         Interrupted: the launcher died.
@@ -47,7 +47,7 @@ def score_on_ranks(
         places = Places.of(ids, batch)
         (scores,) = score(model, ids, batch, batch_size, sums.observer(places))
         updates = sums.take()
-        for found in ranks.gather((scores, places, updates) if number < batches else None):
+        for found in ranks.gather((scores, places.positions, updates) if number < batches else None):
             if found is not None:
                 sums.add(found[2])
                 yield found[0], found[1]

@@ -251,9 +251,9 @@ def _evaluate(
     sums = MetricSums(metrics, params.groups, documents, tokenizer.byte_lengths)
     windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
     with Progress(f"evaluating {side}", "token", accumulator.targets) as progress:
-        for scores, places in score_on_ranks(model, ids, windows, params.batch_size, sums, ranks):
+        for scores, positions in score_on_ranks(model, ids, windows, params.batch_size, sums, ranks):
             summary.add(scores)
-            accumulator.add(scores, places)
+            accumulator.add(scores, positions)
             progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
     if not ranks.is_rank0:
         return None
