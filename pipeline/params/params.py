@@ -259,6 +259,10 @@ class TrainParams(Section):
     Apple GPU must pass a test."""
     shift_windows: bool
     """Whether each epoch cuts the training text at other offsets."""
+    pack_documents: bool
+    """Whether a window holds whole consecutive documents, such as conversations, instead of a stretch of the text:
+    only a document longer than the context is cut, after a part that is learnt. Needs `model.document_mask`;
+    `shift_windows` has no effect then."""
     batch_sampler: Choice
     """The order of the training windows."""
     grad_clip: Annotated[float, Field(ge=0)]
@@ -356,6 +360,11 @@ class Params(Section):
     def _documents_have_ends(self) -> Params:
         if self.model.document_mask and not self.tokenize.end_of_text:
             raise ValueError("model.document_mask needs tokenize.end_of_text: true, to mark the ends of documents")
+        if self.train.pack_documents and not self.model.document_mask:
+            raise ValueError(
+                "train.pack_documents needs model.document_mask: true, so that documents of one window do not see "
+                "each other"
+            )
         return self
 
     @model_validator(mode="after")

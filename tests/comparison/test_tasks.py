@@ -50,7 +50,7 @@ def test_base_beside_tuned_on_the_same_questions(project: Project) -> None:
     for run, name in product(("base", "tuned"), CURVES):
         (project.root / run / "metrics" / name).write_text("step\tval.loss\n0\t5.5\n10\t4.5\n")
     project.succeed("compare", "base", "tuned", "--html", "page.html")
-    assert "questions.exact_" in (project.root / "page.html").read_text()
+    assert "questions.<wbr>exact_<wbr>match" in (project.root / "page.html").read_text()
     for other in ("plain", "base"):
         assert "McNemar" not in project.succeed("compare", "plain", other).out
 

@@ -167,7 +167,7 @@ def make_run(
         callbacks,
     )
     ids = {"train": MaskedIds(IDS["train"][:train_tokens]), "val": MaskedIds(IDS["val"])}
-    data = TrainingData.build(params, TOKENIZER, ids, components.batch_sampler, documents(train_tokens))
+    data = TrainingData.build(params, TOKENIZER, ids, components.batch_sampler, {"train": documents(train_tokens)})
     data = replace(data, windows=windows or data.windows)
     phase = phases(
         params.train, components.schedule, data.windows, ARCHITECTURE.flops_per_token, small_identity(), folder
