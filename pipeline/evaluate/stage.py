@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.publication import published_folder
 from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
-from pipeline.data.batches import evaluation_windows
+from pipeline.data.batches import EvaluationWindow, evaluation_windows
 from pipeline.data.masked import MaskedIds
+from pipeline.data.packing import packed_windows
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
 from pipeline.distributed.placement import cores_per_process, process_count, rank_device
@@ -130,7 +132,8 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
     breakdowns: dict[str, Breakdown] = {}
     for side in splits.names:
         if side != "train":
-            found = _evaluate(checkpoint, model, splits, side, evaluate_params, metrics, train_counts, ranks)
+            text = _HeldOut.of(splits, side, evaluate_params, checkpoint, record)
+            found = _evaluate(checkpoint, model, text, evaluate_params, metrics, train_counts, ranks)
             if found:
                 numbers[side], about[side], breakdowns[side] = found
     if not ranks.is_rank0:
@@ -222,17 +225,48 @@ def _about(
         "context_length": checkpoint.model.architecture.shape.context_length,
         "stride": _stride(params, checkpoint),
         "stride_share": params.stride,
+        **({"packed": True} if _packed(record) else {}),
         "tokenizer": {"name": checkpoint.tokenizer.name, "fingerprint": checkpoint.tokenizer.fingerprint},
         "sides": sides,
         "params": record.params,
     }
 
 
+@dataclass(frozen=True)
+class _HeldOut:
+    """A held-out text: its ids, the windows in which they are scored, its documents, and the baseline xz."""
+
+    side: str
+    ids: MaskedIds
+    windows: Sequence[EvaluationWindow]
+    documents: Sequence[tuple[str, int]]
+    xz: float | None
+
+    @classmethod
+    def of(
+        cls, splits: TokenFolder, side: str, params: EvaluateParams, checkpoint: Checkpoint, record: RunRecord
+    ) -> _HeldOut:
+        """A text of `splits`; its windows hold whole documents if those of training did."""
+        ids, context = splits.masked(side), checkpoint.model.architecture.shape.context_length
+        windows: Sequence[EvaluationWindow]
+        if _packed(record):
+            ids = replace(ids, document_end=checkpoint.tokenizer.end_of_text)
+            windows = packed_windows(ids, splits.documents(side), context)
+        else:
+            windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
+        documents = [(entry.name, entry.start) for entry in splits.documents(side)]
+        return cls(side, ids, windows, documents, splits.xz_bits_per_byte(side))
+
+
+def _packed(record: RunRecord) -> bool:
+    """Whether the windows of training held whole documents."""
+    return record.params["train"].get("pack_documents") is True
+
+
 def _evaluate(
     checkpoint: Checkpoint,
     model: LanguageModel,
-    splits: TokenFolder,
-    side: str,
+    text: _HeldOut,
     params: EvaluateParams,
     metrics: Sequence[Metric],
     train_counts: Counts,
@@ -243,15 +277,13 @@ def _evaluate(
     Returns:
         On rank 0, its numbers for evaluate.json, its entry in evaluation.json, and its breakdown; elsewhere None.
     """
-    ids, tokenizer = splits.masked(side), checkpoint.tokenizer
+    ids, tokenizer = text.ids, checkpoint.tokenizer
     context = checkpoint.model.architecture.shape.context_length
-    documents = [(entry.name, entry.start) for entry in splits.documents(side)]
     summary = Summary(tokenizer.byte_lengths)
-    accumulator = BreakdownAccumulator(ids, documents, train_counts, tokenizer.byte_lengths, context)
-    sums = MetricSums(metrics, params.groups, documents, tokenizer.byte_lengths)
-    windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
-    with Progress(f"evaluating {side}", "token", accumulator.targets) as progress:
-        for scores, positions in score_on_ranks(model, ids, windows, params.batch_size, sums, ranks):
+    accumulator = BreakdownAccumulator(ids, text.documents, train_counts, tokenizer.byte_lengths, context)
+    sums = MetricSums(metrics, params.groups, text.documents, tokenizer.byte_lengths)
+    with Progress(f"evaluating {text.side}", "token", accumulator.targets) as progress:
+        for scores, positions in score_on_ranks(model, ids, text.windows, params.batch_size, sums, ranks):
             summary.add(scores)
             accumulator.add(scores, positions)
             progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
@@ -259,7 +291,6 @@ def _evaluate(
         return None
     breakdown = accumulator.breakdown()
     plain = summary.metrics()
-    xz = splits.xz_bits_per_byte(side)
     about = {
         **digests(ids, tokenizer),
         **({"scored": _scored(ids, summary.tokens, tokenizer)} if ids.learn is not None else {}),
@@ -267,7 +298,7 @@ def _evaluate(
         "interval": intervals(breakdown),
         "baselines": {
             "unigram": unigram_bits_per_byte(train_counts, ids, tokenizer),
-            **({"xz": xz} if xz is not None else {}),
+            **({"xz": text.xz} if text.xz is not None else {}),
         },
         "groups": group_numbers(breakdown.documents, sums),
     }

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.core.files import write_atomically, write_json
 from pipeline.core.paths import EVALUATION
+from pipeline.data.masked import MaskedIds
 from pipeline.evaluate.breakdown import Breakdown, UnitScore
 
 if TYPE_CHECKING:
-    from pipeline.data.masked import MaskedIds
     from pipeline.data.tokenizer import Tokenizer
 
 DOCUMENTS = "documents.tsv"
@@ -103,6 +103,7 @@ def digests(ids: MaskedIds, tokenizer: Tokenizer) -> dict[str, str]:
     """sha256 of the `tokens`, and of the `text`: the bytes without special tokens, which do not depend on the
     tokenizer. Where only a part is learnt, both depend on which."""
     tokens, text, learnt_text = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    ids = MaskedIds(ids.ids, ids.learn)  # in any windows
     for start in range(0, len(ids), _AT_ONCE):
         part, learnt = ids.ids[start : start + _AT_ONCE], ids.learnt(start, start + _AT_ONCE)
         has_text = tokenizer.byte_lengths[part] > 0

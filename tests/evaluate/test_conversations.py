@@ -171,6 +171,41 @@ def test_the_terminal_says_what_was_scored_and_ranks_publish_the_same(project: P
     assert results(project.root)[0] == results(chat)[0]
 
 
+def test_in_packs_each_document_is_scored_alone(chat: Path, tmp_path: Path) -> None:
+    """A run with train.pack_documents: its numbers are those of one conversation per window."""
+    from pipeline.core.paths import Paths
+    from pipeline.evaluate import stage as evaluate
+    from pipeline.params.reader import load_params
+    from pipeline.train import stage as train
+
+    root = tmp_path / "project"
+    shutil.copytree(chat, root)
+    packed = ["model.document_mask=true", "train.pack_documents=true", "evaluate.metrics.use=[accuracy]"]
+    params = load_params(root / "params.yaml", [*SETTINGS, *packed])
+    for stage in (train, evaluate):
+        stage.run(params, Paths(root))
+    registry, splits = Registry.load(root / "plugins", ["models"]), TokenFolder(root / "artifacts" / "splits", "")
+    model = load_checkpoint(root / "artifacts" / "checkpoint", "best", torch.device("cpu"), registry).model
+    units, ids = read_units((root / "reports" / "documents.tsv").read_text())["val"], splits.masked("val")
+    for unit, entry in zip(units, splits.documents("val"), strict=True):
+        assert entry.tokens <= CONTEXT + 1
+        text = torch.from_numpy(np.asarray(ids.ids[entry.start : entry.end]).astype(np.int64))
+        learnt = torch.from_numpy(ids.learnt(entry.start, entry.end))[1:]
+        with torch.no_grad():
+            log_p = model(text[None, :-1]).logits[0].double().log_softmax(-1)
+        nats = -log_p.gather(1, text[1:, None])[:, 0][learnt]
+        assert (unit.name, unit.tokens) == (entry.name, int(learnt.sum()))
+        assert unit.nats == pytest.approx(float(nats.sum()), rel=1e-5)
+    numbers, about = results(root)
+    assert about["packed"] is True
+    assert numbers["val"]["accuracy"] == about["sides"]["val"]["accuracy"]  # a metric sees the same targets
+    for side in ("val", "test"):  # what is scored is the same as without packs, so the runs can be compared
+        unpacked = results(chat)[1]["sides"][side]
+        for key in ("tokens", "text", "scored"):
+            assert about["sides"][side][key] == unpacked[key]
+    assert "in windows that hold whole documents" in (root / "reports" / "report.html").read_text()
+
+
 # ── questions and answers ─────────────────────────────────────────────────────────────────────────
 
 

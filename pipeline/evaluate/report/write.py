@@ -47,6 +47,7 @@ def _report(evaluation: Evaluation, paths: Paths) -> Report:
         ],
         answered=evaluation.answered,
         tasks=evaluation.metrics.get("tasks", {}),
+        packed="packed" in about,
         attention=read_attention(checkpoint, splits.ids(sides[-1])),
         breakdowns=breakdowns,
         data=splits.meta["files"],
