@@ -148,7 +148,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
 def exported(source: ExportSource, name: str, folder: Path) -> Exporter:
     options = {"gguf": {"type": "f32"}} if name == "gguf" else {}
     exporter: Exporter = Registry.load(REPOSITORY / "plugins", ["exporters"]).build("exporters", name, options, "")
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     exporter.export(source, folder)
     return exporter
 
@@ -252,12 +252,22 @@ def test_a_template_with_generation_blocks_and_its_own_variables_is_read_alike(
     assert (theirs.bos_token, theirs.eos_token) == (None, "<|start_header_id|>")
 
 
+def tokenizer_of(source: ExportSource) -> Tokenizer:
+    assert source.chat is not None
+    ranks, special, chat = dict(source.ranks), dict(source.special_tokens), source.chat
+    return Tokenizer("mine", source.pattern, ranks, special, source.end_of_text, chat.source, dict(chat.variables))
+
+
 def with_template(source: ExportSource, template: str, variables: dict[str, str]) -> ExportSource:
-    special = dict(source.special_tokens)
-    tokenizer = Tokenizer(
-        "mine", source.pattern, dict(source.ranks), special, source.end_of_text, template, variables
-    )
+    tokenizer = replace(tokenizer_of(source), chat_template=template, template_variables=variables)
     return replace(source, chat=tokenizer.chat, chat_ids=lambda messages: prompt_ids(messages, tokenizer))
+
+
+def test_white_space_that_llama_cpp_cannot_read_is_refused(llama: ExportSource, tmp_path: Path) -> None:
+    source = with_template(llama, "  {%+ if true %}{{ messages[0].content }}{% endif %}", {})
+    with pytest.raises(ValueError, match=r"llama.cpp does not know \{%\+"):
+        exported(source, "gguf", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_ids_and_another_end_are_refused(llama: ExportSource) -> None:
@@ -290,3 +300,36 @@ def test_a_damaged_template_is_refused_without_transformers(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
     with pytest.raises(ValueError, match=r"chat_template\.jinja: not the checkpoint's"):
         exporter.verify(llama, tmp_path)
+
+
+def test_peft_trains_the_export_and_its_merged_weights_are_read_back(
+    llama: ExportSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    exported(llama, "huggingface", tmp_path / "artifacts" / "export")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    (code,) = [each for each in blocks(REPOSITORY / "docs" / "chat.md", "python") if "peft" in each]
+    names: dict[str, Any] = {}
+    run(code, names)
+
+    # The adapters add nothing at first: the loss is that of the checkpoint over what is learnt.
+    tokenizer, said = tokenizer_of(llama), [Message(**each) for each in names["conversations"][0]]
+    ids, learn = encode_parts(tokenizer.chat.parts(said), tokenizer)
+    targets = torch.from_numpy(ids.astype(np.int64)).masked_fill(torch.from_numpy(learn == 0), -100)
+    logits = llama.logits(torch.from_numpy(ids.astype(np.int64))[None])[0]
+    assert names["losses"] == pytest.approx([float(cross_entropy(logits[:-1], targets[1:]))], abs=1e-4)
+
+    target = small_config(vocab_size=tokenizer.vocab_size, context_length=CONTEXT, emb_dim=32, **LLAMA)
+    start = Pretrained.at(tmp_path, "data/weights/lora")
+    start.check(target, tokenizer)
+    model = target.make().eval()
+    model.load_state_dict(start.weights(target, tokenizer))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("data/weights/lora").eval()
+    row = llama.encode(llama.text)[:CONTEXT].astype(np.int64)[None]
+    with torch.inference_mode():
+        after = theirs(torch.from_numpy(row)).logits
+        torch.testing.assert_close(model(torch.from_numpy(row)).logits, after, rtol=0, atol=1e-4)
+    assert float((after - llama.logits(torch.from_numpy(row))).abs().max()) > 1e-3
+    read = from_file(tmp_path / "data/weights/lora/tokenizer.json", "gpt2", llama.end_of_text, proven=False)
+    assert read.chat_template == tokenizer.chat_template

@@ -124,7 +124,6 @@ ON_TWO = [
     ("ddp", "float64, a batch that does not divide"),
     ("ddp", "float64, weighted"),
     ("fsdp", "float64, a batch that does not divide"),
-    ("fsdp", "lion"),
 ]
 """The cases of `make test`; `--long` runs all of them."""
 

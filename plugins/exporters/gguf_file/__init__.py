@@ -37,7 +37,7 @@ class Gguf(Exporter):
 
     def export(self, source: ExportSource, folder: Path) -> None:
         arch, numbers, tensors = form(source)
-        tokenizer = vocabulary(source)
+        tokenizer, template = vocabulary(source), chat_template(source)
         try:
             import gguf
         except ModuleNotFoundError as error:
@@ -57,8 +57,8 @@ class Gguf(Exporter):
         for key, token in named_ids(source).items():
             writer.add_uint32(f"tokenizer.ggml.{key}", token)
         writer.add_add_bos_token(False)
-        if source.chat:
-            writer.add_chat_template(chat_template(source))
+        if template:
+            writer.add_chat_template(template)
         for name, tensor in tensors.items():
             kind = gguf.GGMLQuantizationType[self._type(name, tensor).upper()]
             writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)

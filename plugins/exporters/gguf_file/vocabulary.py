@@ -76,8 +76,16 @@ def named_ids(source: ExportSource) -> dict[str, int]:
 
 def chat_template(source: ExportSource) -> str:
     """The chat template for llama.cpp, which has no `{% generation %}`, and of whose variables only `bos_token` and
-    `eos_token`; empty without one."""
+    `eos_token`; empty without one.
+
+    Raises:
+        ValueError: llama.cpp cannot read it.
+    """
     if source.chat is None:
         return ""
     template = with_variables(source.chat)
+    if "{%+" in template or "+%}" in template:
+        raise ValueError(
+            "llama.cpp does not know {%+ and +%} of the chat template: write the white space in another way"
+        )
     return _GENERATION.sub(lambda at: f"{{%{at[1]} {'endif' if at[2] else 'if true'} {at[3]}%}}", template)
