@@ -165,6 +165,15 @@ def weights(project: Project) -> dict[str, torch.Tensor]:
     return saved["model_state_dict"]
 
 
+def test_a_run_of_no_steps_publishes_where_training_begins(trained_project: Project) -> None:
+    before = (trained_project.root / "metrics" / "history.tsv").read_text().splitlines()
+    trained_project.succeed("train", *sets("train.budget.amount=0"))
+    (header, row) = (trained_project.root / "metrics" / "history.tsv").read_text().splitlines()
+    assert [header, row] == before[:2]
+    assert json.loads((trained_project.root / "metrics" / "train.json").read_text())["steps"] == 0
+    assert "of step 0" in trained_project.succeed("evaluate").out
+
+
 CONSTANT = sets("train.schedule.name=constant", "train.shift_windows=false", "model.dropout=0.2")
 
 
