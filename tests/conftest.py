@@ -261,7 +261,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
-    items.sort(key=lambda item: item.get_closest_marker("faults") is None)  # slow ones first
+    items.sort(key=lambda item: (item.path.name != "test_workflow.py", item.get_closest_marker("faults") is None))
+    # The slow ones are first: a worker that begins one last would keep the others waiting.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,6 +20,7 @@ from pipeline.core.publication import published_folder
 from pipeline.core.republish import republished
 from pipeline.core.values import read_values
 from pipeline.data.tokens import TokenFolder
+from pipeline.data.turns import prompt_ids
 from pipeline.export.model_card import ModelCard
 from pipeline.exporting import PROOF_TOKENS
 from pipeline.model.architecture import LanguageModel
@@ -249,4 +250,6 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         logits=logits,
         greedy=greedy,
         text=text,
+        chat=tokenizer.chat if tokenizer.chat_template else None,
+        chat_ids=lambda messages: prompt_ids(messages, tokenizer),
     )

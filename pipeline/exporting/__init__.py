@@ -3,6 +3,8 @@
 They are separate from `pipeline.plugin`, on which every stage depends, so that changes here do not retrain models.
 """
 
+from pipeline.exporting.chat_proof import answer_from_greedy, chat_proof, check_answer, check_chat_ids
+from pipeline.exporting.chat_template import with_variables
 from pipeline.exporting.graph import graph
 from pipeline.exporting.proof import (
     LARGEST_LOGIT_DIFFERENCE,
@@ -26,7 +28,11 @@ __all__ = [
     "LARGEST_LOGIT_DIFFERENCE",
     "PROOF_TOKENS",
     "Logits",
+    "answer_from_greedy",
     "byte_level_text",
+    "chat_proof",
+    "check_answer",
+    "check_chat_ids",
     "check_graph",
     "check_greedy",
     "check_ids",
@@ -42,4 +48,5 @@ __all__ = [
     "real_batches",
     "real_rows",
     "tokenizer_json",
+    "with_variables",
 ]

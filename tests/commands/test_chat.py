@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from pipeline.data.turns import prompt_ids, turn_ends
 from pipeline.model import load
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.generate import generate
-from pipeline.plugin.components import Message
+from pipeline.plugin.components import Message, Sampler
 from pipeline.plugin.registry import Registry
 
 CONTEXT = 64
@@ -41,6 +42,8 @@ TALKING = (
     "train.micro_batch_size=4",
     "train.optimizer.adamw.lr=0.03",
 )
+FIRST_LETTER = 64
+"""The id of "a"."""
 WORDS = ("river", "sea", "stone", "light")
 
 
@@ -133,11 +136,22 @@ def begin(checkpoint: Checkpoint, registry: Registry, capsys: pytest.CaptureFixt
     return start
 
 
-def never_ends(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Draws one token over and over."""
-    logits = torch.full_like(logits, -1e9)
-    logits[:, 100] = 0
-    return logits
+class NeverEnds(Sampler):
+    """Draws letters that depend on the number of tokens, and checks where its answer begins."""
+
+    name: ClassVar[str] = "never_ends"
+    ctrl_c: bool = False
+
+    def __call__(
+        self, logits: torch.Tensor, tokens: torch.Tensor, prompt_length: int, memory: dict[Any, Any]
+    ) -> torch.Tensor:
+        assert tokens.shape[1] - prompt_length == len(memory)
+        memory[len(memory)] = True
+        logits = torch.full_like(logits, -1e9)
+        logits[:, FIRST_LETTER + tokens.shape[1] % 7] = 0
+        if self.ctrl_c:
+            os.kill(os.getpid(), signal.SIGINT)
+        return logits
 
 
 # ── turns ─────────────────────────────────────────────────────────────────────────────────────────
@@ -241,20 +255,16 @@ def test_a_message_of_several_lines_stands_between_quotes(begin: Begin) -> None:
 
 def test_ctrl_c_keeps_the_answer_and_enter_continues_it(begin: Begin) -> None:
     whole = begin(tokens=6)
-    whole.session._settings.samplers = [never_ends]
+    whole.session._settings.samplers = [NeverEnds()]
     assert "Enter continues" in whole("say sea").err
 
-    def ctrl_c(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        os.kill(os.getpid(), signal.SIGINT)
-        return never_ends(logits, tokens)
-
     talk, handler = begin(), signal.getsignal(signal.SIGINT)
-    talk.session._settings.samplers = [ctrl_c]
+    talk.session._settings.samplers = [NeverEnds(ctrl_c=True)]
     first = talk("say sea")
     assert "Enter continues" in first.err
     assert signal.getsignal(signal.SIGINT) is handler
     assert talk.messages[1][1] == first.out.rstrip("\n") != ""
-    talk.session._settings.samplers, talk.session._settings.tokens = [never_ends], 5
+    talk.session._settings.samplers, talk.session._settings.tokens = [NeverEnds()], 5
     talk("")
     assert talk.messages == whole.messages
     talk.session._settings.samplers = []
@@ -286,12 +296,17 @@ def test_the_oldest_turns_leave_the_context_and_the_system_message_stays(
     counts = []
     for number in range(14):
         read.clear()
+        first = talk.session._first
         notes.append(talk(f"say {WORDS[number % 4]}").err)
         counts.append(sum(read))
         assert talk.size <= CONTEXT
         text = checkpoint.tokenizer.decode(talk.session._read.tokens[0].tolist())
         assert text.startswith(begins[: begins.index("x")])
         assert f"say {WORDS[number % 4]}" in text
+        if talk.session._first > first:  # what was left out comes back
+            talk("/undo")
+            assert talk.session._first == first
+            talk(f"say {WORDS[number % 4]}")
     assert [note for note in notes if note] == [
         "(context full: the model sees only the last messages from now on)\n"
     ]
@@ -308,7 +323,7 @@ def test_an_answer_stays_in_the_context(begin: Begin) -> None:
     talk = begin("Be short.", tokens=1000)
     for word in WORDS[:3]:
         talk(f"say {word}")
-    talk.session._settings.samplers = [never_ends]
+    talk.session._settings.samplers = [NeverEnds()]
     result = talk("say light")
     assert talk.size == CONTEXT
     assert talk.session._first == 6  # the answer left no room for other turns

@@ -129,7 +129,6 @@ ON_TWO = [
     ("ddp", "float64, packs"),
     ("fsdp", "float64, packs"),
     ("fsdp", "float64, a batch that does not divide"),
-    ("fsdp", "lion"),
 ]
 """The cases of `make test`; `--long` runs all of them."""
 

@@ -82,8 +82,14 @@ def test_a_run_stopped_at_any_moment_resumes_to_the_same_bits(tmp_path: Path, te
     tell("stopped at each moment at which a small run can stop", tries, tries, tries)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("optimizer", ["muon", "lion", "adafactor", "sgd", "torch"])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [
+        *((optimizer, "fp32") for optimizer in ("muon", "lion", "adafactor", "sgd", "torch")),
+        ("muon", "bf16"),
+        *(pytest.param(each, "bf16", marks=pytest.mark.long) for each in ("lion", "adafactor", "sgd", "torch")),
+    ],
+)
 def test_with_every_optimizer_and_precision(tmp_path: Path, optimizer: str, precision: str) -> None:
     stopped_everywhere(tmp_path, 7, optimizer=optimizer, precision=precision, **SMALL_EPOCHS)
 

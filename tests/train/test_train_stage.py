@@ -168,7 +168,7 @@ def weights(project: Project) -> dict[str, torch.Tensor]:
 CONSTANT = sets("train.schedule.name=constant", "train.shift_windows=false", "model.dropout=0.2")
 
 
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("there", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_an_extended_run_at_a_constant_rate_is_the_longer_run(project: Project, there: bool) -> None:
     """Whether the finished run's state is there, or that run has to be trained first."""
     for stage in ("tokenize", "split"):
