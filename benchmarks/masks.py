@@ -1,7 +1,7 @@
-"""The cost of `model.document_mask` on a CPU: processor time of training steps on conversations of about 100 tokens.
+"""The cost of `model.document_mask` on a CPU: processor time of training steps on documents of about 100 tokens.
 
-Three sides take turns in one process: no mask; the mask, with the whole product of queries and keys; the mask, a block
-of queries at a time, as it is used. Run `python -m benchmarks.masks`.
+Three sides take turns in one process: no mask; the mask, with the whole product of queries and keys; the mask, a
+block of queries at a time, as it is used. Run `python -m benchmarks.masks`.
 """
 
 from __future__ import annotations
