@@ -529,6 +529,11 @@ PARAMS_CASES = [
         "split --set model.document_mask=true --set tokenize.end_of_text=false",
         ("model.document_mask", "tokenize.end_of_text: true"),
     ),
+    Case(
+        "packs of documents that see each other",
+        "split --set train.pack_documents=true",
+        ("train.pack_documents", "model.document_mask: true"),
+    ),
     Case("a preset of another name", "preset books", ("no preset 'books'", "book, shakespeare-char")),
     Case("a preset over broken YAML", "preset book", ("params.yaml", "YAML"), write("params.yaml", "a: [\n")),
     Case(

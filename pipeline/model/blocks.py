@@ -17,6 +17,7 @@ from pipeline.plugin.components import ModelShape
 
 __all__ = [
     "Attention",
+    "DocumentMask",
     "DropoutMasks",
     "KVCache",
     "Linear",

@@ -33,6 +33,7 @@ class TrainingData:
         windows: The training windows, in training order.
         val_windows: All windows of "val".
         eval_windows: The windows of "train" and "val" that every evaluation during training reads.
+        learnt: The number of tokens of "train" and "val" that are to be learnt; empty if all are.
         digest: A hash of the splits.
         data_params: The params of the stages tokenize and split that made the splits.
     """
@@ -42,6 +43,7 @@ class TrainingData:
     windows: TrainingWindows
     val_windows: Sequence[EvaluationWindow]
     eval_windows: Mapping[str, Sequence[EvaluationWindow]]
+    learnt: Mapping[str, int] = field(default_factory=dict)
     digest: str = ""
     data_params: Mapping[str, Any] = field(default_factory=dict)
 
@@ -103,8 +105,17 @@ class TrainingData:
         ids = {name: splits.masked(name) for name in ("train", "val")}
         check_length(len(ids["train"]), params)
         data_params, documents = splits.meta.get("params", {}), {name: splits.documents(name) for name in ids}
+        learnt = {name: splits.meta["files"][name].get("learnt", len(each)) for name, each in ids.items()}
+        masked = any(splits.has_mask(name) for name in ids)
         return cls.build(
-            params, splits.tokenizer, ids, sampler, documents, digest=splits.digest, data_params=data_params
+            params,
+            splits.tokenizer,
+            ids,
+            sampler,
+            documents,
+            learnt=learnt if masked else {},
+            digest=splits.digest,
+            data_params=data_params,
         )
 
 

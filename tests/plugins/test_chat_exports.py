@@ -170,6 +170,8 @@ def same_in_transformers(source: ExportSource, folder: Path) -> None:
     names: dict[str, Any] = {"model": model, "tokenizer": theirs}
     run(code, names)
     assert theirs.decode(names["answer"]) == "The river." + source.end_of_turn
+    named = ids([{"role": "user", "content": source.end_of_turn}], return_dict=False, sanitize_control_tokens=True)
+    assert named.count(source.ends[0]) == 1  # the user's turn ends once
     for asked, answer in TALKS:
         prompt = ids([{"role": asked.role, "content": asked.content}], return_tensors="pt")
         check_logits(source, lambda tokens: model(tokens).logits, "transformers", [prompt["input_ids"]])

@@ -20,6 +20,7 @@ from conftest import REPOSITORY, TINY, start_fork_server
 from small_run import (
     ARCHITECTURE,
     BATCH_SAMPLERS,
+    PACKED,
     assert_same_bits,
     make_model,
     make_run,
@@ -97,6 +98,7 @@ CASES: dict[str, dict[str, Any]] = {
     "float64, dropout": {"options": {"lr": 1e-3}, "dropout": 0.3, "micro_batch_size": 2},
     "float64, uneven targets": {"options": {"lr": 1e-3}, "windows": RAGGED_DATA, "micro_batch_size": 1},
     "float64, a batch that does not divide": {"batch_size": 7, "micro_batch_size": 2, "total_windows": 7 * 50 - 4},
+    "float64, packs": {"options": {"lr": 1e-3}, "micro_batch_size": 2, **PACKED},
     "float64, weighted": {"options": {"lr": 1e-3}, "batch_sampler": BATCH_SAMPLERS["weighted"]},
     "float32, 1e-4": {"options": {"lr": 1e-4}, "dtype": torch.float32},
     "float32, 4e-4": {"options": {"lr": 4e-4}, "dtype": torch.float32},
@@ -106,6 +108,7 @@ CASES: dict[str, dict[str, Any]] = {
 SHARDED: dict[str, dict[str, Any]] = {
     "float64": CASES["float64"],
     "float64, uneven targets": CASES["float64, uneven targets"],
+    "float64, packs": CASES["float64, packs"],
     "float64, a batch that does not divide": CASES["float64, a batch that does not divide"],
     "float32, 1e-3": CASES["float32, 1e-3"],
     "lion": {"optimizer": "lion"},
@@ -123,6 +126,8 @@ ON_TWO = [
     ("ddp", "float32, 1e-3, uneven targets"),
     ("ddp", "float64, a batch that does not divide"),
     ("ddp", "float64, weighted"),
+    ("ddp", "float64, packs"),
+    ("fsdp", "float64, packs"),
     ("fsdp", "float64, a batch that does not divide"),
 ]
 """The cases of `make test`; `--long` runs all of them."""

@@ -16,6 +16,7 @@ from conftest import Tell
 from small_run import (
     ARCHITECTURE,
     BATCH_SAMPLERS,
+    PACKED,
     REGISTRY,
     assert_same_run,
     changed,
@@ -96,6 +97,11 @@ def test_with_every_optimizer_and_precision(tmp_path: Path, optimizer: str, prec
 @pytest.mark.parametrize("order", ["weighted", pytest.param("sequential", marks=pytest.mark.long)])
 def test_with_every_batch_sampler(tmp_path: Path, order: str) -> None:
     stopped_everywhere(tmp_path, 7, batch_sampler=BATCH_SAMPLERS[order], **SMALL_EPOCHS)
+
+
+@pytest.mark.parametrize("order", ["shuffled", pytest.param("weighted", marks=pytest.mark.long)])
+def test_with_packs_of_conversations(tmp_path: Path, order: str) -> None:
+    stopped_everywhere(tmp_path, 7, batch_sampler=BATCH_SAMPLERS[order], **PACKED, **SMALL_EPOCHS)
 
 
 @pytest.mark.faults
