@@ -213,8 +213,9 @@ BudgetAmount = Annotated[int | float, Field(lt=1e30), BeforeValidator(_number)]
 class BudgetParams(Section):
     unit: Literal["steps", "epochs", "tokens", "flops"]
     """The unit of `amount`. `flops` are the floating-point operations of training (see docs/comparing.md)."""
-    amount: Annotated[BudgetAmount, Field(gt=0)]
-    """The length of training, above 0. For flops it may be written as 1e15."""
+    amount: Annotated[BudgetAmount, Field(ge=0)]
+    """The length of training; with 0 the checkpoint is where training begins. For flops it may be written as
+    1e15."""
 
 
 class ScheduleParams(Choice):

@@ -70,7 +70,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     start = pretrained(params, architecture, data.tokenizer, paths)
     teacher = Teacher.of(components.loss, paths.root)
     run_identity = identity(
-        params, components, data, start.digest if start else "", teacher.digest if teacher else ""
+        params, components, data, start.digest(data.tokenizer) if start else "", teacher.digest if teacher else ""
     )
     run_phases = phases(
         params.train, components.schedule, data.windows, architecture.flops_per_token, run_identity, paths.resume

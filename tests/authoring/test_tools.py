@@ -317,6 +317,8 @@ def test_new_outside_a_project_says_so(project: Project, monkeypatch: pytest.Mon
 )
 def test_every_shipped_plugin_passes_its_check(project: Project, plural: str) -> None:
     (project.root / "data/raw/ids.bin").write_bytes(bytes([1, 0, 2, 0]))  # for token_files
+    talk = '{"text": "Hi", "prompt": "Hi", "completion": "Hello"}\n'
+    (project.root / "data/raw/talks.jsonl").write_text(talk)  # for conversations, and a text for files
     before = files(project)
     for path in plugin_files(project.root / "plugins" / plural):
         shown = path.parent if path.name == "__init__.py" else path

@@ -61,7 +61,9 @@ def render(report: Report) -> str:
     positions = position_plot(report.breakdowns)
     return render_page(
         REPORT / "page.html.j2",
+        *([REPORT / "conversations.css"] if report.conversations or report.answered or report.tasks else []),
         report=report,
+        masked=any("learnt" in file for file in report.data.values()),
         sides=[side for side in ("val", "test") if side in report.metrics],
         cards=CARDS,
         curves=_curves(report),
