@@ -230,6 +230,7 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
 )
 @click.option("--tokens", "by_token", is_flag=True, help="Print every token with its loss.")
+@click.option("--chat", is_flag=True, help="Each FILE has conversations: score what the assistant says.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 @_weights_option
 @_with_params
@@ -241,6 +242,9 @@ def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None
     windows are those of the evaluate stage (evaluate.stride); the encoding and line ends are those of the corpus
     (tokenize.corpus). The corpus `files` reads PDF, DOCX, EPUB and HTML as it does for training; tables and JSON
     are scored as plain text.
+
+    With --chat, each line of FILE is a conversation, {"messages": [{"role": ..., "content": ...}, ...]}, of which
+    what the assistant says is scored. No conversation sees another.
     """
     params, paths = _read(params_file, overrides)
     from pipeline.commands.score import run
@@ -319,17 +323,27 @@ def compare(
 
 @cli.command(short_help="List the presets, or write one into params.yaml.")
 @click.argument("name", required=False)
+@click.option(
+    "--new-base", is_flag=True, help="For chat-tiny: copy artifacts/checkpoint to data/weights/base again."
+)  # fmt: skip
 @_params_option
-def preset(name: str | None, params_file: Path) -> None:
+def preset(name: str | None, new_base: bool, params_file: Path) -> None:
     """List the presets, or write the values of preset NAME into params.yaml.
 
-    Sets every value except those in `runtime`. Comments and the options of your own components are kept.
+    Sets every value except those in `runtime`. Comments and the options of your own components are kept. chat-tiny
+    begins with the default run's checkpoint, which it keeps in data/weights/base.
     """
-    from pipeline.params.presets import PRESETS, write_preset
+    from pipeline.params.presets import BEGIN_WITH_BASE, PRESETS, write_preset
 
     if name is None:
         _print_lines((f"{each:<18}{description}" for each, description in PRESETS.items()), indent=18)
         return
+    if new_base and name not in BEGIN_WITH_BASE:
+        raise click.UsageError(f"--new-base is for {', '.join(BEGIN_WITH_BASE)}, not for {name}")
+    if name in BEGIN_WITH_BASE:
+        from pipeline.commands.base_weights import keep_base
+
+        _print_lines([keep_base(Paths(Path.cwd()), new_base)])
     changes = write_preset(name, params_file)
     _print_lines([*changes, f"{params_file} {'now' if changes else 'already'} has the values of the preset {name}"])
 

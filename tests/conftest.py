@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.cli import cli
+from pipeline.plugin.bytelevel import awkward_texts
 
 # Nothing that a test runs believes it is inside a DVC stage.
 for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
@@ -119,12 +122,24 @@ def made_up_text(seed: int, count: int) -> str:
     return "\n".join([*lines, " ".join(line)]) + "\n"
 
 
+def start_fork_server() -> None:
+    """Starts the server of the start method "forkserver". Its children need no 4 seconds for their imports."""
+    multiprocessing.set_forkserver_preload(
+        ["torch._dynamo", "torch.distributed.fsdp", "pipeline.commands.trial", "test_distributed"]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Project:
     """A fresh tiny project, and the current folder in it."""
     root = tmp_path / "project"
     make_project(root)
     monkeypatch.chdir(root)
+    # tests/plugins/test_huggingface.py and test_exports.py prove exports with all of them.
+    monkeypatch.setattr("pipeline.exporting.proof.awkward_texts", few_awkward_texts)
 
     def call(arguments: Sequence[str]) -> Result:
         from pipeline.cli import _run
@@ -135,6 +150,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         return Result(code, captured.out, captured.err)
 
     return Project(root, call)
+
+
+@lru_cache
+def few_awkward_texts(strings: int) -> list[str]:
+    """Every eighth text that proves an export."""
+    return awkward_texts(strings)[::8]
 
 
 def make_project(root: Path) -> None:
@@ -240,7 +261,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
-    items.sort(key=lambda item: item.get_closest_marker("faults") is None)  # slow ones first
+    items.sort(key=lambda item: (item.path.name != "test_workflow.py", item.get_closest_marker("faults") is None))
+    # The slow ones are first: a worker that begins one last would keep the others waiting.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

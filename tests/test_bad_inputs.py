@@ -529,6 +529,11 @@ PARAMS_CASES = [
         "split --set model.document_mask=true --set tokenize.end_of_text=false",
         ("model.document_mask", "tokenize.end_of_text: true"),
     ),
+    Case(
+        "packs of documents that see each other",
+        "split --set train.pack_documents=true",
+        ("train.pack_documents", "model.document_mask: true"),
+    ),
     Case("a preset of another name", "preset books", ("no preset 'books'", "book, shakespeare-char")),
     Case("a preset over broken YAML", "preset book", ("params.yaml", "YAML"), write("params.yaml", "a: [\n")),
     Case(
@@ -1178,7 +1183,7 @@ def start(root: Path, *arguments: str, prefix: str = "", **options: Any) -> subp
     )  # fmt: skip
 
 
-LONGER = ["--set", "train.budget.amount=300", "--set", "train.evaluation.every=10", "--set", "model.dropout=0.1"]
+LONGER = ["--set", "train.budget.amount=200", "--set", "train.evaluation.every=10", "--set", "model.dropout=0.1"]
 
 
 @pytest.fixture
@@ -1219,6 +1224,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(
     assert forget_outputs(project.root) == published
 
 
+@pytest.mark.long  # tests/test_faults.py kills at random moments
 def test_a_killed_process_leaves_whole_states(longer: tuple[Project, dict[str, bytes]]) -> None:
     project, published = longer
     process = start(project.root, "train", *LONGER, *SAVING)
@@ -1235,8 +1241,8 @@ def test_a_killed_process_leaves_whole_states(longer: tuple[Project, dict[str, b
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
 def test_memory_that_runs_out_is_one_line(trained_project: Project) -> None:
     before = contents(trained_project.root)
-    larger = ["--set", "model.emb_dim=4096", "--set", "model.n_layers=1"]
-    process = start(trained_project.root, "train", *larger, prefix="ulimit -v 3000000;")
+    larger = ["--set", "model.emb_dim=2048", "--set", "model.n_layers=1"]
+    process = start(trained_project.root, "train", *larger, prefix="ulimit -v 2000000;")
     out, err = process.communicate(timeout=60)
     assert_error(Result(process.returncode, out, err), 1, ("out of memory", "lower", "model.emb_dim"))
     assert contents(trained_project.root) == before

@@ -64,8 +64,8 @@ def run(
             require_chat(checkpoint, "--system")
         session = TextSession(checkpoint, settings, generator, stops, echo=not at_terminal)
     if at_terminal:
-        with suppress(ImportError):  # arrow keys and history; not every Python has readline
-            import_module("readline")
+        with suppress(ImportError):  # arrow keys, history, several lines pasted; not every Python has readline
+            import_module("readline").parse_and_bind("set enable-bracketed-paste on")
         note(f"{paths.shown(paths.checkpoint)}: the {checkpoint.weights} weights, of step {checkpoint.step:,}")
         note(f"{settings}")
         note("/help explains, Ctrl-D ends")

@@ -205,7 +205,7 @@ def _check_size(params: Params, architecture: Architecture, splits: TokenFolder,
     tokens, parameters = len(splits.ids("train")), architecture.parameter_count
     share = tokens / parameters
     fact("model", f"{parameters:,} parameters, {share:.2g} training tokens per parameter")
-    check_length(tokens, params.model.context_length)
+    check_length(tokens, params)
     count, train_params = process_count(params.runtime), params.train
     micro_batch_size = rank_micro_batch_size(train_params.micro_batch_size, train_params.batch_size, count)
     check_fits(architecture, device, params.runtime.strategy, count, micro_batch_size)

@@ -13,6 +13,7 @@ from pipeline.comparison.rendering import CHECKPOINTS, RECIPES, Comparison, as_j
 from pipeline.comparison.runs import SEED, RunResult, common_unit, pair_scores, read_run, shared_sides
 from pipeline.comparison.sources import RunSource, find_experiments, find_source
 from pipeline.comparison.sweep import QUEUED, RUNNING, read_sweep
+from pipeline.comparison.tasks import compare_tasks
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import write_atomically
 from pipeline.core.params_diff import changed
@@ -120,6 +121,7 @@ def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResu
         sides=sides,
         params=params,
         changes={side: most_changed(each) for side, each in paired.items()} if question == CHECKPOINTS else {},
+        tasks=compare_tasks(first[0], second[0]) if question == CHECKPOINTS else [],
     )
 
 

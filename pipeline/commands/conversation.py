@@ -23,7 +23,7 @@ _HELP = f"""\
 What you type is a message, and the model answers. A message of several lines
 stands between {_QUOTES} and {_QUOTES}. Ctrl-C stops an answer; Enter alone continues an
 answer that was cut off. Ctrl-D ends the session.
-/system TEXT       set the system message; /system shows it, /system - removes it
+/system TEXT       set the system message; alone it shows it, with - removes it
 /undo              remove the last message and its answer
 /retry             generate another answer to the last message
 /reset             start a new conversation; the system message stays

@@ -25,32 +25,33 @@ def read_prompts(file: str) -> list[str]:
     return [prompt for _, prompt in prompts]
 
 
-def read_questions(texts: Sequence[str], file: str | None, system: str | None) -> list[list[Message]]:
-    """Texts, and the lines of a file, each as the message of a user; of a .jsonl file, its conversations.
+def read_questions(texts: Sequence[str], file: str | None, system: str | None) -> list[Sequence[Message]]:
+    """Texts, and the lines of a file, each as the message of a user; of a .jsonl file, its conversations, without
+    the answers at their ends.
 
     Each begins with the system message, unless it has its own.
 
     Raises:
         DataError: the file cannot be read.
     """
+    asked: list[Sequence[Message]]
     if file and file.endswith(".jsonl"):
-        more = read_conversations(file)
+        asked = [without_answer(each) for each in read_conversations(file)]
     else:
-        more = [[Message("user", text)] for text in (read_prompts(file) if file else [])]
-    every = [*([Message("user", text)] for text in texts), *more]
+        asked = [[Message("user", text)] for text in (read_prompts(file) if file else [])]
+    every = [*([Message("user", text)] for text in texts), *asked]
     first = [] if system is None else [Message("system", system)]
     return [each if each[0].role == "system" else [*first, *each] for each in every]
 
 
-def read_conversations(file: str) -> list[list[Message]]:
-    """Reads conversations from JSON lines with `messages`, as the corpus `conversations` has them. An answer at the
-    end is left out: the model is to give its own.
+def read_conversations(file: str) -> list[Sequence[Message]]:
+    """Reads conversations from JSON lines with `messages`, as the corpus `conversations` has them.
 
     Raises:
         DataError: there is none, a line is something else, or the bytes are not UTF-8.
     """
     name, lines = _lines(file)
-    found = []
+    found = list[Sequence[Message]]()
     for number, line in lines:
         try:
             found.append(_conversation(line))
@@ -59,6 +60,20 @@ def read_conversations(file: str) -> list[list[Message]]:
     if not found:
         raise DataError(f'{name} has no conversation: write one per line, as {{"messages": […]}}')
     return found
+
+
+def without_answer(messages: Sequence[Message]) -> Sequence[Message]:
+    """A conversation without an answer at its end: the model is to give its own.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    asked = messages[:-1] if messages[-1].role == "assistant" else messages
+    if not asked:
+        raise DataError(
+            f"there is nothing to answer before {messages[-1].content[:40]!r}: begin with the user's message"
+        )
+    return asked
 
 
 def conversation_line(messages: Sequence[Message], more: Mapping[str, Any] | None = None) -> str:
@@ -82,12 +97,7 @@ def _conversation(line: str) -> list[Message]:
         value = json.loads(line)
     except ValueError as error:
         raise ValueError(f"no JSON: {error}") from None
-    messages = list(_messages(value))
-    if messages[-1].role == "assistant":
-        del messages[-1]
-    if not messages:
-        raise ValueError("there is nothing to answer: the first message is the assistant's")
-    return messages
+    return list(_messages(value))
 
 
 def _messages(value: Any) -> Iterator[Message]:

@@ -1,4 +1,5 @@
-"""score: measures how well the trained model predicts given texts, in total, per file or per token."""
+"""score: measures how well the trained model predicts given texts, or the answers of given conversations, in total,
+per file or per token."""
 
 from __future__ import annotations
 
@@ -12,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.commands.generate import load_model
-from pipeline.commands.stream import score_stream
-from pipeline.commands.token_views import token_view
+from pipeline.commands.generate import load_model, require_chat
+from pipeline.commands.prompts import read_conversations
+from pipeline.commands.stream import score_conversations, score_stream
+from pipeline.commands.token_views import TokenView, token_view
 from pipeline.core.console import Progress, fact, json_line, printable, say
 from pipeline.core.errors import DataError
 from pipeline.data.encode import encode
-from pipeline.model.scoring import Summary
+from pipeline.data.masked import MaskedIds
+from pipeline.data.parts import encode_parts
+from pipeline.model.scoring import Scores, Summary
 from pipeline.plugin.components import Corpus, Document
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.stage import build_corpus
@@ -48,17 +52,23 @@ def run(
     weights: str | None = None,
     by_token: bool = False,
     as_json: bool = False,
+    chat: bool = False,
 ) -> None:
     """Prints the scores of each file ("-": standard input) and of all files; with `by_token` also of every token.
 
+    With `chat` the files hold conversations, and what the assistant says is scored.
+
     Raises:
-        DataError: a file is empty, has a single token, or cannot be decoded.
+        ParamsError: with `chat`, the tokenizer has no chat template.
+        DataError: a file is empty, has a single token, or cannot be decoded; or a conversation cannot be read.
     """
     evaluate_params, corpus = params.evaluate, build_corpus(params, paths)
     checkpoint = load_model(params, paths, Registry.load(paths.plugins, ["models"]), weights, "fp32")
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     stride = max(1, round(evaluate_params.stride * model.architecture.shape.context_length))
     start = np.array([tokenizer.end_of_text] if params.tokenize.end_of_text else [], dtype=np.uint32)
+    if chat:
+        require_chat(checkpoint, "--chat")
     if not as_json:
         what = f"the {checkpoint.weights} weights, of step {checkpoint.step:,}"
         fact("read", f"{paths.shown(paths.checkpoint)}: {what}")
@@ -70,28 +80,39 @@ def run(
         if as_json:
             sys.stdout.write(json_line(rows[-1]))
 
+    def scored(file: str, view: TokenView | None) -> Iterator[Scores]:
+        """The scores of a file; `view` shows them."""
+        if chat:
+            talks = _conversations(file, tokenizer)
+            for ids, scores in score_conversations(model, talks, stride, evaluate_params.batch_size):
+                if view is not None:
+                    view.read_and_scored(ids.tolist(), scores)
+                yield scores
+            return
+        blocks = _ids(file, tokenizer, corpus, paths)
+        first = next(blocks)
+        if not len(start) and view is not None:
+            view.unscored(int(first[0]))
+        for scores in score_stream(model, chain([start, first], blocks), stride, evaluate_params.batch_size):
+            if view is not None:
+                view.scored(scores)
+            yield scores
+
     for file in files:
         if by_token and not as_json:
             say(f"\n── {_display_name(file)} ──")
         summary = Summary(tokenizer.byte_lengths)
         view = token_view(file, tokenizer, as_json) if by_token else None
-        blocks = _ids(file, tokenizer, corpus, paths)
-        first = next(blocks)
-        if not len(start) and view is not None:
-            view.unscored(int(first[0]))
         quiet = by_token or as_json  # the output is for a program, or long: no progress bar
         with nullcontext() if quiet else Progress(f"scoring {file}", "token") as progress:
-            for scores in score_stream(model, chain([start, first], blocks), stride, evaluate_params.batch_size):
+            for scores in scored(file, view):
                 summary.add(scores)
                 total.add(scores)
-                if view is not None:
-                    view.scored(scores)
                 if progress is not None:
                     progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
         if not summary.tokens:
-            raise DataError(
-                f"{_display_name(file)} has a single token, which nothing precedes: there is nothing to score"
-            )
+            why = "no message of an assistant" if chat else "a single token, which nothing precedes"
+            raise DataError(f"{_display_name(file)} has {why}: there is nothing to score")
         if view is not None:
             view.end()
         add_row({"file": file}, summary)
@@ -115,6 +136,16 @@ def _ids(file: str, tokenizer: Tokenizer, corpus: Corpus, paths: Paths) -> Itera
             yield ids
     if empty:
         raise DataError(f"{_display_name(file)} is empty: there is nothing to score")
+
+
+def _conversations(file: str, tokenizer: Tokenizer) -> Iterator[MaskedIds]:
+    """The ids of conversations, as tokenize writes them."""
+    for messages in read_conversations(file):
+        try:
+            yield MaskedIds(*encode_parts(tokenizer.chat.parts(messages), tokenizer))
+        except ValueError as error:
+            where = f"{_display_name(file)}: the conversation that begins with {messages[0].content[:40]!r}"
+            raise DataError(f"{where}: {' '.join(str(error).split())}") from None
 
 
 def _text(file: str, corpus: Corpus, paths: Paths) -> Iterator[str]:

@@ -26,7 +26,7 @@ from pipeline.model.generate import Decoder, SequenceState, draw
 SETTINGS_HELP = """\
 /tokens N          set the number of tokens per turn
 /set               show the settings
-/set NAME VALUE    set a sampler's option: /set temperature 0.5; adds the sampler
+/set NAME VALUE    set a sampler's option, and use it: /set temperature 0.5
 /samplers NAME…    use these samplers, in this order
 /quit              end the session"""
 

@@ -1,4 +1,4 @@
-"""Scores a text given as a stream of ids, with one batch of windows in memory."""
+"""Scores a text given as a stream of ids, or conversations, with one batch of windows in memory."""
 
 from __future__ import annotations
 
@@ -32,6 +32,36 @@ def score_stream(model: LanguageModel, blocks: Iterable[Ids], stride: int, batch
             yield from score(model, MaskedIds(held), _windows(span, context, stride, scored), batch_size)
             held, scored = held[batch_size * stride :], span - batch_size * stride
     yield from score(model, MaskedIds(held), _windows(len(held), context, stride, scored), batch_size)
+
+
+def score_conversations(
+    model: LanguageModel, conversations: Iterable[MaskedIds], stride: int, batch_size: int
+) -> Iterator[tuple[Ids, Scores]]:
+    """Scores the learnt tokens of conversations, of which none sees another.
+
+    Yields:
+        The ids of one or more conversations, and the scores of those that are learnt, with their places in them.
+    """
+    context = model.architecture.shape.context_length
+    held, windows, size = list[MaskedIds](), list[EvaluationWindow](), 0
+
+    def scored() -> Iterator[tuple[Ids, Scores]]:
+        ids = np.concatenate([each.ids for each in held])
+        learn = np.concatenate([each.learnt(0, len(each)).astype(np.uint8) for each in held])
+        parts = list(score(model, MaskedIds(ids, learn), windows, batch_size))
+        names = ("targets", "nats", "correct", "places")
+        yield ids, Scores(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    for each in conversations:
+        for window in evaluation_windows(len(each), context, stride):
+            windows.append(replace(window, start=window.start + size, end=window.end + size))
+        held.append(each)
+        size += len(each)
+        if len(windows) >= batch_size:
+            yield from scored()
+            held, windows, size = [], [], 0
+    if windows:
+        yield from scored()
 
 
 def _windows(tokens: int, context: int, stride: int, scored: int) -> list[EvaluationWindow]:

@@ -177,6 +177,9 @@ def _plan(params: Params, paths: Paths, splits: TokenFolder, compiled: bool = Fa
     architecture = components.architecture(params.model, data.tokenizer)
     phase = last_phase(params, components, data, architecture)
     flops = phase.length.total_windows * params.model.context_length * architecture.flops_per_token
+    if not phase.length.total_windows:  # train.budget.amount: 0 takes no step
+        length = replace(phase.length, phase_windows=(phase.length.batch_size,))
+        phase = replace(phase, length=length)
     config = resolve_runtime_config(params, Ranks(), {}, flops)
     teacher = Teacher.of(components.loss, paths.root)
     run = TrainingRun.build(params, components, data, phase, replace(config, compile=compiled), teacher=teacher)

@@ -17,6 +17,7 @@ from pipeline.comparison.rendering import (
     meaning,
     p_value,
     tables,
+    task_tables,
     verdict,
 )
 from pipeline.comparison.runs import NATS
@@ -84,6 +85,7 @@ def render(comparison: Comparison, first: Sequence[Training], second: Sequence[T
         answers=[f"{side}: {verdict(found, comparison.unit)}" for side, found in sides.items()],
         losses={side: _numbers(found) for side, found in sides.items()},
         meaning=meaning(comparison),
+        tasks=list(task_tables(comparison)),
         tables=list(tables(comparison)),
         curves=[
             (axis, [lay_out(plot) for plot in _plots(labels, trainings, comparison.unit, axis)]) for axis in axes

@@ -6,10 +6,11 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.comparison.checkpoints import Difference, DocumentChange
+from pipeline.comparison.tasks import TaskDifference
 from pipeline.core.console import columns
 
 CHECKPOINTS = "checkpoints"
@@ -38,6 +39,7 @@ class Comparison:
         sides: The differences on val and test.
         params: The params that differ, with the values of A and B.
         changes: The documents or blocks with the largest contributions to the difference; only for checkpoints.
+        tasks: The differences in the numbers of tasks; only for checkpoints.
     """
 
     question: str
@@ -47,6 +49,7 @@ class Comparison:
     sides: dict[str, Difference]
     params: dict[str, tuple[Any, Any]]
     changes: dict[str, list[DocumentChange]]
+    tasks: list[TaskDifference] = field(default_factory=list)
 
 
 def verdict(found: Difference, unit: str) -> str:
@@ -82,6 +85,7 @@ def as_json(comparison: Comparison) -> str:
         **sides,
         "params": {key: {"A": first, "B": second} for key, (first, second) in comparison.params.items()},
         "changed_most": {side: [asdict(each) for each in changes] for side, changes in comparison.changes.items()},
+        **({"tasks": [asdict(each) for each in comparison.tasks]} if comparison.tasks else {}),
     }
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
@@ -105,7 +109,7 @@ def as_text(comparison: Comparison) -> Iterator[str]:
         yield f"  {side:<5} {verdict(found, comparison.unit)}"
         yield f"        {_numbers(found)}"
     yield f"  {meaning(comparison)}"
-    for title, header, rows in tables(comparison):
+    for title, header, rows in (*task_tables(comparison), *tables(comparison)):
         yield ""
         yield title
         yield from aligned([header, *rows])
@@ -125,7 +129,7 @@ def as_markdown(comparison: Comparison) -> Iterator[str]:
     yield from grid([["", "A", "B", "", "p"], *rows])
     yield ""
     yield meaning(comparison).replace("--against", "`--against`")
-    for title, header, cells in tables(comparison):
+    for title, header, cells in (*task_tables(comparison), *tables(comparison)):
         yield ""
         yield f"{title}:"
         yield ""
@@ -155,6 +159,28 @@ def _numbers(found: Difference) -> str:
 def p_value(found: Difference) -> str:
     """p as people write it."""
     return f"{found.p_value:.2g}" if found.p_value >= 0.0002 else "< 0.0002"
+
+
+def task_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Yields the table of tasks, if there are any, as title, header and rows."""
+    if comparison.tasks:
+        yield (
+            "Tasks, over the items that both have (p: exact McNemar test)",
+            ["", "A", "B", "B − A", "only A", "only B", "items", "p"],
+            [
+                [
+                    each.number,
+                    f"{each.first:.4f}",
+                    f"{each.second:.4f}",
+                    f"{each.second - each.first:+.4f}",
+                    f"{each.only_first:,}",
+                    f"{each.only_second:,}",
+                    f"{each.items:,}",
+                    f"{each.p_value:.2g}",
+                ]
+                for each in comparison.tasks
+            ],
+        )
 
 
 def tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:

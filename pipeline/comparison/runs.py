@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -18,8 +18,9 @@ from pipeline.core.paths import EVALUATION
 from pipeline.core.values import OPEN, NonNegativeInt, parse_values
 from pipeline.evaluate.bootstrap import FEWEST_DOCUMENTS
 from pipeline.evaluate.breakdown import UnitScore
-from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, read_units
+from pipeline.evaluate.tables import BLOCKS, DOCUMENTS, TASKS, read_items, read_units
 
+T = TypeVar("T")
 Totals = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 SEED = "train.seed"
@@ -37,6 +38,7 @@ class RunResult:
         params: The effective params of the run, by section.
         about: What was evaluated and how: the content of reports/evaluation.json.
         documents, blocks: The scores of the held-out texts, "val" and, if there is one, "test".
+        items: The values of the items of tasks by name, such as questions, by the name of the number.
     """
 
     name: str
@@ -44,6 +46,7 @@ class RunResult:
     about: dict[str, Any]
     documents: dict[str, list[UnitScore]]
     blocks: dict[str, list[UnitScore]]
+    items: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def sides(self) -> list[str]:
@@ -64,12 +67,12 @@ def read_run(source: RunSource) -> RunResult:
     def values(path: str, kind: Any) -> Any:
         return parse_values(source.read(path), kind, f"{source.name}: {path}", _REMEDY)
 
-    def units(path: str) -> dict[str, list[UnitScore]]:
-        text = source.read(path)
+    def table(name: str, parse: Callable[[str], T]) -> T:
+        text = source.read(f"reports/{name}")
         try:
-            return read_units(text)
+            return parse(text)
         except (ValueError, csv.Error) as error:
-            raise DataError(f"{source.name}: {path} is damaged ({error}): {_REMEDY}") from None
+            raise DataError(f"{source.name}: reports/{name} is damaged ({error}): {_REMEDY}") from None
 
     metrics = values("metrics/evaluate.json", dict[str, Any])
     about = asdict(values(f"reports/{EVALUATION}", _About))
@@ -78,9 +81,12 @@ def read_run(source: RunSource) -> RunResult:
         source.name,
         {**about["params"], "evaluate": evaluated},
         about,
-        units(f"reports/{DOCUMENTS}"),
-        units(f"reports/{BLOCKS}"),
+        table(DOCUMENTS, read_units),
+        table(BLOCKS, read_units),
     )
+    if about["task_items"]:
+        for each in table(TASKS, read_items):
+            run.items.setdefault(each.number, {})[each.item] = each.value
     for side in run.sides:
         totals = np.array([unit[1:3] for unit in run.documents.get(side, [])]).reshape(-1, 2).sum(axis=0)
         numbers = metrics.get(side)
@@ -127,6 +133,7 @@ class _About:
     stride_share: Annotated[float, Field(gt=0, le=1)]
     tokenizer: _Tokenizer
     params: Annotated[dict[str, dict[str, Any]], AfterValidator(_require_train_params)]
+    task_items: NonNegativeInt = 0
 
 
 def common_unit(runs: Sequence[RunResult]) -> str:

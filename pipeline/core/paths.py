@@ -22,6 +22,7 @@ class Paths:
         self.root = root
         self.raw = root / "data" / "raw"
         self.tasks = root / "data" / "tasks"
+        self.weights = root / "data" / "weights"
         self.plugins = root / "plugins"
         self.tokens = root / "artifacts" / "tokens"
         self.splits = root / "artifacts" / "splits"

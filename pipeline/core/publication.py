@@ -172,7 +172,7 @@ def _publishing(paths: Paths) -> Iterator[None]:
 
 def _leftovers(paths: Paths) -> Iterator[Path]:
     """Temporary files of dead processes beside the project's outputs and other files that commands write."""
-    for folder in (paths.root, paths.tokens.parent, paths.metrics, paths.reference.parent):
+    for folder in (paths.root, paths.tokens.parent, paths.metrics, paths.reference.parent, paths.weights):
         for path in folder.glob(".*-*"):
             owner = _LEFTOVER.search(path.name)
             if owner and not _is_another(int(owner[1])):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import tee, zip_longest
 from typing import Any, overload
@@ -14,13 +15,13 @@ from pipeline.core.errors import DataError, PluginError
 from pipeline.data.index import IndexEntry
 from pipeline.data.masked import MaskedIds
 from pipeline.plugin.calls import calling, guarded_items, label, supported_arguments
-from pipeline.plugin.components import BatchSampler
+from pipeline.plugin.components import IGNORED, BatchSampler
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex
 
 
 @dataclass(frozen=True)
 class TrainingWindows:
-    """The training tokens as windows of `context_length` tokens, in the order of a batch sampler.
+    """The training tokens as windows of at most `context_length` tokens, in the order of a batch sampler.
 
     Attributes:
         ids: The training tokens, and which of them are learnt.
@@ -57,23 +58,30 @@ class TrainingWindows:
         more = supported_arguments(sampler, "offset", total_samples=total)
         with calling(sampler):
             found = [sampler.offset(sample, self.seed, self.index, **more) for sample in range(first, last)]
-        end = len(self.ids) - self.context_length
         for sample, offset in enumerate(found, first):
-            if not isinstance(offset, int | np.integer) or not 0 <= offset < end:
-                raise PluginError(
-                    f"{label(self.sampler)} returned the offset {offset!r} for sample {sample}: it must be an "
-                    f"integer from 0 to {end - 1}, the start of the last window"
+            try:
+                self.index.window_end(operator.index(offset))
+            except (TypeError, IndexError):
+                last = len(self.ids) - self.context_length - 1
+                what = (
+                    f"an integer from 0 to {last}, the start of the last window"
+                    if self.index.ends is None
+                    else "from in_order or shuffled of a source, as windows are packs (train.pack_documents)"
                 )
+                raise PluginError(
+                    f"{label(self.sampler)} returned the offset {offset!r} for sample {sample}: it must be {what}"
+                ) from None
         return found
 
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Inputs and targets, int64 [B, T], of the windows at `offsets`; targets are inputs shifted by one token,
-        or `IGNORED` where they are only read."""
-        length = self.context_length
-        inputs, targets = (np.empty((len(offsets), length), np.int64) for _ in range(2))
+        or `IGNORED` where they are not to be learnt, and after the end of a pack."""
+        shape = (len(offsets), self.context_length)
+        inputs, targets = np.full(shape, self.ids.document_end or 0, np.int64), np.full(shape, IGNORED, np.int64)
         for row, offset in enumerate(offsets):
-            inputs[row] = self.ids.ids[offset : offset + length]
-            targets[row] = self.ids.targets(offset + 1, offset + 1 + length)
+            last = self.index.window_end(offset) - 1
+            inputs[row, : last - offset] = self.ids.ids[offset:last]
+            targets[row, : last - offset] = self.ids.targets(offset + 1, last + 1)
         return inputs, targets
 
 
@@ -90,19 +98,10 @@ def token_index(
     """
     n_offsets = tokens - context_length  # the number of valid window offsets
     text = Source("", context_length, shift, (0,), (0,), n_offsets)
-    if type(sampler).sources is BatchSampler.sources:
-        return TokenIndex(tokens, context_length, text, {})
     found: dict[str, _Spans] = {}
-    entries, copies = tee(documents)
-    indexed = (IndexedDocument(entry.name, entry.tokens) for entry in copies)
-    names = guarded_items(sampler, lambda: sampler.sources(indexed), passes=(ValueError,))
-    try:
-        for entry, name in zip_longest(entries, names):
-            if entry is None or not isinstance(name, str):
-                raise PluginError(f"{label(sampler)}: sources must yield one str per document, not {name!r}")
+    if has_sources(sampler):
+        for entry, name in named_documents(sampler, documents):
             found.setdefault(name, _Spans()).add(entry.start, min(entry.end, n_offsets))
-    except ValueError as error:
-        raise DataError(f"train.batch_sampler.{sampler.name}: {error}") from None
     for name, spans in found.items():
         if not spans.tokens:
             raise DataError(
@@ -114,6 +113,30 @@ def token_index(
         for name, spans in found.items()
     }
     return TokenIndex(tokens, context_length, text, sources)
+
+
+def has_sources(sampler: BatchSampler) -> bool:
+    """Whether a sampler groups the documents into sources; otherwise it does not read them."""
+    return type(sampler).sources is not BatchSampler.sources
+
+
+def named_documents(sampler: BatchSampler, documents: Iterable[IndexEntry]) -> Iterator[tuple[IndexEntry, str]]:
+    """The documents, each with the name of the source to which `sampler` assigns it.
+
+    Raises:
+        DataError: the sampler refuses the documents.
+        PluginError: the sampler does not name one source per document.
+    """
+    entries, copies = tee(documents)
+    indexed = (IndexedDocument(entry.name, entry.tokens) for entry in copies)
+    names = guarded_items(sampler, lambda: sampler.sources(indexed), passes=(ValueError,))
+    try:
+        for entry, name in zip_longest(entries, names):
+            if entry is None or not isinstance(name, str):
+                raise PluginError(f"{label(sampler)}: sources must yield one str per document, not {name!r}")
+            yield entry, name
+    except ValueError as error:
+        raise DataError(f"train.batch_sampler.{sampler.name}: {error}") from None
 
 
 class _Spans:

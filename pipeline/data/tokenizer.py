@@ -227,6 +227,8 @@ class Tokenizer:
             raise ValueError(f"an id is below 0 or above {LARGEST_ID:,}")
         if self.end not in self.special_tokens:
             raise ValueError(f"there is no special token {self.end!r} to end a document")
+        if "" in self.special_tokens:
+            raise ValueError("a special token is empty")
         if b"" in self.ranks:
             raise ValueError("a token is empty")
         if "".join(split(self.pattern, _EVERY_SORT)) != _EVERY_SORT:

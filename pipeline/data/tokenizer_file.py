@@ -139,7 +139,10 @@ def _template_beside(path: Path) -> tuple[str, dict[str, str]]:
     except ValueError as error:
         raise DataError(f"{config} {error}: copy the complete file again, or remove it") from None
     if jinja.is_file():
-        template = jinja.read_text("utf-8", errors="replace")
+        try:
+            template = jinja.read_text("utf-8")
+        except ValueError as error:
+            raise DataError(f"{jinja} is not UTF-8 text ({error}): copy the complete file again") from None
     return template, variables if template else {}
 
 
@@ -154,11 +157,13 @@ def template_of_config(text: str) -> tuple[str, dict[str, str]]:
         found = config.get("chat_template") or ""
         if isinstance(found, list):  # several, by name
             found = {each["name"]: each["template"] for each in found}.get("default", "")
+        if not isinstance(found, str):
+            raise TypeError(f"chat_template is {str(found)[:40]}, not a text")
         tokens = {name: config.get(name) for name in _VARIABLES}
         contents = {name: each["content"] if isinstance(each, dict) else each for name, each in tokens.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"is not a tokenizer_config.json ({type(error).__name__}: {error})") from None
-    return str(found), {name: str(content) for name, content in contents.items() if content is not None}
+    return found, {name: str(content) for name, content in contents.items() if content is not None}
 
 
 def _prove_in_a_process(tokenizer: Tokenizer, path: Path, *arguments: str) -> None:

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.data.joined import check_ids
+from pipeline.evaluate.places import Offsets, target_sums
 
 if TYPE_CHECKING:
-    from pipeline.data.joined import AnyIds
+    from pipeline.data.masked import MaskedIds
     from pipeline.model.scoring import Scores
 
 Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
 Sums = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 MOST_BLOCKS = 128
-_AT_ONCE = 1 << 20
 _POWERS = 10 ** np.arange(18)
 
 
@@ -30,7 +29,7 @@ class UnitScore(NamedTuple):
 
     Attributes:
         name: The name of the document, or the number of the block.
-        tokens: The number of targets: all tokens, except for the first one of the split.
+        tokens: The number of targets: all tokens that are learnt, except for the first one of the split.
         nats: The sum of their negative log-likelihoods.
         bytes: The size of their text in UTF-8.
         text_nats: The nats without special tokens, which have no text.
@@ -79,53 +78,56 @@ class Breakdown(NamedTuple):
 
 
 class BreakdownAccumulator:
-    """Accumulates scores, in the order of the text, into a `Breakdown`."""
+    """Accumulates scores, in the order of the text, into a `Breakdown`.
+
+    Attributes:
+        targets: The number of targets of the text.
+    """
 
     def __init__(
         self,
-        ids: AnyIds,
+        ids: MaskedIds,
         documents: Sequence[tuple[str, int]],
         train_counts: Counts,
         byte_lengths: np.ndarray[Any, Any],
         context_length: int,
-        stride: int,
     ) -> None:
         """
         Args:
-            ids: The tokens of the text; all but the first are targets.
+            ids: The tokens of the text; those that are learnt, but not the first, are targets.
             documents: The name and the offset of the first token of each document.
             train_counts: The count of each id in the training text [V].
             byte_lengths: The number of bytes of text of each id [V]; 0 for special tokens.
             context_length: T.
-            stride: The distance between the starts of windows.
         """
         self._names = [name for name, _ in documents]
         self._starts = np.array([start for _, start in documents], dtype=np.int64)
-        self._byte_lengths, self._context, self._stride = byte_lengths, context_length, stride
+        self._byte_lengths = byte_lengths
         self._bucket = np.searchsorted(_POWERS, train_counts, side="right")
-        self._all_bytes = max(sum_of(ids[1:], byte_lengths), 1)
-        self._next, self._bytes_before = 1, 0  # the offset of the next target, and the bytes before it
-        blocks = _blocks(len(ids) - 1, context_length)
+        self.targets, size = target_sums(ids, byte_lengths)
+        self._all_bytes = max(size, 1)
+        self._bytes_before = 0  # of the next target
+        blocks = _blocks(self.targets, context_length)
         self._documents = np.zeros((5, len(documents)))
         self._blocks = np.zeros((5, blocks))
         self._positions = np.zeros((2, context_length))
         self._frequencies = np.zeros((2, int(self._bucket.max()) + 1))
 
-    def add(self, scores: Scores) -> None:
-        """Adds the scores of the next targets in the text."""
+    def add(self, scores: Scores, positions: Offsets) -> None:
+        """Adds the scores of the next targets in the text, and their positions in the context."""
         count = len(scores.targets)
-        targets = np.arange(self._next, self._next + count)
+        if not count:
+            return
         lengths = self._byte_lengths[scores.targets]
         ends = self._bytes_before + np.cumsum(lengths)
         ones = np.ones(count)
         columns = [ones, scores.nats, lengths, np.where(lengths > 0, scores.nats, 0.0), scores.correct]
-        document = np.searchsorted(self._starts, targets, side="right") - 1
+        document = np.searchsorted(self._starts, scores.places, side="right") - 1
         _add(self._documents, document, columns)
         size = self._blocks.shape[1]
         _add(self._blocks, np.minimum((ends - lengths) * size // self._all_bytes, size - 1), columns)
-        _add(self._positions, positions(targets - 1, self._context, self._stride), columns[:2])
+        _add(self._positions, positions, columns[:2])
         _add(self._frequencies, self._bucket[scores.targets], columns[:2])
-        self._next += count
         self._bytes_before += int(lengths.sum())
 
     def breakdown(self) -> Breakdown:
@@ -138,15 +140,6 @@ class BreakdownAccumulator:
                 FrequencyLoss, [0, *_POWERS[: self._frequencies.shape[1] - 1].tolist()], self._frequencies
             ),
         )
-
-
-def positions(targets: Counts, context_length: int, stride: int) -> Counts:
-    """The position in its window from which each target is predicted, with the windows of `evaluation_windows`.
-
-    `targets` are the indices of the targets in the text, from 0.
-    """
-    windows: Counts = np.maximum(targets - context_length + stride, 0) // stride
-    return targets - windows * stride
 
 
 def _blocks(targets: int, context_length: int) -> int:
@@ -179,17 +172,3 @@ def _means(row: Callable[[int, int, float], Any], keys: Iterable[int], sums: Sum
         for key, (tokens, nats) in zip(keys, sums.T.tolist(), strict=True)
         if tokens
     ]
-
-
-def sum_of(ids: AnyIds, values: np.ndarray[Any, Any]) -> int:
-    """The sum of the values [V] of all ids, read in chunks.
-
-    Raises:
-        DataError: an id is not in the vocabulary.
-    """
-    total = 0
-    for start in range(0, len(ids), _AT_ONCE):
-        chunk = ids[start : start + _AT_ONCE]
-        check_ids(chunk, len(values), "the text to score", "run `python -m pipeline split`")
-        total += int(values[chunk].sum())
-    return total

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.breakdown import Breakdown
-from pipeline.evaluate.samples import Sample
+from pipeline.evaluate.samples import AnsweredQuestion, Sample
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.run_record import RunRecord
 
@@ -23,6 +23,7 @@ class Evaluation:
         about: The content of reports/evaluation.json, with the intervals, baselines and groups of each text.
         breakdowns: The breakdown of the loss of "val" and, if there is one, "test".
         samples: For each prompt, continuations sampled in several ways.
+        answered: Some held-out questions with the model's answers; empty without a chat template.
         record: The record of the run that trained the checkpoint.
         params: The effective params of the evaluation.
     """
@@ -33,5 +34,6 @@ class Evaluation:
     about: dict[str, Any]
     breakdowns: dict[str, Breakdown]
     samples: list[list[Sample]]
+    answered: list[AnsweredQuestion]
     record: RunRecord
     params: dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 
 from pipeline.core.errors import ParamsError, PluginError
-from pipeline.data.batches import EvaluationWindow
-from pipeline.evaluate.breakdown import UnitScore, positions
+from pipeline.evaluate.breakdown import UnitScore
+from pipeline.evaluate.places import Places
+from pipeline.evaluate.tables import TaskItem
 from pipeline.model.scoring import loss_metrics
 from pipeline.plugin.calls import calling, check_numbers, label
 from pipeline.plugin.components import IGNORED, Metric, TaskMetric, TextModel, TokenScores
@@ -26,8 +28,7 @@ Updates = list[tuple[str, str, dict[str, float]]]
 
 
 class MetricSums:
-    """The sums of the chosen metrics over a text. Targets must be observed in the order of the text, except after
-    `observe_from`; their updates must be added in this order.
+    """The sums of the chosen metrics over a text. Updates must be added in the order of the text.
 
     Attributes:
         groups: The patterns that match a document of this text.
@@ -39,8 +40,6 @@ class MetricSums:
         patterns: Iterable[str],
         documents: Sequence[tuple[str, int]],
         byte_lengths: np.ndarray[Any, Any],
-        context_length: int,
-        stride: int,
     ) -> None:
         """
         Args:
@@ -48,7 +47,6 @@ class MetricSums:
             patterns: The groups, as patterns of document names.
             documents: The name and the offset of the first token of each document.
             byte_lengths: The number of bytes of text of each id [V].
-            context_length, stride: T, and the distance between the starts of windows.
         """
         self._metrics = [metric for metric in metrics if not isinstance(metric, TaskMetric)]
         self._starts = np.array([start for _, start in documents], dtype=np.int64)
@@ -56,14 +54,15 @@ class MetricSums:
         self._members = {pattern: members for pattern, members in found.items() if members.any()}
         self.groups = list(self._members)
         self._byte_lengths = torch.from_numpy(byte_lengths)
-        self._context, self._stride, self._next = context_length, stride, 0
+        self._places, self._next = Places(*np.zeros((2, 0), np.int64)), 0
         self._sums: dict[tuple[str, str], defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._updates: Updates = []
 
-    def observe_from(self, window: EvaluationWindow) -> Any:
-        """`observe`, from the first counted target of a window on."""
-        self._next = window.end - window.counted - 1
-        return self.observe
+    def observer(self, places: Places) -> Any:
+        """The observer of logits for `score`, whose targets are at `places`; None if there is no metric, so that no
+        work is done for it."""
+        self._places, self._next = places, 0
+        return self._observe if self._metrics else None
 
     def take(self) -> Updates:
         """The updates since the last call, which are not added to the sums yet."""
@@ -76,11 +75,6 @@ class MetricSums:
             sums = self._sums[group, metric]
             for name, value in values.items():
                 sums[name] += value
-
-    @property
-    def observe(self) -> Any:
-        """The observer of logits for `score`; None if there is no metric, so that no work is done for it."""
-        return self._observe if self._metrics else None
 
     def _observe(
         self,
@@ -95,16 +89,16 @@ class MetricSums:
             targets, nats, correct, confidence, logits = (
                 each[counted] for each in (targets, nats, correct, confidence, logits)
             )
-        numbers = np.arange(self._next, self._next + len(targets))
+        offsets, in_window = (each[self._next : self._next + len(targets)] for each in self._places)
         self._next += len(targets)
         if not len(targets):
             return
         if self._byte_lengths.device != targets.device:
             self._byte_lengths = self._byte_lengths.to(targets.device)
-        in_window = torch.from_numpy(positions(numbers, self._context, self._stride)).to(targets.device)
-        scores = TokenScores(targets, nats, correct, confidence, in_window, self._byte_lengths[targets], logits)
+        positions = torch.from_numpy(in_window).to(targets.device)
+        scores = TokenScores(targets, nats, correct, confidence, positions, self._byte_lengths[targets], logits)
         self._update("", scores)
-        document = np.searchsorted(self._starts, numbers + 1, side="right") - 1
+        document = np.searchsorted(self._starts, offsets, side="right") - 1
         for pattern, is_member in self._members.items():
             members = torch.from_numpy(is_member[document]).to(targets.device)
             if members.any():
@@ -158,14 +152,19 @@ def check_groups(patterns: Iterable[str], found: Iterable[Mapping[str, Any]]) ->
             )
 
 
-def run_tasks(metrics: Sequence[Metric], model: TextModel) -> dict[str, float]:
-    """Runs the chosen tasks; returns their numbers."""
+def run_tasks(metrics: Sequence[Metric], model: TextModel, items: list[TaskItem] | None = None) -> dict[str, float]:
+    """Runs the chosen tasks; returns their numbers, and adds what they record to `items`."""
     used_names: dict[str, str] = {}
     found: dict[str, float] = {}
     for metric in metrics:
         if isinstance(metric, TaskMetric):
+
+            def record(number: str, item: str, value: float, text: str = "", task: str = metric.name) -> None:
+                if items is not None:
+                    items.append(TaskItem(task, number, item, float(value), text))
+
             with calling(metric):
-                numbers = metric.run(model)
+                numbers = metric.run(replace(model, record=record))
             found |= _checked(numbers, metric, used_names)
     return found
 

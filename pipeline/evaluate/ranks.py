@@ -10,6 +10,7 @@ from pipeline.data.masked import MaskedIds
 from pipeline.distributed.interrupt import StopSignal
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluate.metrics import MetricSums
+from pipeline.evaluate.places import Offsets, Places
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, score
 
@@ -21,15 +22,15 @@ def score_on_ranks(
     batch_size: int,
     sums: MetricSums,
     ranks: Ranks,
-) -> Iterator[Scores]:
+) -> Iterator[tuple[Scores, Offsets]]:
     """Scores windows on all ranks, which must all iterate; rank r takes the batches r, r + world_size, …
 
     The batches are those of a single process, and rank 0 gets their scores and metric updates in the order of the
     text. So it adds the same numbers in the same order as a single process does.
 
     Yields:
-        On rank 0, the scores of each batch, after the metrics' updates have been added to `sums`; on the others
-        nothing.
+        On rank 0, the scores of each batch and the positions of its targets in the context, after the metrics'
+        updates have been added to `sums`; on the others nothing.
 
     Raises:
         Interrupted: the launcher died.
@@ -43,9 +44,10 @@ def score_on_ranks(
         # Ranks without a batch compute the last one again: FSDP's collectives must match.
         start = min(number, batches - 1) * batch_size
         batch = windows[start : start + batch_size]
-        (scores,) = score(model, ids, batch, batch_size, sums.observe_from(batch[0]))
+        places = Places.of(ids, batch)
+        (scores,) = score(model, ids, batch, batch_size, sums.observer(places))
         updates = sums.take()
-        for found in ranks.gather((scores, updates) if number < batches else None):
+        for found in ranks.gather((scores, places.positions, updates) if number < batches else None):
             if found is not None:
-                sums.add(found[1])
-                yield found[0]
+                sums.add(found[2])
+                yield found[0], found[1]

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.dvc_cache import cached_folder, recorded_digest
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import EVALUATION, METRICS
+from pipeline.evaluate.conversations import ASSISTANT, Turn
+from pipeline.evaluate.tables import task_table
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
+    from pipeline.evaluate.evaluation import Evaluation
 
 Numbers = Mapping[str, Any]
 _BITS = "bits_per_byte"
@@ -83,6 +86,28 @@ def table(numbers: Numbers, about: Numbers, units: Mapping[str, str]) -> Iterato
         yield f"ranges: 95% over {over}"
 
 
+def scored(about: Numbers) -> Iterator[str]:
+    """A line for each text of which only a part is scored, and one that says why there is no xz."""
+    parts = {side: each["scored"] for side, each in about.items() if "scored" in each}
+    for side, part in parts.items():
+        yield f"{part['tokens']:,} of {part['of']:,} tokens of {side}: {part['what']}"
+    if parts:
+        yield "without xz, which would compress all of the text"
+
+
+def tasks(numbers: Mapping[str, float]) -> Iterator[str]:
+    """The numbers of tasks: a line, or a table if there are kinds of items."""
+    names, rows = task_table(numbers)
+    if len(rows) == 1:
+        yield "  ".join(f"{name.replace('_', ' ')} {value:,.4f}" for name, value in numbers.items())
+        return
+    cells = [["", *(name.replace("_", " ") for name in names)]]
+    cells += [[kind, *("" if value is None else f"{value:.4f}" for value in values)] for kind, values in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
 def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, float]]) -> tuple[str, str]:
     """The name of the main text (test, if there is one), and its result with its baselines and the previous run."""
     side = "test" if "test" in numbers else next(iter(numbers))
@@ -108,6 +133,16 @@ def worse_than_unigram(numbers: Numbers, about: Numbers) -> Iterator[str]:
             )
 
 
+def sample(evaluation: Evaluation) -> Iterator[str]:
+    """An answered question, or the first sample, to print."""
+    for each in evaluation.answered[:1]:
+        said = [*each.turns, Turn(ASSISTANT, each.answer.text.strip())]
+        yield "\n" + "\n".join(f"{turn.role}: {turn.text}".removeprefix(": ") for turn in said)
+        yield f"(the right answer: {each.right})\n"
+    for first, *_ in evaluation.samples[:1] if not evaluation.answered else ():
+        yield f"\n{first.prompt}{first.continuation}\n"
+
+
 def comparable(about: Numbers, before: Mapping[str, tuple[str, float]]) -> bool:
     """Whether the previous run was evaluated on one of the same texts."""
     return any(side in before and before[side][0] == each["text"] for side, each in about.items())
@@ -120,11 +155,14 @@ def _change(now: float, before: float) -> str:
     return f"{abs(difference):.3f} {'better' if difference > 0 else 'worse'} than before"
 
 
-def next_commands(prompts: Sequence[str], comparable: bool) -> str:
-    """Commands to run next: generate, with the first prompt, and compare, if there is a comparable previous run."""
+def next_commands(prompts: Sequence[str], comparable: bool, chat: bool = False) -> str:
+    """Commands to run next: chat, or generate with the first prompt; and compare, if there is a comparable previous
+    run."""
     prompt = prompts[0] if prompts and len(prompts[0]) < 24 else "The"
     quoted = f'"{prompt}"' if prompt.replace(" ", "").isalnum() else shlex.quote(prompt)
-    return f"pipeline generate {quoted}" + (" · pipeline compare" if comparable else "")
+    return ("pipeline chat" if chat else f"pipeline generate {quoted}") + (
+        " · pipeline compare" if comparable else ""
+    )
 
 
 def _number(value: float | None) -> str:

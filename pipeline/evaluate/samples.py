@@ -1,4 +1,4 @@
-"""Sample texts: continuations of each prompt, sampled in several ways."""
+"""Sample texts: continuations of each prompt, sampled in several ways; and answers to held-out questions."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from pipeline.core.console import Progress
+from pipeline.data.tokens import TokenFolder
+from pipeline.evaluate.conversations import Speakers, Turn, held_out_questions
+from pipeline.evaluate.text_model import answers
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import device_of
 from pipeline.model.generate import generate_batch
-from pipeline.plugin.components import Sampler
+from pipeline.plugin.components import Answer, Sampler
 
 if TYPE_CHECKING:
     from pipeline.params.params import GenerationParams
+
+_QUESTIONS = 6
 
 
 @dataclass(frozen=True)
@@ -79,3 +85,35 @@ def draw_samples(
     ) as progress:
         groups = [drawn(*way, progress) for way in ways]
     return [list(group) for group in zip(*groups, strict=True)]
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """A held-out question and the model's most likely answer.
+
+    Attributes:
+        name: The name of the conversation.
+        turns: What is said before the answer.
+        right: The answer in the conversation.
+        answer: That of the model.
+    """
+
+    name: str
+    turns: list[Turn]
+    right: str
+    answer: Answer
+
+
+def answer_questions(
+    checkpoint: Checkpoint, splits: TokenFolder, side: str, params: GenerationParams, batch_size: int
+) -> list[AnsweredQuestion]:
+    """Answers some questions of a held-out split, evenly spaced; none without conversations."""
+    if not (checkpoint.tokenizer.chat_template and splits.has_mask(side)):
+        return []
+    questions = list(held_out_questions(splits, side, _QUESTIONS))
+    given = answers(checkpoint, batch_size, [each.prompt for each in questions], params.max_new_tokens)
+    speakers = Speakers(checkpoint.tokenizer)
+    return [
+        AnsweredQuestion(each.name, speakers.turns(np.array(each.prompt)), each.answer.strip(), answer)
+        for each, answer in zip(questions, given, strict=True)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +18,23 @@ from pipeline.core.paths import METRICS, RECORD
 from pipeline.core.publication import published_folder
 from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
-from pipeline.data.batches import evaluation_windows
+from pipeline.data.batches import EvaluationWindow, evaluation_windows
 from pipeline.data.masked import MaskedIds
+from pipeline.data.packing import packed_windows
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
 from pipeline.distributed.placement import cores_per_process, process_count, rank_device
 from pipeline.distributed.ranks import Ranks, started_as_rank
 from pipeline.distributed.splits import open_splits
 from pipeline.evaluate import result_lines
-from pipeline.evaluate.baselines import unigram_bits_per_byte
+from pipeline.evaluate.baselines import learnt_counts, unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units
 from pipeline.evaluate.breakdown import Breakdown, BreakdownAccumulator, Counts
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.metrics import MetricSums, check_groups, group_numbers, run_tasks
 from pipeline.evaluate.ranks import score_on_ranks
-from pipeline.evaluate.samples import draw_samples
-from pipeline.evaluate.tables import digests, write_tables
+from pipeline.evaluate.samples import answer_questions, draw_samples
+from pipeline.evaluate.tables import TaskItem, digests, write_tables
 from pipeline.evaluate.text_model import text_model
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.checkpoint import (
@@ -123,13 +126,14 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
         from pipeline.distributed.shard import shard
 
         model = shard(model, device, ranks)
-    train_counts = splits.counts("train")
+    train_counts = learnt_counts(splits)
     numbers: dict[str, Any] = {}
     about: dict[str, Any] = {}
     breakdowns: dict[str, Breakdown] = {}
     for side in splits.names:
         if side != "train":
-            found = _evaluate(checkpoint, model, splits, side, evaluate_params, metrics, train_counts, ranks)
+            text = _HeldOut.of(splits, side, evaluate_params, checkpoint, record)
+            found = _evaluate(checkpoint, model, text, evaluate_params, metrics, train_counts, ranks)
             if found:
                 numbers[side], about[side], breakdowns[side] = found
     if not ranks.is_rank0:
@@ -138,35 +142,41 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
     def publish() -> None:
         check_groups(evaluate_params.groups, (each["groups"] for each in about.values()))
         ends = record.params["tokenize"].get("end_of_text") is not False
-        if tasks := run_tasks(metrics, text_model(checkpoint, ends, evaluate_params.batch_size, paths.tasks)):
+        items: list[TaskItem] = []
+        model = text_model(checkpoint, splits, ends, evaluate_params.batch_size, paths.tasks)
+        if tasks := run_tasks(metrics, model, items):
             numbers["tasks"] = tasks
 
         evaluation = Evaluation(
             checkpoint=checkpoint,
             splits=splits,
             metrics=numbers,
-            about=_about(evaluate_params, checkpoint, record, about, paths),
+            about=_about(evaluate_params, checkpoint, record, about, paths)
+            | ({"task_items": len(items)} if items else {}),
             breakdowns=breakdowns,
             samples=draw_samples(checkpoint, evaluate_params.generation, samplers),
+            answered=answer_questions(
+                checkpoint, splits, list(breakdowns)[-1], evaluate_params.generation, evaluate_params.batch_size
+            ),
             record=record,
             params=effective(evaluate_params.model_dump(mode="json")),
         )
-        before = result_lines.read_before(paths)
+        before, chat = result_lines.read_before(paths), bool(checkpoint.tokenizer.chat_template)
         with published_folder(paths.reports, paths) as folder:
             report = _write_report(evaluation, paths, folder)
-            write_tables(breakdowns, evaluation.about, folder)
+            write_tables(breakdowns, items, evaluation.about, folder)
             write_json(folder / RECORD, {"identity": identity})
             write_json(folder / METRICS / "evaluate.json", numbers)
             check_not_replaced(paths.checkpoint, paths.shown(paths.checkpoint), digest, "evaluate")
 
         _print_results(evaluation, tasks)
-        for first, *_ in evaluation.samples[:1]:  # the report shows all of them
-            say(f"\n{first.prompt}{first.continuation}\n", indent=0)
+        for line in result_lines.sample(evaluation):  # the report shows more
+            say(line, indent=0)
         for sentence in result_lines.worse_than_unigram(numbers, about):
             say(f"note: {sentence}")
         fact(*result_lines.result(numbers, about, before))
         fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
-        fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before)))
+        fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before), chat))
 
     return publish
 
@@ -215,17 +225,48 @@ def _about(
         "context_length": checkpoint.model.architecture.shape.context_length,
         "stride": _stride(params, checkpoint),
         "stride_share": params.stride,
+        **({"packed": True} if _packed(record) else {}),
         "tokenizer": {"name": checkpoint.tokenizer.name, "fingerprint": checkpoint.tokenizer.fingerprint},
         "sides": sides,
         "params": record.params,
     }
 
 
+@dataclass(frozen=True)
+class _HeldOut:
+    """A held-out text: its ids, the windows in which they are scored, its documents, and the baseline xz."""
+
+    side: str
+    ids: MaskedIds
+    windows: Sequence[EvaluationWindow]
+    documents: Sequence[tuple[str, int]]
+    xz: float | None
+
+    @classmethod
+    def of(
+        cls, splits: TokenFolder, side: str, params: EvaluateParams, checkpoint: Checkpoint, record: RunRecord
+    ) -> _HeldOut:
+        """A text of `splits`; its windows hold whole documents if those of training did."""
+        ids, context = splits.masked(side), checkpoint.model.architecture.shape.context_length
+        windows: Sequence[EvaluationWindow]
+        if _packed(record):
+            ids = replace(ids, document_end=checkpoint.tokenizer.end_of_text)
+            windows = packed_windows(ids, splits.documents(side), context)
+        else:
+            windows = evaluation_windows(len(ids), context, _stride(params, checkpoint))
+        documents = [(entry.name, entry.start) for entry in splits.documents(side)]
+        return cls(side, ids, windows, documents, splits.xz_bits_per_byte(side))
+
+
+def _packed(record: RunRecord) -> bool:
+    """Whether the windows of training held whole documents."""
+    return record.params["train"].get("pack_documents") is True
+
+
 def _evaluate(
     checkpoint: Checkpoint,
     model: LanguageModel,
-    splits: TokenFolder,
-    side: str,
+    text: _HeldOut,
     params: EvaluateParams,
     metrics: Sequence[Metric],
     train_counts: Counts,
@@ -236,18 +277,15 @@ def _evaluate(
     Returns:
         On rank 0, its numbers for evaluate.json, its entry in evaluation.json, and its breakdown; elsewhere None.
     """
-    ids, tokenizer = splits.ids(side), checkpoint.tokenizer
+    ids, tokenizer = text.ids, checkpoint.tokenizer
     context = checkpoint.model.architecture.shape.context_length
-    stride = _stride(params, checkpoint)
-    documents = [(entry.name, entry.start) for entry in splits.documents(side)]
     summary = Summary(tokenizer.byte_lengths)
-    accumulator = BreakdownAccumulator(ids, documents, train_counts, tokenizer.byte_lengths, context, stride)
-    sums = MetricSums(metrics, params.groups, documents, tokenizer.byte_lengths, context, stride)
-    windows = evaluation_windows(len(ids), context, stride)
-    with Progress(f"evaluating {side}", "token", len(ids) - 1) as progress:
-        for scores in score_on_ranks(model, MaskedIds(ids), windows, params.batch_size, sums, ranks):
+    accumulator = BreakdownAccumulator(ids, text.documents, train_counts, tokenizer.byte_lengths, context)
+    sums = MetricSums(metrics, params.groups, text.documents, tokenizer.byte_lengths)
+    with Progress(f"evaluating {text.side}", "token", accumulator.targets) as progress:
+        for scores, positions in score_on_ranks(model, ids, text.windows, params.batch_size, sums, ranks):
             summary.add(scores)
-            accumulator.add(scores)
+            accumulator.add(scores, positions)
             progress.update(len(scores.targets), loss=f"{summary.loss:.4f}")
     if not ranks.is_rank0:
         return None
@@ -255,15 +293,22 @@ def _evaluate(
     plain = summary.metrics()
     about = {
         **digests(ids, tokenizer),
+        **({"scored": _scored(ids, summary.tokens, tokenizer)} if ids.learn is not None else {}),
         "accuracy": plain.pop("accuracy"),
         "interval": intervals(breakdown),
         "baselines": {
             "unigram": unigram_bits_per_byte(train_counts, ids, tokenizer),
-            "xz": splits.xz_bits_per_byte(side),
+            **({"xz": text.xz} if text.xz is not None else {}),
         },
         "groups": group_numbers(breakdown.documents, sums),
     }
     return {**plain, **sums.results(), "tokens": summary.tokens}, about, breakdown
+
+
+def _scored(ids: MaskedIds, tokens: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Which part of a text was scored: the number of tokens, of how many, and what they are in words."""
+    what = "what the assistant says" if tokenizer.chat_template else "what is to be learnt"
+    return {"tokens": tokens, "of": len(ids), "what": what}
 
 
 def _print_results(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
@@ -273,12 +318,14 @@ def _print_results(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
     over = {side: f"{len(scores):,} {what}" for side, (what, scores) in drawn.items()}
     for line in result_lines.table(evaluation.metrics, sides, over):
         say(line)
+    for line in result_lines.scored(sides):
+        fact("scored", line)
     for side, about in sides.items():
         for pattern, group in about["groups"].items():
             numbers = {name: value for name, value in group.items() if name != "documents"}
             fact(side, f"{pattern}: {_format_numbers(numbers)}")
-    if tasks:
-        fact("tasks", _format_numbers(tasks))
+    for number, line in enumerate(result_lines.tasks(tasks) if tasks else ()):
+        fact("tasks" if not number else "", line)
 
 
 def _format_numbers(values: Mapping[str, float]) -> str:

@@ -43,6 +43,7 @@ class ModelCard:
         metrics: Of these weights `stride`, and of each side what metrics/evaluate.json and reports/evaluation.json
             hold: its numbers, `interval` and `baselines`; None where those were not made of them.
         prompt, continuation: A sample.
+        chat: Whether the model answers in turns.
         params: The params that made the model, by section.
         proofs: What verification.json holds, by the format's name; the first lies at the top.
         versions: Packages and their versions.
@@ -60,6 +61,7 @@ class ModelCard:
     params: Mapping[str, Any]
     proofs: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, str]
+    chat: bool = False
 
     def text(self) -> str:
         """README.md."""
@@ -80,6 +82,7 @@ class ModelCard:
             head=self._front_matter(),
             measured=self._measured,
             numbers=numbers,
+            scored=self._scored,
             intervals=any(" to " in cell for cells in numbers.values() for cell in cells),
             params="\n".join(
                 line
@@ -117,6 +120,26 @@ class ModelCard:
         """The numbers of val and test that were measured."""
         sides = {side: (self.metrics or {}).get(side) for side in ("val", "test")}
         return {side: numbers for side, numbers in sides.items() if isinstance(numbers, Mapping)}
+
+    @property
+    def _scored(self) -> dict[str, Mapping[str, Any]]:
+        """Which part of val and test was scored, where it was not all."""
+        parts = {side: numbers.get("scored") for side, numbers in self._measured.items()}
+        return {
+            side: part
+            for side, part in parts.items()
+            if isinstance(part, Mapping)
+            and isinstance(part.get("tokens"), int)
+            and isinstance(part.get("of"), int)
+            and "what" in part
+        }
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """The numbers of tasks."""
+        found = (self.metrics or {}).get("tasks")
+        numbers = found.items() if isinstance(found, Mapping) else ()
+        return {name: value for name, value in numbers if isinstance(value, int | float)}
 
     def _numbers(self) -> dict[str, list[str]]:
         """The rows of the table of numbers, with a cell for each measured text."""

@@ -20,6 +20,7 @@ from pipeline.core.publication import published_folder
 from pipeline.core.republish import republished
 from pipeline.core.values import read_values
 from pipeline.data.tokens import TokenFolder
+from pipeline.data.turns import prompt_ids, turn_ends
 from pipeline.export.model_card import ModelCard
 from pipeline.exporting import PROOF_TOKENS
 from pipeline.model.architecture import LanguageModel
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 KINDS = ["models", "exporters"]
 _PROMPT_TOKENS = 16
 _SAMPLE_TOKENS = 80
+_LONGEST_PROMPT = 4096
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -171,6 +173,7 @@ def _card(
         params=record.params,
         proofs=proofs,
         versions=record.versions,
+        chat=bool(checkpoint.tokenizer.chat_template),
     )
 
 
@@ -185,7 +188,7 @@ def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
         return None
     sides = evaluated.get("sides")
     described = sides if isinstance(sides, dict) else {}
-    merged: dict[str, Any] = {"stride": evaluated.get("stride")}
+    merged: dict[str, Any] = {"stride": evaluated.get("stride"), "packed": evaluated.get("packed") is True}
     for side, numbers in metrics.items():
         if isinstance(numbers, dict):
             described_side = described.get(side)
@@ -196,12 +199,16 @@ def _metrics(paths: Paths, weights: str) -> dict[str, Any] | None:
 def _sample(checkpoint: Checkpoint, splits: TokenFolder) -> tuple[str, str]:
     """The beginning of the held-out text, and a continuation sampled from the model."""
     tokenizer = checkpoint.tokenizer
-    prompt = [int(token) for token in splits.ids("val")[:_PROMPT_TOKENS]]
+    end, length = tokenizer.end_of_text, _PROMPT_TOKENS
+    if tokenizer.chat_template and splits.has_mask("val"):  # up to the first answer
+        learnt = splits.masked("val").learnt(0, _LONGEST_PROMPT)
+        end, length = list(turn_ends(tokenizer))[-1], int(learnt.argmax()) or _PROMPT_TOKENS
+    prompt = [int(token) for token in splits.ids("val")[:length]]
     ends = [position for position, token in enumerate(prompt) if token == tokenizer.end_of_text and position]
     prompt = prompt[: ends[0]] if ends else prompt
     drawn = generate(
         checkpoint.model, torch.tensor([prompt]), _SAMPLE_TOKENS, [lambda logits, tokens: logits / 0.8],
-        torch.Generator().manual_seed(0), end=tokenizer.end_of_text,
+        torch.Generator().manual_seed(0), end=end,
     )  # fmt: skip
     return tokenizer.decode(prompt), tokenizer.decode([int(token) for token in drawn])
 
@@ -249,4 +256,6 @@ def export_source(checkpoint: Checkpoint, text: str) -> ExportSource:
         logits=logits,
         greedy=greedy,
         text=text,
+        chat=tokenizer.chat if tokenizer.chat_template else None,
+        chat_ids=lambda messages: prompt_ids(messages, tokenizer),
     )

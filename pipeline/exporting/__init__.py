@@ -3,6 +3,8 @@
 They are separate from `pipeline.plugin`, on which every stage depends, so that changes here do not retrain models.
 """
 
+from pipeline.exporting.chat_proof import answer_from_greedy, chat_proof, check_answer, check_chat_ids
+from pipeline.exporting.chat_template import portable_template
 from pipeline.exporting.graph import graph
 from pipeline.exporting.proof import (
     LARGEST_LOGIT_DIFFERENCE,
@@ -26,7 +28,11 @@ __all__ = [
     "LARGEST_LOGIT_DIFFERENCE",
     "PROOF_TOKENS",
     "Logits",
+    "answer_from_greedy",
     "byte_level_text",
+    "chat_proof",
+    "check_answer",
+    "check_chat_ids",
     "check_graph",
     "check_greedy",
     "check_ids",
@@ -38,6 +44,7 @@ __all__ = [
     "is_byte_level",
     "merges",
     "missing_package",
+    "portable_template",
     "reader_errors",
     "real_batches",
     "real_rows",

@@ -1,4 +1,5 @@
-"""Checks for `Exporter.verify`: ids of texts, logits and loss of held-out text, and greedy text.
+"""Checks for `Exporter.verify`: ids of texts, logits and loss of held-out text, and greedy text. Those of
+conversations are in `pipeline.exporting.chat_proof`.
 
 Each check compares a reader of the export with the checkpoint, and raises ValueError if they differ, which rejects
 the export. `reader` is the name of the program in the message.
@@ -89,7 +90,8 @@ def _texts(source: ExportSource) -> list[str]:
         known, generator = [sequence.decode() for sequence in source.ranks], random.Random(0)
         strings = ["".join(generator.choices(known, k=generator.randint(1, 40))) for _ in range(_RANDOM_STRINGS)]
         return [source.text, "".join(known), *strings]
-    return [source.text, f"{source.end_of_text} as text", *_every_token(source), *awkward_texts(_RANDOM_STRINGS)]
+    names = " ".join(source.special_tokens)
+    return [source.text, f"{names} as text", *_every_token(source), *awkward_texts(_RANDOM_STRINGS)]
 
 
 def _every_token(source: ExportSource) -> list[str]:
@@ -178,15 +180,14 @@ def check_loss(source: ExportSource, logits: Logits, reader: str, most: float) -
 
 
 def check_greedy(source: ExportSource, continued: Callable[[list[int], int], list[int]], reader: str) -> int:
-    """Checks that `continued(ids, n)` gives the checkpoint's greedy ids, up to end-of-text; returns their
-    number."""
+    """Checks that `continued(ids, n)` gives the checkpoint's greedy ids, up to the end of a document or a turn;
+    returns their number."""
     length = source.config["context_length"]
     prompt = real_rows(source)[0, : max(1, min(8, length // 2))].tolist()
     count = min(_GREEDY_TOKENS, length - len(prompt))
     expected = source.greedy(prompt, count)
     generated = continued(prompt, count) if count else []
-    end = source.special_tokens[source.end_of_text]
-    shared = expected.index(end) if end in expected else count
+    shared = next((place for place, token in enumerate(expected) if token in source.ends), count)
     if generated[:shared] != expected[:shared]:
         raise ValueError(f"{_of(reader)} greedy text differs from the checkpoint's")
     return shared

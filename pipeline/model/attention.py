@@ -17,6 +17,34 @@ PLAIN_UP_TO = 512
 (benchmarks/RESULTS.md)."""
 
 
+BLOCK = 64
+"""Queries that the attention within documents computes at once on a CPU (benchmarks/RESULTS.md)."""
+
+
+class DocumentMask(NamedTuple):
+    """A mask with which each token sees its own document up to itself, for a text without earlier tokens.
+
+    Attributes:
+        starts: The index of the first token of each token's document [B, T], ascending.
+    """
+
+    starts: torch.Tensor
+
+    def part(self, queries: slice, keys: slice) -> torch.Tensor:
+        """Which of the keys each of the queries sees [B, 1, queries, keys]."""
+        places = torch.arange(self.starts.shape[1], device=self.starts.device)
+        seen = places[keys] >= self.starts[:, queries, None]
+        return (seen & (places[keys] <= places[queries, None]))[:, None]
+
+    def dense(self) -> torch.Tensor:
+        """Which token each token sees [B, 1, T, T]."""
+        return self.part(slice(None), slice(None))
+
+
+Mask = torch.Tensor | DocumentMask
+"""Which keys each query sees: broadcast to [B, n_heads, queries, keys], or by document."""
+
+
 @dataclass
 class KVCache:
     """Keys and values of the tokens so far, for generation.
@@ -43,6 +71,11 @@ class KVCache:
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
+
+    def append(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Appends the ids [B, new] of the new tokens; returns those of all tokens [B, length + new]."""
+        self.tokens = tokens if self.tokens is None else torch.cat([self.tokens, tokens], dim=1)
+        return self.tokens
 
     def crop(self, length: int) -> None:
         """Removes all tokens after the first `length`."""
@@ -109,7 +142,7 @@ class Attention(nn.Module):
         self,
         x: torch.Tensor,
         rotation: Rotation | None,
-        mask: torch.Tensor | None,
+        mask: Mask | None,
         keep_mask: torch.Tensor | None,
         cache: KVCache | None,
     ) -> torch.Tensor:
@@ -152,7 +185,7 @@ def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: Mask | None,
     keep_mask: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
@@ -161,10 +194,25 @@ def attend(
     Args:
         q: Queries [B, n_heads, T, head size].
         k, v: Keys and values [B, n_heads, all tokens so far, head size].
-        mask: Which keys each query sees, broadcast to [B, n_heads, T, all]; None for a causal mask.
+        mask: Which keys each query sees; None for a causal mask.
         keep_mask: The attention weights [B, n_heads, T, all] that dropout keeps.
         dropout: The share of weights to drop. If `keep_mask` is None, the fused kernel draws its own mask.
     """
+    if isinstance(mask, DocumentMask):
+        attended: torch.Tensor = _attend_in_blocks(q, k, v, mask, keep_mask, dropout)
+        return attended
+    return _attend(q, k, v, mask, keep_mask, dropout)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    keep_mask: torch.Tensor | None,
+    dropout: float,
+) -> torch.Tensor:
+    """`attend` with a plain mask, by matrix products or the fused kernel."""
     new, total = q.shape[2], k.shape[2]
     quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < new <= total <= PLAIN_UP_TO
     plain = quick or keep_mask is not None
@@ -178,3 +226,33 @@ def attend(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and bool(new > 1)
     )
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # its shapes depend on the batch's documents
+def _attend_in_blocks(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: DocumentMask,
+    keep_mask: torch.Tensor | None,
+    dropout: float,
+) -> torch.Tensor:
+    """`attend`, a block of queries at a time, each with the keys from the start of its first document on: time and
+    memory grow with the documents' lengths, not with T²."""
+    # Splits, not slices: the gradient of a slice is as large as all keys.
+    keys, values = torch.split(k, BLOCK, dim=2), torch.split(v, BLOCK, dim=2)
+    attended = []
+    for number, first in enumerate((mask.starts[:, ::BLOCK].amin(dim=0) // BLOCK).tolist()):
+        queries = slice(BLOCK * number, BLOCK * number + keys[number].shape[2])
+        seen = slice(BLOCK * first, queries.stop)
+        attended.append(
+            _attend(
+                q[:, :, queries],
+                torch.cat(keys[first : number + 1], dim=2),
+                torch.cat(values[first : number + 1], dim=2),
+                mask.part(queries, seen),
+                None if keep_mask is None else keep_mask[:, :, queries, seen],
+                dropout,
+            )
+        )
+    return torch.cat(attended, dim=2)

@@ -11,21 +11,24 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pipeline.model.attention import Attention, KVCache, Rotation, attend
+from pipeline.model.attention import Attention, DocumentMask, KVCache, Mask, Rotation, attend
 from pipeline.model.functions import RMS_EPS, Linear, dropped, keep_mask, relu_squared, rms_norm, rotate, swiglu
 from pipeline.plugin.components import ModelShape
 
 __all__ = [
     "Attention",
+    "DocumentMask",
     "DropoutMasks",
     "KVCache",
     "Linear",
+    "Mask",
     "RMSNorm",
     "Rotation",
     "attend",
     "dropped",
     "init_gpt2",
     "keep_mask",
+    "positions",
     "relu_squared",
     "residual",
     "rms_norm",
@@ -88,9 +91,8 @@ def residual(x: torch.Tensor, dropout: float) -> torch.Tensor:
     return dropped(x, keep_mask(x.shape, dropout, x.device), dropout) if dropout else x
 
 
-def visible(tokens: torch.Tensor, cache: KVCache | None, document_end: int | None) -> torch.Tensor | None:
-    """The attention mask: which tokens each new token sees, broadcast to [B, n_heads, new, all]. None for a plain
-    causal mask.
+def visible(tokens: torch.Tensor, cache: KVCache | None, document_end: int | None) -> Mask | None:
+    """The attention mask: which tokens each new token sees. None for a plain causal mask.
 
     Args:
         tokens: The new ids [B, new].
@@ -101,14 +103,42 @@ def visible(tokens: torch.Tensor, cache: KVCache | None, document_end: int | Non
     total = new + (cache.length if cache is not None else 0)
     if document_end is None and new in (1, total):
         return None
+    if (
+        document_end is not None
+        and cache is None
+        and tokens.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+    ):
+        ends = torch.eq(tokens, document_end).nonzero()
+        starts = torch.zeros(tokens.shape[0], new + 1, dtype=torch.long)
+        starts[ends[:, 0], ends[:, 1] + 1] = ends[:, 1] + 1
+        return DocumentMask(starts[:, :new].cummax(dim=1).values)
     causal = torch.ones(new, total, dtype=torch.bool, device=tokens.device).tril(total - new)
     if document_end is None:
         return causal
     if cache is not None:
-        cache.tokens = tokens = tokens if cache.tokens is None else torch.cat([cache.tokens, tokens], dim=1)
+        tokens = cache.append(tokens)
     ends = (tokens == document_end).int()
     document = ends.cumsum(dim=1) - ends  # [B, total]; the end token belongs to its document
     return (causal & (document[:, -new:, None] == document[:, None, :]))[:, None]
+
+
+def positions(tokens: torch.Tensor, cache: KVCache | None, mask: Mask | None) -> torch.Tensor:
+    """The position of each new token, from 0, in what it sees: its own document if the mask says so. [new], or
+    [B, new].
+
+    Args:
+        tokens: The new ids [B, new].
+        cache: The KV cache of earlier tokens.
+        mask: The mask of `visible`.
+    """
+    start = cache.length if cache is not None else 0
+    places = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+    if isinstance(mask, DocumentMask):
+        return places - mask.starts
+    if mask is None or mask.dim() == 2:
+        return places
+    return mask[:, 0].sum(dim=-1) - 1
 
 
 def rotary_width(shape: ModelShape) -> int:

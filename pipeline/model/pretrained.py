@@ -6,6 +6,7 @@ The tokenizer of the run may have special tokens that the weights do not know, s
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,14 +76,15 @@ class Pretrained:
         verify_files(self.file)
         return ModelConfig.from_file(self.folder / CONFIG, _FIX)
 
-    @cached_property
-    def digest(self) -> str:
-        """A hash of config.json and the weights files; of a checkpoint's, according to its manifest."""
+    def digest(self, tokenizer: Tokenizer) -> str:
+        """A hash of what `weights` gives: of config.json and the weights files (of a checkpoint's, according to its
+        manifest), and of the new tokens."""
         if self.file is None:
             digests = [sha256(path) for path in (self.folder / CONFIG, *weight_files(self.folder))]
         else:
             digests = [recorded_sha256(path) for path in (self.folder / CONFIG, self.file)]
-        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        new = [json.dumps(self.new_tokens(tokenizer))] if self.new_tokens(tokenizer) else []
+        return hashlib.sha256(" ".join([*digests, *new]).encode()).hexdigest()
 
     def check(self, target: Architecture, tokenizer: Tokenizer) -> None:
         """Checks that a model of the architecture `target` with this tokenizer can start from the weights.

@@ -232,7 +232,7 @@ def evenly_spaced(windows: Sequence[EvaluationWindow], count: int, ids: MaskedId
     """At most `count` windows, about evenly spaced: the first one with a target of each of `count` stretches. The
     choice is deterministic, so that evaluations are comparable."""
     count = min(count, len(windows))
-    bounds = [number * len(windows) // count for number in range(count + 1)]
+    bounds = [number * len(windows) // max(count, 1) for number in range(count + 1)]
     chosen = []
     for first, last in pairwise(bounds):
         stretch = (windows[place] for place in range(first, last))

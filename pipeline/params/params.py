@@ -213,8 +213,9 @@ BudgetAmount = Annotated[int | float, Field(lt=1e30), BeforeValidator(_number)]
 class BudgetParams(Section):
     unit: Literal["steps", "epochs", "tokens", "flops"]
     """The unit of `amount`. `flops` are the floating-point operations of training (see docs/comparing.md)."""
-    amount: Annotated[BudgetAmount, Field(gt=0)]
-    """The length of training, above 0. For flops it may be written as 1e15."""
+    amount: Annotated[BudgetAmount, Field(ge=0)]
+    """The length of training; with 0 the checkpoint is where training begins. For flops it may be written as
+    1e15."""
 
 
 class ScheduleParams(Choice):
@@ -259,6 +260,10 @@ class TrainParams(Section):
     Apple GPU must pass a test."""
     shift_windows: bool
     """Whether each epoch cuts the training text at other offsets."""
+    pack_documents: bool
+    """Whether a window holds whole consecutive documents, such as conversations, instead of a stretch of the text:
+    only a document longer than the context is cut, after a part that is learnt. Needs `model.document_mask`;
+    `shift_windows` has no effect then."""
     batch_sampler: Choice
     """The order of the training windows."""
     grad_clip: Annotated[float, Field(ge=0)]
@@ -356,6 +361,11 @@ class Params(Section):
     def _documents_have_ends(self) -> Params:
         if self.model.document_mask and not self.tokenize.end_of_text:
             raise ValueError("model.document_mask needs tokenize.end_of_text: true, to mark the ends of documents")
+        if self.train.pack_documents and not self.model.document_mask:
+            raise ValueError(
+                "train.pack_documents needs model.document_mask: true, so that documents of one window do not see "
+                "each other"
+            )
         return self
 
     @model_validator(mode="after")

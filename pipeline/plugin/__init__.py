@@ -5,6 +5,7 @@ from pipeline.plugin.chat import CHATML, ChatTemplate
 from pipeline.plugin.components import (
     IGNORED,
     ROLES,
+    Answer,
     BatchSampler,
     Component,
     Corpus,
@@ -22,6 +23,8 @@ from pipeline.plugin.components import (
     ModelShape,
     Optimizer,
     Part,
+    Prompt,
+    Question,
     Sampler,
     Schedule,
     StepEvent,
@@ -33,6 +36,7 @@ from pipeline.plugin.components import (
 from pipeline.plugin.cuts import word_end
 from pipeline.plugin.faults import all_of
 from pipeline.plugin.hookspecs import hookimpl
+from pipeline.plugin.json_lines import read_json_lines
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 from pipeline.plugin.splits import split_of
 
@@ -40,6 +44,7 @@ __all__ = [
     "CHATML",
     "IGNORED",
     "ROLES",
+    "Answer",
     "BatchSampler",
     "ChatTemplate",
     "Component",
@@ -59,6 +64,8 @@ __all__ = [
     "ModelShape",
     "Optimizer",
     "Part",
+    "Prompt",
+    "Question",
     "Sampler",
     "Schedule",
     "Source",
@@ -73,6 +80,7 @@ __all__ = [
     "byte_characters",
     "hookimpl",
     "permuted",
+    "read_json_lines",
     "split_of",
     "word_end",
 ]

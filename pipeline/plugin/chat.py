@@ -90,8 +90,17 @@ class ChatTemplate:
         return learnt[-1].text if learnt and learnt[-1].special else ""
 
     def check(self) -> None:
-        """Raises ValueError if the template has an error, or names special tokens that the tokenizer lacks."""
+        """Raises ValueError if the template has an error, names special tokens that the tokenizer lacks, or cannot
+        end a turn because it reads an `eos_token` that is not set."""
         self.parts(_PROBE)
+        for name, token in self.variables.items():
+            if token and token not in self.special_tokens and name in self.source:
+                raise ValueError(
+                    f"the chat template writes {name}, {token!r}, which is no special token of the tokenizer: add "
+                    "it to tokenize.tokenizer.special_tokens"
+                )
+        if "eos_token" in self.source and not self.variables.get("eos_token"):
+            raise ValueError("the chat template reads eos_token: set it in tokenizer_config.json")
         if missing := sorted(set(_TOKEN_LIKE.findall(self.source)) - set(self.special_tokens)):
             raise ValueError(
                 f"the chat template has {', '.join(missing)}, which the tokenizer lacks: add to "
@@ -141,11 +150,14 @@ class _Renderer:
         from jinja2 import TemplateError
 
         shown = [{"role": each.role, "content": self._protected(each.content)} for each in messages]
+        compiled = _compiled(self._template.source)
         try:
-            return _compiled(self._template.source).render(
+            return compiled.render(
                 **self._template.variables,
                 messages=shown,
                 add_generation_prompt=add_generation_prompt,
+                tools=None,  # set, as by transformers: templates ask for it
+                documents=None,
                 raise_exception=_refuse,
                 _generation=self._marks[1:],
             )

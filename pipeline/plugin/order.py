@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -81,20 +81,56 @@ class Source:
 
 
 @dataclass(frozen=True)
+class PackedSource(Source):
+    """A subset of the documents whose windows are packs (`train.pack_documents`): each span is a window."""
+
+    @classmethod
+    def of(cls, name: str, context_length: int, starts: Sequence[int]) -> PackedSource:
+        """The source whose windows begin at `starts`, ascending."""
+        return cls(name, context_length, False, starts, (), len(starts) * context_length)
+
+    @cached_property
+    def windows(self) -> int:
+        """The number of windows in an epoch."""
+        return len(self.starts)
+
+    def _offset(self, number: int, epoch: int, seed: int) -> int:
+        return self.starts[number]
+
+
+@dataclass(frozen=True)
 class TokenIndex:
     """The training text.
 
     Attributes:
         tokens: Its number of tokens.
-        context_length: T. The window at offset o has the tokens o … o + T.
+        context_length: T. The window at offset o has the tokens o … o + T, or fewer if it is a pack.
         text: The whole text as one source. An epoch of the run has as many windows as an epoch of this source.
         sources: The sources from `BatchSampler.sources`, by name.
+        ends: If the windows are packs (`train.pack_documents`), the offset after the last token of each window of
+            `text`; else None.
     """
 
     tokens: int
     context_length: int
     text: Source
     sources: Mapping[str, Source]
+    ends: Sequence[int] | None = None
+
+    def window_end(self, offset: int) -> int:
+        """The offset after the last token of the window that begins at `offset`.
+
+        Raises:
+            IndexError: no window begins there.
+        """
+        if self.ends is None:
+            if 0 <= offset < self.tokens - self.context_length:
+                return offset + self.context_length + 1
+        else:
+            number = bisect_left(self.text.starts, offset)
+            if number < len(self.ends) and self.text.starts[number] == offset:
+                return self.ends[number]
+        raise IndexError(f"no window begins at {offset}")
 
 
 def permuted(number: int, size: int, *key: int | str) -> int:

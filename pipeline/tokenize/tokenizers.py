@@ -51,6 +51,8 @@ def build_tokenizer(params: TokenizerParams, documents: Documents, paths: Paths)
 def with_chat(tokenizer: Tokenizer, params: TokenizerParams, corpus: Corpus, paths: Paths) -> Tokenizer:
     """A tokenizer with the special tokens and the chat template that params.yaml chooses.
 
+    A template of the tokenizer's file that cannot be used is left out, with a note, unless there are conversations.
+
     Raises:
         ParamsError: the template cannot be read or used.
     """
@@ -61,12 +63,18 @@ def with_chat(tokenizer: Tokenizer, params: TokenizerParams, corpus: Corpus, pat
     if not source:
         return tokenizer
     variables = tokenizer.template_variables or {"bos_token": "", "eos_token": tokenizer.end}
-    tokenizer = replace(tokenizer, chat_template=source, template_variables=variables)
+    chatting = replace(tokenizer, chat_template=source, template_variables=variables)
     try:
-        tokenizer.chat.check()
+        chatting.chat.check()
     except ValueError as error:
-        raise ParamsError(f"tokenize.tokenizer.chat_template: {error}") from None
-    return tokenizer
+        if params.chat_template:
+            raise ParamsError(f"tokenize.tokenizer.chat_template: {error}") from None
+        beside = f"the folder of {params.file.path}: {error}"
+        if corpus.chat:
+            raise ParamsError(f"{beside}; repair it, or set tokenize.tokenizer.chat_template") from None
+        say(f"note: {beside}; the template is left out")
+        return replace(tokenizer, chat_template="", template_variables={})
+    return chatting
 
 
 def chat_template(params: TokenizerParams, corpus: Corpus, paths: Paths) -> ChatTemplate | None:

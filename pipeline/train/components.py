@@ -102,10 +102,16 @@ class Components:
         """The architecture that the section `model` describes, for a tokenizer's vocabulary.
 
         Raises:
-            ParamsError: the sizes do not fit together.
+            ParamsError: the sizes do not fit together, or the mask would part the turns of a conversation.
         """
         sizes = params.sizes
         end = tokenizer.end_of_text if sizes.pop("document_mask") else None
+        if end is not None and tokenizer.chat_template and tokenizer.chat.end_of_turn == tokenizer.end:
+            raise ParamsError(
+                f"model.document_mask: the chat template ends turns with {tokenizer.end}, the end-of-text token, "
+                "so no turn would see those before it: set model.document_mask: false, or another "
+                "tokenize.tokenizer.file.end_of_text, which is added"
+            )
         try:
             shape = ModelShape(vocab_size=tokenizer.vocab_size, document_end=end, **sizes)
         except ValueError as error:

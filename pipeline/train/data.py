@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.core.errors import DataError
 from pipeline.data.batches import EvaluationWindow, TrainingWindows, evaluation_windows, token_index
 from pipeline.data.joined import check_ids
+from pipeline.data.packing import packed_index, packed_windows
 from pipeline.model.scoring import evenly_spaced
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TrainingData:
         windows: The training windows, in training order.
         val_windows: All windows of "val".
         eval_windows: The windows of "train" and "val" that every evaluation during training reads.
+        learnt: The number of tokens of "train" and "val" that are to be learnt; empty if all are.
         digest: A hash of the splits.
         data_params: The params of the stages tokenize and split that made the splits.
     """
@@ -41,6 +43,7 @@ class TrainingData:
     windows: TrainingWindows
     val_windows: Sequence[EvaluationWindow]
     eval_windows: Mapping[str, Sequence[EvaluationWindow]]
+    learnt: Mapping[str, int] = field(default_factory=dict)
     digest: str = ""
     data_params: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,25 +54,32 @@ class TrainingData:
         tokenizer: Tokenizer,
         ids: Mapping[str, MaskedIds],
         sampler: BatchSampler,
-        documents: Iterable[IndexEntry] = (),
+        documents: Mapping[str, Iterable[IndexEntry]] | None = None,
         **more: Any,
     ) -> TrainingData:
-        """Cuts ids of "train" and "val" into windows, as `params` say; `documents` is the index of "train".
+        """Cuts ids of "train" and "val" into windows, as `params` say; `documents` are their indexes.
 
         Raises:
             DataError: a text has nothing to learn, or the sampler refuses the documents.
         """
-        length, train = params.model.context_length, params.train
-        index = token_index(len(ids["train"]), length, train.shift_windows, sampler, documents)
+        length, train, found = params.model.context_length, params.train, documents or {}
+        every: dict[str, Sequence[EvaluationWindow]]
+        if train.pack_documents:
+            ids = {name: replace(each, document_end=tokenizer.end_of_text) for name, each in ids.items()}
+            index, packs = packed_index(ids["train"], length, sampler, found["train"])
+            every = {"train": packs, "val": packed_windows(ids["val"], found["val"], length)}
+        else:
+            index = token_index(len(ids["train"]), length, train.shift_windows, sampler, found.get("train", ()))
+            every = {name: evaluation_windows(len(each), length, length) for name, each in ids.items()}
         windows = TrainingWindows(ids["train"], index, sampler, train.seed)
-        every = {name: evaluation_windows(len(tokens), length, length) for name, tokens in ids.items()}
         eval_windows = {
             name: evenly_spaced(every[name], train.evaluation.windows, tokens) for name, tokens in ids.items()
         }
         for name, chosen in eval_windows.items():
             if not chosen:
                 raise DataError(
-                    f"{name} has no token that is to be learnt: all of its {len(ids[name]):,} tokens are only read"
+                    f"{name} has nothing to learn: none of its {len(ids[name]):,} tokens is a target; check the "
+                    "corpus, and split again"
                 )
         return cls(tokenizer, ids, windows, every["val"], eval_windows, **more)
 
@@ -93,17 +103,27 @@ class TrainingData:
                 refuses the documents.
         """
         ids = {name: splits.masked(name) for name in ("train", "val")}
-        check_length(len(ids["train"]), params.model.context_length)
-        data_params, documents = splits.meta.get("params", {}), splits.documents("train")
+        check_length(len(ids["train"]), params)
+        data_params, documents = splits.meta.get("params", {}), {name: splits.documents(name) for name in ids}
+        learnt = {name: splits.meta["files"][name].get("learnt", len(each)) for name, each in ids.items()}
+        masked = any(splits.has_mask(name) for name in ids)
         return cls.build(
-            params, splits.tokenizer, ids, sampler, documents, digest=splits.digest, data_params=data_params
+            params,
+            splits.tokenizer,
+            ids,
+            sampler,
+            documents,
+            learnt=learnt if masked else {},
+            digest=splits.digest,
+            data_params=data_params,
         )
 
 
-def check_length(tokens: int, context_length: int) -> None:
-    """Raises DataError if the training split, of `tokens` tokens, is shorter than one window."""
-    if tokens <= context_length:
+def check_length(tokens: int, params: Params) -> None:
+    """Raises DataError if the training split, of `tokens` tokens, is shorter than one window. Packs may be."""
+    length = params.model.context_length
+    if tokens <= length and not params.train.pack_documents:
         raise DataError(
-            f"the training split has {tokens:,} tokens, but one window needs {context_length + 1:,} "
-            f"(model.context_length {context_length}, plus 1): lower model.context_length, or add text"
+            f"the training split has {tokens:,} tokens, but one window needs {length + 1:,} "
+            f"(model.context_length {length}, plus 1): lower model.context_length, or add text"
         )

@@ -84,9 +84,8 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
                 loss = run.components.nats(output, y, **about).sum()
                 if isinstance(output.auxiliary, torch.Tensor):  # nats per target
                     loss = loss + output.auxiliary * int((y != IGNORED).sum())
-                if tokens:
-                    with calling(run.components.loss, when="in its backward pass"):
-                        (loss / tokens).backward()  # type: ignore[no-untyped-call]
+                with calling(run.components.loss, when="in its backward pass"):
+                    (loss / max(tokens, 1)).backward()  # type: ignore[no-untyped-call]
         except StopRequested:
             restore_random_state(random)  # the unfinished step is dropped; a resumed run repeats it
             raise

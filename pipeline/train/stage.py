@@ -70,7 +70,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
     start = pretrained(params, architecture, data.tokenizer, paths)
     teacher = Teacher.of(components.loss, paths.root)
     run_identity = identity(
-        params, components, data, start.digest if start else "", teacher.digest if teacher else ""
+        params, components, data, start.digest(data.tokenizer) if start else "", teacher.digest if teacher else ""
     )
     run_phases = phases(
         params.train, components.schedule, data.windows, architecture.flops_per_token, run_identity, paths.resume
@@ -153,8 +153,15 @@ def _train_phase(run: TrainingRun, state: TrainState, extends: bool) -> None:
 
 
 def _say_plan(run: TrainingRun, params: Params) -> None:
-    train, runtime_config, ids = params.train, run.runtime_config, run.data.ids
+    train, runtime_config = params.train, run.runtime_config
+    ids, learnt = run.data.ids, run.data.learnt
     fact("read", f"{len(ids['train']):,} tokens to train on, {len(ids['val']):,} to validate on")
+    if learnt:
+        fact("learns", f"{learnt['train']:,} and {learnt['val']:,} of them; the others are only read")
+    if train.pack_documents:
+        windows = run.data.windows.per_epoch
+        share = len(ids["train"]) / (windows * params.model.context_length)
+        fact("packs", f"{windows:,} windows of whole documents, {share:.0%} full")
     size = f"{run.model.architecture.parameter_count:,} parameters, context {params.model.context_length}"
     together = (
         f", {runtime_config.processes} processes ({runtime_config.strategy})"

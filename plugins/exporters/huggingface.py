@@ -9,8 +9,19 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import torch
 from pydantic import Field
 
-from pipeline.exporting import check_greedy, check_ids, check_logits, check_tokenizer_json, tokenizer_json
+from pipeline.exporting import (
+    chat_proof,
+    check_greedy,
+    check_ids,
+    check_logits,
+    check_tokenizer_json,
+    portable_template,
+    reader_errors,
+    tokenizer_json,
+)
 from pipeline.plugin import Exporter, ExportSource, hookimpl
+
+_TEMPLATE = "chat_template.jinja"
 
 
 class HuggingFace(Exporter):
@@ -23,20 +34,21 @@ class HuggingFace(Exporter):
     """Larger weights are written as several files of at most this size, in GB (10⁹ bytes)."""
 
     def export(self, source: ExportSource, folder: Path) -> None:
-        form, end = _form(source), source.special_tokens[source.end_of_text]
+        form, end, named = _form(source), source.special_tokens[source.end_of_text], _named_tokens(source)
         _write_weights(form.weights(source), self.max_shard_gb * 1e9, folder)
-        ends = {"bos_token_id": end, "eos_token_id": end}
-        _write(folder / "config.json", {**form.config(source), **ends, "dtype": "float32"})
-        _write(folder / "generation_config.json", {**ends, "pad_token_id": end})
+        begin = source.special_tokens[named.get("bos_token", source.end_of_text)]
+        ids = {"bos_token_id": begin, "eos_token_id": source.ends if source.chat else end}
+        _write(folder / "config.json", {**form.config(source), **ids, "dtype": "float32"})
+        _write(folder / "generation_config.json", {**ids, "pad_token_id": end})
+        if source.chat:
+            (folder / _TEMPLATE).write_text(portable_template(source.chat, empty_only=True), encoding="utf-8")
         _write(folder / "tokenizer.json", tokenizer_json(source))
         _write(
             folder / "tokenizer_config.json",
             {
                 # Other classes would replace the split pattern by their own and give wrong ids.
                 "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": source.end_of_text,
-                "eos_token": source.end_of_text,
-                "pad_token": source.end_of_text,
+                **named,
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": source.config["context_length"],
             },
@@ -61,21 +73,36 @@ class HuggingFace(Exporter):
             given: list[int] = read["input_ids"]
             return given
 
+        def chat_ids(messages: list[dict[str, str]]) -> list[int]:
+            with reader_errors(folder / _TEMPLATE, "transformers"):
+                read: list[int] = tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, return_dict=False, tokenizer_kwargs={"verbose": False}
+                )
+            return read
+
         return {
             "reader": f"transformers {transformers.__version__}",
             "texts_with_equal_ids": check_ids(source, ids, "transformers", tokenizer.decode),
             "largest_logit_difference": check_logits(source, lambda tokens: model(tokens).logits, "transformers"),
             # min_new_tokens keeps transformers from ending at end-of-text; so it is compared up to there.
-            "equal_greedy_tokens": check_greedy(source, lambda *of: _continued(model, *of), "transformers"),
+            "equal_greedy_tokens": check_greedy(source, lambda *of: _continued(model, *of, of[1]), "transformers"),
+            **chat_proof(source, chat_ids, lambda *of: _continued(model, *of), "transformers"),
         }
 
 
-def _continued(model: Any, prompt: list[int], count: int) -> list[int]:
-    """The ids of the greedy continuation by transformers."""
+def _named_tokens(source: ExportSource) -> dict[str, str]:
+    """The special tokens that transformers knows by a name; those that the chat template reads are its own."""
+    tokens = {"bos_token": source.end_of_text, "eos_token": source.end_of_turn, "pad_token": source.end_of_text}
+    named = {name: source.template_token(name, token) for name, token in {**tokens, "unk_token": ""}.items()}
+    return {name: token for name, token in named.items() if token}
+
+
+def _continued(model: Any, prompt: list[int], count: int, least: int = 0) -> list[int]:
+    """The ids of the greedy continuation by transformers, which ends at eos_token_id after at least `least` ids."""
     with torch.inference_mode():
         ids = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=count, min_new_tokens=count, do_sample=False,
+            max_new_tokens=count, min_new_tokens=least, do_sample=False,
         )  # fmt: skip
     continued: list[int] = ids[0, len(prompt) :].tolist()
     return continued
@@ -93,6 +120,9 @@ def _read_back(source: ExportSource, folder: Path) -> dict[str, Any]:
                     raise ValueError(f"{path.name}: the numbers in {name} are not the checkpoint's")
     if left:
         raise ValueError(f"*.safetensors: the checkpoint's {min(left)} is missing")
+    chat = source.chat
+    if chat and (folder / _TEMPLATE).read_text(encoding="utf-8") != portable_template(chat, empty_only=True):
+        raise ValueError(f"{_TEMPLATE}: not the checkpoint's chat template")
     return {"reader": "none", "texts_with_equal_ids": check_tokenizer_json(source, folder / "tokenizer.json")}
 
 

@@ -1,19 +1,24 @@
 """Multiple-choice questions."""
 
-from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, model_validator
 
-from pipeline.plugin import Metric, TaskMetric, TextModel, hookimpl
+from pipeline.plugin import Metric, TaskMetric, TextModel, hookimpl, read_json_lines
 
 
-class Question(BaseModel, strict=True):
+class Choice(BaseModel, strict=True):
     """A line of the file: a prompt, the possible answers, and the index of the correct one, from 0."""
 
     prompt: str
     options: Annotated[list[str], Field(min_length=1)]
     answer: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _check_answer(self) -> "Choice":
+        if self.answer >= len(self.options):
+            raise ValueError(f"answer must be 0 to {len(self.options) - 1}, not {self.answer}")
+        return self
 
 
 class Choices(TaskMetric):
@@ -29,30 +34,14 @@ class Choices(TaskMetric):
     """The file of questions below data/tasks/, in JSON lines."""
 
     def run(self, model: TextModel) -> dict[str, float]:
-        questions = self._read(model.folder / self.file)
-        right = [model.choose(each.prompt, each.options) == each.answer for each in questions]
-        return {"choice_accuracy": sum(right) / len(right)}
-
-    def _read(self, path: Path) -> list[Question]:
-        shown = f"data/tasks/{self.file}"
-        if not path.is_file():
-            raise ValueError(f"{shown} is missing: put the questions there, or set evaluate.metrics.choices.file")
-        questions = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                question = Question.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors()[0]
-                what = ".".join(map(str, first["loc"])) or "the line"
-                raise ValueError(f"{shown} line {number}: {what}: {first['msg']}") from None
-            if question.answer >= len(question.options):
-                raise ValueError(
-                    f"{shown} line {number}: answer must be 0 to {len(question.options) - 1}, not {question.answer}"
-                )
-            questions.append(question)
-        if not questions:
-            raise ValueError(f"{shown} is empty: write one question per line")
-        return questions
+        setting = "evaluate.metrics.choices.file"
+        questions = read_json_lines(model.folder / self.file, Choice, f"data/tasks/{self.file}", setting)
+        right = 0
+        for number, each in enumerate(questions, 1):
+            chosen = model.choose(each.prompt, each.options)
+            right += chosen == each.answer
+            model.record("choice_accuracy", f"{self.file}#{number}", chosen == each.answer, each.options[chosen])
+        return {"choice_accuracy": right / len(questions)}
 
 
 @hookimpl

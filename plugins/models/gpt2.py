@@ -6,7 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.model.blocks import Attention, DropoutMasks, KVCache, Linear, dropped, init_gpt2, residual, visible
+from pipeline.model.blocks import (
+    Attention,
+    DropoutMasks,
+    KVCache,
+    Linear,
+    Mask,
+    dropped,
+    init_gpt2,
+    positions,
+    residual,
+    visible,
+)
 from pipeline.plugin import Model, ModelOutput, ModelShape, hookimpl
 
 
@@ -50,7 +61,7 @@ class Block(nn.Module):
         self.mlp = MLP(shape.emb_dim)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, dropout_masks: DropoutMasks, cache: KVCache | None
+        self, x: torch.Tensor, mask: Mask | None, dropout_masks: DropoutMasks, cache: KVCache | None
     ) -> torch.Tensor:
         attended = self.attention(self.attention_norm(x), None, mask, dropout_masks.attention_weights, cache)
         x = x + dropped(attended, dropout_masks.attention_output, self.dropout)
@@ -74,11 +85,10 @@ class Decoder(nn.Module):
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> ModelOutput:
         """Ids [B, T] → hidden states [B, T, D] and the head's weight. With a cache, `ids` continue its tokens."""
-        start = cache.length if cache is not None else 0
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-        dropout = self.shape.dropout if self.training else 0.0
-        x = residual(self.token_embedding(ids) + self.position_embedding(positions), dropout)
         mask = visible(ids, cache, self.shape.document_end)
+        dropout = self.shape.dropout if self.training else 0.0
+        embedded = self.token_embedding(ids) + self.position_embedding(positions(ids, cache, mask))
+        x = residual(embedded, dropout)
         for block in self.blocks:
             x = block(x, mask, DropoutMasks.draw(x, dropout, self.shape.n_heads), cache)
         if cache is not None:

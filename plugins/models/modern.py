@@ -11,6 +11,7 @@ from pipeline.model.blocks import (
     DropoutMasks,
     KVCache,
     Linear,
+    Mask,
     RMSNorm,
     Rotation,
     dropped,
@@ -61,7 +62,7 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         rotation: Rotation,
-        mask: torch.Tensor | None,
+        mask: Mask | None,
         dropout_masks: DropoutMasks,
         cache: KVCache | None,
     ) -> torch.Tensor:

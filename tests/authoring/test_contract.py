@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, few_awkward_texts
 from torch import nn
 
 from pipeline.authoring.testing import (
@@ -103,7 +103,10 @@ def test_shipped_corpora_keep_the_contract(trained: Path, tmp_path: Path) -> Non
         check_corpus(entry.component, tmp_path)
 
 
-def test_shipped_exporters_keep_the_contract(trained: Path, tmp_path: Path) -> None:
+def test_shipped_exporters_keep_the_contract(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.exporting.proof.awkward_texts", few_awkward_texts)
     checkpoint = load(trained / "artifacts" / "checkpoint", plugins=REPOSITORY / "plugins")
     source = export_source(checkpoint, (trained / "data" / "raw" / "text-00.txt").read_text())
     registry = Registry.load(REPOSITORY / "plugins", ["exporters", "models"])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,14 +20,15 @@ from conftest import REPOSITORY, TINY, Project, Result, make_project
 from test_playing import lines, typed
 
 from pipeline.commands.conversation import Conversation
-from pipeline.commands.prompts import read_conversations
+from pipeline.commands.prompts import conversation_line, read_conversations
 from pipeline.commands.samplers import Settings
 from pipeline.core.errors import DataError, PipelineError
+from pipeline.data.parts import encode_parts
 from pipeline.data.turns import prompt_ids, turn_ends
 from pipeline.model import load
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.generate import generate
-from pipeline.plugin.components import Message
+from pipeline.plugin.components import Message, Sampler
 from pipeline.plugin.registry import Registry
 
 CONTEXT = 64
@@ -38,6 +42,8 @@ TALKING = (
     "train.micro_batch_size=4",
     "train.optimizer.adamw.lr=0.03",
 )
+FIRST_LETTER = 64
+"""The id of "a"."""
 WORDS = ("river", "sea", "stone", "light")
 
 
@@ -130,11 +136,22 @@ def begin(checkpoint: Checkpoint, registry: Registry, capsys: pytest.CaptureFixt
     return start
 
 
-def never_ends(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Draws one token over and over."""
-    logits = torch.full_like(logits, -1e9)
-    logits[:, 100] = 0
-    return logits
+class NeverEnds(Sampler):
+    """Draws letters that depend on the number of tokens, and checks where its answer begins."""
+
+    name: ClassVar[str] = "never_ends"
+    ctrl_c: bool = False
+
+    def __call__(
+        self, logits: torch.Tensor, tokens: torch.Tensor, prompt_length: int, memory: dict[Any, Any]
+    ) -> torch.Tensor:
+        assert tokens.shape[1] - prompt_length == len(memory)
+        memory[len(memory)] = True
+        logits = torch.full_like(logits, -1e9)
+        logits[:, FIRST_LETTER + tokens.shape[1] % 7] = 0
+        if self.ctrl_c:
+            os.kill(os.getpid(), signal.SIGINT)
+        return logits
 
 
 # ── turns ─────────────────────────────────────────────────────────────────────────────────────────
@@ -238,20 +255,16 @@ def test_a_message_of_several_lines_stands_between_quotes(begin: Begin) -> None:
 
 def test_ctrl_c_keeps_the_answer_and_enter_continues_it(begin: Begin) -> None:
     whole = begin(tokens=6)
-    whole.session._settings.samplers = [never_ends]
+    whole.session._settings.samplers = [NeverEnds()]
     assert "Enter continues" in whole("say sea").err
 
-    def ctrl_c(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        os.kill(os.getpid(), signal.SIGINT)
-        return never_ends(logits, tokens)
-
     talk, handler = begin(), signal.getsignal(signal.SIGINT)
-    talk.session._settings.samplers = [ctrl_c]
+    talk.session._settings.samplers = [NeverEnds(ctrl_c=True)]
     first = talk("say sea")
     assert "Enter continues" in first.err
     assert signal.getsignal(signal.SIGINT) is handler
     assert talk.messages[1][1] == first.out.rstrip("\n") != ""
-    talk.session._settings.samplers, talk.session._settings.tokens = [never_ends], 5
+    talk.session._settings.samplers, talk.session._settings.tokens = [NeverEnds()], 5
     talk("")
     assert talk.messages == whole.messages
     talk.session._settings.samplers = []
@@ -283,12 +296,17 @@ def test_the_oldest_turns_leave_the_context_and_the_system_message_stays(
     counts = []
     for number in range(14):
         read.clear()
+        first = talk.session._first
         notes.append(talk(f"say {WORDS[number % 4]}").err)
         counts.append(sum(read))
         assert talk.size <= CONTEXT
         text = checkpoint.tokenizer.decode(talk.session._read.tokens[0].tolist())
         assert text.startswith(begins[: begins.index("x")])
         assert f"say {WORDS[number % 4]}" in text
+        if talk.session._first > first:  # what was left out comes back
+            talk("/undo")
+            assert talk.session._first == first
+            talk(f"say {WORDS[number % 4]}")
     assert [note for note in notes if note] == [
         "(context full: the model sees only the last messages from now on)\n"
     ]
@@ -305,7 +323,7 @@ def test_an_answer_stays_in_the_context(begin: Begin) -> None:
     talk = begin("Be short.", tokens=1000)
     for word in WORDS[:3]:
         talk(f"say {word}")
-    talk.session._settings.samplers = [never_ends]
+    talk.session._settings.samplers = [NeverEnds()]
     result = talk("say light")
     assert talk.size == CONTEXT
     assert talk.session._first == 6  # the answer left no room for other turns
@@ -381,7 +399,7 @@ def test_a_saved_conversation_is_one_of_the_corpus(begin: Begin, registry: Regis
     (document,) = registry.build("corpora", "conversations", {}, "corpora").documents(tmp_path)
     said = [(each.role, each.content) for each in document.messages]
     assert said == [("system", "Be short."), *talk.messages]
-    assert read_conversations(str(file)) == [list(document.messages)[:-1]]  # for another answer
+    assert read_conversations(str(file)) == [document.messages]
     before = file.read_bytes()
     assert "exists" in talk(f"/save {file}").err
     assert "is a folder" in talk(f"/save {tmp_path}").err
@@ -432,6 +450,46 @@ def test_answers_for_scripts(talking_project: Project) -> None:
     assert one["messages"][0] == {"role": "user", "content": "say sea"}
 
 
+def test_what_the_assistant_says_is_scored(
+    talking_project: Project, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = [
+        [Message("system", "Be <|im_end|>."), user("say sea"), Message("assistant", "sea")],
+        [user("say 語"), Message("assistant", "語"), user("say stone " * 12), Message("assistant", "stone")],
+        [user("say light"), Message("assistant", "light")],
+    ]
+    Path("talks.jsonl").write_text("".join(map(conversation_line, talks)))
+    tokenizer, nats, count, longest = checkpoint.tokenizer, 0.0, 0, 0
+    for talk in talks:
+        ids, learn = encode_parts(tokenizer.chat.parts(talk), tokenizer)
+        longest = max(longest, len(ids))
+        for end in range(1, len(ids)):
+            first = (end - 1) // CONTEXT * CONTEXT  # where the window begins
+            with torch.no_grad():
+                logits = checkpoint.model(torch.tensor([ids[first:end].tolist()])).logits[0, -1]
+            nats -= float(logits.double().log_softmax(-1)[int(ids[end])]) * int(learn[end])
+            count += int(learn[end])
+    assert longest > CONTEXT
+    score = ("score", "--chat", "talks.jsonl")
+    *tokens, whole = lines(talking_project.succeed(*score, "--json", "--tokens").out)
+    assert (whole["tokens"], whole["bytes"]) == (count, len("sea語stonelight".encode()))
+    assert whole["loss"] * count == pytest.approx(nats, rel=1e-5)
+    shown = "".join(each["token"] for each in tokens if each["nats"] is not None)
+    assert shown == "sea<|im_end|>語<|im_end|>stone<|im_end|>light<|im_end|>".replace("語", "���")
+    (alone,) = lines(talking_project.succeed(*score, "--json", "--set", "evaluate.batch_size=1").out)
+    assert alone["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    table = talking_project.succeed(*score, "--tokens").out
+    assert re.search(r"^ +\d+ +\d+ +- +<\|im_start\|>$", table, flags=re.MULTILINE)
+    assert re.search(r"^ +[\d,]+ +\d+ +\d+\.\d+ +(yes)? +<\|im_end\|>$", table, flags=re.MULTILINE)
+    assert not re.search("'<.im_end", table)  # what the system message says is text of several tokens
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = talking_project.succeed(*score, "--tokens").out
+    assert "\x1b[2muser\x1b[0m" in coloured
+    assert "\x1b[2m only read \x1b[0m" in coloured
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [
@@ -441,7 +499,6 @@ def test_answers_for_scripts(talking_project: Project) -> None:
         ('{"messages": [{"role": "User", "content": "a"}]}', '"role" must be one of system, user'),
         ('{"messages": [{"role": "user", "content": 3}]}', 'message 1: "content" must be a text, not 3'),
         ('{"messages": ["a"]}', '"role" must be one of'),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', "nothing to answer"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, record: str, says: str) -> None:
@@ -455,9 +512,13 @@ def test_a_broken_line_is_named(tmp_path: Path, record: str, says: str) -> None:
 
 def test_what_cannot_be_asked_is_one_line(talking_project: Project) -> None:
     Path("empty.jsonl").write_text("\n")
+    Path("begun.jsonl").write_text('{"messages": [{"role": "assistant", "content": "a"}]}\n')
+    Path("asked.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     for arguments, code, says in (
         (("generate", "--chat", "a", "xyzzy " * 40), 1, "is too long"),
         (("generate", "--chat", "--prompts", "empty.jsonl"), 1, "no conversation"),
+        (("generate", "--chat", "--prompts", "begun.jsonl"), 1, "nothing to answer"),
+        (("score", "--json", "--chat", "asked.jsonl"), 1, "no message of an assistant"),
         (("generate", "--chat", "\udcff"), 1, "not UTF-8"),
         (("generate", "--system", "a", "b"), 2, "--system needs --chat"),
         (("chat", "--system", "xyzzy " * 40), 1, "the system message"),
@@ -469,7 +530,7 @@ def test_what_cannot_be_asked_is_one_line(talking_project: Project) -> None:
 
 
 def test_a_model_without_a_template(trained_project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    for arguments in (("generate", "--chat", "a"), ("chat", "--system", "a")):
+    for arguments in (("generate", "--chat", "a"), ("chat", "--system", "a"), ("score", "--chat", "params.yaml")):
         result = trained_project.run(*arguments)
         assert (result.code, result.err.count("\n")) == (1, 1)
         assert arguments[1] in result.err

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Project
+from conftest import Project, start_fork_server
 
 from pipeline.core.environment import environment_yaml
 from pipeline.plugin.registry import Registry
@@ -19,6 +20,13 @@ from pipeline.plugin.registry import Registry
 def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skips the trial steps, which take some time."""
     monkeypatch.setattr("pipeline.commands.check._measure", lambda *arguments: None)
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial's child needs no time for its imports."""
+    start_fork_server()
+    monkeypatch.setattr("pipeline.commands.trial.get_context", lambda method: get_context("forkserver"))
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
@@ -181,7 +189,8 @@ def test_a_device_that_is_not_there_is_told_once(project: Project) -> None:
 
 
 @pytest.mark.usefixtures("untried")
-def test_texts_that_nobody_reads_are_told(project: Project) -> None:
+def test_texts_that_nobody_reads_are_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.commands.sample._READ_AT_MOST", 100_000)
     settings = ("tokenize.corpus.name=python_docs", "tokenize.tokenizer.name=bytes", "split.val=0.05")
     told = project.run("check", *(part for setting in settings for part in ("--set", setting))).out
     assert "note: data/raw " in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from pipeline.comparison.runs import PairedScores
 from pipeline.evaluate.breakdown import Breakdown, UnitScore
-from pipeline.evaluate.tables import write_tables
+from pipeline.evaluate.tables import TaskItem, write_tables
 
 PARAMS = {
     "split": {"seed": 2},
@@ -38,8 +39,14 @@ def scored(seed: int, units: int = 40, shift: float = 0.0, size: int = 4) -> Bre
     return Breakdown(documents=documents, blocks=documents[:16], positions=[], frequencies=[])
 
 
-def write_run(folder: Path, breakdown: Breakdown, params: dict[str, Any] | None = None, **about: Any) -> None:
-    """Writes metrics/ and reports/ of a run with equal scores on val and test."""
+def write_run(
+    folder: Path,
+    breakdown: Breakdown,
+    params: dict[str, Any] | None = None,
+    items: Sequence[TaskItem] = (),
+    **about: Any,
+) -> None:
+    """Writes metrics/ and reports/ of a run with equal scores on val and test, and the items of tasks."""
     folder.mkdir(parents=True, exist_ok=True)
     nats, tokens = (sum(each[column] for each in breakdown.documents) for column in (2, 1))
     facts: dict[str, Any] = {
@@ -48,11 +55,13 @@ def write_run(folder: Path, breakdown: Breakdown, params: dict[str, Any] | None 
         "sides": {side: {"tokens": f"{side} tokens", "text": f"{side} text"} for side in ("val", "test")},
     }  # fmt: skip
     facts |= {"params": PARAMS if params is None else params, **about}
+    if items:
+        facts["task_items"] = len(items)
     (folder / "metrics").mkdir(exist_ok=True)
     (folder / "reports").mkdir(exist_ok=True)
     metrics = {side: {"loss": nats / tokens} for side in facts["sides"]}
     (folder / "metrics" / "evaluate.json").write_text(json.dumps(metrics))
-    write_tables(dict.fromkeys(facts["sides"], breakdown), facts, folder / "reports")
+    write_tables(dict.fromkeys(facts["sides"], breakdown), items, facts, folder / "reports")
 
 
 def simulated(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pipeline.evaluate.breakdown import Breakdown, FrequencyLoss, PositionLoss, UnitScore
-from pipeline.evaluate.report.records import AttentionMaps, Excerpt, Report, Token, Training
-from pipeline.evaluate.samples import Sample
+from pipeline.evaluate.conversations import Turn
+from pipeline.evaluate.report.records import AttentionMaps, Conversation, Excerpt, Report, Token, Training
+from pipeline.evaluate.samples import AnsweredQuestion, Sample
+from pipeline.plugin import Answer
 
 
-def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: int = 2) -> Report:
-    """A report whose samples, tokens, documents and params are `text`."""
+def made_up(
+    text: str = "plain", evaluations: int = 6, layers: int = 2, heads: int = 2, chat: bool = False
+) -> Report:
+    """A report whose samples, tokens, documents and params are `text`; with `chat`, of a model that answers."""
     history = [
         {
             "step": 100.0 * number,
@@ -68,4 +74,20 @@ def made_up(text: str = "plain", evaluations: int = 6, layers: int = 2, heads: i
         params={"train": {"seed": 1, "prompt": text, "optimizer": {"name": text}}},
         versions={"torch": "2.13.0"},
         identity={"weights": "0123456789abcdef" * 4},
+        **(conversations(text, tokens) if chat else {}),
     )
+
+
+def conversations(text: str, tokens: list[Token]) -> dict[str, Any]:
+    """What the report of a model that answers has in addition."""
+    read = Token(text, learnt=False)
+    turns = [("system", [read]), ("user", [read]), ("", [read]), ("assistant", [read, *tokens[1:9], read])]
+    said = [Turn("user", text), Turn("", text)]
+    return {
+        "conversations": [Conversation(name, text, turns, cut=name == "val") for name in ("val", "test")],
+        "answered": [
+            AnsweredQuestion(text, said, text, Answer(text, ended=True)),
+            AnsweredQuestion(text, said, text, Answer(text + "s", ended=False)),
+        ],
+        "tasks": {"questions.exact_match": 0.5},
+    }

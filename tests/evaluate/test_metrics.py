@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, Project
-from test_breakdown import CONTEXT, DOCUMENTS, IDS, LENGTHS, STARTS, VOCAB, make
+from test_breakdown import CONTEXT, DOCUMENTS, IDS, LENGTHS, MASKED, PLAIN, STARTS, VOCAB, expected_positions, make
 
 from pipeline.authoring.testing import check_metric, token_scores
 from pipeline.core.errors import PluginError
@@ -20,6 +20,8 @@ from pipeline.data.batches import evaluation_windows
 from pipeline.data.masked import MaskedIds
 from pipeline.data.tokens import TokenFolder
 from pipeline.evaluate.metrics import MetricSums, run_tasks
+from pipeline.evaluate.places import Places
+from pipeline.evaluate.tables import TaskItem
 from pipeline.evaluate.text_model import text_model
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.scoring import Scores, score, score_tokens
@@ -57,38 +59,45 @@ class Sees(Metric):
         return dict(sums)
 
 
-def observed(metrics: list[Metric], stride: int, patterns: list[str]) -> tuple[MetricSums, Scores]:
-    sums = MetricSums(metrics, patterns, DOCUMENTS, LENGTHS, CONTEXT, stride)
+def observed(
+    metrics: list[Metric], stride: int, patterns: list[str], ids: MaskedIds = PLAIN
+) -> tuple[MetricSums, Scores]:
+    sums = MetricSums(metrics, patterns, DOCUMENTS, LENGTHS)
     windows = evaluation_windows(len(IDS), CONTEXT, stride)
-    every = list(score(make(), MaskedIds(IDS), windows, 4, sums.observe))
+    every = list(score(make(), ids, windows, 4, sums.observer(Places.of(ids, windows))))
     return sums, Scores(*(np.concatenate([vars(each)[name] for each in every]) for name in vars(every[0])))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 @pytest.mark.parametrize("stride", [CONTEXT, 3])
+@pytest.mark.parametrize("ids", [PLAIN, MASKED], ids=["plain", "masked"])
 def test_a_metric_sees_each_target_once_in_parts_of_any_size_and_changes_no_score(
-    monkeypatch: pytest.MonkeyPatch, rows: int, stride: int
+    monkeypatch: pytest.MonkeyPatch, rows: int, stride: int, ids: MaskedIds
 ) -> None:
     monkeypatch.setattr("pipeline.model.scoring._LOGITS_AT_ONCE", rows * VOCAB)
-    plain = observed([], stride, [])[1]
-    sums, scores = observed([Sees()], stride, ["document 2", "document [34]", "*.py"])
+    plain = observed([], stride, [], ids)[1]
+    sums, scores = observed([Sees()], stride, ["document 2", "document [34]", "*.py"], ids)
+    positions = expected_positions(stride)
     for name, values in vars(plain).items():
         assert np.array_equal(values, vars(scores)[name])
     assert sums.groups == ["document 2", "document [34]"]
     ranges = {"": (1, len(IDS)), "document 2": (STARTS[2], STARTS[3]), "document [34]": (STARTS[3], len(IDS))}
     for group, (first, last) in ranges.items():
-        selected = slice(first - 1, last - 1)
+        learnt = ids.learnt(first, last)
+        selected = (scores.places >= first) & (scores.places < last)
         found = sums.results(group)
-        assert found["count"] == last - first
-        assert found["targets"] == IDS[first:last].astype(int).sum()
+        assert found["count"] == learnt.sum() == selected.sum()
+        assert found["targets"] == IDS[first:last][learnt].astype(int).sum()
         assert found["nats"] == pytest.approx(scores.nats[selected].sum(), rel=1e-12)
         assert found["correct"] == scores.correct[selected].sum()
-        assert found["bytes"] == LENGTHS[IDS[first:last]].sum()
+        assert found["bytes"] == LENGTHS[IDS[first:last][learnt]].sum()
+        assert found["positions"] == positions[first - 1 : last - 1][learnt].sum()
 
 
 def test_without_a_metric_nothing_is_observed() -> None:
-    assert MetricSums([], ["*"], DOCUMENTS, LENGTHS, CONTEXT, CONTEXT).observe is None
-    assert MetricSums([shipped("choices")], [], DOCUMENTS, LENGTHS, CONTEXT, CONTEXT).observe is None
+    places = Places.of(PLAIN, [])
+    assert MetricSums([], ["*"], DOCUMENTS, LENGTHS).observer(places) is None
+    assert MetricSums([shipped("choices")], [], DOCUMENTS, LENGTHS).observer(places) is None
 
 
 # ── the shipped ones ──────────────────────────────────────────────────────────────────────────────
@@ -233,8 +242,15 @@ def checkpoint(trained: Path) -> Checkpoint:
     return load_checkpoint(trained / "artifacts" / "checkpoint", "best", torch.device("cpu"), REGISTRY)
 
 
-def test_a_texts_score_is_its_tokens_nats_after_the_prompt(checkpoint: Checkpoint, trained: Path) -> None:
-    model = text_model(checkpoint, ends=True, batch_size=3, folder=trained)
+@pytest.fixture(scope="module")
+def splits(trained: Path) -> TokenFolder:
+    return TokenFolder(trained / "artifacts" / "splits", "")
+
+
+def test_a_texts_score_is_its_tokens_nats_after_the_prompt(
+    checkpoint: Checkpoint, splits: TokenFolder, trained: Path
+) -> None:
+    model = text_model(checkpoint, splits, ends=True, batch_size=3, folder=trained)
     prompt, text = "the river", " runs to the sea"
     before, text_ids = (list(checkpoint.tokenizer.encode(each)) for each in (prompt, text))
     ids = [checkpoint.tokenizer.end_of_text, *before, *text_ids]
@@ -251,9 +267,11 @@ def test_a_texts_score_is_its_tokens_nats_after_the_prompt(checkpoint: Checkpoin
     assert model.choose(prompt, options[:2]) == scores[:2].index(min(scores[:2]))
 
 
-def test_a_long_text_is_scored_in_windows_each_token_once(checkpoint: Checkpoint, trained: Path) -> None:
-    model = text_model(checkpoint, ends=True, batch_size=3, folder=trained)
-    ids = TokenFolder(trained / "artifacts" / "splits", "").ids("val")[:90]
+def test_a_long_text_is_scored_in_windows_each_token_once(
+    checkpoint: Checkpoint, splits: TokenFolder, trained: Path
+) -> None:
+    model = text_model(checkpoint, splits, ends=True, batch_size=3, folder=trained)
+    ids = splits.ids("val")[:90]
     text = checkpoint.tokenizer.decode(ids[checkpoint.tokenizer.byte_lengths[ids] > 0])
     text_ids = np.array([checkpoint.tokenizer.end_of_text, *checkpoint.tokenizer.encode(text)], dtype=np.uint32)
     windows = evaluation_windows(len(text_ids), 16, 8)
@@ -263,22 +281,30 @@ def test_a_long_text_is_scored_in_windows_each_token_once(checkpoint: Checkpoint
     assert 0 < model.score(text[half:], text[:half]) < expected
 
 
-def test_it_continues_a_prompt_always_in_the_same_way(checkpoint: Checkpoint, trained: Path) -> None:
-    model = text_model(checkpoint, ends=True, batch_size=3, folder=trained)
+def test_it_continues_a_prompt_always_in_the_same_way(
+    checkpoint: Checkpoint, splits: TokenFolder, trained: Path
+) -> None:
+    model = text_model(checkpoint, splits, ends=True, batch_size=3, folder=trained)
     for temperature in (0.0, 1.0):
         text = model.generate("the river", 5, temperature)
         assert text.startswith("the river")
         assert text == model.generate("the river", max_new_tokens=5, temperature=temperature)
 
 
-def test_choices_are_read_from_a_file_below_data_tasks(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    model = text_model(checkpoint, ends=True, batch_size=3, folder=tmp_path)
+def test_choices_are_read_from_a_file_below_data_tasks(
+    checkpoint: Checkpoint, splits: TokenFolder, tmp_path: Path
+) -> None:
+    model = text_model(checkpoint, splits, ends=True, batch_size=3, folder=tmp_path)
     options = [" runs", " of of of of of"]
     likelier = model.choose("the river", options)
     lines = [{"prompt": "the river", "options": options, "answer": answer} for answer in (likelier, 1 - likelier)]
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0], lines[0]]))
-    assert run_tasks([shipped("choices", file="mine.jsonl"), shipped("top5")], model) == {"choice_accuracy": 0.75}
+    items: list[TaskItem] = []
+    metrics = [shipped("choices", file="mine.jsonl"), shipped("top5")]
+    assert run_tasks(metrics, model, items) == {"choice_accuracy": 0.75}
+    assert [each.value for each in items] == [1, 0, 1, 1]
+    assert items[0] == ("choices", "choice_accuracy", "mine.jsonl#1", 1.0, options[likelier])
     for wrong, tokens in {
         '{"prompt": "a", "options": ["b"], "answer": 1}': ("mine.jsonl line 1", "answer", "1"),
         '{"prompt": "a", "options": ["b"]}': ("mine.jsonl line 1", "answer"),
@@ -294,7 +320,7 @@ def test_choices_are_read_from_a_file_below_data_tasks(checkpoint: Checkpoint, t
         run_tasks([shipped("choices")], model)
 
 
-def test_two_tasks_share_no_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_two_tasks_share_no_name(checkpoint: Checkpoint, splits: TokenFolder, tmp_path: Path) -> None:
     class Twin(TaskMetric):
         """Returns a number with a name in use."""
 
@@ -308,7 +334,7 @@ def test_two_tasks_share_no_name(checkpoint: Checkpoint, tmp_path: Path) -> None
 
         name: ClassVar[str] = "other"
 
-    model = text_model(checkpoint, ends=True, batch_size=3, folder=tmp_path)
+    model = text_model(checkpoint, splits, ends=True, batch_size=3, folder=tmp_path)
     assert run_tasks([Twin()], model)["length"] >= 1
     with pytest.raises(PluginError, match=r"'other'.*'length'.*'twin'"):
         run_tasks([Twin(), Other()], model)

@@ -76,17 +76,18 @@ NASTY = (
 @given(st.one_of(st.text(min_size=1), st.lists(st.sampled_from(NASTY), min_size=1).map("".join)))
 @example("".join(NASTY))
 def test_no_text_changes_the_page_around_it(text: str) -> None:
-    page = Skeleton(render(made_up(text, evaluations=2, layers=1, heads=1)))
+    page = Skeleton(render(made_up(text, evaluations=2, layers=1, heads=1, chat=True)))
     assert page.tags == PLAIN.tags
     assert page.addresses == PLAIN.addresses
     assert not re.search("[\x00\x1b\u202e\ud800-\udfff]", page.text)
 
 
-PLAIN = Skeleton(render(made_up(evaluations=2, layers=1, heads=1)))
+PLAIN = Skeleton(render(made_up(evaluations=2, layers=1, heads=1, chat=True)))
 
 
-def test_the_page_has_no_script_and_leads_nowhere() -> None:
-    page = render(made_up())
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_page_has_no_script_and_leads_nowhere(chat: bool) -> None:
+    page = render(made_up(chat=chat))
     tags = [tag for tag in Skeleton(page).tags if isinstance(tag, tuple)]
     assert not {"script", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in tags}
     assert all(not name.startswith("on") and name != "style" for _, names in tags for name in names)
@@ -96,8 +97,9 @@ def test_the_page_has_no_script_and_leads_nowhere() -> None:
     assert "://" not in page
 
 
-def test_the_policy_allows_this_very_style_and_pictures_in_the_page_only() -> None:
-    page = render(made_up())
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_policy_allows_this_very_style_and_pictures_in_the_page_only(chat: bool) -> None:
+    page = render(made_up(chat=chat))
     policy = re.search('http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     style = re.search("<style>(.*?)</style>", page, re.DOTALL)
     assert policy
@@ -110,7 +112,7 @@ def test_the_policy_allows_this_very_style_and_pictures_in_the_page_only() -> No
 
 
 def test_the_headings_are_an_outline_and_every_figure_says_what_it_shows() -> None:
-    page = Skeleton(render(made_up()))
+    page = Skeleton(render(made_up(chat=True)))
     levels = [int(tag[0][1]) for tag in page.tags if isinstance(tag, tuple) and re.fullmatch("h[1-6]", tag[0])]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -324,6 +326,24 @@ def test_the_unscored_token_is_not_coloured() -> None:
     assert "not scored" in page
     scored = [replace(each, tokens=each.tokens[1:]) for each in made_up().excerpts]
     assert "not scored" not in render(replace(made_up(), excerpts=scored))
+
+
+def test_conversations_show_who_speaks_and_the_loss_of_what_is_learnt() -> None:
+    page = render(made_up(chat=True))
+    section = page[page.index('<section id="conversations">') : page.index('<section id="where">')]
+    assert re.findall('<p class="who">(.*?)</p>', section) == 2 * ["system", "user", "assistant"]
+    assert section.count('<span class="read">plain</span>') == 2 * 5
+    assert section.count('<span class="t l') == 2 * 8
+    assert "val: plain (its beginning)" in section
+    assert "test: plain</h3>" in section
+    assert len(set(re.findall(r'id="(c-\d+-\d+)"', section))) == 2 * 8
+    assert re.findall('<span class="verdict (.*?)">(.*?)</span>', page) == [
+        ("yes", "✓ the same"),
+        ("no", "✗ another, did not end its turn"),
+    ]
+    assert "questions · exact match" in page
+    plain = render(made_up())
+    assert not re.search("talk|verdict|Conversations|tasks", plain)
 
 
 def test_the_easiest_and_the_hardest_documents_are_two_lists() -> None:

@@ -62,6 +62,25 @@ def test_intervals_are_shown_where_there_are_any() -> None:
     assert "(1.25 to" not in CARD.text()
 
 
+def test_of_a_model_that_answers_it_says_what_was_scored() -> None:
+    assert CARD.metrics
+    scored = {
+        **SIDE,
+        "baselines": {"unigram": 3.0},
+        "scored": {"tokens": 1234, "of": 40_000, "what": "the answers"},
+    }
+    metrics = {**CARD.metrics, "val": scored, "tasks": {"questions.exact_match": 0.5}}
+    text = replace(CARD, metrics=metrics, chat=True).text().replace("\\", "")
+    assert "Scored: 1,234 of 40,000 tokens of val: the answers." in text
+    assert "no number of xz" in text
+    assert "| questions.exact_match | 0.5 |" in text
+    assert "apply_chat_template" in text
+    assert "does not follow" not in text
+    for odd in (None, 3, {"tokens": "1", "of": 2, "what": ""}, {"tokens": 1}):
+        assert "Scored" not in replace(CARD, metrics={"val": {**scored, "scored": odd}, "tasks": odd}).text()
+    assert "Scored" not in CARD.text()
+
+
 @pytest.mark.parametrize("interval", [None, 3, {"loss": 1}, {"loss": {"low": 1}}, {"other": {"low": 1, "high": 2}}])
 def test_an_interval_of_another_shape_is_left_out(interval: Any) -> None:
     text = replace(CARD, metrics={"val": {**SIDE, "interval": interval}}).text()

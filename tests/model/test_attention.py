@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.model import attention
-from pipeline.model.attention import KVCache, Rotation, attend
+from pipeline.model.attention import DocumentMask, KVCache, Rotation, attend
 from pipeline.model.functions import keep_mask
 
 U = torch.finfo(torch.bfloat16).eps / 2
@@ -101,6 +101,32 @@ def test_dropped_weights_are_left_out_and_the_others_larger_in_their_stead(mask:
     allowed = given if given is not None else causal(6, 6)
     weights = (q @ k.mT * 8**-0.5).masked_fill(~allowed, -torch.inf).softmax(dim=-1)
     torch.testing.assert_close(attend(q, k, v, given, left, 0.4), (weights * left / 0.6) @ v)
+
+
+@pytest.mark.parametrize("total", [1, attention.BLOCK, attention.BLOCK + 1, 3 * attention.BLOCK + 7])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_within_documents_blocks_of_queries_give_what_the_whole_product_gives(
+    total: int, dropout: float, dtype: torch.dtype
+) -> None:
+    """Documents end elsewhere in each row, some after a token, one after more than a block."""
+    q, k, v = heads(total, total, dtype)
+    starts, places = torch.zeros(2, total, dtype=torch.long), torch.arange(total)
+    for row, ends in zip(starts, [[3, 4, 60, 64, 130], [90, 91, 100, 101, 195]], strict=True):
+        for end in ends:
+            row[end:] = end
+    torch.manual_seed(0)
+    left = keep_mask((2, 3, total, total), dropout, torch.device("cpu")) if dropout else None
+    mask = DocumentMask(starts)
+    assert torch.equal(mask.dense(), causal(total, total) & (starts[:, None, :, None] <= places))
+    upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    found = []
+    for given in (mask, mask.dense()):
+        result = attend(q, k, v, given, left, dropout)
+        found.append([result, *torch.autograd.grad(result, (q, k, v), upstream)])
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 8 * U}[dtype]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 def test_a_cache_holds_the_keys_and_values_of_each_block_in_order() -> None:

@@ -25,6 +25,7 @@ from pipeline.plugin.registry import Registry
 from pipeline.tokenize.vocabulary import characters, raw_bytes
 
 BYTES = raw_bytes()
+NEW = BYTES.with_special_tokens(["<|im_start|>", "<|im_end|>"])
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"architecture": "gpt2"},
     "gpt2 without biases": {"architecture": "gpt2", "qkv_bias": False, "tied_head": False},
@@ -169,13 +170,14 @@ def test_weights_of_half_the_bits_are_widened(tmp_path: Path) -> None:
     assert same_logits(loaded(tmp_path, model.architecture), model)
 
 
-def test_the_digest_is_that_of_the_weights(tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_weights_and_of_the_tokens_new_to_them(tmp_path: Path) -> None:
     folder = exported(make("gpt2"), tmp_path)
-    before = Pretrained.at(tmp_path, "data/there").digest
+    before = Pretrained.at(tmp_path, "data/there").digest(BYTES)
     (folder / "README.md").write_text("a note")
-    assert Pretrained.at(tmp_path, "data/there").digest == before
+    assert Pretrained.at(tmp_path, "data/there").digest(BYTES) == before
+    assert Pretrained.at(tmp_path, "data/there").digest(NEW) != before
     weights(lambda found: {**found, "transformer.wte.weight": found["transformer.wte.weight"] + 1})(folder)
-    assert Pretrained.at(tmp_path, "data/there").digest != before
+    assert Pretrained.at(tmp_path, "data/there").digest(BYTES) != before
 
 
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────
@@ -325,8 +327,6 @@ def test_a_folder_whose_tokenizer_has_more_ids_than_rows_is_refused(tmp_path: Pa
 
 
 # ── new special tokens ────────────────────────────────────────────────────────────────────────────
-
-NEW = BYTES.with_special_tokens(["<|im_start|>", "<|im_end|>"])
 
 
 def checkpoint(model: LanguageModel, root: Path, tokenizer: Tokenizer = BYTES) -> Path:

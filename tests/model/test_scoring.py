@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_config import head_weight, small_config
+from small_config import ARCHITECTURES, head_weight, small_config
 from torch import nn
 
 from pipeline.core.errors import DataError
-from pipeline.data.batches import evaluation_windows
+from pipeline.data.batches import EvaluationWindow, evaluation_windows
+from pipeline.data.index import IndexEntry
 from pipeline.data.masked import MaskedIds
+from pipeline.data.packing import packed_windows
 from pipeline.model import scoring
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.scoring import Scores, Summary, evaluating, evenly_spaced, score, score_tokens, summarize
@@ -220,6 +224,26 @@ def test_only_what_is_learnt_is_scored_each_after_its_windows_context(stride: in
     metrics = summarize(model, ids, windows, batch_size, 2 * ONES).metrics()
     assert metrics["loss"] == pytest.approx(sum(nats) / 8, rel=1e-10)
     assert metrics["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / 16, rel=1e-10)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_documents_have_the_losses_that_each_has_alone_in_its_window(architecture: str) -> None:
+    sizes, ends = {"vocab_size": VOCAB, "context_length": 24}, [0, *range(5, 100, 7), 101]
+    text = np.minimum(IDS, VOCAB - 2)
+    text[np.array(ends[1:]) - 1] = VOCAB - 1
+    ids = replace(masked(*range(2, 101, 2)), ids=text, document_end=VOCAB - 1)
+    entries = [IndexEntry("", start, end - start, 0) for start, end in pairwise(ends)]
+    torch.manual_seed(0)
+    model = small_config(architecture, document_end=VOCAB - 1, **sizes).make()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    packs = packed_windows(ids, entries, 24)
+    alone = [EvaluationWindow(each.start, each.end, each.tokens - 1) for each in entries]
+    assert 2 * len(packs) < len(alone)
+    together, apart = (list(score(model, ids, windows, 3)) for windows in (packs, alone))
+    places, nats = (np.concatenate([vars(each)[name] for each in together]) for name in ("places", "nats"))
+    assert places.tolist() == np.concatenate([each.places for each in apart]).tolist()
+    np.testing.assert_allclose(nats, np.concatenate([each.nats for each in apart]), rtol=1e-5)
 
 
 def test_an_evaluation_with_nothing_to_score_is_an_error() -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 from conftest import REPOSITORY, Project
 
+from pipeline.authoring.listing import details
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 
@@ -16,7 +17,8 @@ SHIPPED = [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)]
 
 TOGETHER = {"samplers", "metrics"}
 """Kinds whose components are all tried in one run."""
-CHOICES = [(kind, name) for kind, name in SHIPPED if kind not in TOGETHER]
+# tests/plugins/test_exports.py chooses every format.
+CHOICES = [(kind, name) for kind, name in SHIPPED if kind not in {*TOGETHER, "exporters"}]
 CHOICES.remove(("corpora", "python_docs"))  # the contract suite reads it whole, and the documents' commands run it
 CHOICES.remove(("corpora", "python_questions"))  # as python_docs
 CHOICES.remove(("corpora", "token_files"))  # there are no token files; tests/plugins/test_token_files.py has some
@@ -47,14 +49,17 @@ def test_one_value_chooses_a_component_and_it_works(kind: str, name: str, traine
 
 
 @pytest.mark.parametrize(("kind", "name"), SHIPPED)
-def test_its_options_are_in_the_schema_and_in_plugins_show(kind: str, name: str, project: Project) -> None:
+def test_its_options_are_in_the_schema_and_in_plugins_show(
+    kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.authoring.listing.Registry.load", lambda plugins: REGISTRY)
     schema = json.loads((REPOSITORY / "params.schema.json").read_text())
     *sections, key = KINDS[kind].chosen_by.split(".")[:-1]
     home = schema
     for section in sections:
         home = schema["$defs"][home["properties"][section]["$ref"].rpartition("/")[2]]
     known = home["properties"][key]["properties"][name]["properties"]
-    shown = project.call(["plugins", "show", name]).out
+    shown = "\n".join(details(REPOSITORY / "plugins", name))
     options = next(entry for entry in REGISTRY.entries(kind) if entry.component.name == name).component.model_fields
     assert set(known) == set(options)
     for option, field in options.items():

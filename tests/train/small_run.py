@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.params.params import Params
 from pipeline.params.reader import load_params
-from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss
+from pipeline.plugin.components import EvalCallback, EvaluationEvent, Loss
 from pipeline.plugin.registry import Registry
 from pipeline.train.checkpoint_store import CheckpointStore
 from pipeline.train.components import Components
@@ -42,27 +42,29 @@ TEXT = np.frombuffer(b"the river runs to a sea of light and stone; we listen. " 
 IDS = {"train": TEXT[:600], "val": TEXT[600:]}
 
 
-@dataclass(frozen=True)
-class Masked(TrainingWindows):
-    """Training windows of which some targets are masked: in window k (by its offset) the first `masked[k]`."""
-
-    masked: tuple[int, ...] = ()
-
-    def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        x, y = (array.copy() for array in super().batch(offsets))
-        for row, offset in enumerate(offsets):
-            y[row, : self.masked[offset // self.context_length % len(self.masked)]] = IGNORED
-        return x, y
-
-
 ALONE = Ranks()
 RAGGED = (0, 7, 3, 8, 1, 6, 0, 5)
 
 
-def masked_windows(masked: tuple[int, ...] = RAGGED, shift: bool = False) -> Masked:
-    """The training windows, shuffled, with some of their targets masked."""
+def masked_windows(masked: tuple[int, ...] = RAGGED, shift: bool = False) -> TrainingWindows:
+    """The training windows, shuffled; in window k of the text, the first `masked[k]` targets are only read."""
     sampler, ids = REGISTRY.build("batch_samplers", "shuffled", {}, ""), IDS["train"]
-    return Masked(MaskedIds(ids), token_index(len(ids), CONTEXT, shift, sampler, ()), sampler, 1, masked)
+    learn = np.ones(len(ids), np.uint8)
+    for number, start in enumerate(range(1, len(ids), CONTEXT)):
+        learn[start : start + masked[number % len(masked)]] = 0
+    return TrainingWindows(MaskedIds(ids, learn), token_index(len(ids), CONTEXT, shift, sampler, ()), sampler, 1)
+
+
+def conversations(tokens: int) -> tuple[MaskedIds, list[IndexEntry]]:
+    """A text of documents of 2 to 14 tokens that end with end-of-text, in two folders, partly only read."""
+    ids, learn = TEXT[:tokens].astype(np.uint16), np.arange(tokens) * 7 % 16 < 9
+    entries, start = list[IndexEntry](), 0
+    while start < tokens:
+        size = min(2 + 5 * len(entries) % 13, tokens - start)
+        entries.append(IndexEntry(f"{'ab'[len(entries) % 3 == 1]}/{len(entries)}", start, size, size))
+        start += size
+        ids[start - 1], learn[start - 1] = 256, True
+    return MaskedIds(ids, learn.astype(np.uint8)), entries
 
 
 def documents(tokens: int) -> list[IndexEntry]:
@@ -102,7 +104,8 @@ SETTINGS = {
 
 def small_params(**settings: Any) -> Params:
     """The shipped params with those of a small run, and with other values for keys of `train`."""
-    return _read(tuple((SETTINGS | {f"train.{name}": value for name, value in settings.items()}).items()))
+    masks = {"model.document_mask": "true"} if settings.get("pack_documents") else {}
+    return _read(tuple((SETTINGS | masks | {f"train.{name}": value for name, value in settings.items()}).items()))
 
 
 @lru_cache
@@ -113,6 +116,9 @@ def _read(settings: tuple[tuple[str, Any], ...]) -> Params:
 ARCHITECTURE = Components.load(small_params(), REPOSITORY / "plugins", REGISTRY).architecture(
     small_params().model, TOKENIZER
 )
+WITHIN_DOCUMENTS = replace(ARCHITECTURE, shape=replace(ARCHITECTURE.shape, document_end=256))
+PACKED: dict[str, Any] = {"pack_documents": "true", "architecture": WITHIN_DOCUMENTS}
+"""Changes of a run that make it one of packed conversations."""
 
 
 def plugin_architecture(name: str) -> Architecture:
@@ -166,8 +172,15 @@ def make_run(
         REGISTRY.build("batch_samplers", order.name, order.options, ""),
         callbacks,
     )
-    ids = {"train": MaskedIds(IDS["train"][:train_tokens]), "val": MaskedIds(IDS["val"])}
-    data = TrainingData.build(params, TOKENIZER, ids, components.batch_sampler, documents(train_tokens))
+    if params.train.pack_documents:
+        texts = {"train": conversations(train_tokens), "val": conversations(61)}
+    else:
+        texts = {
+            "train": (MaskedIds(IDS["train"][:train_tokens]), documents(train_tokens)),
+            "val": (MaskedIds(IDS["val"]), []),
+        }
+    ids, indexes = ({name: each[part] for name, each in texts.items()} for part in (0, 1))
+    data = TrainingData.build(params, TOKENIZER, ids, components.batch_sampler, indexes)
     data = replace(data, windows=windows or data.windows)
     phase = phases(
         params.train, components.schedule, data.windows, ARCHITECTURE.flops_per_token, small_identity(), folder

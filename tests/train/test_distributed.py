@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -12,16 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TINY, start_fork_server
 from small_run import (
     ARCHITECTURE,
     BATCH_SAMPLERS,
+    PACKED,
     assert_same_bits,
     make_model,
     make_run,
@@ -59,11 +58,7 @@ def run_ranks(count: int, work: Callable[..., None], *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        # A server that has imported this file forks the ranks: each would take 4 seconds for its imports.
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        multiprocessing.set_forkserver_preload([__name__, "torch._dynamo", "torch.distributed.fsdp"])
-        forkserver.ensure_running()
+    start_fork_server()
     start_processes(_rank, (count, port, work, arguments), nprocs=count, start_method="forkserver")
 
 
@@ -103,6 +98,7 @@ CASES: dict[str, dict[str, Any]] = {
     "float64, dropout": {"options": {"lr": 1e-3}, "dropout": 0.3, "micro_batch_size": 2},
     "float64, uneven targets": {"options": {"lr": 1e-3}, "windows": RAGGED_DATA, "micro_batch_size": 1},
     "float64, a batch that does not divide": {"batch_size": 7, "micro_batch_size": 2, "total_windows": 7 * 50 - 4},
+    "float64, packs": {"options": {"lr": 1e-3}, "micro_batch_size": 2, **PACKED},
     "float64, weighted": {"options": {"lr": 1e-3}, "batch_sampler": BATCH_SAMPLERS["weighted"]},
     "float32, 1e-4": {"options": {"lr": 1e-4}, "dtype": torch.float32},
     "float32, 4e-4": {"options": {"lr": 4e-4}, "dtype": torch.float32},
@@ -112,6 +108,7 @@ CASES: dict[str, dict[str, Any]] = {
 SHARDED: dict[str, dict[str, Any]] = {
     "float64": CASES["float64"],
     "float64, uneven targets": CASES["float64, uneven targets"],
+    "float64, packs": CASES["float64, packs"],
     "float64, a batch that does not divide": CASES["float64, a batch that does not divide"],
     "float32, 1e-3": CASES["float32, 1e-3"],
     "lion": {"optimizer": "lion"},
@@ -129,8 +126,9 @@ ON_TWO = [
     ("ddp", "float32, 1e-3, uneven targets"),
     ("ddp", "float64, a batch that does not divide"),
     ("ddp", "float64, weighted"),
+    ("ddp", "float64, packs"),
+    ("fsdp", "float64, packs"),
     ("fsdp", "float64, a batch that does not divide"),
-    ("fsdp", "lion"),
 ]
 """The cases of `make test`; `--long` runs all of them."""
 

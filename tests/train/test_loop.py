@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +27,9 @@ from small_run import (
     weights,
 )
 
-from pipeline.core.errors import PipelineError, PluginError
+from pipeline.core.errors import ParamsError, PipelineError, PluginError
 from pipeline.data.batches import TrainingWindows
+from pipeline.data.tokenizer import END_OF_TEXT
 from pipeline.model.architecture import LanguageModel
 from pipeline.plugin import BatchSampler, TokenIndex
 from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent, Loss, ModelOutput, StopTraining
@@ -364,6 +366,20 @@ def test_documents_end_at_end_of_text_where_attention_is_masked(mask: bool) -> N
     shape = components.architecture(params, TOKENIZER).shape
     assert shape.vocab_size == 257
     assert shape.document_end == (256 if mask else None)
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", END_OF_TEXT])
+def test_a_template_whose_turns_end_documents_does_not_go_with_the_mask(end: str) -> None:
+    params = small_params().model.model_copy(update={"document_mask": True})
+    components = Components.load(small_params(), REPOSITORY / "plugins", REGISTRY)
+    turn = "<|im_start|>{{ message.role }} {{ message.content }}" + end
+    template = "{% for message in messages %}" + turn + "{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+    names = {**TOKENIZER.special_tokens, "<|im_start|>": 257, "<|im_end|>": 258}
+    tokenizer = replace(TOKENIZER, special_tokens=names, chat_template=template)
+    refused = pytest.raises(ParamsError, match=r"model\.document_mask.*endoftext.*tokenizer\.file\.end_of_text")
+    with refused if end == END_OF_TEXT else nullcontext():
+        assert components.architecture(params, tokenizer).shape.document_end == 256
 
 
 def test_what_a_model_adds_is_of_the_objective_and_of_no_other_loss(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from conftest import Tell
 from small_run import (
     ARCHITECTURE,
     BATCH_SAMPLERS,
+    PACKED,
     REGISTRY,
     assert_same_run,
     changed,
@@ -81,8 +82,14 @@ def test_a_run_stopped_at_any_moment_resumes_to_the_same_bits(tmp_path: Path, te
     tell("stopped at each moment at which a small run can stop", tries, tries, tries)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("optimizer", ["muon", "lion", "adafactor", "sgd", "torch"])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [
+        *((optimizer, "fp32") for optimizer in ("muon", "lion", "adafactor", "sgd", "torch")),
+        ("muon", "bf16"),
+        *(pytest.param(each, "bf16", marks=pytest.mark.long) for each in ("lion", "adafactor", "sgd", "torch")),
+    ],
+)
 def test_with_every_optimizer_and_precision(tmp_path: Path, optimizer: str, precision: str) -> None:
     stopped_everywhere(tmp_path, 7, optimizer=optimizer, precision=precision, **SMALL_EPOCHS)
 
@@ -90,6 +97,11 @@ def test_with_every_optimizer_and_precision(tmp_path: Path, optimizer: str, prec
 @pytest.mark.parametrize("order", ["weighted", pytest.param("sequential", marks=pytest.mark.long)])
 def test_with_every_batch_sampler(tmp_path: Path, order: str) -> None:
     stopped_everywhere(tmp_path, 7, batch_sampler=BATCH_SAMPLERS[order], **SMALL_EPOCHS)
+
+
+@pytest.mark.parametrize("order", ["shuffled", pytest.param("weighted", marks=pytest.mark.long)])
+def test_with_packs_of_conversations(tmp_path: Path, order: str) -> None:
+    stopped_everywhere(tmp_path, 7, batch_sampler=BATCH_SAMPLERS[order], **PACKED, **SMALL_EPOCHS)
 
 
 @pytest.mark.faults

@@ -165,10 +165,22 @@ def weights(project: Project) -> dict[str, torch.Tensor]:
     return saved["model_state_dict"]
 
 
+def test_a_run_of_no_steps_publishes_where_training_begins(trained_project: Project) -> None:
+    def rows() -> list[dict[str, str]]:
+        history = (trained_project.root / "metrics" / "history.tsv").read_text().splitlines()
+        return [dict(zip(history[0].split("\t"), row.split("\t"), strict=True)) for row in history[1:]]
+
+    begin = {name: value for name, value in rows()[0].items() if value}
+    trained_project.succeed("train", *sets("train.budget.amount=0"))
+    assert rows() == [begin]
+    assert json.loads((trained_project.root / "metrics" / "train.json").read_text())["steps"] == 0
+    assert "of step 0" in trained_project.succeed("evaluate").out
+
+
 CONSTANT = sets("train.schedule.name=constant", "train.shift_windows=false", "model.dropout=0.2")
 
 
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("there", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_an_extended_run_at_a_constant_rate_is_the_longer_run(project: Project, there: bool) -> None:
     """Whether the finished run's state is there, or that run has to be trained first."""
     for stage in ("tokenize", "split"):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.authoring.testing.toy import instance_of, keeps_no_state
-from pipeline.plugin.components import Metric, TaskMetric, TextModel, TokenScores
+from pipeline.plugin.components import Answer, Metric, Question, TaskMetric, TextModel, TokenScores
 
 
 def token_scores(count: int = 40, seed: int = 0) -> TokenScores:
@@ -90,10 +90,15 @@ def _check_metric_numbers(numbers: Any) -> None:
 
 
 def _toy_model(folder: Path) -> TextModel:
-    """A model with a loss of one nat per character."""
+    """A model with a loss of one nat per character, which answers two held-out questions with "yes"."""
     return TextModel(
         score=lambda text, prompt="": float(len(text)),
         choose=lambda prompt, options: min(range(len(options)), key=lambda number: len(options[number])),
         generate=lambda prompt, max_new_tokens=50, temperature=0.0: prompt + " and on",
         folder=folder,
+        record=lambda number, item, value, text="": None,
+        questions=lambda split, limit: [Question(f"{split}#toy-{word}", [1, 2], word) for word in ("yes", "no")],
+        chat_prompt=lambda messages: [len(each.content) for each in messages],
+        answers=lambda prompts, max_new_tokens: [Answer("yes", ended=True) for _ in prompts],
+        answer_scores=lambda prompts, texts: [(float(len(text)), 1 + len(text)) for text in texts],
     )

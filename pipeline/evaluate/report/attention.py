@@ -12,7 +12,7 @@ from pipeline.evaluate.report.excerpt import token_text
 from pipeline.evaluate.report.heads import evenly_spaced_indices
 from pipeline.evaluate.report.records import AttentionMaps
 from pipeline.model.architecture import LanguageModel, checked_forward
-from pipeline.model.attention import Attention
+from pipeline.model.attention import Attention, DocumentMask
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import device_of
 from pipeline.model.scoring import evaluating
@@ -56,7 +56,9 @@ def attention_weights(model: LanguageModel, tokens: torch.Tensor) -> torch.Tenso
         x, rotation, mask, *_ = inputs
         q, k, _ = attention.project(x, rotation)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped-query attention: heads share keys
-        if mask is None:
+        if isinstance(mask, DocumentMask):
+            mask = mask.dense()
+        elif mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         scores = (q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5
         seen.append(scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)[0])

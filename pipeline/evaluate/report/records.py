@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.evaluate.breakdown import Breakdown
-    from pipeline.evaluate.samples import Sample
+    from pipeline.evaluate.samples import AnsweredQuestion, Sample
 
 
 PROCESSOR_SECONDS = "processor_seconds"
@@ -40,10 +40,12 @@ class Token:
 
     Attributes:
         text: The text of the token; bytes that are not complete characters are escaped.
-        nats: The negative log-likelihood; None for the first token of a split, which is not predicted.
+        nats: The negative log-likelihood; None for the first token of a split, which is not predicted, and for what
+            is only read.
         rank: The rank of the token in the prediction, from 1.
         expected: The most likely tokens with their probabilities, the most likely first.
         hit: The index of this token in `expected`, or None.
+        learnt: Whether the model learns to write it, instead of only reading it.
     """
 
     text: str
@@ -51,6 +53,7 @@ class Token:
     rank: int = 0
     expected: tuple[tuple[str, float], ...] = ()
     hit: int | None = None
+    learnt: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,24 @@ class Excerpt:
     side: str
     document: str
     tokens: list[Token]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The beginning of a held-out conversation.
+
+    Attributes:
+        side: "val" or "test".
+        document: The name of the document.
+        turns: Who speaks, and the tokens; adjacent tokens that are only read are one. The role is empty where it is
+            not known.
+        cut: Whether there is more of it.
+    """
+
+    side: str
+    document: str
+    turns: list[tuple[str, list[Token]]]
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +125,10 @@ class Report:
         params: The effective params by section: those of the training run, and `evaluate`.
         versions: The installed versions at training time.
         identity: The sha256 of files and data, by name.
+        conversations: Held-out conversations, in place of excerpts.
+        answered: Held-out questions with the model's answers.
+        tasks: The numbers of tasks.
+        packed: Whether the evaluation windows hold whole documents.
     """
 
     step: int
@@ -120,3 +145,7 @@ class Report:
     params: dict[str, dict[str, Any]]
     versions: dict[str, str]
     identity: dict[str, str]
+    conversations: list[Conversation] = field(default_factory=list)
+    answered: list[AnsweredQuestion] = field(default_factory=list)
+    tasks: dict[str, float] = field(default_factory=dict)
+    packed: bool = False

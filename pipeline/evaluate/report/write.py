@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.files import recorded_sha256
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.report.attention import read_attention
+from pipeline.evaluate.report.conversation import read_conversations
 from pipeline.evaluate.report.excerpt import read_excerpt
 from pipeline.evaluate.report.page import write_page
 from pipeline.evaluate.report.records import Report
@@ -27,7 +28,9 @@ def write_report(evaluation: Evaluation, paths: Paths, folder: Path) -> None:
 def _report(evaluation: Evaluation, paths: Paths) -> Report:
     checkpoint, splits = evaluation.checkpoint, evaluation.splits
     sides, architecture = list(evaluation.breakdowns), checkpoint.model.architecture
-    about = evaluation.about
+    about, breakdowns = evaluation.about, evaluation.breakdowns
+    plain = [side for side in sides if not splits.has_mask(side)]
+    masked = [side for side in sides if splits.has_mask(side)]
     return Report(
         step=about["step"],
         stride=about["stride"],
@@ -36,9 +39,17 @@ def _report(evaluation: Evaluation, paths: Paths) -> Report:
         model=architecture.config.flatten() | {"parameters": architecture.parameter_count},
         training=read_training(paths.checkpoint),
         samples=evaluation.samples,
-        excerpts=[read_excerpt(checkpoint, splits, side, evaluation.breakdowns[side].documents) for side in sides],
+        excerpts=[read_excerpt(checkpoint, splits, side, breakdowns[side].documents) for side in plain],
+        conversations=[
+            each
+            for side in masked
+            for each in read_conversations(checkpoint, splits, side, breakdowns[side].documents)
+        ],
+        answered=evaluation.answered,
+        tasks=evaluation.metrics.get("tasks", {}),
+        packed="packed" in about,
         attention=read_attention(checkpoint, splits.ids(sides[-1])),
-        breakdowns=evaluation.breakdowns,
+        breakdowns=breakdowns,
         data=splits.meta["files"],
         params={**evaluation.record.params, "evaluate": evaluation.params},
         versions=evaluation.record.versions,

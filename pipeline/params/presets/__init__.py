@@ -25,9 +25,12 @@ PRESETS = {
     "shakespeare-char": "nanoGPT's run on a CPU: characters, 0.8 million parameters, 2000 steps, a few minutes",
     "shakespeare-fast": "the loss of nanoGPT's run in a tenth of its processor time: ten seconds",
     "shakespeare-best": "a much lower loss than nanoGPT's run in the same time: characters, 0.8 million parameters",
+    "chat-tiny": "conversations: the default run's model learns to answer questions, three minutes on two cores",
     "gpt2-124m": "GPT-2 small from scratch, context 1024, 2.5 billion tokens: for a GPU and gigabytes of text",
 }
-"""The presets and their descriptions; all but the first read every file in data/raw."""
+"""The presets and their descriptions."""
+BEGIN_WITH_BASE = frozenset({"chat-tiny"})
+"""The presets whose run begins with the default run's checkpoint, kept in data/weights/base."""
 
 
 def write_preset(name: str, path: Path) -> list[str]:
@@ -68,7 +71,7 @@ def write_values(values: Mapping[str, Any], path: Path, write: bool = True) -> l
 
 def _write(values: CommentedMap, path: Path, write: bool = True) -> list[str]:
     params: Any = read_sections(path, _yaml().load) if path.exists() else _yaml().load(_text(_BASE))
-    changes = list(_merge(params, values, ""))
+    changes = list(_merge(params, values, "", align=True))
     if write and (changes or not path.exists()):
         buffer = io.StringIO()
         _yaml().dump(params, buffer)
@@ -102,13 +105,23 @@ def _text(name: str) -> str:
     return (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def _merge(target: CommentedMap, source: CommentedMap, where: str) -> Iterator[str]:
-    """Copies every value of `source` to `target`, section by section; yields the differences."""
+def _merge(target: CommentedMap, source: CommentedMap, where: str, align: bool = False) -> Iterator[str]:
+    """Copies every value of `source` to `target`, section by section; yields the differences. `align` puts the
+    comments after changed values where they are in `source`."""
     for key, new in source.items():
         dotted = f"{where}{key}"
         old = target.get(key)
         if isinstance(new, CommentedMap) and isinstance(old, CommentedMap):
-            yield from _merge(old, new, f"{dotted}.")
+            yield from _merge(old, new, f"{dotted}.", align)
         elif key not in target or old != new or isinstance(old, bool) != isinstance(new, bool):
             target[key] = new
+            if align:
+                _align(target, source, key)
             yield f"{dotted}: {old} → {new}"
+
+
+def _align(target: CommentedMap, source: CommentedMap, key: str) -> None:
+    """Puts the comment after a value where `source` has it: a long value has moved it to the right."""
+    comments = [each.ca.items[key][2] for each in (target, source) if key in each.ca.items]
+    if len(comments) == 2 and all(comments):
+        comments[0].start_mark.column = comments[1].start_mark.column

@@ -18,7 +18,15 @@ from pipeline.plugin.components.eval_callback import (
 from pipeline.plugin.components.exporter import Exporter, ExportSource
 from pipeline.plugin.components.kinds import KINDS, Kind
 from pipeline.plugin.components.loss import Loss
-from pipeline.plugin.components.metric import Metric, TaskMetric, TextModel, TokenScores
+from pipeline.plugin.components.metric import (
+    Answer,
+    Metric,
+    Prompt,
+    Question,
+    TaskMetric,
+    TextModel,
+    TokenScores,
+)
 from pipeline.plugin.components.model import IGNORED, Model, ModelOutput, ModelShape
 from pipeline.plugin.components.optimizer import Optimizer
 from pipeline.plugin.components.sampler import Sampler
@@ -29,6 +37,7 @@ __all__ = [
     "IGNORED",
     "KINDS",
     "ROLES",
+    "Answer",
     "BatchSampler",
     "Component",
     "Corpus",
@@ -47,6 +56,8 @@ __all__ = [
     "ModelShape",
     "Optimizer",
     "Part",
+    "Prompt",
+    "Question",
     "Sampler",
     "Schedule",
     "StepEvent",

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from pipeline.plugin.chat import ChatTemplate
+    from pipeline.plugin.components.corpus import Message
+
 
 @dataclass(frozen=True)
 class ExportSource:
@@ -36,6 +39,9 @@ class ExportSource:
         logits: ids [B, T] → the checkpoint's logits [B, T, V] in float32, without gradients.
         greedy: `greedy(ids, n)` → the n ids of the checkpoint's greedy continuation.
         text: A piece of held-out text, to verify the export with.
+        chat: The chat template; None if the tokenizer has none.
+        chat_ids: A conversation → its ids up to the point where the assistant begins to speak; only with `chat`. It
+            raises `pipeline.core.errors.DataError` for a conversation that the template or the tokenizer refuses.
     """
 
     config: Mapping[str, Any]
@@ -50,6 +56,25 @@ class ExportSource:
     logits: Callable[[torch.Tensor], torch.Tensor]
     greedy: Callable[[Sequence[int], int], list[int]]
     text: str
+    chat: ChatTemplate | None
+    chat_ids: Callable[[Sequence[Message]], list[int]]
+
+    @property
+    def end_of_turn(self) -> str:
+        """The special token that ends the assistant's turn; without a chat template, the end of a document."""
+        return (self.chat.end_of_turn if self.chat else "") or self.end_of_text
+
+    @property
+    def ends(self) -> list[int]:
+        """The ids that end generation: the end of a turn and the end of a document, which may be the same."""
+        return [self.special_tokens[name] for name in dict.fromkeys([self.end_of_turn, self.end_of_text])]
+
+    def template_token(self, name: str, default: str) -> str:
+        """A special token that programs keep by a name such as `eos_token`, and hand to the chat template as a
+        variable of that name: the template's own if it reads the variable, else `default`."""
+        if self.chat and name in self.chat.source:
+            return self.chat.variables.get(name, "")
+        return default
 
 
 class Exporter(Component):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.plugin.components.base import Component
+from pipeline.plugin.components.corpus import Message
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,38 @@ class Metric(Component):
         """The metric's numbers, by their names in metrics/evaluate.json. The sums are over at least one target."""
 
 
+Prompt = Sequence[int]
+"""The token ids of a conversation up to where the assistant begins to speak."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation that ends with a message of the assistant, the right answer.
+
+    Attributes:
+        name: Its name, such as that of the document.
+        prompt: Its beginning.
+        answer: The right answer.
+    """
+
+    name: str
+    prompt: Prompt
+    answer: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered.
+
+    Attributes:
+        text: The answer, without the token that ends the turn.
+        ended: Whether the model ended its turn.
+    """
+
+    text: str
+    ended: bool
+
+
 @dataclass(frozen=True)
 class TextModel:
     """A trained model with a text interface.
@@ -69,12 +102,26 @@ class TextModel:
         generate: `generate(prompt, max_new_tokens=50, temperature=0.0)` returns the prompt and its continuation;
             temperature 0 always takes the most likely token.
         folder: data/tasks, the folder for the files of tasks. The evaluate stage depends on it.
+        record: `record(number, item, value, text="")` writes the value of a single item, such as whether a question
+            was answered correctly, to reports/tasks.tsv, where `pipeline compare` pairs two runs. `number` is the
+            name of the number that is the mean of the values.
+        questions: `questions(split, limit)` returns the held-out conversations of "val" or "test" that end with the
+            assistant, from at most `limit` documents, evenly spaced.
+        chat_prompt: `chat_prompt(messages)` returns the prompt that the chat template makes of the messages.
+        answers: `answers(prompts, max_new_tokens)` returns the most likely `Answer` to each prompt.
+        answer_scores: `answer_scores(prompts, texts)` returns for each prompt and its text the negative
+            log-likelihood of this answer in nats and its number of tokens, with the token that ends the turn.
     """
 
     score: Callable[..., float]
     choose: Callable[[str, Sequence[str]], int]
     generate: Callable[..., str]
     folder: Path
+    record: Callable[..., None]
+    questions: Callable[[str, int], list[Question]]
+    chat_prompt: Callable[[Sequence[Message]], Prompt]
+    answers: Callable[[Sequence[Prompt], int], list[Answer]]
+    answer_scores: Callable[[Sequence[Prompt], Sequence[str]], list[tuple[float, int]]]
 
 
 class TaskMetric(Metric):

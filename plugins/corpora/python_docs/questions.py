@@ -16,8 +16,8 @@ from .library import Documented, modules, standard_library
 
 _TEXT, _SIGNATURE = 240, 60
 """The longest quoted text and the longest signature in characters: with four options they fit into 256 tokens."""
-_FEWEST_WORDS, _MOST_WORDS, _OPTIONS = 2, 5, 4
-_TURNS, _SYSTEM_SHARE = 0.3, 0.2
+_FEWEST_WORDS, _MOST_REVERSED, _MOST_REPEATED, _OPTIONS = 2, 4, 9, 4
+_TURNS, _SYSTEM_SHARE = 0.5, 0.2
 """The shares of texts with several questions in one conversation, and of those in a system message."""
 _EXCEPTION = re.compile(r"\b(?:[A-Z]\w*(?:Error|Exception|Warning)|StopIteration|KeyboardInterrupt|SystemExit)\b")
 _SENTENCE = re.compile(r"(.+?\w{2}[)\"'`]*[.!?])(?=\s|$)")
@@ -132,23 +132,23 @@ def _count(quote: Quote, module: Module, random: Random) -> Question | None:
 
 
 def _repeat(quote: Quote, module: Module, random: Random) -> Question | None:
+    """Words of the module in any order, which no knowledge of the language can complete."""
+    if len(module.words) < _MOST_REPEATED:
+        return None
     asked = random.choice(("Repeat these words: {}", "Repeat: {}", "Say this again: {}"))
-    words = _some_words(quote, random)
-    return Question("repeat", asked.format(" ".join(words)), " ".join(words)) if words else None
+    words = " ".join(random.sample(sorted(module.words), random.randint(_FEWEST_WORDS, _MOST_REPEATED)))
+    return Question("repeat", asked.format(words), words)
 
 
 def _reverse(quote: Quote, module: Module, random: Random) -> Question | None:
-    asked = random.choice(("Reverse the order of these words: {}", "Reverse: {}", "Say these words backwards: {}"))
-    words = _some_words(quote, random)
-    return Question("reverse", asked.format(" ".join(words)), " ".join(reversed(words))) if words else None
-
-
-def _some_words(quote: Quote, random: Random) -> list[str]:
-    """Different words of the text that follow each other; none if there are too few."""
     words = list(dict.fromkeys(quote.words))
-    count = random.randint(_FEWEST_WORDS, _MOST_WORDS)
-    start = random.randint(0, max(len(words) - count, 0))
-    return words[start : start + count] if len(words) >= count else []
+    count = random.randint(_FEWEST_WORDS, _MOST_REVERSED)
+    if len(words) < count:
+        return None
+    start = random.randint(0, len(words) - count)
+    words = words[start : start + count]
+    asked = random.choice(("Reverse the order of these words: {}", "Reverse: {}", "Say these words backwards: {}"))
+    return Question("reverse", asked.format(" ".join(words)), " ".join(reversed(words)))
 
 
 def _choose(kind: str, asked: str, answer: str, others: Iterable[str], random: Random) -> Question | None:
@@ -241,8 +241,11 @@ class PythonQuestions(Corpus):
             random, module, number = Random(name), Module.of(kept), 0
             for quote in kept:
                 for kind, messages in self._conversations(quote, module, random):
-                    yield Document(f"{name}#{kind}-{number}", messages=messages, split=split)
-                    number += 1
+                    asked = messages[-2].content
+                    if len(messages) > 2 or asked not in seen:  # words to reverse may be those of another text
+                        seen.add(asked)
+                        yield Document(f"{name}#{kind}-{number}", messages=messages, split=split)
+                        number += 1
 
     def _conversations(self, quote: Quote, module: Module, random: Random) -> Iterator[tuple[str, list[Message]]]:
         """The conversations about a quote, each with its kind."""

@@ -6,6 +6,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from pipeline.exporting import (
+    answer_from_greedy,
+    chat_proof,
+    check_chat_ids,
     check_greedy,
     check_ids,
     check_logits,
@@ -17,7 +20,7 @@ from pipeline.exporting import (
 from pipeline.plugin import Exporter, ExportSource, hookimpl
 
 from .form import form
-from .vocabulary import vocabulary
+from .vocabulary import chat_template, named_ids, vocabulary
 
 _FILE = "model.gguf"
 _LOST = {"f16": 0.001, "q8_0": 0.01}
@@ -25,7 +28,7 @@ _LOST = {"f16": 0.001, "q8_0": 0.01}
 
 
 class Gguf(Exporter):
-    """A GGUF file for llama.cpp, for the models gpt2 and llama with gpt2's split pattern."""
+    """A GGUF file for llama.cpp, for the models gpt2 and llama with the split pattern of gpt2 or Llama 3."""
 
     name: ClassVar[str] = "gguf"
 
@@ -34,7 +37,7 @@ class Gguf(Exporter):
 
     def export(self, source: ExportSource, folder: Path) -> None:
         arch, numbers, tensors = form(source)
-        tokenizer = vocabulary(source)
+        tokenizer, template = vocabulary(source), chat_template(source)
         try:
             import gguf
         except ModuleNotFoundError as error:
@@ -47,13 +50,15 @@ class Gguf(Exporter):
             add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
             add(f"{arch}.{key}", value)
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
+        writer.add_tokenizer_pre(tokenizer.pattern)
         writer.add_token_list(tokenizer.tokens)
         writer.add_token_types(tokenizer.types)
         writer.add_token_merges(tokenizer.merges)
-        writer.add_bos_token_id(tokenizer.end)
-        writer.add_eos_token_id(tokenizer.end)
+        for key, token in named_ids(source).items():
+            writer.add_uint32(f"tokenizer.ggml.{key}", token)
         writer.add_add_bos_token(False)
+        if template:
+            writer.add_chat_template(template)
         for name, tensor in tensors.items():
             kind = gguf.GGMLQuantizationType[self._type(name, tensor).upper()]
             writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
@@ -73,7 +78,7 @@ class Gguf(Exporter):
 
         with reader_errors(folder / _FILE, "gguf"):
             model = GgufModel(folder / _FILE)
-            tokenizer = model.tokenizer(source.end_of_text)
+            tokenizer = model.tokenizer(named_ids(source))
         if model.special_tokens != source.special_tokens:
             raise ValueError(f"{_FILE} has different special tokens than the checkpoint: {model.special_tokens}")
         self._check_weights(source, model.tensors)
@@ -84,10 +89,18 @@ class Gguf(Exporter):
                 source, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, _FILE, tokenizer.decode
             ),
         }
+
+        def chat_ids(messages: list[dict[str, str]]) -> list[int]:
+            with reader_errors(folder / _FILE, "jinja2"):
+                return model.chat_ids(messages, tokenizer)
+
         if self.type == "f32":
             proof["largest_logit_difference"] = check_logits(source, model.logits, _FILE)
-            proof["equal_greedy_tokens"] = check_greedy(source, greedy_from_logits(model.logits), _FILE)
-            return proof
+            greedy = greedy_from_logits(model.logits)
+            proof["equal_greedy_tokens"] = check_greedy(source, greedy, _FILE)
+            return proof | chat_proof(source, chat_ids, answer_from_greedy(source, greedy), _FILE)
+        if source.chat:
+            proof["conversations_with_equal_ids"] = check_chat_ids(source, chat_ids, _FILE)
         expected, rounded = check_loss(source, model.logits, _FILE, _LOST[self.type])
         difference = check_logits(source, model.logits, _FILE, tolerance=float("inf"))
         return {

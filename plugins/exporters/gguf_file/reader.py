@@ -4,13 +4,21 @@ It shares nothing with what wrote the file: names, shapes and numbers come from 
 llama.cpp's `llm_build_gpt2` and `llm_build_llama`.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from gguf import GGUFReader, dequantize
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+_LLAMA3 = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""What llama.cpp splits text by where the file says "llama-bpe"."""
 
 
 class GgufModel:
@@ -94,22 +102,47 @@ class GgufModel:
             token: number for number, token in enumerate(self.values["tokenizer.ggml.tokens"]) if types[number] == 3
         }
 
-    def tokenizer(self, end_of_text: str) -> Tokenizer:
+    def tokenizer(self, named: Mapping[str, int]) -> Tokenizer:
         """The tokenizer from the tokens and merges in the file, with the split pattern of its name.
 
+        Args:
+            named: The ids that must have these names.
+
         Raises:
-            ValueError: the file does not have a gpt2 tokenizer, adds tokens, or has another end-of-text token.
+            ValueError: the file does not have such a tokenizer, adds tokens, or names other ids.
         """
         metadata = {name.removeprefix("tokenizer.ggml."): value for name, value in self.values.items()}
-        if (metadata["model"], metadata["pre"], metadata["add_bos_token"]) != ("gpt2", "gpt-2", False):
+        if (metadata["model"], metadata["add_bos_token"]) != ("gpt2", False):
             raise ValueError("its tokenizer is not gpt2 without added tokens")
         tokens: list[str] = metadata["tokens"]
-        for key in ("bos_token_id", "eos_token_id"):
-            if tokens[metadata[key]] != end_of_text:
-                raise ValueError(f"its {key} is {tokens[metadata[key]]!r}, not {end_of_text!r}")
+        for key, token in named.items():
+            if metadata[key] != token:
+                raise ValueError(f"its {key} is {tokens[metadata[key]]!r}, not {tokens[token]!r}")
         normal = {token: number for number, token in enumerate(tokens) if metadata["token_type"][number] == 1}
         merges = [(first, second) for first, _, second in (pair.partition(" ") for pair in metadata["merges"])]
-        tokenizer = Tokenizer(models.BPE(normal, merges))
+        is_gpt2 = {"gpt-2": True, "llama-bpe": False}[metadata["pre"]]
+        tokenizer = Tokenizer(models.BPE(normal, merges, ignore_merges=not is_gpt2))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        if not is_gpt2:
+            bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            words = pre_tokenizers.Split(Regex(_LLAMA3), "isolated")
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_of])
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer
+
+    def chat_ids(self, messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
+        """The ids of a conversation up to the point where the assistant begins: what the chat template writes,
+        divided at the names of special tokens."""
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        template = environment.from_string(self.values["tokenizer.chat_template"])
+        text = template.render(messages=messages, add_generation_prompt=True)
+        special = self.special_tokens
+        names = sorted(special, key=len, reverse=True)
+        ids: list[int] = []
+        for piece in re.split(f"({'|'.join(map(re.escape, names))})", text):
+            ids += [special[piece]] if piece in special else tokenizer.encode(piece, add_special_tokens=False).ids
+        return ids

@@ -1,0 +1,45 @@
+"""Files of records in JSON lines, read with one-line errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read_json_lines(path: Path, kind: type[T], shown: str, setting: str) -> list[T]:
+    """The records of a file, one per line; a pydantic model checks them.
+
+    Args:
+        path: The file.
+        kind: The model of a line.
+        shown: The file's name in messages.
+        setting: The key of params.yaml that names the file.
+
+    Raises:
+        ValueError: the file is missing, empty or not UTF-8, or a line is invalid.
+    """
+    if not path.is_file():
+        raise ValueError(f"{shown} is missing: put the questions there, or set {setting}")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{shown} is not UTF-8 at byte {error.start:,}: convert it") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = ".".join(map(str, first["loc"])) or "the line"
+            raise ValueError(
+                f"{shown} line {number}: {what}: {first['msg'].removeprefix('Value error, ')}"
+            ) from None
+    if not records:
+        raise ValueError(f"{shown} is empty: write one question per line")
+    return records
