@@ -47,6 +47,7 @@ def prepared(context_length: int, precision: str, mask: bool, compiled: bool) ->
         "train.micro_batch_size": _BATCHES[context_length],
         "train.precision": precision,
         "train.eval_callbacks.use": "[]",
+        "train.log_every": 0,
         "runtime.device": "cpu",
         "runtime.threads": 1,
         "runtime.compile": compiled,

@@ -13,6 +13,7 @@ from pipeline.core.dvc_cache import cached_folder, recorded_digest
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import EVALUATION, METRICS
 from pipeline.evaluate.conversations import ASSISTANT, Turn
+from pipeline.evaluate.tables import task_table
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -92,6 +93,19 @@ def scored(about: Numbers) -> Iterator[str]:
         yield f"{part['tokens']:,} of {part['of']:,} tokens of {side}: {part['what']}"
     if parts:
         yield "without xz, which would compress all of the text"
+
+
+def tasks(numbers: Mapping[str, float]) -> Iterator[str]:
+    """The numbers of tasks: a line, or a table if there are kinds of items."""
+    names, rows = task_table(numbers)
+    if len(rows) == 1:
+        yield "  ".join(f"{name.replace('_', ' ')} {value:,.4f}" for name, value in numbers.items())
+        return
+    cells = [["", *(name.replace("_", " ") for name in names)]]
+    cells += [[kind, *("" if value is None else f"{value:.4f}" for value in values)] for kind, values in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, float]]) -> tuple[str, str]:

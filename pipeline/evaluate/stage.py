@@ -324,8 +324,8 @@ def _print_results(evaluation: Evaluation, tasks: Mapping[str, float]) -> None:
         for pattern, group in about["groups"].items():
             numbers = {name: value for name, value in group.items() if name != "documents"}
             fact(side, f"{pattern}: {_format_numbers(numbers)}")
-    if tasks:
-        fact("tasks", _format_numbers(tasks))
+    for number, line in enumerate(result_lines.tasks(tasks) if tasks else ()):
+        fact("tasks" if not number else "", line)
 
 
 def _format_numbers(values: Mapping[str, float]) -> str:

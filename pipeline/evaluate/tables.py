@@ -87,6 +87,19 @@ def read_units(text: str) -> dict[str, list[UnitScore]]:
     return sides
 
 
+def task_table(tasks: Mapping[str, float]) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+    """The numbers of tasks as a table: the names of the columns, and the rows, each with its name and values.
+
+    The first row is of all items. A number whose name is that of another one with a part after it, such as
+    `questions.exact_match.signature`, is in the row of this part, a kind of items.
+    """
+    columns = [name for name in tasks if name.rpartition(".")[0] not in tasks]
+    kinds = dict.fromkeys(name.rpartition(".")[2] for name in tasks if name not in columns)
+    rows: list[tuple[str, list[float | None]]] = [("all", [tasks[column] for column in columns])]
+    rows += [(kind, [tasks.get(f"{column}.{kind}") for column in columns]) for kind in kinds]
+    return columns, rows
+
+
 def read_items(text: str) -> list[TaskItem]:
     """The items in a tasks.tsv.
 

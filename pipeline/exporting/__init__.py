@@ -4,7 +4,7 @@ They are separate from `pipeline.plugin`, on which every stage depends, so that 
 """
 
 from pipeline.exporting.chat_proof import answer_from_greedy, chat_proof, check_answer, check_chat_ids
-from pipeline.exporting.chat_template import with_variables
+from pipeline.exporting.chat_template import portable_template
 from pipeline.exporting.graph import graph
 from pipeline.exporting.proof import (
     LARGEST_LOGIT_DIFFERENCE,
@@ -44,9 +44,9 @@ __all__ = [
     "is_byte_level",
     "merges",
     "missing_package",
+    "portable_template",
     "reader_errors",
     "real_batches",
     "real_rows",
     "tokenizer_json",
-    "with_variables",
 ]

@@ -1,4 +1,4 @@
-"""The chat template for other programs, which hand it fewer variables."""
+"""The chat template for other programs, which hand it other variables."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import json
 from pipeline.plugin import ChatTemplate
 
 
-def with_variables(template: ChatTemplate, empty_only: bool = False) -> str:
-    """The source of a template that sets its variables itself, if it reads them.
+def portable_template(template: ChatTemplate, empty_only: bool = False) -> str:
+    """The source of a template that sets its variables itself, where it reads them.
+
+    The function `strftime_now`, which other programs have, gets a name that is not defined: as here, the ids do not
+    depend on the date.
 
     Args:
         template: The template.
@@ -20,4 +23,5 @@ def with_variables(template: ChatTemplate, empty_only: bool = False) -> str:
         if name in template.source and not (empty_only and value)
     }
     lines = [f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in set_here.items()]
-    return "\n".join([*lines, template.source])  # Jinja drops the line break after a block
+    source = template.source.replace("strftime_now", "no_strftime_now")
+    return "\n".join([*lines, source])  # Jinja drops the line break after a block

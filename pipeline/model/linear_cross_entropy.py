@@ -142,6 +142,13 @@ def _compute(
     grad_output: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Nats [N] and, `with_gradients`, those of their sum (weighted by `grad_output`) for hidden states and head."""
+    # A GPU would wait for the number of rows with a target, and compiled code be compiled for each number.
+    if hidden.device.type == "cpu" and softmax is softmax_and_gradient:
+        counted = (targets != IGNORED).nonzero()[:, 0]
+        if len(counted) < len(targets):
+            upstream = None if grad_output is None else grad_output[counted]
+            found = _compute(hidden[counted], head, targets[counted], terms, softmax, with_gradients, upstream)
+            return *(_spread(each, counted, len(targets)) for each in found[:2]), *found[2:]
     weight = head.to(hidden.dtype)
     nats: list[torch.Tensor] = []
     grad_hidden, grad_head = torch.empty_like(hidden), None
@@ -160,6 +167,11 @@ def _compute(
     if not with_gradients:
         return (joined,)
     return joined, grad_hidden, torch.zeros_like(head) if grad_head is None else grad_head
+
+
+def _spread(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """The values [rows, …] at these rows of `count`; 0 at the others."""
+    return values.new_zeros((count, *values.shape[1:])).index_copy_(0, rows, values)
 
 
 def chunks(rows: int, vocab_size: int) -> Iterator[slice]:

@@ -150,10 +150,9 @@ class _Renderer:
         from jinja2 import TemplateError
 
         shown = [{"role": each.role, "content": self._protected(each.content)} for each in messages]
+        compiled = _compiled(self._template.source)
         try:
-            return _compiled(
-                self._template.source
-            ).render(
+            return compiled.render(
                 **self._template.variables,
                 messages=shown,
                 add_generation_prompt=add_generation_prompt,

@@ -71,7 +71,7 @@ def with_chat(tokenizer: Tokenizer, params: TokenizerParams, corpus: Corpus, pat
             raise ParamsError(f"tokenize.tokenizer.chat_template: {error}") from None
         beside = f"the folder of {params.file.path}: {error}"
         if corpus.chat:
-            raise ParamsError(f"{beside}, or set tokenize.tokenizer.chat_template") from None
+            raise ParamsError(f"{beside}; repair it, or set tokenize.tokenizer.chat_template") from None
         say(f"note: {beside}; the template is left out")
         return replace(tokenizer, chat_template="", template_variables={})
     return chatting

@@ -15,9 +15,9 @@ from pipeline.exporting import (
     check_ids,
     check_logits,
     check_tokenizer_json,
+    portable_template,
     reader_errors,
     tokenizer_json,
-    with_variables,
 )
 from pipeline.plugin import Exporter, ExportSource, hookimpl
 
@@ -41,7 +41,7 @@ class HuggingFace(Exporter):
         _write(folder / "config.json", {**form.config(source), **ids, "dtype": "float32"})
         _write(folder / "generation_config.json", {**ids, "pad_token_id": end})
         if source.chat:
-            (folder / _TEMPLATE).write_text(with_variables(source.chat, empty_only=True), encoding="utf-8")
+            (folder / _TEMPLATE).write_text(portable_template(source.chat, empty_only=True), encoding="utf-8")
         _write(folder / "tokenizer.json", tokenizer_json(source))
         _write(
             folder / "tokenizer_config.json",
@@ -121,7 +121,7 @@ def _read_back(source: ExportSource, folder: Path) -> dict[str, Any]:
     if left:
         raise ValueError(f"*.safetensors: the checkpoint's {min(left)} is missing")
     chat = source.chat
-    if chat and (folder / _TEMPLATE).read_text(encoding="utf-8") != with_variables(chat, empty_only=True):
+    if chat and (folder / _TEMPLATE).read_text(encoding="utf-8") != portable_template(chat, empty_only=True):
         raise ValueError(f"{_TEMPLATE}: not the checkpoint's chat template")
     return {"reader": "none", "texts_with_equal_ids": check_tokenizer_json(source, folder / "tokenizer.json")}
 

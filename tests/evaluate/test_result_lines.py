@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from pipeline.core.paths import Paths
-from pipeline.evaluate.result_lines import next_commands, read_before, result, table, worse_than_unigram
+from pipeline.evaluate.result_lines import (
+    next_commands,
+    read_before,
+    result,
+    scored,
+    table,
+    tasks,
+    worse_than_unigram,
+)
 
 NUMBERS = {
     "val": {
@@ -109,3 +117,24 @@ def test_the_run_before_is_in_reports_or_where_dvc_deleted_them_in_its_cache(
     (tmp_path / "gone").rename(paths.reports)
     (paths.reports / "evaluation.json").write_text('{"sides": 3}')
     assert read_before(paths) == {}
+
+
+def test_the_numbers_of_tasks_are_a_line_or_a_table_by_kind() -> None:
+    assert list(tasks({"choice_accuracy": 0.5, "b": 1.0})) == ["choice accuracy 0.5000  b 1.0000"]
+    by_kind = {"q.exact_match": 0.25, "q.exact_match.sum": 0.5, "q.ended": 1.0, "q.exact_match.last_word": 0.125}
+    assert [line.split() for line in tasks(by_kind)] == [
+        ["q.exact", "match", "q.ended"],
+        ["all", "0.2500", "1.0000"],
+        ["sum", "0.5000"],
+        ["last_word", "0.1250"],
+    ]
+
+
+def test_what_was_scored_is_a_line_for_each_text_of_which_only_a_part_is() -> None:
+    assert list(scored(ABOUT)) == []
+    part = {"tokens": 12_345, "of": 40_000, "what": "what the assistant says"}
+    assert list(scored({"val": {"scored": part}, "test": {}})) == [
+        "12,345 of 40,000 tokens of val: what the assistant says",
+        "without xz, which would compress all of the text",
+    ]
+    assert next_commands(["the"], True, chat=True) == "pipeline chat · pipeline compare"

@@ -234,6 +234,7 @@ GENERATION = """\
     {%- else %} {{ message.content }}<|eot_id|>
 {%- endif %}
 {% endfor %}
+{% if strftime_now is defined %}{{ strftime_now("%d %b %Y") }}{% else %}a date{% endif %}
 {% if add_generation_prompt %}assistant:{{ eos_token }}{% endif %}
 """
 

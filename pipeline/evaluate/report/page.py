@@ -30,6 +30,7 @@ from pipeline.evaluate.report.plots import (
     training_plots,
 )
 from pipeline.evaluate.report.records import Report
+from pipeline.evaluate.tables import task_table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -63,6 +64,7 @@ def render(report: Report) -> str:
         REPORT / "page.html.j2",
         *([REPORT / "conversations.css"] if report.conversations or report.answered or report.tasks else []),
         report=report,
+        tasks=task_table(report.tasks),
         masked=any("learnt" in file for file in report.data.values()),
         sides=[side for side in ("val", "test") if side in report.metrics],
         cards=CARDS,

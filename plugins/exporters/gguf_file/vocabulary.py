@@ -4,7 +4,7 @@ name."""
 import re
 from typing import NamedTuple
 
-from pipeline.exporting import byte_level_text, is_byte_level, merges, with_variables
+from pipeline.exporting import byte_level_text, is_byte_level, merges, portable_template
 from pipeline.plugin import ExportSource
 
 _PATTERNS = {
@@ -83,7 +83,7 @@ def chat_template(source: ExportSource) -> str:
     """
     if source.chat is None:
         return ""
-    template = with_variables(source.chat)
+    template = portable_template(source.chat)
     if "{%+" in template or "+%}" in template:
         raise ValueError(
             "llama.cpp does not know {%+ and +%} of the chat template: write the white space in another way"
