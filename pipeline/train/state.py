@@ -197,6 +197,9 @@ def seed_generators(seed: int, *position: int) -> None:
     rank that computes it nor on a resume.
     """
     first, second = np.random.SeedSequence([seed, *position]).generate_state(2, np.uint32).tolist()
-    torch.manual_seed(first << 31 | second >> 1)
+    if torch.accelerator.is_available():
+        torch.manual_seed(first << 31 | second >> 1)
+    else:  # the same for a CPU alone, without the stack trace that torch formats for other devices: 70 µs
+        torch.default_generator.manual_seed(first << 31 | second >> 1)
     random.seed(first)
     np.random.seed(second)
