@@ -152,9 +152,8 @@ def _check_git(paths: Paths) -> None:
     if untracked:
         more = f" and {len(untracked) - 5} more" if len(untracked) > 5 else ""
         what = "it" if len(untracked) == 1 else "them"
-        say(
-            f"note: git does not track {', '.join(untracked[:5])}{more}: `git add` {what}, or queued runs lack {what}"
-        )
+        names = ", ".join(untracked[:5])
+        say(f"note: git does not track {names}{more}: `git add` {what}, or queued runs lack {what}")
 
 
 def _check_texts(params: Params, paths: Paths) -> None:
