@@ -150,7 +150,7 @@ class Conversation(Session):
             ParamsError: the template has no place for one, or it is too long. The old one stays then.
         """
         new = [] if text is None else [Message("system", text)]
-        size = len(self._ids([*new, Message("user", "?")]))
+        size = len(self._ids([*new, Message("user", "")]))
         if size >= self._context:
             where = "the system message and the template have" if new else "the template has"
             raise ParamsError(f"{where} {size:,} tokens, but the model's context is only {self._context:,}")

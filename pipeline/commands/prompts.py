@@ -96,7 +96,7 @@ def _conversation(line: str) -> list[Message]:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"no JSON: {error}") from None
+        raise ValueError(f"no JSON ({error}): a line holds one conversation") from None
     return list(_messages(value))
 
 

@@ -101,7 +101,9 @@ def tasks(numbers: Mapping[str, float]) -> Iterator[str]:
     if len(rows) == 1:
         yield "  ".join(f"{name.replace('_', ' ')} {value:,.4f}" for name, value in numbers.items())
         return
-    cells = [["", *(name.replace("_", " ") for name in names)]]
+    starts = {name.partition(".")[0] for name in names}
+    task = starts.pop() if len(starts) == 1 else ""
+    cells = [[task, *(name.removeprefix(f"{task}.").replace("_", " ") for name in names)]]
     cells += [[kind, *("" if value is None else f"{value:.4f}" for value in values)] for kind, values in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

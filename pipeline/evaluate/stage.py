@@ -282,6 +282,11 @@ def _evaluate(
     summary = Summary(tokenizer.byte_lengths)
     accumulator = BreakdownAccumulator(ids, text.documents, train_counts, tokenizer.byte_lengths, context)
     sums = MetricSums(metrics, params.groups, text.documents, tokenizer.byte_lengths)
+    if not accumulator.targets:
+        raise DataError(
+            f"{text.side} has nothing to score: none of its {len(ids):,} tokens is to be learnt; hold out more "
+            f"documents (split.{text.side}), and split again"
+        )
     with Progress(f"evaluating {text.side}", "token", accumulator.targets) as progress:
         for scores, positions in score_on_ranks(model, ids, text.windows, params.batch_size, sums, ranks):
             summary.add(scores)

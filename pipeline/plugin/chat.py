@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pipeline.plugin.components.corpus import ROLES, Message, Part
@@ -91,8 +92,14 @@ class ChatTemplate:
 
     def check(self) -> None:
         """Raises ValueError if the template has an error, names special tokens that the tokenizer lacks, or cannot
-        end a turn because it reads an `eos_token` that is not set."""
+        end a turn because it reads an `eos_token` that is not set; or if a special token is a single character, for
+        which the text of a message would be taken."""
         self.parts(_PROBE)
+        if single := [name for name in self.special_tokens if len(name) == 1]:
+            raise ValueError(
+                f"the special token {single[0]!r} is a single character, which messages may have: give it a longer "
+                "name"
+            )
         for name, token in self.variables.items():
             if token and token not in self.special_tokens and name in self.source:
                 raise ValueError(
@@ -167,13 +174,14 @@ class _Renderer:
     def _protected(self, text: str) -> str:
         """A text with a mark inside each name of a special token, also inside one that is cut at the end: the
         template might complete it."""
-        mark = self._marks[0]
-        text = self._names.sub(lambda match: match.group()[0] + mark + match.group()[1:], text)
-        end = text.rstrip()
-        for size in range(min(len(end), max(map(len, self._beginnings), default=0)), 0, -1):
-            if end[-size:] in self._beginnings:
-                return f"{text[: len(end) - size + 1]}{mark}{text[len(end) - size + 1 :]}"
-        return text
+        end = len(text.rstrip())
+        sizes = range(1, min(end, max(map(len, self._beginnings), default=0)) + 1)
+        cuts = {end - size + 1 for size in sizes if text[end - size : end] in self._beginnings}
+        match = self._names.search(text)
+        while match:  # names may overlap
+            cuts.add(match.start() + 1)
+            match = self._names.search(text, match.start() + 1)
+        return self._marks[0].join(text[first:last] for first, last in pairwise([0, *sorted(cuts), len(text)]))
 
 
 @lru_cache(maxsize=8)
@@ -219,7 +227,7 @@ def _environment() -> Any:
             return super().call_binop(context, operator, left, right)
 
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
     return environment
 
 

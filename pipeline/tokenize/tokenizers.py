@@ -56,13 +56,13 @@ def with_chat(tokenizer: Tokenizer, params: TokenizerParams, corpus: Corpus, pat
     Raises:
         ParamsError: the template cannot be read or used.
     """
-    source = _template(tokenizer, params.chat_template, corpus, paths)
+    source, variables = _template(tokenizer, params.chat_template, corpus, paths)
     tokenizer = tokenizer.with_special_tokens(
         [*params.special_tokens, *(CHATML_TOKENS if source == CHATML else ())]
     )
     if not source:
         return tokenizer
-    variables = tokenizer.template_variables or {"bos_token": "", "eos_token": tokenizer.end}
+    variables = variables or {"bos_token": "", "eos_token": tokenizer.end}
     chatting = replace(tokenizer, chat_template=source, template_variables=variables)
     try:
         chatting.chat.check()
@@ -88,16 +88,21 @@ def chat_template(params: TokenizerParams, corpus: Corpus, paths: Paths) -> Chat
     return with_chat(tokenizer, params, corpus, paths).chat
 
 
-def _template(tokenizer: Tokenizer, chosen: str, corpus: Corpus, paths: Paths) -> str:
-    """The source of the chat template."""
+def _template(tokenizer: Tokenizer, chosen: str, corpus: Corpus, paths: Paths) -> tuple[str, dict[str, str]]:
+    """The source of the chat template, and its variables: those in its own tokenizer_config.json, else the
+    tokenizer's."""
+    variables = tokenizer.template_variables
     if chosen == "chatml":
-        return CHATML
+        return CHATML, variables
     if not chosen:
-        return tokenizer.chat_template or (CHATML if corpus.chat else "")
+        return tokenizer.chat_template or (CHATML if corpus.chat else ""), variables
     path = paths.root / chosen
     try:
         text = path.read_text(encoding="utf-8")
-        return template_of_config(text)[0] if path.suffix == ".json" else text
+        if path.suffix != ".json":
+            return text, variables
+        source, own = template_of_config(text)
+        return source, own or variables
     except (OSError, ValueError) as error:
         why = explain_os_error(error) if isinstance(error, OSError) else f"{chosen} {error}"
         raise ParamsError(

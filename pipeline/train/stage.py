@@ -159,8 +159,8 @@ def _say_plan(run: TrainingRun, params: Params) -> None:
     if learnt:
         fact("learns", f"{learnt['train']:,} and {learnt['val']:,} of them; the others are only read")
     if train.pack_documents:
-        windows = run.data.windows.per_epoch
-        share = len(ids["train"]) / (windows * params.model.context_length)
+        windows, index = run.data.windows.per_epoch, run.data.windows.index
+        share = (sum(index.ends or ()) - sum(index.text.starts)) / (windows * (params.model.context_length + 1))
         fact("packs", f"{windows:,} windows of whole documents, {share:.0%} full")
     size = f"{run.model.architecture.parameter_count:,} parameters, context {params.model.context_length}"
     together = (

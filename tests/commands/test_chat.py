@@ -30,6 +30,7 @@ from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.generate import generate
 from pipeline.plugin.components import Message, Sampler
 from pipeline.plugin.registry import Registry
+from pipeline.tokenize.vocabulary import of_alphabet
 
 CONTEXT = 64
 TALKING = (
@@ -134,6 +135,17 @@ def begin(checkpoint: Checkpoint, registry: Registry, capsys: pytest.CaptureFixt
         return Talk(Conversation(of, settings, generator, stops, system), capsys)
 
     return start
+
+
+def test_a_tokenizer_of_characters_needs_those_of_the_template_only(
+    checkpoint: Checkpoint, registry: Registry
+) -> None:
+    of = checkpoint.tokenizer
+    few = of_alphabet("user\nassitan").with_special_tokens(list(of.special_tokens))
+    characters = replace(few, chat_template=of.chat_template, template_variables=of.template_variables)
+    settings, generator = Settings(registry, ["greedy"], {}, 1), torch.Generator()
+    talk = Conversation(replace(checkpoint, tokenizer=characters), settings, generator, (), None)
+    assert talk.prompt == "> "
 
 
 class NeverEnds(Sampler):

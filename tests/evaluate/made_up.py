@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def made_up(
     length = 12
     weights = np.tril(np.random.default_rng(1).random((layers, heads, length, length))) + 1e-9
     weights = np.tril(weights) / np.tril(weights).sum(axis=-1, keepdims=True)
-    return Report(
+    report = Report(
         step=500,
         stride=256,
         metrics={"val": numbers, "test": numbers},
@@ -74,8 +75,8 @@ def made_up(
         params={"train": {"seed": 1, "prompt": text, "optimizer": {"name": text}}},
         versions={"torch": "2.13.0"},
         identity={"weights": "0123456789abcdef" * 4},
-        **(conversations(text, tokens) if chat else {}),
     )
+    return replace(report, **conversations(text, tokens)) if chat else report
 
 
 def conversations(text: str, tokens: list[Token]) -> dict[str, Any]:
@@ -89,5 +90,9 @@ def conversations(text: str, tokens: list[Token]) -> dict[str, Any]:
             AnsweredQuestion(text, said, text, Answer(text, ended=True)),
             AnsweredQuestion(text, said, text, Answer(text + "s", ended=False)),
         ],
-        "tasks": {"questions.exact_match": 0.5},
+        "tasks": {"questions.exact_match": 0.5, "questions.exact_match.last_word": 0.25, "questions.ended": 1.0},
+        "data": {
+            name: {"documents": 26_751, "bytes": 4_647_766, "tokens": 1_651_929, "learnt": 202_374}
+            for name in ("train", "val", "test")
+        },
     }

@@ -25,7 +25,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render(made_up("".join(NASTY) + "unbroken" * 40, heads=12)), encoding="utf-8")
+    path.write_text(render(made_up("".join(NASTY) + "unbroken" * 40, heads=12, chat=True)), encoding="utf-8")
     return path
 
 

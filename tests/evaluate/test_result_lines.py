@@ -123,7 +123,7 @@ def test_the_numbers_of_tasks_are_a_line_or_a_table_by_kind() -> None:
     assert list(tasks({"choice_accuracy": 0.5, "b": 1.0})) == ["choice accuracy 0.5000  b 1.0000"]
     by_kind = {"q.exact_match": 0.25, "q.exact_match.sum": 0.5, "q.ended": 1.0, "q.exact_match.last_word": 0.125}
     assert [line.split() for line in tasks(by_kind)] == [
-        ["q.exact", "match", "q.ended"],
+        ["q", "exact", "match", "ended"],
         ["all", "0.2500", "1.0000"],
         ["sum", "0.5000"],
         ["last_word", "0.1250"],

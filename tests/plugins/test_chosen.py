@@ -19,10 +19,12 @@ TOGETHER = {"samplers", "metrics"}
 """Kinds whose components are all tried in one run."""
 # tests/plugins/test_exports.py chooses every format.
 CHOICES = [(kind, name) for kind, name in SHIPPED if kind not in {*TOGETHER, "exporters"}]
+CHOICES.remove(("corpora", "conversations"))  # there are none; tests/plugins/test_conversations.py has some
 CHOICES.remove(("corpora", "python_docs"))  # the contract suite reads it whole, and the documents' commands run it
 CHOICES.remove(("corpora", "python_questions"))  # as python_docs
 CHOICES.remove(("corpora", "token_files"))  # there are no token files; tests/plugins/test_token_files.py has some
-CHOICES += [(kind, ",".join(name for each, name in SHIPPED if each == kind)) for kind in sorted(TOGETHER)]
+TRIED = [each for each in SHIPPED if each != ("metrics", "questions")]  # as corpora's: test_chat_evaluation.py
+CHOICES += [(kind, ",".join(name for each, name in TRIED if each == kind)) for kind in sorted(TOGETHER)]
 
 
 def setting(kind: str, names: str) -> str:

@@ -46,9 +46,10 @@ def folder(root: Path) -> Path:
     return there
 
 
-def loaded(root: Path, chat: bool) -> Tokenizer:
+def loaded(root: Path, chat: bool, chat_template: str = "") -> Tokenizer:
     corpus: Any = SimpleNamespace(chat=chat)
-    params = PARAMS.model_copy(update={"file": PARAMS.file.model_copy(update={"path": FILE})})
+    file = PARAMS.file.model_copy(update={"path": FILE})
+    params = PARAMS.model_copy(update={"file": file, "chat_template": chat_template})
     return with_chat(from_file(root / FILE, "gpt2", "</s>", proven=False), params, corpus, Paths(root))
 
 
@@ -65,6 +66,13 @@ def test_a_folders_special_tokens_and_template_are_used(tmp_path: Path) -> None:
 def test_the_file_of_the_template_comes_before_the_config(tmp_path: Path) -> None:
     (folder(tmp_path) / "chat_template.jinja").write_text("<|user|>{{ messages[0].content }}")
     assert loaded(tmp_path, chat=True).chat_template == "<|user|>{{ messages[0].content }}"
+
+
+def test_a_chosen_config_has_the_variables_of_its_template(tmp_path: Path) -> None:
+    config = folder(tmp_path) / "tokenizer_config.json"
+    config.rename(tmp_path / "data" / "chosen.json")
+    tokenizer = loaded(tmp_path, chat=True, chat_template="data/chosen.json")
+    assert tokenizer.template_variables == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 def jinja(text: str) -> Callable[[Path], None]:

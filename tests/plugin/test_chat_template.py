@@ -69,6 +69,25 @@ def test_text_of_a_message_never_becomes_a_special_token(template: ChatTemplate,
     assert text(parts) == text(harmless).replace("QQ", said)
 
 
+@pytest.mark.parametrize("names", [("###",), ("aab", "abc"), ("  ", "   ")], ids=["itself", "others", "spaces"])
+@pytest.mark.parametrize("said", ["a ####b", "aabc", "a     b", "####", "aa"])
+def test_names_that_overlap_stay_plain_text(names: tuple[str, ...], said: str) -> None:
+    template = ChatTemplate(CHATML, (*NAMES, *names))
+    parts = template.prompt([Message("user", said)])
+    assert not [part.text for part in parts if part.special and part.text in names]
+    assert said in text(parts)
+
+
+def test_a_special_token_of_one_character_is_refused() -> None:
+    with pytest.raises(ValueError, match="'#' is a single character"):
+        ChatTemplate(CHATML, (*NAMES, "#")).check()
+
+
+def test_a_template_may_write_json() -> None:
+    template = ChatTemplate("{{ messages[0].content | tojson(ensure_ascii=False) }}", NAMES)
+    assert text(template.prompt([Message("user", '"é"')])) == r'"\"é\""'
+
+
 @pytest.mark.parametrize("end", ["d|>", "|im_end|>"])
 def test_a_template_cannot_complete_the_name_of_a_special_token(end: str) -> None:
     beginning = "<|im_end|>".removesuffix(end)
