@@ -41,6 +41,8 @@ EXCEPTED = {
     "git add data/remote.jsonl": "needs texts below a URL; tests/plugins/test_remote.py",
     "mkdir -p data/weights/base": "tests/train/test_init_from.py trains from such a folder",
     "cp /path/to/your/conversations": "a person's own files; tests/commands/test_chat.py trains on such",
+    "pipeline preset chat-tiny": "needs the default run; tests/commands/test_base_weights.py",
+    "pipeline chat --temperature 0": "needs a model trained on conversations; tests/commands/test_chat.py",
     "pipeline chat --system": "needs a model trained on conversations; tests/commands/test_chat.py",
     "pipeline generate --chat": "needs a model trained on conversations; tests/commands/test_chat.py",
     "pipeline score --chat": "needs a model trained on conversations; tests/commands/test_chat.py",
