@@ -151,7 +151,9 @@ def _check_git(paths: Paths) -> None:
     untracked = sorted((each for each in found if not each.startswith("data/weights/")), reverse=True)
     if untracked:
         more = f" and {len(untracked) - 5} more" if len(untracked) > 5 else ""
-        say(f"note: git does not track {', '.join(untracked[:5])}{more}: `git add` them, or queued runs lack them")
+        what = "it" if len(untracked) == 1 else "them"
+        names = ", ".join(untracked[:5])
+        say(f"note: git does not track {names}{more}: `git add` {what}, or queued runs lack {what}")
 
 
 def _check_texts(params: Params, paths: Paths) -> None:

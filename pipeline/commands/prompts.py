@@ -98,7 +98,7 @@ def _conversation(line: str) -> list[Message]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"no JSON: {error}") from None
+        raise ValueError(f"no JSON ({error}): a line holds one conversation") from None
     return list(_messages(value))
 
 
