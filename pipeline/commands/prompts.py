@@ -95,6 +95,8 @@ def _lines(file: str) -> tuple[str, list[tuple[int, str]]]:
 def _conversation(line: str) -> list[Message]:
     try:
         value = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"no JSON ({error}): a line holds one conversation") from None
     return list(_messages(value))

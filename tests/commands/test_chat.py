@@ -506,6 +506,7 @@ def test_what_the_assistant_says_is_scored(
     ("record", "says"),
     [
         ("no json", "line 2: no JSON"),
+        ("[" * 100_000, "line 2: nested too deeply"),
         ("[]", '"messages" is missing'),
         ('{"messages": []}', '"messages" is missing'),
         ('{"messages": [{"role": "User", "content": "a"}]}', '"role" must be one of system, user'),
