@@ -134,6 +134,7 @@ class _About:
     tokenizer: _Tokenizer
     params: Annotated[dict[str, dict[str, Any]], AfterValidator(_require_train_params)]
     task_items: NonNegativeInt = 0
+    packed: bool = False
 
 
 def common_unit(runs: Sequence[RunResult]) -> str:
@@ -151,6 +152,11 @@ def common_unit(runs: Sequence[RunResult]) -> str:
                 f"{first.name} was evaluated with evaluate.stride {first.about['stride_share']}, {other.name} with "
                 f"{other.about['stride_share']}: a shorter stride gives lower losses; evaluate both with the same "
                 "stride"
+            )
+        if first.about["packed"] != other.about["packed"]:
+            raise PipelineError(
+                f"{first.name} and {other.name} differ in train.pack_documents, so their losses are not "
+                "comparable: in windows of whole documents, the first token of each is not scored"
             )
         sides = shared_sides([first, other])
         if not sides:

@@ -36,7 +36,7 @@ from pipeline.plugin.components import (
 from pipeline.plugin.cuts import word_end
 from pipeline.plugin.faults import all_of
 from pipeline.plugin.hookspecs import hookimpl
-from pipeline.plugin.json_lines import read_json_lines
+from pipeline.plugin.json_lines import read_json_lines, record_digest
 from pipeline.plugin.order import IndexedDocument, Source, TokenIndex, permuted
 from pipeline.plugin.splits import split_of
 
@@ -81,6 +81,7 @@ __all__ = [
     "hookimpl",
     "permuted",
     "read_json_lines",
+    "record_digest",
     "split_of",
     "word_end",
 ]

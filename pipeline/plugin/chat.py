@@ -28,7 +28,7 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 _LARGEST, _EXPONENT = 10_000, 64
 """The largest factor, and the largest exponent, in a template."""
-_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
 """What the code of a template may raise, beside Jinja's own errors."""
 _MARKS = range(0xF0000, 0xFFFFE)  # private use characters
 _TOKEN_LIKE = re.compile(r"<\|[^|<>\s]{1,40}\|>")

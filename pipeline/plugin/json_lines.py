@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 T = TypeVar("T", bound=BaseModel)
+
+
+def record_digest(record: BaseModel) -> str:
+    """A short hash of a record, for the name of its item: two runs are compared only on equal items."""
+    return hashlib.sha256(record.model_dump_json().encode()).hexdigest()[:8]
 
 
 def read_json_lines(path: Path, kind: type[T], shown: str, setting: str) -> list[T]:

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field, model_validator
 
-from pipeline.plugin import Metric, TaskMetric, TextModel, hookimpl, read_json_lines
+from pipeline.plugin import Metric, TaskMetric, TextModel, hookimpl, read_json_lines, record_digest
 
 
 class Choice(BaseModel, strict=True):
@@ -40,7 +40,8 @@ class Choices(TaskMetric):
         for number, each in enumerate(questions, 1):
             chosen = model.choose(each.prompt, each.options)
             right += chosen == each.answer
-            model.record("choice_accuracy", f"{self.file}#{number}", chosen == each.answer, each.options[chosen])
+            item = f"{self.file}#{number} {record_digest(each)}"
+            model.record("choice_accuracy", item, chosen == each.answer, each.options[chosen])
         return {"choice_accuracy": right / len(questions)}
 
 

@@ -7,7 +7,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from pipeline.plugin import ROLES, Message, Metric, Question, TaskMetric, TextModel, hookimpl, read_json_lines
+from pipeline.plugin import (
+    ROLES,
+    Message,
+    Metric,
+    Question,
+    TaskMetric,
+    TextModel,
+    hookimpl,
+    read_json_lines,
+    record_digest,
+)
 
 _MOST_KINDS = 50
 
@@ -73,7 +83,7 @@ class Questions(TaskMetric):
     """Compares the log-likelihoods of answers per token, or their sums, which favour short answers."""
 
     def run(self, model: TextModel) -> dict[str, float]:
-        questions = self._read(model)
+        items, questions = self._read(model)
         kinds = [self._kind(each) for each in questions]
         if len(set(kinds)) > _MOST_KINDS:
             raise ValueError(
@@ -83,26 +93,25 @@ class Questions(TaskMetric):
         results: dict[str, dict[int, bool]] = {"exact_match": {}, "ended": {}, "choice_accuracy": {}}
         given = model.answers([each.prompt for each in questions], self.max_new_tokens)
         for number, (question, answer) in enumerate(zip(questions, given, strict=True)):
-            results["exact_match"][number] = answer.text.strip() == question.answer.strip()
+            right = results["exact_match"][number] = answer.text.strip() == question.answer.strip()
             results["ended"][number] = answer.ended
-            model.record(
-                "questions.exact_match", question.name, results["exact_match"][number], answer.text.strip()
-            )
-            model.record("questions.ended", question.name, answer.ended)
+            model.record("questions.exact_match", items[number], right, answer.text.strip())
+            model.record("questions.ended", items[number], answer.ended)
         for number, chosen in self._choose(model, questions, kinds).items():
             right = results["choice_accuracy"][number] = chosen == questions[number].answer.strip()
-            model.record("questions.choice_accuracy", questions[number].name, right, chosen)
+            model.record("questions.choice_accuracy", items[number], right, chosen)
         return self._numbers(results, kinds)
 
-    def _read(self, model: TextModel) -> list[Question]:
+    def _read(self, model: TextModel) -> tuple[list[str], list[Question]]:
+        """The names of the items, and the questions."""
         if not self.file:
             if not (questions := model.questions(self.split, self.limit)):
                 raise ValueError(f"no conversation of {self.split} ends with a message of the assistant")
-            return questions
+            return [each.name for each in questions], questions
         setting = "evaluate.metrics.questions.file"
         lines = read_json_lines(model.folder / self.file, Conversation, f"data/tasks/{self.file}", setting)
         count = min(self.limit, len(lines))
-        questions = []
+        items, questions = [], []
         for number in (each * len(lines) // count for each in range(count)):
             messages = [Message(each.role, each.content) for each in lines[number].messages]
             name = lines[number].name or f"{self.file}:{number + 1}"
@@ -110,8 +119,9 @@ class Questions(TaskMetric):
                 prompt = model.chat_prompt(messages[:-1])
             except ValueError as error:
                 raise ValueError(f"data/tasks/{self.file}: {name}: {error}") from None
+            items.append(f"{name} {record_digest(lines[number])}")
             questions.append(Question(name, prompt, messages[-1].content))
-        return questions
+        return items, questions
 
     def _kind(self, question: Question) -> str:
         found = re.search(self.kind, question.name) if self.kind else None

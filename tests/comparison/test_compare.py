@@ -144,6 +144,7 @@ def again(**about: Any) -> Any:
 
 COLUMNS = "tokens\tnats\tbytes\ttext_nats\tcorrect"
 BAD = {
+    "other windows": (again(packed=True), ("train.pack_documents",)),
     "another stride": (again(stride_share=0.5), ("evaluate.stride", "1.0", "0.5")),
     "another text": (again(sides=sides(text="other")), ("different val texts",)),
     "no text in common": (again(sides={}), ("no held-out text in common",)),

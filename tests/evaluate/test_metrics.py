@@ -304,7 +304,11 @@ def test_choices_are_read_from_a_file_below_data_tasks(
     metrics = [shipped("choices", file="mine.jsonl"), shipped("top5")]
     assert run_tasks(metrics, model, items) == {"choice_accuracy": 0.75}
     assert [each.value for each in items] == [1, 0, 1, 1]
-    assert items[0] == ("choices", "choice_accuracy", "mine.jsonl#1", 1.0, options[likelier])
+    assert items[0] == ("choices", "choice_accuracy", items[0].item, 1.0, options[likelier])
+    names = [each.item.split() for each in items]
+    assert [name for name, _ in names] == [f"mine.jsonl#{number}" for number in range(1, 5)]
+    assert names[0][1] != names[1][1]  # another question has another name
+    assert names[0][1] == names[2][1]
     for wrong, tokens in {
         '{"prompt": "a", "options": ["b"], "answer": 1}': ("mine.jsonl line 1", "answer", "1"),
         '{"prompt": "a", "options": ["b"]}': ("mine.jsonl line 1", "answer"),

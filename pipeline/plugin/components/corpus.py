@@ -221,7 +221,7 @@ class Corpus(Component):
 
         The package that brings the corpus is recorded anyway.
         """
-        return ()
+        return ("jinja2",) if self.chat else ()  # it renders chat templates
 
     def file_text(self, path: Path, root: Path) -> Iterator[str]:
         """Yields the text of any file in blocks, as the corpus reads its texts (default: `decoded`).
