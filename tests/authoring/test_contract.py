@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import REPOSITORY, few_awkward_texts
+from made_library import make_library
 from torch import nn
 
 from pipeline.authoring.testing import (
@@ -94,7 +95,11 @@ def test_options_other_than_the_defaults_keep_it_too() -> None:
     check_sampler(registry.build("samplers", "top_p", {"top_p": {"p": 0.01}}, ""))
 
 
-def test_shipped_corpora_keep_the_contract(trained: Path, tmp_path: Path) -> None:
+def test_shipped_corpora_keep_the_contract(
+    trained: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = make_library(tmp_path_factory.mktemp("library"))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(library))
     shutil.copytree(trained / "data" / "raw", tmp_path, dirs_exist_ok=True)
     shutil.copy(trained / "artifacts" / "splits" / "train.bin", tmp_path)
     (tmp_path / "talk.json").write_text('[{"prompt": "Hi", "completion": "Hello."}]')
