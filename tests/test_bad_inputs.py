@@ -126,6 +126,11 @@ def params(old: str, new: str, path: str = "params.yaml") -> Break:
     return breaks
 
 
+def seed(value: str) -> Break:
+    """Writes a value for split.seed into params.yaml."""
+    return params("\n  seed: 2", f"\n  seed: {value}")
+
+
 def line(section: str, below: int) -> str:
     """How a message names the place `below` lines under a section's head."""
     lines = (REPOSITORY / "params.yaml").read_text(encoding="utf-8").splitlines()
@@ -474,17 +479,25 @@ PARAMS_CASES = [
         write("params.yaml", "<!DOCTYPE html>\n<p>404: no</p>"),
     ),
     Case("two documents", "split", ("params.yaml", "several documents"), params("runtime:", "---\nruntime:")),
-    Case("an unknown alias", "split", ("line", "undefined alias"), params("seed: 2", "seed: *nope")),
-    Case("a month 13", "split", ("params.yaml", "month must be in 1..12"), params("seed: 2", "seed: 2020-13-01")),
-    Case("a date", "split", ("split.seed", "date"), params("seed: 2", "seed: 2020-12-01")),
-    Case("no integer behind !!int", "split", ("params.yaml", "'abc'"), params("seed: 2", "seed: !!int abc")),
-    Case("no boolean behind !!bool", "split", ("params.yaml", "'abc'"), params("seed: 2", "seed: !!bool abc")),
+    Case("an unknown alias", "split", ("line", "undefined alias"), seed("*nope")),
     Case(
-        "a number of 5000 digits", "split", ("params.yaml", "4300 digits"), params("seed: 2", "seed: " + "9" * 5000)
+        "a month 13",
+        "split",
+        ("params.yaml", "month must be in 1..12"),
+        seed("2020-13-01"),
     ),
-    Case("a list in itself", "split", ("params.yaml", "&a"), params("seed: 2", "seed: &a [*a]")),
-    Case("a thousand brackets", "split", ("params.yaml", "nested"), params("seed: 2", "seed: " + "[" * 1000)),
-    Case("a NUL byte", "split", ("params.yaml", "#x0000"), params("seed: 2", "seed: \0")),
+    Case("a date", "split", ("split.seed", "date"), seed("2020-12-01")),
+    Case("no integer behind !!int", "split", ("params.yaml", "'abc'"), seed("!!int abc")),
+    Case("no boolean behind !!bool", "split", ("params.yaml", "'abc'"), seed("!!bool abc")),
+    Case(
+        "a number of 5000 digits",
+        "split",
+        ("params.yaml", "4300 digits"),
+        seed("9" * 5000),
+    ),
+    Case("a list in itself", "split", ("params.yaml", "&a"), seed("&a [*a]")),
+    Case("a thousand brackets", "split", ("params.yaml", "nested"), seed("[" * 1000)),
+    Case("a NUL byte", "split", ("params.yaml", "#x0000"), seed("\0")),
     Case(
         "Latin-1", "split", ("params.yaml is not UTF-8", "save it as UTF-8"), write("params.yaml", b"# caf\xe9\n")
     ),
@@ -492,10 +505,10 @@ PARAMS_CASES = [
         "a Python object",
         "split",
         (line("split:", 5), "python/object"),
-        params("seed: 2", "seed: !!python/object/apply:os.system ['touch pwned']"),
+        seed("!!python/object/apply:os.system ['touch pwned']"),
     ),
     Case("a number as a key", "split", ("params.yaml", "key 1", "quotes"), params("runtime:", "1: 2\nruntime:")),
-    Case("an unknown key", "split", ("split.vla", "did you mean 'val'"), params("  val: 0.05", "  vla: 0.05")),
+    Case("an unknown key", "split", ("split.vla", "did you mean 'val'"), params("\n  val: 0.05", "\n  vla: 0.05")),
     Case("a key in another place", "split --set train.lr=1e-3", ("train.lr", "there is train.optimizer.adamw.lr")),
     Case("an unknown section", "split", ("runtimes", "did you mean 'runtime'"), params("runtime:", "runtimes:")),
     Case("a missing key", "split", ("split.unit", "is missing"), params("  unit: tokens  ", "  # ")),
@@ -577,7 +590,7 @@ PARAMS_CASES = [
         "--set a key, and another in the file is wrong",
         "split --set split.seed=3",
         ("params.yaml: split.vla",),
-        params("  val: 0.05", "  vla: 0.05"),
+        params("\n  val: 0.05", "\n  vla: 0.05"),
     ),
     Case(
         "--set shell characters",

@@ -35,7 +35,7 @@ from pipeline.train.components import Components
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.memory_check import check_fits, memory_per_process
 from pipeline.train.run import rank_micro_batch_size
-from pipeline.train.stage import pretrained
+from pipeline.train.stage import pretrained, say_long_warmup
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
@@ -44,16 +44,24 @@ if TYPE_CHECKING:
 class _Findings:
     """Counts problems instead of stopping at the first one, so that all are printed."""
 
-    count = 0
+    def __init__(self) -> None:
+        self._found = dict[str, None]()
+
+    @property
+    def count(self) -> int:
+        """The number of different problems."""
+        return len(self._found)
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Context manager: prints an error as a problem instead of raising it."""
+        """Context manager: prints an error as a problem instead of raising it; each one only once."""
         try:
             yield
         except (PipelineError, OSError) as error:
-            say(f"PROBLEM  {explain_os_error(error) if isinstance(error, OSError) else error}")
-            self.count += 1
+            problem = explain_os_error(error) if isinstance(error, OSError) else str(error)
+            if problem not in self._found:
+                say(f"PROBLEM  {problem}")
+            self._found[problem] = None
 
 
 def run(params: Params, paths: Paths) -> None:
@@ -222,6 +230,7 @@ def _measure(
     data = TrainingData.read(params, splits, components.batch_sampler)
     run = last_phase(params, components, data, components.architecture(params.model, splits.tokenizer))
     say_time(params, run.length, data, trial.speed)
+    say_long_warmup(params.train.schedule.warmup_steps, run.length.total_steps)
 
 
 def _say_memory(params: Params, trial: Trial, device: torch.device) -> None:

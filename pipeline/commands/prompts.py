@@ -105,7 +105,8 @@ def _conversation(line: str) -> list[Message]:
 def _messages(value: Any) -> Iterator[Message]:
     values = value.get("messages") if isinstance(value, dict) else None
     if not isinstance(values, list) or not values:
-        raise ValueError('"messages" is missing: a list of {"role": …, "content": …}')
+        what = "must be" if isinstance(value, dict) and "messages" in value else "is missing:"
+        raise ValueError(f'"messages" {what} a list of {{"role": …, "content": …}}')
     for number, each in enumerate(values, 1):
         role, content = (each.get("role"), each.get("content")) if isinstance(each, dict) else (None, None)
         if role not in ROLES:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.core.errors import ParamsError, PluginError
+from pipeline.core.errors import DataError, ParamsError, PluginError
 from pipeline.evaluate.breakdown import UnitScore
 from pipeline.evaluate.places import Places
 from pipeline.evaluate.tables import TaskItem
@@ -163,8 +163,14 @@ def run_tasks(metrics: Sequence[Metric], model: TextModel, items: list[TaskItem]
                 if items is not None:
                     items.append(TaskItem(task, number, item, float(value), text))
 
-            with calling(metric):
-                numbers = metric.run(replace(model, record=record))
+            try:
+                with calling(metric, passes=(ValueError,)):
+                    numbers = metric.run(replace(model, record=record))
+            except ValueError as error:  # what a person can mend, such as a missing file
+                if type(error) is not ValueError:
+                    with calling(metric):
+                        raise
+                raise DataError(f"the metric {metric.name!r}: {' '.join(str(error).split())}") from error
             found |= _checked(numbers, metric, used_names)
     return found
 

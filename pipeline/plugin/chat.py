@@ -169,7 +169,7 @@ class _Renderer:
                 _generation=self._marks[1:],
             )
         except (TemplateError, *_FAULTS) as error:
-            raise ValueError(f"the chat template cannot render it: {_shown(error)}") from None
+            raise ValueError(f"the chat template cannot write a conversation: {_shown(error)}") from None
 
     def _protected(self, text: str) -> str:
         """A text with a mark inside each name of a special token, also inside one that is cut at the end: the

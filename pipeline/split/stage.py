@@ -161,7 +161,7 @@ def _check(files: dict[str, dict[str, int]], params: SplitParams) -> None:
         what = f"split.{split}" if split != "train" else f"split.val {params.val} and split.test {params.test}"
         if params.by == "document":
             raise DataError(
-                f"split: {split} gets {file['documents']} of {documents} documents: set split.by: position, or "
-                f"change {what} or split.seed"
+                f"split: {split} gets {file['documents']} of {documents} documents: add documents, set split.by: "
+                f"position, or change {what} or split.seed"
             )
         raise DataError(f"split: {split} gets {file['tokens']} tokens: change {what}, or add text")

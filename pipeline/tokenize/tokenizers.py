@@ -68,7 +68,8 @@ def with_chat(tokenizer: Tokenizer, params: TokenizerParams, corpus: Corpus, pat
         chatting.chat.check()
     except ValueError as error:
         if params.chat_template:
-            raise ParamsError(f"tokenize.tokenizer.chat_template: {error}") from None
+            shown = "" if params.chat_template == "chatml" else f"{params.chat_template}: "
+            raise ParamsError(f"tokenize.tokenizer.chat_template: {shown}{error}") from None
         beside = f"the folder of {params.file.path}: {error}"
         if corpus.chat:
             raise ParamsError(f"{beside}; repair it, or set tokenize.tokenizer.chat_template") from None

@@ -174,9 +174,16 @@ def _say_plan(run: TrainingRun, params: Params) -> None:
     tokens = min(train.batch_size, max(run.length.phase_windows)) * params.model.context_length
     fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")
     fact("with", f"{train.loss.name} and {train.optimizer.name}")
-    if train.schedule.warmup_steps >= run.total_steps:
-        steps = train.schedule.warmup_steps
-        say(f"note: train.schedule.warmup_steps is {steps}: the learning rate never reaches its peak")
+    say_long_warmup(train.schedule.warmup_steps, run.total_steps)
+
+
+def say_long_warmup(warmup_steps: int, total_steps: int) -> None:
+    """Prints a note if the warm-up takes all steps of the run."""
+    if warmup_steps >= total_steps:
+        say(
+            f"note: train.schedule.warmup_steps is {warmup_steps}, but there are only {total_steps} steps: the "
+            "learning rate never reaches its peak"
+        )
 
 
 def _say_resumed(run: TrainingRun, state: TrainState, differences: list[str]) -> None:

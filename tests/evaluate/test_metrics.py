@@ -15,7 +15,7 @@ from conftest import REPOSITORY, Project
 from test_breakdown import CONTEXT, DOCUMENTS, IDS, LENGTHS, MASKED, PLAIN, STARTS, VOCAB, expected_positions, make
 
 from pipeline.authoring.testing import check_metric, token_scores
-from pipeline.core.errors import PluginError
+from pipeline.core.errors import DataError, PluginError
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.masked import MaskedIds
 from pipeline.data.tokens import TokenFolder
@@ -316,11 +316,11 @@ def test_choices_are_read_from_a_file_below_data_tasks(
         "": ("mine.jsonl", "empty"),
     }.items():
         path.write_text(wrong)
-        with pytest.raises(PluginError) as raised:
+        with pytest.raises(DataError) as raised:
             run_tasks([shipped("choices", file="mine.jsonl")], model)
         for token in ("'choices'", *tokens):
             assert token in str(raised.value)
-    with pytest.raises(PluginError, match=r"data/tasks/choices\.jsonl is missing"):
+    with pytest.raises(DataError, match=r"data/tasks/choices\.jsonl is missing"):
         run_tasks([shipped("choices")], model)
 
 

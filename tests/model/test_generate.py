@@ -193,7 +193,7 @@ def test_the_command_takes_the_precision_that_is_asked_for(
 
     used: list[torch.dtype] = []
 
-    def seen(model: LanguageModel, *_: object) -> list[list[int]]:
+    def seen(model: LanguageModel, *_: object, **__: object) -> list[list[int]]:
         used.append(head_weight(model).dtype)
         return [[]]
 

@@ -62,7 +62,10 @@ class Conversations(Corpus):
             raise all_of(found.faults, root, found.texts)
         if not found.texts:
             there = f" (left out: {found.told()})" if found.left_out else ""
-            raise FileNotFoundError(f"{root} holds no file that matches {', '.join(self.include)}{there}")
+            raise FileNotFoundError(
+                f"{root} holds no file that matches {', '.join(self.include)}{there}: "
+                f"conversations are JSON ({_FORMS})"
+            )
         for path in found.texts:
             yield CorpusSource.of_file(path, root)
 
@@ -228,7 +231,7 @@ def _parsed(data: bytes, place: str, hint: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 at byte {error.start:,}: convert it") from None
+        raise ValueError(f"{place} is not UTF-8 at byte {error.start:,}: convert it (iconv -t UTF-8)") from None
     except RecursionError:
         raise ValueError(f"{place} is nested too deeply") from None
     except ValueError as error:
