@@ -200,7 +200,9 @@ def _generate(
             reasons[number] = "stop"
             return True
         full = len(starts[number]) + counts[number] >= model.architecture.shape.context_length
-        return chat and full  # a text goes on from the later half of the context, but an answer needs its question
+        return (
+            chat and full
+        )  # a text continues from the later half of the context, but an answer needs its question
 
     if live and isinstance(requests[0].prompt, str):
         show(requests[0].prompt)

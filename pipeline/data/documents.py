@@ -19,7 +19,7 @@ from pipeline.data.index import SPLITS, IndexEntry, IndexFile, Records, name_has
 class DocumentIndex:
     """The documents of a token file, in order, in bounded memory.
 
-    A document that goes on in the next shard is one document here; its digest is a hash of its parts' digests.
+    A document that continues in the next shard is one document here; its digest is a hash of its parts' digests.
 
     Attributes:
         folder: The folder of the file.
@@ -40,7 +40,7 @@ class DocumentIndex:
             DataError: an index is missing or damaged, or does not cover its shard without gaps.
         """
         end = 0
-        begun: Records | None = None  # a document that goes on in the next shard
+        begun: Records | None = None  # a document that continues in the next shard
         for stem, tokens in zip(self.stems, self.sizes, strict=True):
             index, start = self._file(stem), end
             for records in index.blocks(tokens):
@@ -54,7 +54,7 @@ class DocumentIndex:
                 if len(going_on):
                     if (int(going_on[0]) + 1, end - start) != (len(records), tokens):
                         raise DataError(
-                            f"{index.path} is damaged: a document before the last one goes on in the next shard: "
+                            f"{index.path} is damaged: a document before the last one continues in the next shard: "
                             f"{self.fix}"
                         )
                     begun, records = records[-1:], records[:-1]
@@ -68,7 +68,7 @@ class DocumentIndex:
 
     def _not_continued(self, index: IndexFile) -> DataError:
         return DataError(
-            f"{index.path} is damaged: a document that goes on in the next shard does not begin it: {self.fix}"
+            f"{index.path} is damaged: a document that continues in the next shard does not begin it: {self.fix}"
         )
 
     def names(self) -> Iterator[str]:

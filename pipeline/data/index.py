@@ -29,7 +29,7 @@ RECORD = np.dtype(
 )
 """A document in a token file: the offset of its first token, the number of its tokens (end-of-text included), the
 size of its text in UTF-8, `name_hash` of its name, the digest of its text (zeros for none), its split (0 for none,
-else 1 plus the index in SPLITS), and 1 if it goes on in the next shard."""
+else 1 plus the index in SPLITS), and 1 if it continues in the next shard."""
 
 Records = np.ndarray[tuple[int], np.dtype[np.void]]
 

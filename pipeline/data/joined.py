@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -38,17 +39,17 @@ def check_ids(ids: Ids, vocab_size: int, what: str, fix: str) -> None:
         raise DataError(f"{what} holds token id {largest}, but the vocabulary has {vocab_size:,}: {fix}")
 
 
-class LazyIds:
+class LazyIds(ABC):
     """A sequence of ids [tokens] that are read when they are asked for. A slice is an array in memory."""
 
     dtype: np.dtype[Any]
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def _read(self, start: int, end: int) -> list[Ids]:
         """The ids start … end−1, in parts."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> int: ...

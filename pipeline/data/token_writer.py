@@ -98,7 +98,7 @@ class TokenWriter(AbstractContextManager["TokenWriter"]):
             text_bytes: The size of its text, or of its part in this file.
             split: The split that the corpus assigns, if any.
             digest: A `TextDigest` of the same text; None if it is blank or cut.
-            continues: Whether the document goes on at the beginning of the next shard, under the same name.
+            continues: Whether the document continues at the beginning of the next shard, under the same name.
         """
         if self.tokens > self._start:
             tokens = self.tokens - self._start

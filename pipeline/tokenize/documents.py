@@ -108,7 +108,7 @@ def write_documents(
         writer: Where to.
         encoded: The pieces of the documents and their ids (see `pipeline.data.encode`).
         end: The ids after a document that is not empty.
-        continues: Whether the document goes on in the next shard; it is the only one then.
+        continues: Whether the document continues in the next shard; it is the only one then.
         advance: Called with the number of characters of each piece.
 
     Returns:

@@ -84,7 +84,7 @@ class CorpusSource:
         size: The size of the file in bytes.
         start, end: The range of bytes: all of them, unless `Corpus.divide` made the source.
         first_record: The number of the file's records before the range.
-        continues: Whether its only document goes on in the next range, under the same name.
+        continues: Whether its only document continues in the next range, under the same name.
         beside: Further files that decide the documents, such as an index.
         version: What identifies the content of a file on another machine, such as its etag; empty for a file on
             this one, whose bytes are read to notice a change.
