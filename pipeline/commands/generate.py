@@ -200,7 +200,7 @@ def _generate(
             reasons[number] = "stop"
             return True
         full = len(starts[number]) + counts[number] >= model.architecture.shape.context_length
-        return (
+        return chat and full  # a text continues from the later half of the context, an answer needs its question
             chat and full
         )  # a text continues from the later half of the context, but an answer needs its question
 

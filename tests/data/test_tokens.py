@@ -193,7 +193,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tokens": (record(FIRST, 0, "tokens", 0), "record 0 starts at token 0 and has 0 tokens"),
     "too many tokens": (record(FIRST, 0, "tokens", 2**63), "record 0 starts"),
     "another split": (record(FIRST, 0, "split", 4), "record 0"),
-    "a document in the middle goes on": (record(FIRST, 0, "continues", 1), "before the last one goes on"),
+    "a document in the middle goes on": (record(FIRST, 0, "continues", 1), "before the last one continues"),
     "the last document goes on": (record(LAST, 0, "continues", 1), f"{LAST}.idx.npy is damaged"),
     "another document follows": (record(SECOND, 0, "name_hash", 3), f"{SECOND}.idx.npy is damaged"),
     "another name": (content(f"{LAST}.names.jsonl", lambda old: b'"x"\n'), "'x' is not the name of"),
