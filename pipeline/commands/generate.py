@@ -201,8 +201,6 @@ def _generate(
             return True
         full = len(starts[number]) + counts[number] >= model.architecture.shape.context_length
         return chat and full  # a text continues from the later half of the context, an answer needs its question
-            chat and full
-        )  # a text continues from the later half of the context, but an answer needs its question
 
     if live and isinstance(requests[0].prompt, str):
         show(requests[0].prompt)
