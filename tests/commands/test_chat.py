@@ -508,7 +508,7 @@ def test_what_the_assistant_says_is_scored(
         ("no json", "line 2: no JSON"),
         ("[" * 100_000, "line 2: nested too deeply"),
         ("[]", '"messages" is missing'),
-        ('{"messages": []}', '"messages" is missing'),
+        ('{"messages": []}', '"messages" must be a list'),
         ('{"messages": [{"role": "User", "content": "a"}]}', '"role" must be one of system, user'),
         ('{"messages": [{"role": "user", "content": 3}]}', 'message 1: "content" must be a text, not 3'),
         ('{"messages": ["a"]}', '"role" must be one of'),

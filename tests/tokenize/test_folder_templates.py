@@ -95,7 +95,7 @@ def nameless(there: Path) -> None:
 
 UNUSABLE = {
     "broken Jinja": (jinja("{% for each in messages %}"), r"has an error: line 1"),
-    "a function that is not defined": (jinja("{{ now() }}"), "cannot render it: 'now' is undefined"),
+    "a function that is not defined": (jinja("{{ now() }}"), "cannot write a conversation: 'now' is undefined"),
     "a token that the tokenizer lacks": (
         jinja("<|bot|>{{ messages[0].content }}"),
         r"has <\|bot\|>, which the tok",
