@@ -39,7 +39,7 @@ EXCEPTED = {
     "dask ": "runs until it is stopped; tests/tokenize/test_cluster.py starts both",
     "pipeline tokenize --set runtime.dask=": "needs a cluster; tests/tokenize/test_cluster.py",
     "git add data/remote.jsonl": "needs texts below a URL; tests/plugins/test_remote.py",
-    "mkdir -p data/weights/base": "tests/train/test_init_from.py trains from such a folder",
+    "mkdir -p data/raw data/weights/base": "tests/train/test_init_from.py trains from such a folder",
     "cp /path/to/your/conversations": "a person's own files; tests/commands/test_chat.py trains on such",
     "pipeline preset chat-tiny": "needs the default run; tests/commands/test_base_weights.py",
     "pipeline chat --temperature 0": "needs a model trained on conversations; tests/commands/test_chat.py",

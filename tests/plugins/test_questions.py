@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 from pipeline.authoring.testing import check_metric
-from pipeline.core.errors import ParamsError, PluginError
+from pipeline.core.errors import DataError, ParamsError
 from pipeline.evaluate.metrics import run_tasks
 from pipeline.evaluate.tables import TaskItem
 from pipeline.plugin import Answer, Message, Question, TextModel
@@ -121,7 +121,9 @@ def test_conversations_are_read_from_a_file(tmp_path: Path) -> None:
     fake = model(tmp_path, [Answer("Hello", True), Answer("Hi", True)])
     numbers = run_tasks([questions(file="mine.jsonl")], fake, items)
     assert numbers == {"questions.exact_match": 0.5, "questions.ended": 1.0}  # no other answer to choose
-    assert [each.item for each in items] == ["own", "own", "mine.jsonl:2", "mine.jsonl:2"]
+    names = [each.item.split() for each in items]
+    assert [name for name, _ in names] == ["own", "own", "mine.jsonl:2", "mine.jsonl:2"]
+    assert names[0][1] == names[1][1] != names[2][1]  # the item's content: pairs are of the same question
     for wrong, tokens in {
         '{"messages": []}': ("mine.jsonl line 1", "messages", "at least 2"),
         json.dumps({"messages": said[::-1]}): ("mine.jsonl line 1", "last message", "'user'"),
@@ -130,12 +132,12 @@ def test_conversations_are_read_from_a_file(tmp_path: Path) -> None:
         " \n": ("mine.jsonl", "empty"),
     }.items():
         path.write_text(wrong)
-        with pytest.raises(PluginError) as raised:
+        with pytest.raises(DataError) as raised:
             run_tasks([questions(file="mine.jsonl")], fake)
         for token in ("'questions'", *tokens):
             assert token in str(raised.value)
     path.write_bytes(b"\xff")
-    with pytest.raises(PluginError, match="not UTF-8 at byte 0"):
+    with pytest.raises(DataError, match="not UTF-8 at byte 0"):
         run_tasks([questions(file="mine.jsonl")], fake)
 
 
@@ -144,17 +146,17 @@ def refuse(messages: Sequence[Message]) -> list[int]:
 
 
 def test_what_cannot_be_asked_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"data/tasks/none\.jsonl is missing.*evaluate\.metrics\.questions\.file"):
+    with pytest.raises(DataError, match=r"data/tasks/none\.jsonl is missing.*evaluate\.metrics\.questions\.file"):
         run_tasks([questions(file="none.jsonl")], model(tmp_path))
-    with pytest.raises(PluginError, match="no conversation of val ends"):
+    with pytest.raises(DataError, match="no conversation of val ends"):
         run_tasks([questions(split="val")], model())
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": said}))
-    with pytest.raises(PluginError, match=r"data/tasks/a\.jsonl: a\.jsonl:1: roles must alternate"):
+    with pytest.raises(DataError, match=r"data/tasks/a\.jsonl: a\.jsonl:1: roles must alternate"):
         run_tasks([questions(file="a.jsonl")], TextModel(**{**vars(model(tmp_path)), "chat_prompt": refuse}))
     many = [Question(f"x#{number}-1", [1], "a") for number in range(51)]
     fake = TextModel(**{**vars(model()), "questions": lambda split, limit: many})
-    with pytest.raises(PluginError, match=r"51 kinds.*evaluate\.metrics\.questions\.kind"):
+    with pytest.raises(DataError, match=r"51 kinds.*evaluate\.metrics\.questions\.kind"):
         run_tasks([questions()], fake)
     for kind, token in {"#(.+": "no regular expression", "#.+": "one group"}.items():
         with pytest.raises(ParamsError, match=token):
