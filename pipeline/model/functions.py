@@ -14,6 +14,12 @@ from torch.autograd.function import once_differentiable
 RMS_EPS = 1e-6
 
 
+def code_path(device: torch.device) -> str:
+    """The type of device whose code is run: "cpu", "cuda" or "mps". Tests replace this function, to run the code of
+    a GPU on a CPU."""
+    return device.type
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`. For bfloat16 weights on a CPU, as in generation, the weights are the first factor of the product:
     as the second one, they would be copied to another layout in each call (benchmarks/RESULTS.md).

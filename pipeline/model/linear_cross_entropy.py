@@ -3,6 +3,9 @@ of a large vocabulary are never in memory as a whole.
 
 The forward pass computes the gradients, too, from the same logits (as in Liger Kernel, Hsu et al., 2024). They are
 those of the sum of all tokens' losses; for other upstream gradients than a multiple of it, they are recomputed.
+
+`torch.nn.functional.linear_cross_entropy` has neither label smoothing in its chunked form nor z-loss, computes the
+logits twice for the losses of single tokens, and rounds the head's gradient to the hidden states' dtype.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from pipeline.model import functions
 from pipeline.plugin.components import IGNORED, ModelOutput
 
 _LOGITS_AT_ONCE = 1 << 25
+_LOGITS_AT_ONCE_ON_CUDA = 1 << 28
+_LEAST_ROWS_ON_CUDA = 1024
 
 
 class LossTerms(NamedTuple):
@@ -115,7 +121,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         training: bool,
     ) -> torch.Tensor:
         needed = training and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
-        nats, *ctx.gradients = _compute(hidden, head, targets, terms, softmax, needed)
+        # All dtypes are chosen here; autocast would cast the float32 sums of the head's gradient.
+        with torch.autocast(hidden.device.type, enabled=False):
+            nats, *ctx.gradients = _compute(hidden, head, targets, terms, softmax, needed)
         ctx.save_for_backward(hidden, head, targets)
         ctx.terms, ctx.softmax = terms, softmax
         return nats
@@ -125,11 +133,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, head, targets = ctx.saved_tensors
         if ctx.gradients and grad_output.stride() == (0,):  # an expanded scalar: the gradient of a sum
-            grad_hidden, grad_head = (each.mul_(grad_output[0].to(each.dtype)) for each in ctx.gradients)
+            grad_hidden, grad_head = (_scaled(each, grad_output[0]) for each in ctx.gradients)
+        elif hidden.dtype == torch.float16:  # products with weights up to 1: those of a gradient scaler overflow
+            scale = grad_output.abs().amax().clamp_min(torch.finfo(grad_output.dtype).tiny)
+            found = _compute(hidden, head, targets, ctx.terms, ctx.softmax, True, grad_output / scale)
+            grad_hidden, grad_head = (_scaled(each, scale) for each in found[1:])
         else:
             _, grad_hidden, grad_head = _compute(hidden, head, targets, ctx.terms, ctx.softmax, True, grad_output)
         ctx.gradients = []  # scaled in place, so they must not be used again
         return grad_hidden, grad_head, None, None, None, None
+
+
+def _scaled(gradient: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The gradient times a 0-dim tensor; in place, except in float16, which cannot represent every scale."""
+    if gradient.dtype == torch.float16:
+        return (gradient.float() * scale).to(gradient.dtype)
+    return gradient.mul_(scale.to(gradient.dtype))
 
 
 def _compute(
@@ -142,8 +161,9 @@ def _compute(
     grad_output: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Nats [N] and, `with_gradients`, those of their sum (weighted by `grad_output`) for hidden states and head."""
+    path = functions.code_path(hidden.device)
     # A GPU would wait for the number of rows with a target, and compiled code be compiled for each number.
-    if hidden.device.type == "cpu" and softmax is softmax_and_gradient:
+    if path == "cpu" and softmax is softmax_and_gradient:
         counted = (targets != IGNORED).nonzero()[:, 0]
         if len(counted) < len(targets):
             upstream = None if grad_output is None else grad_output[counted]
@@ -152,21 +172,34 @@ def _compute(
     weight = head.to(hidden.dtype)
     nats: list[torch.Tensor] = []
     grad_hidden, grad_head = torch.empty_like(hidden), None
-    for rows in chunks(len(targets), len(head)):
+    for rows in chunks(len(targets), len(head), path):
         row_nats, gradient = softmax(hidden[rows] @ weight.T, targets[rows], terms)  # softmax overwrites the logits
         nats.append(row_nats)
         if with_gradients:
             if grad_output is not None:
                 gradient *= grad_output[rows, None].to(gradient.dtype)
             torch.mm(gradient, weight, out=grad_hidden[rows])
-            part = gradient.T @ hidden[rows]
-            grad_head = part.to(head.dtype) if grad_head is None else grad_head.add_(part)
-            del part
+            wide = torch.promote_types(head.dtype, torch.float32)
+            grad_head = _add_product(grad_head, gradient.T, hidden[rows], wide, path)
         del gradient  # free it before the next logits are allocated
     joined = torch.cat(nats) if nats else hidden.new_zeros(0)
     if not with_gradients:
         return (joined,)
-    return joined, grad_hidden, torch.zeros_like(head) if grad_head is None else grad_head
+    return joined, grad_hidden, torch.zeros_like(head) if grad_head is None else grad_head.to(head.dtype)
+
+
+def _add_product(
+    total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype, path: str
+) -> torch.Tensor:
+    """left·right, added to `total` in place, in a dtype at least as wide as theirs. On CUDA, the product itself
+    adds in that dtype: its result is neither rounded to the factors' dtype nor written to memory first."""
+    if path != "cuda":
+        product = left @ right
+        return product.to(dtype) if total is None else total.add_(product)
+    wide: Any = {} if left.dtype == dtype else {"out_dtype": dtype}
+    if total is None:
+        return torch.mm(left, right, **wide)
+    return torch.addmm(total, left, right, **wide, out=total)
 
 
 def _spread(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
@@ -174,8 +207,17 @@ def _spread(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tenso
     return values.new_zeros((count, *values.shape[1:])).index_copy_(0, rows, values)
 
 
-def chunks(rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of rows of about equal size, whose logits fit into a bounded amount of memory."""
+def chunks(rows: int, vocab_size: int, path: str) -> Iterator[slice]:
+    """Slices of rows whose logits fit into a bounded amount of memory: of about equal size on a CPU.
+
+    On a GPU, all but the last one have the same size, so that at most two shapes are compiled: a power of two, to
+    fill the tiles of matrix products, and large, since each chunk reads and writes the head's gradient.
+    """
+    if path == "cuda":
+        most = max(_LEAST_ROWS_ON_CUDA, _LOGITS_AT_ONCE_ON_CUDA // vocab_size)
+        size = 1 << (most.bit_length() - 1)
+        yield from (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+        return
     most = max(1, _LOGITS_AT_ONCE // vocab_size)
     count = -(-rows // most)
     for number in range(count):

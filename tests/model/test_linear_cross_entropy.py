@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.model import linear_cross_entropy
+from pipeline.model import functions, linear_cross_entropy
 from pipeline.model.linear_cross_entropy import FusedOutput, chunks, softmax_and_gradient
 from pipeline.plugin.components import IGNORED, ModelOutput
 
@@ -222,6 +222,112 @@ def test_under_autocast_hidden_states_of_a_wider_precision_do(
     assert torch.equal(by_hidden, torch.autograd.grad(total(same), rounded)[0].float())
 
 
+@pytest.fixture
+def wide_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products with a wider result, which torch has on CUDA only."""
+
+    def widened(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def multiply(*args: torch.Tensor, out_dtype: torch.dtype | None = None, **options: Any) -> torch.Tensor:
+            *others, left, right = args
+            if out_dtype is not None:
+                assert {left.dtype, right.dtype} <= {torch.float16, torch.bfloat16}
+                left, right = left.to(out_dtype), right.to(out_dtype)
+            return product(*others, left, right, **options)
+
+        return multiply
+
+    for name in ("mm", "addmm"):
+        monkeypatch.setattr(torch, name, widened(getattr(torch, name)))
+
+
+# ── float16 and gradient scalers ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.usefixtures("wide_products")
+@pytest.mark.parametrize("path", ["cpu", "cuda"])
+@pytest.mark.parametrize("total", [WEIGHTED["sum"], WEIGHTED["weighted"]], ids=["sum", "weighted"])
+@pytest.mark.parametrize("scale", [2.0**-24, 1e-3, 1.0, 65536.0, 2.0**20])
+def test_under_float16_autocast_any_gradient_scale_gives_the_scaled_gradients(
+    scale: float, total: Callable[[torch.Tensor], torch.Tensor], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16 holds hidden states' gradients from 2^-24 to 65504: the width of the head's weights makes the scaled
+    ones fit. They are off by the roundings of logits, of logits' gradients and of each product."""
+    monkeypatch.setattr(functions, "code_path", lambda device: path)
+    hidden, head, targets = problem(torch.float32)
+    with torch.no_grad():
+        hidden.copy_(hidden.half())
+        head[:VOCAB] = (head[:VOCAB] * 0.02 * min(1.0, 65536 / scale)).half()
+    with torch.autocast("cpu", torch.float16):
+        nats = fused(hidden, head, targets)
+    by_hidden, by_head = torch.autograd.grad(total(nats) * scale, (hidden, head))
+    exact = [each.detach().double().requires_grad_() for each in (hidden, head)]
+    expected = on_all_logits(*exact, targets)
+    torch.testing.assert_close(nats.double(), expected, rtol=2e-3, atol=2e-3)
+    known = torch.autograd.grad(total(expected), exact)
+    u = torch.finfo(torch.float16).eps / 2
+    tiny = 2.0**-25 * by_hidden.numel() ** 0.5  # half of the last bit of float16's smallest numbers
+    assert (by_hidden.double() - scale * known[0]).norm() <= 4 * u * scale * known[0].norm() + tiny
+    assert (by_head.double() - scale * known[1]).norm() <= 4 * u * scale * known[1].norm()
+
+
+def test_a_gradient_scale_without_bounds_gives_no_finite_gradient() -> None:
+    """A gradient scaler finds the overflow and skips the step."""
+    hidden, head, targets = problem(torch.float32)
+    for total in (WEIGHTED["sum"], WEIGHTED["weighted"]):
+        with torch.autocast("cpu", torch.float16):
+            nats = fused(hidden, head, targets)
+        (gradient,) = torch.autograd.grad(total(nats) * 1e30, hidden)
+        assert not gradient.isfinite().all()
+
+
+# ── a GPU's code, run on a CPU ────────────────────────────────────────────────────────────────────
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails at an operation for which a GPU would make the host wait."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in {"_local_scalar_dense", "nonzero", "masked_select", "item"}, func
+        if func.overloadpacket.__name__ in {"index", "index_put", "index_put_"}:
+            assert all(each is None or each.dtype != torch.bool for each in args[1]), "a mask's number of rows"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of a GPU, with chunks of eight rows."""
+    monkeypatch.setattr(functions, "code_path", lambda device: "cuda")
+    monkeypatch.setattr(linear_cross_entropy, "_LEAST_ROWS_ON_CUDA", 8)
+    monkeypatch.setattr(linear_cross_entropy, "_LOGITS_AT_ONCE_ON_CUDA", 1)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("total", WEIGHTED.values(), ids=WEIGHTED)
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+def test_a_gpu_computes_the_same_and_the_host_reads_nothing(
+    terms: dict[str, float], total: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    hidden, head, targets = problem()
+    with NoHostReads():
+        nats = fused(hidden, head, targets, **terms)
+        gradients = torch.autograd.grad(total(nats), (hidden, head))
+    expected = on_all_logits(hidden, head, targets, **terms)
+    torch.testing.assert_close(nats, expected, rtol=1e-12, atol=1e-12)
+    for one, other in zip(gradients, torch.autograd.grad(total(expected), (hidden, head)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("as_on_cuda", "wide_products")
+def test_a_gpu_adds_bfloat16_products_in_float32_without_rounding_them() -> None:
+    hidden, head, targets = problem()
+    hidden, head = hidden.detach().bfloat16().requires_grad_(), head.detach().bfloat16().float().requires_grad_()
+    by_head = torch.autograd.grad(fused(hidden, head, targets).sum(), head)[0]
+    logits = hidden.flatten(0, 1) @ head.bfloat16().T
+    _, gradient = softmax_and_gradient(logits.detach(), targets.flatten(), linear_cross_entropy.LossTerms(VOCAB))
+    expected = gradient.double().T @ hidden.detach().flatten(0, 1).double()
+    torch.testing.assert_close(by_head.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 # ── what it costs ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -280,11 +386,25 @@ def test_without_gradients_none_are_computed() -> None:
 
 @given(rows=st.integers(0, 500), vocab_size=st.integers(1, 1 << 27))
 def test_chunks_are_all_rows_in_order_and_few_enough_at_a_time(rows: int, vocab_size: int) -> None:
-    slices = list(chunks(rows, vocab_size))
+    slices = list(chunks(rows, vocab_size, "cpu"))
     assert [row for each in slices for row in range(rows)[each]] == list(range(rows))
     sizes = {each.stop - each.start for each in slices}
     assert all(0 < size * vocab_size <= 1 << 25 or size == 1 for size in sizes)
     assert not sizes or max(sizes) - min(sizes) <= 1
+
+
+@given(rows=st.integers(0, 1 << 20), vocab_size=st.integers(1, 1 << 20))
+def test_on_cuda_chunks_are_large_powers_of_two_and_one_rest(rows: int, vocab_size: int) -> None:
+    slices = list(chunks(rows, vocab_size, "cuda"))
+    assert [each.start for each in slices] == [0, *(each.stop for each in slices)][: len(slices)]
+    assert slices[-1].stop == rows if rows else not slices
+    sizes = [each.stop - each.start for each in slices]
+    if len(sizes) > 1:
+        assert len(set(sizes[:-1])) == 1
+        assert sizes[0] >= 1024
+        assert sizes[0].bit_count() == 1
+        assert sizes[0] * vocab_size <= 1 << 28 or sizes[0] == 1024
+    assert all(0 < size <= sizes[0] for size in sizes)
 
 
 def test_a_softmax_of_ones_own_is_used_in_both_directions() -> None:
