@@ -92,7 +92,7 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
         losses.append(loss.detach())
     call_step_callbacks("before_update", run, state, row)
     # The first read of a result: until here the GPU ran asynchronously.
-    norm = run.parallel.clip(run.params.grad_clip or math.inf)
+    norm = float(run.parallel.clip(run.params.grad_clip or math.inf))
     if norm == 0 and tokens and all(parameter.grad is None for parameter in run.model.parameters()):
         raise PluginError(f"{label(run.components.loss)} gives no parameter of the model a gradient")
     (nats,) = run.parallel.ranks.all_reduce_sum(sum(loss.item() for loss in losses))

@@ -3,12 +3,15 @@ distributed/."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, ClassVar
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import LanguageModel, call_model, checked_output, units
@@ -67,15 +70,19 @@ class Parallel:
         """Runs compiled modules eagerly inside the block: evaluation has many shapes, and each would recompile."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
-    def clip(self, max_norm: float) -> float:
-        """Clips the total norm of the gradients to `max_norm`; returns the norm before clipping."""
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Clips the total norm of the gradients to `max_norm`.
+
+        Returns:
+            The norm before clipping, a scalar on the device. A GPU's is not read: it runs on asynchronously.
+        """
         parameters = list(self.model.parameters())
         gradients = [each.grad for each in parameters if each.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
-        norm = float(self.full_tensor(total))
-        if norm > max_norm:  # otherwise the call would multiply every gradient by 1
+        total = self.full_tensor(torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False))
+        # Without need, the call multiplies every gradient by 1; on a GPU, the need is not known without waiting.
+        if max_norm < math.inf and (total.device.type == "cuda" or bool(total > max_norm)):
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
-        return norm
+        return total
 
     def full_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """The full tensor of a parameter or gradient. Under FSDP2, all ranks must call it."""
@@ -123,24 +130,45 @@ class Parallel:
         return self.model
 
 
-def single_process(make: Callable[[], LanguageModel], device: torch.device, compiled: bool) -> Parallel:
-    """Builds a model for a single process; `compiled` says whether to compile it."""
+def single_process(
+    make: Callable[[], LanguageModel], device: torch.device, compile: str, recompute: bool
+) -> Parallel:
+    """Builds a model for a single process; for the arguments see `parallelize`."""
     model = make().to(device)
-    if not compiled:
-        return Parallel(model=model)
-    compile_units(model)
-    return Parallel(model=model, compiled=True, softmax=compiled_softmax())
+    prepare(model, compile, recompute)
+    return Parallel(model=model, compiled=compile != "no", softmax=softmax_of(compile))
 
 
-def compile_units(model: LanguageModel) -> None:
-    """Compiles each unit: blocks compile in seconds, a whole model in minutes. Equal blocks share compiled code."""
+def prepare(model: LanguageModel, compile: str, recompute: bool) -> None:
+    """Makes a model compile itself and recompute activations as `parallelize` says, in place."""
     for unit in units(model):
-        unit.compile(dynamic=False)
+        wrap_forward(unit, compile == "blocks", recompute and unit is not model)
+    if compile == "model":
+        model.compile(dynamic=False)
 
 
-def compiled_softmax() -> Softmax:
-    """`softmax_and_gradient`, compiled."""
-    return torch.compile(softmax_and_gradient, dynamic=False)
+def wrap_forward(unit: torch.nn.Module, compiled: bool, recompute: bool) -> None:
+    """Compiles a unit's forward pass, and wraps it in activation checkpointing (Chen et al., 2016), in place.
+
+    Hooks, such as FSDP2's, stay outside. Units of one class share compiled code.
+    """
+    if not compiled and not recompute:
+        return
+    forward = type(unit).forward
+    if compiled:
+        forward = torch.compile(forward, dynamic=False)
+
+    def recomputing(unit: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(unit, *args, **kwargs)
+        return checkpoint(forward, unit, *args, use_reentrant=False, **kwargs)
+
+    unit.forward = MethodType(recomputing if recompute else forward, unit)  # a copy of the unit gets its own
+
+
+def softmax_of(compile: str) -> Softmax:
+    """`softmax_and_gradient`, compiled if the model is."""
+    return softmax_and_gradient if compile == "no" else torch.compile(softmax_and_gradient, dynamic=False)
 
 
 def map_tensors(change: Callable[[torch.Tensor], Any], value: Any) -> Any:

@@ -93,7 +93,13 @@ class TrainingRun:
         micro_batch_size = min(micro_batch_size, max(phase.length.phase_windows))
         memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.world_size, micro_batch_size)
         parallel = parallelize(
-            make or architecture.make, device, ranks, runtime_config.strategy, runtime_config.compile
+            make or architecture.make,
+            device,
+            ranks,
+            runtime_config.strategy,
+            compile="blocks" if runtime_config.compile else "no",
+            recompute=runtime_config.strategy == "fsdp",
+            precision=runtime_config.precision,
         )
         return cls(
             params=params.train,
@@ -178,7 +184,13 @@ def rank_micro_batch_size(micro_batch_size: int, batch_size: int, ranks: int) ->
 
 
 def parallelize(
-    make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, strategy: str, compiled: bool
+    make: Callable[[], LanguageModel],
+    device: torch.device,
+    ranks: Ranks,
+    strategy: str,
+    compile: str,
+    recompute: bool,
+    precision: str,
 ) -> Parallel:
     """Builds a model and lays it out over the ranks.
 
@@ -187,11 +199,15 @@ def parallelize(
         device: This rank's device.
         ranks: The processes, connected.
         strategy: "ddp" or "fsdp"; ignored for a single process.
-        compiled: Whether to compile the model, block by block if it has blocks.
+        compile: What is compiled: "no", "blocks" (each by itself; equal ones share compiled code) or "model" (the
+            whole model; the loss in both cases).
+        recompute: Whether blocks compute their activations again in the backward pass instead of keeping them: a
+            third more work, but the memory of one block's activations instead of all.
+        precision: "fp32", "bf16" or "fp16".
     """
     if ranks.world_size == 1:
-        return single_process(make, device, compiled)
+        return single_process(make, device, compile, recompute)
     from pipeline.train.distributed.parallel import ddp, fsdp2
 
     layout = fsdp2 if strategy == "fsdp" else ddp
-    return layout(make, device, ranks, compiled)
+    return layout(make, device, ranks, compile, recompute, precision)

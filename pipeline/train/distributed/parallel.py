@@ -19,13 +19,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import LanguageModel, units
-from pipeline.model.linear_cross_entropy import softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
-from pipeline.train.parallel import Parallel, compile_units, compiled_softmax, map_named, map_tensors
+from pipeline.train.parallel import Parallel, map_named, map_tensors, prepare, softmax_of, wrap_forward
 
 
 class _Distributed(Parallel):
@@ -99,15 +97,20 @@ class DDP(_Distributed):
         return self.model if self.ranks.is_rank0 else None
 
 
-def ddp(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, compiled: bool) -> DDP:
+def ddp(
+    make: Callable[[], LanguageModel],
+    device: torch.device,
+    ranks: Ranks,
+    compile: str,
+    recompute: bool,
+    precision: str,
+) -> DDP:
     """Builds the full model on every rank; for the arguments see `parallelize`."""
     model = make().to(device)
-    if compiled:
-        compile_units(model)
+    prepare(model, compile, recompute)
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     wrapped.register_comm_hook(None, _sum)
-    softmax = compiled_softmax() if compiled else softmax_and_gradient
-    return DDP(model=model, ranks=ranks, compiled=compiled, softmax=softmax, wrapped=wrapped)
+    return DDP(model=model, ranks=ranks, compiled=compile != "no", softmax=softmax_of(compile), wrapped=wrapped)
 
 
 def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch rejects postponed annotations here
@@ -166,14 +169,21 @@ class FSDP2(_Distributed):
         return model.train(self.model.training)
 
 
-def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks, compiled: bool) -> FSDP2:
+def fsdp2(
+    make: Callable[[], LanguageModel],
+    device: torch.device,
+    ranks: Ranks,
+    compile: str,
+    recompute: bool,
+    precision: str,
+) -> FSDP2:
     """Builds a shard of the model on every rank; no device ever holds the full model. For the arguments see
-    `parallelize`."""
+    `parallelize`; "model" compiles block by block, too: FSDP2's hooks between blocks are no part of a graph."""
     with torch.device("meta"):
         model = make()
     mesh = init_device_mesh(device.type, (ranks.world_size,))
     for unit in units(model):
-        wrap_forward(unit, compiled, recompute=unit is not model)
+        wrap_forward(unit, compile != "no", recompute and unit is not model)
     for module in dict.fromkeys([*units(model), model]):
         sharded = fully_shard(module, mesh=mesh)
         sharded.set_gradient_divide_factor(1.0)
@@ -184,30 +194,14 @@ def fsdp2(make: Callable[[], LanguageModel], device: torch.device, ranks: Ranks,
         model=model,
         ranks=ranks,
         writers=ranks.background(),
-        compiled=compiled,
-        softmax=compiled_softmax() if compiled else softmax_and_gradient,
+        compiled=compile != "no",
+        softmax=softmax_of(compile),
         cpus=cpus,
     )
     parallel.load_weights(
         make().state_dict() if ranks.is_rank0 else {}
     )  # the same initial weights as in one process
     return parallel
-
-
-def wrap_forward(unit: torch.nn.Module, compiled: bool, recompute: bool) -> None:
-    """Compiles a unit's forward pass, inside FSDP2's hooks.
-
-    With `recompute`, it uses activation checkpointing (Chen et al., 2016): a third more work, but memory for the
-    activations of one block instead of all. Models that need sharding rarely fit without it.
-    """
-    forward = torch.compile(unit.forward, dynamic=False) if compiled else unit.forward
-
-    def again(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    unit.forward = again if recompute else forward
 
 
 def _shard_on(mesh: DeviceMesh, tensor: DTensor) -> DTensor:
