@@ -199,8 +199,8 @@ def attend(
         dropout: The share of weights to drop. If `keep_mask` is None, the fused kernel draws its own mask.
     """
     if isinstance(mask, DocumentMask):
-        attended: torch.Tensor = _attend_in_blocks(q, k, v, mask, keep_mask, dropout)
-        return attended
+        in_blocks = _uncompiled_in_blocks if torch.compiler.is_compiling() else _attend_in_blocks
+        return in_blocks(q, k, v, mask, keep_mask, dropout)
     return _attend(q, k, v, mask, keep_mask, dropout)
 
 
@@ -228,7 +228,6 @@ def _attend(
     )
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # its shapes depend on the batch's documents
 def _attend_in_blocks(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -256,3 +255,7 @@ def _attend_in_blocks(
             )
         )
     return torch.cat(attended, dim=2)
+
+
+# Its shapes depend on the batch's documents. `torch.compiler.disable` would import the compiler in every process.
+_uncompiled_in_blocks = torch._disable_dynamo(_attend_in_blocks)  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from pipeline.core.errors import CheckpointError
 from pipeline.core.files import verify_manifest
 from pipeline.core.paths import RECORD
 from pipeline.model.checkpoint import load_tensors, weights_file
+from pipeline.model.plain_optimizers import use_plain_optimizers
 from pipeline.model.run_record import read_record
 from pipeline.plugin.calls import calling, label, supported_arguments
 from pipeline.plugin.registry import Registry
@@ -30,6 +31,7 @@ def load_trained_optimizer(folder: Path, model: torch.nn.Module, registry: Regis
         PluginError: the optimizer cannot be built.
     """
     verify_manifest(folder, "run `dvc repro`")
+    use_plain_optimizers()
     chosen = read_record(folder).params["train"]["optimizer"]
     name = chosen["name"]
     component = registry.build("optimizers", name, {name: chosen[name]}, f"{folder / RECORD}: train.optimizer")

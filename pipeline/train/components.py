@@ -14,6 +14,7 @@ import torch
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.core.values import explain
 from pipeline.model.architecture import Architecture
+from pipeline.model.plain_optimizers import use_plain_optimizers
 from pipeline.plugin.calls import calling, guarded, label, supported_arguments
 from pipeline.plugin.components import (
     CALLBACK_METHODS,
@@ -72,6 +73,7 @@ class Components:
         Raises:
             ParamsError, PluginError: a component is unknown, or an option is invalid.
         """
+        use_plain_optimizers()
         registry, params = registry or Registry.load(plugins, KINDS), whole.train
         model = registry.build("models", whole.model.name, whole.model.options, "model")
         loss = registry.build("losses", params.loss.name, params.loss.options, "train.loss")
