@@ -118,7 +118,7 @@ def measure(run: TrainingRun, start: Seconds, size: int, others: float) -> Speed
 
     return Speed(
         start=start.processor if busy else start.wall,
-        compile=alone(first - step) if run.runtime_config.compile else 0.0,
+        compile=alone(first - step) if run.runtime_config.compiled else 0.0,
         window=alone(step - update) / size,
         update=alone(update),
         evaluation=alone(evaluation) / len(windows),

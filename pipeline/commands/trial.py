@@ -180,10 +180,10 @@ def _plan(params: Params, paths: Paths, splits: TokenFolder, compiled: bool = Fa
     if not phase.length.total_windows:  # train.budget.amount: 0 takes no step
         length = replace(phase.length, phase_windows=(phase.length.batch_size,))
         phase = replace(phase, length=length)
-    config = resolve_runtime_config(params, Ranks(), {}, flops)
+    config = resolve_runtime_config(params, Ranks(), {}, flops, architecture)
+    now = config if compiled else replace(config, compile="no")
     teacher = Teacher.of(components.loss, paths.root)
-    run = TrainingRun.build(params, components, data, phase, replace(config, compile=compiled), teacher=teacher)
-    return run, config.compile
+    return TrainingRun.build(params, components, data, phase, now, teacher=teacher), config.compiled
 
 
 def last_phase(params: Params, components: Components, data: TrainingData, architecture: Architecture) -> Phase:

@@ -255,9 +255,10 @@ class TrainParams(Section):
     """The number of context windows per optimizer step."""
     micro_batch_size: InMemoryCount
     """The number of windows per forward and backward pass. Fewer need less memory; gradients are accumulated."""
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
     """`bf16` computes in bfloat16 with float32 weights. `auto` chooses it if the device has instructions for it; an
-    Apple GPU must pass a test."""
+    Apple GPU must pass a test. `fp16` computes in float16 and scales the loss, so that small gradients are not
+    rounded to 0; `auto` chooses it on CUDA GPUs without bfloat16."""
     shift_windows: bool
     """Whether each epoch cuts the training text at other offsets."""
     pack_documents: bool
@@ -336,9 +337,13 @@ class RuntimeParams(Section):
     corpus; empty for the processors of this machine."""
     restarts: Annotated[int, Field(ge=0, le=1000)]
     """How often to restart the processes from the last checkpoint after a crash."""
-    compile: bool | Literal["auto"]
-    """Whether to compile model blocks and loss: a slow start, then faster steps. It needs a C++ compiler. `auto`
-    compiles long runs if there is one, except on an Apple GPU."""
+    compile: bool | Literal["auto", "blocks", "model"]
+    """Whether to compile the model and its loss: a slow start, then faster steps. It needs a C++ compiler. `blocks`
+    compiles each block by itself, `model` the whole model at once; `true` is `model` on a CUDA GPU, else `blocks`.
+    `auto` is `true` for long runs if there is a compiler, except on an Apple GPU."""
+    recompute: bool | Literal["auto"]
+    """Whether the backward pass computes the activations of each block again, instead of keeping them: about a
+    third more work, for less memory. `auto` does it under `fsdp`, and on a CUDA GPU where they would not fit."""
     keep_memory: bool
     """Whether the C library keeps freed memory for the next step, which is faster (glibc only)."""
     save_seconds: Annotated[float, Field(ge=0)]

@@ -37,7 +37,7 @@ class TrainingRun:
         components: The chosen model, loss, optimizer, schedule, batch sampler and callbacks.
         data: The tokens of train and val, and their windows.
         phase: The run's length, learning rates and checkpoint store.
-        runtime_config: Device, threads, processes, precision and compilation, as resolved.
+        runtime_config: Device, threads, processes, precision, compilation and recomputation, as resolved.
         parallel: The model, laid out over the ranks.
         optimizer: The optimizer of its parameters.
         saver: Writes training checkpoints.
@@ -97,8 +97,8 @@ class TrainingRun:
             device,
             ranks,
             runtime_config.strategy,
-            compile="blocks" if runtime_config.compile else "no",
-            recompute=runtime_config.strategy == "fsdp",
+            compile=runtime_config.compile,
+            recompute=runtime_config.recompute,
             precision=runtime_config.precision,
         )
         return cls(

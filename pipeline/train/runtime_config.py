@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,13 +16,18 @@ from pipeline.core.errors import ParamsError
 from pipeline.core.values import DEVICE
 from pipeline.distributed.placement import cores_per_process, rank_device
 from pipeline.distributed.ranks import Ranks
+from pipeline.model.architecture import Architecture
 from pipeline.model.device import computes_bf16
+from pipeline.train import memory_check
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
 
-_FLOPS_WORTH_COMPILING = 5e12
-"""Floating-point operations of a run from which compiling saves time (benchmarks/RESULTS.md)."""
+_FLOPS_WORTH_COMPILING = {"cpu": 5e12, "cuda": 2e16}
+"""Floating-point operations of a run from which compiling saves time: on a CPU as measured (benchmarks/RESULTS.md),
+on a GPU an estimate, about a minute of work. `auto` compiles nothing for MPS, where torch's compiler is new."""
+_SHARE_OF_MEMORY = 0.9
+"""The share of a GPU's memory that a training step may take; fragmentation needs some."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,9 @@ class RuntimeConfig:
         threads: CPU threads of each process.
         processes: The number of processes.
         strategy: "ddp" or "fsdp"; "one" for a single process.
-        precision: "fp32" or "bf16".
-        compile: Whether model blocks and loss are compiled.
+        precision: "fp32", "bf16" or "fp16", which scales the loss.
+        compile: "no"; "blocks", each by itself; or "model", as a whole. Compiled with a model is its loss.
+        recompute: Whether the backward pass computes the activations of each block again, instead of keeping them.
     """
 
     device: Annotated[str, Field(pattern=DEVICE)]
@@ -45,8 +52,14 @@ class RuntimeConfig:
     threads: Annotated[int, Field(ge=1, le=1024)]
     processes: Annotated[int, Field(ge=1)]
     strategy: str
-    precision: str
-    compile: bool
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: Literal["no", "blocks", "model"]
+    recompute: bool = False
+
+    @property
+    def compiled(self) -> bool:
+        """Whether anything is compiled."""
+        return self.compile != "no"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for the checkpoint."""
@@ -67,7 +80,9 @@ def _device_type(value: Any) -> Any:
     return value.partition(":")[0] if isinstance(value, str) else value
 
 
-def resolve_runtime_config(params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: float) -> RuntimeConfig:
+def resolve_runtime_config(
+    params: Params, ranks: Ranks, earlier: Mapping[str, Any], flops: float, architecture: Architecture | None = None
+) -> RuntimeConfig:
     """Resolves the runtime config of a run: from the params; where they say "auto" or 0, from `earlier`; else the
     best choice for this machine.
 
@@ -76,35 +91,74 @@ def resolve_runtime_config(params: Params, ranks: Ranks, earlier: Mapping[str, A
         ranks: The processes that train together.
         earlier: The runtime config that the run started with; empty for a new run.
         flops: Floating-point operations of the whole run.
+        architecture: The model, whose size decides whether to recompute activations; None: they fit.
 
     Raises:
         ParamsError: this machine lacks what `runtime` asks for.
     """
     runtime = params.runtime
     device = _device(runtime.device, ranks, earlier)
-    threads = runtime.threads or earlier.get("threads") or cores_per_process(ranks)
-    if runtime.compile == "auto":
-        worth = flops >= _FLOPS_WORTH_COMPILING and device.type != "mps"  # torch's compiler for MPS is a prototype
-        compile = bool(earlier.get("compile", worth and _compiler_found()))
-    else:
-        compile = runtime.compile
-        if compile and not _compiler_found():
-            raise ParamsError(
-                f"runtime.compile: true, but there is no C++ compiler ({', '.join(_compilers())}): install one, or "
-                "set it to auto"
-            )
+    strategy = runtime.strategy if ranks.world_size > 1 else "one"
     precision = params.train.precision
     if precision == "auto":
-        precision = earlier.get("precision") or ("bf16" if computes_bf16(device) else "fp32")
+        precision = earlier.get("precision") or _precision(device)
+    recompute = runtime.recompute
+    if recompute == "auto":
+        needed = device.type == "cuda" and not _fits(params, architecture, device, ranks, precision)
+        recompute = bool(earlier.get("recompute", strategy == "fsdp" or needed))
     return RuntimeConfig(
         device=str(device),
         processor=_processor(device),
-        threads=threads,
+        threads=runtime.threads or earlier.get("threads") or cores_per_process(ranks),
         processes=ranks.world_size,
-        strategy=runtime.strategy if ranks.world_size > 1 else "one",
+        strategy=strategy,
         precision=precision,
-        compile=compile,
+        compile=_compile(runtime.compile, device, strategy, earlier, flops),
+        recompute=recompute,
     )
+
+
+def _precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """What `auto` chooses; a CUDA GPU without bfloat16 instructions has float16 ones."""
+    if computes_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def _compile(
+    chosen: bool | Literal["auto", "blocks", "model"],
+    device: torch.device,
+    strategy: str,
+    earlier: Mapping[str, Any],
+    flops: float,
+) -> Literal["no", "blocks", "model"]:
+    """What `runtime.compile` means here. On a CPU, compiling a whole model takes minutes and gains nothing over
+    blocks; FSDP works block by block."""
+    best: Literal["blocks", "model"] = "model" if device.type == "cuda" and strategy != "fsdp" else "blocks"
+    if chosen == "auto":
+        worth = flops >= _FLOPS_WORTH_COMPILING.get(device.type, math.inf)
+        kept: Literal["no", "blocks", "model"] | None = earlier.get("compile")
+        return kept or (best if worth and _compiler_found() else "no")
+    if chosen and not _compiler_found():
+        raise ParamsError(
+            f"runtime.compile: {str(chosen).lower()}, but there is no C++ compiler ({', '.join(_compilers())}): "
+            "install one, or set it to auto"
+        )
+    if chosen == "blocks" or chosen == "model":
+        return chosen
+    return best if chosen else "no"
+
+
+def _fits(
+    params: Params, architecture: Architecture | None, device: torch.device, ranks: Ranks, precision: str
+) -> bool:
+    """Whether a training step that keeps all activations fits into the device's memory."""
+    if architecture is None:
+        return True
+    train = params.train
+    size = min(train.micro_batch_size, -(-train.batch_size // ranks.world_size))
+    needed = memory_check.estimated_bytes(architecture, size, precision)
+    return needed <= _SHARE_OF_MEMORY * memory_check.memory_per_process(device, ranks.world_size)
 
 
 def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device:

@@ -84,7 +84,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
         number, saved = newest(run_phases, ranks, architecture)
         earlier = saved["run"]["runtime_config"] if saved else {}
         flops = run_phases[-1].length.total_windows * params.model.context_length * architecture.flops_per_token
-        runtime_config = resolve_runtime_config(params, ranks, earlier, flops)
+        runtime_config = resolve_runtime_config(params, ranks, earlier, flops, architecture)
         training_run = TrainingRun.build(
             params, components, data, run_phases[-1], runtime_config, ranks, stop, teacher=teacher
         )
@@ -118,6 +118,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
                 training_run.device,
                 runtime_config.strategy,
                 ranks.world_size,
+                runtime_config.recompute,
             )
             raise PipelineError(advice) from None
         if ranks.is_rank0:
@@ -168,8 +169,9 @@ def _say_plan(run: TrainingRun, params: Params) -> None:
         if runtime_config.processes > 1
         else ""
     )
-    compiled = ", compiled" if runtime_config.compile else ""
-    fact("model", f"{size}, on {run.device}{together}, {runtime_config.precision}{compiled}")
+    how = {"no": "", "blocks": ", compiled", "model": ", compiled as a whole"}[runtime_config.compile]
+    how += ", activations recomputed" if runtime_config.recompute else ""
+    fact("model", f"{size}, on {run.device}{together}, {runtime_config.precision}{how}")
     epochs = run.length.total_windows / run.data.windows.per_epoch
     tokens = min(train.batch_size, max(run.length.phase_windows)) * params.model.context_length
     fact("plan", f"{run.total_steps:,} steps of {tokens:,} tokens, {epochs:.1f} epochs")

@@ -156,6 +156,7 @@ def make_run(
     strategy: str = "one",
     precision: str = "fp32",
     compile: bool = False,
+    recompute: bool | None = None,
     stop: StopSignal | None = None,
     **settings: Any,
 ) -> TrainingRun:
@@ -187,7 +188,14 @@ def make_run(
     )[-1]
     phase = replace(phase, schedule=schedule or phase.schedule, store=CheckpointStore(folder, "run"))
     runtime_config = RuntimeConfig(
-        "cpu", "", torch.get_num_threads(), ranks.world_size, strategy, precision, compile
+        device="cpu",
+        processor="",
+        threads=torch.get_num_threads(),
+        processes=ranks.world_size,
+        strategy=strategy,
+        precision=precision,
+        compile="blocks" if compile else "no",
+        recompute=strategy == "fsdp" if recompute is None else recompute,
     )
     made = make or (lambda: model or make_model())
     return TrainingRun.build(params, components, data, phase, runtime_config, ranks, stop, make=made)

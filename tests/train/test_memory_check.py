@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import REPOSITORY
-from small_config import small_config
+from small_config import ARCHITECTURES, small_config
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.files import format_bytes
 from pipeline.model.architecture import LanguageModel
 from pipeline.plugin.registry import Registry
 from pipeline.train import memory_check
-from pipeline.train.memory_check import check_fits, optimizer_state_bytes, out_of_memory_advice
+from pipeline.train.memory_check import activation_bytes, check_fits, optimizer_state_bytes, out_of_memory_advice
 
+PRECISIONS = ("fp32", "bf16")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -84,3 +85,35 @@ def test_where_one_window_does_not_fit_the_model_is_to_be_smaller(monkeypatch: p
     assert "runtime.strategy: fsdp" not in out_of_memory_advice(
         config, 1, optimizer, GPU, strategy="fsdp", processes=2
     )
+
+
+def test_the_out_of_memory_line_names_recomputing_where_it_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config()
+    optimizer = stepped(config.make())
+    for memory, recompute, named in ((1e9, False, True), (1e9, True, False), (1e3, False, False)):
+        with_memory(monkeypatch, memory)
+        told = out_of_memory_advice(config, 4, optimizer, GPU, recompute=recompute)
+        assert ("runtime.recompute: true" in told) == named
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision"), [(name, each) for name in ARCHITECTURES for each in PRECISIONS]
+)
+def test_the_estimate_of_activations_is_near_what_the_backward_pass_needs(
+    architecture: str, precision: str
+) -> None:
+    config = small_config(architecture, n_layers=3, emb_dim=128, context_length=128)
+    model, kept = config.make(), dict[int, torch.Tensor]()
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        model(torch.zeros(4, 128, dtype=torch.long))
+    measured = sum(each.untyped_storage().nbytes() for place, each in kept.items() if place not in weights)
+    assert 0.6 * activation_bytes(config, 4, precision) < measured < 1.1 * activation_bytes(config, 4, precision)
