@@ -61,7 +61,7 @@ def finalize(run: TrainingRun, state: TrainState) -> None:
 def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
     """Writes the checkpoint and the metrics of a complete run, on rank 0. All ranks must call it."""
     parallel = run.parallel
-    with evaluation_weights(run, state):
+    with parallel.eager(), evaluation_weights(run, state):
         weights, moments = parallel.full(run.model.state_dict()), parallel.full(run.optimizer.state_dict())
     best_weights = parallel.full(state.best_weights) if parallel.sharded else state.best_weights
     if not parallel.ranks.is_rank0:

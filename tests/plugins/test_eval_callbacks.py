@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import REPOSITORY, Project
 from small_config import small_config
 
-from pipeline.authoring.testing import check_eval_callback, event
+from pipeline.authoring.testing import check_eval_callback, event, step_event
+from pipeline.model.architecture import LanguageModel
 from pipeline.plugin import EvalCallback, StopTraining
 from pipeline.plugin.registry import Registry
 
@@ -65,6 +67,7 @@ class Training:
         ("spike_guard", {}),
         ("spike_guard", {"rise": 0.1, "patience": 1}),
         ("sample_text", {"each": "epoch"}),
+        ("temperature_scaling", {}),
     ],
 )
 def test_each_keeps_the_contract(name: str, options: dict[str, Any]) -> None:
@@ -173,3 +176,54 @@ def test_a_spike_that_comes_back_and_a_slow_rise_do_not() -> None:
     assert evaluated([4.0, 3.0, 5.0, 3.1, 5.0, 3.2, 2.0]) == 7
     assert evaluated([3.0, 3.4, 3.8, 3.9, 4.0]) == 5
     assert evaluated([8.0, 9.0, 9.0]) == 3  # one nat above is not yet more than one
+
+
+# ── temperature_scaling ───────────────────────────────────────────────────────────────────────────
+
+
+def overconfident(kind: str, tied: bool) -> tuple[LanguageModel, torch.Tensor]:
+    """A model, and ids [64, 9] drawn from it at temperature 2."""
+    torch.manual_seed(0)
+    model = small_config(kind, vocab_size=30, context_length=8, tied_head=tied).make().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        ids = torch.randint(30, (64, 1))
+        for _ in range(8):
+            logits = model(ids).logits[:, -1]
+            ids = torch.cat([ids, torch.multinomial((logits / 2).softmax(dim=-1), 1)], dim=1)
+    return model, ids
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("modern", False), ("gpt2", False), ("gpt2", True), ("llama", True)])
+@torch.no_grad()
+def test_temperature_scaling_finds_the_temperature_of_val(kind: str, tied: bool) -> None:
+    model, ids = overconfident(kind, tied)
+    given = step_event(model=model, batches=lambda side: iter({"val": [ids[:40], ids[40:]]}[side]))
+    before = model(ids[:, :-1]).logits
+    weights = callback("temperature_scaling").eval_weights(given)
+    assert weights is not None
+    for name, tensor in weights.items():
+        model.get_parameter(name).copy_(tensor)
+    after = model(ids[:, :-1]).logits
+    factor = float(after.norm() / before.norm())
+    torch.testing.assert_close(after, before * factor)
+    assert factor == pytest.approx(0.5, abs=0.05)
+
+    def loss(times: float) -> float:
+        return float(F.cross_entropy((before * times).flatten(0, 1), ids[:, 1:].flatten()))
+
+    assert loss(factor) < min(loss(0.98 * factor), loss(1.02 * factor))
+
+
+def test_temperature_scaling_leaves_a_model_alone_whose_logits_are_equal() -> None:
+    model = small_config("modern", vocab_size=30, context_length=8).make().eval()  # its head is zero
+    given = step_event(model=model, batches=lambda side: iter([torch.zeros(2, 9, dtype=torch.long)]))
+    weights = callback("temperature_scaling").eval_weights(given)
+    assert weights is not None
+    assert all(torch.equal(tensor, model.get_parameter(name)) for name, tensor in weights.items())
+
+
+def test_temperature_scaling_needs_a_head_or_a_norm() -> None:
+    with pytest.raises(ValueError, match=r"head\.weight"):
+        callback("temperature_scaling").eval_weights(step_event(model=torch.nn.Linear(2, 2)))
