@@ -216,6 +216,7 @@ def test_temperature_scaling_finds_the_temperature_of_val(kind: str, tied: bool)
     assert loss(factor) < min(loss(0.98 * factor), loss(1.02 * factor))
 
 
+@torch.no_grad()
 def test_temperature_scaling_leaves_a_model_alone_whose_logits_are_equal() -> None:
     model = small_config("modern", vocab_size=30, context_length=8).make().eval()  # its head is zero
     given = step_event(model=model, batches=lambda side: iter([torch.zeros(2, 9, dtype=torch.long)]))
