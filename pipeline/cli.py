@@ -21,6 +21,8 @@ from pipeline.core.paths import Paths
 if TYPE_CHECKING:
     from pipeline.params.params import Params
 
+os.environ["OMP_DYNAMIC"] = "false"  # a number of threads that follows the load would change the last bits of sums
+
 
 class _Group(click.Group):
     """Lists its commands in the order in which they are defined: the order in which people run them."""

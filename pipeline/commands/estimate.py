@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from pipeline.commands.timing import Speed
 from pipeline.core.console import fact, say
 from pipeline.core.processor import cores
@@ -90,8 +88,6 @@ def say_time(params: Params, length: Length, data: TrainingData, speed: Speed) -
     if speed.busy:
         busy = f"other programs use {speed.others:.1f} of {cores()} cores"
         say(f"note: {busy}: the shorter times are without them")
-        if found.total.now > 2 * found.total.idle and torch.get_num_threads() > 1:
-            say("note: OMP_WAIT_POLICY=passive in the environment makes waiting threads cheaper on a busy machine")
 
 
 def duration(seconds: float) -> str:

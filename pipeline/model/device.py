@@ -11,6 +11,7 @@ import torch
 
 from pipeline.core import processor
 from pipeline.core.errors import ParamsError
+from pipeline.model import waiting
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -41,8 +42,10 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 def use_threads(threads: int) -> None:
-    """Sets torch's number of threads; 0 means one per core."""
+    """Sets torch's number of threads; 0 means one per core. Several threads spin only while the machine is idle."""
     torch.set_num_threads(threads or processor.cores())
+    if torch.get_num_threads() > 1:
+        waiting.watch()
 
 
 def keep_memory() -> None:
