@@ -52,12 +52,12 @@ def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) 
     call it."""
     ranks, size = run.parallel.ranks, run.params.micro_batch_size
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
-    summary = Summary(run.data.tokenizer.byte_lengths)
+    summary, model = Summary(run.data.tokenizer.byte_lengths), run.parallel.model_to_score()
     for first in range(0, len(batches), ranks.world_size):
         run.stop_if_asked()
         number = first + ranks.rank
         # Ranks without a batch compute the last one again: FSDP's collectives must match.
-        for scores in score(run.model, run.data.ids[name], batches[min(number, len(batches) - 1)], size):
+        for scores in score(model, run.data.ids[name], batches[min(number, len(batches) - 1)], size):
             if number < len(batches):
                 summary.add(scores)
     return summary.all_reduce(ranks.all_reduce_sum)

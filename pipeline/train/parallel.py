@@ -70,6 +70,10 @@ class Parallel:
         """Runs compiled modules eagerly inside the block: evaluation has many shapes, and each would recompile."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
+    def model_to_score(self) -> LanguageModel:
+        """The model to evaluate in float32, with the present weights. All ranks must call it."""
+        return self.model
+
     def clip(self, max_norm: float) -> torch.Tensor:
         """Clips the total norm of the gradients to `max_norm`.
 

@@ -45,8 +45,9 @@ from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StopTraining
 from pipeline.train.checkpoint_store import to_meta
 from pipeline.train.distributed.shards import write_shards
-from pipeline.train.evaluation import evaluate
+from pipeline.train.evaluation import evaluate, summarize
 from pipeline.train.loop import train, train_step
+from pipeline.train.parallel import Parallel
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
@@ -205,6 +206,59 @@ def test_muon_orthogonalises_full_matrices_when_they_are_sharded(tmp_path: Path)
     for name in ("blocks.0.attention.qkv.weight", "blocks.1.mlp.up.weight", "blocks.1.mlp.down.weight"):
         moved = (weights_alone[name] - initial[name]).norm()
         assert (weights_shared[name] - weights_alone[name]).norm() < 0.08 * moved
+
+
+# ── FSDP2: precision, recomputation, and when gradients are reduced ───────────────────────────────
+
+LAYOUTS = [(precision, *how) for precision in ("fp32", "bf16") for how in ((True, 1.0), (False, 1.0), (False, 0.0))]
+"""The precision; whether activations are recomputed; the share of the memory that full gradients may take."""
+
+
+def layouts(ranks: Ranks, folder: Path) -> None:
+    """A few steps in each layout; the first rank writes down the losses, and one in float32 of the weights."""
+    from pipeline.train.distributed import parallel
+
+    found: dict[Any, Any] = {}
+    for precision, recompute, share in LAYOUTS:
+        settings = {"strategy": "fsdp", "precision": precision, "dtype": torch.float32, "dropout": 0.3}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parallel, "_SHARE_OF_MEMORY", share)
+            patch.setattr(parallel, "fsdp2", with_recompute(parallel.fsdp2, recompute))
+            run = curve(folder, ranks, micro_batch_size=1, options={"lr": 1e-3}, **settings)
+        state = TrainState()
+        losses = [train_step(run, state)[0] for _ in range(6)]
+        evaluate(run, state)
+        if isinstance(run.parallel, parallel.FSDP2):
+            assert run.parallel.reduce_once == bool(share)
+            with run.autocast():
+                head = run.parallel.forward(torch.zeros(1, 4, dtype=torch.long)).head_weight
+            assert head.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
+            model = run.parallel.full_model()
+            run = replace(run, parallel=Parallel(model=model)) if model else run
+        if ranks.is_rank0:
+            exact = summarize(run, "val", run.data.eval_windows["val"]).loss
+            found[precision, recompute, share] = losses, state.history[-1]["val.loss"], exact
+    if ranks.is_rank0:
+        torch.save(found, folder / f"layouts-{ranks.world_size}.pth")
+
+
+def with_recompute(fsdp2: Callable[..., Parallel], recompute: bool) -> Callable[..., Parallel]:
+    return lambda make, device, ranks, compile, _, precision: fsdp2(
+        make, device, ranks, compile, recompute, precision
+    )
+
+
+def test_each_layout_of_fsdp2_gives_the_losses_of_one_process(tmp_path: Path) -> None:
+    layouts(Ranks(), tmp_path)
+    run_ranks(2, layouts, tmp_path)
+    alone, shared = (torch.load(tmp_path / f"layouts-{count}.pth") for count in (1, 2))
+    for precision, rel in (("fp32", 1e-6), ("bf16", 1e-4)):
+        kept, again, later = (shared[precision, *how] for how in ((False, 1.0), (True, 1.0), (False, 0.0)))
+        assert again == kept
+        assert later[0] == pytest.approx(kept[0], rel=rel)
+        assert kept[0] == pytest.approx(alone[precision, False, 1.0][0], rel=rel)
+        for _, evaluated, exact in (kept, again, later):  # evaluations are in float32
+            assert evaluated == pytest.approx(exact, rel=1e-6)
 
 
 # ── one decision for all ──────────────────────────────────────────────────────────────────────────

@@ -16,13 +16,14 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import LanguageModel, units
 from pipeline.plugin.components import ModelOutput
+from pipeline.train.memory_check import memory_per_process
 from pipeline.train.parallel import Parallel, map_named, map_tensors, prepare, softmax_of, wrap_forward
 
 
@@ -124,16 +125,27 @@ def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch rejects postpo
 # ── FSDP2 ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SHARE_OF_MEMORY = 0.5
+
+
 @dataclass(frozen=True, kw_only=True)
 class FSDP2(_Distributed):
-    """A shard of every parameter on each rank. Gradients are reduced in each micro-batch: a rank cannot hold those
-    of the full model.
+    """A shard of every parameter on each rank. In bf16 and fp16, a block's full parameters have 16 bits; shards,
+    their gradients and the sums of these over the ranks have 32.
 
     Attributes:
         cpus: The device mesh of CPUs, for copies of the shards.
+        sharded_copy: Builds another model with shards like this one's, without values, which computes in float32.
+        wide: Whether the full parameters have the dtype of the shards.
+        reduce_once: Whether gradients are reduced in a step's last micro-batch only, and full on every rank until
+            then (see `_reduce_once`).
     """
 
     cpus: DeviceMesh
+    sharded_copy: Callable[[], LanguageModel]
+    wide: bool
+    reduce_once: bool
     sharded: ClassVar[bool] = True
 
     def call_model(self, ids: torch.Tensor) -> Any:
@@ -144,6 +156,17 @@ class FSDP2(_Distributed):
         if hooks:
             hooks.clear()
         return output
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        self.model.set_requires_gradient_sync(last or not self.reduce_once)  # type: ignore[operator]
+        return nullcontext()
+
+    def model_to_score(self) -> LanguageModel:
+        if self.wide:
+            return self.model
+        model = self.sharded_copy()
+        model.load_state_dict(self.model.state_dict())
+        return model
 
     def full_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -179,29 +202,53 @@ def fsdp2(
 ) -> FSDP2:
     """Builds a shard of the model on every rank; no device ever holds the full model. For the arguments see
     `parallelize`; "model" compiles block by block, too: FSDP2's hooks between blocks are no part of a graph."""
-    with torch.device("meta"):
-        model = make()
-    mesh = init_device_mesh(device.type, (ranks.world_size,))
-    for unit in units(model):
-        wrap_forward(unit, compile != "no", recompute and unit is not model)
-    for module in dict.fromkeys([*units(model), model]):
-        sharded = fully_shard(module, mesh=mesh)
-        sharded.set_gradient_divide_factor(1.0)
-        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
-    model.to_empty(device=device)
-    cpus = init_device_mesh("cpu", (ranks.world_size,))
+    dtype, mesh = _DTYPES.get(precision), init_device_mesh(device.type, (ranks.world_size,))
+    # Autocast casts what enters an operation; FSDP2 would also round what enters a block, such as angles.
+    policy = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False)
+    model = _sharded(make, device, mesh, policy, compile != "no", recompute)
     parallel = FSDP2(
         model=model,
         ranks=ranks,
         writers=ranks.background(),
         compiled=compile != "no",
         softmax=softmax_of(compile),
-        cpus=cpus,
+        cpus=init_device_mesh("cpu", (ranks.world_size,)),
+        sharded_copy=partial(_sharded, make, device, mesh, MixedPrecisionPolicy()),
+        wide=dtype is None,
+        reduce_once=_reduce_once(model, device, ranks),
     )
-    parallel.load_weights(
-        make().state_dict() if ranks.is_rank0 else {}
-    )  # the same initial weights as in one process
+    # The same initial weights as in one process.
+    parallel.load_weights(make().state_dict() if ranks.is_rank0 else {})
     return parallel
+
+
+def _sharded(
+    make: Callable[[], LanguageModel],
+    device: torch.device,
+    mesh: DeviceMesh,
+    policy: MixedPrecisionPolicy,
+    compiled: bool = False,
+    recompute: bool = False,
+) -> LanguageModel:
+    """A model of which each rank has a shard, without values."""
+    with torch.device("meta"):
+        model = make()
+    for unit in units(model):
+        wrap_forward(unit, compiled, recompute and unit is not model)
+    for module in dict.fromkeys([*units(model), model]):
+        sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+    model.to_empty(device=device)
+    return model
+
+
+def _reduce_once(model: LanguageModel, device: torch.device, ranks: Ranks) -> bool:
+    """Whether every rank has memory for the float32 gradients of the full model: with its shards of weights,
+    gradients and two moments, they may take half of it. The rest is for activations."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    needed = 4 * count + 16 * count // ranks.world_size
+    return not ranks.all_reduce_max(needed > _SHARE_OF_MEMORY * memory_per_process(device, ranks.world_size))
 
 
 def _shard_on(mesh: DeviceMesh, tensor: DTensor) -> DTensor:
