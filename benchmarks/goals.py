@@ -40,6 +40,7 @@ GOALS = {
     "no torch before it is needed": Goal(0, at_least=False),
     "a repro with nothing to do": Goal(0.9),
     "MFU on a GPU": Goal(0.6),
+    "training against nanoGPT on a GPU": Goal(1.3),
 }
 """The goals by the names that rows refer to."""
 

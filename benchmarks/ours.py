@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.measure import ROOT, Side, Work
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pipeline.data.tokenizer import Tokenizer
     from pipeline.params.params import Params
     from pipeline.train.run import TrainingRun
@@ -28,7 +30,8 @@ SHAPES: dict[str, dict[str, int]] = {
         "S": (50304, 256, 4, 4, 256, 8),
         "M": (4096, 256, 6, 6, 384, 8),
         "B": (50304, 256, 12, 12, 768, 2),
-        "124M": (50304, 1024, 12, 12, 768, 16),
+        "124M": (50304, 1024, 12, 12, 768, 64),
+        "350M": (50304, 1024, 24, 16, 1024, 64),
         "tiny": (512, 16, 1, 2, 16, 2),
     }.items()
 }
@@ -42,7 +45,7 @@ def params(shape: dict[str, int], overrides: tuple[str, ...]) -> Params:
 
     sizes = [f"model.{name}={shape[name]}" for name in ("context_length", "n_layers", "n_heads", "emb_dim")]
     batch = [f"train.{name}={shape['batch_size']}" for name in ("batch_size", "micro_batch_size")]
-    plain = ("train.eval_callbacks.use=[]", "train.grad_clip=0.0", "runtime.device=cpu")
+    plain = ("train.eval_callbacks.use=[]", "train.grad_clip=0.0", "train.log_every=0", "runtime.device=cpu")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
         write_preset("gpt2-124m", path)
@@ -60,8 +63,20 @@ def tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer("benchmark", GPT2_PATTERN, ranks, {END_OF_TEXT: vocab_size - 1})
 
 
-def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
-    """A `TrainingRun` for a shape and random text, as the train stage prepares it."""
+def prepared(
+    shape: dict[str, int],
+    overrides: tuple[str, ...],
+    text: np.ndarray[Any, Any] | None = None,
+    folder: Path = Path("unused"),
+) -> TrainingRun:
+    """A `TrainingRun` for a shape, as the train stage prepares it.
+
+    Args:
+        shape: The sizes, as in SHAPES.
+        overrides: Further settings.
+        text: The ids; None for random ones.
+        folder: Where its training checkpoints would go.
+    """
     import numpy as np
 
     from pipeline.data.masked import MaskedIds
@@ -75,10 +90,9 @@ def prepared(shape: dict[str, int], overrides: tuple[str, ...]) -> TrainingRun:
     from pipeline.train.runtime_config import resolve_runtime_config
 
     resolved = params(shape, overrides)
-    text = np.random.default_rng(1).integers(0, shape["vocab_size"] - 1, 2_000_000).astype("<u2")
-    phase = Phase(
-        Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, CheckpointStore(Path("unused"), "unused")
-    )
+    if text is None:
+        text = np.random.default_rng(1).integers(0, shape["vocab_size"] - 1, 2_000_000).astype("<u2")
+    phase = Phase(Length(shape["batch_size"], (1 << 40,)), lambda step: 1.0, {}, CheckpointStore(folder, "unused"))
     components, ids = (
         Components.load(resolved, ROOT / "plugins"),
         {"train": MaskedIds(text), "val": MaskedIds(text[:1000])},

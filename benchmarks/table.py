@@ -102,8 +102,8 @@ def plain(results: Iterable[Results]) -> str:
 
 
 def every(folder: Path = FOLDER) -> list[Results]:
-    """All results in a folder, with those of GPUs at the end."""
-    return read(folder, [*SUBJECTS, *sorted(path.stem for path in folder.glob("gpu-*.json"))])
+    """All results in a folder."""
+    return read(folder, SUBJECTS)
 
 
 def write(document: Path = DOCUMENT, folder: Path = FOLDER) -> None:

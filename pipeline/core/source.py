@@ -61,7 +61,12 @@ def code_digest(path: Path) -> str:
     return _read(path).digest
 
 
-def _is_string(node: ast.AST) -> bool:
+class _WithoutStrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if _is_string(node) else node
+
+
+def _is_string(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
@@ -103,37 +108,15 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def _running(tree: ast.Module) -> Iterator[ast.AST]:
-    """All statements except those under `if TYPE_CHECKING`, and what has a body."""
+    """All nodes except those under `if TYPE_CHECKING`."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, ast.If) and _is_type_checking(node.test):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             waiting += node.orelse
         else:
-            waiting += [each for body in _bodies(node) for each in body]
-
-
-def _bodies(node: ast.AST) -> Iterator[list[ast.AST]]:
-    """The lists of statements, handlers and cases in a node. Expressions, which are most of a tree, have none."""
-    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
-        body = getattr(node, name, None)
-        if isinstance(body, list):
-            yield body
-
-
-def _is_type_checking(test: ast.expr) -> bool:
-    if isinstance(test, ast.Attribute) and isinstance(test.value, ast.Name) and test.value.id == "typing":
-        return test.attr == "TYPE_CHECKING"
-    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
-
-
-def _remove_strings(tree: ast.Module) -> None:
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        for body in _bodies(waiting.pop()):
-            body[:] = [each for each in body if not _is_string(each)]
-            waiting += body
+            waiting += ast.iter_child_nodes(node)
 
 
 @dataclass(frozen=True)
@@ -161,6 +144,6 @@ def _analyse(source: bytes) -> _Source:
     tree = ast.parse(source)
     imports = tuple(_imports(tree))
     has_code = not all(_is_string(node) for node in tree.body)
-    _remove_strings(tree)
-    digest = hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
+    code = _WithoutStrings().visit(tree)
+    digest = hashlib.sha256(ast.dump(code, annotate_fields=False).encode()).hexdigest()
     return _Source(imports=imports, has_code=has_code, digest=digest)
