@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.core import command_exit
+from pipeline.core.collector import collect_after_imports
 from pipeline.core.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
 from pipeline.core.paths import Paths
 
@@ -555,6 +556,7 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     command_exit.stop_on_sigterm()
+    collect_after_imports()
     sys.exit(_run(sys.argv[1:]))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,8 +53,20 @@ def _shown(path: Path, root: Path) -> str:
 def _imported(files: Iterable[Path]) -> dict[str, str]:
     """The versions of the installed packages that these files import."""
     names = {name for file in files for name in top_level_imports(file)} - {"torch", "numpy", "pipeline"}
-    owners = metadata.packages_distributions() if names else {}
-    return {owner: metadata.version(owner) for name in sorted(names) for owner in owners.get(name, [])}
+    found = {name: _package_named(name) for name in sorted(names - sys.stdlib_module_names)}
+    # Reads the list of files of every installed package.
+    owners = metadata.packages_distributions() if None in found.values() else {}
+    packages = [owner for name, named in found.items() for owner in ([named] if named else owners.get(name, []))]
+    return {package: metadata.version(package) for package in packages}
+
+
+def _package_named(module: str) -> str | None:
+    """The installed package with the name of a module, if it has that module."""
+    with suppress(metadata.PackageNotFoundError):
+        package = metadata.distribution(module)
+        if f"\n{module}/__init__.py," in f"\n{package.read_text('RECORD')}":
+            return package.name
+    return None
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

@@ -61,12 +61,7 @@ def code_digest(path: Path) -> str:
     return _read(path).digest
 
 
-class _WithoutStrings(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        return None if _is_string(node) else node
-
-
-def _is_string(node: ast.stmt) -> bool:
+def _is_string(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
@@ -108,15 +103,37 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def _running(tree: ast.Module) -> Iterator[ast.AST]:
-    """All nodes except those under `if TYPE_CHECKING`."""
+    """All statements except those under `if TYPE_CHECKING`, and what has a body."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        if isinstance(node, ast.If) and _is_type_checking(node.test):
             waiting += node.orelse
         else:
-            waiting += ast.iter_child_nodes(node)
+            waiting += [each for body in _bodies(node) for each in body]
+
+
+def _bodies(node: ast.AST) -> Iterator[list[ast.AST]]:
+    """The lists of statements, handlers and cases in a node. Expressions, which are most of a tree, have none."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        body = getattr(node, name, None)
+        if isinstance(body, list):
+            yield body
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    if isinstance(test, ast.Attribute) and isinstance(test.value, ast.Name) and test.value.id == "typing":
+        return test.attr == "TYPE_CHECKING"
+    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
+
+
+def _remove_strings(tree: ast.Module) -> None:
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        for body in _bodies(waiting.pop()):
+            body[:] = [each for each in body if not _is_string(each)]
+            waiting += body
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,6 @@ def _analyse(source: bytes) -> _Source:
     tree = ast.parse(source)
     imports = tuple(_imports(tree))
     has_code = not all(_is_string(node) for node in tree.body)
-    code = _WithoutStrings().visit(tree)
-    digest = hashlib.sha256(ast.dump(code, annotate_fields=False).encode()).hexdigest()
+    _remove_strings(tree)
+    digest = hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
     return _Source(imports=imports, has_code=has_code, digest=digest)

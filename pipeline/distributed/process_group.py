@@ -17,6 +17,7 @@ import torch.distributed as dist
 from pipeline.core.console import ignore_output
 from pipeline.core.errors import ParamsError, PipelineError
 from pipeline.distributed.ranks import Ranks, started_as_rank
+from pipeline.model.device import choose_device
 
 T = TypeVar("T")
 
@@ -116,6 +117,7 @@ def process_group(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
     """Connects the processes inside the block. Only rank 0 prints there.
 
     Raises:
+        ParamsError: there is no GPU for this rank.
         PipelineError: another rank died; that rank's error tells the cause.
     """
     if ranks.world_size == 1:
@@ -128,7 +130,7 @@ def process_group(ranks: Ranks, on_gpus: bool) -> Iterator[None]:
         ignore_output()
     try:
         if on_gpus:
-            torch.cuda.set_device(ranks.gpu(torch.cuda.device_count()))
+            torch.cuda.set_device(choose_device(f"cuda:{ranks.gpu(torch.cuda.device_count())}"))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # NCCL for gradients, gloo for decisions
             store=_rendezvous_store(ranks) if "TORCHELASTIC_RUN_ID" in os.environ else None,

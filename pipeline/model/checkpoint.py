@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch.utils.serialization import config as serialization
 
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
-from pipeline.core.files import MANIFEST, sha256, verify_manifest, write_json, write_manifest
+from pipeline.core.files import MANIFEST, FileEntry, sha256, verify_manifest, write_json, write_manifest
 from pipeline.core.paths import RECORD
 from pipeline.core.values import read_values
 from pipeline.data.tokenizer import Tokenizer
@@ -56,13 +56,12 @@ def write_checkpoint(
         last: `model_state_dict` and `optimizer_state_dict` of the last step, and `step`.
         best: `model_state_dict` of the best evaluation, and `step`.
     """
-    save_tensors(last, folder / LAST)
-    save_tensors(best, folder / BEST)
+    written = {LAST: save_tensors(last, folder / LAST), BEST: save_tensors(best, folder / BEST)}
     write_json(folder / CONFIG, asdict(architecture.config))
     write_json(folder / DIGESTS, {name: _digests(saved) for name, saved in ((BEST, best), (LAST, last))})
     write_json(folder / RECORD, record)
     tokenizer.save(folder / TOKENIZER)
-    write_manifest(folder)
+    write_manifest(folder, written)
 
 
 def weights_file(folder: Path, weights: str) -> Path:
@@ -70,7 +69,26 @@ def weights_file(folder: Path, weights: str) -> Path:
     return folder / (BEST if weights == "best" else LAST)
 
 
-def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
+class _HashedFile:
+    """A file that is written from start to end, and the sha256 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest, self._bytes = hashlib.sha256(), 0
+        self.flush = file.flush
+
+    def write(self, content: bytes | memoryview) -> int:
+        self._digest.update(content)
+        written = self._file.write(content)
+        self._bytes += written
+        return written
+
+    @property
+    def entry(self) -> FileEntry:
+        return FileEntry(self._bytes, self._digest.hexdigest())
+
+
+def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> FileEntry:
     """Writes tensors and plain values for `load_tensors`, and syncs them to disk.
 
     Args:
@@ -79,19 +97,24 @@ def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> None:
         crc: Whether to write zip checksums. They take most of the time; torch does not check them, other programs
             do.
 
+    Returns:
+        The file's size and sha256, computed while it is written.
+
     Raises:
         OSError: the file cannot be written, for example because the disk is full.
     """
     crc = crc and serialization.save.compute_crc32
     with serialization.patch("save.compute_crc32", crc), path.open("wb") as file:  # type: ignore[attr-defined]
+        hashed = _HashedFile(file)
         try:
-            torch.save(_with_shared_keys(value), file)
+            torch.save(_with_shared_keys(value), hashed)  # type: ignore[arg-type]
         except RuntimeError as error:  # torch's message hides the system's
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
         file.flush()
         os.fsync(file.fileno())
+    return hashed.entry
 
 
 def tensor_bytes(value: Any) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, PipelineError
-from pipeline.core.params_diff import contradictions
+from pipeline.core.params_diff import contradictions, effective, flatten
 from pipeline.core.paths import RECORD
 from pipeline.core.values import OPEN, read_values
 from pipeline.data.tokens import TokenFolder
@@ -65,8 +65,7 @@ def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: 
         "extension": {"amount": 0},
         **record.params["train"],
     }  # the record omits it unless the run was extended
-    _fill_in(given, paths)
-    found = contradictions({**record.params, "train": train}, given)
+    found = _contradictions({**record.params, "train": train}, given, paths)
     if found:
         values = "; ".join(
             f"{name} is {now} in params.yaml, {then} in the checkpoint" for name, (then, now) in found.items()
@@ -82,9 +81,8 @@ def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: 
 def note_other_data(splits: TokenFolder, params: Params, paths: Paths) -> None:
     """Prints a note if the splits were made with other params than those of params.yaml."""
     given = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
-    _fill_in(given, paths)
     recorded = {name: splits.meta["params"].get(name, {}) for name in ("tokenize", "split")}
-    found = contradictions(recorded, given)
+    found = _contradictions(recorded, given, paths)
     found.pop("tokenize.store", None)  # where tokens lie changes none
     if found:
         values = "; ".join(f"{name} is {now} in params.yaml, was {then}" for name, (then, now) in found.items())
@@ -92,6 +90,14 @@ def note_other_data(splits: TokenFolder, params: Params, paths: Paths) -> None:
             f"note: {paths.shown(splits.folder)} was made with other params ({values}): run tokenize and split, or "
             "`dvc repro`"
         )
+
+
+def _contradictions(recorded: dict[str, Any], given: dict[str, Any], paths: Paths) -> dict[str, tuple[str, str]]:
+    """The recorded params that differ from params.yaml, which may omit options that have their defaults."""
+    if flatten(effective(recorded)).items() <= flatten(effective(given)).items():
+        return {}  # without loading the plugins for their defaults
+    _fill_in(given, paths)
+    return contradictions(recorded, given)
 
 
 def _fill_in(params: dict[str, Any], paths: Paths) -> None:

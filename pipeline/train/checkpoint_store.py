@@ -16,7 +16,7 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import CheckpointError, DataError, PipelineError
-from pipeline.core.files import lock, report_full_disk, verify_manifest, write_json, write_manifest
+from pipeline.core.files import FileEntry, lock, report_full_disk, verify_manifest, write_json, write_manifest
 from pipeline.core.paths import TOKEN_STORE
 from pipeline.core.publication import sync
 from pipeline.core.values import STRICT, NonNegativeInt, read_values
@@ -28,7 +28,9 @@ FORMAT = 5
 _STATE, _SHARDS, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
 _CHECKPOINTS_KEPT = 2
 _RUNS_KEPT = 3
-_MAX_SHARE_OF_TIME = 0.03
+_MAX_SHARE_WAITING = 0.03
+_MAX_SHARE_WRITING = {"cpu": 0.03, "cuda": 0.25}
+"""On a CPU, a write in the background takes time from training; beside a GPU it costs only the disk's time."""
 
 
 class CheckpointStore:
@@ -60,11 +62,12 @@ class CheckpointStore:
         with report_full_disk(tensor_bytes(captured), path):
             try:
                 writers.on_rank0(partial.mkdir)
+                written: dict[str, FileEntry] = {}
                 if apart:
                     from pipeline.train.distributed.shards import write_shards
 
-                    captured = write_shards(captured, partial / _SHARDS, writers)
-                writers.on_rank0(lambda: self._complete(captured, about, partial, path))
+                    captured, written = write_shards(captured, partial / _SHARDS, writers)
+                writers.on_rank0(lambda: self._complete(captured, about, written, partial, path))
             finally:
                 writers.on_rank0(lambda: shutil.rmtree(partial, ignore_errors=True))
 
@@ -75,11 +78,19 @@ class CheckpointStore:
         path = self.folder / f"{int(checkpoints[-1].name) + 1 if checkpoints else 1:06d}"
         return path, self.folder / f".{path.name}.partial-{os.getpid()}"
 
-    def _complete(self, captured: dict[str, Any], about: dict[str, Any], partial: Path, path: Path) -> None:
-        """On rank 0: writes the rest of the files, renames the folder to its final name, and removes old ones."""
-        save_tensors(captured, partial / _STATE, crc=False)  # the manifest has its sha256
+    def _complete(
+        self,
+        captured: dict[str, Any],
+        about: dict[str, Any],
+        written: dict[str, FileEntry],
+        partial: Path,
+        path: Path,
+    ) -> None:
+        """On rank 0: writes the files that are not `written`, renames the folder to its final name, and removes old
+        ones."""
+        state = save_tensors(captured, partial / _STATE, crc=False)  # the manifest has its sha256
         write_json(partial / _ABOUT, about)
-        write_manifest(partial)
+        write_manifest(partial, {**written, _STATE: state})
         partial.rename(path)
         sync(self.folder)
         for old in self.checkpoints()[:-_CHECKPOINTS_KEPT]:
@@ -181,13 +192,17 @@ class CheckpointSaver:
         store: The run's checkpoints.
         seconds: The minimum time between two checkpoints; 0 saves after every step.
         writers: The processes that write each checkpoint together: this one alone, or all ranks with their shards.
-        cost: Seconds for the last checkpoint, copy and write.
+        device: The type of the device that trains.
+        waited: Seconds that training waited for the last checkpoint: for the copy, and for an earlier write.
+        written: Seconds that the last write took.
     """
 
     store: CheckpointStore
     seconds: float
     writers: Ranks = field(default_factory=Ranks)
-    cost: float = field(default=0.0, init=False)
+    device: str = "cpu"
+    waited: float = field(default=0.0, init=False)
+    written: float = field(default=0.0, init=False)
     _ended: float = field(default_factory=time.monotonic, init=False)
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saving"), init=False)
     _pending: Future[None] | None = field(default=None, init=False)
@@ -204,17 +219,20 @@ class CheckpointSaver:
             self.wait()
         if not self.seconds:
             return True
-        return time.monotonic() - self._ended >= max(self.seconds, self.cost / _MAX_SHARE_OF_TIME)
+        writing = self.written / _MAX_SHARE_WRITING.get(self.device, _MAX_SHARE_WRITING["cpu"])
+        return time.monotonic() - self._ended >= max(self.seconds, self.waited / _MAX_SHARE_WAITING, writing)
 
     def save_async(self, captured: dict[str, Any], copying: float) -> None:
         """Starts writing a captured state in the background; capturing it took `copying` seconds."""
+        started = time.monotonic()
         self.wait()  # only rank 0 asks `due`; this rank may still be writing
-        self._pending = self._worker.submit(self._write, captured, copying)
+        self.waited = copying + time.monotonic() - started
+        self._pending = self._worker.submit(self._write, captured)
 
     def save_now(self, captured: dict[str, Any]) -> None:
         """Writes a captured state and waits for it."""
         self.wait()
-        self._write(captured, 0.0)
+        self._write(captured)
 
     def wait(self) -> None:
         """Waits for the background write, if any, and raises its error."""
@@ -222,11 +240,11 @@ class CheckpointSaver:
         if pending is not None:
             pending.result()
 
-    def _write(self, captured: dict[str, Any], copying: float) -> None:
+    def _write(self, captured: dict[str, Any]) -> None:
         started = time.monotonic()
         self.store.save(captured, self.writers)
         self._ended = time.monotonic()
-        self.cost = self._ended - started + copying
+        self.written = self._ended - started
 
 
 # ── the list of runs ──────────────────────────────────────────────────────────────────────────────

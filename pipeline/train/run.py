@@ -113,7 +113,7 @@ class TrainingRun:
                 parallel.sharded,
                 replace(phase.length, phase_windows=phase.length.phase_windows[:1]).total_steps,
             ),
-            saver=CheckpointSaver(phase.store, params.runtime.save_seconds, parallel.writers),
+            saver=CheckpointSaver(phase.store, params.runtime.save_seconds, parallel.writers, device.type),
             stop=stop or StopSignal(),
             live=LiveTable(phase.store.folder / STEPS),
             teacher=teacher.load(data.tokenizer, architecture, device, components.plugins) if teacher else None,

@@ -79,8 +79,8 @@ def test_a_checkpoint_with_invalid_values_is_skipped(
     folder.mkdir(parents=True)
     save_tensors(saved, folder / "state.pth")
     write_manifest(folder)
-    before = torch.get_rng_state()
     check = partial(check_training_checkpoint, architecture=make_model().architecture, total_steps=6)
+    before = torch.get_rng_state()
     assert CheckpointStore(tmp_path, "run").load(check) is None
     out = capsys.readouterr().out
     assert out.count("\n") == 2

@@ -31,7 +31,7 @@ from small_run import (
 from torch.multiprocessing import start_processes
 
 from pipeline.core.errors import CheckpointError, Interrupted, ParamsError, PipelineError, PluginError
-from pipeline.core.files import write_manifest
+from pipeline.core.files import verify_manifest, write_manifest
 from pipeline.distributed.interrupt import StopSignal
 from pipeline.distributed.placement import cores_per_process
 from pipeline.distributed.process_group import (
@@ -48,7 +48,7 @@ from pipeline.train.distributed.shards import write_shards
 from pipeline.train.evaluation import evaluate, summarize
 from pipeline.train.loop import train, train_step
 from pipeline.train.parallel import Parallel
-from pipeline.train.run import TrainingRun
+from pipeline.train.run import TrainingRun, parallelize
 from pipeline.train.state import TrainState
 
 STEPS, BATCH = 50, 8
@@ -240,6 +240,16 @@ def layouts(ranks: Ranks, folder: Path) -> None:
             found[precision, recompute, share] = losses, state.history[-1]["val.loss"], exact
     if ranks.is_rank0:
         torch.save(found, folder / f"layouts-{ranks.world_size}.pth")
+    laid_out = parallelize(with_buffer, torch.device("cpu"), ranks, "fsdp", "no", False, "bf16")
+    for model in (laid_out.model, laid_out.model_to_score()):
+        assert model.get_buffer("powers").tolist() == [2.0, 4.0]
+
+
+def with_buffer() -> LanguageModel:
+    """A model with a buffer that is not in its state dict."""
+    model = make_model()
+    model.register_buffer("powers", torch.tensor([2.0, 4.0]), persistent=False)
+    return model
 
 
 def with_recompute(fsdp2: Callable[..., Parallel], recompute: bool) -> Callable[..., Parallel]:
@@ -540,6 +550,7 @@ def test_no_rank_writes_a_whole_tensor_and_one_process_reads_them_whole(shares: 
     assert {path.name for path in (folder / "shards").iterdir()} == parts
     listed = json.loads((folder / "manifest.json").read_text())["files"]
     assert set(listed) == {"state.pth", "about.json", *(f"shards/{name}" for name in parts)}
+    assert "state.pth" in verify_manifest(folder, "")  # each rank hashes what it writes
     for name in parts:  # half of the rows
         rows = torch.load(folder / "shards" / name, weights_only=True)["/model_state_dict/blocks.0.mlp.up.weight"]
         assert rows.shape == (32, 16)
@@ -686,6 +697,24 @@ def test_a_rank_takes_a_gpu_that_it_sees() -> None:
     ranks = DistributedRanks(3, 4, 3)
     assert [ranks.gpu(visible, {}) for visible in (1, 2, 4)] == [0, 1, 3]
     assert [ranks.gpu(visible, {"LOCAL_RANK": "3"}) for visible in (1, 4)] == [3, 3]
+
+
+def test_a_rank_without_a_gpu_is_an_error_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "LOCAL_RANK": "3",
+        "RANK": "0",
+        "WORLD_SIZE": "4",
+        "MASTER_ADDR": "",
+        "MASTER_PORT": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with (
+        pytest.raises(ParamsError, match="cuda:3, but there are 2 GPUs"),
+        process_group(DistributedRanks(0, 4, 3), on_gpus=True),
+    ):
+        pass
 
 
 def test_the_steps_of_a_slurm_job_have_their_own_ports() -> None:

@@ -7,7 +7,7 @@ to initialise a state, so that AdamW's first step counts as its second; and it r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import LanguageModel, units
+from pipeline.model.checkpoint import model_of
 from pipeline.plugin.components import ModelOutput
 from pipeline.train.memory_check import memory_per_process
 from pipeline.train.parallel import Parallel, map_named, map_tensors, prepare, softmax_of, wrap_forward
@@ -43,8 +44,13 @@ class _Distributed(Parallel):
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+        def placed(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+            tensor = self._distribute(like, tensor)
+            return tensor if tensor.ndim else tensor.cpu()  # AdamW reads its count of steps: never from a GPU
+
         state = {
-            number: map_tensors(partial(self._distribute, parameters[number]), values)
+            number: map_tensors(partial(placed, parameters[number]), values)
             for number, values in saved["state"].items()
         }
         optimizer.load_state_dict({**saved, "state": state})
@@ -109,13 +115,15 @@ def ddp(
     """Builds the full model on every rank; for the arguments see `parallelize`."""
     model = make().to(device)
     prepare(model, compile, recompute)
+    # Not with static_graph: in the first step it exchanges gradients in the first micro-batch, despite no_sync.
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     wrapped.register_comm_hook(None, _sum)
     return DDP(model=model, ranks=ranks, compiled=compile != "no", softmax=softmax_of(compile), wrapped=wrapped)
 
 
 def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch rejects postponed annotations here
-    """A communication hook that sums gradients; DDP's default takes the mean."""
+    """A communication hook that sums gradients. DDP's own hooks take the mean; a loss scaled by the number of ranks
+    would make up for it exactly only for powers of two."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     future: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])
@@ -166,6 +174,8 @@ class FSDP2(_Distributed):
             return self.model
         model = self.sharded_copy()
         model.load_state_dict(self.model.state_dict())
+        for name, buffer in _unsaved_buffers(model):
+            buffer.copy_(self.model.get_buffer(name))
         return model
 
     def full_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -186,10 +196,7 @@ class FSDP2(_Distributed):
         weights = self.full(self.model.state_dict())
         if not self.ranks.is_rank0:
             return None
-        with torch.device("meta"):
-            model = self.model.architecture.make()
-        model.load_state_dict(weights, assign=True)
-        return model.train(self.model.training)
+        return model_of(self.model.architecture, weights).train(self.model.training)
 
 
 def fsdp2(
@@ -217,8 +224,10 @@ def fsdp2(
         wide=dtype is None,
         reduce_once=_reduce_once(model, device, ranks),
     )
-    # The same initial weights as in one process.
-    parallel.load_weights(make().state_dict() if ranks.is_rank0 else {})
+    full = make() if ranks.is_rank0 else None  # the same initial weights as in one process
+    parallel.load_weights(full.state_dict() if full else {})
+    for name, buffer in _unsaved_buffers(model):
+        dist.broadcast(buffer.copy_(full.get_buffer(name)) if full else buffer, 0)
     return parallel
 
 
@@ -241,6 +250,12 @@ def _sharded(
         sharded.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     model.to_empty(device=device)
     return model
+
+
+def _unsaved_buffers(model: LanguageModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buffers that are not in the state dict, by name."""
+    saved = model.state_dict()
+    return ((name, buffer) for name, buffer in model.named_buffers() if name not in saved)
 
 
 def _reduce_once(model: LanguageModel, device: torch.device, ranks: Ranks) -> bool:

@@ -14,13 +14,16 @@ import torch
 from torch.distributed.tensor import DTensor, Shard, empty
 
 from pipeline.core.errors import CheckpointError, PipelineError, out_of_memory
+from pipeline.core.files import FileEntry
 from pipeline.distributed.ranks import Ranks
 from pipeline.model.checkpoint import save_tensors
 from pipeline.train.distributed.parallel import FSDP2
 from pipeline.train.parallel import Parallel, map_named
 
 
-def write_shards(captured: dict[str, Any], folder: Path, writers: Ranks) -> dict[str, Any]:
+def write_shards(
+    captured: dict[str, Any], folder: Path, writers: Ranks
+) -> tuple[dict[str, Any], dict[str, FileEntry]]:
     """Writes this rank's shards to `folder`/RANK.pth. All writers must call it.
 
     Args:
@@ -29,7 +32,8 @@ def write_shards(captured: dict[str, Any], folder: Path, writers: Ranks) -> dict
         writers: The ranks, in a process group of their own.
 
     Returns:
-        The captured state with meta tensors in place of DTensors, to write beside `folder`.
+        The captured state with meta tensors in place of DTensors, to write beside `folder`; and on rank 0 the size
+        and sha256 of each rank's file, by its path from there.
 
     Raises:
         OSError: a rank cannot write, for example because the disk is full.
@@ -43,18 +47,22 @@ def write_shards(captured: dict[str, Any], folder: Path, writers: Ranks) -> dict
         shards[name] = tensor.to_local()
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
-    def write() -> None:
+    def write() -> FileEntry:
         if not folder.parent.is_dir():
             raise PipelineError(
                 f"rank {writers.rank} does not see {folder.parent}: with runtime.strategy: fsdp, all machines need "
                 "the project on a shared disk"
             )
         folder.mkdir(exist_ok=True)
-        save_tensors(shards, folder / f"{writers.rank:05}.pth", crc=False)  # the manifest has its sha256
+        return save_tensors(shards, folder / _file(writers.rank), crc=False)  # the manifest has its sha256
 
     rest: dict[str, Any] = map_named(taken_out, captured)
-    writers.on_all_ranks(write)
-    return rest
+    entries = writers.gather(writers.on_all_ranks(write))
+    return rest, {f"{folder.name}/{_file(rank)}": entry for rank, entry in enumerate(entries)}
+
+
+def _file(rank: int) -> str:
+    return f"{rank:05}.pth"
 
 
 def read_shards(saved: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
