@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipeline.model import functions
 from pipeline.model.functions import Linear, dropped, rms_norm, rotate
 from pipeline.plugin.components import ModelShape
 
@@ -21,14 +24,47 @@ BLOCK = 64
 """Queries that the attention within documents computes at once on a CPU (benchmarks/RESULTS.md)."""
 
 
+_FLEX_BLOCK = 128
+"""Queries, and keys, of a block of FlexAttention."""
+
+_FLEX_LEAST_HEAD_DIM = 16
+
+_ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels that need no plan for each number of keys, unlike cuDNN's, which torch prefers on some GPUs."""
+
+
 class DocumentMask(NamedTuple):
     """A mask with which each token sees its own document up to itself, for a text without earlier tokens.
 
     Attributes:
         starts: The index of the first token of each token's document [B, T], ascending.
+        tables: The blocks of queries and keys for `flex`, computed once for all layers; None on a CPU. For each
+            block of queries the number of blocks of keys that it sees in part, and their indices; the same for
+            those that it sees as a whole; then these four for each block of keys.
     """
 
     starts: torch.Tensor
+    tables: tuple[torch.Tensor, ...] | None = None
+
+    @classmethod
+    def of(cls, tokens: torch.Tensor, document_end: int) -> DocumentMask:
+        """The mask of ids [B, T] in which `document_end` ends a document."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        first = F.pad(tokens[:, :-1] == document_end, (1, 0))
+        starts = torch.where(first, places, 0).cummax(dim=1).values
+        return cls(starts, _flex_tables(starts) if functions.code_path(tokens.device) == "cuda" else None)
+
+    def flex(self) -> Any:
+        """The mask as FlexAttention's BlockMask, from `tables`."""
+        from torch.nn.attention.flex_attention import BlockMask
+
+        starts, length = self.starts, self.starts.shape[1]
+
+        def seen(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            return (key <= query) & (key >= starts[b, query])
+
+        arguments: tuple[Any, ...] = (*(self.tables or ()), (_FLEX_BLOCK, _FLEX_BLOCK), seen)
+        return BlockMask((length, length), *arguments)
 
     def part(self, queries: slice, keys: slice) -> torch.Tensor:
         """Which of the keys each of the queries sees [B, 1, queries, keys]."""
@@ -39,6 +75,21 @@ class DocumentMask(NamedTuple):
     def dense(self) -> torch.Tensor:
         """Which token each token sees [B, 1, T, T]."""
         return self.part(slice(None), slice(None))
+
+
+def _flex_tables(starts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`DocumentMask.tables` from its starts [B, T], in memory that grows with (T / 128)², not T²."""
+    length = starts.shape[1]
+    number = torch.arange(-(-length // _FLEX_BLOCK), device=starts.device)
+    query, key = number[:, None], number
+    last = (number * _FLEX_BLOCK + _FLEX_BLOCK - 1).clamp(max=length - 1)
+    some = (key <= query) & (key >= starts[:, ::_FLEX_BLOCK, None] // _FLEX_BLOCK)
+    whole = (key < query) & (key * _FLEX_BLOCK >= starts[:, last, None]) & (query < length // _FLEX_BLOCK)
+    tables: list[torch.Tensor] = []
+    for blocks in (some & ~whole, whole, (some & ~whole).mT, whole.mT):
+        tables.append(blocks.sum(dim=-1, dtype=torch.int32)[:, None])
+        tables.append(blocks.int().argsort(dim=-1, descending=True, stable=True).int()[:, None])
+    return tuple(tables)
 
 
 Mask = torch.Tensor | DocumentMask
@@ -160,8 +211,6 @@ class Attention(nn.Module):
         q, k, v = self.project(x, rotation)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        if self.kv_heads < self.n_heads:
-            k, v = (each.repeat_interleave(self.n_heads // self.kv_heads, dim=1) for each in (k, v))
         attended = attend(q, k, v, mask, keep_mask, self.dropout if self.training else 0.0)
         return self.out(attended.transpose(1, 2).reshape(batch, length, emb_dim))  # type: ignore[no-any-return]
 
@@ -193,14 +242,26 @@ def attend(
 
     Args:
         q: Queries [B, n_heads, T, head size].
-        k, v: Keys and values [B, n_heads, all tokens so far, head size].
+        k, v: Keys and values [B, kv_heads, all tokens so far, head size]; kv_heads divides n_heads.
         mask: Which keys each query sees; None for a causal mask.
         keep_mask: The attention weights [B, n_heads, T, all] that dropout keeps.
         dropout: The share of weights to drop. If `keep_mask` is None, the fused kernel draws its own mask.
     """
+    path, groups = functions.code_path(q.device), q.shape[1] // k.shape[1]
+    flexible = torch.compiler.is_compiling() and not dropout and q.shape[3] >= _FLEX_LEAST_HEAD_DIM
+    if isinstance(mask, DocumentMask) and mask.tables is not None and flexible:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        found: torch.Tensor = flex_attention(q, k, v, block_mask=mask.flex(), enable_gqa=groups > 1)
+        return found
+    # In bfloat16 and without a mask, the kernels of a GPU share keys and values themselves.
+    if groups > 1 and not (path == "cuda" and mask is None and q.dtype == torch.bfloat16):
+        k, v = (each.repeat_interleave(groups, dim=1) for each in (k, v))
     if isinstance(mask, DocumentMask):
-        in_blocks = _uncompiled_in_blocks if torch.compiler.is_compiling() else _attend_in_blocks
-        return in_blocks(q, k, v, mask, keep_mask, dropout)
+        if path == "cpu":
+            in_blocks = _uncompiled_in_blocks if torch.compiler.is_compiling() else _attend_in_blocks
+            return in_blocks(q, k, v, mask, keep_mask, dropout)
+        mask = mask.dense()
     return _attend(q, k, v, mask, keep_mask, dropout)
 
 
@@ -212,9 +273,13 @@ def _attend(
     keep_mask: torch.Tensor | None,
     dropout: float,
 ) -> torch.Tensor:
-    """`attend` with a plain mask, by matrix products or the fused kernel."""
-    new, total = q.shape[2], k.shape[2]
-    quick = q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < new <= total <= PLAIN_UP_TO
+    """`attend` with a plain mask, by matrix products or the fused kernel.
+
+    On a GPU, torch chooses the kernel: on Hopper and Blackwell first cuDNN's, otherwise flash attention, or with a
+    mask or in float32 the memory-efficient one.
+    """
+    path, new, total = functions.code_path(q.device), q.shape[2], k.shape[2]
+    quick = path == "cpu" and q.dtype == torch.bfloat16 and 1 < new <= total <= PLAIN_UP_TO
     plain = quick or keep_mask is not None
     if mask is None and new > 1 and (plain or new < total):  # is_causal would align query 0 with key 0
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
@@ -223,9 +288,16 @@ def _attend(
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         return dropped(scores.softmax(dim=-1), keep_mask, dropout) @ v
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and bool(new > 1)
-    )
+    with sdpa_kernel(_ANY_LENGTH) if path == "cuda" and new < total else nullcontext():
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None and bool(new > 1),
+            enable_gqa=k.shape[1] < q.shape[1],
+        )
 
 
 def _attend_in_blocks(

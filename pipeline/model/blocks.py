@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from pipeline.model import functions
 from pipeline.model.attention import Attention, DocumentMask, KVCache, Mask, Rotation, attend
 from pipeline.model.functions import RMS_EPS, Linear, dropped, keep_mask, relu_squared, rms_norm, rotate, swiglu
 from pipeline.plugin.components import ModelShape
@@ -78,7 +79,7 @@ class DropoutMasks(NamedTuple):
         if not dropout:
             return cls()
         (batch, length, _), weights = x.shape, None
-        if x.device.type == "cpu" and n_heads:
+        if n_heads and functions.code_path(x.device) == "cpu":
             weights = keep_mask((batch, n_heads, length, length), dropout, x.device)
         return cls(weights, keep_mask(x.shape, dropout, x.device), keep_mask(x.shape, dropout, x.device))
 
@@ -103,16 +104,11 @@ def visible(tokens: torch.Tensor, cache: KVCache | None, document_end: int | Non
     total = new + (cache.length if cache is not None else 0)
     if document_end is None and new in (1, total):
         return None
-    if (
-        document_end is not None
-        and cache is None
-        and tokens.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-    ):
-        ends = torch.eq(tokens, document_end).nonzero()
-        starts = torch.zeros(tokens.shape[0], new + 1, dtype=torch.long)
-        starts[ends[:, 0], ends[:, 1] + 1] = ends[:, 1] + 1
-        return DocumentMask(starts[:, :new].cummax(dim=1).values)
+    if document_end is not None and cache is None:
+        mask = DocumentMask.of(tokens, document_end)
+        # On a CPU, the attention of a DocumentMask is not compiled.
+        compiled_on_cpu = torch.compiler.is_compiling() and functions.code_path(tokens.device) == "cpu"
+        return mask.dense() if compiled_on_cpu else mask
     causal = torch.ones(new, total, dtype=torch.bool, device=tokens.device).tril(total - new)
     if document_end is None:
         return causal

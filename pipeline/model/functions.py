@@ -29,7 +29,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         weight: [outputs, inputs].
         bias: [outputs].
     """
-    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
+    if weight.dtype != torch.bfloat16 or code_path(weight.device) != "cpu":
         return F.linear(x, weight, bias)
     rows = x.flatten(0, -2)
     # Contiguous: a transposed tensor would disable attention's fused kernel and slow down what follows.
@@ -48,6 +48,10 @@ class Linear(nn.Linear):
 
 def rms_norm(x: torch.Tensor, eps: float = RMS_EPS) -> torch.Tensor:
     """`x` divided by its root mean square along the last dimension, without weights (Zhang & Sennrich, 2019)."""
+    if code_path(x.device) == "cuda":
+        # torch's kernel, or its parts if compiled, compute in float32; autocast would store float32 as well.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, x.shape[-1:], eps=eps)
     return _RMSNorm.apply(x, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -141,7 +145,7 @@ def _rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
 
 def keep_mask(shape: tuple[int, ...], dropout: float, device: torch.device) -> torch.Tensor:
     """Draws a dropout mask: True keeps a number, with probability 1 − dropout (rounded to 1/65536 on a CPU)."""
-    if device.type != "cpu":
+    if code_path(device) != "cpu":
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout)
     count = math.prod(shape)
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)  # four 16-bit draws each
