@@ -24,7 +24,7 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.model.checkpoint import first_not_finite, load_tensors, save_tensors, tensor_bytes
 from pipeline.train.parallel import map_tensors
 
-FORMAT = 5
+FORMAT = 6
 _STATE, _SHARDS, _ABOUT, _IDENTITY = "state.pth", "shards", "about.json", "run.json"
 _CHECKPOINTS_KEPT = 2
 _RUNS_KEPT = 3

@@ -40,6 +40,7 @@ class TrainingRun:
         runtime_config: Device, threads, processes, precision, compilation and recomputation, as resolved.
         parallel: The model, laid out over the ranks.
         optimizer: The optimizer of its parameters.
+        scaler: Scales the loss in fp16, where small gradients would be rounded to 0; else it does nothing.
         saver: Writes training checkpoints.
         stop: The requests to stop: signals, and the parent's death.
         live: The table of steps that `pipeline runs --watch` reads.
@@ -53,6 +54,7 @@ class TrainingRun:
     runtime_config: RuntimeConfig
     parallel: Parallel
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     saver: CheckpointSaver
     stop: StopSignal
     live: LiveTable
@@ -113,6 +115,7 @@ class TrainingRun:
                 parallel.sharded,
                 replace(phase.length, phase_windows=phase.length.phase_windows[:1]).total_steps,
             ),
+            scaler=torch.amp.GradScaler(device.type, enabled=runtime_config.precision == "fp16"),
             saver=CheckpointSaver(phase.store, params.runtime.save_seconds, parallel.writers, device.type),
             stop=stop or StopSignal(),
             live=LiveTable(phase.store.folder / STEPS),
@@ -138,6 +141,13 @@ class TrainingRun:
         return self.phase.length
 
     @property
+    def reads_late(self) -> bool:
+        """Whether a step's loss and norm are read after the next step was started, so that a GPU does not wait. Not
+        if a bad step is to be skipped, or a callback gets the numbers of each step."""
+        at_once = self.params.skip_bad_steps or self.components.callbacks_with("after_step")
+        return self.device.type == "cuda" and not at_once
+
+    @property
     def total_steps(self) -> int:
         return self.length.total_steps
 
@@ -153,11 +163,14 @@ class TrainingRun:
         return self.data.windows.offsets(*self.length.windows(step), self.length.phase_windows[0])
 
     def autocast(self) -> torch.autocast:
-        """A bfloat16 autocast context if the precision is bf16. Under FSDP2 the cast weights are not cached: that
-        would be a copy of the full model on every rank."""
-        enabled = self.runtime_config.precision == "bf16"
+        """An autocast context of the run's precision; for fp32 it does nothing. Under FSDP2 the cast weights are
+        not cached: that would be a copy of the full model on every rank."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.runtime_config.precision)
         return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not self.parallel.sharded
+            self.device.type,
+            dtype or torch.bfloat16,
+            enabled=dtype is not None,
+            cache_enabled=not self.parallel.sharded,
         )
 
     @torch.no_grad()

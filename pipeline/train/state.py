@@ -87,6 +87,7 @@ class TrainState:
             "total_steps": run.total_steps,
             "model_state_dict": parallel.to_cpu(parallel.model.state_dict()),
             "optimizer_state_dict": parallel.to_cpu(run.optimizer.state_dict()),
+            "scaler": run.scaler.state_dict(),
             "random": random_state(),
         }
 
@@ -109,6 +110,7 @@ class TrainState:
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             raise CheckpointError(f"the optimizer's state is not that of {run.optimizer} ({reason})") from None
+        run.scaler.load_state_dict(saved["scaler"])
         restore_random_state(saved["random"])
         fields = saved["run"]
         best, memory = parallel.distribute(fields["best_weights"]), parallel.place_nested(fields["memory"])
@@ -146,6 +148,7 @@ def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture,
         if any("step" not in row for row in (*state.history, *state.steps)):
             raise ValueError("a row of history or steps lacks the key step")
         json.dumps([state.samples, state.skipped, state.history, state.steps, state.final], allow_nan=False)
+        _check_scaler(saved["scaler"], state.runtime_config.get("precision", ""))
         optimizer = saved["optimizer_state_dict"]
         _ = optimizer["state"].items(), [group["params"] for group in optimizer["param_groups"]]
         now = random_state()
@@ -162,13 +165,20 @@ def check_training_checkpoint(saved: dict[str, Any], architecture: Architecture,
             check_weights(state.best_weights, architecture, "its best weights")
 
 
+def _check_scaler(saved: dict[str, Any], precision: str) -> None:
+    """Raises ValueError unless `saved` is the state of a gradient scaler, in fp16; otherwise it is empty."""
+    wanted = torch.amp.GradScaler("cpu", enabled=precision == "fp16").state_dict()
+    if saved.keys() != wanted.keys() or any(type(saved[name]) is not type(wanted[name]) for name in wanted):
+        raise ValueError(f"scaler holds {saved}, but in {precision} it has {', '.join(wanted) or 'no values'}")
+
+
 def random_state() -> dict[str, Any]:
     """The state of all random generators, as tensors and plain values."""
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
         "python": [version, list(internal), gauss],
         "numpy": [
             torch.from_numpy(np.array(keys, dtype=np.int64)),

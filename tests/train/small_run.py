@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -250,6 +250,22 @@ def start_or_resume(
     if not state.complete:
         train(run, state)
     return run, state
+
+
+@dataclass
+class StopAt(StopSignal):
+    """The signal comes the given time that the run asks for it, counted from 0.
+
+    It asks before each micro-batch, each batch of an evaluation, each callback and each token that one generates.
+    """
+
+    time: int = 0
+    asked: int = field(default=0, init=False)
+
+    @property
+    def number(self) -> int | None:
+        self.asked += 1
+        return 2 if self.asked > self.time else None
 
 
 OF_THE_CLOCK = {"timing", "seconds", "processor_seconds", "runtime_config"}

@@ -60,6 +60,7 @@ BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a weight that is NaN": lambda s: s["model_state_dict"]["norm.weight"].fill_(torch.nan),
     "best weights of another model": lambda s: s["run"].update(best_weights={"x": torch.ones(1)}),
     "a foreign weight": lambda s: s["model_state_dict"].update(x=torch.ones(1)),
+    "a gradient scaler in fp32": lambda s: s.update(scaler={"scale": 2.0}),
     "no optimizer": lambda s: s.update(optimizer_state_dict=None),
     "groups without params": lambda s: s["optimizer_state_dict"].update(param_groups=[{}]),
     "random states of text": lambda s: s.update(random={"torch": "x"}),

@@ -730,7 +730,7 @@ def test_half_of_a_launchers_variables_are_an_error() -> None:
 
 
 def test_every_window_of_a_batch_is_computed_by_exactly_one_rank(tmp_path: Path) -> None:
-    from pipeline.train.loop import _micro_batches
+    from pipeline.train.batch import Batch
 
     for count in (1, 2, 3, 4):
         for batch_size, micro in ((8, 8), (8, 3), (7, 2), (3, 1)):
@@ -740,8 +740,8 @@ def test_every_window_of_a_batch_is_computed_by_exactly_one_rank(tmp_path: Path)
                     tmp_path, batch_size=batch_size, total_windows=6 * batch_size - 1, micro_batch_size=micro
                 )
                 run = replace(run, parallel=replace(run.parallel, ranks=Ranks(rank, count, rank)))
-                x, y = (torch.from_numpy(array) for array in run.data.windows.batch(run.offsets(5)))
-                batches = list(_micro_batches(run, x, y, 0))
+                _, y = run.data.windows.batch(run.offsets(5))
+                batches = list(Batch.of(run, 5))
                 seen += [row.tolist() for batch in batches for row in batch.targets if (row >= 0).any()]
                 rounds.add(len(batches))
                 ends.add(tuple(batch.last for batch in batches))

@@ -18,6 +18,7 @@ from small_run import (
     BATCH_SAMPLERS,
     PACKED,
     REGISTRY,
+    StopAt,
     assert_same_run,
     changed,
     make_model,
@@ -30,31 +31,15 @@ from small_run import (
 from pipeline.core.errors import Interrupted, PipelineError
 from pipeline.core.files import sha256 as files_sha256
 from pipeline.core.files import verify_manifest
-from pipeline.distributed.interrupt import StopSignal
 from pipeline.distributed.ranks import Ranks
 from pipeline.plugin.components import ModelOutput
 from pipeline.train.checkpoint_store import CheckpointSaver, CheckpointStore, saved_runs
 from pipeline.train.loop import train
+from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
 SMALL_EPOCHS = {"train_tokens": 100}
 """11 windows in an epoch and 4 in a step: steps reach over the ends of epochs."""
-
-
-@dataclass
-class StopAt(StopSignal):
-    """The signal comes the given time that the run asks for it, counted from 0.
-
-    It asks before each micro-batch, each batch of an evaluation, each callback and each token that one generates.
-    """
-
-    time: int = 0
-    asked: int = field(default=0, init=False)
-
-    @property
-    def number(self) -> int | None:
-        self.asked += 1
-        return 2 if self.asked > self.time else None
 
 
 def stopped_everywhere(folder: Path, every: int, **changes: Any) -> int:
@@ -89,11 +74,18 @@ def test_a_run_stopped_at_any_moment_resumes_to_the_same_bits(tmp_path: Path, te
     [
         *((optimizer, "fp32") for optimizer in ("muon", "lion", "adafactor", "sgd", "torch")),
         ("muon", "bf16"),
+        ("adamw", "fp16"),
         *(pytest.param(each, "bf16", marks=pytest.mark.long) for each in ("lion", "adafactor", "sgd", "torch")),
     ],
 )
 def test_with_every_optimizer_and_precision(tmp_path: Path, optimizer: str, precision: str) -> None:
     stopped_everywhere(tmp_path, 7, optimizer=optimizer, precision=precision, **SMALL_EPOCHS)
+
+
+def test_where_the_numbers_of_a_step_are_read_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    monkeypatch.setattr(TrainingRun, "reads_late", True)
+    stopped_everywhere(tmp_path, 7, **SMALL_EPOCHS)
 
 
 @pytest.mark.parametrize("order", ["weighted", pytest.param("sequential", marks=pytest.mark.long)])
