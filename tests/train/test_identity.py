@@ -78,8 +78,8 @@ def test_what_is_not_chosen_decides_nothing(interrupted: Project, change: str) -
 
 def test_a_tracker_may_join_a_run(interrupted: Project) -> None:
     pytest.importorskip("tensorboard")
-    use = ("--set", "train.eval_callbacks.use=[sample_text, tensorboard]", "--set", "model.dropout=0.0")
-    assert RESUMED in interrupted.succeed("train", *use).out
+    use = "train.eval_callbacks.use=[temperature_scaling, sample_text, tensorboard]"
+    assert RESUMED in interrupted.succeed("train", "--set", use, "--set", "model.dropout=0.0").out
     before = published(interrupted.root)
     assert AGAIN in interrupted.succeed("train").out
     assert published(interrupted.root) == before
