@@ -155,7 +155,7 @@ def make_run(
     ranks: Ranks = ALONE,
     strategy: str = "one",
     precision: str = "fp32",
-    compile: bool = False,
+    compile: bool | str = False,
     recompute: bool | None = None,
     stop: StopSignal | None = None,
     **settings: Any,
@@ -194,7 +194,7 @@ def make_run(
         processes=ranks.world_size,
         strategy=strategy,
         precision=precision,
-        compile="blocks" if compile else "no",
+        compile=compile if isinstance(compile, str) else "blocks" if compile else "no",
         recompute=strategy == "fsdp" if recompute is None else recompute,
     )
     made = make or (lambda: model or make_model())

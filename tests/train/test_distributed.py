@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -220,11 +221,10 @@ def layouts(ranks: Ranks, folder: Path) -> None:
 
     found: dict[Any, Any] = {}
     for precision, recompute, share in LAYOUTS:
-        settings = {"strategy": "fsdp", "precision": precision, "dtype": torch.float32, "dropout": 0.3}
+        settings = {"strategy": "fsdp", "precision": precision, "recompute": recompute, "dropout": 0.3}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "_SHARE_OF_MEMORY", share)
-            patch.setattr(parallel, "fsdp2", with_recompute(parallel.fsdp2, recompute))
-            run = curve(folder, ranks, micro_batch_size=1, options={"lr": 1e-3}, **settings)
+            run = curve(folder, ranks, dtype=torch.float32, micro_batch_size=1, options={"lr": 1e-3}, **settings)
         state = TrainState()
         losses = [train_step(run, state)[0] for _ in range(6)]
         evaluate(run, state)
@@ -252,12 +252,6 @@ def with_buffer() -> LanguageModel:
     return model
 
 
-def with_recompute(fsdp2: Callable[..., Parallel], recompute: bool) -> Callable[..., Parallel]:
-    return lambda make, device, ranks, compile, _, precision: fsdp2(
-        make, device, ranks, compile, recompute, precision
-    )
-
-
 def test_each_layout_of_fsdp2_gives_the_losses_of_one_process(tmp_path: Path) -> None:
     layouts(Ranks(), tmp_path)
     run_ranks(2, layouts, tmp_path)
@@ -269,6 +263,23 @@ def test_each_layout_of_fsdp2_gives_the_losses_of_one_process(tmp_path: Path) ->
         assert kept[0] == pytest.approx(alone[precision, False, 1.0][0], rel=rel)
         for _, evaluated, exact in (kept, again, later):  # evaluations are in float32
             assert evaluated == pytest.approx(exact, rel=1e-6)
+
+
+def compiled(ranks: Ranks, folder: Path) -> None:
+    """Two steps in each way to compile, with the simplest of torch's compilers."""
+    found: dict[Any, list[float]] = {}
+    for strategy, compile in (("ddp", "no"), ("ddp", "model"), ("fsdp", "blocks")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+            settings = {"strategy": strategy, "compile": compile, "recompute": compile != "no"}
+            run, state = curve(folder, ranks, dtype=torch.float32, micro_batch_size=2, **settings), TrainState()
+        found[strategy, compile] = [train_step(run, state)[0] for _ in range(2)]
+    for losses in found.values():
+        assert losses == pytest.approx(found["ddp", "no"], rel=1e-6)
+
+
+def test_compiled_models_that_recompute_train_on_two_ranks(tmp_path: Path) -> None:
+    run_ranks(2, compiled, tmp_path)
 
 
 # ── one decision for all ──────────────────────────────────────────────────────────────────────────
