@@ -222,6 +222,7 @@ UNNAMED = {
     "test_a_run_that_stops_again_and_again_ends_the_same",
     "test_a_checkpoint_restores_every_random_generator",
     "test_a_complete_run_is_saved_as_it_ended",
+    "test_a_file_is_hashed_while_it_is_written",
     "test_weights_that_are_finite_are_kept_even_where_their_sum_is_not",
     "test_saving_a_checkpoint_keeps_torchs_choice_of_checksums",
     "test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits",

@@ -135,6 +135,7 @@ def fp16(device: str) -> Found:
     """Training in float16 with a scaled loss learns as in float32."""
     half = trained(small_run(device, "train.precision=fp16"), 30)
     full = trained(small_run(device), 30)
+    assert half != full, "the precision changes nothing"
     note = assert_lowered(half)
     return Found(PASSED, f"{note}; in fp32 {assert_close(half[-1:], full[-1:], 0.1, 'fp16 and fp32')}")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from benchmarks.measure import ROOT
@@ -71,8 +71,16 @@ class Part:
             return Found(LEFT_OUT, "no time was left")
         command = [sys.executable, "-m", "benchmarks.gpu.child", self.call, json.dumps(self.settings)]
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": paths, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-        with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
+        # A compiler that is killed leaves half a file: no other part must find it.
+        with (
+            TemporaryDirectory(ignore_cleanup_errors=True) as cache,
+            TemporaryFile("w+") as out,
+            TemporaryFile("w+") as errors,
+        ):
+            environment = {
+                **os.environ, "PYTHONPATH": paths, "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+                "TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton",
+            }  # fmt: skip
             child = subprocess.Popen(
                 command, cwd=ROOT, stdout=out, stderr=errors, env=environment, start_new_session=True
             )

@@ -42,7 +42,8 @@ def ours(device: str, shape: str, compile: str, quick: bool) -> Found:
         compile: `runtime.compile`.
         quick: Whether only to try the code.
     """
-    from pipeline.train.loop import train_step
+    from pipeline.train.loop import take_step
+    from pipeline.train.pending import Pending
     from pipeline.train.state import TrainState
 
     def build(batch_size: int) -> Prepared:
@@ -50,7 +51,8 @@ def ours(device: str, shape: str, compile: str, quick: bool) -> Found:
             f"runtime.device={device}", f"runtime.compile={compile}", "train.precision=bf16", "train.grad_clip=1.0",
         )  # fmt: skip
         run, state = prepared({**SHAPES[shape], "batch_size": batch_size}, overrides), TrainState()
-        return lambda: train_step(run, state), run.model.architecture.flops_per_token
+        pending = Pending(run, state)  # as in the loop: a step's numbers are read after the next one was started
+        return lambda: take_step(run, state, pending), run.model.architecture.flops_per_token
 
     return _measured(build, device, shape, quick)
 

@@ -12,17 +12,24 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import torch
 from conftest import REPOSITORY
 from small_config import ARCHITECTURES, small_config
+from small_run import ARCHITECTURE, PACKED, make_run
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.plugin.registry import Registry
+from pipeline.train.loop import train_step
 from pipeline.train.parallel import single_process
+from pipeline.train.pending import StepNumbers
+from pipeline.train.run import TrainingRun
+from pipeline.train.state import TrainState
 
 CUDA = torch.device("cuda", 0)
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +46,7 @@ def step(
     model: str, optimizer: str = "adamw", precision: str = "bf16", recompute: bool = False, **sizes: Any
 ) -> None:
     """Forward pass, loss, backward pass, clipping and optimizer."""
-    architecture = small_config(model, vocab_size=70, **sizes)
+    architecture = small_config(model, vocab_size=70, n_layers=1, **sizes)
     parallel = single_process(lambda: on_cuda(architecture), CUDA, "no", recompute)
     parallel.model.train()
     named = list(parallel.model.named_parameters())
@@ -59,12 +66,32 @@ def step(
 
 def read_with_cache(model: str, **sizes: Any) -> None:
     """Tokens with the cache of earlier ones, as in generation."""
-    made: Any = on_cuda(small_config(model, vocab_size=70, **sizes)).eval()
+    made: Any = on_cuda(small_config(model, vocab_size=70, n_layers=1, **sizes)).eval()
     with torch.inference_mode():
         cache = made.make_cache(2)
         for count in (5, 1, 3):
             logits = made(torch.zeros(2, count, dtype=torch.long, device=CUDA), cache).logits
         assert logits.device == CUDA
+
+
+def loop_step(architecture: Architecture = ARCHITECTURE, **changes: Any) -> None:
+    """A step of the training loop, with two micro-batches, until its numbers are sent to the host."""
+    sent: list[torch.Tensor] = []
+
+    def stop_here(row: Any, tokens: int, losses: list[torch.Tensor], norm: torch.Tensor) -> None:
+        sent.extend((*losses, norm))
+        raise StopIteration
+
+    def fake(run: TrainingRun, ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(ids.shape, dtype=ids.dtype, device=CUDA)
+
+    ids = mock.patch.object(TrainingRun, "to_device", fake)
+    with TemporaryDirectory() as folder, ids, mock.patch.object(StepNumbers, "sent", stop_here):
+        run = make_run(Path(folder), make=lambda: on_cuda(architecture), **changes)
+        run.model.train()
+        with contextlib.suppress(StopIteration):
+            train_step(run, TrainState())
+    assert [each.device for each in sent] == 3 * [CUDA]
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
@@ -75,9 +102,11 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"{model}, fp32, masked", partial(step, model, precision="fp32", document_end=0)
         yield f"{model}, cache", partial(read_with_cache, model)
         yield f"{model}, cache, masked", partial(read_with_cache, model, document_end=0)
+    yield "loop", partial(loop_step, precision="bf16", grad_clip=1.0)
+    yield "loop, packed", partial(loop_step, **PACKED)
     # Adafactor reads its step, a tensor of the host, which as a fake tensor has no value.
     for optimizer in sorted(set(OPTIMIZERS.names("optimizers")) - {"adafactor", "adamw"}):
-        yield optimizer, partial(step, "gpt2", optimizer, "fp32", n_layers=1)
+        yield optimizer, partial(step, "gpt2", optimizer, "fp32")
 
 
 def mixed_devices() -> None:

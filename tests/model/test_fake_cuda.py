@@ -36,10 +36,10 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     built = subprocess.run([*command, *libraries], capture_output=True, text=True, check=False)
     if built.returncode:
         pytest.skip(f"g++ does not build with this version of torch: {built.stderr[-300:]}")
-    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    paths = os.pathsep.join(str(REPOSITORY / each) for each in (".", "tests", "tests/train"))
     done = subprocess.run(
         [sys.executable, HERE / "fake_cuda_step.py"],
-        env={**os.environ, "PYTHONPATH": paths, "LD_PRELOAD": str(library)},
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "LD_PRELOAD": str(library)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
