@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -26,7 +26,7 @@ from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import device_of, float64_device
 from pipeline.plugin.components import IGNORED, ModelOutput
 
-_LOGITS_AT_ONCE = 1 << 23
+_LOGITS_AT_ONCE, _LOGITS_AT_ONCE_ON_CUDA = 1 << 23, 1 << 26
 _MAX_EXPONENT = 709.0
 
 
@@ -77,11 +77,15 @@ def score(
     windows: Sequence[EvaluationWindow],
     batch_size: int,
     observe: Observer | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] | None = None,
 ) -> Iterator[Scores]:
-    """Scores the counted targets of the windows in order, batch by batch, in eval mode and float32. Tokens that are
-    only read are no targets; a batch of them has no scores.
+    """Scores the counted targets of the windows in order, batch by batch, in eval mode. Tokens that are only read
+    are no targets; a batch of them has no scores.
 
-    `observe` is called with the details of a batch before its scores are yielded.
+    Args:
+        model, ids, windows, batch_size: What is scored, and how many windows at once.
+        observe: Called with the details of a batch before its scores are yielded.
+        autocast: A context to compute in, such as autocast in bfloat16; None: float32.
 
     Raises:
         DataError: an id is not in the vocabulary.
@@ -94,8 +98,9 @@ def score(
             for each in (inputs, targets):
                 check_ids(each, vocab_size, "the text to score", "run `python -m pipeline split`")
             counted = targets != IGNORED
-            output = checked_forward(model, torch.from_numpy(inputs).to(device))
-            nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)
+            with autocast() if autocast else nullcontext():
+                output = checked_forward(model, torch.from_numpy(inputs).to(device))
+                nats, correct = score_tokens(output, torch.from_numpy(targets).to(device), observe)
             yield Scores(
                 targets=targets[counted],
                 nats=nats.cpu().numpy()[counted],
@@ -132,7 +137,8 @@ def score_tokens(
     exact = float64_device(flat.device)
     nats = torch.zeros(flat.shape, dtype=torch.float64, device=exact)
     correct = torch.zeros(flat.shape, dtype=torch.bool, device=exact)
-    rows = max(1, _LOGITS_AT_ONCE // output.vocab_size)
+    at_once = _LOGITS_AT_ONCE_ON_CUDA if flat.device.type == "cuda" else _LOGITS_AT_ONCE
+    rows = max(1, at_once // output.vocab_size)
     for start in range(0, len(flat), rows):
         chunk = flat[start : start + rows]
         logits = ModelOutput(hidden[start : start + rows], output.head_weight, output.vocab_size).logits

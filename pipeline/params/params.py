@@ -235,7 +235,11 @@ class EvaluationParams(Section):
     every: PositiveInt
     """The number of steps between evaluations. Step 0 and the last step are always evaluated."""
     windows: PositiveInt
-    """The number of windows of train and of val in each evaluation; the final one reads all of val."""
+    """The number of windows of train and of val in each evaluation. It computes in the training precision; what
+    metrics/train.json holds is computed at the end, in float32."""
+    final_tokens: NonNegativeInt
+    """The number of tokens of val that the final evaluation reads, in evenly spaced windows; 0 for all of val. The
+    stage evaluate reads all of it in any case."""
 
 
 class TrainParams(Section):

@@ -31,7 +31,7 @@ class TrainingData:
         tokenizer: The tokenizer of the ids.
         ids: The token ids of "train" and "val", and which of them are learnt.
         windows: The training windows, in training order.
-        val_windows: All windows of "val".
+        val_windows: The windows of "val" that the final evaluation reads.
         eval_windows: The windows of "train" and "val" that every evaluation during training reads.
         learnt: The number of tokens of "train" and "val" that are to be learnt; empty if all are.
         digest: A hash of the splits.
@@ -81,7 +81,11 @@ class TrainingData:
                     f"{name} has nothing to learn: none of its {len(ids[name]):,} tokens is a target; check the "
                     "corpus, and split again"
                 )
-        return cls(tokenizer, ids, windows, every["val"], eval_windows, **more)
+        val_windows = every["val"]
+        if train.evaluation.final_tokens:
+            count = -(-train.evaluation.final_tokens // length)
+            val_windows = evenly_spaced(val_windows, count, ids["val"])
+        return cls(tokenizer, ids, windows, val_windows, eval_windows, **more)
 
     def batch(self, offsets: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Inputs and targets, int64 [B, T], of the training windows at `offsets`.

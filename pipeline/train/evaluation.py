@@ -17,7 +17,8 @@ from pipeline.train.state import TrainState
 def evaluate(run: TrainingRun, state: TrainState) -> None:
     """Evaluates the model: adds a row to the history and the timing, keeps the best weights, calls the callbacks.
 
-    It does not influence training: random states and train mode are restored.
+    It computes in the training precision. It does not influence training: random states and train mode are
+    restored.
 
     Raises:
         StopRequested: the run was asked to stop; `state` is unchanged.
@@ -47,17 +48,20 @@ def evaluate(run: TrainingRun, state: TrainState) -> None:
     state.update_from(updated)
 
 
-def summarize(run: TrainingRun, name: str, windows: Sequence[EvaluationWindow]) -> Summary:
-    """Scores windows of "train" or "val" on all ranks; rank r takes batches r, r + world_size, …. All ranks must
-    call it."""
+def summarize(
+    run: TrainingRun, name: str, windows: Sequence[EvaluationWindow], in_float32: bool = False
+) -> Summary:
+    """Scores windows of "train" or "val" in the training precision, or in float32, on all ranks: rank r takes
+    batches r, r + world_size, …. All ranks must call it."""
     ranks, size = run.parallel.ranks, run.params.micro_batch_size
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
-    summary, model = Summary(run.data.tokenizer.byte_lengths), run.parallel.model_to_score()
+    summary, ids = Summary(run.data.tokenizer.byte_lengths), run.data.ids[name]
+    model, autocast = (run.parallel.model_to_score(), None) if in_float32 else (run.model, run.autocast)
     for first in range(0, len(batches), ranks.world_size):
         run.stop_if_asked()
         number = first + ranks.rank
         # Ranks without a batch compute the last one again: FSDP's collectives must match.
-        for scores in score(model, run.data.ids[name], batches[min(number, len(batches) - 1)], size):
+        for scores in score(model, ids, batches[min(number, len(batches) - 1)], size, autocast=autocast):
             if number < len(batches):
                 summary.add(scores)
     return summary.all_reduce(ranks.all_reduce_sum)

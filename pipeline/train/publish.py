@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from pipeline.core.paths import Paths
 
 
+_LOSSES = ("loss", "perplexity")
+"""The numbers of train that train.json has."""
+
+
 def finalize(run: TrainingRun, state: TrainState) -> None:
-    """Adds to the state of a run at its end what publishing needs: the losses of the last and of the best weights
-    on all of val, the peak memory, and the run's record. Publishing is then a function of the state alone.
+    """Adds to the state of a run at its end what publishing needs: in float32, the losses of the last and the best
+    weights on all of val (or `train.evaluation.final_tokens`), and of the last ones on train; the peak memory, and
+    the run's record. Publishing is then a function of the state alone.
 
     Raises:
         StopRequested: the run was asked to stop; the state is unchanged.
@@ -34,17 +39,23 @@ def finalize(run: TrainingRun, state: TrainState) -> None:
     identity, windows = run.phase.identity, run.data.val_windows
     # Eager, as in the stage evaluate: no recompilation for windows of other lengths.
     with run.parallel.eager(), evaluation_weights(run, state):
-        last = best = summarize(run, "val", windows).metrics()
+        train = {
+            name: state.history[-1][f"train.{name}"] for name in _LOSSES if f"train.{name}" in state.history[-1]
+        }
+        if run.runtime_config.precision != "fp32":
+            train = summarize(run, "train", run.data.eval_windows["train"], in_float32=True).metrics()
+        last = best = summarize(run, "val", windows, in_float32=True).metrics()
         if state.best_step != state.step:
             trained = run.parallel.to_cpu(run.model.state_dict())
             run.parallel.load_weights(state.best_weights)
             try:
-                best = summarize(run, "val", windows).metrics()
+                best = summarize(run, "val", windows, in_float32=True).metrics()
             except StopRequested:  # raised on all ranks together, unlike other errors
                 run.parallel.load_weights(trained)
                 raise
             run.parallel.load_weights(trained)
     state.final = {
+        "train": {name: train[name] for name in _LOSSES if name in train},
         "last": last,
         "best": best,
         "peak_memory_bytes": peak_memory(run.device),
@@ -108,7 +119,7 @@ def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
     """The content of the metrics files, by name. train.json, history.tsv and steps.tsv are reproducible; the others
     hold what depends on the clock."""
     final = state.history[-1]
-    names = ("loss", "perplexity", "objective")
+    objective = {"objective": final["train.objective"]} if "train.objective" in final else {}
     rate = final["tokens"] / max(state.seconds, 1e-9)
     return {
         "train.json": {
@@ -116,7 +127,7 @@ def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
             "tokens": int(final["tokens"]),
             "parameters": run.model.architecture.parameter_count,
             "skipped_steps": len(state.skipped),
-            "train": {name: final[f"train.{name}"] for name in names if f"train.{name}" in final},
+            "train": state.final["train"] | objective,
             "val": state.final["last"],
             "best": {"step": state.best_step, **state.final["best"]},
             **({"callbacks": numbers} if (numbers := _of_callbacks(final)) else {}),

@@ -123,6 +123,7 @@ class _Final:
 
     __pydantic_config__ = STRICT
 
+    train: dict[str, float]
     last: dict[str, float]
     best: dict[str, float]
     peak_memory_bytes: NonNegativeInt

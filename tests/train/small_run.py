@@ -96,7 +96,7 @@ SETTINGS = {
     "train.batch_size": 4,
     "train.micro_batch_size": 2,
     "train.schedule": "{name: cosine, warmup_steps: 2, cosine: {final: 0.1}}",
-    "train.evaluation": "{every: 2, windows: 4}",
+    "train.evaluation": "{every: 2, windows: 4, final_tokens: 0}",
     "runtime.save_seconds": 1e9,
     "runtime.keep_memory": "false",
 }

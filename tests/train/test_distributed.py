@@ -228,6 +228,7 @@ def layouts(ranks: Ranks, folder: Path) -> None:
         state = TrainState()
         losses = [train_step(run, state)[0] for _ in range(6)]
         evaluate(run, state)
+        sharded = summarize(run, "val", run.data.eval_windows["val"], in_float32=True).loss
         if isinstance(run.parallel, parallel.FSDP2):
             assert run.parallel.reduce_once == bool(share)
             with run.autocast():
@@ -236,8 +237,8 @@ def layouts(ranks: Ranks, folder: Path) -> None:
             model = run.parallel.full_model()
             run = replace(run, parallel=Parallel(model=model)) if model else run
         if ranks.is_rank0:
-            exact = summarize(run, "val", run.data.eval_windows["val"]).loss
-            found[precision, recompute, share] = losses, state.history[-1]["val.loss"], exact
+            exact = summarize(run, "val", run.data.eval_windows["val"], in_float32=True).loss
+            found[precision, recompute, share] = losses, sharded, exact
     if ranks.is_rank0:
         torch.save(found, folder / f"layouts-{ranks.world_size}.pth")
     laid_out = parallelize(with_buffer, torch.device("cpu"), ranks, "fsdp", "no", False, "bf16")
