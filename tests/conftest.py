@@ -219,16 +219,16 @@ def interrupted_run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     make_project(root)
     for output in ("tokens", "splits"):
         shutil.copytree(trained / "artifacts" / output, root / "artifacts" / output)
-    whole = loop.train_step
+    whole = loop.take_step
 
-    def dies(run: Any, state: Any) -> tuple[float, int]:
+    def dies(run: Any, state: Any, pending: Any) -> None:
         if state.step == 4:
             raise KeyboardInterrupt
-        return whole(run, state)
+        whole(run, state, pending)
 
     params = load_params(root / "params.yaml", [*TINY, "runtime.save_seconds=0"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", dies)
+        patch.setattr(loop, "take_step", dies)
         with pytest.raises(KeyboardInterrupt):
             train.run(params, Paths(root))
     return root

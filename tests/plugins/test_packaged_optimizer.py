@@ -116,15 +116,15 @@ def chosen(name: str, *settings: str) -> list[str]:
 
 def train_with_a_stop(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Trains with a kill in step 4, then again."""
-    whole = loop.train_step
+    whole = loop.take_step
 
-    def dies(run: Any, state: Any) -> tuple[float, int]:
+    def dies(run: Any, state: Any, pending: Any) -> None:
         if state.step == 4:
             raise KeyboardInterrupt
-        return whole(run, state)
+        whole(run, state, pending)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", dies)
+        patch.setattr(loop, "take_step", dies)
         assert project.run("train", *arguments, "--set", "runtime.save_seconds=0").code == 130
     assert "resuming from step 4" in project.succeed("train", *arguments).out
 

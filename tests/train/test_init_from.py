@@ -12,6 +12,7 @@ import torch
 from conftest import Project
 
 import pipeline.train.loop as loop
+from pipeline.train.pending import Pending
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
@@ -92,16 +93,16 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_other_weights_start_ano
     trained_project.succeed("train", *sets(FROM))
     whole = weights(trained_project)
     trained_project.succeed("clean")
-    step = loop.train_step
+    step = loop.take_step
 
-    def dies(run: TrainingRun, state: TrainState) -> tuple[float, int]:
+    def dies(run: TrainingRun, state: TrainState, pending: Pending) -> None:
         if state.step == 4:
             raise KeyboardInterrupt
-        return step(run, state)
+        step(run, state, pending)
 
-    monkeypatch.setattr(loop, "train_step", dies)
+    monkeypatch.setattr(loop, "take_step", dies)
     assert trained_project.run("train", *sets(FROM, "runtime.save_seconds=0")).code == 130
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     assert "resuming from step 4" in trained_project.succeed("train", *sets(FROM)).out
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(trained_project).items())
     shutil.rmtree(there)

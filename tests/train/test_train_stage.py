@@ -12,6 +12,7 @@ from conftest import Project
 
 import pipeline.train.loop as loop
 from pipeline.train.checkpoint_store import saved_runs
+from pipeline.train.pending import Pending
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
@@ -204,16 +205,16 @@ def test_an_extension_climbs_to_its_peak_and_is_interrupted_like_any_run(
     interrupted: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = sets("train.extension.amount=4", "train.evaluation.every=1", "runtime.save_seconds=0")
-    whole = loop.train_step
+    whole = loop.take_step
 
-    def dies(run: TrainingRun, state: TrainState) -> tuple[float, int]:
+    def dies(run: TrainingRun, state: TrainState, pending: Pending) -> None:
         if state.step == 8:
             raise KeyboardInterrupt
-        return whole(run, state)
+        whole(run, state, pending)
 
-    monkeypatch.setattr(loop, "train_step", dies)
+    monkeypatch.setattr(loop, "take_step", dies)
     assert interrupted.run("train", *more).code == 130
-    monkeypatch.setattr(loop, "train_step", whole)
+    monkeypatch.setattr(loop, "take_step", whole)
     out = interrupted.succeed("train", *more).out
     assert "resuming from step 8" in out
     assert "extending" not in out
@@ -276,10 +277,10 @@ def test_a_run_that_a_callback_ended_is_not_extended(interrupted: Project) -> No
 def test_memory_that_runs_out_names_what_to_lower(
     interrupted: Project, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def runs_out(run: TrainingRun, state: TrainState) -> tuple[float, int]:
+    def runs_out(run: TrainingRun, state: TrainState, pending: Pending) -> None:
         raise error
 
-    monkeypatch.setattr(loop, "train_step", runs_out)
+    monkeypatch.setattr(loop, "take_step", runs_out)
     result = interrupted.run("train", *sets("model.context_length=8"))
     assert result.code == 1
     assert re.fullmatch(r"error: out of memory .* cpu has [\d.]+ GB.*train\.micro_batch_size to 1.*\n", result.err)
