@@ -44,7 +44,9 @@ def measurements(device: str, quick: bool, nanogpt: Path | None) -> list[Part]:
     found = [Part("bf16 matrix products", "training:gemm", common, 40.0)]
     found += _training("124M", {**common, "shape": small}, nanogpt, 120.0)
     used = {**common, "shape": small}
-    found.append(Part("124M, evaluation, fp32", "using:evaluation", used, 45.0))
+    for precision in ("bf16", "fp32"):
+        settings = {**used, "precision": precision}
+        found.append(Part(f"124M, evaluation, {precision}", "using:evaluation", settings, 45.0))
     for prompts in (1, 8):
         name = f"124M, generation, {prompts} prompt{'s' * (prompts > 1)}"
         found.append(Part(name, "using:generation", {**used, "prompts": prompts}, 45.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -27,23 +28,28 @@ def _model(device: str, shape: str) -> LanguageModel:
     return architecture.make().to(device).eval()
 
 
-def evaluation(device: str, shape: str, quick: bool) -> Found:
-    """The scores of windows that do not overlap, 16 at once, as `pipeline evaluate` computes them."""
+def evaluation(device: str, shape: str, quick: bool, precision: str = "fp32") -> Found:
+    """The scores of windows that do not overlap, 16 at once: in "fp32" as for what is published, in "bf16" as
+    evaluations during training compute them."""
     import numpy as np
+    import torch
 
     from pipeline.data.batches import evaluation_windows
     from pipeline.data.masked import MaskedIds
-    from pipeline.model.scoring import summarize
+    from pipeline.model.scoring import Summary, score
 
     model, length = _model(device, shape), SHAPES[shape]["context_length"]
     vocab_size = SHAPES[shape]["vocab_size"]
     ids = MaskedIds(np.random.default_rng(1).integers(0, vocab_size - 1, (2 if quick else 64) * length + 1))
     windows, lengths = evaluation_windows(len(ids), length, length), tokenizer(vocab_size).byte_lengths
+    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16) if precision == "bf16" else None
     loss = 0.0
 
     def work() -> int:
         nonlocal loss
-        summary = summarize(model, ids, windows, 16, lengths)
+        summary = Summary(lengths)
+        for scores in score(model, ids, windows, 16, autocast=autocast):
+            summary.add(scores)
         loss = summary.loss
         return summary.tokens
 
