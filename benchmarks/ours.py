@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pipeline.params.params import Params
     from pipeline.train.run import TrainingRun
 
-STEADY = ("train.precision=bf16", "runtime.compile=true")
-"""Settings to measure steps per second, without compile time."""
+STEADY = ("train.precision=auto", "runtime.compile=true")
+"""Settings to measure steps per second, without compile time. The precision is that of a run on this processor."""
 
 WHOLE_RUNS: tuple[str, ...] = ()
 """Settings to measure whole runs of presets, with everything included: those of the preset."""
@@ -123,7 +123,8 @@ def training(shape: dict[str, int], threads: int, steps: int) -> tuple[Work, dic
 
     for _ in range(3):
         work()
-    return work, {"setting": ", ".join(STEADY), "flops_per_token": run.model.architecture.flops_per_token}
+    precision, flops = run.runtime_config.precision, run.model.architecture.flops_per_token
+    return work, {"precision": precision, "flops_per_token": flops}
 
 
 class TemporaryProject:

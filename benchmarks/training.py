@@ -37,7 +37,8 @@ def _shape(context: Context, name: str, threads: int, chosen: dict[str, Chosen])
     done = context.take_turns(sides)
     for side in peers:
         if side.name in done:
-            goal = f"training against {side.name}"
+            shape = "" if side.name in ("nanoGPT", "the book") else f" {name}"
+            goal = f"training{shape} against {side.name}"
             row = compared(what, side.name, done[ours.name], done[side.name], _UNIT, goal)
             tried = chosen[side.name]
             note = f"{side.name}, processor seconds a step when it was tried: {tried}" if tried.tried else ""
@@ -53,7 +54,7 @@ def _share(what: str, ours: Measured, name: str, gemm: Measured) -> Row:
     flops = ours.facts["flops_per_token"]
     each = [one.rate * flops / other.rate for one, other in zip(ours.rounds, gemm.rounds, strict=True)]
     wall = [one.wall_rate * flops / other.wall_rate for one, other in zip(ours.rounds, gemm.rounds, strict=True)]
-    goal = "training's share of bf16 GEMM" if name == "bf16 GEMM" else ""
+    goal = "training's share of GEMM" if name == f"{ours.facts['precision']} GEMM" else ""
     return Row(
         what, name, median(each), "share", "GFLOP per processor-second", ours.rate * flops / 1e9, gemm.rate / 1e9,
         median(wall), each, goal,

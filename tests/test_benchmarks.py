@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from pipeline.params.reader import load_params
 
 ROW = Row(
     "training M, 1 thread", "nanoGPT (fp32)", 2.5, "times", "tokens per processor-second", 2000.0, 800.0, 2.4,
-    [2.4, 2.5, 2.6], "training against nanoGPT",
+    [2.4, 2.5, 2.6], "the book's run",
 )  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def test_results_are_read_as_they_were_written_and_become_a_table(tmp_path: Path
     results.write(tmp_path)
     assert read(tmp_path, ["book", "training"]) == [results]
     text = table.markdown([results])
-    cells = "nanoGPT (fp32) | 2,000 tokens per processor-second | 800 | 2.50× | 2.40× | ≥ 2.30× | reached |"
+    cells = "nanoGPT (fp32) | 2,000 tokens per processor-second | 800 | 2.50× | 2.40× | ≥ 2.00× | reached |"
     assert cells in text
     assert "Not measured: litgpt (no path was given)" in text
     document = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
@@ -194,7 +195,7 @@ def test_every_goal_is_some_rows() -> None:
     files = [path for path in (REPOSITORY / "benchmarks").rglob("*.py") if path.stem != "goals"]
     sources = "".join(path.read_text() for path in files)
     for goal in GOALS:
-        assert f'"{goal}"' in sources or goal.startswith(("training against ", "generation against ")), goal
+        assert f'"{goal}"' in sources or re.match("(training|generation).* against ", goal), goal
 
 
 def test_the_cost_of_a_command_has_all_its_processes(tmp_path: Path) -> None:
