@@ -11,6 +11,7 @@ import sys, torch
 from pipeline.model.plain_optimizers import use_plain_optimizers
 from pipeline.plugin.registry import Registry
 import pathlib
+import pipeline.train.stage, pipeline.evaluate.stage, pipeline.export.stage, pipeline.commands.generate
 
 use_plain_optimizers()
 use_plain_optimizers()  # once more changes nothing
