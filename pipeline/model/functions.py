@@ -135,12 +135,19 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotate_pairs(grad_output, cos, -sin), None, None
+        return rotate(grad_output, cos, -sin), None, None
 
 
 def _rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([torch.addcmul(first * cos, second, sin), torch.addcmul(second * cos, first, -sin)], dim=-1)
+    if torch.compiler.is_compiling():  # it fuses the operations, but not those with `out`
+        halves = [torch.addcmul(first * cos, second, sin), torch.addcmul(second * cos, first, -sin)]
+        return torch.cat(halves, dim=-1)
+    rotated = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    one, other = rotated.chunk(2, dim=-1)
+    torch.mul(first, cos, out=one).addcmul_(second, sin)
+    torch.mul(second, cos, out=other).addcmul_(first, sin, value=-1)
+    return rotated
 
 
 def keep_mask(shape: tuple[int, ...], dropout: float, device: torch.device) -> torch.Tensor:
