@@ -16,6 +16,9 @@ from benchmarks.gpu.plan import checks, measurements
 from benchmarks.gpu.report import Report
 from benchmarks.results import FOLDER, shown_command
 
+_SHARE_OF_CHECKS = 0.3
+"""The share of the time after which the measurements begin."""
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--device", default="cuda", show_default=True, help="cuda, or cpu to try the code.")
@@ -57,9 +60,10 @@ def main(
         return [part for part in parts if not only or any(text in part.name for text in only)]
 
     until = started + seconds
+    checked = until if quick else started + _SHARE_OF_CHECKS * seconds
     with ThreadPoolExecutor(at_once) as pool:
         first = chosen(checks(device, quick))
-        for part, outcome in zip(first, pool.map(lambda part: part.run(until), first), strict=True):
+        for part, outcome in zip(first, pool.map(lambda part: part.run(checked), first), strict=True):
             add(part, outcome)
     for part in chosen(measurements(device, quick, nanogpt.resolve() if nanogpt else None)):
         add(part, part.run(until))
