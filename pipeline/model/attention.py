@@ -281,12 +281,14 @@ def _attend(
     path, new, total = functions.code_path(q.device), q.shape[2], k.shape[2]
     quick = path == "cpu" and q.dtype == torch.bfloat16 and 1 < new <= total <= PLAIN_UP_TO
     plain = quick or keep_mask is not None
-    if mask is None and new > 1 and (plain or new < total):  # is_causal would align query 0 with key 0
+    if mask is None and 1 < new < total and not plain:  # is_causal would align query 0 with key 0
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
     if plain:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
+        elif new > 1:
+            scores = scores + _causal_bias(new, total, q.dtype, q.device)
         return dropped(scores.softmax(dim=-1), keep_mask, dropout) @ v
     with sdpa_kernel(_ANY_LENGTH) if path == "cuda" and new < total else nullcontext():
         return F.scaled_dot_product_attention(
@@ -298,6 +300,19 @@ def _attend(
             is_causal=mask is None and bool(new > 1),
             enable_gqa=k.shape[1] < q.shape[1],
         )
+
+
+def _causal_bias(new: int, total: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """What a causal mask adds to scores [new, total]: 0, or −inf for later tokens.
+
+    A constant of compiled code, which otherwise computes it again for each score. With a bool mask, the compiled
+    softmax takes 2.5 times as long (benchmarks/RESULTS.md).
+    """
+    return torch.full((new, total), -torch.inf, dtype=dtype, device=device).triu(total - new + 1)
+
+
+# As `torch.compiler.assume_constant_result` does, which would import the compiler in every process.
+_causal_bias._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _attend_in_blocks(

@@ -13,7 +13,17 @@ from torch import nn
 
 from pipeline.model import functions
 from pipeline.model.attention import Attention, DocumentMask, KVCache, Mask, Rotation, attend
-from pipeline.model.functions import RMS_EPS, Linear, dropped, keep_mask, relu_squared, rms_norm, rotate, swiglu
+from pipeline.model.functions import (
+    RMS_EPS,
+    Linear,
+    dropped,
+    gelu,
+    keep_mask,
+    relu_squared,
+    rms_norm,
+    rotate,
+    swiglu,
+)
 from pipeline.plugin.components import ModelShape
 
 __all__ = [
@@ -27,6 +37,7 @@ __all__ = [
     "Rotation",
     "attend",
     "dropped",
+    "gelu",
     "init_gpt2",
     "keep_mask",
     "positions",

@@ -3,7 +3,6 @@
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pipeline.model.blocks import (
@@ -13,6 +12,7 @@ from pipeline.model.blocks import (
     Linear,
     Mask,
     dropped,
+    gelu,
     init_gpt2,
     positions,
     residual,
@@ -46,7 +46,7 @@ class MLP(nn.Module):
         self.down = Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(gelu(self.up(x)))
 
 
 class Block(nn.Module):

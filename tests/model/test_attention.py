@@ -64,6 +64,19 @@ def test_in_bfloat16_plain_products_are_off_by_their_roundings_only(new: int, to
         assert (one.double() - other).norm() <= 8 * U * other.norm() + 1e-6
 
 
+@pytest.mark.parametrize(("new", "total"), [(16, 16), (5, 12)], ids=str)
+def test_a_causal_mask_that_is_added_gives_the_bits_of_one_that_is_filled_in(new: int, total: int) -> None:
+    """Plain products, compiled or not: compiled code contains the mask as a constant, one for each shape."""
+    compiled = torch.compile(attend, backend="eager", fullgraph=True, dynamic=False)
+    q, k, v = heads(new, total, torch.bfloat16)
+    filled = attend(q, k, v, causal(new, total))
+    known = torch.autograd.grad(filled.float().square().sum(), (q, k, v))
+    for run in (attend, compiled):
+        added = run(q, k, v, None)
+        assert torch.equal(added, filled)
+        assert all(map(torch.equal, torch.autograd.grad(added.float().square().sum(), (q, k, v)), known))
+
+
 @masked
 @shaped
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from pipeline.model.functions import RMS_EPS, dropped, keep_mask, relu_squared, rms_norm, rotate, swiglu
+from pipeline.model.functions import RMS_EPS, dropped, gelu, keep_mask, relu_squared, rms_norm, rotate, swiglu
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 ANGLES = torch.linspace(-3, 3, 4 * 5, dtype=torch.float64).view(5, 4)
@@ -35,10 +35,16 @@ def turned_as_complex(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([result.real, result.imag], dim=-1)
 
 
+def compiled_gelu(x: torch.Tensor) -> torch.Tensor:
+    """Compiled code has a formula of its own."""
+    return torch.compile(gelu, backend="eager", fullgraph=True)(x)  # type: ignore[no-any-return]
+
+
 PAIRS: dict[str, tuple[Function, Function]] = {
     "rms_norm": (rms_norm, lambda x: F.rms_norm(x, x.shape[-1:], eps=RMS_EPS)),
     "relu_squared": (relu_squared, lambda x: F.relu(x).square()),
     "rotate": (turned, turned_as_complex),
+    "compiled gelu": (compiled_gelu, lambda x: F.gelu(x, approximate="tanh")),
 }
 each_function = pytest.mark.parametrize(("own", "known"), PAIRS.values(), ids=PAIRS)
 
@@ -92,6 +98,15 @@ def test_a_row_of_zeros_stays_zero_and_its_gradient_is_finite() -> None:
     assert (y == 0).all()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, torch.full((2, 8), RMS_EPS**-0.5))
+
+
+def test_gelu_keeps_its_small_values_and_its_limits() -> None:
+    """Where the tanh is near −1, its formula has 3 digits in float32, and that of compiled code has 6."""
+    x = torch.cat([torch.linspace(-4, 4, 1001), torch.tensor([0.0, 40.0, torch.inf, torch.nan])])
+    exact = F.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(compiled_gelu(x).double(), exact, rtol=4e-6, atol=0, equal_nan=True)
+    assert torch.equal(gelu(x)[:-1], F.gelu(x, approximate="tanh")[:-1])  # not compiled: torch's kernel
+    assert (compiled_gelu(torch.tensor([-40.0, -1e4])) == 0).all()
 
 
 @pytest.mark.parametrize("own", [rms_norm, relu_squared])
