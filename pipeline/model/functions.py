@@ -95,7 +95,7 @@ class _ReluSquared(torch.autograd.Function):
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """The tanh approximation of GELU (Hendrycks & Gimpel, 2016)."""
-    if x.device.type != "cpu" or torch.compiler.is_exporting() or not torch.compiler.is_compiling():
+    if code_path(x.device) != "cpu" or torch.compiler.is_exporting() or not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
     # (1 + tanh u) / 2 = sigmoid(2u): compiled for a CPU, tanh takes more than twice as long.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
