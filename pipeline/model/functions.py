@@ -69,9 +69,11 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
-        x, root = ctx.saved_tensors
-        mean = (x * grad_output).mean(dim=-1, keepdim=True) * root**3
-        return torch.addcmul(grad_output * root, x, mean, value=-1), None
+        dtype = grad_output.dtype
+        wide = torch.float32 if dtype == torch.float16 else dtype  # in float16, r³ overflows for a small x
+        x, root, dy = (each.to(wide) for each in (*ctx.saved_tensors, grad_output))
+        mean = (x * dy).mean(dim=-1, keepdim=True) * root**3
+        return torch.addcmul(dy * root, x, mean, value=-1).to(dtype), None
 
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:

@@ -344,7 +344,7 @@ class RuntimeParams(Section):
     compile: bool | Literal["auto", "blocks", "model"]
     """Whether to compile the model and its loss: a slow start, then faster steps. It needs a C++ compiler. `blocks`
     compiles each block by itself, `model` the whole model at once; `true` is `model` on a CUDA GPU, else `blocks`.
-    `auto` is `true` for long runs if there is a compiler, except on an Apple GPU."""
+    `fsdp` always compiles blocks. `auto` is `true` for long runs if there is a compiler, except on an Apple GPU."""
     recompute: bool | Literal["auto"]
     """Whether the backward pass computes the activations of each block again, instead of keeping them: about a
     third more work, for less memory. `auto` does it under `fsdp`, and on a CUDA GPU where they would not fit."""

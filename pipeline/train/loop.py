@@ -59,7 +59,7 @@ def _steps(run: TrainingRun, state: TrainState) -> None:
                 pending.settle()
             state.seconds += time.perf_counter() - started
             state.processor_seconds += time.process_time() - processor_started
-            progress.stepped(state, pending.nats / max(pending.tokens, 1))
+            progress.stepped(state, pending.nats / pending.tokens if pending.tokens else None)
             if save:
                 _save(run, state)
 
@@ -73,7 +73,8 @@ def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
 
 
 def take_step(run: TrainingRun, state: TrainState, pending: Pending) -> None:
-    """Takes one optimizer step. On a GPU nothing here waits for the device; `pending` reads the results.
+    """Takes one optimizer step. On a GPU nothing here waits for the device (in fp16, the scaler does unless the
+    optimizer is fused); `pending` reads the results.
 
     Raises:
         StopRequested: the run was asked to stop; the step is dropped, and the steps before it are settled.

@@ -65,7 +65,7 @@ class Pending:
     anything that uses or keeps them, such as an evaluation or a save.
 
     Attributes:
-        nats, tokens: The loss and the number of targets of the last step that was read.
+        nats, tokens: The loss and the number of targets of the last step that was read; NaN and 0 before the first.
     """
 
     run: TrainingRun

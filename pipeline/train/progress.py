@@ -28,10 +28,11 @@ class TrainingProgress(Progress):
             self._exit.enter_context(_told_of_compiling(self))
         return self
 
-    def stepped(self, state: TrainState, loss: float) -> None:
-        """Counts the step that `state` has taken; `loss` is what it optimised, in nats per token."""
+    def stepped(self, state: TrainState, loss: float | None) -> None:
+        """Counts the step that `state` has taken; `loss` is what the last step that was read optimised, in nats per
+        token, or None if none was read yet."""
         before, self._tokens = self._tokens, self._tokens_before(state.step)
-        self.update(1, work=self._tokens - before, loss=_loss(loss))
+        self.update(1, work=self._tokens - before, **({} if loss is None else {"loss": _loss(loss)}))
 
     @contextmanager
     def evaluating(self, state: TrainState) -> Iterator[None]:

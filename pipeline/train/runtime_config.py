@@ -145,7 +145,7 @@ def _compile(
             "install one, or set it to auto"
         )
     if chosen == "blocks" or chosen == "model":
-        return chosen
+        return chosen if strategy != "fsdp" else "blocks"
     return best if chosen else "no"
 
 

@@ -91,6 +91,16 @@ def test_a_gates_values_and_gradients_are_torchs(dtype: torch.dtype, tolerance: 
         assert gradcheck(swiglu, (gate, up))
 
 
+def test_in_float16_the_gradient_of_a_small_row_does_not_overflow() -> None:
+    x = (numbers().detach() * 0.02).half().requires_grad_()
+    upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).half()
+    exact = x.detach().double().requires_grad_()
+    (gradient,) = torch.autograd.grad(rms_norm(x), x, upstream)
+    (known,) = torch.autograd.grad(PAIRS["rms_norm"][1](exact), exact, upstream.double())
+    assert gradient.dtype == torch.float16
+    torch.testing.assert_close(gradient.double(), known, rtol=2e-3, atol=2e-3 * known.abs().max().item())
+
+
 def test_a_row_of_zeros_stays_zero_and_its_gradient_is_finite() -> None:
     x = torch.zeros(2, 8, requires_grad=True)
     y = rms_norm(x)

@@ -47,6 +47,7 @@ def test_auto_compiles_long_runs_where_there_is_a_compiler(monkeypatch: pytest.M
     assert resolved("runtime.compile=auto", flops=SHORT, earlier={"compile": "model"}).compile == "model"
     assert not resolved("runtime.compile=false", flops=LONG, earlier={"compile": "blocks"}).compiled
     assert resolved("runtime.compile=model").compile == "model"
+    assert resolved("runtime.compile=model", SHARDED, ranks=TWO).compile == "blocks"
     monkeypatch.setattr(runtime_config, "_compiler_found", lambda: False)
     assert not resolved("runtime.compile=auto", flops=LONG).compiled
     for chosen in ("true", "blocks", "model"):
