@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -13,6 +13,9 @@ import torch
 
 from pipeline.core.console import say
 from pipeline.core.errors import PluginError
+from pipeline.data.batches import EvaluationWindow
+from pipeline.data.masked import MaskedIds
+from pipeline.data.masked import Targets as Ids
 from pipeline.model.architecture import LanguageModel, checked_forward
 from pipeline.model.device import device_of
 from pipeline.model.generate import generate
@@ -20,6 +23,7 @@ from pipeline.model.scoring import evaluating, score_tokens
 from pipeline.plugin.calls import calling, check_numbers, label
 from pipeline.plugin.components import (
     CALLBACK_METHODS,
+    IGNORED,
     EvalCallback,
     EvaluationEvent,
     StepEvent,
@@ -87,7 +91,8 @@ def _step_event(
         total_steps=run.total_steps,
         metrics=dict(row),
         model=run.model,
-        batches=partial(_batches, run, run.device),
+        batches=partial(_batches, run, run.device, _ids),
+        targets=partial(_batches, run, run.device, _targets),
         loss=partial(_token_losses, run.model),
         memory=state.memory.setdefault(callback.name, {}),
         full=run.parallel.full_tensor,
@@ -190,7 +195,8 @@ def _call_one(
         generate=partial(_generate, run, model),
         show=show,
         model=model,
-        batches=partial(_batches, run, device_of(model)),
+        batches=partial(_batches, run, device_of(model), _ids),
+        targets=partial(_batches, run, device_of(model), _targets),
         loss=partial(_token_losses, model),
         memory=state.memory.setdefault(callback.name, {}),
     )
@@ -209,15 +215,29 @@ def _call_one(
 # ── what an event offers ──────────────────────────────────────────────────────────────────────────
 
 
-def _batches(run: TrainingRun, device: torch.device, side: str) -> Iterator[torch.Tensor]:
-    """The windows of "train" or "val" that each evaluation reads, in batches of ids [B, T + 1]."""
+def _batches(
+    run: TrainingRun, device: torch.device, read: Callable[[MaskedIds, EvaluationWindow], Ids], side: str
+) -> Iterator[torch.Tensor]:
+    """What `read` finds in the windows of "train" or "val" that each evaluation reads, batch by batch."""
     if side not in run.data.eval_windows:
         raise ValueError(f"event.batches takes {' or '.join(map(repr, run.data.eval_windows))}, not {side!r}")
     ids, size = run.data.ids[side], run.params.micro_batch_size
     for _, same in groupby(run.data.eval_windows[side], lambda window: window.end - window.start):
-        windows = [ids.ids[window.start : window.end].astype(np.int64) for window in same]
+        windows = [read(ids, window) for window in same]
         for first in range(0, len(windows), size):
             yield torch.from_numpy(np.stack(windows[first : first + size])).to(device)
+
+
+def _ids(ids: MaskedIds, window: EvaluationWindow) -> Ids:
+    """The ids of a window [T + 1]."""
+    return ids.ids[window.start : window.end].astype(np.int64)
+
+
+def _targets(ids: MaskedIds, window: EvaluationWindow) -> Ids:
+    """The targets of a window [T]."""
+    targets = ids.targets(window.start + 1, window.end)
+    targets[: len(targets) - window.counted] = IGNORED
+    return targets
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from pipeline.plugin import EvalCallback, StepEvent, hookimpl
+from pipeline.plugin import IGNORED, EvalCallback, StepEvent, hookimpl
 
 _LOGITS = 1 << 25
 """The maximum number of logits that decide the factor: 8,192 targets for a vocabulary of 4,096. The factor's
@@ -40,12 +40,12 @@ class TemperatureScaling(EvalCallback):
 
 
 def _val_logits(event: StepEvent) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits [N, V] and targets [N] of evenly spaced places of val, batch by batch."""
-    places = sum(ids[:, 1:].numel() for ids in event.batches("val"))
+    """Logits [N, V] and targets [N] of evenly spaced targets of val, batch by batch."""
+    count = sum(int((targets != IGNORED).sum()) for targets in event.targets("val"))
     found = []
-    for ids in event.batches("val"):
-        output, targets = event.model(ids[:, :-1]), ids[:, 1:].flatten()
-        rows = slice(None, None, math.ceil(places * output.vocab_size / _LOGITS))
+    for ids, each in zip(event.batches("val"), event.targets("val"), strict=True):
+        output, targets = event.model(ids[:, :-1]), each.flatten()
+        rows = (targets != IGNORED).nonzero()[:: math.ceil(count * output.vocab_size / _LOGITS) or 1, 0]
         few = replace(output, hidden=output.hidden.flatten(0, 1)[rows])
         found.append((few.logits, targets[rows]))
     return found

@@ -84,7 +84,7 @@ def test_a_run_ends_at_the_first_evaluation_that_reaches_the_target(trained_proj
     assert start > middle > end
 
     def steps(value: float) -> int:
-        use = ("--set", "train.eval_callbacks.use=[target_loss]")
+        use = ("--set", "train.eval_callbacks.use=[temperature_scaling,target_loss]")
         result = trained_project.succeed("train", *use, "--set", f"train.eval_callbacks.target_loss.value={value}")
         written: int = json.loads((metrics / "train.json").read_text())["steps"]
         assert ("the target" in result.out) == (value >= end)

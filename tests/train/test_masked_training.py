@@ -24,9 +24,10 @@ from small_run import (
 from pipeline.core.errors import DataError
 from pipeline.data.masked import MaskedIds
 from pipeline.model.architecture import LanguageModel
+from pipeline.plugin.components import IGNORED, EvalCallback, EvaluationEvent
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluation import evaluate
-from pipeline.train.loop import train_step
+from pipeline.train.loop import train, train_step
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
 
@@ -62,7 +63,7 @@ def test_losses_are_those_of_each_conversation_alone(tmp_path: Path, packed: boo
         model=model,
         micro_batch_size=micro_batch_size,
         batch_size=8,
-        evaluation="{every: 2, windows: 1000}",
+        evaluation="{every: 2, windows: 1000, final_tokens: 0}",
         windows=None if packed else masked_windows(),
         **({"pack_documents": "true"} if packed else {}),
     )
@@ -96,3 +97,40 @@ def test_a_split_with_nothing_to_learn_is_an_error(name: str) -> None:
             TrainingData.build(
                 small_params(**settings), TOKENIZER, ids, sampler, {each: text[1] for each, text in texts.items()}
             )
+
+
+def test_the_temperature_is_that_of_what_is_learnt(tmp_path: Path) -> None:
+    scaling = REGISTRY.build("eval_callbacks", "temperature_scaling", {}, "")
+    losses = {}
+    for callbacks in ((), (scaling,)):
+        model = make_model(architecture=WITHIN_DOCUMENTS)
+        run = make_run(
+            tmp_path / str(len(callbacks)),
+            model=model,
+            callbacks=callbacks,
+            pack_documents="true",
+            total_windows=4 * 50,
+            every=50,
+            options={"lr": 0.02},
+        )
+        train(run, state := TrainState())
+        losses[callbacks] = state.history[-1]["val.loss"]
+    assert losses[scaling,] < losses[()]
+
+
+def test_callbacks_get_the_targets_that_are_learnt(tmp_path: Path) -> None:
+    class Counts(EvalCallback):
+        name = "counts"
+
+        def on_evaluation(self, event: EvaluationEvent) -> dict[str, float]:
+            nats = count = 0.0
+            for ids, targets in zip(event.batches("val"), event.targets("val"), strict=True):
+                learnt = targets != IGNORED
+                assert torch.equal(ids[:, 1:][learnt], targets[learnt])
+                nats, count = nats + float(event.loss(ids)[learnt].sum()), count + int(learnt.sum())
+            return {"counts.loss": nats / count}
+
+    model = make_model(architecture=WITHIN_DOCUMENTS)
+    run, state = make_run(tmp_path, model=model, callbacks=(Counts(),), pack_documents="true"), TrainState()
+    evaluate(run, state)
+    assert state.history[-1]["counts.loss"] == pytest.approx(state.history[-1]["val.loss"], rel=1e-12)

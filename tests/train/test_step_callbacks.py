@@ -152,6 +152,8 @@ class Reads(EvalCallback):
         assert not event.model.training
         with pytest.raises(ValueError, match="'test'"):
             next(event.batches("test"))
+        for each, targets in zip(ids, event.targets("val"), strict=True):
+            assert torch.equal(each[:, 1:], targets)
         return {"reads.loss": float(torch.cat([each.flatten() for each in nats]).mean())}
 
 

@@ -54,7 +54,11 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         return (torch.randint(11, (rows, TOY_CONTEXT + 1), generator=generator) for rows in (4, 4, 1))
 
     loss = getattr(model, "loss", lambda ids: torch.full((len(ids), ids.shape[1] - 1), 3.0, dtype=torch.float64))
-    shared = {"step": 10, "total_steps": 40, "model": model, "batches": batches, "loss": loss, "memory": {}}
+    read = values.get("batches", batches)
+    shared = {
+        "step": 10, "total_steps": 40, "model": model, "batches": batches, "loss": loss, "memory": {},
+        "targets": lambda side: (ids[:, 1:] for ids in read(side)),
+    }  # fmt: skip
     return shared | values
 
 

@@ -28,6 +28,8 @@ class TrainingEvent:
             are [B, T, V]. Only `before_update` and `after_step` may change it.
         batches: `batches("train")` or `batches("val")` yields ids [B, T + 1] on the model's device: the windows
             used for evaluation during training, always the same ones. The last id of each window is only a target.
+        targets: `targets(side)` yields the targets of the same batches, [B, T]: the next ids, or `IGNORED` for
+            tokens that are only read.
         loss: `loss(ids)`, for ids [B, T + 1], returns the negative log-likelihood of each id after the first, in
             nats [B, T], float64, without gradient.
         memory: The callback's state: a dict of plain values and tensors, saved and restored with the run.
@@ -38,6 +40,7 @@ class TrainingEvent:
     metrics: Mapping[str, float]
     model: torch.nn.Module
     batches: Callable[[str], Iterator[torch.Tensor]]
+    targets: Callable[[str], Iterator[torch.Tensor]]
     loss: Callable[[torch.Tensor], torch.Tensor]
     memory: dict[str, Any]
 
