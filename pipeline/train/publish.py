@@ -94,7 +94,7 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
             best={"model_state_dict": best_weights, "step": state.best_step},
         )
     best = state.final["best"]
-    names = {"loss": "val loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}  # of all of val
+    names = {"loss": "val loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
     numbers = (f"{named} {best[name]:.5g}" for name, named in names.items() if name in best)
     fact("best", f"step {state.best_step:,}: {', '.join(numbers)}")
     fact("wrote", f"{paths.shown(paths.checkpoint)}, {paths.shown(paths.metrics)}/train.json, history.tsv, {STEPS}")
