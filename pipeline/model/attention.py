@@ -50,7 +50,8 @@ class DocumentMask(NamedTuple):
     def of(cls, tokens: torch.Tensor, document_end: int) -> DocumentMask:
         """The mask of ids [B, T] in which `document_end` ends a document."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
-        first = F.pad(tokens[:, :-1] == document_end, (1, 0))
+        # After the last token, at place 0, a document begins anyway. No slice: an export could not have two tokens.
+        first = tokens.roll(1, dims=1) == document_end
         starts = torch.where(first, places, 0).cummax(dim=1).values
         return cls(starts, _flex_tables(starts) if functions.code_path(tokens.device) == "cuda" else None)
 
