@@ -89,7 +89,7 @@ def test_what_decides_nothing_is_no_difference(trained_project: Project) -> None
     settings = (
         "train.optimizer.muon.lr=0.5",
         "runtime.save_seconds=5",
-        "train.eval_callbacks.use=[sample_text, dvclive]",
+        "train.eval_callbacks.use=[temperature_scaling, sample_text, dvclive]",
         "evaluate.samplers.use=[greedy]",
     )
     result = trained_project.succeed("evaluate", *(part for value in settings for part in ("--set", value)))
@@ -100,7 +100,8 @@ def test_a_callback_that_ends_runs_and_an_extension_are_differences(trained_proj
     settings = ("train.eval_callbacks.use=[early_stopping, dvclive]", "train.extension.amount=3")
     result = trained_project.succeed("evaluate", *(part for value in settings for part in ("--set", value)))
     (note,) = notes(result.out)
-    assert 'train.eval_callbacks.use is ["early_stopping"] in params.yaml, ["sample_text"] in' in note
+    chosen = '["temperature_scaling", "sample_text"]'
+    assert f'train.eval_callbacks.use is ["early_stopping"] in params.yaml, {chosen} in' in note
     assert "train.extension.amount is 3 in params.yaml, 0 in" in note
     assert note.count("in the checkpoint") == 2
 

@@ -230,11 +230,14 @@ def register_eval_callbacks():
 '''
 
 
+OTHERS = "temperature_scaling,sample_text,weight_norms,interrupt"
+
+
 def test_logging_changes_no_result_and_an_interrupted_run_goes_on_in_its_curves(trained_project: Project) -> None:
     metrics = trained_project.root / "metrics"
     without = json.loads((metrics / "train.json").read_text())
     (trained_project.root / "plugins" / "eval_callbacks" / "interrupt.py").write_text(INTERRUPT)
-    using = ("--set", f"train.eval_callbacks.use=[sample_text,weight_norms,interrupt,{','.join(TRACKERS)}]")
+    using = ("--set", f"train.eval_callbacks.use=[{OTHERS},{','.join(TRACKERS)}]")
     assert trained_project.run("train", *using).code == 130
     assert "resuming from step 3" in trained_project.succeed("train", *using).out
     trained = json.loads((metrics / "train.json").read_text())
