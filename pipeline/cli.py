@@ -18,11 +18,12 @@ from pipeline.core import command_exit
 from pipeline.core.collector import collect_after_imports
 from pipeline.core.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
 from pipeline.core.paths import Paths
+from pipeline.core.processor import run_as_many_threads_as_asked
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
 
-os.environ["OMP_DYNAMIC"] = "false"  # a number of threads that follows the load would change the last bits of sums
+run_as_many_threads_as_asked()  # before torch is imported
 
 
 class _Group(click.Group):
