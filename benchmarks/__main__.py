@@ -13,6 +13,7 @@ import click
 from benchmarks import table
 from benchmarks.context import Context
 from benchmarks.goals import GOALS, verdict
+from benchmarks.machine import machine, processor_kind
 from benchmarks.measure import ROOT
 from benchmarks.results import FOLDER, Results, read
 
@@ -59,7 +60,7 @@ def main(
     # Commands in other folders must run the code of this checkout, not an installed version.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     clones = {name: path for name, path in (("nanogpt", nanogpt), ("litgpt", litgpt), ("book", book)) if path}
-    target = FOLDER / "quick" if quick else FOLDER
+    target = FOLDER / ("quick" if quick else processor_kind(machine()))
     subjects = only or tuple(name for name in ORDER if not (quick and name == "book"))
     for subject in subjects:
         click.echo(f"── {subject}, after {time.monotonic() - started:,.0f} s")

@@ -29,6 +29,7 @@ GOALS = {
     "training M against transformers": Goal(1.7),
     "training B against transformers": Goal(1.4),
     "training's share of GEMM": Goal(0.8),
+    "training's share of GEMM with AMX": Goal(0.45),
     "the book's run": Goal(2.0),
     "nanoGPT's loss in a fifteenth of its time": Goal(15.0),
     "nanoGPT's loss": Goal(1.898, at_least=False),

@@ -30,6 +30,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def processor_kind(facts: dict[str, Any]) -> str:
+    """The most capable instructions of a processor, such as "amx_bf16": speeds are compared between equal kinds."""
+    return facts["instructions"][-1] if facts["instructions"] else "other"
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}

@@ -75,7 +75,7 @@ def markdown(study: Study | None, subject: str) -> str:
     """The Markdown between the two comments of a study."""
     if study is None or not study.runs:
         return f"Not measured yet: `python -m benchmarks.variants {subject}` fills this in.\n"
-    parts = [where([study]), f"`{study.command}`, {study.seconds:,.0f} s\n"]
+    parts = [where(study), f"`{study.command}`, {study.seconds:,.0f} s\n"]
     for preset in dict.fromkeys(run.preset for run in study.runs):
         parts += _ablation(study, preset) if subject == "ablation" else _precision(study, preset)
     failed = [f"- Failed: {what} ({why})" for what, why in study.skipped.items()]

@@ -12,6 +12,7 @@ from statistics import quantiles
 from benchmarks import studies
 from benchmarks.document import DOCUMENT, between, where
 from benchmarks.goals import GOALS, verdict
+from benchmarks.machine import processor_kind
 from benchmarks.results import FOLDER, Results, Row, read
 
 SUBJECTS = ("training", "book", "learning", "generation", "tokenizing", "loading", "saving", "startup")
@@ -73,23 +74,21 @@ def shown(value: float, kind: str) -> str:
 
 
 def markdown(results: Iterable[Results]) -> str:
-    """The Markdown between the two comments: machine, the rows of each subject, and what was skipped."""
+    """The Markdown between the two comments: for each subject and machine, the rows and what was skipped."""
     results = list(results)
     if not results:
         return "Nothing is measured yet: `make bench` fills this in.\n"
-    parts = [where(results)]
+    parts = []
     for each in results:
         rows = [_HEADER, ("---", "---", *["---:"] * 5, "---"), *lines([each])[1:]]
         notes = list(dict.fromkeys(f"- {row.what}: {row.note}" for row in each.rows if row.note))
         notes += [f"- Not measured: {what} ({why})" for what, why in each.skipped.items()]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-        parts.append(f"### {_title(each.subject)}\n\n`{each.command}`, {each.seconds:,.0f} s\n\n{table}\n")
+        kind = processor_kind(each.machine)
+        parts.append(f"### {each.subject.capitalize()}, {kind}\n\n`{each.command}`, {each.seconds:,.0f} s\n")
+        parts += [where(each), f"{table}\n"]
         parts += ["\n".join(notes) + "\n"] if notes else []
     return "\n".join(parts)
-
-
-def _title(subject: str) -> str:
-    return subject.replace("gpu-", "GPU: ") if subject.startswith("gpu-") else subject.capitalize()
 
 
 def plain(results: Iterable[Results]) -> str:
@@ -102,8 +101,10 @@ def plain(results: Iterable[Results]) -> str:
 
 
 def every(folder: Path = FOLDER) -> list[Results]:
-    """All results in a folder."""
-    return read(folder, SUBJECTS)
+    """The results in `folder`, which has a folder for each kind of processor, by subject."""
+    kinds = sorted(each for each in folder.glob("*/") if each.name != "quick")
+    found = [results for kind in kinds for results in read(kind, SUBJECTS)]
+    return sorted(found, key=lambda each: SUBJECTS.index(each.subject))
 
 
 def write(document: Path = DOCUMENT, folder: Path = FOLDER) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from statistics import median
 
 from benchmarks.context import Context
-from benchmarks.machine import gemm_side
+from benchmarks.machine import gemm_side, machine, processor_kind
 from benchmarks.measure import Measured
 from benchmarks.ours import SHAPES, training_side
 from benchmarks.peers import Chosen, training_sides
@@ -54,7 +54,9 @@ def _share(what: str, ours: Measured, name: str, gemm: Measured) -> Row:
     flops = ours.facts["flops_per_token"]
     each = [one.rate * flops / other.rate for one, other in zip(ours.rounds, gemm.rounds, strict=True)]
     wall = [one.wall_rate * flops / other.wall_rate for one, other in zip(ours.rounds, gemm.rounds, strict=True)]
-    goal = "training's share of GEMM" if name == f"{ours.facts['precision']} GEMM" else ""
+    amx = processor_kind(machine()) == "amx_bf16"
+    goal = "training's share of GEMM with AMX" if amx else "training's share of GEMM"
+    goal = goal if name == f"{ours.facts['precision']} GEMM" else ""
     return Row(
         what, name, median(each), "share", "GFLOP per processor-second", ours.rate * flops / 1e9, gemm.rate / 1e9,
         median(wall), each, goal,

@@ -16,6 +16,7 @@ from conftest import REPOSITORY
 from benchmarks import corpora, document, fit, generation, lines, peers, revisions, studies, table, variants
 from benchmarks.context import Context
 from benchmarks.goals import GOALS, verdict
+from benchmarks.machine import processor_kind
 from benchmarks.measure import Measured, Round, Side, SideFailedError, facts_of, ratios, take_turns
 from benchmarks.results import Results, Row, compared, read, shown_command
 from benchmarks.studies import EXACT, FAST, SHIPPED, Study, Trained
@@ -54,12 +55,19 @@ def test_a_comparison_of_many_rounds_shows_their_quartiles() -> None:
     assert "to" not in table.lines([Results("training", [ROW])])[1][4], "three rounds have none"
 
 
-def test_the_table_says_which_subjects_were_measured_where() -> None:
-    here, there = Results("training", [ROW], date="2026-01-02"), Results("book", [ROW], date="2026-01-01")
-    assert document.where([here]).startswith("Measured on 2026-01-02: ")
-    both = document.where([here, replace(here, subject="loading"), there])
-    assert "Training, loading: measured on 2026-01-02: " in both
-    assert "Book: measured on 2026-01-01: " in both
+def test_the_table_says_where_each_subject_was_measured(tmp_path: Path) -> None:
+    amx = Results(
+        "training", [ROW], date="2026-01-02", machine={"processor": "A", "cores": 2, "instructions": ["amx"]}
+    )
+    plain = replace(amx, date="2026-01-01", machine={"processor": "B", "cores": 4, "instructions": []})
+    book = replace(plain, subject="book")
+    for each in (amx, plain, book):
+        each.write(tmp_path / processor_kind(each.machine))
+    assert table.every(tmp_path) == [amx, plain, book]
+    text = table.markdown(table.every(tmp_path))
+    assert "### Training, amx\n" in text
+    assert "Measured on 2026-01-02: A, 2 cores, amx; " in text
+    assert text.index("### Training, other") < text.index("on 2026-01-01: B, 4 cores; ") < text.index("### Book")
 
 
 @pytest.mark.parametrize("name", ["transformers", "nanoGPT", "litgpt", "the book"])
@@ -187,7 +195,7 @@ def test_results_name_no_folder_of_the_machine() -> None:
         shown_command(["--book", "/somewhere/of/mine/book", "--quick"])
         == "python -m benchmarks --book book --quick"
     )
-    for path in (REPOSITORY / "benchmarks" / "results").glob("*.json"):
+    for path in (REPOSITORY / "benchmarks" / "results").rglob("*.json"):
         assert not any(place in path.read_text() for place in ("/home/", "/tmp/", "/work/", "/Users/")), path
 
 
