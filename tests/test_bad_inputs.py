@@ -564,12 +564,12 @@ PARAMS_CASES = [
     Case("dropout 1.0", "split --set model.dropout=1.0", ("model.dropout", "less than 1")),
     Case("dropout 1.1", "split --set model.dropout=1.1", ("model.dropout", "less than 1")),
     Case("an infinite clip", "split --set train.grad_clip=.inf", ("train.grad_clip", "finite")),
-    Case("yes for true", "train --set model.gpt2.tied_head=yes", ("model.gpt2.tied_head", "boolean")),
+    Case("yes for true", "train --set model.gpt2.tied_head=yes", ("model.gpt2.tied_head", "true or false")),
     Case("a million threads", "split --set runtime.threads=1000000", ("runtime.threads", "1024")),
     Case(
         "prompts that are numbers",
         "split --set 'evaluate.generation.prompts=[1, a]'",
-        ("prompts.0", "string", "not 1"),
+        ("prompts.0", "text", "not 1"),
     ),
     Case("prompts that are a text", "split --set evaluate.generation.prompts=a", ("prompts", "should be a list")),
     Case(
@@ -578,6 +578,12 @@ PARAMS_CASES = [
         ("prompts.0", "surrogate"),
     ),
     Case("a section that is a number", "split --set split=5", ("split", "should be a section")),
+    Case(
+        "a compile mode that is not there",
+        "split --set runtime.compile=foo",
+        ("runtime.compile: input", "true", "'auto'", "'blocks'", "'model'", "not 'foo'"),
+    ),
+    Case("a component that is a number", "split --set train.loss.cross_entropy=3", ("train.loss.cross_entropy: ", "not 3")),
     Case("--set without =", "split --set split.val", ("--set 'split.val'", "section.key=value")),
     Case("--set without a key", "split --set =3", ("--set '=3'", "section.key=value")),
     Case("--set with an empty part", "split --set split..val=3", ("--set", "section.key=value")),

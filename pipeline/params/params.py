@@ -47,16 +47,6 @@ class _Options(Section):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, dict[str, Any]]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _options_stand_under_a_name(cls, values: Any) -> Any:
-        keys = [key for key in values if key not in cls.model_fields] if isinstance(values, dict) else []
-        for key in keys:
-            if not isinstance(values[key], dict):
-                name = values.get("name", "NAME")
-                raise ValueError(f"{key} is not a component with options: did you mean {name}.{key}?")
-        return values
-
     @property
     def options(self) -> dict[str, dict[str, Any]]:
         """The options by component name."""

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from ruamel.yaml.error import YAMLError
 
 from pipeline.core.errors import ParamsError
-from pipeline.core.values import explain
+from pipeline.core.values import explain, invalid_keys
 from pipeline.core.yaml import read_yaml, yaml_values
-from pipeline.params.params import Params
+from pipeline.params.params import Choice, Choices, Params
 
 
 def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
@@ -29,7 +29,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        wrong = [".".join(map(str, item["loc"])) for item in error.errors()]
+        wrong = [".".join(map(str, key)) for key in invalid_keys(error, values)]
         all_set = all(any(f"{name}.".startswith(f"{key}.") for key in keys) for name in wrong)
         raise ParamsError(f"{'--set' if all_set else path.name}: {_with_suggestions(error, values)}") from None
 
@@ -85,22 +85,31 @@ def _set(values: dict[str, Any], override: str) -> str:
 
 
 def _with_suggestions(error: ValidationError, values: dict[str, Any]) -> str:
-    parts = [explain(error)]
+    parts = [explain(error, values)]
     for item in error.errors():
-        if item["type"] == "extra_forbidden":
-            *parents, key = map(str, item["loc"])
-            section: Any = Params
-            for parent in parents:
-                section = section.model_fields[parent].annotation
-            close = difflib.get_close_matches(key, section.model_fields, n=1)
-            found = [name for name in _find_key(key, values) if name != ".".join([*parents, key])]
-            if close:
-                parts.append(f"did you mean {close[0]!r} instead of {key!r}?")
-            else:
-                parts.append(f"there is {', '.join(found)}" if found else f"remove {key!r}")
+        if item["type"] in ("extra_forbidden", "dict_type"):
+            parts += _suggestions(tuple(map(str, item["loc"])), values)
     if any(item["type"] == "missing" for item in error.errors()):
         parts.append("docs/params.md lists every key with its shipped value")
     return "; ".join(parts)
+
+
+def _suggestions(path: tuple[str, ...], values: dict[str, Any]) -> Iterator[str]:
+    """What to write instead of a key that its section does not have."""
+    *parents, key = path
+    kind: Any = Params
+    section: Any = values
+    for parent in parents:
+        kind, section = kind.model_fields[parent].annotation, section[parent]
+    if close := difflib.get_close_matches(key, kind.model_fields, n=1):
+        yield f"did you mean {close[0]!r} instead of {key!r}?"
+    elif issubclass(kind, Choice | Choices):  # an option that stands outside its component's section
+        name = section.get("name", "NAME")
+        if key != name and key not in section.get("use", ()):
+            yield f"did you mean {'.'.join([*parents, name, key])}?"
+    else:
+        found = [name for name in _find_key(key, values) if name != ".".join(path)]
+        yield f"there is {', '.join(found)}" if found else f"remove {key!r}"
 
 
 def _find_key(key: str, values: Any, where: str = "") -> Iterator[str]:

@@ -6,7 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+from pydantic_core import from_json
+
+from pipeline.core.values import explain
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -38,14 +41,12 @@ def read_json_lines(path: Path, kind: type[T], shown: str, setting: str) -> list
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        values = None
         try:
+            values = from_json(line)
             records.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            what = ".".join(map(str, first["loc"])) or "the line"
-            raise ValueError(
-                f"{shown} line {number}: {what}: {first['msg'].removeprefix('Value error, ')}"
-            ) from None
+        except ValueError as error:
+            raise ValueError(f"{shown} line {number}: {explain(error, values)}") from None
     if not records:
         raise ValueError(f"{shown} is empty: write one question per line")
     return records

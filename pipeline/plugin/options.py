@@ -60,7 +60,7 @@ def with_options(component: type[C], options: Mapping[str, Any], where: str) -> 
         try:
             return component.model_validate_json(text)
         except ValidationError as error:
-            raise ParamsError(explain(error, where, list(component.model_fields))) from None
+            raise ParamsError(explain(error, json.loads(text), where, list(component.model_fields))) from None
 
 
 def _date_to_text(value: Any) -> str:

@@ -23,10 +23,10 @@ SECTIONS: dict[str, Choice | Choices] = {
 @pytest.mark.parametrize(
     ("override", "wanted"),
     [("train.schedule.final=0.1", "linear.final"), ("train.loss.gamma=2", "cross_entropy.gamma"),
-     ("train.eval_callbacks.patience=2", "NAME.patience"), ("export.formats.huggingface=true", "huggingface")],
+     ("train.eval_callbacks.patience=2", "NAME.patience"), ("export.formats.huggingface=true", "section of keys")],
 )  # fmt: skip
 def test_an_option_outside_its_components_section_is_reported_with_its_key(override: str, wanted: str) -> None:
-    with pytest.raises(ParamsError, match=rf"{override.partition('=')[0].rpartition('.')[0]}: .*{wanted}"):
+    with pytest.raises(ParamsError, match=rf"--set: {override.partition('=')[0]}: .*{wanted}"):
         load_params(REPOSITORY / "params.yaml", [override])
 
 
