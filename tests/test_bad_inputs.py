@@ -583,7 +583,11 @@ PARAMS_CASES = [
         "split --set runtime.compile=foo",
         ("runtime.compile: input", "true", "'auto'", "'blocks'", "'model'", "not 'foo'"),
     ),
-    Case("a component that is a number", "split --set train.loss.cross_entropy=3", ("train.loss.cross_entropy: ", "not 3")),
+    Case(
+        "a component that is a number",
+        "split --set train.loss.cross_entropy=3",
+        ("train.loss.cross_entropy: ", "not 3"),
+    ),
     Case("--set without =", "split --set split.val", ("--set 'split.val'", "section.key=value")),
     Case("--set without a key", "split --set =3", ("--set '=3'", "section.key=value")),
     Case("--set with an empty part", "split --set split..val=3", ("--set", "section.key=value")),

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from pipeline.core.values import explain
@@ -41,11 +41,10 @@ def read_json_lines(path: Path, kind: type[T], shown: str, setting: str) -> list
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        values = None
         try:
-            values = from_json(line)
             records.append(kind.model_validate_json(line))
-        except ValueError as error:
+        except ValidationError as error:
+            values = from_json(line) if error.errors()[0]["type"] != "json_invalid" else None
             raise ValueError(f"{shown} line {number}: {explain(error, values)}") from None
     if not records:
         raise ValueError(f"{shown} is empty: write one question per line")
