@@ -3,68 +3,47 @@
 from __future__ import annotations
 
 import os
-import shlex
-import signal
-import sys
-from collections.abc import Callable, Iterable
-from importlib import import_module
-from itertools import pairwise
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from pipeline.core import command_exit
-from pipeline.core.collector import collect_after_imports
-from pipeline.core.errors import Interrupted, PipelineError, explain_os_error, out_of_memory
+from pipeline.command_line.groups import CompareCommand, Group, PluginsGroup
+from pipeline.command_line.options import (
+    generation_options,
+    params_option,
+    read_params,
+    system_option,
+    weights_option,
+    with_params,
+)
+from pipeline.command_line.process import exit_code, run_and_exit
+from pipeline.command_line.stages import stage_command, stage_names
 from pipeline.core.paths import Paths
 from pipeline.core.processor import run_as_many_threads_as_asked
-
-if TYPE_CHECKING:
-    from pipeline.params.params import Params
 
 run_as_many_threads_as_asked()  # before torch is imported
 
 
-class _Group(click.Group):
-    """Lists its commands in the order in which they are defined: the order in which people run them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+_STAGES = stage_names()
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help=f"""Train a GPT on your own text, from raw text to an export that other programs load.
+
+    The stages ({', '.join(_STAGES)}) read params.yaml in the current folder. `dvc repro` runs the stages whose
+    inputs changed. Each stage can also be run alone; it prints what it read and wrote.
+    """,
+)  # fmt: skip
 @click.version_option(package_name="gpt-training-pipeline", prog_name="pipeline")
 def cli() -> None:
-    """Train a GPT on your own text, from raw text to an export that other programs load.
-
-    The five stages (tokenize, split, train, evaluate, export) read params.yaml in the current folder. `dvc repro`
-    runs the stages whose inputs changed. Each stage can also be run alone; it prints what it read and wrote.
-    """
+    """All commands."""
     from pipeline.core.publication import recover
 
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and recover(Paths(Path.cwd())):
         click.echo("note: a killed process had not finished replacing a stage's outputs: finished now", err=True)
-
-
-_params_option = click.option(
-    "--params", "params_file", type=click.Path(path_type=Path), default=Path("params.yaml"),
-    show_default=True, metavar="FILE", help="Read params from this file.",
-)  # fmt: skip
-
-
-def _with_params(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option(
-        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-        help="Override one value of params.yaml for this run. Repeatable.",
-    )(command)  # fmt: skip
-    return _params_option(command)
-
-
-def _read(params_file: Path, overrides: tuple[str, ...]) -> tuple[Params, Paths]:
-    from pipeline.params.reader import load_params
-
-    return load_params(params_file, overrides), Paths(Path.cwd())
 
 
 def _print_lines(lines: Iterable[object], indent: int = 2, wrap: bool = True) -> None:
@@ -74,85 +53,8 @@ def _print_lines(lines: Iterable[object], indent: int = 2, wrap: bool = True) ->
         say(str(line), indent, wrap)
 
 
-def _stage(name: str, does: str, writes: str) -> None:
-    @cli.command(name, help=f"{does}\n\nWrites {writes}.", short_help=does)
-    @_with_params
-    def command(params_file: Path, overrides: tuple[str, ...]) -> None:
-        params, paths = _read(params_file, overrides)
-        _note_overrides_unknown_to_dvc(paths, params_file, overrides)
-        import_module(f"pipeline.{name}.stage").run(params, paths)
-
-
-def _note_overrides_unknown_to_dvc(paths: Paths, params_file: Path, overrides: tuple[str, ...]) -> None:
-    """Prints a note: `--set` changes the result, but DVC records the values of params.yaml."""
-    unseen = [each for each in overrides if each.partition("=")[0].split(".")[0].strip() != "runtime"]
-    if unseen and "DVC_STAGE" not in os.environ and (paths.root / ".dvc").exists():
-        from pipeline.params.reader import read_sections
-
-        values = read_sections(params_file)
-        settings = " ".join(f"-S {shlex.quote('+' * (not _has_key(values, each)) + each)}" for each in unseen)
-        command = f"dvc exp run {settings}"
-        _print_lines([f"note: --set is not in params.yaml, so DVC does not record it; `{command}` does"])
-
-
-def _has_key(values: Any, override: str) -> bool:
-    """Whether the params file has the key. If not, `dvc exp run -S` needs a + to add it."""
-    for part in override.partition("=")[0].strip().split("."):
-        if not isinstance(values, dict) or part not in values:
-            return False
-        values = values[part]
-    return True
-
-
-_stage("tokenize", "Turn the corpus into token ids.", "artifacts/tokens")
-_stage("split", "Split the tokens into train, val and test.", "artifacts/splits")
-_stage("train", "Train the GPT, or resume an interrupted run.", "artifacts/checkpoint and metrics/")
-_stage("evaluate", "Evaluate the model on every held-out token.", "metrics/evaluate.json and reports/report.html")
-_stage("export", "Export the model and verify the export.", "artifacts/export")
-
-
-_weights_option = click.option(
-    "--weights", type=click.Choice(["best", "last"]), help="Which weights of the checkpoint to use."
-)
-
-
-def _generation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options of the commands that generate text."""
-    options = [
-        click.option("--tokens", type=click.IntRange(1, 2**20), help="Maximum number of new tokens."),
-        click.option(
-            "--sampler", "samplers", multiple=True, metavar="NAME",
-            help="Use this sampler. Repeatable; applied in order.",
-        ),
-        click.option(
-            "--temperature", type=float, metavar="T",
-            help="Divide the logits by T; 0: always the most likely token.",
-        ),
-        click.option("--top-k", type=int, metavar="K", help="Sample from the K most likely tokens."),
-        click.option(
-            "--top-p", type=float, metavar="P",
-            help="Sample from the most likely tokens that add up to probability P.",
-        ),
-        click.option(
-            "--seed", type=click.IntRange(0, 2**63 - 1), help="Random seed. The same seed gives the same text."
-        ),
-        click.option(
-            "--stop", "stops", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable."
-        ),
-        _weights_option,
-        click.option(
-            "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
-            help="Precision of the weights. auto: the fastest one on this machine.",
-        ),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-_system_option = click.option(
-    "--system", metavar="TEXT", help="The system message, if the tokenizer has a chat template."
-)
+for _stage in _STAGES:
+    cli.add_command(stage_command(_stage))
 
 
 @cli.command(short_help="Continue one or more prompts with the trained model.")
@@ -162,14 +64,14 @@ _system_option = click.option(
     help="Read more prompts from FILE, one per line (- is standard input). With --chat, .jsonl: conversations.",
 )  # fmt: skip
 @click.option("--chat", is_flag=True, help="Answer each PROMPT as the message of a user.")
-@_system_option
+@system_option
 @click.option(
     "--num-samples", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N",
     help="Number of continuations per prompt.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per continuation.")
-@_generation_options
-@_with_params
+@generation_options
+@with_params
 def generate(
     prompts: tuple[str, ...], file: str | None, chat: bool, system: str | None,
     params_file: Path, overrides: tuple[str, ...], **options: Any,
@@ -194,7 +96,7 @@ def generate(
         raise click.UsageError("Missing argument 'PROMPT...', or --prompts FILE.", click.get_current_context())
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat.", click.get_current_context())
-    params, paths = _read(params_file, overrides)
+    params, paths = read_params(params_file, overrides)
     from pipeline.commands.generate import run
     from pipeline.commands.prompts import read_prompts, read_questions
 
@@ -205,9 +107,9 @@ def generate(
 
 
 @cli.command(short_help="Talk with the trained model.")
-@_system_option
-@_generation_options
-@_with_params
+@system_option
+@generation_options
+@with_params
 def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Talk with a model that was trained on conversations, or write a text together with any other one.
 
@@ -219,7 +121,7 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     of the text, or continues the current line if it starts with a space. Enter alone lets the model continue. If
     the input is not a terminal, the whole text is printed, including what was read.
     """
-    params, paths = _read(params_file, overrides)
+    params, paths = read_params(params_file, overrides)
     from pipeline.commands.chat import run
 
     run(params, paths, **options)
@@ -236,8 +138,8 @@ def chat(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
 @click.option("--tokens", "by_token", is_flag=True, help="Print every token with its loss.")
 @click.option("--chat", is_flag=True, help="Each FILE has conversations: score what the assistant says.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
-@_weights_option
-@_with_params
+@weights_option
+@with_params
 def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Measure how well the trained model predicts the text of each FILE (- is standard input).
 
@@ -250,28 +152,13 @@ def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None
     With --chat, each line of FILE is a conversation, {"messages": [{"role": ..., "content": ...}, ...]}, of which
     what the assistant says is scored. No conversation sees another.
     """
-    params, paths = _read(params_file, overrides)
+    params, paths = read_params(params_file, overrides)
     from pipeline.commands.score import run
 
     run(params, paths, **options)
 
 
-class _Compare(click.Command):
-    """Gives `--against` all the names that follow it."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--against" in args:
-            start = args.index("--against")
-            valued = {name for each in self.params for name in each.opts if not getattr(each, "is_flag", False)}
-            rest = [
-                each if each.startswith("-") or before in valued - {"--against"} else f"--against={each}"
-                for before, each in pairwise(args[start:])
-            ]
-            args = args[:start] + (rest or ["--against"])
-        return super().parse_args(ctx, args)
-
-
-@cli.command(cls=_Compare, short_help="Test whether runs or recipes differ significantly.")
+@cli.command(cls=CompareCommand, short_help="Test whether runs or recipes differ significantly.")
 @click.argument("names", metavar="[A] [B]", nargs=-1)
 @click.option(
     "--against", multiple=True, metavar="B1 B2 ...",
@@ -330,7 +217,7 @@ def compare(
 @click.option(
     "--new-base", is_flag=True, help="For chat-tiny: copy artifacts/checkpoint to data/weights/base again."
 )  # fmt: skip
-@_params_option
+@params_option
 def preset(name: str | None, new_base: bool, params_file: Path) -> None:
     """List the presets, or write the values of preset NAME into params.yaml.
 
@@ -358,7 +245,7 @@ def preset(name: str | None, new_base: bool, params_file: Path) -> None:
     help="How long training may take on this machine.",
 )  # fmt: skip
 @click.option("--dry-run", "--show", is_flag=True, help="Say what would be chosen; write nothing.")
-@_with_params
+@with_params
 def fit(params_file: Path, overrides: tuple[str, ...], minutes: float, dry_run: bool) -> None:
     """Choose the settings for your text, this machine and a time, write them into params.yaml, and say why.
 
@@ -366,44 +253,26 @@ def fit(params_file: Path, overrides: tuple[str, ...], minutes: float, dry_run: 
     size, batch, number of steps, dropout and learning rates. What --set gives is kept and written, too. Everything
     else in params.yaml stays as it is.
     """
-    _, paths = _read(params_file, overrides)
+    _, paths = read_params(params_file, overrides)
     from pipeline.commands.fit import run
 
     run(params_file, overrides, paths, minutes, dry_run)
 
 
 @cli.command("check", short_help="Find problems before a run; estimate its memory and time.")
-@_with_params
+@with_params
 def preflight(params_file: Path, overrides: tuple[str, ...]) -> None:
     """Find problems before a run, and estimate its model size, memory and time.
 
     Checks params, plugins, data, device and what git and DVC track, and runs a few training steps. Writes nothing.
     """
-    params, paths = _read(params_file, overrides)
+    params, paths = read_params(params_file, overrides)
     from pipeline.commands.check import run
 
     run(params, paths)
 
 
-class _Plugins(_Group):
-    """Accepts `plugins losses` for `plugins list losses`."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.commands:
-            from pipeline.authoring.listing import find_kind
-            from pipeline.core.errors import PluginError
-
-            try:
-                find_kind(args[0])
-            except PluginError as error:
-                ctx.fail(f"there is no command {args[0]!r} (there are: {', '.join(self.commands)}), and {error}")
-            args = ["list", *args]
-        return super().resolve_command(ctx, args)
-
-
-@cli.group(cls=_Plugins, invoke_without_command=True, short_help="List, explain, create and check plugins.")
+@cli.group(cls=PluginsGroup, invoke_without_command=True, short_help="List, explain, create and check plugins.")
 @click.pass_context
 def plugins(ctx: click.Context) -> None:
     """List, explain, create and check plugins. Without a command, list all components.
@@ -502,7 +371,7 @@ def lock() -> None:
     from pipeline.plugin.registry import Registry
     from pipeline.tokenize.stage import record_corpus
 
-    params, paths = _read(Path("params.yaml"), ())
+    params, paths = read_params(Path("params.yaml"), ())
     installed = Registry.load(None)
     _print_lines(f"note: {each.message} (not loaded, so recorded for every kind)" for each in installed.broken)
     packages = deciding_packages(params, paths, installed)
@@ -549,57 +418,9 @@ def clean(names: tuple[str, ...], keep: int) -> None:
 
 
 def main() -> None:
-    """Runs a command. An error that a person can fix is one line on stderr, with exit code 1 (usage: 2)."""
-    if sys.stdout is None:  # closed by the parent process
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
-    if sys.stdin is None:
-        sys.stdin = Path(os.devnull).open()  # noqa: SIM115
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    command_exit.stop_on_sigterm()
-    collect_after_imports()
-    sys.exit(_run(sys.argv[1:]))
+    """The program `pipeline`."""
+    run_and_exit(cli)
 
 
 def _run(arguments: list[str]) -> int:
-    try:
-        result: Any = cli.main(arguments, standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
-        return 2
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "pipeline"
-        return command_exit.fail(f"{error.format_message()} (see `{command} --help`)", 2)
-    except click.ClickException as error:
-        return command_exit.fail(error.format_message(), 1)
-    except (click.Abort, KeyboardInterrupt):
-        return command_exit.stopped("stopped by Ctrl-C", signal.SIGINT)
-    except Interrupted as error:
-        return command_exit.stopped(str(error), error.signal_number)
-    except PipelineError as error:
-        command_exit.show_traceback(error)
-        return command_exit.fail(str(error), 1)
-    except SystemExit:
-        if type(sys.stdout) is not click.utils.PacifyFlushWrapper:
-            raise
-        from pipeline.core.console import ignore_output
-
-        ignore_output()  # the reader of stdout is gone (EPIPE): exit silently
-        return 0
-    except OSError as error:
-        return command_exit.fail(explain_os_error(error), 1)
-    except BaseException as error:
-        if out_of_memory(error):
-            return command_exit.fail(
-                "out of memory: lower train.micro_batch_size (or evaluate.batch_size), model.context_length or "
-                "model.emb_dim",
-                1,
-            )
-        from pipeline.plugin.calls import plugin_error
-
-        found = plugin_error(error)
-        if found is None:
-            raise
-        command_exit.show_traceback(error)
-        return command_exit.fail(str(found), 1)
+    return exit_code(cli, arguments)

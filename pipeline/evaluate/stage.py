@@ -1,4 +1,7 @@
-"""evaluate: scores every held-out token once, computes baselines and samples, and writes the report."""
+"""Evaluate the model on every held-out token.
+
+Writes metrics/evaluate.json and reports/report.html.
+"""
 
 from __future__ import annotations
 

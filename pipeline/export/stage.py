@@ -1,5 +1,7 @@
-"""export: writes the model in formats of other programs, verifies each before publishing, and writes a model
-card."""
+"""Export the model and verify the export.
+
+Writes artifacts/export.
+"""
 
 from __future__ import annotations
 

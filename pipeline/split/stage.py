@@ -1,4 +1,7 @@
-"""The split stage: divides the tokens into train, val and test, as raw ids that other trainers can read."""
+"""Split the tokens into train, val and test.
+
+Writes artifacts/splits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The tokenize stage: builds or loads the tokenizer and encodes the corpus."""
+"""Turn the corpus into token ids.
+
+Writes artifacts/tokens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The train stage: trains a GPT on the training split, then publishes its checkpoint, metrics and history."""
+"""Train the GPT, or resume an interrupted run.
+
+Writes artifacts/checkpoint and metrics/.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.command_line.stages import stage_names
 from tests.fuzz.case import (
     YAML_VALUES,
     Case,
@@ -21,9 +22,9 @@ from tests.fuzz.case import (
     write,
 )  # fmt: skip
 
-_STAGES = ("tokenize", "split", "train", "evaluate", "export")
+_STAGES = stage_names()
 _COMMANDS = (
-    *(["check", "tokenize", "split", "train", "evaluate", "export"] * 2), "generate the",
+    *(["check", *_STAGES] * 2), "generate the",
     "score data/raw/text-00.txt",
     "preset", "preset modern-tiny",
 )  # fmt: skip

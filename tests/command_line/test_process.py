@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pipeline.core.command_exit import stopped
+from pipeline.command_line.process import stopped
 
 SLEEP = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
 

@@ -3,7 +3,7 @@ import sys
 
 PROGRAM = """
 import gc
-from pipeline.core.collector import collect_after_imports
+from pipeline.command_line.collector import collect_after_imports
 
 before, found = gc.get_threshold(), []
 gc.callbacks.append(lambda phase, info: found.append(phase))

@@ -1,0 +1,70 @@
+"""The commands of the stages: each folder of the package with a stage.py has one, and its docstring is the help."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shlex
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.command_line.options import read_params, with_params
+
+if TYPE_CHECKING:
+    from pipeline.core.paths import Paths
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def stage_names() -> list[str]:
+    """The stages, in the order of the dvc.yaml beside the package, else of the project's."""
+    text = ""
+    for path in (Path("dvc.yaml"), _PACKAGE.parent / "dvc.yaml"):
+        with suppress(OSError):
+            text = path.read_text(encoding="utf-8", errors="replace")
+    # A YAML reader's import would take longer than `--help` may.
+    order = {name: number for number, name in enumerate(re.findall(r"cmd: python -m pipeline (\w+)", text))}
+    names = sorted(path.parent.name for path in _PACKAGE.glob("*/stage.py"))
+    return sorted(names, key=lambda name: order.get(name, len(order)))
+
+
+def stage_command(name: str) -> click.Command:
+    """The command that runs the stage `name`. Its help is read, not imported, which may take seconds."""
+    source = (_PACKAGE / name / "stage.py").read_text(encoding="utf-8")
+    docstring = re.match(r'"""(.*?)"""', source, re.DOTALL)
+    text = inspect.cleandoc(docstring[1]) if docstring else f"Run the stage {name}."
+
+    @click.command(name, help=text, short_help=text.partition("\n\n")[0])
+    @with_params
+    def command(params_file: Path, overrides: tuple[str, ...]) -> None:
+        params, paths = read_params(params_file, overrides)
+        _note_overrides_unknown_to_dvc(paths, params_file, overrides)
+        import_module(f"pipeline.{name}.stage").run(params, paths)
+
+    return command
+
+
+def _note_overrides_unknown_to_dvc(paths: Paths, params_file: Path, overrides: tuple[str, ...]) -> None:
+    """Prints a note: `--set` changes the result, but DVC records the values of params.yaml."""
+    unseen = [each for each in overrides if each.partition("=")[0].split(".")[0].strip() != "runtime"]
+    if unseen and "DVC_STAGE" not in os.environ and (paths.root / ".dvc").exists():
+        from pipeline.core.console import say
+        from pipeline.params.reader import read_sections
+
+        values = read_sections(params_file)
+        settings = " ".join(f"-S {shlex.quote('+' * (not _has_key(values, each)) + each)}" for each in unseen)
+        say(f"note: --set is not in params.yaml, so DVC does not record it; `dvc exp run {settings}` does")
+
+
+def _has_key(values: Any, override: str) -> bool:
+    """Whether the params file has the key. If not, `dvc exp run -S` needs a + to add it."""
+    for part in override.partition("=")[0].strip().split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
