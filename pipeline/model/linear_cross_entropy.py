@@ -21,6 +21,8 @@ from pipeline.model import functions
 from pipeline.plugin.components import IGNORED, ModelOutput
 
 _LOGITS_AT_ONCE = 1 << 25
+_COMPILED_BYTES_AT_ONCE = 1 << 28
+"""More, as compiled code has no float32 copies of the logits; each chunk adds to the whole gradient of the head."""
 _LOGITS_AT_ONCE_ON_CUDA = 1 << 28
 _LEAST_ROWS_ON_CUDA = 1024
 
@@ -58,18 +60,22 @@ def softmax_and_gradient(
     counted = targets != IGNORED
     columns = targets.masked_fill(~counted, 0)[:, None]
     wide = torch.promote_types(logits.dtype, torch.float32)
-    log_p = torch.log_softmax(logits, dim=1, dtype=wide)
-    target_log_p = log_p.gather(1, columns)
+    # One exponential per logit, and no log-probabilities in memory: compiled, a row stays in the cache.
+    highest = logits.amax(dim=1, keepdim=True).to(wide)
+    exponentials = (logits - highest).exp_()
+    total = exponentials.sum(dim=1, keepdim=True)
+    target_log_p = (logits.gather(1, columns).to(wide) - highest) - total.log()
     nats = -(1 - smoothing) * target_log_p
     if smoothing:
-        nats = nats - smoothing * log_p[:, :size].mean(dim=1, keepdim=True)
+        mean = logits[:, :size].mean(dim=1, keepdim=True, dtype=wide)
+        nats = nats - smoothing * ((mean - highest) - total.log())
     scale = p_scale = counted[:, None].to(wide)
     if z_loss:
-        normaliser = logits.gather(1, columns).to(wide) - target_log_p
+        normaliser = highest + total.log()
         nats = nats + z_loss * normaliser.square()
         p_scale = scale * (1 + 2 * z_loss * normaliser)
     p_target = target_log_p.exp() * p_scale
-    gradient = log_p.exp_().mul_(p_scale)
+    gradient = exponentials.mul_(p_scale / total)
     if smoothing:
         gradient[:, :size] -= scale * (smoothing / size)
     # Subtract in float32, then round: in bfloat16, p − 1 would be 0 for p near 1.
@@ -161,9 +167,9 @@ def _compute(
     grad_output: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Nats [N] and, `with_gradients`, those of their sum (weighted by `grad_output`) for hidden states and head."""
-    path = functions.code_path(hidden.device)
+    path, eager = functions.code_path(hidden.device), softmax is softmax_and_gradient
     # A GPU would wait for the number of rows with a target, and compiled code be compiled for each number.
-    if path == "cpu" and softmax is softmax_and_gradient:
+    if path == "cpu" and eager:
         counted = (targets != IGNORED).nonzero()[:, 0]
         if len(counted) < len(targets):
             upstream = None if grad_output is None else grad_output[counted]
@@ -172,7 +178,8 @@ def _compute(
     weight = head.to(hidden.dtype)
     nats: list[torch.Tensor] = []
     grad_hidden, grad_head = torch.empty_like(hidden), None
-    for rows in chunks(len(targets), len(head), path):
+    at_once = _LOGITS_AT_ONCE if eager else _COMPILED_BYTES_AT_ONCE // hidden.element_size()
+    for rows in chunks(len(targets), len(head), path, at_once):
         row_nats, gradient = softmax(hidden[rows] @ weight.T, targets[rows], terms)  # softmax overwrites the logits
         nats.append(row_nats)
         if with_gradients:
@@ -207,8 +214,8 @@ def _spread(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tenso
     return values.new_zeros((count, *values.shape[1:])).index_copy_(0, rows, values)
 
 
-def chunks(rows: int, vocab_size: int, path: str) -> Iterator[slice]:
-    """Slices of rows whose logits fit into a bounded amount of memory: of about equal size on a CPU.
+def chunks(rows: int, vocab_size: int, path: str, at_once: int) -> Iterator[slice]:
+    """Slices of rows with at most `at_once` logits on a CPU, of about equal size.
 
     On a GPU, all but the last one have the same size, so that at most two shapes are compiled: a power of two, to
     fill the tiles of matrix products, and large, since each chunk reads and writes the head's gradient.
@@ -218,7 +225,7 @@ def chunks(rows: int, vocab_size: int, path: str) -> Iterator[slice]:
         size = 1 << (most.bit_length() - 1)
         yield from (slice(start, min(start + size, rows)) for start in range(0, rows, size))
         return
-    most = max(1, _LOGITS_AT_ONCE // vocab_size)
+    most = max(1, at_once // vocab_size)
     count = -(-rows // most)
     for number in range(count):
         yield slice(rows * number // count, rows * (number + 1) // count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -377,7 +378,7 @@ def test_without_gradients_none_are_computed() -> None:
 
 @given(rows=st.integers(0, 500), vocab_size=st.integers(1, 1 << 27))
 def test_chunks_are_all_rows_in_order_and_few_enough_at_a_time(rows: int, vocab_size: int) -> None:
-    slices = list(chunks(rows, vocab_size, "cpu"))
+    slices = list(chunks(rows, vocab_size, "cpu", 1 << 25))
     assert [row for each in slices for row in range(rows)[each]] == list(range(rows))
     sizes = {each.stop - each.start for each in slices}
     assert all(0 < size * vocab_size <= 1 << 25 or size == 1 for size in sizes)
@@ -386,7 +387,7 @@ def test_chunks_are_all_rows_in_order_and_few_enough_at_a_time(rows: int, vocab_
 
 @given(rows=st.integers(0, 1 << 20), vocab_size=st.integers(1, 1 << 20))
 def test_on_cuda_chunks_are_large_powers_of_two_and_one_rest(rows: int, vocab_size: int) -> None:
-    slices = list(chunks(rows, vocab_size, "cuda"))
+    slices = list(chunks(rows, vocab_size, "cuda", 1 << 25))
     assert [each.start for each in slices] == [0, *(each.stop for each in slices)][: len(slices)]
     assert slices[-1].stop == rows if rows else not slices
     sizes = [each.stop - each.start for each in slices]
@@ -410,3 +411,28 @@ def test_a_softmax_of_ones_own_is_used_in_both_directions() -> None:
     assert len(calls) == 1
     WEIGHTED["weighted"](nats).backward()
     assert len(calls) == 2
+
+
+def test_compiled_code_computes_more_logits_at_once_but_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, head, targets = problem()
+    monkeypatch.setattr(linear_cross_entropy, "_LOGITS_AT_ONCE", 3 * PADDED)
+    monkeypatch.setattr(linear_cross_entropy, "_COMPILED_BYTES_AT_ONCE", 11 * PADDED * hidden.element_size())
+    rows = []
+
+    def compiled(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        rows.append(len(logits))
+        return softmax_and_gradient(logits, *rest)
+
+    nats = FusedOutput(hidden, head, VOCAB, softmax=compiled).cross_entropy(targets)
+    assert rows == [11, 11, 11]
+    assert torch.allclose(nats, fused(hidden, head, targets))
+
+
+def test_a_loss_near_zero_keeps_its_digits() -> None:
+    logits = torch.zeros(1, 4)
+    logits[0, 2] = 30.0
+    exact = torch.log1p(3 * torch.exp(torch.tensor(-30.0, dtype=torch.float64)))
+    for offset in (0.0, 1000.0):
+        nats, gradient = softmax_and_gradient(logits + offset, torch.tensor([2]), linear_cross_entropy.LossTerms(4))
+        assert abs(nats.item() - exact.item()) < 1e-7
+        assert gradient[0, 0].item() == pytest.approx(math.exp(-30.0), rel=1e-5)
