@@ -33,8 +33,8 @@ from pipeline.model.device import choose_device, memory_of
 from pipeline.plugin.registry import Registry
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData, check_length
+from pipeline.train.length import rank_micro_batch_size
 from pipeline.train.memory_check import check_fits, memory_per_process
-from pipeline.train.run import rank_micro_batch_size
 from pipeline.train.stage import pretrained, say_long_warmup
 
 if TYPE_CHECKING:
@@ -216,9 +216,8 @@ def _check_size(params: Params, architecture: Architecture, splits: TokenFolder,
     share = tokens / parameters
     fact("model", f"{parameters:,} parameters, {share:.2g} training tokens per parameter")
     check_length(tokens, params)
-    count, train_params = process_count(params.runtime), params.train
-    micro_batch_size = rank_micro_batch_size(train_params.micro_batch_size, train_params.batch_size, count)
-    check_fits(architecture, device, params.runtime.strategy, count, micro_batch_size)
+    count = process_count(params.runtime)
+    check_fits(architecture, device, params.runtime.strategy, count, rank_micro_batch_size(params.train, count))
 
 
 def _measure(

@@ -1,8 +1,12 @@
-"""The length of a run, and which training windows each step reads."""
+"""The length of a run, which training windows each step reads, and how many a micro-batch has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.params.params import TrainParams
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,8 @@ class Length:
     def windows_before(self, step: int) -> int:
         """The number of windows read before `step`."""
         return self.windows(step)[0]
+
+
+def rank_micro_batch_size(params: TrainParams, ranks: int) -> int:
+    """Windows in a micro-batch: `micro_batch_size`, but at most a rank's share of the batch."""
+    return min(params.micro_batch_size, -(-params.batch_size // ranks))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from pipeline.model.architecture import LanguageModel, call_model, checked_outpu
 from pipeline.model.device import device_of
 from pipeline.model.linear_cross_entropy import FusedOutput, Softmax, softmax_and_gradient
 from pipeline.plugin.components import ModelOutput
+from pipeline.train.runtime_config import RuntimeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,7 @@ class Parallel:
         ranks: The processes.
         writers: The processes that write a training checkpoint together: under FSDP2 all ranks, each its shards;
             otherwise rank 0 alone.
-        compiled: Whether the model is compiled.
-        softmax: Computes loss and gradient from logits; compiled if the model is.
+        compiled: Whether the model is compiled, and with it the loss.
         sharded: Whether this is FSDP2.
     """
 
@@ -41,13 +42,16 @@ class Parallel:
     ranks: Ranks = field(default_factory=Ranks)
     writers: Ranks = field(default_factory=Ranks)
     compiled: bool = False
-    softmax: Softmax = softmax_and_gradient
     sharded: ClassVar[bool] = False
 
     @property
     def device(self) -> torch.device:
         """This rank's device."""
         return device_of(self.model)
+
+    @cached_property
+    def _softmax(self) -> Softmax:
+        return torch.compile(softmax_and_gradient, dynamic=False) if self.compiled else softmax_and_gradient
 
     def forward(self, ids: torch.Tensor) -> ModelOutput:
         """Ids [B, T] → the model's output. The backward pass sums gradients over the ranks.
@@ -56,7 +60,7 @@ class Parallel:
             PluginError: the model returned no valid ModelOutput.
         """
         output = checked_output(self.call_model(ids), self.model, ids)
-        return FusedOutput(output.hidden, output.head_weight, output.vocab_size, output.auxiliary, self.softmax)
+        return FusedOutput(output.hidden, output.head_weight, output.vocab_size, output.auxiliary, self._softmax)
 
     def call_model(self, ids: torch.Tensor) -> Any:
         """Calls the model, wrapped where the strategy needs a wrapper; the output is not checked."""
@@ -134,21 +138,14 @@ class Parallel:
         return self.model
 
 
-def single_process(
-    make: Callable[[], LanguageModel], device: torch.device, compile: str, recompute: bool
-) -> Parallel:
-    """Builds a model for a single process; for the arguments see `parallelize`."""
-    model = make().to(device)
-    prepare(model, compile, recompute)
-    return Parallel(model=model, compiled=compile != "no", softmax=softmax_of(compile))
-
-
-def prepare(model: LanguageModel, compile: str, recompute: bool) -> None:
-    """Makes a model compile itself and recompute activations as `parallelize` says, in place."""
+def prepared(make: Callable[[], LanguageModel], config: RuntimeConfig) -> LanguageModel:
+    """The full model on its device, where it compiles itself and recomputes activations as `config` says."""
+    model = make().to(config.device)
     for unit in units(model):
-        wrap_forward(unit, compile == "blocks", recompute and unit is not model)
-    if compile == "model":
+        wrap_forward(unit, config.compile == "blocks", config.recompute and unit is not model)
+    if config.compile == "model":
         model.compile(dynamic=False)
+    return model
 
 
 def wrap_forward(unit: torch.nn.Module, compiled: bool, recompute: bool) -> None:
@@ -168,11 +165,6 @@ def wrap_forward(unit: torch.nn.Module, compiled: bool, recompute: bool) -> None
         return checkpoint(forward, unit, *args, use_reentrant=False, **kwargs)
 
     unit.forward = MethodType(recomputing if recompute else forward, unit)  # a copy of the unit gets its own
-
-
-def softmax_of(compile: str) -> Softmax:
-    """`softmax_and_gradient`, compiled if the model is."""
-    return softmax_and_gradient if compile == "no" else torch.compile(softmax_and_gradient, dynamic=False)
 
 
 def map_tensors(change: Callable[[torch.Tensor], Any], value: Any) -> Any:

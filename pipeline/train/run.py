@@ -17,8 +17,8 @@ from pipeline.train import memory_check
 from pipeline.train.checkpoint_store import CheckpointSaver
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData
-from pipeline.train.length import Length
-from pipeline.train.parallel import Parallel, single_process
+from pipeline.train.length import Length, rank_micro_batch_size
+from pipeline.train.parallel import Parallel, prepared
 from pipeline.train.phases import Phase
 from pipeline.train.runtime_config import RuntimeConfig
 from pipeline.train.steps import STEPS, LiveTable
@@ -85,24 +85,12 @@ class TrainingRun:
         if params.runtime.keep_memory:
             keep_memory()
         torch.manual_seed(params.train.seed)
-        architecture, device = (
-            components.architecture(params.model, data.tokenizer),
-            torch.device(runtime_config.device),
-        )
-        micro_batch_size = rank_micro_batch_size(
-            params.train.micro_batch_size, phase.length.batch_size, ranks.world_size
-        )
+        architecture = components.architecture(params.model, data.tokenizer)
+        device = torch.device(runtime_config.device)
+        micro_batch_size = rank_micro_batch_size(params.train, ranks.world_size)
         micro_batch_size = min(micro_batch_size, max(phase.length.phase_windows))
         memory_check.check_fits(architecture, device, runtime_config.strategy, ranks.world_size, micro_batch_size)
-        parallel = parallelize(
-            make or architecture.make,
-            device,
-            ranks,
-            runtime_config.strategy,
-            compile=runtime_config.compile,
-            recompute=runtime_config.recompute,
-            precision=runtime_config.precision,
-        )
+        parallel = parallelize(make or architecture.make, ranks, runtime_config)
         return cls(
             params=params.train,
             components=components,
@@ -154,9 +142,7 @@ class TrainingRun:
     @property
     def micro_batch_size(self) -> int:
         """Windows in a micro-batch; see `rank_micro_batch_size`."""
-        return rank_micro_batch_size(
-            self.params.micro_batch_size, self.length.batch_size, self.parallel.ranks.world_size
-        )
+        return rank_micro_batch_size(self.params, self.parallel.ranks.world_size)
 
     def offsets(self, step: int) -> list[int]:
         """The token offsets of the windows of a step."""
@@ -191,36 +177,11 @@ class TrainingRun:
         self.stop.check(self.parallel.ranks)
 
 
-def rank_micro_batch_size(micro_batch_size: int, batch_size: int, ranks: int) -> int:
-    """Windows in a micro-batch: `micro_batch_size`, but at most a rank's share of the batch."""
-    return min(micro_batch_size, -(-batch_size // ranks))
-
-
-def parallelize(
-    make: Callable[[], LanguageModel],
-    device: torch.device,
-    ranks: Ranks,
-    strategy: str,
-    compile: str,
-    recompute: bool,
-    precision: str,
-) -> Parallel:
-    """Builds a model and lays it out over the ranks.
-
-    Args:
-        make: Builds the full model, with the same weights on every rank.
-        device: This rank's device.
-        ranks: The processes, connected.
-        strategy: "ddp" or "fsdp"; ignored for a single process.
-        compile: What is compiled: "no", "blocks" (each by itself; equal ones share compiled code) or "model" (the
-            whole model; the loss in both cases).
-        recompute: Whether blocks compute their activations again in the backward pass instead of keeping them: a
-            third more work, but the memory of one block's activations instead of all.
-        precision: "fp32", "bf16" or "fp16".
-    """
+def parallelize(make: Callable[[], LanguageModel], ranks: Ranks, config: RuntimeConfig) -> Parallel:
+    """Builds a model and lays it out over the ranks, which are connected; `make` builds the full model, with the
+    same weights on every rank."""
     if ranks.world_size == 1:
-        return single_process(make, device, compile, recompute)
+        return Parallel(model=prepared(make, config), compiled=config.compiled)
     from pipeline.train.distributed.parallel import ddp, fsdp2
 
-    layout = fsdp2 if strategy == "fsdp" else ddp
-    return layout(make, device, ranks, compile, recompute, precision)
+    return (fsdp2 if config.strategy == "fsdp" else ddp)(make, ranks, config)

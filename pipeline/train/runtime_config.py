@@ -19,6 +19,7 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import Architecture
 from pipeline.model.device import computes_bf16
 from pipeline.train import memory_check
+from pipeline.train.length import rank_micro_batch_size
 
 if TYPE_CHECKING:
     from pipeline.params.params import Params
@@ -155,8 +156,7 @@ def _fits(
     """Whether a training step that keeps all activations fits into the device's memory."""
     if architecture is None:
         return True
-    train = params.train
-    size = min(train.micro_batch_size, -(-train.batch_size // ranks.world_size))
+    size = rank_micro_batch_size(params.train, ranks.world_size)
     needed = memory_check.estimated_bytes(architecture, size, precision)
     return needed <= _SHARE_OF_MEMORY * memory_check.memory_per_process(device, ranks.world_size)
 

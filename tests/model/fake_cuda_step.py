@@ -20,15 +20,15 @@ from unittest import mock
 import torch
 from conftest import REPOSITORY
 from small_config import ARCHITECTURES, small_config
-from small_run import ARCHITECTURE, PACKED, make_run
+from small_run import ARCHITECTURE, PACKED, make_run, runtime_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.plugin.registry import Registry
 from pipeline.train.loop import train_step
-from pipeline.train.parallel import single_process
 from pipeline.train.pending import StepNumbers
-from pipeline.train.run import TrainingRun
+from pipeline.train.run import TrainingRun, parallelize
 from pipeline.train.state import TrainState
 
 CUDA = torch.device("cuda", 0)
@@ -47,7 +47,8 @@ def step(
 ) -> None:
     """Forward pass, loss, backward pass, clipping and optimizer."""
     architecture = small_config(model, vocab_size=70, n_layers=1, **sizes)
-    parallel = single_process(lambda: on_cuda(architecture), CUDA, "no", recompute)
+    config = runtime_config(device="cuda:0", recompute=recompute)
+    parallel = parallelize(lambda: on_cuda(architecture), Ranks(), config)
     parallel.model.train()
     named = list(parallel.model.named_parameters())
     optimiser = OPTIMIZERS.build("optimizers", optimizer, {}, "train").build(named)

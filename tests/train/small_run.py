@@ -187,10 +187,7 @@ def make_run(
         params.train, components.schedule, data.windows, ARCHITECTURE.flops_per_token, small_identity(), folder
     )[-1]
     phase = replace(phase, schedule=schedule or phase.schedule, store=CheckpointStore(folder, "run"))
-    runtime_config = RuntimeConfig(
-        device="cpu",
-        processor="",
-        threads=torch.get_num_threads(),
+    config = runtime_config(
         processes=ranks.world_size,
         strategy=strategy,
         precision=precision,
@@ -198,7 +195,13 @@ def make_run(
         recompute=strategy == "fsdp" if recompute is None else recompute,
     )
     made = make or (lambda: model or make_model())
-    return TrainingRun.build(params, components, data, phase, runtime_config, ranks, stop, make=made)
+    return TrainingRun.build(params, components, data, phase, config, ranks, stop, make=made)
+
+
+def runtime_config(**fields: Any) -> RuntimeConfig:
+    """The runtime config of a single process on a CPU, unless `fields` say otherwise."""
+    plain = {"device": "cpu", "processor": "", "threads": torch.get_num_threads(), "processes": 1}
+    return RuntimeConfig(**{**plain, "strategy": "one", "precision": "fp32", "compile": "no", **fields})
 
 
 def changed(

@@ -27,6 +27,7 @@ from small_run import (
     make_run,
     masked_windows,
     plugin_architecture,
+    runtime_config,
     weights,
 )
 from torch.multiprocessing import start_processes
@@ -241,7 +242,8 @@ def layouts(ranks: Ranks, folder: Path) -> None:
             found[precision, recompute, share] = losses, sharded, exact
     if ranks.is_rank0:
         torch.save(found, folder / f"layouts-{ranks.world_size}.pth")
-    laid_out = parallelize(with_buffer, torch.device("cpu"), ranks, "fsdp", "no", False, "bf16")
+    config = runtime_config(processes=ranks.world_size, strategy="fsdp", precision="bf16")
+    laid_out = parallelize(with_buffer, ranks, config)
     for model in (laid_out.model, laid_out.model_to_score()):
         assert model.get_buffer("powers").tolist() == [2.0, 4.0]
 

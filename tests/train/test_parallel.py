@@ -7,14 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from small_run import CONTEXT, assert_same_bits, make_model, plugin_architecture
+from small_run import CONTEXT, assert_same_bits, make_model, plugin_architecture, runtime_config
 
 from pipeline.distributed.ranks import Ranks
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.train.parallel import Parallel
 from pipeline.train.run import parallelize
 
-CPU = torch.device("cpu")
 IDS = torch.arange(4 * CONTEXT).view(4, CONTEXT)
 
 
@@ -22,7 +21,7 @@ def laid_out(compile: str, recompute: bool, architecture: Architecture | None = 
     def make() -> LanguageModel:
         return make_model(dropout=0.3, **({"architecture": architecture} if architecture else {}))
 
-    return parallelize(make, CPU, Ranks(), "one", compile, recompute, "fp32")
+    return parallelize(make, Ranks(), runtime_config(compile=compile, recompute=recompute))
 
 
 def gradients(parallel: Parallel) -> dict[str, torch.Tensor | None]:

@@ -25,7 +25,8 @@ from pipeline.model.architecture import LanguageModel, units
 from pipeline.model.checkpoint import model_of
 from pipeline.plugin.components import ModelOutput
 from pipeline.train.memory_check import memory_per_process
-from pipeline.train.parallel import Parallel, map_named, map_tensors, prepare, softmax_of, wrap_forward
+from pipeline.train.parallel import Parallel, map_named, map_tensors, prepared, wrap_forward
+from pipeline.train.runtime_config import RuntimeConfig
 
 
 class _Distributed(Parallel):
@@ -104,21 +105,13 @@ class DDP(_Distributed):
         return self.model if self.ranks.is_rank0 else None
 
 
-def ddp(
-    make: Callable[[], LanguageModel],
-    device: torch.device,
-    ranks: Ranks,
-    compile: str,
-    recompute: bool,
-    precision: str,
-) -> DDP:
+def ddp(make: Callable[[], LanguageModel], ranks: Ranks, config: RuntimeConfig) -> DDP:
     """Builds the full model on every rank; for the arguments see `parallelize`."""
-    model = make().to(device)
-    prepare(model, compile, recompute)
+    model = prepared(make, config)
     # Not with static_graph: in the first step it exchanges gradients in the first micro-batch, despite no_sync.
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     wrapped.register_comm_hook(None, _sum)
-    return DDP(model=model, ranks=ranks, compiled=compile != "no", softmax=softmax_of(compile), wrapped=wrapped)
+    return DDP(model=model, ranks=ranks, compiled=config.compiled, wrapped=wrapped)
 
 
 def _sum(state, bucket):  # type: ignore[no-untyped-def]  # torch rejects postponed annotations here
@@ -199,26 +192,19 @@ class FSDP2(_Distributed):
         return model_of(self.model.architecture, weights).train(self.model.training)
 
 
-def fsdp2(
-    make: Callable[[], LanguageModel],
-    device: torch.device,
-    ranks: Ranks,
-    compile: str,
-    recompute: bool,
-    precision: str,
-) -> FSDP2:
+def fsdp2(make: Callable[[], LanguageModel], ranks: Ranks, config: RuntimeConfig) -> FSDP2:
     """Builds a shard of the model on every rank; no device ever holds the full model. For the arguments see
     `parallelize`; "model" compiles block by block, too: FSDP2's hooks between blocks are no part of a graph."""
-    dtype, mesh = _DTYPES.get(precision), init_device_mesh(device.type, (ranks.world_size,))
+    device, dtype = torch.device(config.device), _DTYPES.get(config.precision)
+    mesh = init_device_mesh(device.type, (ranks.world_size,))
     # Autocast casts what enters an operation; FSDP2 would also round what enters a block, such as angles.
     policy = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False)
-    model = _sharded(make, device, mesh, policy, compile != "no", recompute)
+    model = _sharded(make, device, mesh, policy, config.compiled, config.recompute)
     parallel = FSDP2(
         model=model,
         ranks=ranks,
         writers=ranks.background(),
-        compiled=compile != "no",
-        softmax=softmax_of(compile),
+        compiled=config.compiled,
         cpus=init_device_mesh("cpu", (ranks.world_size,)),
         sharded_copy=partial(_sharded, make, device, mesh, MixedPrecisionPolicy()),
         wide=dtype is None,
