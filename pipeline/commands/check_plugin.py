@@ -16,8 +16,7 @@ from pipeline.core.errors import PluginError
 from pipeline.data.tokens import TokenFolder
 from pipeline.export.stage import export_source
 from pipeline.model.architecture import Architecture
-from pipeline.model.checkpoint import Checkpoint, load_checkpoint
-from pipeline.model.held_out import held_out_text
+from pipeline.model.checkpoint import Checkpoint, held_out_text, load_checkpoint
 from pipeline.plugin.calls import calling
 from pipeline.plugin.components import ExportSource, Model, ModelShape
 from pipeline.plugin.registry import Registry

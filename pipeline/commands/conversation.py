@@ -14,7 +14,7 @@ from pipeline.commands.samplers import Settings
 from pipeline.commands.session import SETTINGS_HELP, Answer, Session, note
 from pipeline.core.errors import ParamsError, PipelineError, explain_os_error
 from pipeline.core.files import write_atomically
-from pipeline.data.turns import prompt_ids, turn_ends
+from pipeline.data.parts import prompt_ids, turn_ends
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.plugin.components import Message
 

@@ -15,7 +15,7 @@ from pipeline.commands.prompts import conversation_line
 from pipeline.commands.samplers import with_flags
 from pipeline.core.console import json_line, printable
 from pipeline.core.errors import DataError, ParamsError
-from pipeline.data.turns import prompt_ids, turn_ends
+from pipeline.data.parts import prompt_ids, turn_ends
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.model.device import choose_device, device_of, use_threads
 from pipeline.model.generate import fastest_dtype, generate_batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -175,8 +176,23 @@ def evaluation_windows(tokens: int, context_length: int, stride: int) -> Sequenc
     return _EvaluationWindows(range(0, stop, stride), tokens, context_length)
 
 
+class LazyWindows(Sequence[EvaluationWindow]):
+    """Windows that are made when they are asked for."""
+
+    @abstractmethod
+    def _at(self, number: int) -> EvaluationWindow: ...
+
+    @overload
+    def __getitem__(self, index: int) -> EvaluationWindow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[EvaluationWindow]: ...
+    def __getitem__(self, index: int | slice) -> EvaluationWindow | Sequence[EvaluationWindow]:
+        chosen = range(len(self))[index]
+        return [self._at(each) for each in chosen] if isinstance(chosen, range) else self._at(chosen)
+
+
 @dataclass(frozen=True)
-class _EvaluationWindows(Sequence[EvaluationWindow]):
+class _EvaluationWindows(LazyWindows):
     starts: range
     tokens: int
     context_length: int
@@ -184,17 +200,8 @@ class _EvaluationWindows(Sequence[EvaluationWindow]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    @overload
-    def __getitem__(self, index: int) -> EvaluationWindow: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[EvaluationWindow]: ...
-    def __getitem__(self, index: int | slice) -> EvaluationWindow | Sequence[EvaluationWindow]:
-        chosen = self.starts[index]
-        if isinstance(chosen, range):
-            return [self._at(start) for start in chosen]
-        return self._at(chosen)
-
-    def _at(self, start: int) -> EvaluationWindow:
+    def _at(self, number: int) -> EvaluationWindow:
+        start = self.starts[number]
         end = min(start + self.context_length + 1, self.tokens)
         scored = min(start + self.context_length + 1 - self.starts.step, self.tokens) if start else 1
         return EvaluationWindow(start, end, end - scored)

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.core.errors import DataError
-from pipeline.data.cutting import PIECE, cut
 from pipeline.data.decode import IdsDecoder
 from pipeline.data.masked import Learn
 from pipeline.data.parts import encode_parts, plain_text
+from pipeline.data.patterns import PIECE, cut
 from pipeline.data.tokenizer import TokenIds, Tokenizer
 from pipeline.plugin.components import Document, Part
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 
 from pipeline.core.errors import DataError
-from pipeline.data.batches import EvaluationWindow, has_sources, named_documents
+from pipeline.data.batches import EvaluationWindow, LazyWindows, has_sources, named_documents
 from pipeline.data.index import IndexEntry
 from pipeline.data.masked import MaskedIds
 from pipeline.plugin.components import BatchSampler
@@ -18,7 +17,7 @@ from pipeline.plugin.order import PackedSource, TokenIndex
 
 
 @dataclass(frozen=True)
-class Packs(Sequence[EvaluationWindow]):
+class Packs(LazyWindows):
     """The packs of a text, in its order, as windows for evaluation: all targets of each are scored.
 
     Attributes:
@@ -31,14 +30,8 @@ class Packs(Sequence[EvaluationWindow]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    @overload
-    def __getitem__(self, index: int) -> EvaluationWindow: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[EvaluationWindow]: ...
-    def __getitem__(self, index: int | slice) -> EvaluationWindow | Sequence[EvaluationWindow]:
-        if isinstance(index, slice):
-            return Packs(self.starts[index], self.ends[index])
-        start, end = self.starts[index], self.ends[index]
+    def _at(self, number: int) -> EvaluationWindow:
+        start, end = self.starts[number], self.ends[number]
         return EvaluationWindow(start, end, end - start - 1)
 
 

@@ -1,4 +1,4 @@
-"""Texts in parts: ids with special tokens, and which of them are learnt."""
+"""Texts in parts: ids with special tokens, and which of them are learnt; a conversation's prompt and its ends."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from itertools import groupby
 import numpy as np
 
 from pipeline.core.errors import DataError
-from pipeline.data.cutting import cut
 from pipeline.data.masked import Learn
+from pipeline.data.patterns import cut
 from pipeline.data.tokenizer import TokenIds, Tokenizer
-from pipeline.plugin.components import Part
+from pipeline.plugin.components import Message, Part
 
 
 def plain_text(parts: Iterable[Part]) -> str:
@@ -63,3 +63,32 @@ def _learnt(ids: TokenIds, texts: Sequence[Part], tokenizer: Tokenizer) -> Learn
     starts = ends - tokenizer.byte_lengths[ids]
     learnt: Learn = (learnt_before[ends] > learnt_before[starts]).astype(np.uint8)
     return learnt
+
+
+def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """The ids of a conversation up to the point where the assistant begins to speak.
+
+    Raises:
+        DataError: the tokenizer has no chat template, the template cannot render the messages, or a message cannot
+            be encoded.
+    """
+    try:
+        return [int(token) for token in encode_parts(tokenizer.chat.prompt(messages), tokenizer)[0]]
+    except UnicodeEncodeError:
+        raise DataError("the message is not UTF-8 text: check the terminal's encoding") from None
+    except ValueError as error:
+        raise DataError(" ".join(str(error).split())) from None
+
+
+def turn_ends(tokenizer: Tokenizer) -> dict[int, str]:
+    """The ids that end an answer, each with its meaning: `end_of_turn` or `end_of_text`.
+
+    Raises:
+        DataError: the tokenizer has no chat template, or the template is faulty.
+    """
+    try:
+        end = tokenizer.chat.end_of_turn
+    except ValueError as error:
+        raise DataError(" ".join(str(error).split())) from None
+    ends = {tokenizer.end_of_text: "end_of_text"}
+    return ends | {tokenizer.special_tokens[end]: "end_of_turn"} if end else ends

@@ -18,8 +18,7 @@ from typing import Any
 from unicodedata import category
 
 from pipeline.core.errors import DataError
-from pipeline.data.cutting import cut
-from pipeline.data.patterns import GPT2_PATTERN
+from pipeline.data.patterns import GPT2_PATTERN, cut
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
 

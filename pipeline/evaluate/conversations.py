@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.data.masked import MaskedIds
+from pipeline.data.parts import turn_ends
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
-from pipeline.data.turns import turn_ends
 from pipeline.plugin.chat import ChatTemplate
 from pipeline.plugin.components import ROLES, Message, Part, Question
 

@@ -43,13 +43,13 @@ from pipeline.model.architecture import LanguageModel
 from pipeline.model.checkpoint import (
     Checkpoint,
     check_not_replaced,
+    check_same_tokenizer,
     load_checkpoint,
     manifest_digest,
     used_model,
     weights_file,
 )
 from pipeline.model.device import keep_memory, use_threads
-from pipeline.model.held_out import check_same_tokenizer
 from pipeline.model.run_record import RunRecord, note_changes, read_record
 from pipeline.model.scoring import Summary
 from pipeline.plugin.components import Metric, TaskMetric

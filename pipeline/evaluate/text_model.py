@@ -13,9 +13,9 @@ import torch
 from pipeline.core.console import Progress
 from pipeline.data.batches import EvaluationWindow, evaluation_windows
 from pipeline.data.masked import MaskedIds
+from pipeline.data.parts import prompt_ids, turn_ends
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
-from pipeline.data.turns import prompt_ids, turn_ends
 from pipeline.evaluate.conversations import held_out_questions
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import device_of

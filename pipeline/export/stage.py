@@ -21,14 +21,15 @@ from pipeline.core.paths import EVALUATION, RECORD
 from pipeline.core.publication import published_folder
 from pipeline.core.republish import republished
 from pipeline.core.values import read_values
+from pipeline.data.parts import prompt_ids, turn_ends
 from pipeline.data.tokens import TokenFolder
-from pipeline.data.turns import prompt_ids, turn_ends
 from pipeline.export.model_card import ModelCard
 from pipeline.exporting import PROOF_TOKENS
 from pipeline.model.architecture import LanguageModel
 from pipeline.model.checkpoint import (
     Checkpoint,
     check_not_replaced,
+    held_out_text,
     load_checkpoint,
     manifest_digest,
     used_model,
@@ -36,7 +37,6 @@ from pipeline.model.checkpoint import (
 )
 from pipeline.model.device import use_threads
 from pipeline.model.generate import generate
-from pipeline.model.held_out import held_out_text
 from pipeline.model.run_record import RunRecord, note_changes, read_record
 from pipeline.plugin.calls import calling, label
 from pipeline.plugin.components import ExportSource

@@ -52,7 +52,7 @@ def load_optimizer(
         ParamsError: no plugin provides the optimizer.
         PluginError: the optimizer cannot be built.
     """
-    from pipeline.model.trained_optimizer import load_trained_optimizer
+    from pipeline.model.optimizers import load_trained_optimizer
     from pipeline.plugin.registry import Registry
 
     registry = Registry.load(Path(plugins).absolute(), ["optimizers"])

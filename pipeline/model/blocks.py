@@ -130,14 +130,14 @@ def visible(tokens: torch.Tensor, cache: KVCache | None, document_end: int | Non
     return (causal & (document[:, -new:, None] == document[:, None, :]))[:, None]
 
 
-def positions(tokens: torch.Tensor, cache: KVCache | None, mask: Mask | None) -> torch.Tensor:
-    """The position of each new token, from 0, in what it sees: its own document if the mask says so. [new], or
-    [B, new].
+def positions(tokens: torch.Tensor, cache: KVCache | None, mask: Mask | None = None) -> torch.Tensor:
+    """The position of each new token, from 0: in the text, or with a `mask` of `visible` in what it sees, which may
+    be its own document. [new], or [B, new].
 
     Args:
         tokens: The new ids [B, new].
         cache: The KV cache of earlier tokens.
-        mask: The mask of `visible`.
+        mask: The mask; None for models whose positions are relative, such as rotary ones.
     """
     start = cache.length if cache is not None else 0
     places = torch.arange(start, start + tokens.shape[1], device=tokens.device)

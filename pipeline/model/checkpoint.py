@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ from pipeline.core.files import MANIFEST, FileEntry, sha256, verify_manifest, wr
 from pipeline.core.paths import RECORD
 from pipeline.core.values import read_values
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.tokens import TOKENIZER
+from pipeline.data.tokens import TOKENIZER, TokenFolder
 from pipeline.model.architecture import Architecture, LanguageModel, ModelConfig
 from pipeline.plugin.registry import Registry
 
@@ -119,11 +119,20 @@ def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> FileEnt
 
 def tensor_bytes(value: Any) -> int:
     """Bytes of all tensors in nested dicts and lists; of a DTensor, this rank's shard."""
+    return sum(_local(each).nbytes for each in _tensors(value))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested dicts and lists."""
     if isinstance(value, torch.Tensor):
-        local: torch.Tensor = value.to_local() if hasattr(value, "to_local") else value
-        return local.numel() * local.element_size()
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return sum(tensor_bytes(each) for each in values)
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _tensors(each)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a DTensor; another tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _with_shared_keys(value: Any) -> Any:
@@ -232,19 +241,31 @@ def model_of(architecture: Architecture, weights: dict[str, torch.Tensor]) -> La
     model = architecture.on_meta()
     model.load_state_dict(weights, assign=True)
     same_parameters = dict(model.named_parameters()).keys() == architecture.parameters.keys()
-    if same_parameters and not any(_any_on_meta(vars(module)) for module in model.modules()):
+    if same_parameters and not any(each.is_meta for module in model.modules() for each in _tensors(vars(module))):
         return model
     model = architecture.make()  # it has tensors outside of its state dict, or one parameter under two names
     model.load_state_dict(weights)
     return model
 
 
-def _any_on_meta(value: Any) -> bool:
-    """Whether a tensor in nested dicts and lists is on the device "meta"."""
-    if isinstance(value, torch.Tensor):
-        return value.is_meta
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return any(_any_on_meta(each) for each in values)
+def check_same_tokenizer(checkpoint: Checkpoint, splits: TokenFolder) -> None:
+    """Raises DataError if the tokenizer of the splits is not the checkpoint's."""
+    trained, split = checkpoint.tokenizer.fingerprint, splits.tokenizer.fingerprint
+    if trained != split:
+        raise DataError(
+            f"{splits.folder} has another tokenizer ({split[:12]}) than the model ({trained[:12]}): train again"
+        )
+
+
+def held_out_text(checkpoint: Checkpoint, splits: TokenFolder, tokens: int) -> str:
+    """The text of the first `tokens` tokens of val, without special tokens.
+
+    Raises:
+        DataError: the tokenizer of the splits is not the checkpoint's.
+    """
+    check_same_tokenizer(checkpoint, splits)
+    ids = splits.ids("val")[:tokens]
+    return checkpoint.tokenizer.decode(ids[checkpoint.tokenizer.byte_lengths[ids] > 0])
 
 
 def manifest_digest(folder: Path) -> str:
@@ -274,23 +295,14 @@ def used_model(folder: Path, registry: Registry) -> list[tuple[str, str]]:
     return []
 
 
-def check_weights(weights: Any, architecture: Architecture, what: str, finite: bool = True) -> None:
-    """Checks weights against an architecture before a model is built.
-
-    Args:
-        weights: Tensors by name, from an untrusted file.
-        architecture: The architecture.
-        what: The start of the message.
-        finite: Whether to reject NaN and infinity in parameters.
+def check_weights(weights: Any, architecture: Architecture, what: str) -> None:
+    """Checks weights, tensors by name from an untrusted file, against an architecture before a model is built;
+    `what` begins the message.
 
     Raises:
         CheckpointError: a weight is missing, unknown, of another shape or dtype, or not finite.
     """
-    problem = _weights_problem(weights, architecture)
-    if not problem and finite:
-        name = first_not_finite({name: weights[name] for name in architecture.parameters})
-        problem = f"{name} is not finite" if name else ""
-    if problem:
+    if problem := _weights_problem(weights, architecture):
         raise CheckpointError(f"{what}: {problem}: {_FIX}")
 
 
@@ -298,8 +310,10 @@ def _weights_problem(weights: Any, architecture: Architecture) -> str:
     if not isinstance(weights, dict) or not all(_plain(each) for each in weights.values()):
         return "model_state_dict must be a dict of tensors"
     tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
-    different = {str(name) for name, _ in tensors.items() ^ architecture.tensor_specs.items()}
-    return f"{min(different)} does not fit {CONFIG}" if different else ""
+    if different := {str(name) for name, _ in tensors.items() ^ architecture.tensor_specs.items()}:
+        return f"{min(different)} does not fit {CONFIG}"
+    name = first_not_finite({name: weights[name] for name in architecture.parameters})
+    return f"{name} is not finite" if name else ""
 
 
 def _plain(value: Any) -> bool:
@@ -311,7 +325,7 @@ def _plain(value: Any) -> bool:
 def first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
     """The name of the first weight with NaN or infinity; of DTensors, this rank's shards are checked."""
     for name, tensor in weights.items():
-        local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        local = _local(tensor)
         # A sum is ten times as fast. If it is finite, all weights are; if not, it may have overflowed.
         if not bool(local.sum().isfinite()) and not bool(local.isfinite().all()):
             return name

@@ -12,10 +12,10 @@ import numpy as np
 
 from pipeline.core.console import listed
 from pipeline.core.errors import DataError
-from pipeline.data.cutting import cut
 from pipeline.data.index import SPLITS, IndexEntry
 from pipeline.data.joined import Ids
 from pipeline.data.masked import Learn
+from pipeline.data.patterns import cut
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
 from pipeline.plugin.splits import split_of

@@ -14,7 +14,7 @@ import torch
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.core.values import explain
 from pipeline.model.architecture import Architecture
-from pipeline.model.plain_optimizers import use_plain_optimizers
+from pipeline.model.optimizers import use_plain_optimizers
 from pipeline.plugin.calls import calling, guarded, label, supported_arguments
 from pipeline.plugin.components import (
     CALLBACK_METHODS,

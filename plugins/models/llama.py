@@ -16,6 +16,7 @@ from pipeline.model.blocks import (
     Rotation,
     dropped,
     init_gpt2,
+    positions,
     residual,
     rotary_width,
     swiglu,
@@ -103,11 +104,8 @@ class Decoder(nn.Module):
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> ModelOutput:
         """Ids [B, T] → hidden states [B, T, D] and the head's weight. With a cache, `ids` continue its tokens."""
-        start = cache.length if cache is not None else 0
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-        rotation = Rotation.at(
-            -positions, self.head_dim, self.rope_theta
-        )  # Llama rotates in the opposite direction
+        backwards = -positions(ids, cache)  # Llama rotates in the opposite direction
+        rotation = Rotation.at(backwards, self.head_dim, self.rope_theta)
         dropout = self.shape.dropout if self.training else 0.0
         x = residual(self.token_embedding(ids), dropout)
         mask = visible(ids, cache, self.shape.document_end)

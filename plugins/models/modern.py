@@ -15,6 +15,7 @@ from pipeline.model.blocks import (
     RMSNorm,
     Rotation,
     dropped,
+    positions,
     relu_squared,
     residual,
     rms_norm,
@@ -85,8 +86,7 @@ class Decoder(nn.Module):
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> ModelOutput:
         """Ids [B, T] → hidden states [B, T, D] and the head's weight. With a cache, `ids` continue its tokens."""
-        start = cache.length if cache is not None else 0
-        rotation = Rotation.at(torch.arange(start, start + ids.shape[1], device=ids.device), self.head_dim)
+        rotation = Rotation.at(positions(ids, cache), self.head_dim)
         dropout = self.shape.dropout if self.training else 0.0
         x = residual(rms_norm(self.token_embedding(ids)), dropout)
         mask = visible(ids, cache, self.shape.document_end)

@@ -23,8 +23,7 @@ from pipeline.commands.conversation import Conversation
 from pipeline.commands.prompts import conversation_line, read_conversations
 from pipeline.commands.samplers import Settings
 from pipeline.core.errors import DataError, PipelineError
-from pipeline.data.parts import encode_parts
-from pipeline.data.turns import prompt_ids, turn_ends
+from pipeline.data.parts import encode_parts, prompt_ids, turn_ends
 from pipeline.model import load
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.generate import generate

@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError
-from pipeline.data.cutting import PIECE, cut
 from pipeline.data.encode import TextDigest, encode
 from pipeline.data.patterns import (
     CL100K_PATTERN,
     GPT2_PATTERN,
     O200K_PATTERN,
     ONE_CHARACTER,
+    PIECE,
+    cut,
     faster,
     split,
     word_end,
@@ -139,7 +140,7 @@ def test_a_long_word_is_not_cut_and_not_rescanned_for_each_block(monkeypatch: py
     def counting(pattern: str) -> Callable[[str, int], int | None]:
         return lambda text, least: (looked_at.append(len(text)), place(text, least))[1]
 
-    monkeypatch.setattr("pipeline.data.cutting.word_end", counting)
+    monkeypatch.setattr("pipeline.data.patterns.word_end", counting)
     assert list(cut(["endless"] * 3000, GPT2_PATTERN, 10)) == ["endless" * 3000]
     assert sum(looked_at) <= 3 * len("endless" * 3000)
 
@@ -148,7 +149,7 @@ def test_a_long_word_is_not_cut_and_not_rescanned_for_each_block(monkeypatch: py
 def test_a_word_that_is_too_long_to_encode_is_an_error_that_names_it(
     letter: str, monkeypatch: pytest.MonkeyPatch, bpe: Tokenizer
 ) -> None:
-    monkeypatch.setattr("pipeline.data.cutting.LONGEST_WORD", 1000)
+    monkeypatch.setattr("pipeline.data.patterns.LONGEST_WORD", 1000)
     with pytest.raises(DataError, match=r"'novel'.*1,000 characters"):
         list(encode([Document("novel", blocks("It was " + 600_000 * letter + "!", 10_000))], bpe, 1))
 

@@ -16,10 +16,9 @@ import pytest
 import torch
 from conftest import TINY, Project, make_project
 
-from pipeline.data.parts import encode_parts
+from pipeline.data.parts import encode_parts, prompt_ids
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
-from pipeline.data.turns import prompt_ids
 from pipeline.evaluate.conversations import Speakers, Turn, held_out_questions
 from pipeline.evaluate.tables import read_items, read_units
 from pipeline.evaluate.text_model import text_model

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
 import sys, torch
-from pipeline.model.plain_optimizers import use_plain_optimizers
+from pipeline.model.optimizers import use_plain_optimizers
 from pipeline.plugin.registry import Registry
 import pathlib
 import pipeline.train.stage, pipeline.evaluate.stage, pipeline.export.stage, pipeline.commands.generate

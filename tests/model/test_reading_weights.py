@@ -20,7 +20,7 @@ from pipeline.data.patterns import GPT2_PATTERN
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.model.architecture import Architecture, LanguageModel
 from pipeline.model.checkpoint import DIGESTS, LAST, load_checkpoint, tensor_bytes, write_checkpoint
-from pipeline.model.trained_optimizer import load_trained_optimizer
+from pipeline.model.optimizers import load_trained_optimizer
 from pipeline.plugin import Model, ModelOutput, ModelShape
 
 CPU = torch.device("cpu")

@@ -18,10 +18,9 @@ from small_config import small_config
 from test_docs import blocks, run
 from torch.nn.functional import cross_entropy
 
-from pipeline.data.parts import encode_parts
+from pipeline.data.parts import encode_parts, prompt_ids
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokenizer_file import from_file
-from pipeline.data.turns import prompt_ids
 from pipeline.export.stage import export_source
 from pipeline.exporting import answer_from_greedy, check_answer, check_chat_ids, check_logits, proof
 from pipeline.model.checkpoint import Checkpoint

@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError
-from pipeline.data.cutting import cut
 from pipeline.data.index import SPLITS
-from pipeline.data.patterns import GPT2_PATTERN
+from pipeline.data.patterns import GPT2_PATTERN, cut
 from pipeline.data.token_writer import TokenWriter
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokens import TokenFolder, finish_folder

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from pipeline.core.errors import DataError
-from pipeline.data.cutting import cut
-from pipeline.data.patterns import GPT2_PATTERN
+from pipeline.data.patterns import GPT2_PATTERN, cut
 from pipeline.data.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline.data.tokenizer_file import from_file
 from pipeline.data.tokens import TokenFolder

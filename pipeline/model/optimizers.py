@@ -1,13 +1,22 @@
-"""Optimizers of torch.optim without torch's compiler, for runs that compile nothing."""
+"""Optimizers: those of torch.optim without torch's compiler, and that of a finished run, from its checkpoint."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipeline.core.errors import CheckpointError
+from pipeline.core.files import verify_manifest
+from pipeline.core.paths import RECORD
+from pipeline.model.checkpoint import load_tensors, weights_file
+from pipeline.model.run_record import read_record
+from pipeline.plugin.calls import calling, label, supported_arguments
+from pipeline.plugin.registry import Registry
 
 
 def use_plain_optimizers() -> None:
@@ -17,15 +26,11 @@ def use_plain_optimizers() -> None:
     compiler. While nothing else has imported it, nothing is compiled, and the wrapped method itself is called; from
     then on, the wrapper. Wrappers of other versions of torch that are not recognised are left as they are.
     """
-    for cls in (torch.optim.Optimizer, *_classes()):
+    values = vars(torch.optim).values()
+    for cls in (each for each in values if isinstance(each, type) and issubclass(each, torch.optim.Optimizer)):
         for name, wrapper in list(vars(cls).items()):
             if kind := _kind(wrapper):
                 setattr(cls, name, kind(wrapper))
-
-
-def _classes() -> list[type]:
-    values = vars(torch.optim).values()
-    return [each for each in values if isinstance(each, type) and issubclass(each, torch.optim.Optimizer)]
 
 
 def _kind(wrapper: Any) -> Callable[[Any], Any] | None:
@@ -58,3 +63,23 @@ def _plain_step(wrapper: Any) -> Any:
             return step(self, *args, **kwargs)
 
     return plain
+
+
+def load_trained_optimizer(folder: Path, model: torch.nn.Module, registry: Registry) -> torch.optim.Optimizer:
+    """As `pipeline.model.load_optimizer`, of the optimizers in `registry`."""
+    verify_manifest(folder, "run `dvc repro`")
+    use_plain_optimizers()
+    chosen = read_record(folder).params["train"]["optimizer"]
+    name = chosen["name"]
+    component = registry.build("optimizers", name, {name: chosen[name]}, f"{folder / RECORD}: train.optimizer")
+    saved = load_tensors(weights_file(folder, "last"))
+    with calling(component):
+        more = supported_arguments(component, "build", total_steps=saved["step"])
+        optimizer: torch.optim.Optimizer = component.build(list(model.named_parameters()), **more)
+    try:
+        optimizer.load_state_dict(saved["optimizer_state_dict"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: the state of {label(component)} does not fit the model: {error}"
+        ) from None
+    return optimizer
