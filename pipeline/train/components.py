@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ from pipeline.model.architecture import Architecture
 from pipeline.model.optimizers import use_plain_optimizers
 from pipeline.plugin.calls import calling, guarded, label, supported_arguments
 from pipeline.plugin.components import (
-    CALLBACK_METHODS,
     BatchSampler,
     EvalCallback,
     Loss,
@@ -60,11 +58,7 @@ class Components:
 
     def callbacks_with(self, method: str) -> tuple[EvalCallback, ...]:
         """The callbacks that implement `method`, in order."""
-        return self._callbacks[method]
-
-    @cached_property
-    def _callbacks(self) -> dict[str, tuple[EvalCallback, ...]]:
-        return {method: tuple(each for each in self.callbacks if each.has(method)) for method in CALLBACK_METHODS}
+        return tuple(each for each in self.callbacks if each.has(method))
 
     @classmethod
     def load(cls, whole: Params, plugins: Path, registry: Registry | None = None) -> Components:
@@ -75,21 +69,20 @@ class Components:
         """
         use_plain_optimizers()
         registry, params = registry or Registry.load(plugins, KINDS), whole.train
-        model = registry.build("models", whole.model.name, whole.model.options, "model")
-        loss = registry.build("losses", params.loss.name, params.loss.options, "train.loss")
-        optimizer = registry.build("optimizers", params.optimizer.name, params.optimizer.options, "train.optimizer")
-        schedule = registry.build("schedules", params.schedule.name, params.schedule.options, "train.schedule")
-        order = params.batch_sampler
-        batch_sampler = registry.build("batch_samplers", order.name, order.options, "train.batch_sampler")
+        sections = {
+            "models": ("model", whole.model),
+            "losses": ("train.loss", params.loss),
+            "optimizers": ("train.optimizer", params.optimizer),
+            "schedules": ("train.schedule", params.schedule),
+            "batch_samplers": ("train.batch_sampler", params.batch_sampler),
+        }
+        one = {
+            kind: registry.build(kind, section.name, section.options, where)
+            for kind, (where, section) in sections.items()
+        }
         chosen = params.eval_callbacks
         callbacks = registry.build_all("eval_callbacks", chosen.use, chosen.options, "train.eval_callbacks")
-        deciding = [
-            ("models", model.name),
-            ("losses", loss.name),
-            ("optimizers", optimizer.name),
-            ("schedules", schedule.name),
-            ("batch_samplers", batch_sampler.name),
-        ]
+        deciding = [(kind, each.name) for kind, each in one.items()]
         deciding += [("eval_callbacks", each.name) for each in callbacks if not each.records_only]
         givers = [each.name for each in callbacks if each.has("eval_weights")]
         if len(givers) > 1:
@@ -97,8 +90,7 @@ class Components:
                 f"train.eval_callbacks.use: {' and '.join(givers)} both have eval_weights, but only one "
                 "callback can give the weights to evaluate: remove the others"
             )
-        origins = registry.origins(deciding)
-        return cls(model, loss, optimizer, schedule, batch_sampler, tuple(callbacks), plugins, *origins)
+        return cls(*one.values(), tuple(callbacks), plugins, *registry.origins(deciding))
 
     def architecture(self, params: ModelParams, tokenizer: Tokenizer) -> Architecture:
         """The architecture that the section `model` describes, for a tokenizer's vocabulary.

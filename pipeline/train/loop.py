@@ -10,7 +10,7 @@ import torch
 from pipeline.core.errors import Interrupted, PluginError
 from pipeline.distributed.interrupt import StopRequested
 from pipeline.plugin.calls import calling, label
-from pipeline.train.batch import Batch
+from pipeline.train.batch import Batch, MicroBatch
 from pipeline.train.callbacks import call_step_callbacks
 from pipeline.train.evaluation import evaluate
 from pipeline.train.pending import Pending, StepNumbers
@@ -45,23 +45,19 @@ def _steps(run: TrainingRun, state: TrainState) -> None:
     pending = Pending(run, state)
     with TrainingProgress(run, state) as progress:
         _show_live(run, state)
-        while True:
-            if _to_evaluate(run, state) and not _evaluated(state):
-                with progress.evaluating(state):
-                    evaluate(run, state)
-                _show_live(run, state)
-            if state.step == run.total_steps or state.stop_reason:
-                return
+        _evaluate_if_due(run, state, progress)
+        while state.step < run.total_steps and not state.stop_reason:
             started, processor_started = time.perf_counter(), time.process_time()
             take_step(run, state, pending)
             save = run.parallel.ranks.on_rank0(run.saver.due)
-            if save or _to_evaluate(run, state):
+            if save or _evaluation_due(run, state):
                 pending.settle()
             state.seconds += time.perf_counter() - started
             state.processor_seconds += time.process_time() - processor_started
             progress.stepped(state, pending.nats / pending.tokens if pending.tokens else None)
             if save:
                 _save(run, state)
+            _evaluate_if_due(run, state, progress)
 
 
 def train_step(run: TrainingRun, state: TrainState) -> tuple[float, int]:
@@ -86,26 +82,13 @@ def take_step(run: TrainingRun, state: TrainState, pending: Pending) -> None:
     batch = Batch.of(run, step)
 
     run.optimizer.zero_grad(set_to_none=True)
-    losses, random = [], random_state()
-    for x, y, counted, first_window, first, last in batch:
-        try:
-            if first or run.device.type == "cpu":  # on a CPU a micro-batch can take a minute
-                run.stop_if_asked()
-            seed_generators(run.params.seed, first_window)
-            with run.stop.interruptible_compile(run.parallel.ranks), run.parallel.accumulating(last):
-                with run.autocast():
-                    output = run.parallel.forward(x)
-                about = {"inputs": x, "step": step, "total_steps": run.total_steps, "teacher": run.teach}
-                loss = run.components.nats(output, y, **about).sum()
-                if isinstance(output.auxiliary, torch.Tensor):  # nats per target
-                    loss = loss + output.auxiliary * counted
-                with calling(run.components.loss, when="in its backward pass"):
-                    run.scaler.scale(loss / max(batch.tokens, 1)).backward()  # type: ignore[no-untyped-call]
-        except StopRequested:
-            restore_random_state(random)  # the unfinished step is dropped; a resumed run repeats it
-            pending.settle()
-            raise
-        losses.append(loss.detach())
+    random = random_state()
+    try:
+        losses = [_add_gradients(run, step, micro_batch, batch.tokens) for micro_batch in batch]
+    except StopRequested:
+        restore_random_state(random)  # the unfinished step is dropped; a resumed run repeats it
+        pending.settle()
+        raise
     if batch.tokens and all(parameter.grad is None for parameter in run.model.parameters()):
         raise PluginError(f"{label(run.components.loss)} gives no parameter of the model a gradient")
     run.scaler.unscale_(run.optimizer)
@@ -123,6 +106,25 @@ def take_step(run: TrainingRun, state: TrainState, pending: Pending) -> None:
     state.step += 1
 
 
+def _add_gradients(run: TrainingRun, step: int, micro_batch: MicroBatch, tokens: int) -> torch.Tensor:
+    """The forward and backward pass of a micro-batch of a step with `tokens` targets. Returns the loss, the sum of
+    its targets' nats: a scalar on the device."""
+    inputs, targets, counted, first_window, first, last = micro_batch
+    if first or run.device.type == "cpu":  # on a CPU a micro-batch can take a minute
+        run.stop_if_asked()
+    seed_generators(run.params.seed, first_window)
+    with run.stop.interruptible_compile(run.parallel.ranks), run.parallel.accumulating(last):
+        with run.autocast():
+            output = run.parallel.forward(inputs)
+        about = {"inputs": inputs, "step": step, "total_steps": run.total_steps, "teacher": run.teach}
+        loss = run.components.nats(output, targets, **about).sum()
+        if isinstance(output.auxiliary, torch.Tensor):  # nats per target
+            loss = loss + output.auxiliary * counted
+        with calling(run.components.loss, when="in its backward pass"):
+            run.scaler.scale(loss / max(tokens, 1)).backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
     """Sets each group's learning rate to its initial rate times `multiplier`."""
     for group in optimizer.param_groups:
@@ -134,12 +136,16 @@ def _show_live(run: TrainingRun, state: TrainState) -> None:
         run.live.show(run.total_steps, state.history)
 
 
-def _to_evaluate(run: TrainingRun, state: TrainState) -> bool:
+def _evaluation_due(run: TrainingRun, state: TrainState) -> bool:
     return state.step == run.total_steps or state.step % run.params.evaluation.every == 0
 
 
-def _evaluated(state: TrainState) -> bool:
-    return bool(state.history) and state.history[-1]["step"] == state.step
+def _evaluate_if_due(run: TrainingRun, state: TrainState, progress: TrainingProgress) -> None:
+    evaluated = state.history and state.history[-1]["step"] == state.step  # before the run was interrupted
+    if _evaluation_due(run, state) and not evaluated:
+        with progress.evaluating(state):
+            evaluate(run, state)
+        _show_live(run, state)
 
 
 def _save(run: TrainingRun, state: TrainState) -> None:

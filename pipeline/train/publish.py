@@ -18,7 +18,7 @@ from pipeline.train.callbacks import evaluation_weights
 from pipeline.train.evaluation import summarize
 from pipeline.train.run import TrainingRun
 from pipeline.train.state import TrainState
-from pipeline.train.steps import STEPS, columns_of, table
+from pipeline.train.steps import STEPS, table
 
 if TYPE_CHECKING:
     from pipeline.core.paths import Paths
@@ -81,7 +81,8 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
         report_full_disk(tensor_bytes([weights, moments, best_weights]), paths.checkpoint),
         published_folder(paths.checkpoint, paths) as folder,
     ):
-        write_atomically(folder / SAMPLES, "".join(_line(sample) for sample in state.samples))
+        samples = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in state.samples)
+        write_atomically(folder / SAMPLES, "".join(samples))
         for name, content in _metrics(state, run).items():
             write = write_atomically if isinstance(content, str) else write_json
             write(folder / METRICS / name, content)
@@ -100,10 +101,6 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
     fact("wrote", f"{paths.shown(paths.checkpoint)}, {paths.shown(paths.metrics)}/train.json, history.tsv, {STEPS}")
     if "DVC_STAGE" not in os.environ:
         fact("next", "pipeline evaluate")
-
-
-def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 _MEASURED = ("step", "tokens", "epoch", "learning_rate", "grad_norm")
@@ -139,7 +136,7 @@ def _metrics(state: TrainState, run: TrainingRun) -> dict[str, Any]:
             "model_flops_per_sec": rate * run.model.architecture.flops_per_token,
             "peak_memory_bytes": state.final["peak_memory_bytes"],
         },
-        "history.tsv": table(state.history, columns_of(state.history)),
-        STEPS: table(state.steps, columns_of(state.steps) or ["step"]),
-        "timing.tsv": table(state.timing, columns_of(state.timing)),
+        "history.tsv": table(state.history),
+        STEPS: table(state.steps),
+        "timing.tsv": table(state.timing),
     }

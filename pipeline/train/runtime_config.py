@@ -62,13 +62,9 @@ class RuntimeConfig:
         """Whether anything is compiled."""
         return self.compile != "no"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for the checkpoint."""
-        return asdict(self)
-
     def differences(self, earlier: Mapping[str, Any]) -> list[str]:
         """The fields that differ from an earlier config, as "threads 1 → 2"."""
-        now = self.to_dict()
+        now = asdict(self)
         return [
             f"{name} {earlier[name]} → {now[name]}"
             for name in now
@@ -98,7 +94,8 @@ def resolve_runtime_config(
         ParamsError: this machine lacks what `runtime` asks for.
     """
     runtime = params.runtime
-    device = _device(runtime.device, ranks, earlier)
+    on_cpu = runtime.device == "auto" and earlier.get("device") == "cpu"
+    device = rank_device("cpu" if on_cpu else runtime.device, ranks)
     strategy = runtime.strategy if ranks.world_size > 1 else "one"
     precision = params.train.precision
     if precision == "auto":
@@ -159,10 +156,6 @@ def _fits(
     size = rank_micro_batch_size(params.train, ranks.world_size)
     needed = memory_check.estimated_bytes(architecture, size, precision)
     return needed <= _SHARE_OF_MEMORY * memory_check.memory_per_process(device, ranks.world_size)
-
-
-def _device(name: str, ranks: Ranks, earlier: Mapping[str, Any]) -> torch.device:
-    return rank_device("cpu" if name == "auto" and earlier.get("device") == "cpu" else name, ranks)
 
 
 def _processor(device: torch.device) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 
 from pipeline.core.errors import PluginError
 from pipeline.plugin.calls import calling, label
@@ -15,17 +14,17 @@ Multiplier = Callable[[int], float]
 
 def multiplier(schedule: Schedule, steps: int, warmup: int) -> Multiplier:
     """The multiplier of each step of a run: a linear rise to 1 in `warmup` steps, then the schedule."""
-    return partial(_at, schedule, steps, warmup)
 
+    def at(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        with calling(schedule):
+            value = schedule(step, steps, warmup)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
+            raise PluginError(f"{label(schedule)} returned {value!r} for step {step} of {steps}, not a number ≥ 0")
+        return float(value)
 
-def _at(schedule: Schedule, steps: int, warmup: int, step: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    with calling(schedule):
-        value = schedule(step, steps, warmup)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
-        raise PluginError(f"{label(schedule)} returned {value!r} for step {step} of {steps}, not a number ≥ 0")
-    return float(value)
+    return at
 
 
 def extended(schedule: Schedule, done: int, further: int, warmup: int, peak: float) -> Multiplier:
@@ -36,7 +35,6 @@ def extended(schedule: Schedule, done: int, further: int, warmup: int, peak: flo
     value of the schedule is 1, the multiplier stays 1.
 
     Args:
-        schedule: The schedule.
         done: Steps of the finished run.
         further: Steps of the extension.
         warmup: Warm-up steps of the finished run.

@@ -5,6 +5,7 @@ Writes artifacts/checkpoint and metrics/.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pipeline.core.console import fact, say
@@ -106,7 +107,7 @@ def _train(params: Params, paths: Paths, ranks: Ranks) -> None:
                 training_run.parallel.load_weights(weights)
         _say_plan(training_run, params)
         _say_resumed(training_run.for_phase(run_phases[number]), state, runtime_config.differences(earlier))
-        state.runtime_config = runtime_config.to_dict()
+        state.runtime_config = asdict(runtime_config)
         try:
             for phase in run_phases[number:]:
                 _train_phase(training_run.for_phase(phase), state, extends=phase is not run_phases[number])

@@ -15,22 +15,19 @@ STEPS = "steps.tsv"
 LIVE = "live.json"
 
 
-def columns_of(rows: Sequence[dict[str, float]]) -> list[str]:
+def table(rows: Sequence[dict[str, float]]) -> str:
+    """Rows as tab-separated values, below a line of their columns; a missing number is an empty cell."""
+    columns = _columns(rows)
+    return "\t".join(columns) + "\n" + "".join(_line(row, columns) for row in rows)
+
+
+def _columns(rows: Sequence[dict[str, float]]) -> list[str]:
     """The union of the rows' columns, in the order of the last row: the first one lacks the learning rate."""
-    return list(dict.fromkeys(name for row in reversed(rows) for name in row))
+    return list(dict.fromkeys(name for row in reversed(rows) for name in row)) or ["step"]
 
 
-def table(rows: Sequence[dict[str, float]], columns: Sequence[str]) -> str:
-    """Rows as tab-separated values; a missing number is an empty cell."""
-    return "".join([_line(columns), *(_line(_values(row, columns)) for row in rows)])
-
-
-def _values(row: dict[str, float], columns: Sequence[str]) -> list[str]:
-    return [repr(row[name]) if name in row else "" for name in columns]
-
-
-def _line(values: Sequence[str]) -> str:
-    return "\t".join(values) + "\n"
+def _line(row: dict[str, float], columns: Sequence[str]) -> str:
+    return "\t".join(repr(row[name]) if name in row else "" for name in columns) + "\n"
 
 
 @dataclass(frozen=True)
@@ -67,10 +64,10 @@ class LiveTable:
         row = rows[-1]
         if row.keys() <= set(self._columns):
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(_values(row, self._columns)))
+                file.write(_line(row, self._columns))
         else:
-            self._columns = columns_of(rows)
-            write_atomically(self.path, table(rows, self._columns))
+            self._columns = _columns(rows)
+            write_atomically(self.path, table(rows))
 
     def show(self, total_steps: int, history: Sequence[dict[str, float]]) -> None:
         """Writes live.json."""

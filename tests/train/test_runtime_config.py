@@ -57,7 +57,7 @@ def test_auto_compiles_long_runs_where_there_is_a_compiler(monkeypatch: pytest.M
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory: float = 1e12, bf16: bool = True) -> None:
     """Makes `resolved` find a CUDA GPU."""
-    monkeypatch.setattr(runtime_config, "_device", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(runtime_config, "rank_device", lambda *_: torch.device("cuda"))
     monkeypatch.setattr(runtime_config, "_processor", lambda _: "a GPU")
     monkeypatch.setattr(runtime_config, "_compiler_found", lambda: True)
     monkeypatch.setattr(runtime_config, "computes_bf16", lambda _: bf16)
