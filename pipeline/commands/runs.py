@@ -10,7 +10,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import format_bytes
 from pipeline.core.paths import TOKEN_STORE
 from pipeline.tokenize.store import folder_size, remove_settings, settings_folders
-from pipeline.train.checkpoint_store import SavedRun, saved_runs
+from pipeline.train.checkpoint_store import SavedRun, running_process, saved_runs
 
 
 def table(root: Path) -> Iterator[str]:
@@ -37,8 +37,8 @@ def _runs(root: Path) -> Iterator[str]:
 
 
 def _status(run: SavedRun) -> str:
-    if run.running:
-        return f"process {run.running}"
+    if process := running_process(run.folder):
+        return f"process {process}"
     return "complete" if run.complete else "unfinished"
 
 
@@ -70,7 +70,7 @@ def clean(root: Path, names: Sequence[str], keep: int) -> Iterator[str]:
     for run in chosen:
         if run in newest:
             continue
-        process = run.running
+        process = running_process(run.folder)
         if process or not run.remove():
             yield f"kept {run.folder.name}: process {process} is training it"
             continue

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import local
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from pipeline.data.parts import encode_parts, plain_text
 from pipeline.data.patterns import PIECE, cut
 from pipeline.data.tokenizer import TokenIds, Tokenizer
 from pipeline.plugin.components import Document, Part
+
+T = TypeVar("T")
 
 _SPACE = [character for character in map(chr, range(0x3001)) if character.isspace()]  # all of Unicode's white space
 _ASCII_SPACE = "".join(filter(str.isascii, _SPACE)).encode()
@@ -85,15 +87,11 @@ def pieces(documents: Iterable[Document], pattern: str) -> Iterator[Piece]:
         if (parts := parts_of(document)) is not None:
             yield Piece(document, plain_text(parts), last=True, parts=parts)
             continue
-        previous: str | None = None
         try:
-            for text in cut(blocks_of(document), pattern):
-                if previous is not None:
-                    yield Piece(document, previous, last=False)
-                previous = text
+            for text, last in _marked(cut(blocks_of(document), pattern), ""):
+                yield Piece(document, text, last)
         except ValueError as error:
             raise _cannot(document, error) from None
-        yield Piece(document, previous or "", last=True)
 
 
 def text_blocks(document: Document, tokenizer: Callable[[], Tokenizer]) -> Iterator[str]:
@@ -118,14 +116,13 @@ def blocks_of(document: Document) -> Iterable[str]:
     return [document.text] if isinstance(document.text, str) else document.text  # type: ignore[return-value]
 
 
-def _given(document: Document, decoder: IdsDecoder) -> Iterator[Piece]:
-    """The pieces of a document of ids."""
-    previous: tuple[str, TokenIds] = ("", np.empty(0, dtype=np.uint32))
-    for number, piece in enumerate(decoder.pieces(document)):
-        if number:
-            yield Piece(document, previous[0], last=False, ids=previous[1])
-        previous = piece
-    yield Piece(document, previous[0], last=True, ids=previous[1])
+def _marked(items: Iterator[T], if_none: T) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last; `if_none` if there are none."""
+    item = next(items, if_none)
+    for following in items:
+        yield item, False
+        item = following
+    yield item, True
 
 
 def _every(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piece]:
@@ -135,7 +132,9 @@ def _every(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piec
             yield from pieces([document], tokenizer.pattern)
         else:
             decoder = decoder or IdsDecoder(tokenizer)
-            yield from _given(document, decoder)
+            none = ("", np.empty(0, np.uint32))
+            for (text, ids), last in _marked(decoder.pieces(document), none):
+                yield Piece(document, text, last, ids)
     if decoder:
         decoder.finish()
 

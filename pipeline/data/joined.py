@@ -74,12 +74,7 @@ class JoinedIds(LazyIds):
     """The ids of consecutive files."""
 
     def __init__(self, files: Sequence[Path | None], sizes: Sequence[int], dtype: np.dtype[Any]) -> None:
-        """
-        Args:
-            files: The files of raw ids; None for one that is all ones.
-            sizes: The number of tokens in each.
-            dtype: The type of an id.
-        """
+        """Files of raw ids, None for one that is all ones; the number of tokens in each; the type of an id."""
         self.dtype = dtype
         self._bounds = np.cumsum([0, *sizes], dtype=np.int64)
 

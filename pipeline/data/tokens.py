@@ -55,8 +55,7 @@ def finish_folder(
     """Writes the tokenizer, meta.json, counts and the manifest beside the token files.
 
     Args:
-        folder: The folder.
-        tokenizer: The tokenizer of the ids.
+        folder, tokenizer: The folder, and the tokenizer of its ids.
         files: For each file its `TokenWriter.summary`, or the sum of its shards' summaries and the number of its
             `shards`.
         params: The effective params that produced the files, by section.
@@ -136,12 +135,7 @@ class TokenFolder:
     """
 
     def __init__(self, folder: Path, fix: str, hashes: bool = True) -> None:
-        """
-        Args:
-            folder: The folder.
-            fix: The end of error messages.
-            hashes: False to check only that the files are there and have their sizes.
-        """
+        """`fix` ends the error messages. Without `hashes`, only the files' sizes are checked."""
         sizes = {name: path.stat().st_size for name, path in located_files(folder).items() if path.is_file()}
         unread = (verified_files(folder) if sizes else ()) if hashes else sizes.keys()
         state = folder_state(folder) if hashes else None

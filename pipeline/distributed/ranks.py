@@ -1,13 +1,16 @@
-"""The processes that run one stage together. Here a single process; several are in `process_group.py`."""
+"""The processes that run one stage together, and how they open the splits. Here a single process; several are in
+`process_group.py`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from pipeline.core.errors import PipelineError
+from pipeline.data.tokens import TokenFolder
 
 T = TypeVar("T")
 
@@ -80,3 +83,15 @@ def started_as_rank(environment: Mapping[str, str] = os.environ) -> bool:
     if {"RANK", "WORLD_SIZE"} <= environment.keys():
         return True
     return environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"  # srun sets it, sbatch does not
+
+
+def open_splits(folder: Path, ranks: Ranks) -> TokenFolder:
+    """Opens the splits; only the first of several ranks checks the files' hashes. All ranks must call it.
+
+    Raises:
+        DataError: a file is missing or corrupt.
+    """
+    fix = "run `python -m pipeline split`"
+    if ranks.world_size > 1:
+        ranks.on_rank0(lambda: TokenFolder(folder, fix).names)
+    return TokenFolder(folder, fix, hashes=ranks.world_size == 1)

@@ -27,8 +27,7 @@ from pipeline.data.packing import packed_windows
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.tokens import TokenFolder
 from pipeline.distributed.placement import cores_per_process, process_count, rank_device
-from pipeline.distributed.ranks import Ranks, started_as_rank
-from pipeline.distributed.splits import open_splits
+from pipeline.distributed.ranks import Ranks, open_splits, started_as_rank
 from pipeline.evaluate import result_lines
 from pipeline.evaluate.baselines import learnt_counts, unigram_bits_per_byte
 from pipeline.evaluate.bootstrap import intervals, units

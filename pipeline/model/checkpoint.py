@@ -49,9 +49,7 @@ def write_checkpoint(
     """Writes a checkpoint into an empty folder.
 
     Args:
-        folder: The folder.
-        architecture: The model's architecture.
-        tokenizer: The tokenizer of its training data.
+        folder, architecture, tokenizer: Where, of which model, and the tokenizer of its training data.
         record: The fields of `RunRecord`.
         last: `model_state_dict` and `optimizer_state_dict` of the last step, and `step`.
         best: `model_state_dict` of the best evaluation, and `step`.
@@ -89,16 +87,10 @@ class _HashedFile:
 
 
 def save_tensors(value: dict[str, Any], path: Path, crc: bool = True) -> FileEntry:
-    """Writes tensors and plain values for `load_tensors`, and syncs them to disk.
+    """Writes tensors and plain values for `load_tensors`, and syncs them to disk. Returns the file's size and
+    sha256, computed while it is written.
 
-    Args:
-        value: The tensors and values.
-        path: The file.
-        crc: Whether to write zip checksums. They take most of the time; torch does not check them, other programs
-            do.
-
-    Returns:
-        The file's size and sha256, computed while it is written.
+    `crc` adds zip checksums. They take most of the time; torch does not check them, other programs do.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full.

@@ -203,7 +203,7 @@ class SequenceState:
     """The state of one sequence that samplers may use beside its tokens.
 
     Attributes:
-        prompt_length: The number of tokens of the prompt.
+        prompt_length: In tokens.
         memories: Each sampler's `memory` for this sequence, by the sampler's index.
     """
 

@@ -236,11 +236,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weights(folder: Path, model: Architecture) -> dict[str, torch.Tensor]:
-    """Reads the weights in float32 and renames them.
-
-    Args:
-        folder: The Hugging Face folder.
-        model: The architecture of its config.
+    """Reads the weights of a Hugging Face folder, whose config is that of `model`, in float32, and renames them.
 
     Raises:
         CheckpointError: a weight is missing, unknown, or of another shape.

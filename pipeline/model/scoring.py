@@ -220,20 +220,6 @@ def loss_metrics(tokens: int, nats: float, size: int, text_nats: float, correct:
     return numbers | {"accuracy": correct / tokens}
 
 
-def summarize(
-    model: LanguageModel,
-    ids: MaskedIds,
-    windows: Sequence[EvaluationWindow],
-    batch_size: int,
-    byte_lengths: np.ndarray,
-) -> Summary:
-    """Scores the windows and accumulates the scores."""
-    summary = Summary(byte_lengths)
-    for scores in score(model, ids, windows, batch_size):
-        summary.add(scores)
-    return summary
-
-
 def evenly_spaced(windows: Sequence[EvaluationWindow], count: int, ids: MaskedIds) -> list[EvaluationWindow]:
     """At most `count` windows, about evenly spaced: the first one with a target of each of `count` stretches. The
     choice is deterministic, so that evaluations are comparable."""

@@ -86,17 +86,7 @@ def _isolated(run: TrainingRun) -> Iterator[None]:
 def _step_event(
     run: TrainingRun, state: TrainState, callback: EvalCallback, step: int, row: dict[str, float]
 ) -> StepEvent:
-    return StepEvent(
-        step=step,
-        total_steps=run.total_steps,
-        metrics=dict(row),
-        model=run.model,
-        batches=partial(_batches, run, run.device, _ids),
-        targets=partial(_batches, run, run.device, _targets),
-        loss=partial(_token_losses, run.model),
-        memory=state.memory.setdefault(callback.name, {}),
-        full=run.parallel.full_tensor,
-    )
+    return StepEvent(step=step, full=run.parallel.full_tensor, **_offered(run, state, callback, run.model, row))
 
 
 def _checked_weights(
@@ -189,16 +179,10 @@ def _call_one(
 
     event = EvaluationEvent(
         step=state.step,
-        total_steps=run.total_steps,
-        metrics=dict(row),
         history=tuple(dict(earlier) for earlier in state.history),
         generate=partial(_generate, run, model),
         show=show,
-        model=model,
-        batches=partial(_batches, run, device_of(model), _ids),
-        targets=partial(_batches, run, device_of(model), _targets),
-        loss=partial(_token_losses, model),
-        memory=state.memory.setdefault(callback.name, {}),
+        **_offered(run, state, callback, model, row),
     )
     run.stop.check()
     with evaluating(model):
@@ -213,6 +197,22 @@ def _call_one(
 
 
 # ── what an event offers ──────────────────────────────────────────────────────────────────────────
+
+
+def _offered(
+    run: TrainingRun, state: TrainState, callback: EvalCallback, model: LanguageModel, row: dict[str, float]
+) -> dict[str, Any]:
+    """The fields of every `TrainingEvent`, but the step."""
+    device = device_of(model)
+    return {
+        "total_steps": run.total_steps,
+        "metrics": dict(row),
+        "model": model,
+        "batches": partial(_batches, run, device, _ids),
+        "targets": partial(_batches, run, device, _targets),
+        "loss": partial(_token_losses, model),
+        "memory": state.memory.setdefault(callback.name, {}),
+    }
 
 
 def _batches(

@@ -280,11 +280,6 @@ class SavedRun:
             return False
         return True
 
-    @property
-    def running(self) -> str:
-        """The id of the process that trains the run; empty if there is none."""
-        return running_process(self.folder)
-
 
 def running_process(folder: Path) -> str:
     """The id of the process that trains the run in `folder`; empty if there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from pipeline.model.optimizers import use_plain_optimizers
 from pipeline.plugin.calls import calling, guarded, label, supported_arguments
 from pipeline.plugin.components import (
     BatchSampler,
+    Component,
     EvalCallback,
     Loss,
     Model,
@@ -30,7 +31,7 @@ from pipeline.plugin.registry import Registry
 
 if TYPE_CHECKING:
     from pipeline.data.tokenizer import Tokenizer
-    from pipeline.params.params import ModelParams, Params, TrainParams
+    from pipeline.params.params import ModelParams, Params
 
 KINDS = ["models", "losses", "optimizers", "schedules", "batch_samplers", "eval_callbacks"]
 
@@ -40,7 +41,6 @@ class Components:
     """The components that params.yaml chooses, with their options.
 
     Attributes:
-        model, loss, optimizer, schedule, batch_sampler, callbacks: The components.
         plugins: The project's plugins folder.
         sources: The files of the components that decide the result: all but callbacks with `records_only`.
         packages: Versions of the installed packages that bring such components.
@@ -112,20 +112,21 @@ class Components:
             raise ParamsError(f"model: {explain(error)}") from None
         return Architecture(self.model, shape)
 
-    def effective_model(self, params: ModelParams) -> dict[str, Any]:
-        """The part of the section `model` that decides the result: sizes, and the options of the chosen model."""
-        return params.sizes | _chosen("name", [self.model])
-
-    def effective(self, params: TrainParams) -> dict[str, Any]:
-        """The part of the section `train` that decides the result: with all options of the chosen components,
-        defaults included, and without `log_every` and callbacks that have `records_only`."""
-        return params.model_dump(mode="json", exclude={"log_every"}) | {
-            "schedule": {"warmup_steps": params.schedule.warmup_steps, **_chosen("name", [self.schedule])},
-            "batch_sampler": _chosen("name", [self.batch_sampler]),
-            "loss": _chosen("name", [self.loss]),
-            "optimizer": _chosen("name", [self.optimizer]),
-            "eval_callbacks": _chosen("use", [each for each in self.callbacks if not each.records_only]),
+    def effective(self, params: Params) -> dict[str, Any]:
+        """The part of the sections `model` and `train` that decides the result: with all options of the chosen
+        components, defaults included, and without `log_every` and callbacks that have `records_only`."""
+        train = params.train.model_dump(mode="json", exclude={"log_every"}) | {
+            "schedule": {"warmup_steps": params.train.schedule.warmup_steps, **_chosen(self.schedule)},
+            "batch_sampler": _chosen(self.batch_sampler),
+            "loss": _chosen(self.loss),
+            "optimizer": _chosen(self.optimizer),
         }
+        deciding = [each for each in self.callbacks if not each.records_only]
+        callbacks = {
+            "use": [each.name for each in deciding],
+            **{each.name: plain_options(each) for each in deciding},
+        }
+        return {"model": params.model.sizes | _chosen(self.model), "train": train | {"eval_callbacks": callbacks}}
 
     def nats(self, output: ModelOutput, targets: torch.Tensor, **offered: Any) -> torch.Tensor:
         """The training loss in nats [B, T]. The loss gets those of the `offered` keyword arguments that it accepts.
@@ -257,8 +258,6 @@ def check_plain(value: Any, what: str) -> None:
         )
 
 
-def _chosen(key: str, components: Sequence[Any]) -> dict[str, Any]:
-    """A choice in the form of params.yaml: names under `key`, and each component's options under its name."""
-    names = [component.name for component in components]
-    options = {component.name: plain_options(component) for component in components}
-    return {key: names if key == "use" else names[0], **options}
+def _chosen(component: Component) -> dict[str, Any]:
+    """A choice in the form of params.yaml: the component's name, and its options under it."""
+    return {"name": component.name, component.name: plain_options(component)}

@@ -28,7 +28,6 @@ class TrainingData:
     """The data of a run.
 
     Attributes:
-        tokenizer: The tokenizer of the ids.
         ids: The token ids of "train" and "val", and which of them are learnt.
         windows: The training windows, in training order.
         val_windows: The windows of "val" that the final evaluation reads.

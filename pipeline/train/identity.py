@@ -16,25 +16,15 @@ if TYPE_CHECKING:
 
 
 def identity(
-    params: Params, components: Components, data: TrainingData, weights: str, teacher: str = ""
+    params: Params, components: Components, data: TrainingData, weights: str, teacher: str
 ) -> dict[str, Any]:
-    """Everything that decides the result of training: the effective params, the data, the pretrained weights, code,
-    versions, and the format of training checkpoints.
+    """Everything that decides the result of training: the effective params, the data, code, versions, the format of
+    training checkpoints, and the digests of the pretrained weights and the loss's teacher (empty without them).
 
     It leaves out components that are not chosen, callbacks with `records_only`, and the section `runtime`.
-
-    Args:
-        params: All params.
-        components: The chosen components.
-        data: The splits.
-        weights: The digest of the pretrained weights; empty without any.
-        teacher: The digest of the loss's teacher; empty without one.
     """
     return {
-        "params": {
-            "model": components.effective_model(params.model),
-            "train": components.effective(params.train),
-        },
+        "params": components.effective(params),
         "data": data.digest,
         "weights": weights,
         "teacher": teacher,

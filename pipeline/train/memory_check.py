@@ -27,11 +27,6 @@ def activation_bytes(architecture: Architecture, micro_batch_size: int, precisio
     For each token, block and element of the width, the largest of the shipped models keeps 90 bytes in float32;
     under autocast 50, as the residual stream and the norms stay in float32. GPT-2 keeps 65 and 43, and more with
     dropout.
-
-    Args:
-        architecture: The model's architecture.
-        micro_batch_size: Windows per micro-batch.
-        precision: "fp32", "bf16" or "fp16".
     """
     shape = architecture.shape
     each = 90 if precision == "fp32" else 50
@@ -40,7 +35,7 @@ def activation_bytes(architecture: Architecture, micro_batch_size: int, precisio
 
 def estimated_bytes(architecture: Architecture, micro_batch_size: int, precision: str) -> int:
     """An estimate of the memory of a training step that recomputes nothing: weights, gradients, an optimizer with
-    two moments, and activations; for the arguments see `activation_bytes`."""
+    two moments, and activations."""
     return 16 * architecture.parameter_count + activation_bytes(architecture, micro_batch_size, precision)
 
 
@@ -51,14 +46,8 @@ def check_fits(
     processes: int = 1,
     micro_batch_size: int = 1,
 ) -> None:
-    """Checks, before anything is allocated, that a model and a micro-batch can fit into memory.
-
-    Args:
-        architecture: The model's architecture.
-        device: The device of each process.
-        strategy: "ddp", or "fsdp", which divides weights and gradients by the number of processes.
-        processes: The number of processes.
-        micro_batch_size: Windows per micro-batch.
+    """Checks, before anything is allocated, that a model and a micro-batch can fit into memory; "fsdp" divides
+    weights and gradients by the number of processes.
 
     Raises:
         ParamsError: the float32 weights and gradients, or the inputs of the blocks, need more memory than the
@@ -90,13 +79,7 @@ def out_of_memory_advice(
     recompute: bool = True,
 ) -> str:
     """The message for a training step that ran out of memory: what needs it, and which param to lower.
-
-    Args:
-        architecture, device, strategy, processes: As for `check_fits`.
-        micro_batch_size: Windows in the micro-batch that failed.
-        optimizer: The optimizer; under FSDP, of this rank's shards.
-        recompute: Whether the run recomputes activations already.
-    """
+    `recompute` is true if the run recomputes activations already."""
     state = optimizer_state_bytes(optimizer)
     lasting = 8 * architecture.parameter_count // (processes if strategy == "fsdp" else 1) + state
     text = (

@@ -54,15 +54,10 @@ def phases(
     identity: dict[str, Any],
     root: Path,
 ) -> list[Phase]:
-    """The phases of the run that `params` describe, in order.
+    """The phases of the run that `params`, the section `train`, describe, in order.
 
-    Args:
-        params: The section `train`.
-        schedule: The schedule that `params` choose.
-        windows: The training windows.
-        flops_per_token: Floating-point operations that a token costs, for a budget in flops.
-        identity: Everything that decides the result of the whole run.
-        root: The folder of all runs' checkpoints (.resume).
+    `flops_per_token` is what a token costs, for a budget in flops; `identity` everything that decides the result of
+    the whole run; `root` the folder of all runs' checkpoints (.resume).
     """
 
     def count(amount: float) -> int:

@@ -39,7 +39,6 @@ class TrainingRun:
         phase: The run's length, learning rates and checkpoint store.
         runtime_config: Device, threads, processes, precision, compilation and recomputation, as resolved.
         parallel: The model, laid out over the ranks.
-        optimizer: The optimizer of its parameters.
         scaler: Scales the loss in fp16, where small gradients would be rounded to 0; else it does nothing.
         saver: Writes training checkpoints.
         stop: The requests to stop: signals, and the parent's death.

@@ -84,8 +84,7 @@ def resolve_runtime_config(
     best choice for this machine.
 
     Args:
-        params: All params.
-        ranks: The processes that train together.
+        params, ranks: All params, and the processes that train together.
         earlier: The runtime config that the run started with; empty for a new run.
         flops: Floating-point operations of the whole run.
         architecture: The model, whose size decides whether to recompute activations; None: they fit.

@@ -14,8 +14,7 @@ from pipeline.core.republish import republished
 from pipeline.core.symlinks import check_symlinks
 from pipeline.distributed.interrupt import StopSignal
 from pipeline.distributed.placement import process_count
-from pipeline.distributed.ranks import Ranks, started_as_rank
-from pipeline.distributed.splits import open_splits
+from pipeline.distributed.ranks import Ranks, open_splits, started_as_rank
 from pipeline.model.pretrained import Pretrained
 from pipeline.model.run_record import note_other_data
 from pipeline.train import memory_check

@@ -27,8 +27,7 @@ from pipeline.commands.samplers import with_option
 from pipeline.core.console import printable
 from pipeline.data.batches import evaluation_windows
 from pipeline.data.masked import MaskedIds
-from pipeline.model import load
-from pipeline.model.scoring import summarize
+from pipeline.model import load, scoring
 from pipeline.plugin.registry import Registry
 
 
@@ -414,7 +413,9 @@ def test_a_text_is_scored_as_evaluation_scores_a_document(
     for path, numbers in zip(texts, found, strict=True):
         ids = np.array([tokenizer.end_of_text, *tokenizer.encode(path.read_bytes().decode())])
         windows = evaluation_windows(len(ids), 16, round(16 * stride))
-        expected = summarize(checkpoint.model, MaskedIds(ids), windows, 4, tokenizer.byte_lengths)
+        expected = scoring.Summary(tokenizer.byte_lengths)
+        for scores in scoring.score(checkpoint.model, MaskedIds(ids), windows, 4):
+            expected.add(scores)
         assert numbers["file"] == str(path)
         assert numbers["tokens"] == expected.tokens == len(ids) - 1
         assert numbers["bytes"] == path.stat().st_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -21,7 +22,7 @@ from pipeline.data.masked import MaskedIds
 from pipeline.data.packing import packed_windows
 from pipeline.model import scoring
 from pipeline.model.architecture import LanguageModel
-from pipeline.model.scoring import Scores, Summary, evaluating, evenly_spaced, score, score_tokens, summarize
+from pipeline.model.scoring import Scores, Summary, evaluating, evenly_spaced, score, score_tokens
 from pipeline.plugin.components import IGNORED
 
 CONTEXT, VOCAB = 8, 50
@@ -41,6 +42,19 @@ def make(vocab_size: int = VOCAB, dropout: float = 0.0) -> LanguageModel:
 def scores(nats: list[float], targets: list[int] | None = None) -> Scores:
     ids = np.array(targets or [0] * len(nats), dtype=np.int64)
     return Scores(ids, np.array(nats), np.zeros(len(nats), dtype=np.bool_), np.arange(len(nats)))
+
+
+def summarize(
+    model: LanguageModel,
+    ids: MaskedIds,
+    windows: Sequence[EvaluationWindow],
+    batch_size: int,
+    byte_lengths: np.ndarray,
+) -> Summary:
+    summary = Summary(byte_lengths)
+    for each in score(model, ids, windows, batch_size):
+        summary.add(each)
+    return summary
 
 
 def directly(model: LanguageModel, ids: np.ndarray, target: int, first: int) -> float:
