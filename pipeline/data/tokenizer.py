@@ -200,21 +200,14 @@ class Tokenizer:
         Raises:
             DataError: the file is missing or corrupt; `fix` ends the message.
         """
-        contents = read_values(path, _Saved, fix)
-        tokenizer = cls(
-            contents.name,
-            contents.pattern,
-            dict(contents.ranks),
-            contents.special_tokens,
-            contents.end,
-            contents.chat_template,
-            contents.template_variables,
-        )
+        saved = dict(read_values(path, _Saved, fix))
+        fingerprint, ranks = saved.pop("fingerprint"), dict(saved.pop("ranks"))
+        tokenizer = cls(ranks=ranks, **saved)
         try:
             tokenizer.check()
         except ValueError as error:
             raise DataError(f"{path} is damaged ({error}): {fix}") from None
-        if tokenizer.fingerprint != contents.fingerprint:
+        if tokenizer.fingerprint != fingerprint:
             raise DataError(f"{path} is damaged (its fingerprint does not match): {fix}")
         return tokenizer
 

@@ -12,7 +12,7 @@ from types import FrameType
 import psutil
 
 from pipeline.core.console import say
-from pipeline.core.errors import StopRequested as StopRequested
+from pipeline.core.errors import StopRequested
 from pipeline.distributed.ranks import Ranks
 
 LAUNCHER = "PIPELINE_LAUNCHER"

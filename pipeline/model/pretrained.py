@@ -168,23 +168,19 @@ class Pretrained:
             verify_weights(self.file, saved)
         new = list(self.new_tokens(tokenizer).values())
         known = sorted({*tokenizer.ranks.values(), *tokenizer.special_tokens.values()} - set(new))
-        by_id = _weights_by_id(source)
+        by_id, contexts = _weights_by_id(source), (source.shape.context_length, target.shape.context_length)
         for name, (shape, _) in target.tensor_specs.items():
             if name not in weights or weights[name].shape[1:] != shape[1:]:
                 continue
             if name in by_id:
                 weights[name] = _rows_by_id(weights[name], target.shape, new, known)
-            elif len(shape) and (len(weights[name]), shape[0]) == _contexts(source, target):
+            elif len(shape) and (len(weights[name]), shape[0]) == contexts:
                 weights[name] = weights[name][: shape[0]]
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         wanted = {name: shape for name, (shape, _) in target.tensor_specs.items()}
         if different := {name for name, _ in shapes.items() ^ wanted.items()}:
             raise CheckpointError(f"{self.name}: {min(different)} does not fit {CONFIG}: {_FIX}")
         return weights
-
-
-def _contexts(source: Architecture, target: Architecture) -> tuple[int, int]:
-    return source.shape.context_length, target.shape.context_length
 
 
 def _weights_by_id(architecture: Architecture) -> set[str]:

@@ -70,19 +70,19 @@ class Components:
         use_plain_optimizers()
         registry, params = registry or Registry.load(plugins, KINDS), whole.train
         sections = {
-            "models": ("model", whole.model),
-            "losses": ("train.loss", params.loss),
-            "optimizers": ("train.optimizer", params.optimizer),
-            "schedules": ("train.schedule", params.schedule),
-            "batch_samplers": ("train.batch_sampler", params.batch_sampler),
+            "model": ("models", "model", whole.model),
+            "loss": ("losses", "train.loss", params.loss),
+            "optimizer": ("optimizers", "train.optimizer", params.optimizer),
+            "schedule": ("schedules", "train.schedule", params.schedule),
+            "batch_sampler": ("batch_samplers", "train.batch_sampler", params.batch_sampler),
         }
-        one = {
-            kind: registry.build(kind, section.name, section.options, where)
-            for kind, (where, section) in sections.items()
+        built = {
+            field: registry.build(kind, section.name, section.options, where)
+            for field, (kind, where, section) in sections.items()
         }
         chosen = params.eval_callbacks
         callbacks = registry.build_all("eval_callbacks", chosen.use, chosen.options, "train.eval_callbacks")
-        deciding = [(kind, each.name) for kind, each in one.items()]
+        deciding = [(kind, section.name) for kind, _, section in sections.values()]
         deciding += [("eval_callbacks", each.name) for each in callbacks if not each.records_only]
         givers = [each.name for each in callbacks if each.has("eval_weights")]
         if len(givers) > 1:
@@ -90,7 +90,8 @@ class Components:
                 f"train.eval_callbacks.use: {' and '.join(givers)} both have eval_weights, but only one "
                 "callback can give the weights to evaluate: remove the others"
             )
-        return cls(*one.values(), tuple(callbacks), plugins, *registry.origins(deciding))
+        sources, packages = registry.origins(deciding)
+        return cls(**built, callbacks=tuple(callbacks), plugins=plugins, sources=sources, packages=packages)
 
     def architecture(self, params: ModelParams, tokenizer: Tokenizer) -> Architecture:
         """The architecture that the section `model` describes, for a tokenizer's vocabulary.
@@ -122,11 +123,9 @@ class Components:
             "optimizer": _chosen(self.optimizer),
         }
         deciding = [each for each in self.callbacks if not each.records_only]
-        callbacks = {
-            "use": [each.name for each in deciding],
-            **{each.name: plain_options(each) for each in deciding},
-        }
-        return {"model": params.model.sizes | _chosen(self.model), "train": train | {"eval_callbacks": callbacks}}
+        options = {each.name: plain_options(each) for each in deciding}
+        train |= {"eval_callbacks": {"use": [each.name for each in deciding], **options}}
+        return {"model": params.model.sizes | _chosen(self.model), "train": train}
 
     def nats(self, output: ModelOutput, targets: torch.Tensor, **offered: Any) -> torch.Tensor:
         """The training loss in nats [B, T]. The loss gets those of the `offered` keyword arguments that it accepts.

@@ -7,8 +7,7 @@ import time
 
 import torch
 
-from pipeline.core.errors import Interrupted, PluginError
-from pipeline.distributed.interrupt import StopRequested
+from pipeline.core.errors import Interrupted, PluginError, StopRequested
 from pipeline.plugin.calls import calling, label
 from pipeline.train.batch import Batch, MicroBatch
 from pipeline.train.callbacks import call_step_callbacks

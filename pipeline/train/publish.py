@@ -7,11 +7,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import fact
+from pipeline.core.errors import StopRequested
 from pipeline.core.files import report_full_disk, write_atomically, write_json
 from pipeline.core.fingerprint import fingerprint
 from pipeline.core.paths import METRICS
 from pipeline.core.publication import published_folder
-from pipeline.distributed.interrupt import StopRequested
 from pipeline.model.checkpoint import SAMPLES, tensor_bytes, write_checkpoint
 from pipeline.model.device import peak_memory
 from pipeline.train.callbacks import evaluation_weights

@@ -1,7 +1,7 @@
 """Muon for the hidden matrices, AdamW for the rest, as one optimizer."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Any, ClassVar
 
@@ -82,7 +82,7 @@ class Orthogonalised(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self) -> None:  # called by `Combined`, which handles the closure
+    def step(self, closure: None = None) -> None:
         updates: dict[torch.Tensor, torch.Tensor] = {}
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -198,14 +198,9 @@ class Combined(torch.optim.Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:
         for part in self._parts:
             part.step()
-        return loss
 
 
 @hookimpl

@@ -34,7 +34,7 @@ class _Distributed(Parallel):
 
     def full(self, state: Any) -> Any:
         def copied(tensor: torch.Tensor) -> torch.Tensor:
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            tensor = self.full_tensor(tensor)
             return tensor.detach().to("cpu", copy=True) if self.ranks.is_rank0 else tensor.to("meta")
 
         return map_tensors(copied, state)
