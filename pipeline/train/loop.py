@@ -9,7 +9,7 @@ import torch
 
 from pipeline.core.errors import Interrupted, PluginError, StopRequested
 from pipeline.plugin.calls import calling, label
-from pipeline.train.batch import Batch, MicroBatch
+from pipeline.train.batch import MicroBatch, read_step
 from pipeline.train.callbacks import call_step_callbacks
 from pipeline.train.evaluation import evaluate
 from pipeline.train.pending import Pending, StepNumbers
@@ -78,25 +78,25 @@ def take_step(run: TrainingRun, state: TrainState, pending: Pending) -> None:
     step = state.step
     row: dict[str, float] = {"step": step + 1}  # a row of metrics/steps.tsv
     set_learning_rate(run.optimizer, run.phase.schedule(step))
-    batch = Batch.of(run, step)
+    tokens, micro_batches = read_step(run, step)
 
     run.optimizer.zero_grad(set_to_none=True)
     random = random_state()
     try:
-        losses = [_add_gradients(run, step, micro_batch, batch.tokens) for micro_batch in batch]
+        losses = [_add_gradients(run, step, micro_batch, tokens) for micro_batch in micro_batches]
     except StopRequested:
         restore_random_state(random)  # the unfinished step is dropped; a resumed run repeats it
         pending.settle()
         raise
-    if batch.tokens and all(parameter.grad is None for parameter in run.model.parameters()):
+    if tokens and all(parameter.grad is None for parameter in run.model.parameters()):
         raise PluginError(f"{label(run.components.loss)} gives no parameter of the model a gradient")
     run.scaler.unscale_(run.optimizer)
     call_step_callbacks("before_update", run, state, row)
     norm = run.parallel.clip(run.params.grad_clip or math.inf)
 
-    numbers = StepNumbers.sent(row, batch.tokens, losses, norm)
+    numbers = StepNumbers.sent(row, tokens, losses, norm)
     if pending.good(numbers):
-        if batch.tokens:
+        if tokens:
             run.scaler.step(run.optimizer)
         row["learning_rate"] = run.optimizer.param_groups[0]["lr"]
         call_step_callbacks("after_step", run, state, row)

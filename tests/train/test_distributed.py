@@ -744,7 +744,7 @@ def test_half_of_a_launchers_variables_are_an_error() -> None:
 
 
 def test_every_window_of_a_batch_is_computed_by_exactly_one_rank(tmp_path: Path) -> None:
-    from pipeline.train.batch import Batch
+    from pipeline.train.batch import read_step
 
     for count in (1, 2, 3, 4):
         for batch_size, micro in ((8, 8), (8, 3), (7, 2), (3, 1)):
@@ -755,7 +755,7 @@ def test_every_window_of_a_batch_is_computed_by_exactly_one_rank(tmp_path: Path)
                 )
                 run = replace(run, parallel=replace(run.parallel, ranks=Ranks(rank, count, rank)))
                 _, y = run.data.windows.batch(run.offsets(5))
-                batches = list(Batch.of(run, 5))
+                batches = list(read_step(run, 5)[1])
                 seen += [row.tolist() for batch in batches for row in batch.targets if (row >= 0).any()]
                 rounds.add(len(batches))
                 ends.add(tuple(batch.last for batch in batches))
