@@ -146,17 +146,15 @@ class TokenFolder:
         self._entries = manifest_entries(folder, fix)
         self._fix = fix
         meta = read_values(folder / META, _Meta, fix)
-        self._xz = meta.xz_bits_per_byte
+        self._meta = meta
         self.meta: dict[str, Any] = read_json(folder / META, fix)
         self.tokenizer = Tokenizer.load(folder / TOKENIZER, fix)
-        tokenizer_fingerprint = meta.tokenizer.fingerprint
-        if tokenizer_fingerprint != self.tokenizer.fingerprint:
+        if meta.tokenizer.fingerprint != self.tokenizer.fingerprint:
             raise DataError(
-                f"{folder}: another tokenizer ({tokenizer_fingerprint[:12]}) made the tokens than the one "
+                f"{folder}: another tokenizer ({meta.tokenizer.fingerprint[:12]}) made the tokens than the one "
                 f"beside them ({self.tokenizer.fingerprint[:12]}): {fix}"
             )
         self._dtype = smallest_dtype(self.tokenizer.vocab_size)
-        self._files = meta.files
         self._stems: dict[str, list[str]] = {}
         self._sizes: dict[str, list[int]] = {}
         """The number of tokens in each shard of a file."""
@@ -189,12 +187,12 @@ class TokenFolder:
     def _check_sizes(self, name: str, tokens: int) -> None:
         """Checks the size of a file, of all its shards, against meta.json."""
         size = sum(self._size(self._bin(stem)) for stem in self._stems[name])
-        if size != tokens * self._dtype.itemsize or self.meta["dtype"] != self._dtype.name:
+        if size != tokens * self._dtype.itemsize or self._meta.dtype != self._dtype.name:
             shown = (
                 self._bin(self._stems[name][0]) if len(self._stems[name]) == 1 else self.folder / f"{name}-*.bin"
             )
             raise DataError(
-                f"{shown} has {size:,} bytes, but {META} says {tokens:,} tokens of {self.meta['dtype']} for a "
+                f"{shown} has {size:,} bytes, but {META} says {tokens:,} tokens of {self._meta.dtype} for a "
                 f"vocabulary of {self.tokenizer.vocab_size:,}: {self._fix}"
             )
 
@@ -221,21 +219,21 @@ class TokenFolder:
 
     def xz_bits_per_byte(self, name: str) -> float | None:
         """The xz baseline of a held-out split, as measured by the stage split; None if only a part is learnt."""
-        if any(file.learnt is not None for file in self._files.values()):
+        if any(file.learnt is not None for file in self._meta.files.values()):
             return None
-        if name not in self._xz:
+        if name not in self._meta.xz_bits_per_byte:
             raise DataError(f"{self.folder / META} has no xz_bits_per_byte of {name}: {self._fix}")
-        return self._xz[name]
+        return self._meta.xz_bits_per_byte[name]
 
     @property
     def names(self) -> list[str]:
         """The names of the token files, such as train, val and test."""
-        return list(self.meta["files"])
+        return list(self._meta.files)
 
     def _file(self, name: str) -> _File:
-        if name not in self._files:
+        if name not in self._meta.files:
             raise DataError(f"{self.folder / META} lists no {name}: {self._fix}")
-        return self._files[name]
+        return self._meta.files[name]
 
     def id_file(self, name: str) -> Path:
         """The file of a split's ids, or of its segments."""

@@ -121,10 +121,9 @@ def visible(tokens: torch.Tensor, cache: KVCache | None, document_end: int | Non
         compiled_on_cpu = torch.compiler.is_compiling() and functions.code_path(tokens.device) == "cpu"
         return mask.dense() if compiled_on_cpu else mask
     causal = torch.ones(new, total, dtype=torch.bool, device=tokens.device).tril(total - new)
-    if document_end is None:
+    if document_end is None or cache is None:
         return causal
-    if cache is not None:
-        tokens = cache.append(tokens)
+    tokens = cache.append(tokens)
     ends = (tokens == document_end).int()
     document = ends.cumsum(dim=1) - ends  # [B, total]; the end token belongs to its document
     return (causal & (document[:, -new:, None] == document[:, None, :]))[:, None]

@@ -60,12 +60,9 @@ def read_record(folder: Path) -> RunRecord:
 
 def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: Paths) -> None:
     """Prints a note if params.yaml, and another if the splits differ from what trained the checkpoint."""
-    given = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
-    train = {
-        "extension": {"amount": 0},
-        **record.params["train"],
-    }  # the record omits it unless the run was extended
-    found = _contradictions({**record.params, "train": train}, given, paths)
+    # The record omits the extension unless the run was extended.
+    train = {"extension": {"amount": 0}, **record.params["train"]}
+    found = _contradictions({**record.params, "train": train}, params, paths)
     if found:
         values = "; ".join(
             f"{name} is {now} in params.yaml, {then} in the checkpoint" for name, (then, now) in found.items()
@@ -80,9 +77,8 @@ def note_changes(record: RunRecord, params: Params, splits: TokenFolder, paths: 
 
 def note_other_data(splits: TokenFolder, params: Params, paths: Paths) -> None:
     """Prints a note if the splits were made with other params than those of params.yaml."""
-    given = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
     recorded = {name: splits.meta["params"].get(name, {}) for name in ("tokenize", "split")}
-    found = _contradictions(recorded, given, paths)
+    found = _contradictions(recorded, params, paths)
     found.pop("tokenize.store", None)  # where tokens lie changes none
     if found:
         values = "; ".join(f"{name} is {now} in params.yaml, was {then}" for name, (then, now) in found.items())
@@ -92,8 +88,9 @@ def note_other_data(splits: TokenFolder, params: Params, paths: Paths) -> None:
         )
 
 
-def _contradictions(recorded: dict[str, Any], given: dict[str, Any], paths: Paths) -> dict[str, tuple[str, str]]:
+def _contradictions(recorded: dict[str, Any], params: Params, paths: Paths) -> dict[str, tuple[str, str]]:
     """The recorded params that differ from params.yaml, which may omit options that have their defaults."""
+    given = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
     if flatten(effective(recorded)).items() <= flatten(effective(given)).items():
         return {}  # without loading the plugins for their defaults
     _fill_in(given, paths)
