@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,7 +43,6 @@ class TrainingRun:
         scaler: Scales the loss in fp16, where small gradients would be rounded to 0; else it does nothing.
         saver: Writes training checkpoints.
         stop: The requests to stop: signals, and the parent's death.
-        live: The table of steps that `pipeline runs --watch` reads.
         teacher: The frozen model of a distillation loss; None if the loss needs none.
     """
 
@@ -56,7 +56,6 @@ class TrainingRun:
     scaler: torch.amp.GradScaler
     saver: CheckpointSaver
     stop: StopSignal
-    live: LiveTable
     teacher: LanguageModel | None = None
 
     @classmethod
@@ -105,14 +104,17 @@ class TrainingRun:
             scaler=torch.amp.GradScaler(device.type, enabled=runtime_config.precision == "fp16"),
             saver=CheckpointSaver(phase.store, params.runtime.save_seconds, parallel.writers, device.type),
             stop=stop or StopSignal(),
-            live=LiveTable(phase.store.folder / STEPS),
             teacher=teacher.load(data.tokenizer, architecture, device, components.plugins) if teacher else None,
         )
 
     def for_phase(self, phase: Phase) -> TrainingRun:
         """This run with the length, schedule and checkpoint store of another phase."""
-        live = LiveTable(phase.store.folder / STEPS)
-        return replace(self, phase=phase, saver=replace(self.saver, store=phase.store), live=live)
+        return replace(self, phase=phase, saver=replace(self.saver, store=phase.store))
+
+    @cached_property
+    def live(self) -> LiveTable:
+        """The table of the phase's steps that `pipeline runs --watch` reads."""
+        return LiveTable(self.phase.store.folder / STEPS)
 
     @property
     def model(self) -> LanguageModel:
