@@ -28,14 +28,18 @@ class Length:
         return sum(self.phase_windows)
 
     @property
+    def phase_steps(self) -> tuple[int, ...]:
+        """The number of steps of each phase."""
+        return tuple(-(-windows // self.batch_size) for windows in self.phase_windows)
+
+    @property
     def total_steps(self) -> int:
-        return sum(-(-windows // self.batch_size) for windows in self.phase_windows)
+        return sum(self.phase_steps)
 
     def windows(self, step: int) -> tuple[int, int]:
         """The range of windows that `step` reads, as (first, end); numbered over the whole run."""
         before = 0
-        for windows in self.phase_windows:
-            steps = -(-windows // self.batch_size)
+        for windows, steps in zip(self.phase_windows, self.phase_steps, strict=True):
             if step < steps:
                 first = step * self.batch_size
                 return before + first, before + min(first + self.batch_size, windows)

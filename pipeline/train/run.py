@@ -96,11 +96,7 @@ class TrainingRun:
             phase=phase,
             runtime_config=runtime_config,
             parallel=parallel,
-            optimizer=components.build_optimizer(
-                parallel.model,
-                parallel.sharded,
-                replace(phase.length, phase_windows=phase.length.phase_windows[:1]).total_steps,
-            ),
+            optimizer=components.build_optimizer(parallel.model, parallel.sharded, phase.length.phase_steps[0]),
             scaler=torch.amp.GradScaler(device.type, enabled=runtime_config.precision == "fp16"),
             saver=CheckpointSaver(phase.store, params.runtime.save_seconds, parallel.writers, device.type),
             stop=stop or StopSignal(),
