@@ -49,10 +49,7 @@ def call_step_callbacks(method: str, run: TrainingRun, state: TrainState, row: d
         with calling(callback, when=f"in {method} of step {step}"), _isolated(run):
             seed_generators(run.params.seed, step, 1 + run.parallel.ranks.rank * run.parallel.sharded)
             numbers = getattr(callback, method)(_step_event(run, state, callback, step, row))
-            if numbers is not None:
-                _check_numbers(numbers, callback, row)
-                row |= {name: float(value) for name, value in numbers.items()}
-            check_plain(state.memory[callback.name], f"{label(callback)}: its memory")
+            _record({} if numbers is None else numbers, callback, row, state)
 
 
 @contextmanager
@@ -156,10 +153,7 @@ def _call_on_rank0(
     row = dict(row)
     for callback in run.components.callbacks_with("on_evaluation"):
         with calling(callback, when=f"at step {state.step}"):
-            numbers = _call_one(run, callback, model, row, state)
-            _check_numbers(numbers, callback, row)
-            check_plain(state.memory[callback.name], f"{label(callback)}: its memory")
-            row |= {name: float(value) for name, value in numbers.items()}
+            _record(_call_one(run, callback, model, row, state), callback, row, state)
     return row, state.stop_reason
 
 
@@ -269,7 +263,8 @@ _RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
 """Reserved columns: some rows lack them, or the report adds them."""
 
 
-def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) -> None:
+def _record(numbers: Any, callback: EvalCallback, row: dict[str, float], state: TrainState) -> None:
+    """Adds to `row` the numbers that a callback returned, if these and its memory are valid."""
     where = label(callback)
     check_numbers(numbers, where)
     for name in numbers:
@@ -277,3 +272,5 @@ def _check_numbers(numbers: Any, callback: EvalCallback, row: dict[str, float]) 
             raise PluginError(f"{where} has records_only, so it must return an empty dict, not {name!r}")
         if name in row or name in _RESERVED:
             raise PluginError(f"{where} returned {name!r}, which is already recorded: choose another name")
+    check_plain(state.memory[callback.name], f"{where}: its memory")
+    row |= {name: float(value) for name, value in numbers.items()}
