@@ -9,6 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, DocumentStartEvent, NodeEvent, ScalarEvent
+from ruamel.yaml.parser import Parser
 
 _LONGEST = 1 << 18
 """The maximum number of characters, for which the reader takes seconds; params.yaml has thousands."""
@@ -24,9 +25,12 @@ def yaml_values(text: str) -> Any:
     Raises:
         YAMLError: the text is not valid YAML, has other values, or is too large.
     """
+    if len(text) > _LONGEST:
+        raise YAMLError(f"it has over {_LONGEST:,} characters: it must be a file of settings, not of data")
+    reader = YAML(typ="safe", pure=True)
+    reader.Parser = _Parser
     try:
-        _check_size(text)
-        values = YAML(typ="safe", pure=True).load(io.StringIO(text))
+        values = reader.load(io.StringIO(text))
         _check(values, "")
     except YAMLError:
         raise
@@ -45,38 +49,42 @@ def read_yaml(path: Path) -> str:
         return file.read(_LONGEST + 1)
 
 
-def _check_size(text: str) -> None:
+class _Parser(Parser):
     """Rejects YAML that would take the reader too much time or memory, before it builds values.
 
     An alias counts as all values of its anchor: nine lines of nine aliases each would stand for 9⁹ values.
     """
-    if len(text) > _LONGEST:
-        raise YAMLError(f"it has over {_LONGEST:,} characters: it must be a file of settings, not of data")
-    anchors: dict[str, int] = {}
-    opened: list[tuple[str | None, int]] = []
-    count = documents = 0
-    for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
-        documents += isinstance(event, DocumentStartEvent)
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__(loader)
+        self._sizes: dict[str, int] = {}
+        self._opened: list[tuple[str | None, int]] = []
+        self._count = self._documents = 0
+
+    def get_event(self) -> Any:
+        event = super().get_event()
+        self._documents += isinstance(event, DocumentStartEvent)
         if isinstance(event, AliasEvent):
-            if event.anchor in [anchor for anchor, _ in opened]:
+            if event.anchor in [anchor for anchor, _ in self._opened]:
                 raise YAMLError(f"*{event.anchor} is inside &{event.anchor}: write the value out")
-            count += anchors.get(event.anchor, 1)
+            self._count += self._sizes.get(event.anchor, 1)
         elif isinstance(event, NodeEvent):
-            count += 1
+            self._count += 1
             if not isinstance(event, ScalarEvent):
-                opened.append((event.anchor, count))
+                self._opened.append((event.anchor, self._count))
             elif event.anchor:
-                anchors[event.anchor] = 1
+                self._sizes[event.anchor] = 1
         elif isinstance(event, CollectionEndEvent):
-            anchor, before = opened.pop()
+            anchor, before = self._opened.pop()
             if anchor:
-                anchors[anchor] = count - before + 1
-        if documents > 1:
+                self._sizes[anchor] = self._count - before + 1
+        if self._documents > 1:
             raise YAMLError("it holds several documents (---): keep one")
-        if len(opened) > _DEEPEST:
+        if len(self._opened) > _DEEPEST:
             raise YAMLError(f"it is nested more than {_DEEPEST} deep: a bracket may be missing")
-        if count > _MOST_VALUES:
+        if self._count > _MOST_VALUES:
             raise YAMLError(f"its aliases stand for over {_MOST_VALUES:,} values: write the values out")
+        return event
 
 
 def _check(value: Any, where: str) -> None:

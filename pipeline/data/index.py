@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from pipeline.core.errors import DataError
+from pipeline.data.npy import npy_errors
 
 SPLITS = ("train", "val", "test")
 RECORD = np.dtype(
@@ -133,7 +134,7 @@ class IndexFile:
         for path in (self.path, self._names):
             if not path.is_file():
                 raise DataError(f"{path} is missing: {fix}")
-        try:
+        with npy_errors(self.path, fix):
             with self.path.open("rb") as file:
                 if npy.read_magic(file) != (1, 0):
                     raise ValueError("another version of the format")
@@ -143,8 +144,6 @@ class IndexFile:
                 raise ValueError("other fields")
             if self.path.stat().st_size != self._offset + self.count * RECORD.itemsize:
                 raise ValueError(f"{self.count:,} records and another size")
-        except ValueError as error:
-            raise DataError(f"{self.path} is damaged ({' '.join(str(error).split())}): {fix}") from None
 
     def read(self, first: int, count: int) -> Records:
         """The records first … first+count−1."""

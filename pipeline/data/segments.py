@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.core.errors import DataError
 from pipeline.data.index import IndexEntry
 from pipeline.data.joined import AnyIds, SegmentedIds, Segments
+from pipeline.data.npy import npy_errors
 
 if TYPE_CHECKING:
     from pipeline.data.tokens import TokenFolder
@@ -34,10 +35,8 @@ class SegmentFile:
         self.source = source
         if not path.is_file():
             raise DataError(f"{path} is missing: {fix}")
-        try:
+        with npy_errors(path, fix):
             self._table: Segments = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path} is damaged ({' '.join(str(error).split())}): {fix}") from None
         if not self._fits(tokens):
             raise DataError(
                 f"{path} is damaged (it is no list of segments with {tokens:,} tokens of {source.folder}): {fix}"

@@ -30,6 +30,7 @@ from pipeline.data.documents import DocumentIndex
 from pipeline.data.index import IndexEntry
 from pipeline.data.joined import AnyIds, Ids, JoinedIds, parts
 from pipeline.data.masked import Learn, MaskedIds
+from pipeline.data.npy import npy_errors
 from pipeline.data.segments import SEGMENTS, SegmentFile
 from pipeline.data.token_writer import Counts, learn_name, shard_stem, smallest_dtype
 from pipeline.data.tokenizer import Tokenizer
@@ -290,10 +291,8 @@ class TokenFolder:
         path, tokens = self.folder / f"{name}.counts.npy", self._file(name).tokens
         if not path.is_file():
             raise DataError(f"{path} is missing: {self._fix}")
-        try:
+        with npy_errors(path, self._fix):
             counts: Counts = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path} is damaged ({' '.join(str(error).split())}): {self._fix}") from None
         if counts.dtype != np.int64 or counts.shape != (self.tokenizer.vocab_size,) or int(counts.sum()) != tokens:
             raise DataError(
                 f"{path} is damaged (it does not count {tokens:,} tokens of {self.tokenizer.vocab_size:,} ids): "

@@ -153,6 +153,10 @@ def content(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Non
     return changed
 
 
+def replaced(file: str, old: bytes, new: bytes) -> Callable[[Path], None]:
+    return content(file, lambda whole: whole.replace(old, new))
+
+
 def saved(file: str, array: Any) -> Callable[[Path], None]:
     """Writes another array into a file."""
     return lambda folder: np.save(folder / file, array, allow_pickle=True)
@@ -182,6 +186,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated index": (content(f"{FIRST}.idx.npy", lambda old: old[:-1]), f"{FIRST}.idx.npy is damaged"),
     "truncated header": (content(f"{FIRST}.idx.npy", lambda old: old[:20]), f"{FIRST}.idx.npy is damaged"),
     "empty index": (content(f"{FIRST}.idx.npy", lambda old: b""), f"{FIRST}.idx.npy is damaged"),
+    "an open bracket": (replaced(f"{FIRST}.idx.npy", b"}", b" "), f"{FIRST}.idx.npy is damaged"),
+    "a header of no types": (replaced(f"{FIRST}.idx.npy", b"'<u8'", b"'<q9'"), "is damaged"),
     "another format": (content(f"{FIRST}.idx.npy", lambda old: b"\x93NUMPY\x02\x00" + old[8:]), "another version"),
     "other fields": (saved(f"{FIRST}.idx.npy", np.zeros(2)), "other fields"),
     "a matrix": (saved(f"{FIRST}.idx.npy", np.zeros((1, 1), RECORD)), f"{FIRST}.idx.npy is damaged"),
@@ -207,6 +213,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "counts of another type": (saved("tokens.counts.npy", np.ones(V)), "tokens.counts.npy is damaged"),
     "counts of objects": (saved("tokens.counts.npy", np.array([{}])), "tokens.counts.npy is damaged"),
     "truncated counts": (content("tokens.counts.npy", lambda old: old[:-1]), "tokens.counts.npy is damaged"),
+    "counts with an open bracket": (replaced("tokens.counts.npy", b"}", b" "), "is damaged"),
     "empty counts": (content("tokens.counts.npy", lambda old: b""), "tokens.counts.npy is damaged"),
     "more shards": (files(shards=5), "tokens-"),
     "a plain file": (files(shards=0), "tokens.bin has 0 bytes"),

@@ -7,7 +7,6 @@ having done its work, changed an output that it did not replace, or told an erro
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import random
@@ -35,7 +34,7 @@ from tests.fuzz import (
     training_checkpoints,
 )
 from tests.fuzz.case import Case
-from tests.fuzz.runner import Limits, attempt, make_template, quicken, warm
+from tests.fuzz.runner import Limits, attempt, make_template, place
 
 KINDS: dict[str, ModuleType] = {
     "params": params, "corpora": corpora, "conversations": conversations,
@@ -77,13 +76,11 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     folder.chmod(0o755)
     try:
-        warm()
-        gc.freeze()  # a fork copies what it touches: the collector must not touch all of it
         template = make_template(folder)
-        quicken()
         values = project.values()
         end = time.monotonic() + options.seconds
         if options.case:
+            place(template, folder)
             tried = [json.loads(_line(each, values, template, folder, limits)) for each in options.case]
         else:
             tried = _in_workers(options, kinds, end, values, template, folder, limits)
@@ -108,11 +105,12 @@ def _in_workers(
         if pid == 0:
             worker_folder = folder / f"worker-{number}"
             worker_folder.mkdir()
+            place(template, worker_folder)
             with (folder / f"{number}.jsonl").open("w", encoding="utf-8") as file:
-                for place, id in enumerate(ids(options.seed, kinds, not options.random)):
-                    if time.monotonic() >= end or place >= options.cases:
+                for turn, id in enumerate(ids(options.seed, kinds, not options.random)):
+                    if time.monotonic() >= end or turn >= options.cases:
                         break
-                    if place % options.workers == number:
+                    if turn % options.workers == number:
                         file.write(_line(id, values, template, worker_folder, limits) + "\n")
                         file.flush()
             os._exit(0)

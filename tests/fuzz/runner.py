@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
-import importlib
-import inspect
 import json
-import multiprocessing
 import os
 import re
 import select
@@ -16,29 +14,16 @@ import signal
 import sys
 import time
 import traceback
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 from tests.fuzz import project
 from tests.fuzz.case import Case, closed_pipe
+from tests.fuzz.shared import imported, quicken, share
 
-_WARM = (
-    "pipeline.cli", "pipeline.params.reader", "pipeline.params.presets", "pipeline.tokenize.stage",
-    "pipeline.split.stage", "pipeline.train.stage", "pipeline.evaluate.stage", "pipeline.evaluate.report.write",
-    "pipeline.export.stage", "pipeline.commands.check", "pipeline.commands.generate", "pipeline.commands.score",
-    "pipeline.commands.compare", "pipeline.commands.runs", "pipeline.commands.check_plugin",
-    "pipeline.commands.trial", "pipeline.authoring.listing", "pipeline.authoring.testing",
-    "pipeline.model.pretrained",
-    "pipeline.exporting.proof", "multiprocessing.popen_fork", "pyarrow.parquet", "zstandard", "torch.optim",
-    "matplotlib.pyplot",
-    "torch._dynamo",
-)  # fmt: skip
 _MAY_CHANGE = {
     "tokenize": ("artifacts/tokens/",), "split": ("artifacts/splits/",),
     "train": ("artifacts/checkpoint/", "metrics/train.json", "metrics/history.tsv", "metrics/steps.tsv",
@@ -58,6 +43,9 @@ class Limits:
     processor: float = 20.0
     clock: float = 60.0
     growth: int = 2 * 10**9
+
+
+_ENOUGH = Limits(300, 600, 8 * 10**9)
 
 
 @dataclass(frozen=True)
@@ -92,40 +80,40 @@ class Tried:
     faults: list[Fault] = field(default_factory=list)
 
 
-def warm() -> None:
-    """Imports what the commands import, and reads the code that fingerprints read, once for all cases."""
-    for name in _WARM:
-        importlib.import_module(name)
-    from pipeline.core import fingerprint
-
-    metadata.packages_distributions = lru_cache(metadata.packages_distributions)
-    for stage in _OUTPUT:
-        plugins = project.REPOSITORY / "plugins"
-        fingerprint.code_identity(f"pipeline.{stage}.stage", sorted(plugins.rglob("*.py")), plugins, {})
-
-
-def quicken() -> None:
-    """Leaves out what costs most of the time: figures as files, xz at its slowest, a new interpreter for `check`'s
-    trial steps, and a search through all modules for each docstring."""
-    from pipeline.commands import trial
-    from pipeline.evaluate.report import page
-    from pipeline.split import baseline
-
-    vars(baseline)["_xz"] = lambda data: len(zlib.compress(data))
-    vars(inspect)["getmodule"] = lambda what, file=None: sys.modules.get(
-        getattr(what, "f_globals", {}).get("__name__") or getattr(what, "__module__", "")
-    )
-    vars(page)["write_figures"] = lambda *_: {}
-    vars(trial)["get_context"] = lambda how: multiprocessing.get_context("fork")
-
-
 def make_template(folder: Path) -> Path:
-    """The project that all cases are copies of; made in a fork, so that this process stays without threads."""
+    """The project that all cases are copies of; made in a fork, so that this process stays without threads.
+
+    What the fork imported is then imported here, once for all cases.
+    """
     root = folder / "template"
-    outcome = _forked(lambda: project.make(root), folder / "out", folder, Limits(300, 600, 8 * 10**9), True)
+    outcome = _forked(lambda: _made(root, folder / "imported.txt"), folder / "out", folder, _ENOUGH, True)
     if outcome.code != 0:
         raise SystemExit(f"error: the tiny project could not be made: {outcome.out}{outcome.err}")
+    imported((folder / "imported.txt").read_text(encoding="utf-8").split())
+    quicken()
     return root
+
+
+def _made(root: Path, modules: Path) -> None:
+    """Makes the project, runs the commands that need no stage, and writes down what all of them imported."""
+    from pipeline.cli import _run
+
+    project.make(root)
+    quicken()
+    for command in ("check", "generate the", "score data/raw/text-00.txt", "compare HEAD .", "runs", "plugins"):
+        if (code := _run(command.split())) != 0:
+            raise SystemExit(f"the tiny project's {command} ended with exit code {code}")
+    names = (name for name in sys.modules if not name.startswith(("plugins.", "__")))
+    modules.write_text("\n".join(names), encoding="utf-8")
+
+
+def place(template: Path, folder: Path) -> None:
+    """Makes this process the one whose forks try cases below `folder`."""
+    root = folder / "case"
+    project.copy(template, root, whole=True)
+    share(root)
+    shutil.rmtree(root)
+    gc.freeze()  # a fork copies what it touches: the collector must not touch all of it
 
 
 def attempt(case: Case, id: str, template: Path, folder: Path, limits: Limits) -> Tried:

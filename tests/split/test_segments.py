@@ -124,6 +124,9 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "missing": lambda folder: (folder / TABLE).unlink(),
     "empty": lambda folder: (folder / TABLE).write_bytes(b""),
     "truncated": lambda folder: (folder / TABLE).write_bytes((folder / TABLE).read_bytes()[:-1]),
+    "an open bracket": lambda folder: (folder / TABLE).write_bytes(
+        (folder / TABLE).read_bytes().replace(b"}", b" ")
+    ),
     "other type": table(lambda array: array.astype(float)),
     "objects": table(lambda array: np.array([{}])),
     "one row": table(lambda array: array[:1]),
