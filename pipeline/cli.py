@@ -42,7 +42,11 @@ def cli() -> None:
     """All commands."""
     from pipeline.core.publication import recover
 
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and recover(Paths(Path.cwd())):
+    try:
+        paths = Paths(Path.cwd())
+    except FileNotFoundError:
+        raise PipelineError("the current folder was removed: change into the project's folder") from None
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" and recover(paths):
         click.echo("note: a killed process had not finished replacing a stage's outputs: finished now", err=True)
 
 

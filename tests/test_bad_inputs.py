@@ -444,6 +444,7 @@ PARAMS_CASES = [
     Case("missing", "split", ("params.yaml is missing", "--params FILE"), remove("params.yaml")),
     Case("another file missing", "split --params nope.yaml", ("nope.yaml is missing", "--params FILE")),
     Case("a folder", "split", ("params.yaml", "folder", "move it away"), folder_at("params.yaml")),
+    Case("a FIFO", "split --params a.yaml", ("a.yaml", "FIFO"), lambda root: os.mkfifo(root / "a.yaml")),
     Case("empty", "split", ("params.yaml is empty", "tokenize, split"), write("params.yaml", "")),
     Case(
         "only a comment", "split", ("params.yaml is empty", "tokenize, split"), write("params.yaml", "# nothing\n")
@@ -1307,3 +1308,11 @@ def test_a_folder_without_a_project(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert_error(Result(process.returncode, out, err), 1, ("params.yaml is missing", "project's folder"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    process = start(folder, "train", prefix=f"rmdir {shlex.quote(str(folder))};")
+    out, err = process.communicate(timeout=60)
+    assert_error(Result(process.returncode, out, err), 1, ("current folder was removed", "project's folder"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def read_yaml(path: Path) -> str:
     Raises:
         OSError, UnicodeDecodeError: it cannot be read as UTF-8.
     """
+    if path.is_fifo() and not path.is_relative_to("/dev"):  # nobody may ever write into it; <(…) is below /dev
+        raise OSError(errno.EINVAL, "it is a FIFO, where a file is meant: move it away", str(path))
     with path.open(encoding="utf-8-sig") as file:
         return file.read(_LONGEST + 1)
 

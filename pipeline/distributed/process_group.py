@@ -94,7 +94,7 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks
     """This process's ranks, from the variables of torchrun, `srun` or `pipeline train`; None without a launcher.
 
     Raises:
-        ParamsError: the launcher's environment variables are incomplete.
+        ParamsError: the launcher's environment variables are incomplete or contradict each other.
     """
     if not started_as_rank(environment):
         return None
@@ -109,6 +109,11 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks
         raise ParamsError(
             f"the launcher's environment variables are incomplete ({error}): start the stage with torchrun or srun"
         ) from None
+    if not 0 <= rank < world_size or local_rank < 0:
+        raise ParamsError(
+            f"the launcher's environment variables name rank {rank} (local rank {local_rank}) of {world_size} "
+            "processes: start the stage with torchrun or srun, or unset RANK and WORLD_SIZE"
+        )
     return DistributedRanks(rank, world_size, local_rank) if world_size > 1 else Ranks()
 
 

@@ -31,6 +31,7 @@ from tests.fuzz import (
     plugins,
     project,
     publishing,
+    surroundings,
     training_checkpoints,
 )
 from tests.fuzz.case import Case
@@ -39,7 +40,7 @@ from tests.fuzz.runner import Limits, attempt, make_template, place
 KINDS: dict[str, ModuleType] = {
     "params": params, "corpora": corpora, "conversations": conversations,
     "training_checkpoints": training_checkpoints, "checkpoints": checkpoints,
-    "plugins": plugins, "publishing": publishing, "planted": planted,
+    "plugins": plugins, "publishing": publishing, "surroundings": surroundings, "planted": planted,
 }  # fmt: skip
 SORTS = ("traceback", "crash", "hang", "growth", "silent", "outputs", "accepted", "wrong", "not finite", "refused",
          "message", "unnamed")  # fmt: skip

@@ -118,7 +118,7 @@ def place(template: Path, folder: Path) -> None:
 
 def attempt(case: Case, id: str, template: Path, folder: Path, limits: Limits) -> Tried:
     """Tries a case in a fresh copy of the project below `folder`, which is removed afterwards."""
-    root, started = folder / "case", time.monotonic()
+    root, started = folder / "case" / case.folder, time.monotonic()
     project.copy(template, root, whole="compare" in case.command or "lock" in case.command)
     tried = Tried(id, case.note, " ".join(case.command)[:300], 0.0)
     try:
@@ -136,8 +136,8 @@ def attempt(case: Case, id: str, template: Path, folder: Path, limits: Limits) -
                     Fault("outputs", wrong, f"{case.command[0]} | outputs | killed: {_digitless(wrong)}")
                 )
     finally:
-        _unlock(root)
-        shutil.rmtree(root, ignore_errors=True)
+        _unlock(folder / "case")
+        shutil.rmtree(folder / "case", ignore_errors=True)
     tried.seconds = time.monotonic() - started
     return tried
 

@@ -743,6 +743,14 @@ def test_half_of_a_launchers_variables_are_an_error() -> None:
         ranks_from_environment({"RANK": "two", "WORLD_SIZE": "4"})
 
 
+@pytest.mark.parametrize(
+    ("rank", "size", "local"), [("4", "4", "0"), ("-1", "4", "0"), ("0", "0", "0"), ("1", "4", "-1")]
+)
+def test_a_rank_that_is_none_of_the_processes_is_an_error(rank: str, size: str, local: str) -> None:
+    with pytest.raises(ParamsError, match=rf"rank {rank} .*{size} processes"):
+        ranks_from_environment({"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local})
+
+
 def test_every_window_of_a_batch_is_computed_by_exactly_one_rank(tmp_path: Path) -> None:
     from pipeline.train.batch import read_step
 
