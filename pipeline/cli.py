@@ -20,6 +20,7 @@ from pipeline.command_line.options import (
 )
 from pipeline.command_line.process import exit_code, run_and_exit
 from pipeline.command_line.stages import stage_command, stage_names
+from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Paths
 from pipeline.core.processor import run_as_many_threads_as_asked
 

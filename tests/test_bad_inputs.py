@@ -723,6 +723,12 @@ CHECKPOINT_CASES = [
             ("a tokenizer that is none", "ranks: is missing", write(f"{CHECKPOINT}/tokenizer.json", "{}")),
         ]
     ),
+    Case(
+        "a FIFO as manifest",
+        "evaluate",
+        (f"{SPLITS}/manifest.json", "not a regular file", SPLIT),
+        lambda root: ((root / SPLITS / "manifest.json").unlink(), os.mkfifo(root / SPLITS / "manifest.json")),
+    ),
     Case("tokenized again", "evaluate", (SPLITS, "another tokenizer", "train again"), tokenized_again),
     Case("splits missing", "evaluate", (SPLITS, "is missing", SPLIT), remove(SPLITS)),
     *(

@@ -156,6 +156,8 @@ def read_values(path: Path, kind: type[T], fix: str, raised: type[PipelineError]
     Raises:
         DataError (or `raised`): it is missing, corrupt or invalid; `fix` ends the message.
     """
+    if path.is_fifo() or path.is_char_device():  # reading may never end
+        raise raised(f"{path} is not a regular file: {fix}")
     try:
         content = path.read_bytes()
     except FileNotFoundError:
