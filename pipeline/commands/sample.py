@@ -77,13 +77,13 @@ class Beginning:
                 self.cut = True
                 return
             if document.ids is not None:
-                yield replace(document, ids=self._limited(document.ids, _PER_ID))
+                yield replace(document, ids=tuple(self._limited(document.ids, _PER_ID)))
                 continue
             if (parts := parts_of(document)) is not None:
                 self.left -= sum(len(part.text) for part in parts)
                 yield document
                 continue
-            yield replace(document, text=self._limited(blocks_of(document), 1))
+            yield replace(document, text=tuple(self._limited(blocks_of(document), 1)))
 
     def _limited(self, blocks: Iterable[Block], characters: int) -> Iterator[Block]:
         """The blocks, each item of which counts as so many characters."""
@@ -102,11 +102,12 @@ def tokenize_sample(params: Params, paths: Paths, folder: Path) -> Sample:
     corpus = tokenize.build_corpus(params, paths)
     try:
         with redirect_stdout(output):
-            tokenize.write_tokens(params, scratch, corpus, beginning)
+            documents = list(beginning())  # which is read twice, for the tokenizer and to encode it
+            tokenize.write_tokens(params, scratch, corpus, lambda: iter(documents))
             if beginning.cut:  # whether documents leave a side empty cannot be told from a part: split by position
                 by_position = params.split.model_copy(update={"by": "position", "unit": "tokens"})
                 params = params.model_copy(update={"split": by_position})
-            split.run(params, scratch)
+            split.write_splits(params, scratch, baseline=False)
     finally:
         for line in output.getvalue().splitlines():
             if line.startswith(("note:", "removed")):

@@ -19,7 +19,7 @@ from pipeline.train.state import TrainState
 if TYPE_CHECKING:
     from pipeline.train.run import TrainingRun
 
-_WARM_SECONDS = 3.0
+_WARM_SECONDS = 1.0
 """No more warm steps are run after this total processor time."""
 _FEWEST, _MOST = 3, 30
 _SLOW = 10.0
@@ -107,7 +107,7 @@ def measure(run: TrainingRun, start: Seconds, size: int, others: float) -> Speed
     update = _warm(run.optimizer.step, 0.3)
     windows = run.data.eval_windows["val"][:size]
     with run.parallel.eager():
-        evaluation = _warm(lambda: summarize(run, "val", windows), 1.0)
+        evaluation = _warm(lambda: summarize(run, "val", windows), 0.3)
     slowdown = 1.0
     if busy:
         torch.set_num_threads(threads)

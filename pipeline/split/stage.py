@@ -42,6 +42,11 @@ def run(params: Params, paths: Paths) -> None:
     Raises:
         DataError: the tokens cannot be read, or a split gets too few of them.
     """
+    write_splits(params, paths)
+
+
+def write_splits(params: Params, paths: Paths, baseline: bool = True) -> None:
+    """As `run`. Without the `baseline` of xz, which takes longer than all else, the splits are not for evaluation."""
     split_params = params.split
     tokens = TokenFolder(paths.tokens, "run `python -m pipeline tokenize`")
     assignment = _assign(tokens, split_params)
@@ -57,7 +62,7 @@ def run(params: Params, paths: Paths) -> None:
         recorded = {**tokens.meta["params"], "split": split_params.model_dump(mode="json")}
         more |= {"by": split_params.by, "duplicates": [asdict(each) for each in found.listed]}
         more |= {"duplicates_found": len(found)}
-        if not tokens.has_mask("tokens"):  # xz codes all of a text
+        if baseline and not tokens.has_mask("tokens"):  # xz codes all of a text
             more |= {"xz_bits_per_byte": xz_bits_per_byte(ids, tokens.tokenizer)}
         finish_folder(folder, tokens.tokenizer, files, params=recorded, counts={"train": counts}, **more)
 

@@ -17,6 +17,8 @@ _LEFT_OUT = {
     "pydoc_data",
     "__pycache__",
 }
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
+"""The fields of a syntax tree in which definitions stand, in the order of the source."""
 
 
 def standard_library() -> Path:
@@ -47,5 +49,6 @@ def _walk(node: ast.AST) -> Iterator[tuple[Documented, str]]:
         # UTF-8 cannot encode lone surrogates, which may be written as escapes.
         if text and text.encode("utf-8", "ignore").decode() == text:
             yield node, text
-    for child in ast.iter_child_nodes(node):
-        yield from _walk(child)
+    for block in _BLOCKS:
+        for child in getattr(node, block, ()):
+            yield from _walk(child)
