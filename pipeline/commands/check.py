@@ -30,6 +30,7 @@ from pipeline.export.stage import export_source, refusals
 from pipeline.model.architecture import Architecture
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import choose_device, memory_of
+from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData, check_length
@@ -120,19 +121,11 @@ def run(params: Params, paths: Paths) -> None:
 def _check_components(params: Params, paths: Paths) -> tuple[Components, list[Any]]:
     """Builds all components that params.yaml selects; returns those of train, and the exporters."""
     registry = Registry.load(paths.plugins)
-    corpus, samplers, formats = params.tokenize.corpus, params.evaluate.samplers, params.export.formats
-    registry.build("corpora", corpus.name, corpus.options, "tokenize.corpus")
     components = Components.load(params, paths.plugins, registry)
-    registry.build_all("samplers", samplers.use, samplers.options, "evaluate.samplers")
-    metrics = params.evaluate.metrics
-    registry.build_all("metrics", metrics.use, metrics.options, "evaluate.metrics")
-    exporters = registry.build_all("exporters", formats.use, formats.options, "export.formats")
-    train = params.train
-    ones = (corpus, params.model, train.loss, train.optimizer, train.schedule, train.batch_sampler)
-    several = (train.eval_callbacks, metrics, samplers, formats)
-    names = [*(each.name for each in ones), *(name for each in several for name in each.use)]
+    built = {plural: registry.chosen(plural, params) for plural in KINDS}
+    names = [component.name for every in built.values() for component in every]
     fact("plugins", f"{', '.join(names)}: all found")
-    return components, exporters
+    return components, built["exporters"]
 
 
 def _check_environment(params: Params, paths: Paths) -> None:

@@ -133,7 +133,7 @@ def _choose(file: Path, overrides: Sequence[str], paths: Paths, seconds: float) 
             vocabulary = sample.splits.tokenizer.vocab_size
             setting = fit_rules.setting(tokens, vocabulary, flops)
             values |= setting.values()
-            first = ["runtime.compile=false"] if trial == 0 and _compiles_by_itself(params) else []
+            first = ["runtime.compile=false"] if trial == 0 and params.runtime.compile == "auto" else []
             params = _params(file, values, [*overrides, *first])
             speed = try_steps(params, paths, sample.splits.folder).speed
             step = speed.window * params.train.batch_size + speed.update
@@ -188,13 +188,6 @@ def _params(file: Path, values: Mapping[str, Any], overrides: Sequence[str]) -> 
 
 def _has_texts(paths: Paths) -> bool:
     return paths.raw.is_dir() and any(path.is_file() for path in paths.raw.rglob("*"))
-
-
-def _compiles_by_itself(params: Params) -> bool:
-    return params.runtime.compile == "auto"
-
-
-# ── the text ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _read_text(params: Params, paths: Paths) -> _Text:

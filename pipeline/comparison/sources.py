@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+
+import psutil
 
 from pipeline.core.dvc_cache import cached_folder, recorded_digest
 from pipeline.core.errors import DataError, PipelineError
@@ -214,7 +215,11 @@ def _running(root: Path, baseline: str | None = None) -> list[str]:
             described.get("status", _LAST_UNFINISHED + 1) <= _LAST_UNFINISHED
             and baseline in (None, described.get("baseline_rev"))
             and Path(described.get("root_dir") or "").is_dir()  # DVC removes the copy at the end
-            and (process.get("returncode") is not None or _lives(process.get("pid")))
+            and (
+                process.get("returncode") is not None
+                or process.get("pid") is None
+                or psutil.pid_exists(process["pid"])
+            )
         ):
             names.append(str(described.get("name") or path.stem[:7]))
     return sorted(names)
@@ -227,19 +232,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _lives(pid: int | None) -> bool:
-    """Whether the process exists; True if it is not known (None)."""
-    if pid is None:
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -9,7 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import combinations
 from string import ascii_uppercase
 from typing import Any
@@ -249,7 +249,7 @@ def _rank(
             runs=group,
             losses={side: paired[side].losses[run_rows].tolist() for side in sides},
             curve=curve,
-            cost=Cost(*(math.fsum(each) / len(group) for each in zip(*map(_costs, group), strict=True))),
+            cost=_mean_cost([run.cost for run in group]),
             steps_to_best=_first_step_as_low(curve, curves[best]),
             best_steps=_first_step_as_low(curves[best], curve),
             contrast=contrasts.get(index),
@@ -259,8 +259,8 @@ def _rank(
     return Sweep(list(keys), unit, sides, recipes, best, pairs, _confounded(groups, keys), left_out)
 
 
-def _costs(run: SweepRun) -> tuple[float, float, float]:
-    return run.cost.steps, run.cost.processor_seconds, run.cost.flops
+def _mean_cost(costs: Sequence[Cost]) -> Cost:
+    return Cost(*(math.fsum(each) / len(costs) for each in zip(*map(astuple, costs), strict=True)))
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve:

@@ -47,7 +47,7 @@ def compare_tasks(first: RunResult, second: RunResult) -> list[TaskDifference]:
         mine, others = first.items[number], second.items[number]
         pairs = [(mine[item], others[item]) for item in mine if item in others]
         if pairs:
-            only_first, only_second = (sum(each > other for each, other in ps) for ps in (pairs, _swapped(pairs)))
+            only_first, only_second = (sum(sign * (each - other) > 0 for each, other in pairs) for sign in (1, -1))
             found.append(
                 TaskDifference(
                     number=number,
@@ -60,10 +60,6 @@ def compare_tasks(first: RunResult, second: RunResult) -> list[TaskDifference]:
                 )
             )
     return found
-
-
-def _swapped(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(second, first) for first, second in pairs]
 
 
 def exact_p_value(only_first: int, only_second: int) -> float:

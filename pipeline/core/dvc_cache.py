@@ -14,7 +14,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import getitem
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -60,18 +61,11 @@ def maybe_unchanged(root: Path, lock: str, stage: str) -> bool:
             return False
         for name, recorded in stages[stage].get("params", {}).items():
             now = yaml_values(read_yaml(root / name))
-            if changed(recorded, {key: _at(now, key) for key in recorded}):
+            if changed(recorded, {key: reduce(getitem, key.split("."), now) for key in recorded}):
                 return False
     except (AttributeError, KeyError, OSError, TypeError, ValueError, YAMLError):
         return False
     return True
-
-
-def _at(values: Any, key: str) -> Any:
-    """The value at a dotted key."""
-    for part in key.split("."):
-        values = values[part]
-    return values
 
 
 def cached_file(root: Path, digest: str) -> Path | None:

@@ -40,7 +40,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> dic
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The result of `changed` for messages, such as `model.dropout 0.0 → 0.2`."""
-    return _rendered(changed(old, new))
+    return [f"{name} {_shown(before)} → {_shown(after)}" for name, (before, after) in changed(old, new).items()]
 
 
 def contradictions(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -59,10 +59,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         rows |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return rows
-
-
-def _rendered(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    return [f"{name} {_shown(before)} → {_shown(after)}" for name, (before, after) in changes.items()]
 
 
 def _chosen(section: Mapping[str, Any]) -> Sequence[Any]:

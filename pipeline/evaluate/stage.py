@@ -84,12 +84,7 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
     evaluate_params = params.evaluate
     digest = manifest_digest(paths.checkpoint)
     registry = Registry.load(paths.plugins, KINDS)
-    samplers = registry.build_all(
-        "samplers", evaluate_params.samplers.use, evaluate_params.samplers.options, "evaluate.samplers"
-    )
-    metrics = registry.build_all(
-        "metrics", evaluate_params.metrics.use, evaluate_params.metrics.options, "evaluate.metrics"
-    )
+    samplers, metrics = (registry.chosen(kind, params) for kind in ("samplers", "metrics"))
     chosen = [("samplers", each) for each in samplers] + [("metrics", each) for each in metrics]
     identity = output_fingerprint(
         "pipeline.evaluate.stage",

@@ -63,9 +63,7 @@ def run(params: Params, paths: Paths) -> None:
     export_params = params.export
     digest = manifest_digest(paths.checkpoint)
     registry = Registry.load(paths.plugins, KINDS)
-    exporters = registry.build_all(
-        "exporters", export_params.formats.use, export_params.formats.options, "export.formats"
-    )
+    exporters = registry.chosen("exporters", params)
     identity = output_fingerprint(
         "pipeline.export.stage",
         {"weights": export_params.weights, "formats": [(each.name, plain_options(each)) for each in exporters]},

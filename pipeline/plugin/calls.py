@@ -143,7 +143,8 @@ def plugin_error(error: BaseException) -> PluginError | None:
 def error_location(error: BaseException, code: Path | None) -> str:
     """The innermost frame of the exception that is in `code` (a file or a package's folder), as "FILE line N";
     empty if no frame is."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code and _is_below(frame, code)]
+    trace = traceback.extract_tb(error.__traceback__) if code else []
+    frames = [frame for frame in trace if Path(frame.filename).is_relative_to(code or "")]
     return f"{display_path(frames[-1].filename)} line {frames[-1].lineno}" if frames else ""
 
 
@@ -158,10 +159,6 @@ def _code(module: str) -> Path | None:
 def package_of(file: Path) -> Path:
     """The module's file, or its folder if the file is a package's `__init__.py`."""
     return file.parent if file.name == "__init__.py" else file
-
-
-def _is_below(frame: traceback.FrameSummary, code: Path) -> bool:
-    return Path(frame.filename).is_relative_to(code)
 
 
 def display_path(file: str) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,6 +137,13 @@ class Registry:
         pairs = list(chosen)
         packages = (self.distribution(plural, name) for plural, name in pairs)
         return tuple(self.source_file(*pair) for pair in pairs), dict(each for each in packages if each)
+
+    def chosen(self, plural: str, params: Any) -> list[Any]:
+        """Builds the components of a kind that the params choose, in order; see `build_all`."""
+        section, _, key = KINDS[plural].chosen_by.rpartition(".")
+        choice = attrgetter(section)(params)
+        names = getattr(choice, key)
+        return self.build_all(plural, [names] if key == "name" else names, choice.options, section)
 
     def build(self, plural: str, name: str, options: Mapping[str, Mapping[str, Any]], where: str) -> Any:
         """Builds the component `name` with its options; see `build_all`."""

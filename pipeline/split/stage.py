@@ -46,7 +46,7 @@ def run(params: Params, paths: Paths) -> None:
 
 
 def write_splits(params: Params, paths: Paths, baseline: bool = True) -> None:
-    """As `run`. Without the `baseline` of xz, which takes longer than all else, the splits are not for evaluation."""
+    """As `run`; without the `baseline` of xz, which takes longest, for splits that are not evaluated."""
     split_params = params.split
     tokens = TokenFolder(paths.tokens, "run `python -m pipeline tokenize`")
     assignment = _assign(tokens, split_params)

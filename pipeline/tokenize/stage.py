@@ -65,9 +65,7 @@ def run(params: Params, paths: Paths) -> None:
 
 def build_corpus(params: Params, paths: Paths) -> Corpus:
     """Builds the corpus that params.yaml chooses."""
-    chosen = params.tokenize.corpus
-    registry = Registry.load(paths.plugins, KINDS)
-    corpus: Corpus = registry.build("corpora", chosen.name, chosen.options, "tokenize.corpus")
+    corpus: Corpus = Registry.load(paths.plugins, KINDS).chosen("corpora", params)[0]
     return corpus
 
 
