@@ -23,10 +23,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 def stage_names() -> list[str]:
     """The stages, in the order of the dvc.yaml beside the package, else of the project's."""
+    files = [path for path in (_PACKAGE.parent / "dvc.yaml", Path("dvc.yaml")) if path.is_file()]
     text = ""
-    for path in (Path("dvc.yaml"), _PACKAGE.parent / "dvc.yaml"):
-        with suppress(OSError):
-            text = path.read_text(encoding="utf-8", errors="replace")
+    with suppress(OSError):
+        text = files[0].read_text(encoding="utf-8", errors="replace") if files else ""
     # A YAML reader's import would take longer than `--help` may.
     order = {name: number for number, name in enumerate(re.findall(r"cmd: python -m pipeline (\w+)", text))}
     names = sorted(path.parent.name for path in _PACKAGE.glob("*/stage.py"))

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.commands.estimate import say_time
 from pipeline.commands.sample import check_beginnings, tokenize_sample
-from pipeline.commands.trial import Trial, last_phase, try_steps
+from pipeline.commands.trial import Trial, TrySteps, last_phase, trial_process
 from pipeline.commands.versions import deciding_packages
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
@@ -92,7 +92,7 @@ def run(params: Params, paths: Paths) -> None:
         )
     with findings.collected():
         _check_texts(params, paths)
-    with tempfile.TemporaryDirectory() as folder, findings.collected():
+    with tempfile.TemporaryDirectory() as folder, trial_process() as try_steps, findings.collected():
         splits = _data(params, paths, Path(folder))
         for prompt in params.evaluate.generation.prompts:  # a character tokenizer cannot encode every prompt
             with findings.collected():
@@ -108,7 +108,7 @@ def run(params: Params, paths: Paths) -> None:
                     fact("begins", f"with the weights of {start.name}")
             _check_exports(architecture, exporters, splits, Path(folder), findings)
         if device is not None and components is not None and not findings.count:
-            _measure(params, paths, components, splits, device)
+            _measure(params, paths, components, splits, device, try_steps)
     if findings.count:
         things = "1 problem" if findings.count == 1 else f"{findings.count} problems"
         raise PipelineError(f"{things} would stop the run: see above")
@@ -214,7 +214,12 @@ def _check_size(params: Params, architecture: Architecture, splits: TokenFolder,
 
 
 def _measure(
-    params: Params, paths: Paths, components: Components, splits: TokenFolder, device: torch.device
+    params: Params,
+    paths: Paths,
+    components: Components,
+    splits: TokenFolder,
+    device: torch.device,
+    try_steps: TrySteps,
 ) -> None:
     """Says how much memory and time the whole run will need, after a few real steps in a child process."""
     trial = try_steps(params, paths, splits.folder)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.commands.timing import Speed, measure, others_at_work, since_start
+from pipeline.commands.timing import Seconds, Speed, measure, others_at_work, since_start
 from pipeline.core.errors import PipelineError, describe_exception, out_of_memory
 from pipeline.core.files import format_bytes
 from pipeline.data.tokens import TokenFolder
@@ -97,54 +98,75 @@ class Trial:
     speed: Speed
 
 
-def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
-    """Runs a few training steps in a child process, on the tokens in the folder `splits`.
+TrySteps = Callable[["Params", "Paths", Path], Trial]
 
-    Memory is measured without compilation, time as the run will be computed.
 
-    Raises:
-        PipelineError: a step ran out of memory or failed, or the system killed the process.
+@contextmanager
+def trial_process() -> Iterator[TrySteps]:
+    """Starts a child process, which imports torch; yields a function that runs a few training steps in it, once.
+
+    The function takes the tokens from a folder of splits. Memory is measured without compilation, time as the run
+    will be computed. It raises PipelineError if a step ran out of memory or failed, or the system killed the child.
     """
     context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_send_trial, args=(sender, params, paths, splits), daemon=True)
+    here, there = context.Pipe()
+    child = context.Process(target=_serve, args=(there,), daemon=True)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child ignores Ctrl-C: this process ends it
     child.start()
     signal.signal(signal.SIGINT, handler)
-    sender.close()
+    there.close()
+
+    def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
+        try:
+            here.send((params, paths, splits))
+            found: Trial | BaseException = here.recv()
+        except (EOFError, ConnectionError):
+            child.join()
+            killed = child.exitcode == -signal.SIGKILL  # by the system, because it ran out of memory
+            found = MemoryError() if killed else PipelineError(f"the trial steps ended with code {child.exitcode}")
+        if isinstance(found, Trial):
+            return found
+        if out_of_memory(found):
+            raise PipelineError(
+                "a trial step of training ran out of memory: lower train.micro_batch_size, model.context_length or "
+                "model.emb_dim"
+            )
+        raise found
+
     try:
-        found: Trial | BaseException = receiver.recv()
-    except EOFError:
-        child.join()
-        killed = child.exitcode == -signal.SIGKILL  # by the system, because it ran out of memory
-        found = MemoryError() if killed else PipelineError(f"the trial steps ended with code {child.exitcode}")
+        yield try_steps
     finally:
         child.kill()
         child.join()
-    if isinstance(found, Trial):
-        return found
-    if out_of_memory(found):
-        raise PipelineError(
-            "a trial step of training ran out of memory: lower train.micro_batch_size, model.context_length or "
-            "model.emb_dim"
-        )
-    raise found
 
 
-def _send_trial(sender: Connection, params: Params, paths: Paths, splits: Path) -> None:
+def try_steps(params: Params, paths: Paths, splits: Path) -> Trial:
+    """The function that `trial_process` yields, in a process that is started now."""
+    with trial_process() as steps:
+        return steps(params, paths, splits)
+
+
+def _serve(connection: Connection) -> None:
+    imported = since_start()
     try:
-        sender.send(_try_steps(params, paths, splits))
+        params, paths, splits = connection.recv()
+    except EOFError:  # the parent process is gone
+        return
+    waited = since_start() - imported
+    try:
+        connection.send(_try_steps(params, paths, splits, waited))
     except BaseException as error:
         has_message = isinstance(error, PipelineError | OSError) or out_of_memory(error)
-        sender.send(
+        connection.send(
             error if has_message else PipelineError(f"a trial step of training raised {describe_exception(error)}")
         )
 
 
-def _try_steps(params: Params, paths: Paths, folder: Path) -> Trial:
+def _try_steps(params: Params, paths: Paths, folder: Path, waited: Seconds) -> Trial:
+    """`waited` is the time of this process that is not part of a run's start."""
     splits = TokenFolder(folder, "")
     plan, compiled = _plan(params, paths, splits)
-    start, others = since_start(), others_at_work(plan)
+    start, others = since_start() - waited, others_at_work(plan)
     if others:  # threads that wait for each other would make the trial long
         torch.set_num_threads(1)
     count = process_count(params.runtime)
