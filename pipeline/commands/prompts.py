@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import from_json
+from typing import Any
 
 from pipeline.core.console import json_line
 from pipeline.core.errors import DataError
-from pipeline.core.values import explain
 from pipeline.plugin.components import ROLES, Message
-
-
-class _Said(BaseModel, strict=True):
-    """A message of a conversation in a file."""
-
-    role: Literal[ROLES]  # type: ignore[valid-type]
-    content: str
-
-
-class _Conversation(BaseModel, strict=True):
-    """A line of a file of conversations; other keys are ignored."""
-
-    messages: Annotated[list[_Said], Field(min_length=1)]
 
 
 def read_prompts(file: str) -> list[str]:
@@ -70,11 +54,9 @@ def read_conversations(file: str) -> list[Sequence[Message]]:
     found = list[Sequence[Message]]()
     for number, line in lines:
         try:
-            said = _Conversation.model_validate_json(line).messages
-        except ValidationError as error:
-            values = from_json(line) if error.errors()[0]["type"] != "json_invalid" else None
-            raise DataError(f"{name}, line {number:,}: {explain(error, values)}") from None
-        found.append([Message(each.role, each.content) for each in said])
+            found.append(_conversation(line))
+        except ValueError as error:
+            raise DataError(f"{name}, line {number:,}: {error}") from None
     if not found:
         raise DataError(f'{name} has no conversation: write one per line, as {{"messages": […]}}')
     return found
@@ -108,3 +90,27 @@ def _lines(file: str) -> tuple[str, list[tuple[int, str]]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not UTF-8 at byte {error.start:,}: convert it") from None
     return name, [(number, line.removesuffix("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _conversation(line: str) -> list[Message]:
+    try:
+        value = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"no JSON ({error}): a line holds one conversation") from None
+    return list(_messages(value))
+
+
+def _messages(value: Any) -> Iterator[Message]:
+    values = value.get("messages") if isinstance(value, dict) else None
+    if not isinstance(values, list) or not values:
+        what = "must be" if isinstance(value, dict) and "messages" in value else "is missing:"
+        raise ValueError(f'"messages" {what} a list of {{"role": …, "content": …}}')
+    for number, each in enumerate(values, 1):
+        role, content = (each.get("role"), each.get("content")) if isinstance(each, dict) else (None, None)
+        if role not in ROLES:
+            raise ValueError(f'message {number}: "role" must be one of {", ".join(ROLES)}, not {json.dumps(role)}')
+        if not isinstance(content, str):
+            raise ValueError(f'message {number}: "content" must be a text, not {json.dumps(content)[:40]}')
+        yield Message(role, content)
