@@ -197,6 +197,15 @@ TOKENIZE_CASES = [
     Case("zero bytes", "tokenize", ("holds no text", "put texts into data/raw"), corpus(b"")),
     Case("only white space", "tokenize", ("holds no text", "put texts into data/raw"), corpus(b" \n\t\r\n ")),
     Case("only a BOM", "tokenize", ("holds no text",), corpus(b"\xef\xbb\xbf")),
+    *(
+        Case(
+            f"a FIFO as {key}",
+            f"tokenize {settings} --set tokenize.tokenizer.{key}=data/fifo",
+            ("data/fifo", "FIFO"),
+            lambda root: os.mkfifo(root / "data/fifo"),
+        )
+        for key, settings in [("file.path", FILE), ("chat_template", "")]
+    ),
     Case("a folder", "tokenize", (RAW, "is a folder", "rename or remove"), folder_at(RAW)),
     Case("a FIFO", "tokenize", (RAW, "no regular file"), lambda root: os.mkfifo(root / RAW)),
     Case(
@@ -445,6 +454,7 @@ PARAMS_CASES = [
     Case("another file missing", "split --params nope.yaml", ("nope.yaml is missing", "--params FILE")),
     Case("a folder", "split", ("params.yaml", "folder", "move it away"), folder_at("params.yaml")),
     Case("a FIFO", "split --params a.yaml", ("a.yaml", "FIFO"), lambda root: os.mkfifo(root / "a.yaml")),
+    Case("a deep key", f"split --set {'a.' * 5000}b=1", ("--set", "section.key=value")),
     Case("empty", "split", ("params.yaml is empty", "tokenize, split"), write("params.yaml", "")),
     Case(
         "only a comment", "split", ("params.yaml is empty", "tokenize, split"), write("params.yaml", "# nothing\n")
@@ -726,7 +736,7 @@ CHECKPOINT_CASES = [
     Case(
         "a FIFO as manifest",
         "evaluate",
-        (f"{SPLITS}/manifest.json", "not a regular file", SPLIT),
+        (f"{SPLITS}/manifest.json", "not a regular file"),
         lambda root: ((root / SPLITS / "manifest.json").unlink(), os.mkfifo(root / SPLITS / "manifest.json")),
     ),
     Case("tokenized again", "evaluate", (SPLITS, "another tokenizer", "train again"), tokenized_again),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from pathlib import Path
 
 _LONGEST = 500
 """The maximum number of characters of another library's exception in a message."""
@@ -84,6 +85,12 @@ _FIX = {
     errno.ENOTDIR: _FILE_IN_THE_WAY,
     errno.EISDIR: "a folder is in the place of a file: move it away",
 }
+
+
+def check_endless(path: Path) -> None:
+    """Raises OSError for a FIFO or a device in the place of a file: reading it may never end."""
+    if path.is_fifo() or path.is_char_device():
+        raise OSError(errno.EINVAL, "not a regular file, but a FIFO or a device: move it away", str(path))
 
 
 def explain_os_error(error: OSError) -> str:

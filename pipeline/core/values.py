@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, dataclasses
 from pydantic_core import ErrorDetails, from_json
 
-from pipeline.core.errors import DataError, PipelineError
+from pipeline.core.errors import DataError, PipelineError, check_endless
 
 T = TypeVar("T")
 
@@ -156,8 +156,7 @@ def read_values(path: Path, kind: type[T], fix: str, raised: type[PipelineError]
     Raises:
         DataError (or `raised`): it is missing, corrupt or invalid; `fix` ends the message.
     """
-    if path.is_fifo() or path.is_char_device():  # reading may never end
-        raise raised(f"{path} is not a regular file: {fix}")
+    check_endless(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, DocumentStartEvent, NodeEvent, ScalarEvent
 from ruamel.yaml.parser import Parser
+
+from pipeline.core.errors import check_endless
 
 _LONGEST = 1 << 18
 """The maximum number of characters, for which the reader takes seconds; params.yaml has thousands."""
@@ -46,8 +47,8 @@ def read_yaml(path: Path) -> str:
     Raises:
         OSError, UnicodeDecodeError: it cannot be read as UTF-8.
     """
-    if path.is_fifo() and not path.is_relative_to("/dev"):  # nobody may ever write into it; <(…) is below /dev
-        raise OSError(errno.EINVAL, "it is a FIFO, where a file is meant: move it away", str(path))
+    if not path.is_relative_to("/dev"):  # as the shell's <(…) is
+        check_endless(path)
     with path.open(encoding="utf-8-sig") as file:
         return file.read(_LONGEST + 1)
 

@@ -15,6 +15,9 @@ from pipeline.core.values import explain, invalid_keys
 from pipeline.core.yaml import read_yaml, yaml_values
 from pipeline.params.params import Choice, Choices, Params
 
+_DEEPEST = 50
+"""The maximum number of parts of a key of `--set`."""
+
 
 def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     """Reads a params file, applies the overrides (`section.key=value`, the value as YAML), and validates the
@@ -54,7 +57,7 @@ def read_sections(path: Path, load: Callable[[str], Any] = yaml_values) -> dict[
         line = f" line {mark.line + 1}" if mark else ""
         raise ParamsError(f"{path.name}{line}: not valid YAML: {_first_line(error)}") from None
     if not isinstance(values, dict):
-        what = "holds a list" if isinstance(values, list) else f"holds the value {values!r}"
+        what = "holds a list" if isinstance(values, list) else f"holds the value {values!r:.80}"
         what = "is empty" if values is None else what
         raise ParamsError(f"{path.name} {what}: it needs the sections {', '.join(Params.model_fields)}")
     return values
@@ -69,7 +72,7 @@ def _set(values: dict[str, Any], override: str) -> str:
     key, equals, text = override.partition("=")
     shown = override if len(override) <= 80 else f"{override[:80]}…"
     path = key.strip().split(".")
-    if not equals or not all(path):
+    if not equals or not all(path) or len(path) > _DEEPEST:
         raise ParamsError(f"--set {shown!r}: write it as section.key=value")
     try:
         value = yaml_values(text) if text.strip() else None

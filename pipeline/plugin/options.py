@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Mapping, Set
 from datetime import date
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from pipeline.core.errors import ParamsError, PluginError, describe_exception
 from pipeline.core.values import explain
@@ -78,7 +80,7 @@ def plain_options(component: Component) -> dict[str, Any]:
         PluginError: the component's code raised an exception, or YAML cannot express a value.
     """
     with calling(component):
-        options: dict[str, Any] = _sorted(component.model_dump(mode="json"), component)
+        options: dict[str, Any] = _sorted(component.model_dump(mode="json", warnings=False), component)
     return options
 
 
@@ -100,7 +102,9 @@ def options_schema(component: type[Component], prefix: str = "") -> dict[str, An
         PluginError: YAML cannot express the type of an option.
     """
     try:
-        schema = component.model_json_schema(by_alias=False, ref_template=f"#/$defs/{prefix}{{model}}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PydanticJsonSchemaWarning)  # a default that JSON lacks is left out
+            schema = component.model_json_schema(by_alias=False, ref_template=f"#/$defs/{prefix}{{model}}")
     except PydanticUserError as error:
         raise PluginError(
             f"{component.__name__} has an option with a type that params.yaml cannot express: {error.message}"

@@ -32,6 +32,7 @@ class Case:
         killed: Whether the command may be killed by what is planted, which is then no crash.
         plant: Runs in the process of the command, just before it.
         unprivileged: Whether permissions must count, which they do not for root.
+        left: A pattern of what may be left after exit code 0, and the next command removes.
         folder: The name of the project's folder, if that is what is odd.
     """
 
@@ -46,6 +47,7 @@ class Case:
     plant: Callable[[], object] = lambda: None
     unprivileged: bool = False
     folder: str = ""
+    left: str = "(?!)"
 
 
 def case(note: str, command: str, breaks: Break = lambda root: None, **more: Any) -> Case:

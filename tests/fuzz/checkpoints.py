@@ -248,7 +248,8 @@ FIXED: list[Case] = [
 
 _FILES = [  # file, the folder of its manifest, the commands that read it
     (_CONFIG, CHECKPOINT, _USERS), (_RECORD, CHECKPOINT, ("evaluate", "export", "check")),
-    (_TOKENIZER, CHECKPOINT, _USERS), (f"{TOKENS}/meta.json", TOKENS, ("split", "check")),
+    (_TOKENIZER, CHECKPOINT, _USERS), (f"{CHECKPOINT}/weights.json", CHECKPOINT, _USERS),
+    (f"{TOKENS}/meta.json", TOKENS, ("split", "check")),
     (f"{SPLITS}/meta.json", SPLITS, ("train", "evaluate")), (f"{CHECKPOINT}/manifest.json", "", _USERS),
     (f"{TOKENS}/manifest.json", "", ("split",)), (f"{SPLITS}/manifest.json", "", ("train", "check")),
     ("metrics/evaluate.json", "", ("compare HEAD .", "export")), ("metrics/train.json", "", ("evaluate",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,61 @@ FIXED: list[Case] = [
 ]  # fmt: skip
 
 
+_FILES = ("/etc/passwd", "data", "/dev/zero", "artifacts/checkpoint/best.pth", "-", "", "nothing.yaml", "dvc.lock")
+_WRONG = (
+    "=",
+    "train",
+    "",
+    "a." * 5000 + "b=1",
+    "train.\x1b[31m=1",
+    "train..seed=1",
+    "=1",
+    "train.seed",
+    "train.seed=",
+    "train.seed==1",
+    " train.seed = 1",
+    "train.seed=1\ntrain.seed=2",
+    "tra\udcffin=1",
+    "train=",
+    "0=1",
+)
+_PATHS = (
+    ".",
+    "/",
+    "..",
+    "data",
+    "data/raw",
+    "data/weights",
+    "data/weights/hf/../hf",
+    "~",
+    "https://x.y/z",
+    "data/weights/hf/config.json",
+    "data/none",
+    "/dev/zero",
+    "data/fifo",
+    "/etc/passwd",
+    "params.yaml",
+)
+
+
+def _path_case(draw: random.Random) -> Case:
+    """A path that leads nowhere, out of the project or to what never ends, or arguments that are no settings."""
+    command = draw.choice(("check", "tokenize", "train", "evaluate"))
+    if draw.random() < 0.3:
+        return Case(f"--params {(file := draw.choice(_FILES))}", (command, "--params", file), want="error")
+    if draw.random() < 0.3:
+        return Case(f"--set {(text := draw.choice(_WRONG))[:40]!r}", (command, "--set", text))
+    key, name = draw.choice(
+        (
+            ("train.init_from", ""),
+            ("tokenize.tokenizer.file.path", "file"),
+            ("tokenize.tokenizer.chat_template", ""),
+        )
+    )
+    made = case(f"{key}: {(path := draw.choice(_PATHS))}", command, lambda root: os.mkfifo(root / "data" / "fifo"))
+    return with_set(made, f"{key}={path}", *([f"tokenize.tokenizer.name={name}"] if name else []))
+
+
 def random_case(draw: random.Random, values: dict[str, Any]) -> Case:
     """A value in the place of a key, in params.yaml or by `--set`; or a damaged line, or damaged bytes."""
     command = draw.choice(_COMMANDS)
@@ -147,7 +203,9 @@ def random_case(draw: random.Random, values: dict[str, Any]) -> Case:
         seed = draw.randrange(2**32)
         return case(f"bytes ({seed})", command, lambda root: write(
             "params.yaml", damaged((root / "params.yaml").read_bytes(), random.Random(seed)))(root))  # fmt: skip
-    if kind < 0.3:
+    if kind < 0.2:
+        return _path_case(draw)
+    if kind < 0.34:
         return _line_case(draw, command)
     key = draw.choice(list(keys(values)))
     value = draw.choice(YAML_VALUES)

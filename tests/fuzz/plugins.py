@@ -282,6 +282,100 @@ _TYPES = (
         "1j", "1"),
     ("bytes", "b''", "abc"), ("tuple[str, int] | None", "None", "[a, 1]"),
 )  # fmt: skip
+_ODD_TYPES = (
+    ("date", "date(2020, 1, 1)"),
+    ("timedelta", "timedelta(1)"),
+    ("Decimal", "Decimal(1)"),
+    ("UUID", "UUID(int=1)"),
+    ("re.Pattern", "re.compile('a')"),
+    ("range", "range(3)"),
+    ("IPv4Address", "IPv4Address('1.1.1.1')"),
+    ("set[tuple[int, int]]", "set()"),
+    ("dict[int, float]", "{}"),
+    ("dict[str, int]", "{}"),
+    ("Literal[1, 2]", "1"),
+    ("Literal[True]", "True"),
+    ("list[list[int]]", "[]"),
+    ("type[int]", "int"),
+    ("Any", "None"),
+    ("float", "1.0"),
+    ("int", "'x'"),
+    ("bool", "True"),
+    ("str", "'x'"),
+    ("SecretStr", "SecretStr('x')"),
+    ("torch.dtype", "torch.float32"),
+    ("Callable[[], int]", "int"),
+    ("'Nope'", "1"),
+    ("int", "Field(default=1, ge=5)"),
+    ("complex", "1j"),
+    ("int", "Field(default_factory=lambda: 1 / 0)"),
+    ("int", "Field(default=1, alias='a b')"),
+    ("bytes", "b''"),
+)
+_ODD_VALUES = (
+    "x",
+    "1",
+    "1.5",
+    ".nan",
+    "1e999",
+    "[]",
+    "[1, 2]",
+    "[[1, 2]]",
+    "[[[1]]]",
+    "{}",
+    "{a: 1}",
+    "{a: {b: 1}}",
+    "{'1': 2.0}",
+    "'('",
+    "'1'",
+    "true",
+    "null",
+    "2020-01-01",
+    "'2020-02-30'",
+    "18446744073709551615",
+)
+_ODD_IMPORTS = """import re
+from collections.abc import Callable
+from datetime import date, timedelta
+from decimal import Decimal
+from ipaddress import IPv4Address
+from typing import Any
+from uuid import UUID
+from pydantic import Field, SecretStr
+
+
+"""
+_EFFECTS = (
+    "import os; os.chdir('/')",
+    "torch.set_default_dtype(torch.float64)",
+    "torch.set_grad_enabled(False)",
+    "import threading, time; threading.Thread(target=lambda: time.sleep(99)).start()",
+    "f = lambda: f(); f()",
+    "import os; os.environ.clear()",
+    "torch.manual_seed(3)",
+    "import random; random.seed(3)",
+    "torch.set_num_threads(2)",
+    "import sys; sys.setrecursionlimit(300)",
+    "import sys; sys.path.clear()",
+    "import sys; sys.argv.clear()",
+    "import locale, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+    "import gc; gc.disable()",
+)
+_SOURCES = (
+    "x = " + "[" * 3000 + "]" * 3000,
+    "x = " + "+".join(["1"] * 40_000),
+    "# -*- coding: nope -*-",
+    "\ufeff\ufeff",
+    "from plugins.losses import cross_entropy",
+    "from . import nothing",
+    "from .cross_entropy import *",
+    "__all__ = 3",
+    "__file__ = None",
+    "__name__ = 3",
+    "__doc__ = 3",
+    "del Loss",
+    "import fuzzed",
+)
 _COLOUR = "class Colour(Enum):\n    red = 'red'\n    blue = 'blue'\n\n\n"
 
 
@@ -326,9 +420,22 @@ FIXED: list[Case] = [
 def random_case(draw: random.Random, values: dict[str, Any]) -> Case:
     """Any exception at any place, any value of another kind, damaged source; by any command."""
     kind, how = draw.choice([each for each in _KINDS if each != "exporters"] * 4 + ["exporters"]), draw.random()
-    if how < 0.5:
+    if how < 0.12:
+        annotation, default = draw.choice(_ODD_TYPES)
+        source = plugin(kind, before=_ODD_IMPORTS, fields=f"    option: {annotation} = {default}\n")
+        value = draw.choice(_ODD_VALUES)
+        made = case(f"{kind}: option: {annotation} = {default}, {value}", _KINDS[kind].command,
+                    chosen(kind, source, f"{{option: {value}}}"))  # fmt: skip
+    elif how < 0.2:
+        effect = draw.choice(_EFFECTS)
+        source = plugin(kind, effect, draw.choice(_PLACES))
+        made = case(f"{kind}: {effect}", _KINDS[kind].command, chosen(kind, source))
+    elif how < 0.24:
+        line = draw.choice(_SOURCES)
+        made = case(f"{kind}: {line[:40]}", _KINDS[kind].command, chosen(kind, f"{line}\n{plugin(kind)}"))
+    elif how < 0.6:
         made = _raising(kind, draw.choice(_RAISED), draw.choice(_PLACES))
-    elif how < 0.75:
+    elif how < 0.8:
         value = draw.choice([value for values in _RETURNED.values() for value in values])
         made = case(f"{kind}: {value}", _KINDS[kind].command, chosen(kind, plugin(kind, f"return {value}")))
     else:

@@ -59,7 +59,8 @@ def _full(root: Path) -> None:
 def _stopped(stage: str, number: int, how: int) -> Case:
     note = f"{'SIGKILL' if how == 0 else errno.errorcode[how]} at change {number} of a file"
     return case(note, stage, set_param(*_CHANGE[stage]), plant=failing(number, how), killed=how == 0,
-                then=tuple(_NEXT[stage].split()) if how == 0 else ())  # fmt: skip
+                then=tuple(_NEXT[stage].split()) if how == 0 else (),
+                left=r"\.(partial|old)-\d+")  # fmt: skip
 
 
 FIXED: list[Case] = [

@@ -118,3 +118,10 @@ def test_a_value_of_another_type_is_one_line(value: Any) -> None:
 def test_an_option_with_an_alias_goes_by_its_name() -> None:
     component = sampler(float, Field(0.5, alias="other"))
     assert plain_options(with_options(component, {"option": 1.5}, "x")) == {"option": 1.5}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_default_that_is_no_json_gives_no_warning() -> None:
+    schema = options_schema(sampler(type[int], int))
+    assert "default" not in schema["properties"]["option"]
+    assert plain_options(sampler(int, "text")()) == {"option": "text"}
