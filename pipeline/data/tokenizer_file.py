@@ -54,11 +54,10 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
         raise DataError(
             f"{path} is missing: copy the tokenizer's file there, or change tokenize.tokenizer.file.path"
         ) from None
-    is_json = content.lstrip().startswith(b"{")
-    is_checkpoint = is_json and b'"fingerprint":' in content[:_BEGINNING]
-    if is_checkpoint:
+    kind = _kind(content)
+    if kind == "checkpoint":
         tokenizer = Tokenizer.load(path, "copy the complete file again")
-    elif is_json:
+    elif kind == "tokenizer.json":
         tokenizer = _from_tokenizer_json(path, content, end_of_text)
     else:
         tokenizer = _from_tiktoken(path, content, GPT2_PATTERN if pattern == "gpt2" else pattern, end_of_text)
@@ -69,6 +68,13 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
     if proven:
         _prove_in_a_process(tokenizer, path, pattern, end_of_text)
     return tokenizer
+
+
+def _kind(content: bytes) -> str:
+    """What a file is: "checkpoint" for a tokenizer of this project, "tokenizer.json" or "tiktoken"."""
+    if not content.lstrip().startswith(b"{"):
+        return "tiktoken"
+    return "checkpoint" if b'"fingerprint":' in content[:_BEGINNING] else "tokenizer.json"
 
 
 def byte_ranks(vocab: Mapping[str, int]) -> dict[bytes, int]:
@@ -188,7 +194,7 @@ def main() -> None:
     try:
         _check_pattern(tokenizer, texts, path)
         content = path.read_bytes()
-        if content.lstrip().startswith(b"{") and b'"fingerprint":' not in content[:_BEGINNING]:
+        if _kind(content) == "tokenizer.json":
             _check_same_ids(tokenizer, texts, path, content)
     except DataError as error:
         sys.stdout.buffer.write(str(error).encode())

@@ -55,19 +55,28 @@ class CheckpointStore:
         Raises:
             PipelineError: a weight is not finite, so the checkpoint would be useless; or the disk is full.
         """
-        run, apart = captured["run"], writers.world_size > 1
+        run, shards = captured["run"], dict[str, FileEntry]()
         writers.on_all_ranks(lambda: _check_finite(captured["model_state_dict"], run["step"]))
         path, partial = writers.on_rank0(self._next)
         about = {"step": run["step"], "total_steps": captured["total_steps"], "complete": run["complete"]}
+
+        def complete() -> None:
+            state = save_tensors(captured, partial / _STATE, crc=False)  # the manifest has its sha256
+            write_json(partial / _ABOUT, about)
+            write_manifest(partial, {**shards, _STATE: state})
+            partial.rename(path)
+            sync(self.folder)
+            for old in self.checkpoints()[:-_CHECKPOINTS_KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
+
         with report_full_disk(tensor_bytes(captured), path):
             try:
                 writers.on_rank0(partial.mkdir)
-                written: dict[str, FileEntry] = {}
-                if apart:
+                if writers.world_size > 1:
                     from pipeline.train.distributed.shards import write_shards
 
-                    captured, written = write_shards(captured, partial / _SHARDS, writers)
-                writers.on_rank0(lambda: self._complete(captured, about, written, partial, path))
+                    captured, shards = write_shards(captured, partial / _SHARDS, writers)
+                writers.on_rank0(complete)
             finally:
                 writers.on_rank0(lambda: shutil.rmtree(partial, ignore_errors=True))
 
@@ -77,24 +86,6 @@ class CheckpointStore:
         checkpoints = self.checkpoints()
         path = self.folder / f"{int(checkpoints[-1].name) + 1 if checkpoints else 1:06d}"
         return path, self.folder / f".{path.name}.partial-{os.getpid()}"
-
-    def _complete(
-        self,
-        captured: dict[str, Any],
-        about: dict[str, Any],
-        written: dict[str, FileEntry],
-        partial: Path,
-        path: Path,
-    ) -> None:
-        """On rank 0: writes the files that are not `written`, renames the folder to its final name, and removes old
-        ones."""
-        state = save_tensors(captured, partial / _STATE, crc=False)  # the manifest has its sha256
-        write_json(partial / _ABOUT, about)
-        write_manifest(partial, {**written, _STATE: state})
-        partial.rename(path)
-        sync(self.folder)
-        for old in self.checkpoints()[:-_CHECKPOINTS_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
 
     def load(self, check: Callable[[dict[str, Any]], None] = lambda saved: None) -> dict[str, Any] | None:
         """The newest checkpoint that is intact and passes `check`; None if there is none. Prints a line for each
