@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.core.console import aligned
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import format_bytes
 from pipeline.core.paths import TOKEN_STORE
@@ -29,11 +30,7 @@ def _runs(root: Path) -> Iterator[str]:
     for run in runs:
         step = f"{run.step:,} of {run.total_steps:,}" if run.checkpoints else "none"
         rows.append([run.folder.name, step, format_bytes(run.size), _age(run.saved), _status(run)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, step, size, *others in rows:
-        cells = [name.ljust(widths[0]), step.rjust(widths[1]), size.rjust(widths[2])]
-        cells += [cell.ljust(width) for cell, width in zip(others, widths[3:], strict=True)]
-        yield "  ".join(cells).rstrip()
+    yield from aligned(rows, right=(1, 2))
 
 
 def _status(run: SavedRun) -> str:

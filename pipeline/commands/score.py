@@ -17,7 +17,7 @@ from pipeline.commands.generate import load_model, require_chat
 from pipeline.commands.prompts import read_conversations
 from pipeline.commands.stream import score_conversations, score_stream
 from pipeline.commands.token_views import TokenView, token_view
-from pipeline.core.console import Progress, fact, json_line, printable, say
+from pipeline.core.console import Progress, aligned, fact, json_line, printable, say
 from pipeline.core.errors import DataError
 from pipeline.data.encode import encode
 from pipeline.data.masked import MaskedIds
@@ -161,11 +161,9 @@ def _text(file: str, corpus: Corpus, paths: Paths) -> Iterator[str]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yields a header line and the rows, in aligned columns."""
+    """A header line and the rows, in aligned columns."""
     cells = [["", *(name.replace("_", " ") for name in _COLUMNS)]]
     for row in rows:
         numbers = [form.format(row[name]) if name in row else "-" for name, form in _COLUMNS.items()]
         cells.append([printable(_display_name(row["file"])) if "file" in row else "all", *numbers])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for first, *others in cells:
-        yield "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])])
+    return aligned(cells, range(1, len(cells[0])))

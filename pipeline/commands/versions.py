@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING
 
+from pipeline.core.environment import installed_versions
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.stage import build_corpus
 
@@ -24,10 +24,6 @@ def deciding_packages(params: Params, paths: Paths, installed: Registry) -> dict
     Raises:
         PipelineError: the corpus, or one of its options, does not exist.
     """
-    packages, used = installed.packages(), dict[str, str]()
-    for name in build_corpus(params, paths).packages():
-        try:
-            used[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # tokenize says so if it needs it
+    packages = installed.packages()
+    used = installed_versions(build_corpus(params, paths).packages())
     return packages | {"corpora": dict(sorted({**packages["corpora"], **used}.items()))}

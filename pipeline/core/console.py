@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TextIO
 
@@ -38,6 +38,16 @@ def listed(names: Sequence[str], most: int = 5, count: int = 0) -> str:
     count = max(count, len(names))
     more = f" and {count - most:,} more" if count > most else ""
     return ", ".join(names[:most]) + more
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
+    """Rows of cells as lines with aligned columns; the text of the columns `right` is at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        yield "  ".join(
+            cell.rjust(width) if n in right else cell.ljust(width) for n, (cell, width) in cells
+        ).rstrip()
 
 
 def json_line(value: Mapping[str, Any]) -> str:

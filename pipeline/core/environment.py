@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +21,15 @@ def versions() -> dict[str, str]:
         name: metadata.version(name).partition("+")[0] for name in ("torch", "numpy", "tokenizers", "tiktoken")
     }
     return {"python": python, **packages}
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed; what needs another one says so."""
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def environment_yaml(plugins: Mapping[str, Mapping[str, str]]) -> str:

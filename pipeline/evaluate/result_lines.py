@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.console import aligned
 from pipeline.core.dvc_cache import cached_folder, recorded_digest
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import EVALUATION, METRICS
@@ -75,12 +76,8 @@ def table(numbers: Numbers, about: Numbers, units: Mapping[str, str]) -> Iterato
             for baseline in dict.fromkeys(each for side in about for each in about[side]["baselines"]):
                 beside = [_number(about[side]["baselines"].get(baseline)) for side in about]
                 rows.append([f"  of {baseline}", *(text for each in beside for text in (each, ""))])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *cells in rows:
-        columns = [first.ljust(widths[0])]
-        for number, (cell, width) in enumerate(zip(cells, widths[1:], strict=True)):
-            columns.append(cell.ljust(width) if number % 2 else f" {cell:>{width}}")
-        yield "  ".join(columns).rstrip()
+    right = range(1, len(rows[0]), 2)
+    yield from aligned([[f" {cell}" if n in right else cell for n, cell in enumerate(row)] for row in rows], right)
     over = ", ".join(f"{units[side]} of {side}" for side in about if about[side]["interval"])
     if over:
         yield f"ranges: 95% over {over}"
@@ -105,9 +102,7 @@ def tasks(numbers: Mapping[str, float]) -> Iterator[str]:
     task = starts.pop() if len(starts) == 1 else ""
     cells = [[task, *(name.removeprefix(f"{task}.").replace("_", " ") for name in names)]]
     cells += [[kind, *("" if value is None else f"{value:.4f}" for value in values)] for kind, values in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from aligned(cells)
 
 
 def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, float]]) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.core.console import Progress, say
+from pipeline.core.environment import installed_versions
 from pipeline.core.errors import DataError
 from pipeline.core.files import FileEntry, format_bytes
 from pipeline.core.fingerprint import code_identity, fingerprint
@@ -170,18 +170,7 @@ def _identity(choice: CorpusChoice) -> dict[str, dict[str, str]]:
     files, installed = registry.origins([("corpora", choice.name)])
     identity = code_identity("pipeline.tokenize.shards", files, plugins, installed)
     versions = {name: each for name, each in identity["versions"].items() if name not in ("torch", "numpy")}
-    return {**identity, "versions": versions | _versions(corpus.packages())}
-
-
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a text that needs it is an error
-            continue
-    return found
+    return {**identity, "versions": versions | installed_versions(corpus.packages())}
 
 
 def _trained(

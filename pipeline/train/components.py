@@ -68,21 +68,17 @@ class Components:
             ParamsError, PluginError: a component is unknown, or an option is invalid.
         """
         use_plain_optimizers()
-        registry, params = registry or Registry.load(plugins, KINDS), whole.train
-        sections = {
-            "model": ("models", "model", whole.model),
-            "loss": ("losses", "train.loss", params.loss),
-            "optimizer": ("optimizers", "train.optimizer", params.optimizer),
-            "schedule": ("schedules", "train.schedule", params.schedule),
-            "batch_sampler": ("batch_samplers", "train.batch_sampler", params.batch_sampler),
+        registry = registry or Registry.load(plugins, KINDS)
+        kinds = {
+            "model": "models",
+            "loss": "losses",
+            "optimizer": "optimizers",
+            "schedule": "schedules",
+            "batch_sampler": "batch_samplers",
         }
-        built = {
-            field: registry.build(kind, section.name, section.options, where)
-            for field, (kind, where, section) in sections.items()
-        }
-        chosen = params.eval_callbacks
-        callbacks = registry.build_all("eval_callbacks", chosen.use, chosen.options, "train.eval_callbacks")
-        deciding = [(kind, section.name) for kind, _, section in sections.values()]
+        built = {field: registry.chosen(kind, whole)[0] for field, kind in kinds.items()}
+        callbacks = registry.chosen("eval_callbacks", whole)
+        deciding = [(kind, built[field].name) for field, kind in kinds.items()]
         deciding += [("eval_callbacks", each.name) for each in callbacks if not each.records_only]
         givers = [each.name for each in callbacks if each.has("eval_weights")]
         if len(givers) > 1:
