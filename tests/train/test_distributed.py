@@ -53,7 +53,9 @@ from pipeline.train.parallel import Parallel
 from pipeline.train.run import TrainingRun, parallelize
 from pipeline.train.state import TrainState
 
-STEPS, BATCH = 50, 8
+BATCH = 8
+STEPS, FEW_STEPS = 50, 12
+"""Of a loss curve: with `--long`, and in `make test`, which reaches over the end of an epoch too."""
 
 
 def run_ranks(count: int, work: Callable[..., None], *arguments: Any) -> None:
@@ -85,8 +87,8 @@ def curve(
     architecture: Architecture = ARCHITECTURE,
     **changes: Any,
 ) -> TrainingRun:
-    """A run of 50 AdamW steps of 8 windows."""
-    settings = {"batch_size": BATCH, "total_windows": STEPS * BATCH, "grad_clip": 1.0, "every": 10} | changes
+    """A run of 12 AdamW steps of 8 windows."""
+    settings = {"batch_size": BATCH, "total_windows": FEW_STEPS * BATCH, "grad_clip": 1.0, "every": 10} | changes
 
     def make() -> LanguageModel:
         return make_model(dropout=dropout, architecture=architecture).to(dtype)
@@ -100,7 +102,7 @@ CASES: dict[str, dict[str, Any]] = {
     "float64, one window at a time": {"options": {"lr": 1e-3}, "micro_batch_size": 1},
     "float64, dropout": {"options": {"lr": 1e-3}, "dropout": 0.3, "micro_batch_size": 2},
     "float64, uneven targets": {"options": {"lr": 1e-3}, "windows": RAGGED_DATA, "micro_batch_size": 1},
-    "float64, a batch that does not divide": {"batch_size": 7, "micro_batch_size": 2, "total_windows": 7 * 50 - 4},
+    "float64, a batch that does not divide": {"batch_size": 7, "micro_batch_size": 2},
     "float64, packs": {"options": {"lr": 1e-3}, "micro_batch_size": 2, **PACKED},
     "float64, weighted": {"options": {"lr": 1e-3}, "batch_sampler": BATCH_SAMPLERS["weighted"]},
     "float32, 1e-4": {"options": {"lr": 1e-4}, "dtype": torch.float32},
@@ -136,12 +138,16 @@ ON_TWO = [
 """The cases of `make test`; `--long` runs all of them."""
 
 
-def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]]) -> None:
-    """Trains every case; the first rank writes down each step's loss, each evaluation, and the weights."""
+def curves(ranks: Ranks, folder: Path, cases: list[tuple[str, str]], steps: int) -> None:
+    """Trains every case; the first rank writes down each step's loss, each evaluation, and the weights.
+
+    The last step has about half of the windows of the others."""
     found: dict[str, Any] = {}
     for strategy, name in cases:
         case = (SHARDED if strategy == "fsdp" else CASES)[name]
-        run, state = curve(folder / str(ranks.world_size), ranks, strategy=strategy, **case), TrainState()
+        size = case.get("batch_size", BATCH)
+        case = case | {"strategy": strategy, "total_windows": steps * size - size // 2}
+        run, state = curve(folder / str(ranks.world_size), ranks, **case), TrainState()
         losses = []
         while state.step < run.total_steps:
             nats, tokens = train_step(run, state)
@@ -157,9 +163,10 @@ def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     """The curves by number of ranks, and by strategy and case."""
     folder = tmp_path_factory.mktemp("curves")
     long = request.config.getoption("long")
-    curves(Ranks(), folder, ALL if long else ON_TWO)
-    run_ranks(2, curves, folder, ALL if long else ON_TWO)
-    run_ranks(4, curves, folder, ALL if long else ON_FOUR)
+    on_two, on_four, steps = (ALL, ALL, STEPS) if long else (ON_TWO, ON_FOUR, FEW_STEPS)
+    curves(Ranks(), folder, on_two, steps)
+    run_ranks(2, curves, folder, on_two, steps)
+    run_ranks(4, curves, folder, on_four, steps)
     return {count: torch.load(folder / f"curves-{count}.pth") for count in (1, 2, 4)}
 
 
@@ -214,6 +221,7 @@ def test_muon_orthogonalises_full_matrices_when_they_are_sharded(tmp_path: Path)
 
 LAYOUTS = [(precision, *how) for precision in ("fp32", "bf16") for how in ((True, 1.0), (False, 1.0), (False, 0.0))]
 """The precision; whether activations are recomputed; the share of the memory that full gradients may take."""
+ALONE = [("fp32", False, 1.0), ("bf16", False, 1.0)]
 
 
 def layouts(ranks: Ranks, folder: Path) -> None:
@@ -221,13 +229,13 @@ def layouts(ranks: Ranks, folder: Path) -> None:
     from pipeline.train.distributed import parallel
 
     found: dict[Any, Any] = {}
-    for precision, recompute, share in LAYOUTS:
+    for precision, recompute, share in LAYOUTS if ranks.world_size > 1 else ALONE:
         settings = {"strategy": "fsdp", "precision": precision, "recompute": recompute, "dropout": 0.3}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "_SHARE_OF_MEMORY", share)
             run = curve(folder, ranks, dtype=torch.float32, micro_batch_size=1, options={"lr": 1e-3}, **settings)
         state = TrainState()
-        losses = [train_step(run, state)[0] for _ in range(6)]
+        losses = [train_step(run, state)[0] for _ in range(3)]
         evaluate(run, state)
         sharded = summarize(run, "val", run.data.eval_windows["val"], in_float32=True).loss
         if isinstance(run.parallel, parallel.FSDP2):
