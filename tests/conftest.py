@@ -19,6 +19,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.cli import cli
+from pipeline.evaluate.report.figures import write_figures
+from pipeline.evaluate.report.plots import Plot
 from pipeline.plugin.bytelevel import awkward_texts
 
 # Nothing that a test runs believes it is inside a DVC stage.
@@ -140,6 +142,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     monkeypatch.chdir(root)
     # tests/plugins/test_huggingface.py and test_exports.py prove exports with all of them.
     monkeypatch.setattr("pipeline.exporting.proof.awkward_texts", few_awkward_texts)
+    # tests/evaluate/test_report.py draws all of them.
+    monkeypatch.setattr("pipeline.evaluate.report.page.write_figures", write_first_figure)
 
     def call(arguments: Sequence[str]) -> Result:
         from pipeline.cli import _run
@@ -156,6 +160,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 def few_awkward_texts(strings: int) -> list[str]:
     """Every eighth text that proves an export."""
     return awkward_texts(strings)[::8]
+
+
+def write_first_figure(plots: list[Plot], folder: Path) -> None:
+    """Writes one of the report's figures: each takes a tenth of a second."""
+    write_figures(plots[:1], folder)
 
 
 def make_project(root: Path) -> None:

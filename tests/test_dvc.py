@@ -179,6 +179,7 @@ class Clone:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone = Clone(tmp_path_factory.mktemp("dvc") / "project")
+    clone.set_params("export.formats.use=[]")  # exports have tests of their own
     assert clone.repro() == STAGES
     clone.commit("first run")
     return clone
@@ -365,29 +366,6 @@ def test_a_stage_is_added_in_two_files(clone: Clone) -> None:
     clone.git("checkout", "-q", ".")
 
 
-def test_a_new_loss_trains_again_when_it_is_chosen(clone: Clone) -> None:
-    """A file in plugins/losses makes DVC start the train stage, which finds that nothing was chosen anew."""
-    clone.git("checkout", "-q", ".")
-    clone.repro()
-    before = clone.metrics("train"), clone.metrics("performance")
-    clone.run("python", "-m", "pipeline", "plugins", "new", "loss", "mine")
-    clone.commit("a loss")
-    assert clone.repro() == ["train"]
-    assert (clone.metrics("train"), clone.metrics("performance")) == before
-    clone.set_params("train.loss.name=mine", "train.loss.mine={ceiling: 2.0}")
-    assert clone.repro() == ["train", "evaluate", "export"]
-    assert clone.metrics("train")["train"]["objective"] < 2.0 < clone.metrics("train")["train"]["loss"]
-    clone.git("checkout", "-q", ".")
-    clone.repro()
-
-
-def test_a_changed_option_of_an_optimizer_that_is_not_chosen_trains_nothing(clone: Clone) -> None:
-    clone.set_params("train.optimizer.lion.beta2=0.5")
-    assert clone.repro() == ["train"]
-    assert clone.git("status", "--porcelain", "metrics") == ""
-    clone.git("checkout", "-q", ".")
-
-
 @pytest.mark.long
 def test_a_comment_in_what_all_stages_share_changes_no_output_and_computes_nothing_long(clone: Clone) -> None:
     """DVC starts every stage, since all depend on pipeline/core; the long ones find their results in its cache."""
@@ -431,3 +409,19 @@ def test_a_fresh_clone_publishes_the_result_in_dvcs_cache_again(clone: Clone, tm
     with (other.root / "plugins" / "losses" / "focal.py").open("a") as file:
         file.write("USED_NOWHERE = 1\n")
     assert "`dvc fetch train`" in other.run("dvc", "repro", "--pull", "train", check=False).stdout
+
+
+def test_what_is_not_chosen_trains_nothing_and_a_new_loss_trains_when_it_is_chosen(clone: Clone) -> None:
+    """A file in plugins/losses and an option of another optimizer make DVC start the train stage, which finds that
+    nothing was chosen anew."""
+    clone.git("checkout", "-q", ".")
+    clone.repro()
+    before = clone.metrics("train"), clone.metrics("performance")
+    clone.run("python", "-m", "pipeline", "plugins", "new", "loss", "mine")
+    clone.set_params("train.optimizer.lion.beta2=0.5")
+    assert clone.repro() == ["train"]
+    assert clone.git("status", "--porcelain", "metrics") == ""
+    assert (clone.metrics("train"), clone.metrics("performance")) == before
+    clone.set_params("train.loss.name=mine", "train.loss.mine={ceiling: 2.0}")
+    assert clone.repro() == ["train", "evaluate", "export"]
+    assert clone.metrics("train")["train"]["objective"] < 2.0 < clone.metrics("train")["train"]["loss"]
