@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import random
@@ -13,7 +14,7 @@ from functools import lru_cache
 from importlib import metadata
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -22,6 +23,9 @@ from pipeline.cli import cli
 from pipeline.evaluate.report.figures import write_figures
 from pipeline.evaluate.report.plots import Plot
 from pipeline.plugin.bytelevel import awkward_texts
+
+if TYPE_CHECKING:
+    from test_dvc import Clone
 
 # Nothing that a test runs believes it is inside a DVC stage.
 for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
@@ -135,13 +139,13 @@ def start_fork_server() -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Project:
+def project(
+    few_texts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Project:
     """A fresh tiny project, and the current folder in it."""
     root = tmp_path / "project"
     make_project(root)
     monkeypatch.chdir(root)
-    # tests/plugins/test_huggingface.py and test_exports.py prove exports with all of them.
-    monkeypatch.setattr("pipeline.exporting.proof.awkward_texts", few_awkward_texts)
     # tests/evaluate/test_report.py draws all of them.
     monkeypatch.setattr("pipeline.evaluate.report.page.write_figures", write_first_figure)
 
@@ -154,6 +158,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         return Result(code, captured.out, captured.err)
 
     return Project(root, call)
+
+
+@pytest.fixture
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are proven with an eighth of the texts."""
+    monkeypatch.setattr("pipeline.exporting.proof.awkward_texts", few_awkward_texts)
+
+
+@pytest.fixture
+def all_texts(few_texts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are proven with all texts, which takes seconds: where a test is about the tokenizer."""
+    monkeypatch.setattr("pipeline.exporting.proof.awkward_texts", awkward_texts)
 
 
 @lru_cache
@@ -183,6 +199,21 @@ def make_project(root: Path) -> None:
     (tasks / "choices.jsonl").write_text(question, encoding="utf-8")
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder `name` that `make` fills: the first worker of pytest-xdist that asks makes it for all."""
+    temporary = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        temporary = temporary.parent
+    folder, done = temporary / name, temporary / f"{name}.done"
+    with (temporary / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny project in which tokenize, split and train have run; copy it before changing it."""
@@ -192,12 +223,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline.tokenize import stage as tokenize
     from pipeline.train import stage as train
 
-    root = tmp_path_factory.mktemp("trained") / "project"
-    make_project(root)
-    params = load_params(root / "params.yaml", TINY)
-    for stage in (tokenize, split, train):
-        stage.run(params, Paths(root))
-    return root
+    def make(root: Path) -> None:
+        make_project(root)
+        params = load_params(root / "params.yaml", TINY)
+        for stage in (tokenize, split, train):
+            stage.run(params, Paths(root))
+
+    return made_once(tmp_path_factory, "trained", make)
 
 
 @pytest.fixture
@@ -205,6 +237,27 @@ def trained_project(project: Project, trained: Path) -> Project:
     """A fresh project whose tokenize, split and train have run."""
     shutil.copytree(trained, project.root, dirs_exist_ok=True)
     return project
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone, with the README's loss, whose first run is done and not committed; copy it before changing it."""
+    from test_docs import README, blocks
+    from test_dvc import Clone
+
+    def make(root: Path) -> None:
+        clone = Clone(root)
+        # The optimizer is the shipped one, whose rate the pages change; exports have tests of their own.
+        clone.set_params("train.optimizer.name=muon", "export.formats.use=[]")
+        clone.commit("the shipped optimizer")
+        (loss,) = [code for code in blocks(README, "python") if "register_losses" in code]
+        (root / "plugins" / "losses" / "steep.py").write_text(loss)
+        for name in ("README.md", "CONTRIBUTING.md", "LICENSE"):
+            shutil.copy(REPOSITORY / name, root)
+        (root / "prompts.txt").write_text("the river\nwe listen\n")
+        assert clone.repro() == STAGES
+
+    return Clone.at(made_once(tmp_path_factory, "first_run", make))
 
 
 @pytest.fixture(scope="session")

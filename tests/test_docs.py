@@ -26,8 +26,9 @@ from pipeline.model import load, load_optimizer
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 
+README = REPOSITORY / "README.md"
 PAGES = [
-    REPOSITORY / "README.md",
+    README,
     REPOSITORY / "CONTRIBUTING.md",
     REPOSITORY / "CHANGELOG.md",
     REPOSITORY / "benchmarks" / "RESULTS.md",
@@ -114,7 +115,7 @@ def test_the_guides_examples_keep_the_contract(trained: Path, tmp_path: Path) ->
 
 
 def test_the_readmes_loss_trains_and_keeps_the_contract(trained_project: Project) -> None:
-    (source,) = [code for code in blocks(REPOSITORY / "README.md", "python") if "register_losses" in code]
+    (source,) = [code for code in blocks(README, "python") if "register_losses" in code]
     (trained_project.root / "plugins" / "losses" / "steep.py").write_text(source)
     settings = ["--set", "train.loss.name=steep", "--set", "train.loss.steep.power=2.0"]
     trained_project.succeed("train", *settings)
@@ -134,7 +135,7 @@ def test_the_readmes_loss_trains_and_keeps_the_contract(trained_project: Project
 )
 def test_the_readmes_lines_load_model_and_optimizer(trained_project: Project, optimizer: str) -> None:
     trained_project.succeed("train", "--set", f"train.optimizer.name={optimizer}")
-    (code,) = [each for each in blocks(REPOSITORY / "README.md", "python") if "optimizer_state_dict" in each]
+    (code,) = [each for each in blocks(README, "python") if "optimizer_state_dict" in each]
     names: dict[str, Any] = {}
     run(code, names)
     checkpoint, model, loaded = (names[each] for each in ("checkpoint", "model", "optimizer"))

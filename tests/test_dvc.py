@@ -122,9 +122,19 @@ class Clone:
     def of(cls, other: Clone, root: Path) -> Clone:
         """A git clone of another one, with what git and DVC bring."""
         subprocess.run(["git", "clone", "-q", str(other.root), str(root)], check=True)
+        return cls.at(root)
+
+    @classmethod
+    def at(cls, root: Path) -> Clone:
+        """The clone that is in a folder."""
         clone = cls.__new__(cls)
         clone.root = root
         return clone
+
+    def copy(self, root: Path) -> Clone:
+        """A copy with everything that lies in the folder."""
+        shutil.copytree(self.root, root, symlinks=True)
+        return Clone.at(root)
 
     @staticmethod
     def environment() -> dict[str, str]:
@@ -177,16 +187,15 @@ class Clone:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    clone = Clone(tmp_path_factory.mktemp("dvc") / "project")
-    clone.set_params("export.formats.use=[]")  # exports have tests of their own
-    assert clone.repro() == STAGES
+def clone(first_run: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The first run, committed; what a test changes it takes back."""
+    clone = first_run.copy(tmp_path_factory.mktemp("dvc") / "project")
     clone.commit("first run")
     return clone
 
 
-def test_a_changed_text_behind_a_link_is_seen(tmp_path: Path) -> None:
-    clone, disk = Clone(tmp_path / "project"), tmp_path / "disk"
+def test_a_changed_text_behind_a_link_is_seen(first_run: Clone, tmp_path: Path) -> None:
+    clone, disk = first_run.copy(tmp_path / "project"), tmp_path / "disk"
     (clone.root / "data" / "raw").rename(disk)
     (clone.root / "data" / "raw").symlink_to(disk)
     (clone.root / "data" / "raw.dvc").unlink()
@@ -227,7 +236,7 @@ def test_runtime_is_no_reason_to_run_again(clone: Clone) -> None:
 @pytest.mark.long
 def test_metrics_diff_shows_what_a_changed_rate_did(clone: Clone) -> None:
     before = clone.metrics("train")
-    clone.set_params("train.optimizer.adamw.lr=0.02")
+    clone.set_params("train.optimizer.muon.lr=0.02")
     assert clone.repro() == ["train", "evaluate", "export"]
     diff = json.loads(clone.run("dvc", "metrics", "diff", "--json").stdout)
     change = diff["metrics/train.json"]["val.loss"]

@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import Tell
 from test_dvc import Clone
-from test_faults import TRAIN, Life, Outcome, checkpoints, copied, gone, prepared, until_it_trains, wait_until
+from test_faults import TRAIN, Life, Outcome, checkpoints, gone, prepared, until_it_trains, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -38,14 +38,14 @@ def long(request: pytest.FixtureRequest) -> bool:
 def original(tmp_path_factory: pytest.TempPathFactory, long: bool) -> tuple[Clone, Outcome]:
     """A prepared project, and what its uninterrupted run on two ranks leaves."""
     clone = prepared(tmp_path_factory.mktemp("ranks") / "project", f"train.budget.amount={150 if long else 60}")
-    copy = copied(clone, clone.root.with_name("uninterrupted"))
+    copy = clone.copy(clone.root.with_name("uninterrupted"))
     copy.run(*TRAIN, *TWO)
     return clone, Outcome.of(copy.root)
 
 
 @pytest.fixture
 def project(original: tuple[Clone, Outcome], tmp_path: Path) -> Clone:
-    return copied(original[0], tmp_path / "project")
+    return original[0].copy(tmp_path / "project")
 
 
 def children(pid: int) -> list[int]:
@@ -150,7 +150,7 @@ def test_two_ranks_under_dvc_repro(original: tuple[Clone, Outcome], project: Clo
 
 @pytest.mark.long
 def test_ranks_killed_while_each_writes_its_share(project: Clone, tmp_path: Path, tell: Tell) -> None:
-    straight = copied(project, tmp_path / "straight")
+    straight = project.copy(tmp_path / "straight")
     straight.run(*TRAIN, *FSDP)
     for steps, victims in ((5, "all"), (7, "one")):
         life = Life(project, *TRAIN, *FSDP)
@@ -310,4 +310,4 @@ def test_two_hosts_train_together_and_survive_the_loss_of_one(
 
 def copied_view(project: Clone, number: int) -> Clone:
     """The project as the host sees it: the first has it itself, the second a copy that shares no file."""
-    return project if number == 0 else copied(project, project.root.with_name("second-host") / "project")
+    return project if number == 0 else project.copy(project.root.with_name("second-host") / "project")

@@ -73,21 +73,14 @@ def original(tmp_path_factory: pytest.TempPathFactory, long: bool) -> tuple[Clon
 
 def uninterrupted(folder: Path, steps: int) -> tuple[Clone, Outcome]:
     clone = prepared(folder / "project", f"train.budget.amount={steps}")
-    copy = copied(clone, clone.root.with_name("uninterrupted"))
+    copy = clone.copy(clone.root.with_name("uninterrupted"))
     copy.run("dvc", "repro", "train")
     return clone, Outcome.of(copy.root)
 
 
-def copied(clone: Clone, root: Path) -> Clone:
-    shutil.copytree(clone.root, root, symlinks=True)
-    copy = object.__new__(Clone)
-    copy.root = root
-    return copy
-
-
 @pytest.fixture
 def project(original: tuple[Clone, Outcome], tmp_path: Path) -> Clone:
-    return copied(original[0], tmp_path / "project")
+    return original[0].copy(tmp_path / "project")
 
 
 class Life:
@@ -221,7 +214,7 @@ def test_killed_at_random_moments_under_dvc_repro(
     tries = 52 if long else 2
     if long:
         original = uninterrupted(tmp_path / "long", 2200)
-    project = copied(original[0], tmp_path / "project")
+    project = original[0].copy(tmp_path / "project")
     went_on, torn = kill_again_and_again(project, ("dvc", "repro", "train"), tries, seed=1)
     assert "resuming from step" in finished(project, "dvc", "repro", "train")
     same = Outcome.of(project.root) == original[1]
@@ -307,7 +300,7 @@ def test_killed_with_bf16_and_compiled_blocks(tmp_path: Path, long: bool, tell: 
     clone = prepared(
         tmp_path / "project", f"train.budget.amount={150 * tries}", "train.precision=bf16", "runtime.compile=true"
     )
-    whole = copied(clone, tmp_path / "whole")
+    whole = clone.copy(tmp_path / "whole")
     whole.run("dvc", "repro", "train")
     for number in range(tries):
         life = Life(clone, "dvc", "repro", "train")
@@ -492,7 +485,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_reports_the_missing_space(
     tries = recovered = 0
     rooms = [0.1, 0.3, 0.4, 0.6, 0.9] if long else [0.75]
     for number, room in enumerate(rooms):
-        clone = copied(project, tmp_path / f"project-{number}")
+        clone = project.copy(tmp_path / f"project-{number}")
         with small_disk(tmp_path / f"disk-{number}", room) as disk:
             (clone.root / ".resume").symlink_to(disk)
             failed = clone.run(*TRAIN, check=False)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import REPOSITORY, few_awkward_texts
+from conftest import REPOSITORY
 from made_library import make_library
 from torch import nn
 
@@ -108,10 +108,7 @@ def test_shipped_corpora_keep_the_contract(
         check_corpus(entry.component, tmp_path)
 
 
-def test_shipped_exporters_keep_the_contract(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.exporting.proof.awkward_texts", few_awkward_texts)
+def test_shipped_exporters_keep_the_contract(few_texts: None, trained: Path, tmp_path: Path) -> None:
     checkpoint = load(trained / "artifacts" / "checkpoint", plugins=REPOSITORY / "plugins")
     source = export_source(checkpoint, (trained / "data" / "raw" / "text-00.txt").read_text())
     registry = Registry.load(REPOSITORY / "plugins", ["exporters", "models"])

@@ -21,6 +21,8 @@ from pipeline.plugin import Exporter, ExportSource
 from pipeline.plugin.registry import Registry
 from pipeline.tokenize.vocabulary import characters, published, raw_bytes, train_bpe
 
+pytestmark = pytest.mark.usefixtures("few_texts")
+
 BASE = {
     "context_length": 16, "n_layers": 2, "n_heads": 2, "emb_dim": 16, "dropout": 0.1, "qkv_bias": True,
     "tied_head": True, "init": "gpt2", "pad_vocab_to": 64,
@@ -180,21 +182,20 @@ def test_a_model_that_transformers_does_not_have_is_refused(bpe: Tokenizer, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_transformers_reads_raw_bytes_alike(tmp_path: Path) -> None:
+def test_transformers_reads_raw_bytes_alike(all_texts: None, tmp_path: Path) -> None:
     given = source(raw_bytes())
     exporter().export(given, tmp_path)
     exporter().verify(given, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
-def test_transformers_reads_a_trained_bpe_alike(bpe: Tokenizer, tmp_path: Path, architecture: str) -> None:
-    given = source(bpe, architecture=architecture)
+def test_transformers_reads_a_trained_bpe_alike(all_texts: None, bpe: Tokenizer, tmp_path: Path) -> None:
+    given = source(bpe, architecture="modern")
     exporter().export(given, tmp_path)
     assert exporter().verify(given, tmp_path)["texts_with_equal_ids"] > 2000
 
 
 def test_transformers_reads_the_published_gpt2_encoding_alike(
-    test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    all_texts: None, test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(test_data / "tiktoken"))
     given = source(published("gpt2"))
