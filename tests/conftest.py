@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic._internal import _fields as pydantic_fields
 from ruamel.yaml import YAML
 
 from pipeline.cli import cli
+from pipeline.core import yaml
 from pipeline.evaluate.report.figures import write_figures
 from pipeline.evaluate.report.plots import Plot
 from pipeline.plugin.bytelevel import awkward_texts
@@ -34,6 +37,8 @@ for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
 # Tests run beside each other: one thread each. Some count memory, and each thread has scratch of its own.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+
+# What is pure and slow, the tests compute once: each command reads params.yaml and some plugins.
 
 packages_distributions = metadata.packages_distributions
 
@@ -50,6 +55,32 @@ def owners() -> Mapping[str, list[str]]:
 
 # Each train, evaluate and export asks for it.
 metadata.packages_distributions = owners
+
+
+@lru_cache(1000)
+def parsed(text: str, parse: Callable[[str], Any] = yaml.yaml_values) -> Any:
+    return parse(text)
+
+
+# pipeline.params.reader and others take it from there, and are imported after this.
+yaml.yaml_values = lambda text: deepcopy(parsed(text))
+
+extract_docstrings = pydantic_fields.extract_docstrings_from_cls
+docstrings: dict[tuple[bytes, str], dict[str, str]] = {}
+
+
+def known_docstrings(cls: type, use_inspect: bool = False) -> dict[str, str]:
+    """What the fields of a plugin's class say of themselves; plugins are imported anew in each project."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if not file or not cls.__module__.startswith("plugins."):
+        return extract_docstrings(cls, use_inspect)
+    key = Path(file).read_bytes(), cls.__qualname__
+    if key not in docstrings:
+        docstrings[key] = extract_docstrings(cls, use_inspect)
+    return docstrings[key]
+
+
+pydantic_fields.extract_docstrings_from_cls = known_docstrings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES: list[str] = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])

@@ -152,18 +152,6 @@ def test_the_optimizer_of_another_model_is_refused(trained: Path) -> None:
         load_optimizer(trained / "artifacts" / "checkpoint", torch.nn.Linear(2, 2), REPOSITORY / "plugins")
 
 
-@pytest.mark.parametrize(
-    "format", ["huggingface", *(pytest.param(name, marks=pytest.mark.long) for name in ("onnx", "torch_export"))]
-)
-def test_the_lines_of_the_exports_page_load_each_format(trained_project: Project, format: str) -> None:
-    """The first format of the list is at the top of the folder, so Hugging Face's is always there."""
-    use = ",".join(dict.fromkeys(["huggingface", format]))
-    trained_project.succeed("export", "--set", f"export.formats.use=[{use}]")
-    reader = {"huggingface": "transformers", "onnx": "onnxruntime", "torch_export": "torch.export.load"}[format]
-    (code,) = [each for each in blocks(REPOSITORY / "docs" / "exports.md", "python") if reader in each]
-    run(code, {})
-
-
 def test_the_splits_are_read_as_the_page_on_data_reads_them(trained_project: Project) -> None:
     (code,) = [each for each in blocks(REPOSITORY / "docs" / "data.md", "python") if "memmap" in each]
     names: dict[str, Any] = {}

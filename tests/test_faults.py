@@ -68,7 +68,7 @@ def long(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory, long: bool) -> tuple[Clone, Outcome]:
     """A prepared project, and what its uninterrupted run leaves; a copy of the project is what is interrupted."""
-    return uninterrupted(tmp_path_factory.mktemp("faults"), 400 if long else 150)
+    return uninterrupted(tmp_path_factory.mktemp("faults"), 400 if long else 100)
 
 
 def uninterrupted(folder: Path, steps: int) -> tuple[Clone, Outcome]:
