@@ -37,7 +37,7 @@ def long(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory, long: bool) -> tuple[Clone, Outcome]:
     """A prepared project, and what its uninterrupted run on two ranks leaves."""
-    clone = prepared(tmp_path_factory.mktemp("ranks") / "project", f"train.budget.amount={150 if long else 60}")
+    clone = prepared(tmp_path_factory.mktemp("ranks") / "project", f"train.budget.amount={150 if long else 40}")
     copy = clone.copy(clone.root.with_name("uninterrupted"))
     copy.run(*TRAIN, *TWO)
     return clone, Outcome.of(copy.root)
