@@ -511,7 +511,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_reports_the_missing_space(
 def test_a_full_disk_under_the_outputs_keeps_the_former_ones(
     original: tuple[Clone, Outcome], project: Clone, tmp_path: Path, tell: Tell
 ) -> None:
-    short = (*TRAIN, "--set", "train.budget.amount=60")
+    short = (*TRAIN, "--set", "train.budget.amount=30")
     project.run(*short)
     before = Outcome.of(project.root)
     checkpoint = project.root / "artifacts"
