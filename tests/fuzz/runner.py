@@ -385,7 +385,8 @@ _NUMBER_LOST = re.compile(r"(?<![\w.])-?(nan|inf|infinity)(?![\w])", re.IGNORECA
 
 def _not_finite(stage: str, out: str, root: Path) -> str:
     """A NaN or an infinity among what was measured."""
-    lines = out.splitlines() if stage in ("train", "evaluate", "score") else []
+    measured = [line for line in out.splitlines() if not line.startswith("note: ")]  # a note quotes what was broken
+    lines = measured if stage in ("train", "evaluate", "score") else []
     return next((line[:150] for line in lines if _NUMBER_LOST.search(line) and "corrupt" not in line), "")
 
 
