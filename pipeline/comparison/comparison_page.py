@@ -142,7 +142,7 @@ def _plots(labels: Sequence[str], trainings: Sequence[Training], unit: str, axis
         lines = [fine_points(training, axis, name) for training in trainings]
         plots.append(_plot(name, title, about, labels, lines, axis))
         if len(plots) == 1:
-            plots.append(_plot(f"{name}.later", title, "the later half", labels, list(_later(lines)), axis))
+            plots.append(_plot(f"{name}.later", title, "the later half", labels, list(later_half(lines)), axis))
     return [plot for plot in plots if has_points(plot)]
 
 
@@ -157,7 +157,7 @@ def _plot(
     return Plot(name, title, about, axis.label, axis.unit, series)
 
 
-def _later(lines: Sequence[list[Point]]) -> Iterator[list[Point]]:
+def later_half(lines: Sequence[list[Point]]) -> Iterator[list[Point]]:
     """The points in the second half of the range of the longest line."""
     last = max((line[-1][0] for line in lines if line), default=0.0)
     for line in lines:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.comparison.comparison_page import later_half
 from pipeline.comparison.sweep import Curve, Sweep, labels, legend
 from pipeline.comparison.sweep_rendering import answer, left_out, notes, table
 from pipeline.evaluate.report.chart import lay_out, number
@@ -68,11 +69,9 @@ def _strips(sweep: Sweep) -> tuple[float, float, list[Strip]]:
 def _plots(sweep: Sweep) -> list[Plot]:
     """Plots of the mean val.loss by step, for the whole training and for its second half."""
     curves = [recipe.curve for recipe in sweep.recipes]
-    last = max((curve[-1][0] for curve in curves if curve), default=0.0)
-    later = [[point for point in curve if point[0] >= last / 2] for curve in curves]
     plots = [
         _plot("loss", "nats per token, mean of the seeds", sweep, curves),
-        _plot("later", "the later half", sweep, later),
+        _plot("later", "the later half", sweep, list(later_half(curves))),
     ]
     return [plot for plot in plots if any(len(series.points) > 1 for series in plot.series)]
 

@@ -14,7 +14,7 @@ from typing import TextIO
 import pytest
 
 from pipeline.core import console
-from pipeline.core.console import Progress, columns, say, wrapped
+from pipeline.core.console import Progress, aligned, columns, say, wrapped
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +170,8 @@ def test_messages_and_prints_take_the_place_of_the_line(
         assert before.endswith("\r\x1b[K")
         assert "training 0/100" in after  # drawn again
     assert drawn.rstrip("\r").endswith("\x1b[K")
+
+
+def test_columns_are_aligned_and_lines_have_no_trailing_spaces() -> None:
+    rows = [["", "size", ""], ["a", "1", "yes"], ["bcd", "10,000", ""]]
+    assert list(aligned(rows, right=(1,))) == ["       size", "a         1  yes", "bcd  10,000"]
