@@ -91,13 +91,14 @@ def _key(item: ErrorDetails, values: Any) -> Key:
     location, end = item["loc"], item["loc"][-1:] if item["type"] == "missing" else ()
     if values is None:
         return location
-    keys = list(_keys(location[: len(location) - len(end)], values))
+    location = location[: len(location) - len(end)]
+    first, _ = next(_keys(location, values))
     # A section may have a key that is also the name of a type: `input` tells the value of the error.
-    return next((key for key, value in keys if value == item["input"]), keys[0][0]) + end
+    return next((key for key, value in _keys(location, values) if value == item["input"]), first) + end
 
 
 def _keys(location: Key, value: Any) -> Iterator[tuple[Key, Any]]:
-    """The keys that a location may mean, with their values."""
+    """The keys that a location may mean, with their values: the longest first. There may be 2ⁿ of n equal parts."""
     if not location:
         yield (), value
         return

@@ -107,9 +107,10 @@ def _suggestions(path: tuple[str, ...], values: dict[str, Any]) -> Iterator[str]
     if close := difflib.get_close_matches(key, kind.model_fields, n=1):
         yield f"did you mean {close[0]!r} instead of {key!r}?"
     elif issubclass(kind, Choice | Choices):  # an option that stands outside its component's section
-        name = section.get("name", "NAME")
-        if key != name and key not in section.get("use", ()):
-            yield f"did you mean {'.'.join([*parents, name, key])}?"
+        name, use = section.get("name"), section.get("use")
+        if key != name and not (isinstance(use, list) and key in use):
+            component = name if isinstance(name, str) else "NAME"
+            yield f"did you mean {'.'.join([*parents, component, key])}?"
     else:
         found = [name for name in _find_key(key, values) if name != ".".join(path)]
         yield f"there is {', '.join(found)}" if found else f"remove {key!r}"

@@ -79,6 +79,21 @@ def test_a_message_names_the_key_the_value_and_what_is_allowed(case: str) -> Non
         assert all(token in problems[key] for token in tokens), problems[key]
 
 
+class Tree(Record):
+    """A record of records."""
+
+    a: Tree | int
+
+
+def test_a_key_of_many_equal_parts_is_found_at_once() -> None:
+    values: Any = "leaf"
+    for _ in range(40):
+        values = {"a": values}
+    with pytest.raises(ValidationError) as raised:
+        Tree.model_validate(values)
+    assert explain(raised.value, values).startswith(f"{'.'.join('a' * 40)}: input should be ")
+
+
 def test_without_the_values_a_location_is_taken_as_it_is() -> None:
     with pytest.raises(ValidationError) as raised:
         Size.model_validate({"size": "a"})

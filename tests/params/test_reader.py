@@ -30,6 +30,13 @@ def test_an_option_outside_its_components_section_is_reported_with_its_key(overr
         load_params(REPOSITORY / "params.yaml", [override])
 
 
+@pytest.mark.parametrize("choice", ["train.loss.name=3", "train.loss.name=", "evaluate.samplers.use=3"])
+def test_beside_a_choice_that_is_none_it_is_reported_too(choice: str) -> None:
+    section = choice.rpartition(".")[0]
+    with pytest.raises(ParamsError, match=rf"{section}\.gama: .*did you mean {section}\.NAME\.gama\?"):
+        load_params(REPOSITORY / "params.yaml", [choice, f"{section}.gama=2"])
+
+
 @pytest.mark.parametrize(
     ("override", "wanted"),
     [("model.family=gpt2", "model.name"), ("model.qkv_bias=true", "model.gpt2.qkv_bias"),
