@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, STAGES
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,8 @@ def test_what_was_installed_from_the_wheel_works_in_another_folder(wheel: Path, 
             check=True, capture_output=True,
         ).stdout  # fmt: skip
 
+    names = run("-m", "pipeline", "--help").partition("Commands:\n")[2].split()
+    assert [name for name in names if name in STAGES] == STAGES
     assert run("-c", "import pipeline.plugin; print(pipeline.plugin.__file__)").startswith(str(site))
     changed = run("-m", "pipeline", "preset", "book")
     assert "params.yaml" in changed

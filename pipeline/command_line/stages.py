@@ -22,15 +22,23 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def stage_names() -> list[str]:
-    """The stages, in the order of the dvc.yaml beside the package, else of the project's."""
-    files = [path for path in (_PACKAGE.parent / "dvc.yaml", Path("dvc.yaml")) if path.is_file()]
-    text = ""
+    """The stages, in the order of dvc.yaml: of the file beside the package, or else in the current folder. Where there
+    is neither, an installed package lists them in the order of their sections in a preset."""
+    names = _found(r"cmd: python -m pipeline (\w+)", _PACKAGE.parent / "dvc.yaml", Path("dvc.yaml"))
+    order = names or _found(r"^(\w+):", _PACKAGE / "params" / "presets" / "tiny.yaml")
+    places = {name: place for place, name in enumerate(order)}
+    stages = sorted(path.parent.name for path in _PACKAGE.glob("*/stage.py"))
+    return sorted(stages, key=lambda name: places.get(name, len(places)))
+
+
+def _found(pattern: str, *files: Path) -> list[str]:
+    """What the pattern finds in the first of the files that exists: a YAML reader's import would take longer than
+    `--help` may."""
     with suppress(OSError):
-        text = files[0].read_text(encoding="utf-8", errors="replace") if files else ""
-    # A YAML reader's import would take longer than `--help` may.
-    order = {name: number for number, name in enumerate(re.findall(r"cmd: python -m pipeline (\w+)", text))}
-    names = sorted(path.parent.name for path in _PACKAGE.glob("*/stage.py"))
-    return sorted(names, key=lambda name: order.get(name, len(order)))
+        for file in files:
+            if file.is_file():
+                return re.findall(pattern, file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return []
 
 
 def stage_command(name: str) -> click.Command:
