@@ -56,7 +56,8 @@ def check_rooms(stage: str, root: Path) -> None:
 def test_every_stage_of_dvc_yaml_is_a_room_and_every_stage_room_is_in_dvc_yaml() -> None:
     assert {path.parent.name for path in (REPOSITORY / "pipeline").glob("*/stage.py")} == set(STAGES)
     folders = {path.parent for path in (REPOSITORY / "pipeline").rglob("*.py")}
-    assert all((folder / "__init__.py").is_file() for folder in folders)  # else import-linter does not see it
+    for folder in folders:  # import-linter sees packages only; `check_rooms` checks the imports of a stage
+        assert (folder / "__init__.py").is_file() or (folder / "stage.py").is_file(), folder
 
 
 def test_the_commands_begin_with_the_stages_in_the_order_of_dvc_yaml() -> None:
