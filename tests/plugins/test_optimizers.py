@@ -318,6 +318,13 @@ def test_lion_steps_by_the_sign_of_its_interpolated_momentum() -> None:
     assert weight.tolist() == [[0.0, 2.0]]
 
 
+@pytest.mark.parametrize("name", ["lion", "muon"])
+def test_a_closure_is_refused_and_not_left_uncalled(name: str) -> None:
+    optimizer = component(name).build(list(make().named_parameters()))
+    with pytest.raises(TypeError):
+        optimizer.step(lambda: 1.0)
+
+
 def test_any_torch_optimizer_takes_its_own_options() -> None:
     options = {"torch": {"class_name": "RAdam", "lr": 0.01, "options": {"betas": [0.8, 0.9], "weight_decay": 0.1}}}
     optimizer = REGISTRY.build("optimizers", "torch", options, "").build(make().named_parameters())
