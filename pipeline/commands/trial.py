@@ -27,6 +27,7 @@ from pipeline.model.device import peak_memory
 from pipeline.plugin.registry import Registry
 from pipeline.train.components import KINDS, Components
 from pipeline.train.data import TrainingData
+from pipeline.train.length import rank_micro_batch_size
 from pipeline.train.loop import train_step
 from pipeline.train.memory_check import memory_per_process, optimizer_state_bytes
 from pipeline.train.phases import Phase, phases
@@ -170,7 +171,7 @@ def _try_steps(params: Params, paths: Paths, folder: Path, waited: Seconds) -> T
     if others:  # threads that wait for each other would make the trial long
         torch.set_num_threads(1)
     count = process_count(params.runtime)
-    size = min(params.train.micro_batch_size, -(-plan.length.batch_size // count))
+    size = rank_micro_batch_size(params.train, count)
     at_start = peak_memory(plan.device)
     peaks = _micro_batches(plan, size, accumulates=size * count < plan.length.batch_size)
     plan.optimizer.step()  # creates its state
