@@ -22,8 +22,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def stage_names() -> list[str]:
-    """The stages, in the order of dvc.yaml: of the file beside the package, or else in the current folder. Where there
-    is neither, an installed package lists them in the order of their sections in a preset."""
+    """The stages, in the order of the dvc.yaml beside the package, or else of that in the current folder. Without
+    either, as of an installed package, in the order of their sections in a preset."""
     names = _found(r"cmd: python -m pipeline (\w+)", _PACKAGE.parent / "dvc.yaml", Path("dvc.yaml"))
     order = names or _found(r"^(\w+):", _PACKAGE / "params" / "presets" / "tiny.yaml")
     places = {name: place for place, name in enumerate(order)}
