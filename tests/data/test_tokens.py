@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -250,3 +251,16 @@ def read_everything(tokens: TokenFolder) -> list[IndexEntry]:
     for name in tokens.names:
         tokens.counts(name)
     return [entry for name in tokens.names for entry in tokens.documents(name)]
+
+
+def test_a_file_that_the_system_does_not_open_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path, [("one", "text", False)])
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(PermissionError, match="counts"):
+        folder.counts("tokens")
