@@ -46,8 +46,8 @@ class RuntimeConfig:
         precision: "fp32", "bf16" or "fp16", which scales the loss.
         compile: "no"; "blocks", each by itself (equal ones share compiled code); or "model", as a whole. Compiled
             with a model is its loss.
-        recompute: Whether the backward pass computes the activations of each block again, instead of keeping them: a
-            third more work, but the memory of one block's activations instead of all.
+        recompute: Whether the backward pass computes the activations of each block again, instead of keeping them:
+            a third more work, but the memory of one block's activations instead of all.
     """
 
     device: Annotated[str, Field(pattern=DEVICE)]
