@@ -18,7 +18,7 @@ from pipeline.command_line.options import (
     weights_option,
     with_params,
 )
-from pipeline.command_line.process import exit_code, run_and_exit
+from pipeline.command_line.process import run_and_exit
 from pipeline.command_line.stages import stage_command, stage_names
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Paths
@@ -425,7 +425,3 @@ def clean(names: tuple[str, ...], keep: int) -> None:
 def main() -> None:
     """The program `pipeline`."""
     run_and_exit(cli)
-
-
-def _run(arguments: list[str]) -> int:
-    return exit_code(cli, arguments)

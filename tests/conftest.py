@@ -22,6 +22,7 @@ from pydantic._internal import _fields as pydantic_fields
 from ruamel.yaml import YAML
 
 from pipeline.cli import cli
+from pipeline.command_line.process import exit_code
 from pipeline.core import yaml
 from pipeline.evaluate.report.figures import write_figures
 from pipeline.evaluate.report.plots import Plot
@@ -181,10 +182,8 @@ def project(
     monkeypatch.setattr("pipeline.evaluate.report.page.write_figures", write_first_figure)
 
     def call(arguments: Sequence[str]) -> Result:
-        from pipeline.cli import _run
-
         capfd.readouterr()
-        code = _run(list(arguments))
+        code = exit_code(cli, list(arguments))
         captured = capfd.readouterr()
         return Result(code, captured.out, captured.err)
 

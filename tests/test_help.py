@@ -10,8 +10,10 @@ from conftest import TINY, Project, Result
 def imported(*arguments: str, cwd: object = None) -> set[str]:
     """The modules that a command imports."""
     code = (
-        "import sys, pipeline.cli\n"
-        f"assert pipeline.cli._run({list(arguments)!r}) == 0\n"
+        "import sys\n"
+        "from pipeline.cli import cli\n"
+        "from pipeline.command_line.process import exit_code\n"
+        f"assert exit_code(cli, {list(arguments)!r}) == 0\n"
         "print('MODULES', *sys.modules)"
     )
     result = subprocess.run(

@@ -15,7 +15,8 @@ from test_docs import PAGES, blocks
 from test_dvc import Clone
 from test_notebook import execute, notebook, shown_by
 
-from pipeline.cli import _run
+from pipeline.cli import cli
+from pipeline.command_line.process import exit_code
 
 IN_ORDER = [REPOSITORY / "docs" / "comparing.md", REPOSITORY / "docs" / "team.md"]
 """The guides whose commands build on each other. A command that they contain is not run again for another page."""
@@ -118,7 +119,7 @@ class Shell:
         with pytest.MonkeyPatch.context() as patch, open(os.devnull) as nothing:
             patch.chdir(self.clone.root)
             patch.setattr(sys, "stdin", nothing)
-            code = _run(shlex.split(line)[1:])
+            code = exit_code(cli, shlex.split(line)[1:])
         printed = "".join(self._capture.readouterr())
         assert code == 0, f"{line}\n{printed}"
         return printed

@@ -237,7 +237,8 @@ def test_the_contract_test_survives_a_renamed_option(project: Project) -> None:
 def test_new_needs_no_torch_where_the_kind_needs_none(project: Project) -> None:
     for arguments in (["plugins", "--help"], ["plugins", "new", "corpus", "mine"], ["plugins", "corpora"]):
         code = (
-            f"import sys, pipeline.cli; assert pipeline.cli._run({arguments!r}) == 0; print('torch' in sys.modules)"
+            "import sys; from pipeline.cli import cli; from pipeline.command_line.process import exit_code;"
+            f"assert exit_code(cli, {arguments!r}) == 0; print('torch' in sys.modules)"
         )
         result = python(project, "-c", code)
         assert result.stdout.endswith("False\n"), result.stdout + result.stderr

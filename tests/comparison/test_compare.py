@@ -308,7 +308,8 @@ def test_a_cache_elsewhere_is_asked_of_dvc(history: Project, tmp_path: Path) -> 
 
 def test_comparing_imports_no_torch_and_no_dvc(folders: Project) -> None:
     script = (
-        "import sys; from pipeline.cli import _run; assert _run(['compare', 'a', 'b']) == 0;"
+        "import sys; from pipeline.cli import cli; from pipeline.command_line.process import exit_code;"
+        "assert exit_code(cli, ['compare', 'a', 'b']) == 0;"
         "print([name for name in ('torch', 'dvc') if name in sys.modules])"
     )
     done = subprocess.run(

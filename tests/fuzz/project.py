@@ -42,7 +42,8 @@ def values() -> dict[str, Any]:
 
 def make(root: Path) -> None:
     """Lays the project out and runs its stages, in the current process."""
-    from pipeline.cli import _run
+    from pipeline.cli import cli
+    from pipeline.command_line.process import exit_code
 
     raw = root / "data" / "raw"
     raw.mkdir(parents=True)
@@ -56,7 +57,7 @@ def make(root: Path) -> None:
     (root / "params.yaml").write_text("\n".join(_lines(values())) + "\n", encoding="utf-8")
     os.chdir(root)
     for stage in ("tokenize", "split", "train", "evaluate", "export"):
-        if (code := _run([stage])) != 0:
+        if (code := exit_code(cli, [stage])) != 0:
             raise SystemExit(f"the tiny project's {stage} ended with exit code {code}")
     shutil.copytree(root / "artifacts" / "export", root / "data" / "weights" / "hf")
     shutil.copytree(root / "artifacts" / "checkpoint", root / "data" / "weights" / "own")

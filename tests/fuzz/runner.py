@@ -96,12 +96,13 @@ def make_template(folder: Path) -> Path:
 
 def _made(root: Path, modules: Path) -> None:
     """Makes the project, runs the commands that need no stage, and writes down what all of them imported."""
-    from pipeline.cli import _run
+    from pipeline.cli import cli
+    from pipeline.command_line.process import exit_code
 
     project.make(root)
     quicken()
     for command in ("check", "generate the", "score data/raw/text-00.txt", "compare HEAD .", "runs", "plugins"):
-        if (code := _run(command.split())) != 0:
+        if (code := exit_code(cli, command.split())) != 0:
             raise SystemExit(f"the tiny project's {command} ended with exit code {code}")
     names = (name for name in sys.modules if not name.startswith(("plugins.", "__")))
     modules.write_text("\n".join(names), encoding="utf-8")

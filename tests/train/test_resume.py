@@ -69,7 +69,7 @@ def test_a_run_stopped_at_any_moment_resumes_to_the_same_bits(
     """Dropout, accumulation, ends of epochs, evaluations and samples inside; with `--long` every moment at which it
     can stop, and otherwise each second, of which there is one in every step."""
     tries = stopped_everywhere(tmp_path, 1 if request.config.getoption("long") else 2, **SMALL_EPOCHS)
-    tell("stopped at each moment at which a small run can stop", tries, tries, tries)
+    tell("stopped at a moment at which a small run can stop", tries, tries, tries)
 
 
 @pytest.mark.parametrize(
