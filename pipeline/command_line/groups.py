@@ -1,4 +1,4 @@
-"""Commands that read their arguments in a way of their own."""
+"""Groups and commands that list or parse their arguments in another way than click."""
 
 from __future__ import annotations
 

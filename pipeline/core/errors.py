@@ -87,7 +87,7 @@ _FIX = {
 }
 
 
-def check_endless(path: Path) -> None:
+def check_not_endless(path: Path) -> None:
     """Raises OSError for a FIFO or a device in the place of a file: reading it may never end."""
     if path.is_fifo() or path.is_char_device():
         raise OSError(errno.EINVAL, "not a regular file, but a FIFO or a device: move it away", str(path))

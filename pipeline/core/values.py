@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, dataclasses
 from pydantic_core import ErrorDetails, from_json
 
-from pipeline.core.errors import DataError, PipelineError, check_endless
+from pipeline.core.errors import DataError, PipelineError, check_not_endless
 
 T = TypeVar("T")
 
@@ -157,7 +157,7 @@ def read_values(path: Path, kind: type[T], fix: str, raised: type[PipelineError]
     Raises:
         DataError (or `raised`): it is missing, corrupt or invalid; `fix` ends the message.
     """
-    check_endless(path)
+    check_not_endless(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:

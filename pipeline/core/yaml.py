@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, DocumentStartEvent, NodeEvent, ScalarEvent
 from ruamel.yaml.parser import Parser
 
-from pipeline.core.errors import check_endless
+from pipeline.core.errors import check_not_endless
 
 _LONGEST = 1 << 18
 """The maximum number of characters, for which the reader takes seconds; params.yaml has thousands."""
@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> str:
         OSError, UnicodeDecodeError: it cannot be read as UTF-8.
     """
     if not path.is_relative_to("/dev"):  # as the shell's <(…) is
-        check_endless(path)
+        check_not_endless(path)
     with path.open(encoding="utf-8-sig") as file:
         return file.read(_LONGEST + 1)
 

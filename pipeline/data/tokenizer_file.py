@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-from pipeline.core.errors import DataError, check_endless
+from pipeline.core.errors import DataError, check_not_endless
 from pipeline.data.patterns import GPT2_PATTERN, cut
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugin.bytelevel import awkward_texts, byte_characters
@@ -47,7 +47,7 @@ def from_file(path: Path, pattern: str, end_of_text: str, proven: bool = True) -
     Raises:
         DataError: the file is missing or corrupt, or tiktoken gives other ids.
     """
-    check_endless(path)
+    check_not_endless(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipeline.core.console import Progress, say
-from pipeline.core.errors import ParamsError, check_endless, explain_os_error
+from pipeline.core.errors import ParamsError, check_not_endless, explain_os_error
 from pipeline.data.encode import pieces
 from pipeline.data.index import name_hash
 from pipeline.data.patterns import GPT2_PATTERN, ONE_CHARACTER
@@ -99,7 +99,7 @@ def _template(tokenizer: Tokenizer, chosen: str, corpus: Corpus, paths: Paths) -
         return tokenizer.chat_template or (CHATML if corpus.chat else ""), variables
     path = paths.root / chosen
     try:
-        check_endless(path)
+        check_not_endless(path)
         text = path.read_text(encoding="utf-8")
         if path.suffix != ".json":
             return text, variables
