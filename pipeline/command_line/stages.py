@@ -6,6 +6,8 @@ import inspect
 import os
 import re
 import shlex
+import tokenize
+from ast import literal_eval
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -43,9 +45,7 @@ def _found(pattern: str, *files: Path) -> list[str]:
 
 def stage_command(name: str) -> click.Command:
     """The command that runs the stage `name`. Its help is read, not imported, which may take seconds."""
-    source = (_PACKAGE / name / "stage.py").read_text(encoding="utf-8")
-    docstring = re.match(r'"""(.*?)"""', source, re.DOTALL)
-    text = inspect.cleandoc(docstring[1]) if docstring else f"Run the stage {name}."
+    text = _docstring(_PACKAGE / name / "stage.py") or f"Run the stage {name}."
 
     @click.command(name, help=text, short_help=text.partition("\n\n")[0])
     @with_params
@@ -55,6 +55,17 @@ def stage_command(name: str) -> click.Command:
         import_module(f"pipeline.{name}.stage").run(params, paths)
 
     return command
+
+
+def _docstring(file: Path) -> str:
+    """The docstring of a Python file; empty if it has none or is damaged. Only the file's beginning is parsed."""
+    with suppress(OSError, SyntaxError, ValueError, tokenize.TokenError), file.open("rb") as source:
+        for token in tokenize.tokenize(source.readline):
+            if token.type == tokenize.STRING:
+                return inspect.cleandoc(str(literal_eval(token.string)))
+            if token.type not in (tokenize.ENCODING, tokenize.COMMENT, tokenize.NL):
+                break
+    return ""
 
 
 def _note_overrides_unknown_to_dvc(paths: Paths, params_file: Path, overrides: tuple[str, ...]) -> None:
