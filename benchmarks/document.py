@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from benchmarks.measure import ROOT
 from benchmarks.results import Results
 
@@ -19,5 +17,13 @@ def where(results: Results) -> str:
 
 
 def between(text: str, begin: str, end: str, table: str) -> str:
-    """`text` with `table` between the comments `begin` and `end`."""
-    return re.sub(f"{begin}\n.*?{end}", lambda _: f"{begin}\n\n{table}\n{end}", text, flags=re.DOTALL)
+    """`text` with `table` between the comments `begin` and `end`.
+
+    Raises:
+        ValueError: one of them is missing, so that the table would silently stay as it was.
+    """
+    before, found, rest = text.partition(f"{begin}\n")
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"RESULTS.md lacks {end if found else begin}")
+    return f"{before}{begin}\n\n{table}\n{end}{after}"

@@ -154,6 +154,9 @@ def test_results_are_read_as_they_were_written_and_become_a_table(tmp_path: Path
     assert cells in once
     assert "\nold\n" not in once
     assert table.with_table(once, text) == once
+    for missing in (table.BEGIN, table.END):
+        with pytest.raises(ValueError, match=missing):
+            table.with_table(document.replace(missing, ""), text)
     assert "reached" in table.plain([results])
 
 
