@@ -57,6 +57,7 @@ def share(root: Path) -> None:
 
 def _share_code() -> None:
     """The imports of the package's files, which fingerprints follow."""
+    from pipeline.command_line.stages import stage_names
     from pipeline.core import fingerprint, source
 
     package, files = project.REPOSITORY / "pipeline", source._files
@@ -68,7 +69,7 @@ def _share_code() -> None:
         else files(folder, name)
     )
     plugins = project.REPOSITORY / "plugins"
-    for stage in ("tokenize", "split", "train", "evaluate", "export"):
+    for stage in stage_names():
         fingerprint.code_identity(f"pipeline.{stage}.stage", sorted(plugins.rglob("*.py")), plugins, {})
 
 
