@@ -128,6 +128,12 @@ def ours(folder: Path, megabytes: int, texts: Iterator[str], one_file: bool) -> 
     first = {path.name: path.read_bytes() for path in tokens.iterdir()}
     yield row(f"{what}, again", cost(command, folder, 2)[0], size)
     shutil.rmtree(store, ignore_errors=True)
+    taken_by_dask, _ = cost([sys.executable, "-c", DASK, *command], folder, 2)
+    same = first == {path.name: path.read_bytes() for path in tokens.iterdir()}
+    yield row(
+        f"{what}, 2 Dask workers, started for it, {'the same' if same else 'OTHER'} bits", taken_by_dask, size
+    )
+    shutil.rmtree(store, ignore_errors=True)
     begun, _ = cost(command, folder, 2, stop_after=random.uniform(0.3, 0.9) * taken.wall, code=130)
     done, out = cost(command, folder, 2)
     same = first == {path.name: path.read_bytes() for path in tokens.iterdir()}
@@ -137,6 +143,17 @@ def ours(folder: Path, megabytes: int, texts: Iterator[str], one_file: bool) -> 
     yield row(f"{what}, continued: {how}", done, size)
     (project.raw / "zz.txt").write_text(next(texts), encoding="utf-8")
     yield row(f"{what}, one file more", cost(command, folder, 2)[0], size)
+
+
+DASK = """
+import subprocess, sys
+from distributed import LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = f"runtime.dask={cluster.scheduler_address}"
+        sys.exit(subprocess.run([*sys.argv[1:], "--set", address]).returncode)
+"""
+"""Runs a command of the pipeline with a scheduler and two workers on this machine."""
 
 
 def write_texts(raw: Path, texts: Iterator[str], megabytes: int, one_file: bool) -> None:

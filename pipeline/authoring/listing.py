@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.core.console import columns
 from pipeline.core.errors import PipelineError, PluginError
+from pipeline.core.values import as_yaml
 from pipeline.plugin.components import KINDS, Kind
 from pipeline.plugin.options import options_schema, plain_options, type_in_words, with_options
 from pipeline.plugin.registry import Entry, Registry
@@ -58,7 +59,7 @@ def _entry(entry: Entry) -> Iterator[str]:
     description = " ".join((entry.component.__doc__ or "").split("\n\n")[0].split())
     yield _filled(description)
     try:
-        options = [f"{name}={value!r}" for name, value in _defaults(entry).items()]
+        options = [f"{name}={as_yaml(value)}" for name, value in _defaults(entry).items()]
     except PipelineError as error:
         yield f"      invalid default options: {error}"
         return

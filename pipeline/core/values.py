@@ -131,9 +131,21 @@ def _problem(items: Sequence[ErrorDetails], known: Sequence[str]) -> str:
     return ", or ".join(dict.fromkeys(problems))
 
 
+def as_yaml(value: object) -> str:
+    """A value in one line, as params.yaml may have it.
+
+    Raises:
+        ValueError, RecursionError: it is too large, or it contains itself.
+    """
+    if value is None or isinstance(value, bool | list | dict):
+        with suppress(TypeError):  # a key that JSON lacks
+            return json.dumps(value, ensure_ascii=False, default=repr)
+    return repr(value)
+
+
 def _shown(value: object) -> str:
     try:
-        text = repr(value)
+        text = as_yaml(value)
     except (ValueError, RecursionError):  # Python refuses integers of more than 4,300 digits
         text = "a value that is too long to print"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -193,7 +193,7 @@ def _with_interval(side: Mapping[str, Any], name: str) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, int | float) else ""
+    return f"{value:#,.4g}".rstrip(".") if isinstance(value, int | float) else ""
 
 
 def _count(value: int) -> str:

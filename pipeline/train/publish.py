@@ -96,7 +96,7 @@ def publish(run: TrainingRun, state: TrainState, paths: Paths) -> None:
         )
     best = state.final["best"]
     names = {"loss": "val loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
-    numbers = (f"{named} {best[name]:.5g}" for name, named in names.items() if name in best)
+    numbers = (f"{named} {best[name]:#.5g}".rstrip(".") for name, named in names.items() if name in best)
     fact("best", f"step {state.best_step:,}: {', '.join(numbers)}")
     fact("wrote", f"{paths.shown(paths.checkpoint)}, {paths.shown(paths.metrics)}/train.json, history.tsv, {STEPS}")
     if "DVC_STAGE" not in os.environ:
