@@ -13,7 +13,8 @@ def where(results: Results) -> str:
     facts = results.machine
     more = f", {', '.join(facts['instructions'])}" if facts.get("instructions") else ""
     versions = ", ".join(f"{name} {value}" for name, value in results.versions.items())
-    return f"Measured on {results.date}: {facts['processor']}, {facts['cores']} cores{more}; {versions}.\n"
+    cores = "1 core" if facts["cores"] == 1 else f"{facts['cores']} cores"
+    return f"Measured on {results.date}: {facts['processor']}, {cores}{more}; {versions}.\n"
 
 
 def between(text: str, begin: str, end: str, table: str) -> str:
