@@ -259,8 +259,10 @@ def plugin_files(folder: Path) -> list[Path]:
 def _import_file(path: Path, plural: str) -> ModuleType:
     if not path.is_file():
         raise PluginError("this is not a regular file: move it out of the folder")
-    stem = path.parent.name if path.name == "__init__.py" else path.stem
-    name = f"plugins.{plural}.{stem}"
+    place = path.parent if path.name == "__init__.py" else path.with_suffix("")
+    name = f"plugins.{plural}.{place.name}"
+    _set_package(f"plugins.{plural}", place.parent)
+    _set_package("plugins", place.parent.parent)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError("Python cannot load this file as a module")
@@ -275,6 +277,13 @@ def _import_file(path: Path, plural: str) -> ModuleType:
     finally:
         sys.argv = arguments
     return module
+
+
+def _set_package(name: str, folder: Path) -> None:
+    """Makes `name` a package of the modules in `folder`. Python needs it for `from . import other` in a plugin; only
+    `python -m` has the project's folder in sys.path."""
+    package = sys.modules.setdefault(name, ModuleType(name))
+    package.__path__ = [str(folder)]
 
 
 def _describe_error(error: BaseException, path: Path | None) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, Project
+from conftest import REPOSITORY, Project, make_project
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import ParamsError, PluginError
@@ -359,3 +362,23 @@ def test_pipeline_plugins_lists_every_component(project: Project, kind: str) -> 
         assert f"  {entry.component.name}  ·  {entry.source}" in result.out
         for option in entry.component.model_fields:
             assert f"{option}=" in result.out
+
+
+def test_the_installed_command_loads_packages_of_modules(tmp_path: Path) -> None:
+    script = Path(sysconfig.get_path("scripts")) / "pipeline"
+    if not script.exists():
+        pytest.skip("the package is not installed")
+    make_project(tmp_path / "project")
+    package = tmp_path / "project/plugins/losses/double"
+    package.mkdir()
+    (package / "__init__.py").write_text("from . import helper\nregister_losses = helper.register_losses\n")
+    (package / "helper.py").write_text(DOUBLE + HOOK)
+    # Unlike `python -m`, it has neither the project's folder nor PYTHONPATH's in sys.path.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    listed = subprocess.run(
+        [script, "plugins"], cwd=tmp_path / "project", env=environment, capture_output=True, text=True
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert "not loaded" not in listed.stdout
+    assert "plugins/losses/double/__init__.py" in listed.stdout
+    assert "plugins/corpora/files/__init__.py" in listed.stdout
