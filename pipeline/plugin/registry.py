@@ -280,8 +280,8 @@ def _import_file(path: Path, plural: str) -> ModuleType:
 
 
 def _set_package(name: str, folder: Path) -> None:
-    """Makes `name` a package of the modules in `folder`. Python needs it for `from . import other` in a plugin; only
-    `python -m` has the project's folder in sys.path."""
+    """Makes `name` a package of the modules in `folder`, as Python needs it for `from . import other` in a plugin:
+    only `python -m` has the project's folder in sys.path."""
     package = sys.modules.setdefault(name, ModuleType(name))
     package.__path__ = [str(folder)]
 
