@@ -1,4 +1,5 @@
-# make repro: set up and run the pipeline.  make test: set up and run the tests.  make check: lint, types, layers.
+# make install: set up what a run needs.  make repro: set up and run the pipeline.
+# make test: set up and run the tests.  make check: lint, types, layers.
 # make test-faults: many tries of each fault that a run survives, and a table of them; then broken
 #   inputs by the thousand (python -m tests.fuzz), and a table of those; some 20 minutes on two cores.
 # make bench: how fast it is beside others, some 40 minutes on two cores; make bench-quick: the short form, three minutes.
@@ -15,7 +16,7 @@ DEVELOPED := $(VENV)/.developed
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro test test-faults bench bench-quick check generated setup
+.PHONY: repro install test test-faults bench bench-quick check generated setup
 
 repro: $(INSTALLED)
 	python -m pipeline lock
@@ -44,6 +45,8 @@ check: $(DEVELOPED)
 generated: $(DEVELOPED)
 	cp params.yaml pipeline/params/presets/tiny.yaml
 	python -m pipeline schema
+
+install: $(INSTALLED)
 
 setup: $(DEVELOPED)
 

@@ -35,7 +35,7 @@ from pipeline.tokenize.vocabulary import train_bpe
 
 Break = Callable[[Path], Any]
 
-TRAIN, SPLIT, TOKENIZE = "run `python -m pipeline train`", "pipeline split", "pipeline tokenize"
+TRAIN, SPLIT, TOKENIZE = "`pipeline train`", "pipeline split", "pipeline tokenize"
 CHECKPOINT, SPLITS, TOKENS = "artifacts/checkpoint", "artifacts/splits", "artifacts/tokens"
 BEST, RECORD = f"{CHECKPOINT}/best.pth", f"{CHECKPOINT}/run.json"
 TOKEN_FILES = (
@@ -420,7 +420,7 @@ SPLIT_CASES = [
             ("val", "abc", "number"),
             ("val", "'\"0.1\"'", "number"),
             ("val", "true", "number"),
-            ("val", "''", "None"),
+            ("val", "''", "null"),
             ("seed", "-1", "greater than or equal to 0"),
             ("seed", "2.5", "whole number"),
             ("seed", str(2**63), "less than"),
@@ -450,8 +450,9 @@ SPLIT_CASES = [
 ]
 
 PARAMS_CASES = [
-    Case("missing", "split", ("params.yaml is missing", "--params FILE"), remove("params.yaml")),
-    Case("another file missing", "split --params nope.yaml", ("nope.yaml is missing", "--params FILE")),
+    Case("missing", "split", ("params.yaml is missing", "project's folder"), remove("params.yaml")),
+    Case("unknown section", "split --set train.buget.amount=5", ("--set: train.buget", "budget")),
+    Case("another file missing", "split --params nope.yaml", ("nope.yaml is missing", "--params")),
     Case("a folder", "split", ("params.yaml", "folder", "move it away"), folder_at("params.yaml")),
     Case("a FIFO", "split --params a.yaml", ("a.yaml", "FIFO"), lambda root: os.mkfifo(root / "a.yaml")),
     Case("a deep key", f"split --set {'a.' * 5000}b=1", ("--set", "section.key=value")),

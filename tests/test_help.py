@@ -1,10 +1,12 @@
 """Commands answer quickly: nothing heavy is imported before it is needed."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import TINY, Project, Result
+from conftest import REPOSITORY, TINY, Project, Result
 
 
 def imported(*arguments: str, cwd: object = None) -> set[str]:
@@ -49,3 +51,16 @@ def test_wrong_usage_is_one_line_and_exit_code_2(project: Project) -> None:
         assert result.code == 2
         assert result.err.startswith("error: ")
         assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["click", "tqdm"])
+def test_a_python_without_the_packages_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('none', name={name!r})")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline", "runs"], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert f"lacks the package {name}" in line
+    assert ".venv/bin/activate" in line

@@ -3,6 +3,7 @@
 import json
 import math
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from conftest import Project
 
 from pipeline.evaluate.tables import read_units
-from pipeline.model import load
+from pipeline.model import load, load_optimizer
 from pipeline.plugin.registry import Registry
 
 
@@ -99,3 +100,14 @@ def test_what_set_says_otherwise_than_params_yaml_is_noted_where_dvc_records_res
     assert "note: --set" not in trained_project.call(["split", "--set", "runtime.threads=1"]).out
     monkeypatch.setenv("DVC_STAGE", "split")
     assert "note: --set" not in trained_project.call(command).out
+
+
+def test_a_checkpoint_loads_from_any_folder_with_its_projects_plugins(
+    trained_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    folder = trained_project.root / "artifacts" / "checkpoint"
+    model = load(folder, weights="last").model
+    assert load_optimizer(folder, model).state

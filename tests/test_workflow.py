@@ -25,6 +25,7 @@ NOTHING_TO_DO = "Data and pipelines are up to date"
 
 EXCEPTED = {
     "make repro": "sets up this very environment; its commands are `pipeline lock` and `dvc repro`",
+    "make install": "the set-up under which the tests run",
     "make test": "is this very suite",
     "docker ": "needs a Docker daemon; tests/test_container.py checks the Dockerfile",
     "make bench": "takes 40 minutes; tests/test_benchmarks.py runs parts of it",

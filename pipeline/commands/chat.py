@@ -68,6 +68,8 @@ def run(
             import_module("readline").parse_and_bind("set enable-bracketed-paste on")
         note(f"{paths.shown(paths.checkpoint)}: the {checkpoint.weights} weights, of step {checkpoint.step:,}")
         note(f"{settings}")
+        if not checkpoint.tokenizer.chat_template:
+            note("this model was not trained on conversations: it continues your text")
         note("/help explains, Ctrl-D ends")
     for line in _lines(session, at_terminal):
         try:

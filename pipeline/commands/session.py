@@ -101,6 +101,8 @@ class Session(ABC):
         return True
 
     def _like(self, name: str) -> str:
+        if name in self._settings.registry.names("samplers"):
+            return f"did you mean /set {name}? "
         names = [each.removeprefix("do_") for each in dir(self) if each.startswith("do_")]
         close = difflib.get_close_matches(name, [*names, "quit"], n=1)
         return f"did you mean /{close[0]}? " if close else "/help lists the commands; "

@@ -35,7 +35,7 @@ BEST = "best.pth"
 CONFIG = "config.json"
 SAMPLES = "samples.jsonl"
 DIGESTS = "weights.json"
-_FIX = "run `python -m pipeline train`, or `dvc repro`"
+_FIX = "run `dvc checkout` or `dvc pull` to restore a committed one, or `pipeline train` or `dvc repro` to make one"
 
 
 def write_checkpoint(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("tokenize", "split", "model", "train")
 """The sections of params.yaml that decide a trained model."""
-_FIX = "run `python -m pipeline train`, or `dvc repro`"
+_FIX = "run `dvc checkout` or `dvc pull` to restore a committed one, or `pipeline train` or `dvc repro` to make one"
 
 
 @dataclass(frozen=True)

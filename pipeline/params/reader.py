@@ -33,8 +33,12 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         wrong = [".".join(map(str, key)) for key in invalid_keys(error, values)]
-        all_set = all(any(f"{name}.".startswith(f"{key}.") for key in keys) for name in wrong)
+        all_set = all(any(_within(name, key) or _within(key, name) for key in keys) for name in wrong)
         raise ParamsError(f"{'--set' if all_set else path.name}: {_with_suggestions(error, values)}") from None
+
+
+def _within(key: str, section: str) -> bool:
+    return f"{key}.".startswith(f"{section}.")
 
 
 def read_sections(path: Path, load: Callable[[str], Any] = yaml_values) -> dict[str, Any]:
@@ -46,7 +50,9 @@ def read_sections(path: Path, load: Callable[[str], Any] = yaml_values) -> dict[
     try:
         text = read_yaml(path)
     except FileNotFoundError:
-        raise ParamsError(f"{path} is missing: run this in the project's folder, or pass --params FILE") from None
+        raise ParamsError(
+            f"{path} is missing: run this in the project's folder; --params names another file"
+        ) from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     try:

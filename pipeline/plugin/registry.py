@@ -65,10 +65,13 @@ class Registry:
     A broken plugin is an error only if params.yaml selects one of its components; otherwise it is a note.
     """
 
-    def __init__(self, kinds: Iterable[str] = tuple(KINDS), note: Callable[[str], None] = say) -> None:
+    def __init__(
+        self, kinds: Iterable[str] = tuple(KINDS), note: Callable[[str], None] = say, folder: Path | None = None
+    ) -> None:
         self.broken: list[Broken] = []
         self._entries: dict[str, dict[str, Entry]] = {plural: {} for plural in kinds}
         self._note = note
+        self._folder = folder
         self._built: set[str] = set()
         self._noted: set[str] = set()
 
@@ -83,7 +86,7 @@ class Registry:
             kinds: Plurals, such as "losses".
             note: Called with each note about a plugin or options that are not used.
         """
-        registry = cls(kinds, note)
+        registry = cls(kinds, note, plugins)
         if plugins:
             for plural in registry._entries:
                 for path in plugin_files(plugins / plural):
@@ -189,6 +192,9 @@ class Registry:
             if (plural, name) in broken.names:
                 raise PluginError(f"{where}: {broken.message}")
         if name not in self._entries[plural]:
+            if self._folder and not self._folder.is_dir():
+                there = f"{self._folder} is missing: run this in the project's folder"
+                raise ParamsError(f"{where}: there is no {KINDS[plural].singular} named {name!r}: {there}")
             listed = ", ".join(self.names(plural)) or "none"
             hint = f"new ones go into plugins/{plural}/; experiments in a copy see only files that git tracks"
             broken_ones = [broken.message for broken in self.broken if plural in broken.kinds]

@@ -123,15 +123,15 @@ class CheckpointStore:
         newest = self.checkpoints()[-1]
         return newest.rename(newest.with_name(f"{newest.name}.unusable-{time.time_ns()}"))
 
-    def record_identity(self, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """Writes this run's identity to run.json; returns that of the most recently used other run, if any."""
+    def record_identity(self, identity: dict[str, Any]) -> list[dict[str, Any]]:
+        """Writes this run's identity to run.json; returns those of the other runs, the most recently used first."""
         others = [path / _IDENTITY for path in self.root.glob("*") if path != self.folder]
-        newest = max((path for path in others if path.is_file()), key=_modified, default=None)
         write_json(self.folder / _IDENTITY, identity)
-        try:
-            return read_values(newest, dict[str, Any], "") if newest else None
-        except (OSError, DataError):
-            return None
+        found = []
+        for path in sorted(filter(Path.is_file, others), key=_modified, reverse=True):
+            with suppress(OSError, DataError):
+                found.append(read_values(path, dict[str, Any], ""))
+        return found
 
     def prune(self) -> None:
         """Removes the least recently used runs; keeps a few finished and a few unfinished ones."""

@@ -114,8 +114,8 @@ def newest(run: list[Phase], ranks: Ranks, architecture: Architecture) -> tuple[
 
 
 def _load(run: list[Phase], architecture: Architecture) -> tuple[int, dict[str, Any] | None]:
-    """As `newest`, on rank 0. Without a checkpoint, prints what changed since the previous run."""
-    before = run[-1].store.record_identity(run[-1].identity)
+    """As `newest`, on rank 0. Without a checkpoint, prints how this run differs from the most similar one."""
+    others = run[-1].store.record_identity(run[-1].identity)
     for number in reversed(range(len(run))):
         steps = run[number].length.total_steps
         saved = run[number].store.load(
@@ -123,8 +123,9 @@ def _load(run: list[Phase], architecture: Architecture) -> tuple[int, dict[str, 
         )
         if saved:
             return number, saved
-    changed = changes(before, run[-1].identity) if before else []
+    changed = min((changes(other, run[-1].identity) for other in others), key=len, default=[])
     if changed:
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        say(f"training starts over, because the run has changed: {'; '.join(changed[:6])}{more}")
+        what = "training starts over; the most similar run, whose checkpoints are kept, differs in"
+        say(f"{what}: {'; '.join(changed[:6])}{more}")
     return 0, None

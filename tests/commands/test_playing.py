@@ -239,6 +239,7 @@ def test_settings_change_and_are_shown(chat: Chat) -> None:
     ("command", "says"),
     [
         ("/tmeperature 1", "there is no command /tmeperature: /help"),
+        ("/temperature 1", "there is no command /temperature: did you mean /set temperature?"),
         ("/", "there is no command /"),
         ("/undo", "no turn"),
         ("/retry", "no turn"),

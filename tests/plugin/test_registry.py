@@ -382,3 +382,8 @@ def test_the_installed_command_loads_packages_of_modules(tmp_path: Path) -> None
     assert "not loaded" not in listed.stdout
     assert "plugins/losses/double/__init__.py" in listed.stdout
     assert "plugins/corpora/files/__init__.py" in listed.stdout
+
+
+def test_a_folder_without_plugins_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=rf"train.loss: .*{tmp_path}/plugins is missing: run this in the project"):
+        Registry.load(tmp_path / "plugins").check_there("losses", "focal", "train.loss")

@@ -107,7 +107,7 @@ def test_runs_lists_what_can_be_read(about: str, tmp_path: Path) -> None:
     (run,) = saved_runs(tmp_path)
     assert (run.step, run.total_steps, run.checkpoints) == (3, 4, 2)
     found = CheckpointStore(tmp_path, "other").record_identity({})
-    assert found is None or about.startswith("{")
+    assert not found or about.startswith("{")
 
 
 # ── checkpoints ───────────────────────────────────────────────────────────────────────────────────

@@ -47,6 +47,14 @@ def test_a_changed_param_is_named_and_the_run_resumes_when_it_is_reset(interrupt
     assert "resuming from step 4" in interrupted.succeed("train").out
 
 
+def test_a_run_is_compared_with_the_most_similar_one(interrupted: Project) -> None:
+    many = sets("train.seed=3", "model.dropout=0.1", "train.optimizer.adamw.lr=0.01", "train.budget.amount=1")
+    interrupted.succeed("train", *many)  # the newest run
+    out = interrupted.succeed("train", *sets("train.seed=4")).out
+    (line,) = [each for each in out.splitlines() if "starts over" in each]
+    assert line.endswith(": train.seed 1 → 4")
+
+
 def test_another_model_is_named_without_its_files(interrupted: Project) -> None:
     out = interrupted.succeed("train", *sets("model.name=llama")).out
     (line,) = [each for each in out.splitlines() if "starts over" in each]
