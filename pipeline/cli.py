@@ -380,12 +380,13 @@ def lock() -> None:
     installed = Registry.load(None)
     _print_lines(f"note: {each.message} (not loaded, so recorded for every kind)" for each in installed.broken)
     packages = deciding_packages(params, paths, installed)
+    recorded = list(record_corpus(params, paths))  # first: a server may not answer, and then nothing is written
+    recorded += record_symlinks(paths.root / "data")
     changes = environment_changes(paths.environment, packages)
     if changes:
         write_atomically(paths.environment, environment_yaml(packages))
     click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
-    _print_lines(record_symlinks(paths.root / "data"))
-    _print_lines(record_corpus(params, paths))
+    _print_lines(recorded)
 
 
 @cli.command(short_help="List the training runs with checkpoints, and kept tokens.")

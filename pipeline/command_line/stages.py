@@ -69,7 +69,10 @@ def _docstring(file: Path) -> str:
 
 
 def _note_overrides_unknown_to_dvc(paths: Paths, params_file: Path, overrides: tuple[str, ...]) -> None:
-    """Prints a note: `--set` changes the result, but DVC records the values of params.yaml."""
+    """Prints a note: `--set` changes the result, but DVC records the values of params.yaml. Of several ranks, the
+    first one prints it."""
+    if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") != "0":
+        return
     unseen = [each for each in overrides if each.partition("=")[0].split(".")[0].strip() != "runtime"]
     if unseen and "DVC_STAGE" not in os.environ and (paths.root / ".dvc").exists():
         from pipeline.core.console import say

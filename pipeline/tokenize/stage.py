@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import Progress, fact, say
+from pipeline.core.files import format_bytes
 from pipeline.core.params_diff import effective
 from pipeline.core.processor import cores
 from pipeline.core.publication import published_folder
@@ -54,6 +55,8 @@ def run(params: Params, paths: Paths) -> None:
     template = chat_template(params.tokenize.tokenizer, corpus, paths)
     sources = list(items(corpus, paths, lambda: corpus.sources(paths.raw) or ()))
     if sum(source.bytes for source in sources) < SMALL_BYTES:
+        if params.runtime.dask:
+            say(f"note: runtime.dask is ignored: it is for files of {format_bytes(SMALL_BYTES)} or more")
         _write_tokens(params, paths, corpus, lambda: read_corpus(corpus, paths, template))
     else:
         from pipeline.tokenize.sharded import write_shards

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import Project
 
 from pipeline.command_line import stages
 
@@ -44,3 +45,16 @@ def test_a_stage_without_a_docstring_does_not_break_the_other_commands(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "words" in str(command_of(NONE[kind], tmp_path, monkeypatch))
+
+
+@pytest.mark.parametrize("launcher", [{"RANK": "{}", "WORLD_SIZE": "2"}, {"SLURM_PROCID": "{}"}, {}])
+def test_of_several_ranks_the_first_one_says_what_dvc_does_not_record(
+    launcher: dict[str, str], project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project.root / ".dvc").mkdir()
+    said = []
+    for rank in range(2):
+        for name, value in launcher.items():
+            monkeypatch.setenv(name, value.format(rank))
+        said.append("dvc exp run -S split.seed=3" in project.run("split", "--set", "split.seed=3", tiny=False).out)
+    assert said == [True, not launcher]

@@ -149,6 +149,16 @@ def test_lock_writes_a_line_for_each_object_and_only_if_something_changed(bucket
     assert not manifest.exists()
 
 
+def test_lock_writes_nothing_if_the_server_does_not_list_the_texts(project: Project, tmp_path: Path) -> None:
+    raw = project.root / "data" / "raw"
+    raw.rename(tmp_path / "disk")
+    raw.symlink_to(tmp_path / "disk")
+    choose(project, f"file://{tmp_path}/gone")
+    before = sorted(project.root.rglob("*"))
+    assert "gone" in fails(project, "lock")
+    assert sorted(project.root.rglob("*")) == before
+
+
 @pytest.mark.parametrize("content", [b"the river", None, b"", b"the river runs to a sea" * 100])
 def test_an_object_that_changed_after_lock_is_named(content: bytes | None, bucket: Project, s3: Any) -> None:
     if content is None:

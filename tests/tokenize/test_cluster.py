@@ -104,6 +104,12 @@ def test_calls_run_on_the_workers(cluster: Cluster, tmp_path: Path) -> None:
     assert not list((tmp_path / "store").iterdir())
 
 
+def test_a_small_corpus_says_that_it_needs_no_cluster(project: Project) -> None:
+    said = project.succeed("tokenize", "--set", "runtime.dask=tcp://localhost:1").out
+    assert "note: runtime.dask is ignored: it is for files of 67.1 MB or more" in said
+    assert "runtime.dask" not in project.succeed("tokenize").out
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["", "a worker is killed"])
 def test_tokens_of_a_cluster_are_those_of_one_process(
     killed: bool, cluster: Cluster, project: Project, monkeypatch: pytest.MonkeyPatch
