@@ -24,8 +24,9 @@ Numbers = Mapping[str, Any]
 _BITS = "bits_per_byte"
 
 
-def read_before(paths: Paths) -> dict[str, tuple[str, float]]:
-    """The evaluation that is replaced: the digest and the bits per byte of each text; empty if there is none.
+def read_before(paths: Paths, now: Numbers) -> dict[str, tuple[str, float]]:
+    """The evaluation that is replaced: the digest and the bits per byte of each text; empty if there is none, or if
+    its windows (`evaluate.stride`, `train.pack_documents`) are not those of `now`, the new evaluation.json.
 
     It is read from reports/, or, because DVC deletes outputs before it runs a stage, from DVC's cache.
     """
@@ -38,7 +39,8 @@ def read_before(paths: Paths) -> dict[str, tuple[str, float]]:
         if "DVC_STAGE" in os.environ and not paths.reports.exists():
             files = cached_folder(paths.root, _digest(paths))
         about, numbers = (json.loads(files[name].read_bytes()) for name in names)
-        for side, each in about["sides"].items():
+        same_windows = all(about.get(key) == now.get(key) for key in ("stride_share", "packed"))
+        for side, each in about["sides"].items() if same_windows else ():
             if _BITS in numbers[side]:
                 found[side] = (str(each["text"]), float(numbers[side][_BITS]))
     return found
@@ -141,8 +143,9 @@ def sample(evaluation: Evaluation) -> Iterator[str]:
 
 
 def comparable(about: Numbers, before: Mapping[str, tuple[str, float]]) -> bool:
-    """Whether the previous run was evaluated on one of the same texts."""
-    return any(side in before and before[side][0] == each["text"] for side, each in about.items())
+    """Whether `pipeline compare` takes the previous run: they have texts in common, and all of those are the same."""
+    same = [before[side][0] == each["text"] for side, each in about.items() if side in before]
+    return bool(same) and all(same)
 
 
 def _change(now: float, before: float) -> str:

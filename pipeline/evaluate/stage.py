@@ -158,7 +158,7 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
             record=record,
             params=effective(evaluate_params.model_dump(mode="json")),
         )
-        before, chat = result_lines.read_before(paths), bool(checkpoint.tokenizer.chat_template)
+        before, chat = result_lines.read_before(paths, evaluation.about), bool(checkpoint.tokenizer.chat_template)
         with published_folder(paths.reports, paths) as folder:
             report = _write_report(evaluation, paths, folder)
             write_tables(breakdowns, items, evaluation.about, folder)
@@ -173,7 +173,8 @@ def _run(params: Params, paths: Paths, ranks: Ranks) -> Callable[[], None] | Non
             say(f"note: {sentence}")
         fact(*result_lines.result(numbers, about, before))
         fact("wrote", f"{paths.shown(paths.metrics)}/evaluate.json, {paths.shown(paths.reports)}{report}")
-        fact("next", result_lines.next_commands(evaluate_params.generation.prompts, bool(before), chat))
+        comparable = result_lines.comparable(about, before)
+        fact("next", result_lines.next_commands(evaluate_params.generation.prompts, comparable, chat))
 
     return publish
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.core.paths import Paths
 from pipeline.evaluate.result_lines import (
+    comparable,
     next_commands,
     read_before,
     result,
@@ -33,6 +34,7 @@ ABOUT: dict[str, Any] = {
     side: {"text": digest, "accuracy": 0.31, "interval": INTERVAL, "baselines": {"unigram": 4.621, "xz": 2.0135}}
     for side, digest in (("val", "v"), ("test", "t"))
 }
+NOW = {"stride_share": 1.0}
 UNITS = {"val": "31 documents", "test": "33 documents"}
 
 
@@ -79,6 +81,14 @@ def test_a_split_that_is_predicted_worse_than_by_the_unigram_model_is_named() ->
     assert all(part in sentence for part in ("test", "4.700", "4.621", "split.by"))
 
 
+def test_compare_is_advised_only_where_it_takes_both_runs() -> None:
+    both = {"val": ("v", 4.0), "test": ("t", 1.8)}
+    assert comparable(ABOUT, both)
+    assert comparable(ABOUT, {"val": ("v", 4.0)})
+    assert not comparable(ABOUT, {})
+    assert not comparable(ABOUT, both | {"test": ("other", 1.8)})
+
+
 def test_the_next_command_can_be_copied() -> None:
     assert next_commands(["Return a new"], comparable=False) == 'pipeline generate "Return a new"'
     assert "'$(x)'" in next_commands(["$(x)"], comparable=True)
@@ -91,12 +101,14 @@ def test_the_run_before_is_in_reports_or_where_dvc_deleted_them_in_its_cache(
 ) -> None:
     paths = Paths(tmp_path)
     found = {"val": ("v", 4.1234), "test": ("t", 1.815)}
-    assert read_before(paths) == {}
-    files = {"evaluation.json": {"sides": ABOUT}, "metrics/evaluate.json": NUMBERS}
+    assert read_before(paths, NOW) == {}
+    files = {"evaluation.json": {**NOW, "sides": ABOUT}, "metrics/evaluate.json": NUMBERS}
     (paths.reports / "metrics").mkdir(parents=True)
     for name, content in files.items():
         (paths.reports / name).write_text(json.dumps(content))
-    assert read_before(paths) == found
+    assert read_before(paths, NOW) == found
+    assert read_before(paths, {"stride_share": 0.5}) == {}
+    assert read_before(paths, {**NOW, "packed": True}) == {}
 
     def cached(content: bytes, ending: str = "") -> str:
         digest = hashlib.md5(content).hexdigest()
@@ -113,10 +125,10 @@ def test_the_run_before_is_in_reports_or_where_dvc_deleted_them_in_its_cache(
     (tmp_path / "dvc.lock").write_text(json.dumps(lock))
     monkeypatch.setenv("DVC_STAGE", "evaluate")
     paths.reports.rename(tmp_path / "gone")
-    assert read_before(paths) == found
+    assert read_before(paths, NOW) == found
     (tmp_path / "gone").rename(paths.reports)
     (paths.reports / "evaluation.json").write_text('{"sides": 3}')
-    assert read_before(paths) == {}
+    assert read_before(paths, NOW) == {}
 
 
 def test_the_numbers_of_tasks_are_a_line_or_a_table_by_kind() -> None:
