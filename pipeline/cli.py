@@ -173,6 +173,10 @@ def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None
     "--by", multiple=True, metavar="PARAM",
     help="Rank the recipes of a sweep, grouped by the values of PARAM. Repeatable.",
 )  # fmt: skip
+@click.option(
+    "--baseline", metavar="A",
+    help="With --by: compare each recipe with that of A, such as HEAD, instead of the best one.",
+)  # fmt: skip
 @click.option("--json", "form", flag_value="json", help="Print all results as JSON.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print Markdown tables, for a pull request.")
 @click.option("--text", "form", flag_value="text", default="text", hidden=True)
@@ -181,7 +185,12 @@ def score(params_file: Path, overrides: tuple[str, ...], **options: Any) -> None
     help="Also write an HTML page with the curves of the runs.",
 )  # fmt: skip
 def compare(
-    names: tuple[str, ...], against: tuple[str, ...], by: tuple[str, ...], form: str, html: Path | None
+    names: tuple[str, ...],
+    against: tuple[str, ...],
+    by: tuple[str, ...],
+    baseline: str | None,
+    form: str,
+    html: Path | None,
 ) -> None:
     """Test whether two runs differ in their loss on val and test, with a 95% confidence interval.
 
@@ -196,12 +205,16 @@ def compare(
         two recipes: would other seeds say the same, too?
     pipeline compare --by train.optimizer.muon.lr
         a sweep: which of the last commit's experiments are better?
+    pipeline compare --by train.optimizer.name --by train.loss.name --baseline HEAD
+        several ideas: which of them are better than the commit's own values?
 
     With --by, A and B may be any number of runs, or a commit, which stands for the experiments based on it. Runs
     that differ only in train.seed are repetitions of one recipe.
     """
     if by and against:
         raise click.UsageError("--by and --against exclude each other: give all runs before --by")
+    if baseline and not by:
+        raise click.UsageError("--baseline is for --by: to compare two runs, give both")
     if not by and len(names) > 2 and not against:
         raise click.UsageError(
             f"{len(names)} runs: give two, or put --against between the runs of two recipes, or rank them with --by"
@@ -211,7 +224,7 @@ def compare(
     from pipeline.commands.compare import run, run_sweep
 
     paths = Paths(Path.cwd())
-    lines = run_sweep(paths, names, by, form, html) if by else run(paths, names, against, form, html)
+    lines = run_sweep(paths, names, by, form, html, baseline) if by else run(paths, names, against, form, html)
     _print_lines(lines, wrap=form == "text")
     if html and form == "text":
         _print_lines(["", f"wrote {html}"])

@@ -56,7 +56,12 @@ def run(
 
 
 def run_sweep(
-    paths: Paths, names: Sequence[str], keys: Sequence[str], form: str, page: Path | None
+    paths: Paths,
+    names: Sequence[str],
+    keys: Sequence[str],
+    form: str,
+    page: Path | None,
+    baseline: str | None = None,
 ) -> Iterator[str]:
     """Ranks the recipes of a sweep; returns the lines to print.
 
@@ -66,6 +71,7 @@ def run_sweep(
         keys: The params whose values define a recipe.
         form: "text", "markdown" or "json".
         page: Where to write an HTML page as well.
+        baseline: A run or a revision. The recipes are compared with the one that has its values, not with the best.
 
     Raises:
         PipelineError: a run cannot be found, no run can be read, or the runs are not comparable.
@@ -86,7 +92,7 @@ def run_sweep(
     if not sources:
         what = "; ".join(f"{name} ({why})" for name, why in left_out.items())
         raise PipelineError(f"no experiment is complete yet: {what}: `dvc queue status` shows the queue")
-    sweep = read_sweep(sources, keys, left_out)
+    sweep = read_sweep(sources, keys, left_out, None if baseline is None else find_source(paths.root, baseline))
     if page is not None and len(sweep.recipes) == 1:
         raise PipelineError(f"{sweep_rendering.answer(sweep)[0].removesuffix('.')}, so {page} is not written")
     if page is not None:

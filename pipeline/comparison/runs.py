@@ -150,8 +150,8 @@ def common_unit(runs: Sequence[RunResult]) -> str:
         if first.about["stride_share"] != other.about["stride_share"]:
             raise PipelineError(
                 f"{first.name} was evaluated with evaluate.stride {first.about['stride_share']}, {other.name} with "
-                f"{other.about['stride_share']}: a shorter stride usually gives lower losses; evaluate both with the same "
-                "stride"
+                f"{other.about['stride_share']}: a shorter stride usually gives lower losses; evaluate both with "
+                "the same stride"
             )
         if first.about["packed"] != other.about["packed"]:
             raise PipelineError(

@@ -99,7 +99,8 @@ class Revision:
             )
         files = cached_folder(self.root, digest)
         if not files:
-            remedy = "`dvc fetch --all-commits` gets them from a remote"
+            branch = f"git branch -f compared {self.commit[:10]}"  # `dvc fetch` takes branches, not commits
+            remedy = f"`{branch} && dvc fetch --all-branches {_REPORTS}` gets them from a DVC remote"
             if self.experiment:
                 remedy = f"`dvc exp pull REMOTE {self.name}` (a git remote) gets them if they were pushed"
             raise DataError(
@@ -134,6 +135,13 @@ def find_source(root: Path, name: str) -> RunSource:
         raise PipelineError(f"{name} is an experiment that is still in the queue: `dvc queue start` runs the queue")
     if name in _queued(root, "failed"):
         raise PipelineError(f"{name} is an experiment that failed: `dvc queue logs {name}` shows why")
+    if not (root / "params.yaml").is_file():
+        raise PipelineError(f"{name!r} was not found, and params.yaml is missing: run this in the project's folder")
+    if folder.is_dir() and folder.samefile(root):
+        raise PipelineError(
+            "the working tree has no results (metrics/ and reports/): run `dvc repro`, or give two commits or "
+            "experiments"
+        )
     if _git(root, "rev-parse", "--git-dir") is None:
         raise PipelineError(
             f"{name!r} is not a folder with metrics/ and reports/, and this is not a git repository"
@@ -143,7 +151,21 @@ def find_source(root: Path, name: str) -> RunSource:
     )
     raise PipelineError(
         f"{name!r} is not a folder with results, a git revision or a DVC experiment{known_experiments}"
+        f"{_elsewhere(root, name)}"
     )
+
+
+def _elsewhere(root: Path, name: str) -> str:
+    """What brings commits and experiments from the git remote, if there is one."""
+    remotes = (_git(root, "remote") or "").split()
+    if not remotes:
+        return ""
+    remote = "origin" if "origin" in remotes else remotes[0]
+    found = f": `dvc exp pull {remote} {name}` brings an experiment that was pushed"
+    if (_git(root, "rev-parse", "--is-shallow-repository") or "").strip() == "true":
+        branches = f"'+refs/heads/*:refs/remotes/{remote}/*'"
+        found += f"; this clone is shallow: `git fetch --unshallow {remote} {branches}` brings the other commits"
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from itertools import combinations
 from string import ascii_uppercase
 from typing import Any
 
+from ruamel.yaml.error import YAMLError
+
 from pipeline.comparison.checkpoints import Difference
 from pipeline.comparison.recipes import compare_recipes
 from pipeline.comparison.runs import SEED, PairedScores, RunResult, common_unit, pair_scores, read_run, shared_sides
@@ -21,6 +23,7 @@ from pipeline.comparison.sources import RunSource
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.params_diff import changed, effective
 from pipeline.core.values import parse_values
+from pipeline.core.yaml import yaml_values
 
 ALPHA = 0.05
 RUNNING = "running"
@@ -52,13 +55,13 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The difference of a recipe from the best one.
+    """The difference of a recipe from the reference: the best one, or the baseline.
 
     Attributes:
-        difference: The mean loss of this recipe − that of the best one.
+        difference: The mean loss of this recipe − that of the reference.
         low, high: The 95% interval, corrected like `p`: it excludes 0 exactly if `p` is below 0.05.
         p_value: The p-value of this pair alone.
-        p: The p-value corrected for all pairs of the sweep (Holm).
+        p: The p-value corrected for all pairs that were tested (Holm).
     """
 
     difference: float
@@ -82,9 +85,9 @@ class Recipe:
         losses: The losses of the runs by held-out text, in the order of `runs`.
         curve: The mean val.loss of the runs, at the steps that all of them have.
         cost: The mean cost of the runs.
-        steps_to_best: The first step at which `curve` reaches the minimum of the best recipe's curve, or None.
-        best_steps: The first step at which the best recipe's curve reaches the minimum of this one, or None.
-        contrast: The difference from the best recipe; None for the best one, and if either has only one seed.
+        steps_to_reference: The first step at which `curve` reaches the minimum of the reference's curve, or None.
+        reference_steps: The first step at which the reference's curve reaches the minimum of this one, or None.
+        contrast: The difference from the reference; None for itself, and if either has only one seed.
     """
 
     values: dict[str, Any]
@@ -92,8 +95,8 @@ class Recipe:
     losses: dict[str, list[float]]
     curve: Curve
     cost: Cost
-    steps_to_best: float | None
-    best_steps: float | None
+    steps_to_reference: float | None
+    reference_steps: float | None
     contrast: Contrast | None
 
 
@@ -106,8 +109,9 @@ class Sweep:
         unit: The unit of the losses.
         sides: The held-out texts that all runs have; the ranking uses the first one.
         recipes: The recipes, from the lowest mean loss to the highest.
-        best: The index of the recipe with which the others are compared: the one with the lowest mean among those
-            with several seeds (or among all, if none has).
+        best: The index of the recipe with the lowest mean among those with several seeds (or among all, if none
+            has).
+        baseline: The index of the recipe that was given as the baseline, if any.
         pairs: The number of pairs of recipes for which p is corrected.
         confounded: Other params that differ between recipes, with the value of each recipe.
         left_out: The runs that are not used, by name, with the reason.
@@ -118,6 +122,7 @@ class Sweep:
     sides: list[str]
     recipes: list[Recipe]
     best: int
+    baseline: int | None
     pairs: int
     confounded: dict[str, list[Any]]
     left_out: dict[str, str]
@@ -127,18 +132,35 @@ class Sweep:
         return list(self.left_out.values()).count(reason)
 
     @property
+    def reference(self) -> int:
+        """The index of the recipe with which the others are compared: the baseline, or else the best one."""
+        return self.best if self.baseline is None else self.baseline
+
+    @property
     def winner(self) -> bool:
-        """Whether the best recipe is significantly better than each of the others."""
+        """Whether the best recipe is significantly better than each of the others; not tested with a baseline."""
         others = [each for index, each in enumerate(self.recipes) if index != self.best]
-        return bool(others) and all(each.contrast is not None and each.contrast.significant for each in others)
+        return (
+            self.baseline is None
+            and bool(others)
+            and all(each.contrast is not None and each.contrast.significant for each in others)
+        )
 
 
-def read_sweep(sources: Sequence[RunSource], keys: Sequence[str], left_out: Mapping[str, str]) -> Sweep:
+def read_sweep(
+    sources: Sequence[RunSource],
+    keys: Sequence[str],
+    left_out: Mapping[str, str],
+    baseline: RunSource | None = None,
+) -> Sweep:
     """Reads the runs of a sweep and ranks its recipes. Runs that cannot be read are added to `left_out`.
 
+    With `baseline`, the recipes are compared with the one that has the values of this run, or, if it is not one of
+    `sources`, those in its params.yaml.
+
     Raises:
-        PipelineError: no run can be read, the runs are not comparable, no run has one of the `keys`, or runs of one
-            recipe differ in more than the seed.
+        PipelineError: no run can be read, the runs are not comparable, no run has one of the `keys`, runs of one
+            recipe differ in more than the seed, or no run has the recipe of `baseline`.
     """
     runs, left_out = [], dict(left_out)
     for source in sources:
@@ -156,7 +178,28 @@ def read_sweep(sources: Sequence[RunSource], keys: Sequence[str], left_out: Mapp
     unit = common_unit(results)
     sides = shared_sides(results)
     paired = {side: pair_scores(results, side, unit) for side in sides}
-    return _rank(groups, keys, unit, paired, left_out)
+    reference = None if baseline is None else _find_recipe(baseline, groups, keys)
+    return _rank(groups, keys, unit, paired, left_out, reference)
+
+
+def _find_recipe(baseline: RunSource, groups: Sequence[Sequence[SweepRun]], keys: Sequence[str]) -> int:
+    """The index of the recipe of `baseline`."""
+    for index, group in enumerate(groups):
+        if any(run.result.name == baseline.name for run in group):
+            return index
+    try:
+        params = effective(yaml_values(baseline.read("params.yaml")))
+    except (AttributeError, ValueError, YAMLError):
+        raise DataError(f"{baseline.name}: params.yaml is not valid YAML with sections") from None
+    wanted = {key: _lookup(params, key) for key in keys}
+    found = [index for index, group in enumerate(groups) if _values(group[0].result, keys) == wanted]
+    if not found:
+        there_are = "; ".join(named_values(_values(group[0].result, keys)) for group in groups)
+        raise PipelineError(
+            f"the baseline {baseline.name} has {named_values(wanted)}, and no run of the sweep has (there are: "
+            f"{there_are}): run it with several seeds, or give another run as --baseline"
+        )
+    return found[0]
 
 
 def _read(source: RunSource) -> SweepRun:
@@ -218,7 +261,11 @@ def _values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
 
 def _value(run: RunResult, key: str) -> Any:
     """The value of a param or a section; None if the run does not have it."""
-    value: Any = effective(run.params)
+    return _lookup(effective(run.params), key)
+
+
+def _lookup(params: Mapping[str, Any], key: str) -> Any:
+    value: Any = params
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
@@ -230,7 +277,9 @@ def _rank(
     unit: str,
     paired: Mapping[str, PairedScores],
     left_out: dict[str, str],
+    baseline: int | None,
 ) -> Sweep:
+    """`baseline`: the index of the baseline in `groups`."""
     sides = list(paired)
     rows, start = [], 0
     for group in groups:
@@ -241,7 +290,8 @@ def _rank(
     groups, rows = [groups[index] for index in order], [rows[index] for index in order]
     several = [index for index, group in enumerate(groups) if len(group) > 1]
     best = several[0] if several else 0
-    contrasts, pairs = _contrasts(paired[sides[0]], rows, best)
+    reference = best if baseline is None else order.index(baseline)
+    contrasts, pairs = _contrasts(paired[sides[0]], rows, reference, baseline is not None)
     curves = [_mean_curve([run.curve for run in group]) for group in groups]
     recipes = [
         Recipe(
@@ -250,13 +300,23 @@ def _rank(
             losses={side: paired[side].losses[run_rows].tolist() for side in sides},
             curve=curve,
             cost=_mean_cost([run.cost for run in group]),
-            steps_to_best=_first_step_as_low(curve, curves[best]),
-            best_steps=_first_step_as_low(curves[best], curve),
+            steps_to_reference=_first_step_as_low(curve, curves[reference]),
+            reference_steps=_first_step_as_low(curves[reference], curve),
             contrast=contrasts.get(index),
         )
         for index, (group, run_rows, curve) in enumerate(zip(groups, rows, curves, strict=True))
     ]
-    return Sweep(list(keys), unit, sides, recipes, best, pairs, _confounded(groups, keys), left_out)
+    return Sweep(
+        keys=list(keys),
+        unit=unit,
+        sides=sides,
+        recipes=recipes,
+        best=best,
+        baseline=None if baseline is None else reference,
+        pairs=pairs,
+        confounded=_confounded(groups, keys),
+        left_out=left_out,
+    )
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:
@@ -286,27 +346,30 @@ def _confounded(groups: Sequence[Sequence[SweepRun]], keys: Sequence[str]) -> di
     }
 
 
-def _contrasts(paired: PairedScores, rows: Sequence[Sequence[int]], best: int) -> tuple[dict[int, Contrast], int]:
-    """The contrast of each recipe with several seeds to the best one, by index, and the number of pairs tested.
+def _contrasts(
+    paired: PairedScores, rows: Sequence[Sequence[int]], reference: int, baseline: bool = False
+) -> tuple[dict[int, Contrast], int]:
+    """The contrast of each recipe with several seeds to the reference, by index, and the number of pairs tested.
 
-    All pairs are tested with `compare_recipes`, and their p-values are corrected by Holm's step-down procedure
-    (Holm 1979, "A simple sequentially rejective multiple test procedure"). All pairs count, because the best recipe
-    was chosen by the same losses. For sorted p-values p_1 ≤ … ≤ p_m, the corrected ones are
-    max_{j ≤ i} (m − j + 1) p_j, at most 1.
+    The pairs are tested with `compare_recipes`, and their p-values are corrected by Holm's step-down procedure
+    (Holm 1979, "A simple sequentially rejective multiple test procedure"). All pairs of recipes count, because the
+    best one was chosen by the same losses; with a `baseline`, which was not, only its own. For sorted p-values
+    p_1 ≤ … ≤ p_m, the corrected ones are max_{j ≤ i} (m − j + 1) p_j, at most 1.
     """
     several = [index for index, recipe_rows in enumerate(rows) if len(recipe_rows) > 1]
 
     def differ(first: int, second: int, factor: float = 1.0) -> Difference:
         return compare_recipes(paired.only([*rows[first], *rows[second]]), len(rows[first]), ALPHA / factor)
 
-    tested = {(one, other): differ(one, other).p_value for one, other in combinations(several, 2)}
+    pairs = [pair for pair in combinations(several, 2) if not baseline or reference in pair]
+    tested = {pair: differ(*pair).p_value for pair in pairs}
     corrected = holm(list(tested.values()))
     found = {}
     for (names, p_value), p in zip(tested.items(), corrected, strict=True):
-        if best in names:
-            other = names[names[0] == best]
+        if reference in names:
+            other = names[names[0] == reference]
             factor = p / p_value if p_value else len(tested)
-            contrast = differ(best, other, factor)
+            contrast = differ(reference, other, factor)
             found[other] = Contrast(contrast.difference, contrast.low, contrast.high, p_value, min(p, 1.0))
     return found, len(tested)
 

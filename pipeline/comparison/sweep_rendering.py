@@ -17,14 +17,23 @@ def answer(sweep: Sweep) -> list[str]:
     """The conclusions of the sweep in sentences; the first one is the answer."""
     names = labels(sweep)
     best = names[sweep.best]
-    verdicts: dict[str, list[str]] = {"worse": [], "equal": [], "once": []}
+    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "equal": [], "once": []}
     for index, recipe in enumerate(sweep.recipes):
-        if index != sweep.best:
-            verdict = "once" if recipe.contrast is None else "worse" if recipe.contrast.significant else "equal"
+        if index != sweep.reference:
+            contrast = recipe.contrast
+            verdict = "once"
+            if contrast is not None:
+                differs = "better" if contrast.difference < 0 else "worse"
+                verdict = differs if contrast.significant else "equal"
             verdicts[verdict].append(names[index])
     lines = []
     if len(sweep.recipes) == 1:
         lines.append(f"There is only one recipe, {named_values(sweep.recipes[0].values)}: nothing to compare.")
+    elif sweep.baseline is not None:
+        best = f"the baseline {names[sweep.baseline]}"
+        found = {each: verdicts[each] for each in ("better", "worse") if verdicts[each]}
+        lines += [f"{each.capitalize()} than {best}: {_listed(those)}." for each, those in found.items()]
+        lines = lines or [f"No recipe is shown to differ from {best}."]
     elif not sweep.pairs:
         lines.append(f"{best} has the lowest {sweep.sides[0]} loss, but that may be chance.")
     elif sweep.winner:
@@ -36,7 +45,7 @@ def answer(sweep: Sweep) -> list[str]:
     if verdicts["equal"]:
         lines.append(f"Not significantly different from {best} with these seeds: {_listed(verdicts['equal'])}.")
     lines += unfinished(sweep)
-    if verdicts["once"] and not sweep.pairs:
+    if verdicts["once"] and not sweep.pairs and len(sweep.recipes[sweep.reference].runs) < 2:
         lines.append(
             "One seed per recipe does not show the effect of the seed: train two or more seeds of each, better "
             "three (-S train.seed=1,2,3)."
@@ -84,47 +93,65 @@ def notes(sweep: Sweep) -> Iterator[str]:
     )
     if len(sweep.recipes) == 1:
         return
-    yield (
-        'The column "to best" has the step at which this recipe\'s val.loss is as low as the lowest of the best '
-        'recipe. The column "best to it" has the step at which the best recipe\'s val.loss is as low as the lowest '
-        "of this one. A – stands for never."
-    )
+    if _reached_before_the_end(sweep):
+        name = _reference(sweep)
+        other = "the baseline" if name == "baseline" else "the best recipe"
+        yield (
+            f'The column "to {name}" has the step at which this recipe\'s val.loss is as low as the lowest of '
+            f'{other}. The column "{name} to it" has the step at which the val.loss of {other} is as low as the '
+            "lowest of this one. A – stands for never."
+        )
     if sweep.pairs:
         many = f"{sweep.pairs} pairs" if sweep.pairs > 1 else "one pair"
         yield (
             f"p and the {LEVEL:.0%} intervals cover the choice of seeds and text, and are corrected for {many} of "
             "recipes (Holm): at most one in 20 sweeps without any true difference shows one."
         )
+        if sweep.baseline is not None:
+            yield "Only differences from the baseline are tested, not those between the other recipes."
+
+
+def _reference(sweep: Sweep) -> str:
+    return "best" if sweep.baseline is None else "baseline"
+
+
+def _reached_before_the_end(sweep: Sweep) -> bool:
+    """Whether a recipe reached the lowest loss of another before its own end; else the columns say nothing."""
+    others = [each for index, each in enumerate(sweep.recipes) if index != sweep.reference]
+    steps = sweep.recipes[sweep.reference].cost.steps
+    return any(
+        (each.steps_to_reference or steps) < each.cost.steps or (each.reference_steps or steps) < steps
+        for each in others
+    )
 
 
 def table(sweep: Sweep) -> list[list[str]]:
     """The header and a row per recipe, best first."""
-    others = sweep.sides[1:]
-    steps = ["steps", *_OF_THE_BEST[2:]]
-    head = ["", "seeds", sweep.sides[0], *_OF_THE_BEST[:2], *others, *steps, "processor s", "FLOPs"]
-    rows = [head, *(_row(sweep, index, name) for index, name in enumerate(labels(sweep)))]
-    if len(sweep.recipes) > 1:
-        return rows
-    shown = [column for column, name in enumerate(head) if name not in _OF_THE_BEST]
+    main, *others = sweep.sides
+    name = _reference(sweep)
+    differences, steps = [f"from {name}", "p"], [f"to {name}", f"{name} to it"]
+    head = ["", "seeds", main, *differences, *others, "steps", *steps, "processor s", "FLOPs"]
+    rows = [head, *(_row(sweep, index, label) for index, label in enumerate(labels(sweep)))]
+    hidden = [] if _reached_before_the_end(sweep) else steps
+    hidden += differences if len(sweep.recipes) == 1 else []
+    shown = [column for column, title in enumerate(head) if title not in hidden]
     return [[row[column] for column in shown] for row in rows]
-
-
-_OF_THE_BEST = ("from best", "p", "to best", "best to it")
-"""The columns that compare a recipe with the best one."""
 
 
 def _row(sweep: Sweep, index: int, name: str) -> list[str]:
     recipe = sweep.recipes[index]
     found = recipe.contrast
     if found is None:
-        difference, p = ("best" if index == sweep.best else "one seed"), ""
+        difference, p = (_reference(sweep) if index == sweep.reference else "one seed"), ""
     else:
         half = (found.high - found.low) / 2
         digits = decimals(half)
         difference = f"{found.difference:+.{digits}f} ± {half:.{digits}f}"
         p = f"{found.p:.2g}" if found.p >= 0.0001 else "< 0.0001"
     main, *others = (_mean_and_deviation(recipe.losses[side]) for side in sweep.sides)
-    steps = ["–" if each is None else f"{each:,.0f}" for each in (recipe.steps_to_best, recipe.best_steps)]
+    steps = [
+        "–" if each is None else f"{each:,.0f}" for each in (recipe.steps_to_reference, recipe.reference_steps)
+    ]
     cost = recipe.cost
     return [
         name, str(len(recipe.runs)), main, difference, p, *others,
@@ -186,6 +213,7 @@ def as_json(sweep: Sweep) -> str:
         "by": sweep.keys,
         "unit": sweep.unit,
         "answer": answer(sweep),
+        **({} if sweep.baseline is None else {"baseline": sweep.recipes[sweep.baseline].values}),
         "winner": sweep.recipes[sweep.best].values if sweep.winner else None,
         "pairs": sweep.pairs,
         "recipes": [_as_dict(sweep, index, recipe) for index, recipe in enumerate(sweep.recipes)],
@@ -196,7 +224,7 @@ def as_json(sweep: Sweep) -> str:
 
 
 def _as_dict(sweep: Sweep, index: int, recipe: Recipe) -> dict[str, Any]:
-    found = recipe.contrast
+    found, reference = recipe.contrast, _reference(sweep)
     return {
         "label": labels(sweep)[index],
         "values": recipe.values,
@@ -205,9 +233,9 @@ def _as_dict(sweep: Sweep, index: int, recipe: Recipe) -> dict[str, Any]:
             side: {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None, "losses": values}
             for side, values in recipe.losses.items()
         },
-        "from_best": None if found is None else {**finite(asdict(found)), "differ": found.significant},
-        "steps_to_best": recipe.steps_to_best,
-        "best_steps": recipe.best_steps,
+        f"from_{reference}": None if found is None else {**finite(asdict(found)), "differ": found.significant},
+        f"steps_to_{reference}": recipe.steps_to_reference,
+        f"{reference}_steps": recipe.reference_steps,
         **asdict(recipe.cost),
         "curve": recipe.curve,
         "runs": [{"name": run.result.name, "seed": run.result.seed} for run in recipe.runs],

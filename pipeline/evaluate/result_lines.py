@@ -143,7 +143,7 @@ def sample(evaluation: Evaluation) -> Iterator[str]:
 
 
 def comparable(about: Numbers, before: Mapping[str, tuple[str, float]]) -> bool:
-    """Whether `pipeline compare` takes the previous run: they have texts in common, and all of those are the same."""
+    """Whether `pipeline compare` takes the previous run: all texts that both have are the same, and one is."""
     same = [before[side][0] == each["text"] for side, each in about.items() if side in before]
     return bool(same) and all(same)
 

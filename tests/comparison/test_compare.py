@@ -286,7 +286,29 @@ def test_reports_that_are_not_in_the_cache_are_one_line(history: Project) -> Non
     result = history.run("compare")
     assert result.code == 1
     assert "not in DVC's cache" in result.err
-    assert "dvc fetch" in result.err
+    assert f"git branch -f compared {git(history.root, 'rev-parse', 'HEAD')[:10]} && dvc fetch" in result.err
+    assert "--all-branches reports" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_without_results_or_a_project_that_is_said(history: Project) -> None:
+    for name in ("metrics", "reports"):
+        shutil.rmtree(history.root / name)
+    result = history.run("compare")
+    assert all(part in result.err for part in ("the working tree has no results", "dvc repro"))
+    (history.root / "params.yaml").unlink()
+    assert "run this in the project's folder" in history.run("compare").err
+
+
+def test_what_may_be_on_the_git_remote_is_named_with_the_way_to_it(history: Project, tmp_path: Path) -> None:
+    assert "pull" not in history.run("compare", "HEAD", "seed2").err
+    git(history.root, "remote", "add", "hub", str(tmp_path))
+    result = history.run("compare", "HEAD", "seed2")
+    assert "`dvc exp pull hub seed2`" in result.err
+    assert "shallow" not in result.err
+    (history.root / ".git" / "shallow").write_text(f"{git(history.root, 'rev-parse', 'HEAD')}\n")
+    result = history.run("compare", "HEAD", "hub/main")
+    assert "git fetch --unshallow hub '+refs/heads/*:refs/remotes/hub/*'" in result.err
     assert len(result.err.splitlines()) == 1
 
 

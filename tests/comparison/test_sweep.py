@@ -75,6 +75,51 @@ def test_recipes_are_ranked_and_what_differs_is_told(sweep: Project) -> None:
     assert answered(sweep, *names("a", "b"))["winner"] == {"train.lr": 0.02}
 
 
+def test_recipes_are_compared_with_a_baseline(sweep: Project) -> None:
+    by = (*BY, *names("a", "b", "c"), "--baseline", "a2")
+    found = json.loads(sweep.succeed(*by, "--json").out)
+    assert found["baseline"] == {"train.lr": 0.01}
+    assert (found["pairs"], found["winner"]) == (2, None)
+    first, second, third = found["recipes"]
+    assert third["values"] == found["baseline"]
+    assert (first["best"], third["best"], third["from_baseline"]) == (True, False, None)
+    for each in (first, second):
+        assert each["from_baseline"]["difference"] == pytest.approx(-0.2, abs=0.05)
+        assert each["from_baseline"]["high"] < 0
+        assert each["from_baseline"]["p"] <= 2 * each["from_baseline"]["p_value"]
+    assert "than the baseline lr=0.01: lr=0.0" in found["answer"][0]
+    out = sweep.succeed(*by, "--html", "sweep.html").out
+    for text in (out, sweep.succeed(*by, "--markdown").out, (sweep.root / "sweep.html").read_text()):
+        assert all(part in text for part in ("from baseline", "2 pairs", "differences from the baseline"))
+        assert "best" not in text.replace("best first", "").replace("best.pth", "")
+
+
+def test_the_values_of_a_baseline_that_is_no_run_come_from_its_params(sweep: Project) -> None:
+    (sweep.root / "base" / "metrics").mkdir(parents=True)
+    params = sweep.root / "base" / "params.yaml"
+    params.write_text("train: {lr: 0.02}")
+    by = (*BY, *names("a", "b"), "--baseline", "base")
+    assert "worse than the baseline lr=0.02: lr=0.01" in sweep.succeed(*by).out.lower()
+    for text, says in (("train: {lr: 0.5}", ("base", "train.lr=0.5", "train.lr=0.01")), ("[1]", ("params.yaml",))):
+        params.write_text(text)
+        result = sweep.run(*by)
+        assert result.code == 1
+        assert all(part in result.err for part in says)
+        assert len(result.err.splitlines()) == 1
+    assert sweep.run("compare", "a1", "b1", "--baseline", "a1").code == 2
+
+
+def test_steps_to_a_loss_are_shown_only_if_a_recipe_reaches_it_before_its_end(sweep: Project) -> None:
+    by = (*BY, *names("a", "b"))
+    assert "to best" not in sweep.succeed(*by).out  # all are lowest at their last step, and a is never as low as b
+    for name in names("a"):
+        (sweep.root / name / "metrics" / "history.tsv").write_text("step\tval.loss\n0\t9\n20\t5\n")
+    out = sweep.succeed(*by, "--html", "sweep.html").out  # b is as low at step 10
+    assert re.search(r"^  lr=0.01 .* –  +10 ", out, flags=re.MULTILINE)
+    assert "best to it" in (sweep.root / "sweep.html").read_text()
+    assert "baseline to it" in sweep.succeed(*by, "--baseline", "a1").out
+
+
 def test_text_and_markdown_have_a_row_for_each_recipe(sweep: Project) -> None:
     out = sweep.succeed(*BY, *names("a", "b")).out
     assert out.splitlines()[0].startswith("lr=0.02 is the best")
@@ -184,9 +229,15 @@ def test_holms_correction() -> None:
 
 
 def a_sweep(
-    generator: np.random.Generator, recipes: int, seeds: int, effect: float, spread: tuple[float, ...] = (1.0,)
+    generator: np.random.Generator,
+    recipes: int,
+    seeds: int,
+    effect: float,
+    spread: tuple[float, ...] = (1.0,),
+    baseline: bool = False,
 ) -> tuple[bool, bool]:
-    """Whether a made-up sweep shows any difference from its best recipe, and whether the best is better than all.
+    """Whether a made-up sweep shows any difference from its best recipe (with `baseline`: from the first one), and
+    whether the first is shown to be better than all.
 
     The first recipe is better by `effect`; a seed shifts the loss by a standard deviation of 0.02, times what
     `spread` has for the recipe, and each document's by 0.05.
@@ -200,8 +251,9 @@ def a_sweep(
     paired = PairedScores(text.what, text.names, text.nats + np.array(shifts)[:, None] * text.sizes, text.sizes)
     rows = [list(range(recipe * seeds, (recipe + 1) * seeds)) for recipe in range(recipes)]
     best = int(np.argmin([paired.losses[run_rows].mean() for run_rows in rows]))
-    contrasts, pairs = _contrasts(paired, rows, best)
-    assert pairs == recipes * (recipes - 1) // 2
+    best = 0 if baseline else best
+    contrasts, pairs = _contrasts(paired, rows, best, baseline)
+    assert pairs == (recipes - 1 if baseline else recipes * (recipes - 1) // 2)
     found = [each.significant for each in contrasts.values()]
     return any(found), all(found) and best == 0
 
@@ -221,6 +273,17 @@ def test_of_1000_sweeps_of_6_equal_recipes_at_most_5_in_100_show_a_difference(sp
     assert shown <= 0.05
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "spread", [(1.0,), (5.0, 1.0, 1.0, 1.0, 1.0, 1.0)], ids=["equal", "the baseline varies more"]
+)
+def test_of_1000_sweeps_of_6_equal_recipes_at_most_5_in_100_differ_from_a_baseline(
+    spread: tuple[float, ...],
+) -> None:
+    shown, _ = shares(1000, 6, 3, 0.0, spread, True)
+    assert shown <= 0.05
+
+
 @pytest.mark.parametrize(("recipes", "seeds", "effect", "least"), [(3, 3, 0.16, 0.9), (6, 5, 0.12, 0.9)])
 def test_a_planted_winner_is_found(recipes: int, seeds: int, effect: float, least: float) -> None:
     assert shares(20, recipes, seeds, effect)[1] >= least
@@ -229,3 +292,8 @@ def test_a_planted_winner_is_found(recipes: int, seeds: int, effect: float, leas
 def test_few_sweeps_of_equal_recipes_show_a_difference() -> None:
     # Of 40 sweeps with a chance of 0.05 each, 7 or more come up three times in a thousand.
     assert shares(40, 4, 3, 0.0)[0] < 7 / 40
+    assert shares(40, 4, 3, 0.0, (1.0,), True)[0] < 7 / 40
+
+
+def test_fewer_seeds_show_a_difference_from_a_baseline_than_a_winner() -> None:
+    assert shares(20, 6, 3, 0.12, (1.0,), True)[1] >= shares(20, 6, 3, 0.12)[1]
