@@ -51,6 +51,13 @@ _ANY_TOKENIZER = (
 )
 
 
+OF_CURVES = (
+    "The curves show what training measured: val.loss on train.evaluation.windows windows of val, with the weights "
+    "of that step. The losses in the tables are over all of the text, with the weights that were evaluated, and can "
+    "differ by more than the recipes do."
+)
+
+
 def read_curves(source: RunSource) -> Training:
     """The metrics that a run recorded during training.
 
@@ -87,6 +94,7 @@ def render(comparison: Comparison, first: Sequence[Training], second: Sequence[T
         meaning=meaning(comparison),
         tasks=list(task_tables(comparison)),
         tables=list(tables(comparison)),
+        of_curves=OF_CURVES,
         curves=[
             (axis, [lay_out(plot) for plot in _plots(labels, trainings, comparison.unit, axis)]) for axis in axes
         ],

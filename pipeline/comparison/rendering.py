@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.comparison.checkpoints import Difference, DocumentChange
 from pipeline.comparison.tasks import TaskDifference
-from pipeline.core.console import columns
+from pipeline.core.console import aligned
 
 CHECKPOINTS = "checkpoints"
 RECIPES = "recipes"
@@ -112,7 +111,7 @@ def as_text(comparison: Comparison) -> Iterator[str]:
     for title, header, rows in (*task_tables(comparison), *tables(comparison)):
         yield ""
         yield title
-        yield from aligned([header, *rows])
+        yield from table_lines([header, *rows])
 
 
 def as_markdown(comparison: Comparison) -> Iterator[str]:
@@ -209,32 +208,11 @@ def _value(value: Any) -> str:
     return "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def aligned(rows: Iterable[Sequence[str]], width: int | None = None) -> Iterator[str]:
-    """A table's lines for a terminal; rows without cells are left out.
-
-    A table wider than `width` (the terminal's, unless given) is cut into several, each with the first column.
-    """
+def table_lines(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table's lines for a terminal, in narrow columns; rows without cells are left out."""
     rows = [[cell if len(cell) <= 60 else f"{cell[:59]}…" for cell in row] for row in rows if row]
-    if not rows:
-        return
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for number, shown in enumerate(_parts(widths, width or columns(sys.stdout) or sys.maxsize)):
-        if number:
-            yield ""
-        for row in rows:
-            yield f"  {'  '.join(row[column].ljust(widths[column]) for column in shown)}".rstrip()
-
-
-def _parts(widths: Sequence[int], width: int) -> Iterator[list[int]]:
-    """The columns of each part of a table: the first one and as many others as fit."""
-    shown, used = [0], 2 + widths[0]
-    for column, own in enumerate(widths[1:], start=1):
-        if used + 2 + own > width and len(shown) > 1:
-            yield shown
-            shown, used = [0], 2 + widths[0]
-        shown.append(column)
-        used += 2 + own
-    yield shown
+    if rows:
+        yield from aligned(rows, indent="  ")
 
 
 def grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.comparison.comparison_page import later_half
+from pipeline.comparison.comparison_page import OF_CURVES, later_half
 from pipeline.comparison.sweep import Curve, Sweep, labels, legend
 from pipeline.comparison.sweep_rendering import answer, left_out, notes, table
 from pipeline.evaluate.report.chart import lay_out, number
@@ -40,6 +40,7 @@ def render(sweep: Sweep) -> str:
         head=head,
         shown=head.index("p") + 1,
         rows=[(colour(place), *each) for place, each in enumerate(zip(rows, strips, strict=True))],
+        of_curves=OF_CURVES,
         ends=(number(low, 4), number(high, 4)),
         charts=[lay_out(plot) for plot in _plots(sweep)],
     )

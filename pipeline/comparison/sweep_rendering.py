@@ -8,7 +8,7 @@ from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
-from pipeline.comparison.rendering import aligned, decimals, finite, grid
+from pipeline.comparison.rendering import decimals, finite, grid, table_lines
 from pipeline.comparison.sweep import QUEUED, RUNNING, Recipe, Sweep, labels, legend, named_values
 from pipeline.evaluate.bootstrap import LEVEL
 
@@ -176,7 +176,7 @@ def as_text(sweep: Sweep) -> Iterator[str]:
         yield f"{named}:"
         yield from (f"  {line}" for line in letters)
         yield ""
-    yield from aligned(table(sweep))
+    yield from table_lines(table(sweep))
     yield ""
     yield from notes(sweep)
     for phrase in left_out(sweep):

@@ -40,14 +40,40 @@ def listed(names: Sequence[str], most: int = 5, count: int = 0) -> str:
     return ", ".join(names[:most]) + more
 
 
-def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
-    """Rows of cells as lines with aligned columns; the text of the columns `right` is at the right."""
+def aligned(
+    rows: Sequence[Sequence[str]], right: Container[int] = (), width: int | None = None, indent: str = ""
+) -> Iterator[str]:
+    """Rows of cells as lines with aligned columns; the text of the columns `right` is at the right.
+
+    A table wider than `width` (unless given: that of the terminal, or COLUMNS where there is none) is cut into
+    several, each with the first column.
+    """
+    width = width or columns(sys.stdout) or _columns_set() or sys.maxsize
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = enumerate(zip(row, widths, strict=True))
-        yield "  ".join(
-            cell.rjust(width) if n in right else cell.ljust(width) for n, (cell, width) in cells
-        ).rstrip()
+    for number, shown in enumerate(_parts(widths, width - len(indent))):
+        if number:
+            yield ""
+        for row in rows:
+            cells = ((row[n].rjust if n in right else row[n].ljust)(widths[n]) for n in shown)
+            yield f"{indent}{'  '.join(cells)}".rstrip()
+
+
+def _parts(widths: Sequence[int], width: int) -> Iterator[list[int]]:
+    """The columns of each part of a table: the first one and as many others as fit."""
+    shown, used = [0], sum(widths[:1])
+    for column, own in enumerate(widths[1:], start=1):
+        if used + 2 + own > width and len(shown) > 1:
+            yield shown
+            shown, used = [0], widths[0]
+        shown.append(column)
+        used += 2 + own
+    yield shown
+
+
+def _columns_set() -> int:
+    """The environment's COLUMNS; 0 if it is not set."""
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
 
 
 def json_line(value: Mapping[str, Any]) -> str:

@@ -458,6 +458,8 @@ def test_the_tables_of_a_pipe(
     assert out[1].split("  ")[-1] == "accuracy"
     assert [line.split()[0] for line in out[2:]] == [str(texts[0]), str(texts[1]), "all"]
     assert len({len(line) for line in out[1:]}) == 1
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, trained_project.succeed("score", "data/raw/text-00.txt").out.splitlines()[1:])) <= 60
     typed("the\n\tsea é\x1b", monkeypatch)
     rows = trained_project.succeed("score", "--tokens", "-").out
     assert "byte" in rows

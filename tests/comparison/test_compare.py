@@ -16,8 +16,6 @@ import pytest
 from conftest import Project
 from made_runs import PARAMS, scored, write_run
 
-from pipeline.comparison.rendering import aligned
-
 SIDES = ("val", "test")
 
 
@@ -45,16 +43,6 @@ def folders(project: Project) -> Project:
         write_run(project.root / f"one{seed}", scored(10 + seed), recipe(seed))
         write_run(project.root / f"two{seed}", scored(20 + seed, shift=-0.1), recipe(seed, lr=0.03))
     return project
-
-
-def test_a_table_wider_than_the_terminal_is_cut_between_columns() -> None:
-    rows = [["", *(f"column {number}" for number in range(10))], ["row", *(str(number) for number in range(10))]]
-    assert len([*aligned(rows)]) == 2
-    lines = [*aligned(rows, width=40)]
-    assert max(map(len, lines)) <= 40
-    assert [word for line in lines for word in line.split() if word.isdecimal()].count("9") == 2
-    assert sum(line.startswith("  row ") for line in lines) == lines.count("") + 1
-    assert [*aligned([], width=40)] == []
 
 
 def test_two_folders_are_compared_in_words(folders: Project) -> None:

@@ -137,6 +137,7 @@ def test_the_page_has_curves_for_each_recipe_and_asks_for_nothing(sweep: Project
     assert "<script" not in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import""", page)
     assert "prefers-color-scheme: dark" in page
+    assert "train.evaluation.windows" in page  # what the curves are of
     assert all(name in page for name in names("a", "b", "c"))
 
 

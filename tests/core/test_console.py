@@ -175,3 +175,16 @@ def test_messages_and_prints_take_the_place_of_the_line(
 def test_columns_are_aligned_and_lines_have_no_trailing_spaces() -> None:
     rows = [["", "size", ""], ["a", "1", "yes"], ["bcd", "10,000", ""]]
     assert list(aligned(rows, right=(1,))) == ["       size", "a         1  yes", "bcd  10,000"]
+
+
+def test_a_table_wider_than_the_terminal_is_cut_between_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["", *(f"column {number}" for number in range(10))], ["row", *(str(number) for number in range(10))]]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert len([*aligned(rows)]) == 2
+    monkeypatch.setenv("COLUMNS", "40")  # where there is no terminal
+    lines = [*aligned(rows, indent="  ")]
+    assert lines == [*aligned(rows, width=40, indent="  ")]
+    assert max(map(len, lines)) <= 40
+    assert [word for line in lines for word in line.split() if word.isdecimal()].count("9") == 2
+    assert sum(line.startswith("  row ") for line in lines) == lines.count("") + 1
+    assert [*aligned([], width=40)] == []
