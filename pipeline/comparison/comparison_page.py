@@ -53,8 +53,8 @@ _ANY_TOKENIZER = (
 
 OF_CURVES = (
     "The curves show what training measured: val.loss on train.evaluation.windows windows of val, with the weights "
-    "of that step. The losses in the tables are over all of the text, with the weights that were evaluated, and can "
-    "differ by more than the recipes do."
+    "of that step. The losses in the tables are over all of the text, with the weights that were evaluated, and "
+    "can differ by more than the recipes do."
 )
 
 
