@@ -13,11 +13,12 @@ from pipeline.plugin.registry import Entry, Registry
 def load_file(path: Path, plugins: Path) -> list[tuple[Kind, Entry]]:
     """Loads the components that a plugin file or a package's folder registers.
 
-    A file below `plugins` is loaded with the others of its kind, as the stages do. A file elsewhere is loaded
-    alone, and may register components of any kind.
+    A file in the folder of a kind below `plugins` is loaded with the others of its kind, as the stages do. A file
+    outside `plugins` is loaded alone, and may register components of any kind.
 
     Raises:
-        PluginError: it is not a plugin, cannot be imported, breaks its contract, or uses an existing name.
+        PluginError: it is not a plugin, cannot be imported, breaks its contract, uses an existing name, or is in a
+            folder of `plugins` from which the stages load nothing.
     """
     file = Path(os.path.abspath(path / "__init__.py" if path.is_dir() else path))
     if file.suffix != ".py" or not file.is_file():
@@ -41,4 +42,10 @@ def load_file(path: Path, plugins: Path) -> list[tuple[Kind, Entry]]:
             raise PluginError(broken.message)
     if not found:
         raise PluginError(f"{source} registers no component (files whose names start with _ are not plugins)")
+    if not inside and file.is_relative_to(plugins):
+        kind, entry = found[0]
+        raise PluginError(
+            f"{source}: no run finds the {kind.singular} {entry.component.name!r} here: move it to "
+            f"plugins/{kind.plural}/"
+        )
     return found

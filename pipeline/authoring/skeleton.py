@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.authoring.listing import find_kind, plain_word
@@ -34,10 +34,20 @@ _OPTION = {
     "exporter": "dtype=float16",
 }
 """An option of each skeleton with a value other than its default."""
+_FIRST = {
+    "corpus": "put .txt files into data/raw, then `dvc add data/raw`",
+    "distillation_loss": (
+        "mkdir -p data/weights && cp -r artifacts/checkpoint data/weights/teacher && dvc add data/weights/teacher"
+    ),
+}
+"""What the experiment needs beside the skeleton."""
+_TARGET = {"model": " evaluate"}
+"""The stage with which the experiment ends, if not the last: exporters support the shipped models only."""
 
 
 def write_skeleton(paths: Paths, word: str, name: str) -> Iterator[str]:
-    """Writes plugins/KIND/NAME.py and tests/plugins/test_NAME.py; yields the lines to print.
+    """Writes plugins/KIND/NAME.py and tests/plugins/test_NAME.py (test_KIND_NAME.py if there is a test_NAME.py);
+    yields the lines to print.
 
     Raises:
         PluginError: there is no such kind, the name is invalid or in use, or a file exists. Nothing is written.
@@ -45,12 +55,12 @@ def write_skeleton(paths: Paths, word: str, name: str) -> Iterator[str]:
     skeleton, kind = _find(word)
     _check_name(name, kind)
     plugin = paths.plugins / kind.plural / f"{name}.py"
-    test = paths.root / "tests" / "plugins" / f"test_{name}.py"
+    test = _test_file(paths, kind, name)
     texts = [(SKELETONS / f"{each}.py.txt").read_text(encoding="utf-8") for each in (skeleton, f"test_{skeleton}")]
     class_name = "".join(part.capitalize() for part in name.split("_"))
     if keyword.iskeyword(class_name) or re.search(rf"\b{class_name}\b", texts[0]):
         raise PluginError(f"the class name {class_name} conflicts with a name in the file: choose another name")
-    _check_free(paths, kind, plugin, test)
+    _check_free(paths, kind, name, (plugin, plugin.with_suffix(""), test))
 
     texts = [text.replace("my_component", name).replace("MyComponent", class_name) for text in texts]
     write_atomically(plugin, texts[0])
@@ -86,21 +96,30 @@ def _check_name(name: str, kind: Kind) -> None:
         raise PluginError(f"{name!r} is a reserved word in {where}: choose another name, {example}")
 
 
-def _check_free(paths: Paths, kind: Kind, plugin: Path, test: Path) -> None:
-    """Raises PluginError if the file, a test file of this name in any folder, or a component of this name
-    exists."""
+def _test_file(paths: Paths, kind: Kind, name: str) -> Path:
+    """The file of the test. pytest does not allow two test files with the same name, even in different folders.
+
+    Raises:
+        PluginError: both names are in use.
+    """
+    tests, found = paths.root / "tests", list[Path]()
+    for file in (f"test_{name}.py", f"test_{plain_word(kind.singular)}_{name}.py"):
+        found = sorted(tests.rglob(file))
+        if not found:
+            return tests / "plugins" / file
+    raise PluginError(f"{paths.shown(found[0])} already exists: choose another name")
+
+
+def _check_free(paths: Paths, kind: Kind, name: str, files: Iterable[Path]) -> None:
+    """Raises PluginError if one of the files, or a component of this name exists."""
     if not paths.plugins.is_dir():
         raise PluginError(f"{paths.plugins} is missing: run this in the folder of the project")
-    # pytest does not allow two test files with the same name, even in different folders.
-    tests = [test, *sorted((paths.root / "tests").rglob(test.name))]
-    for path in (plugin, plugin.with_suffix(""), *tests):
+    for path in files:
         if os.path.lexists(path):
             raise PluginError(f"{paths.shown(path)} already exists: choose another name")
     for entry in Registry.load(paths.plugins, [kind.plural]).entries(kind.plural):
-        if entry.component.name == plugin.stem:
-            raise PluginError(
-                f"the {kind.singular} {plugin.stem!r} already exists ({entry.source}): choose another name"
-            )
+        if entry.component.name == name:
+            raise PluginError(f"the {kind.singular} {name!r} already exists ({entry.source}): choose another name")
 
 
 def _next_steps(skeleton: str, kind: Kind, name: str, plugin: str, test: str) -> Iterator[str]:
@@ -110,13 +129,19 @@ def _next_steps(skeleton: str, kind: Kind, name: str, plugin: str, test: str) ->
         (f"{key}={name}", "") if last == "name" else (f"'{key}=[{name}]'", " (list the other ones as well)")
     )
     yield f"wrote {plugin} (a working example: adapt it)"
-    yield f"wrote {test}"
+    yield f"wrote {test} (its contract test stays: replace the fact at its end)"
     yield ""
     yield "Next:"
     yield f"  pipeline plugins check {plugin}"
+    yield f"  python -m pytest {test}"
+    yield "      `make setup` installs pytest"
     yield f"  git add {plugin} {test}"
     yield "      experiments in a copy (--temp, --queue) contain only what git tracks"
-    yield f"  dvc exp run --temp -S {chosen} -S '+{section}.{name}.{_OPTION[skeleton]}'"
+    if first := _FIRST.get(skeleton):
+        yield f"  {first}"
+    yield f"  dvc exp run --temp{_TARGET.get(skeleton, '')} -S {chosen} -S '+{section}.{name}.{_OPTION[skeleton]}'"
     yield f"      uses it{others}; + adds a key that is not in params.yaml yet"
+    if skeleton in _TARGET:
+        yield f"      ends with{_TARGET[skeleton]}: for all stages, add -S 'export.formats.use=[]' (no exports)"
     yield "  pipeline schema"
     yield f"      after you add its options to params.yaml, under {section}.{name} (then -S needs no +)"

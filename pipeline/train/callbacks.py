@@ -258,8 +258,8 @@ def _generate(
     return prompt + tokenizer.decode(drawn)
 
 
-_RESERVED = {"tokens", "train.objective", "learning_rate", "grad_norm"}
-_RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
+RESERVED = {"tokens", "train.objective", "learning_rate", "grad_norm"}
+RESERVED |= {"seconds", "processor_seconds", "tokens_per_sec"}
 """Reserved columns: some rows lack them, or the report adds them."""
 
 
@@ -270,7 +270,7 @@ def _record(numbers: Any, callback: EvalCallback, row: dict[str, float], state: 
     for name in numbers:
         if callback.records_only:
             raise PluginError(f"{where} has records_only, so it must return an empty dict, not {name!r}")
-        if name in row or name in _RESERVED:
+        if name in row or name in RESERVED:
             raise PluginError(f"{where} returned {name!r}, which is already recorded: choose another name")
     check_plain(state.memory[callback.name], f"{where}: its memory")
     row |= {name: float(value) for name, value in numbers.items()}

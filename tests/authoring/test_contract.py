@@ -26,6 +26,7 @@ from pipeline.authoring.testing import (
     check_optimizer,
     check_sampler,
     check_schedule,
+    event,
 )
 from pipeline.commands.check_plugin import tiny_source
 from pipeline.core.errors import PluginError
@@ -249,6 +250,28 @@ class ShadowingCallback(EvalCallback):
         return {"val.loss": 0.0}
 
 
+class NormingCallback(EvalCallback):
+    """Returns a number with a name that a later part of the step uses."""
+
+    name: ClassVar[str] = "norming"
+    number: str = "grad_norm"
+
+    def before_update(self, event: Any) -> Any:
+        return {self.number: 1.0}
+
+
+class LayerCallback(EvalCallback):
+    """Reads the weights of one layer."""
+
+    name: ClassVar[str] = "layer"
+
+    def after_step(self, event: Any) -> Any:
+        return {"layer": float(event.model.blocks[-1].attention.out.weight.norm())}
+
+    def on_evaluation(self, event: Any) -> Any:
+        return {"embedding": float(event.model.token_embedding.weight.detach().norm())}
+
+
 class Recorder(EvalCallback):
     """Has records_only."""
 
@@ -341,6 +364,8 @@ def test_a_schedule_may_give_any_finite_number_from_0_on_as_in_training() -> Non
         (check_sampler, RevivingSampler, "−inf"),
         (check_eval_callback, MeddlingCallback, "must not change the model"),
         (check_eval_callback, ShadowingCallback, "already recorded"),
+        (check_eval_callback, NormingCallback, "grad_norm is already recorded"),
+        (check_eval_callback, NormingCallback(number="a, b"), "before_update returned .*'a, b'"),
         (check_eval_callback, NumberingRecorder, "records_only.*no numbers"),
         (check_eval_callback, ShowingRecorder, "records_only.*event.show"),
         (check_eval_callback, StoppingRecorder, "records_only.*not stop"),
@@ -349,6 +374,16 @@ def test_a_schedule_may_give_any_finite_number_from_0_on_as_in_training() -> Non
 def test_broken_components_are_refused(check: Callable[[Any], None], component: Any, rule: str) -> None:
     with pytest.raises(AssertionError, match=rule):
         check(component)
+
+
+def test_a_callback_may_read_the_parts_that_all_shipped_models_have() -> None:
+    check_eval_callback(LayerCallback)
+    registry = Registry.load(REPOSITORY / "plugins", ["models"])
+    sizes = {"vocab_size": 11, "context_length": 8, "n_layers": 2, "n_heads": 2, "emb_dim": 8}
+    shape = ModelShape(**sizes, dropout=0.0, pad_vocab_to=16)
+    models = [registry.build("models", name, {}, "model").build(shape) for name in registry.names("models")]
+    parts = [{name for name, _ in model.named_modules()} for model in [event().model, *models]]
+    assert set.intersection(*parts[1:]) <= parts[0]
 
 
 class Attends(nn.Module):

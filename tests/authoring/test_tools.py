@@ -125,8 +125,7 @@ def test_show_tells_type_bounds_default_and_choice(project: Project) -> None:
 
 def test_a_name_of_two_kinds_is_shown_for_both(project: Project) -> None:
     project.succeed("plugins", "new", "loss", "twice")
-    (project.root / "tests" / "plugins" / "test_twice.py").unlink()
-    project.succeed("plugins", "new", "sampler", "twice")
+    assert "wrote tests/plugins/test_sampler_twice.py" in project.succeed("plugins", "new", "sampler", "twice").out
     out = project.succeed("plugins", "show", "twice").out
     assert "loss twice" in out
     assert "sampler twice" in out
@@ -212,9 +211,30 @@ def test_the_options_that_the_next_steps_set_are_there(project: Project) -> None
             "git add plugins/",
             "exp run --temp",
             f"-S '+{setting}'",
+            f"pytest tests/plugins/test_my_{skeleton}.py",
+            "make setup",
             "pipeline schema",
         ):
             assert step in out
+
+
+def test_the_next_steps_of_a_model_end_before_the_exports_which_refuse_it(trained_project: Project) -> None:
+    out = trained_project.succeed("plugins", "new", "model", "mine").out
+    assert "dvc exp run --temp evaluate -S model.name=mine" in out
+    trained_project.succeed("train", "--set", "model.name=mine")
+    trained_project.succeed("evaluate")
+    assert "'mine'" in trained_project.run("export").err
+    assert "-S 'export.formats.use=[]'" in out
+    trained_project.succeed("export", "--set", "export.formats.use=[]")
+
+
+@pytest.mark.parametrize(
+    ("skeleton", "folder"), [("corpus", "data/raw"), ("distillation_loss", "data/weights/teacher")]
+)
+def test_the_next_steps_make_what_the_experiment_reads(project: Project, skeleton: str, folder: str) -> None:
+    before, command, _ = project.succeed("plugins", "new", skeleton, "mine").out.partition("dvc exp run")
+    assert command
+    assert f"dvc add {folder}" in before
 
 
 def test_the_contract_test_survives_a_renamed_option(project: Project) -> None:
@@ -277,20 +297,28 @@ def test_a_name_that_cannot_be_used_is_one_line_and_writes_nothing(
     [
         "plugins/losses/mine.py",
         "plugins/losses/mine/__init__.py",
-        "tests/plugins/test_mine.py",
-        "tests/a/test_mine.py",
+        "tests/a/test_loss_mine.py",
     ],
 )
 def test_nothing_is_overwritten(project: Project, taken: str) -> None:
     path = project.root / taken
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("# mine\n")
+    (project.root / "tests" / "plugins").mkdir(parents=True, exist_ok=True)
+    (project.root / "tests" / "plugins" / "test_mine.py").write_text("# mine, too\n")
     before = files(project)
     result = project.run("plugins", "new", "loss", "mine")
     assert result.code == 1
     assert "already exists" in result.err
     assert path.read_text() == "# mine\n"
     assert files(project) == before
+
+
+def test_a_test_of_this_name_in_another_folder_is_in_nobodys_way(project: Project) -> None:
+    (project.root / "tests" / "train").mkdir(parents=True)
+    (project.root / "tests" / "train" / "test_parallel.py").write_text("def test_of_something_else(): pass\n")
+    out = project.succeed("plugins", "new", "model", "parallel").out
+    assert "wrote tests/plugins/test_model_parallel.py" in out
 
 
 def test_both_files_are_written_or_neither(project: Project) -> None:
@@ -401,6 +429,17 @@ def test_a_broken_component_is_one_line_that_names_it_and_the_rule(
     assert "plugins/losses/mine.py" in result.err
     assert says in result.err
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["plugins/loss", "plugins", "plugins/losses/more"])
+def test_a_file_that_no_run_finds_is_refused_with_the_folder_of_its_kind(project: Project, place: str) -> None:
+    source = broken(project, "class", "class").rename(project.root / "mine.py")
+    (project.root / place).mkdir(exist_ok=True)
+    source.rename(project.root / place / "mine.py")
+    result = project.run("plugins", "check", f"{place}/mine.py")
+    assert result.code == 1
+    assert f"{place}/mine.py" in result.err
+    assert "move it to plugins/losses/" in result.err
 
 
 def test_a_file_anywhere_is_checked_as_what_it_registers(project: Project, tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 
 from pipeline.authoring.testing.toy import (
-    TOY_CONTEXT,
-    ToyNet,
+    TEST_CONTEXT,
+    SmallTestModel,
     instance_of,
     keeps_no_state,
     saved_and_loaded,
     weights_of,
 )
+from pipeline.core.errors import PluginError
+from pipeline.plugin.calls import check_numbers
 from pipeline.plugin.components import EvalCallback, EvaluationEvent, StepEvent, StopTraining
+from pipeline.train.callbacks import RESERVED
 
 
 def event(**changes: Any) -> EvaluationEvent:
@@ -45,13 +48,13 @@ def step_event(**changes: Any) -> StepEvent:
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Adds the attributes that all events have."""
-    model = values.get("model", ToyNet())
+    model = values.get("model", SmallTestModel())
 
     def batches(side: str) -> Iterator[torch.Tensor]:
         if side not in ("train", "val"):
             raise ValueError(f"there is no split {side!r}: train or val")
         generator = torch.Generator().manual_seed(len(side))
-        return (torch.randint(11, (rows, TOY_CONTEXT + 1), generator=generator) for rows in (4, 4, 1))
+        return (torch.randint(11, (rows, TEST_CONTEXT + 1), generator=generator) for rows in (4, 4, 1))
 
     loss = getattr(model, "loss", lambda ids: torch.full((len(ids), ids.shape[1] - 1), 3.0, dtype=torch.float64))
     read = values.get("batches", batches)
@@ -82,7 +85,7 @@ def check_eval_callback(component: type[EvalCallback] | EvalCallback) -> None:
 
 def _check_on_evaluation(callback: EvalCallback) -> None:
     torch.manual_seed(0)
-    net, memory, shown = ToyNet(), {}, []  # type: ignore[var-annotated]
+    net, memory, shown = SmallTestModel(), {}, []  # type: ignore[var-annotated]
     before = weights_of(net)
     history: list[dict[str, float]] = []
     for number, loss in enumerate((3.0, 2.5, 2.4, 2.6, 2.3)):
@@ -105,8 +108,7 @@ def _check_on_evaluation(callback: EvalCallback) -> None:
         except StopTraining:
             assert not callback.records_only, "a callback with records_only must not stop the run"
             break
-        assert isinstance(numbers, dict), "on_evaluation must return a dict (an empty one for no numbers)"
-        _check_numbers(numbers, metrics, callback)
+        _check_numbers("on_evaluation", numbers, metrics, callback)
         history.append({**metrics, **numbers})
         memory = saved_and_loaded(memory)  # saved and restored between evaluations
     assert all(isinstance(text, str) for text in shown), "event.show takes a string"
@@ -114,13 +116,14 @@ def _check_on_evaluation(callback: EvalCallback) -> None:
     _assert_unchanged(net, before, "a callback must not change the model")
 
 
-def _check_numbers(numbers: dict[str, float], known: dict[str, float], callback: EvalCallback) -> None:
+def _check_numbers(method: str, numbers: Any, known: dict[str, float], callback: EvalCallback) -> None:
+    try:
+        check_numbers(numbers, method)
+    except PluginError as error:
+        raise AssertionError(error) from error
     assert not (callback.records_only and numbers), "a callback with records_only must return no numbers"
-    for name, value in numbers.items():
-        assert isinstance(name, str), f"{name!r}: names must be strings"
-        assert isinstance(value, int | float), f"{name} must be a number"
-        assert math.isfinite(value), f"{name} must be finite"
-        assert name not in known, f"{name} is already recorded: choose another name"
+    for name in numbers:
+        assert name not in known.keys() | RESERVED, f"{name} is already recorded: choose another name"
 
 
 def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -130,7 +133,7 @@ def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.
     step.
     """
     torch.manual_seed(0)
-    net, memory = ToyNet(), {}  # type: ignore[var-annotated]
+    net, memory = SmallTestModel(), {}  # type: ignore[var-annotated]
     known: dict[str, float] = {}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
@@ -150,8 +153,7 @@ def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.
             after = [each.grad for each in net.parameters() if each.grad is not None]
             assert all(map(torch.equal, after, gradients)), "a callback with records_only must not change gradients"
         if method != "eval_weights":
-            assert result is None or isinstance(result, dict), f"{method} must return a dict of numbers, or None"
-            _check_numbers(result or {}, known, callback)
+            _check_numbers(method, {} if result is None else result, known, callback)
             known.update(result or {})
         return result
 
@@ -177,6 +179,6 @@ def _train_with(callback: EvalCallback, resumes: bool) -> tuple[dict[str, torch.
     return weights, saved_and_loaded(memory)
 
 
-def _assert_unchanged(net: ToyNet, before: dict[str, torch.Tensor], rule: str) -> None:
+def _assert_unchanged(net: SmallTestModel, before: dict[str, torch.Tensor], rule: str) -> None:
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, before[name]), f"{name}: {rule}"

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pipeline.authoring.testing.toy import (
-    ToyNet,
+    SmallTestModel,
     instance_of,
     keeps_no_state,
     saved_and_loaded,
@@ -25,9 +25,9 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
     bit-identically."""
     builder = instance_of(component)
 
-    def build(seed: int = 0) -> tuple[ToyNet, torch.optim.Optimizer]:
+    def build(seed: int = 0) -> tuple[SmallTestModel, torch.optim.Optimizer]:
         torch.manual_seed(seed)
-        net = ToyNet()
+        net = SmallTestModel()
         optimizer = builder.build(
             list(net.named_parameters()), **supported_arguments(builder, "build", total_steps=64)
         )
@@ -68,7 +68,7 @@ def check_optimizer(component: type[Optimizer] | Optimizer) -> None:
         assert torch.equal(parameter, before[name]), f"{name}: a step with learning rate 0 must not change it"
 
 
-def _check_modes(net: ToyNet, optimizer: torch.optim.Optimizer) -> None:
+def _check_modes(net: SmallTestModel, optimizer: torch.optim.Optimizer) -> None:
     trained, state = weights_of(net), saved_and_loaded(optimizer.state_dict())
     set_mode(optimizer, "eval")
     assert net.differentiate() < math.log(11), "after eval(), the weights must have a lower loss than at the start"

@@ -1,8 +1,9 @@
-"""Helpers of the checks: instances, a toy model to train, and saving and loading."""
+"""Helpers of the checks: instances, a small model to train, and saving and loading."""
 
 from __future__ import annotations
 
 import io
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from pipeline.authoring.options import check_options
-from pipeline.plugin.components import Component, ModelOutput
+from pipeline.model.blocks import Attention
+from pipeline.plugin.components import Component, ModelOutput, ModelShape
 
 C = TypeVar("C", bound=Component)
 P = ParamSpec("P")
@@ -68,27 +70,27 @@ def saved_and_loaded(values: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-TOY_CONTEXT = 5
+TEST_CONTEXT = 5
 
 
-class ToyNet(nn.Module):
-    """A minimal model that has every kind of parameter, named as in the GPT."""
+class SmallTestModel(nn.Module):
+    """A minimal GPT, with the parts that all shipped models have, under the same names."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(11, 8)
-        self.up = nn.Linear(8, 16)
-        self.down = nn.Linear(16, 8)
-        self.norm = nn.LayerNorm(8)
-        self.head = nn.Linear(8, 11, bias=False)
+        sizes = {"vocab_size": 11, "context_length": TEST_CONTEXT, "n_layers": 2, "n_heads": 2, "emb_dim": 8}
+        shape = ModelShape(**sizes, dropout=0.0, pad_vocab_to=1)
+        self.token_embedding = nn.Embedding(shape.vocab_size, shape.emb_dim)
+        self.blocks = nn.ModuleList(_Block(shape, layer) for layer in range(shape.n_layers))
+        self.norm = nn.LayerNorm(shape.emb_dim)
+        self.head = nn.Linear(shape.emb_dim, shape.vocab_size, bias=False)
 
-    def forward(self, tokens: torch.Tensor) -> ModelOutput:
-        assert tokens.ndim == 1 or tokens.shape[1] <= TOY_CONTEXT, (
-            "the last id of a batch is only a target: call model(ids[:, :-1])"
-        )
-        x = self.token_embedding(tokens)
-        hidden = self.norm(x + self.down(torch.relu(self.up(x))))
-        return ModelOutput(hidden, self.head.weight, self.head.out_features)
+    def forward(self, ids: torch.Tensor) -> ModelOutput:
+        assert ids.shape[1] <= TEST_CONTEXT, "the last id of a batch is only a target: call model(ids[:, :-1])"
+        x = self.token_embedding(ids)
+        for block in self.blocks:
+            x = block(x)
+        return ModelOutput(self.norm(x), self.head.weight, self.head.out_features)
 
     def loss(self, ids: torch.Tensor) -> torch.Tensor:
         """The negative log-likelihood of each id [B, T + 1] after the first, in nats."""
@@ -98,13 +100,29 @@ class ToyNet(nn.Module):
 
     def differentiate(self) -> float:
         """Computes the loss of a small batch and its gradients; returns the loss."""
-        tokens = torch.arange(11)
-        loss = nn.functional.cross_entropy(self(tokens).logits, (tokens + 1) % 11)
+        ids = torch.arange(2 * TEST_CONTEXT).view(2, TEST_CONTEXT)
+        output: ModelOutput = self(ids)
+        loss = output.cross_entropy(ids + 1).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
 
-def train_steps(net: ToyNet, optimizer: torch.optim.Optimizer, count: int) -> float:
+class _Block(nn.Module):
+    def __init__(self, shape: ModelShape, layer: int) -> None:
+        super().__init__()
+        width = shape.emb_dim
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(shape, layer)
+        layers = {"up": nn.Linear(width, 2 * width), "gelu": nn.GELU(), "down": nn.Linear(2 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), None, None, None, None)
+        added: torch.Tensor = self.mlp(self.mlp_norm(x))
+        return x + added
+
+
+def train_steps(net: SmallTestModel, optimizer: torch.optim.Optimizer, count: int) -> float:
     loss = 0.0
     for _ in range(count):
         optimizer.zero_grad()
@@ -113,5 +131,5 @@ def train_steps(net: ToyNet, optimizer: torch.optim.Optimizer, count: int) -> fl
     return loss
 
 
-def weights_of(net: ToyNet) -> dict[str, torch.Tensor]:
+def weights_of(net: SmallTestModel) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
