@@ -232,4 +232,4 @@ def test_the_package_of_the_guide_installs_and_registers(tmp_path: Path, monkeyp
     monkeypatch.syspath_prepend(str(site))
     registry = Registry.load(None)
     assert registry.names("samplers") == ["noisy"]
-    assert registry.packages()["samplers"] == {"noisy": "1.0"}
+    assert registry.packages()["samplers"]["noisy"].startswith("1.0 code ")

@@ -26,4 +26,4 @@ def deciding_packages(params: Params, paths: Paths, installed: Registry) -> dict
     """
     packages = installed.packages()
     used = installed_versions(build_corpus(params, paths).packages())
-    return packages | {"corpora": dict(sorted({**packages["corpora"], **used}.items()))}
+    return packages | {"corpora": dict(sorted({**used, **packages["corpora"]}.items()))}

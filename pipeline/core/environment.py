@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+
+from pipeline.core.source import code_digest
 
 _HEADER = """\
 # What is installed that decides results; DVC compares it. Written by `python -m pipeline lock`.
@@ -32,8 +35,19 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def version_and_code(version: str, files: Iterable[Path]) -> str:
+    """The version of a package and a digest of the code in `files`, because other code may have the same version;
+    without files, the version alone.
+
+    Raises:
+        PluginError: a file is not valid Python.
+    """
+    digests = sorted(map(code_digest, files))
+    return f"{version} code {hashlib.sha256(''.join(digests).encode()).hexdigest()[:12]}" if digests else version
+
+
 def environment_yaml(plugins: Mapping[str, Mapping[str, str]]) -> str:
-    """The current content of environment.yaml; `plugins` has the versions of plugin packages, by kind and name."""
+    """The current content of environment.yaml; `plugins` describes the plugin packages, by kind and name."""
     lines = [f'{name}: "{version}"' for name, version in versions().items()]
     lines += ["plugins:", *(f"  {kind}: {json.dumps(packages)}" for kind, packages in plugins.items())]
     return _HEADER + "\n".join(lines) + "\n"

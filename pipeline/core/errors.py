@@ -31,12 +31,14 @@ class CheckpointError(PipelineError):
 
 
 def describe_exception(error: BaseException) -> str:
-    """The type and message of an exception as one line of bounded length."""
+    """The type and message of an exception as one line of bounded length; for a missing package with the remedy."""
     try:
         text = str(error)
     except BaseException:  # foreign code, which may fail in __str__
         text = "(no message: its __str__ failed)"
     words = " ".join(f"{type(error).__name__}: {text[:2000]}".split()).removesuffix(":")
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        words += ": install the package that has it"
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
 
 

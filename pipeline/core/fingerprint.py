@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.core.environment import versions
 from pipeline.core.files import sha256
-from pipeline.core.source import code_digest, import_closure, plugin_closure, top_level_imports
+from pipeline.core.source import code_digest, import_closure, package_closure, plugin_closure, top_level_imports
 
 
 def code_identity(
@@ -28,7 +28,10 @@ def code_identity(
         packages: The installed packages that provide chosen plugins, with versions.
     """
     root = Path(__file__).resolve().parents[2]
-    files = {file for source in sources for file in plugin_closure(source, plugins.parent)}
+    files = set[Path]()
+    for source in sources:
+        own = source.is_relative_to(plugins)
+        files |= plugin_closure(source, plugins.parent) if own else package_closure(source)
     code = {root / path for path in import_closure(module, root, files)}
     templates = {each for path in code for each in path.parent.iterdir() if each.suffix in (".j2", ".css")}
     return {

@@ -40,6 +40,19 @@ def plugin_closure(path: Path, project: Path) -> set[Path]:
     return _closure([path], project, lambda name: name != PACKAGE)
 
 
+def package_closure(path: Path) -> set[Path]:
+    """The file of an installed plugin and the files of its top-level package that it imports, directly or
+    indirectly, as in `plugin_closure`.
+
+    Raises:
+        PluginError: a file is not valid Python.
+    """
+    top = path
+    while (top.parent / "__init__.py").is_file():
+        top = top.parent
+    return _closure([path], top.parent, lambda name: name == top.stem)
+
+
 def top_level_imports(path: Path) -> set[str]:
     """The top-level packages that a file imports, also inside functions, but not under `if TYPE_CHECKING`.
 

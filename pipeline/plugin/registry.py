@@ -14,7 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.core.console import say
+from pipeline.core.environment import version_and_code
 from pipeline.core.errors import ParamsError, PluginError, describe_exception
+from pipeline.core.source import package_closure
 from pipeline.plugin.calls import display_path, error_location, package_of
 from pipeline.plugin.components import KINDS, Component, Kind
 from pipeline.plugin.contract import registered_components
@@ -123,16 +125,22 @@ class Registry:
         return self._entries[plural][name].distribution
 
     def packages(self) -> dict[str, dict[str, str]]:
-        """The versions of the installed packages with components, by kind and package name.
+        """The installed packages with components, by kind and name: their versions, with a digest of their code.
 
-        A broken package is listed under every kind of which it may have components.
+        A broken package is listed under every kind of which it may have components, with its version alone.
         """
-        distributions = {
-            plural: [entry.distribution for entry in self.entries(plural)]
-            + [broken.distribution for broken in self.broken if plural in broken.kinds]
-            for plural in self._entries
-        }
-        return {plural: dict(sorted(filter(None, found))) for plural, found in distributions.items()}
+        return {plural: self._packages(plural) for plural in self._entries}
+
+    def _packages(self, plural: str) -> dict[str, str]:
+        files: dict[tuple[str, str], set[Path]] = {}
+        for broken in self.broken:
+            if broken.distribution and plural in broken.kinds:
+                files[broken.distribution] = set()
+        for entry in self.entries(plural):
+            if entry.distribution:
+                code = package_closure(entry.file) if entry.file.suffix == ".py" else ()
+                files.setdefault(entry.distribution, set()).update(code)
+        return {name: version_and_code(version, each) for (name, version), each in sorted(files.items())}
 
     def origins(self, chosen: Iterable[tuple[str, str]]) -> tuple[tuple[Path, ...], dict[str, str]]:
         """The files that register the `chosen` components (kind, name), and the installed packages they come
@@ -237,7 +245,7 @@ class Registry:
                     conflict = f"its {kind.singular} {component.name!r} has the name of one in {other.source}"
                 found[key] = Entry(component, source, file, distribution)
             if conflict:
-                raise PluginError(f"{conflict}: rename one of them")
+                raise PluginError(f"{conflict}: rename or remove one of them")
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything, SystemExit included

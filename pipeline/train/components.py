@@ -12,6 +12,7 @@ import torch
 
 from pipeline.core.errors import ParamsError, PluginError
 from pipeline.core.values import explain
+from pipeline.distributed.placement import process_count
 from pipeline.model.architecture import Architecture
 from pipeline.model.optimizers import use_plain_optimizers
 from pipeline.plugin.calls import calling, guarded, label, supported_arguments
@@ -65,7 +66,7 @@ class Components:
         """Builds the components that the params name; `registry` defaults to the installed and project plugins.
 
         Raises:
-            ParamsError, PluginError: a component is unknown, or an option is invalid.
+            ParamsError, PluginError: a component is unknown, an option is invalid, or they do not fit together.
         """
         use_plain_optimizers()
         registry = registry or Registry.load(plugins, KINDS)
@@ -86,6 +87,8 @@ class Components:
                 f"train.eval_callbacks.use: {' and '.join(givers)} both have eval_weights, but only one "
                 "callback can give the weights to evaluate: remove the others"
             )
+        if whole.runtime.strategy == "fsdp" and process_count(whole.runtime) > 1:
+            _check_sharding(built["optimizer"])
         sources, packages = registry.origins(deciding)
         return cls(**built, callbacks=tuple(callbacks), plugins=plugins, sources=sources, packages=packages)
 
@@ -154,14 +157,11 @@ class Components:
         modes.
 
         Raises:
-            PluginError: it cannot be built, does not hold each parameter exactly once, or does not support shards.
+            ParamsError: it does not support shards.
+            PluginError: it cannot be built, or does not hold each parameter exactly once.
         """
-        name = self.optimizer.name
-        if sharded and not self.optimizer.works_on_shards:
-            raise PluginError(
-                f"the optimizer {name!r} does not support sharded parameters (works_on_shards): choose another "
-                "one, or set runtime.strategy: ddp"
-            )
+        if sharded:
+            _check_sharding(self.optimizer)
         with calling(self.optimizer):
             more = supported_arguments(self.optimizer, "build", total_steps=total_steps)
             optimizer = self.optimizer.build(list(model.named_parameters()), **more)
@@ -169,6 +169,14 @@ class Components:
         _guard(optimizer, self.optimizer)
         set_mode(optimizer, "train")
         return optimizer
+
+
+def _check_sharding(optimizer: Optimizer) -> None:
+    if not optimizer.works_on_shards:
+        raise ParamsError(
+            f"train.optimizer.name: {optimizer.name} needs whole parameters, but with runtime.strategy: fsdp each "
+            "process holds a part of every one: choose another optimizer, or set runtime.strategy: ddp"
+        )
 
 
 def set_mode(optimizer: torch.optim.Optimizer, mode: str) -> None:

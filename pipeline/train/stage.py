@@ -17,6 +17,7 @@ from pipeline.distributed.placement import process_count
 from pipeline.distributed.ranks import Ranks, open_splits, started_as_rank
 from pipeline.model.pretrained import Pretrained
 from pipeline.model.run_record import note_other_data
+from pipeline.plugin.registry import Registry
 from pipeline.train import memory_check
 from pipeline.train.components import KINDS as KINDS
 from pipeline.train.components import Components
@@ -59,6 +60,7 @@ def run(params: Params, paths: Paths) -> None:
                 say(f"{error}; trying the previous one")
     from pipeline.distributed.launch import run_on_ranks
 
+    Components.load(params, paths.plugins, Registry.load(paths.plugins, KINDS, lambda note: None))  # fail at once
     run_on_ranks("train", lambda ranks: _train(params, paths, ranks), params, processes, resumes=True)
 
 

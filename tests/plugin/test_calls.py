@@ -120,6 +120,7 @@ CLASSES = {
     "post init": ("", "def model_post_init(self, context): raise KeyError('absent')", "KeyError: 'absent'"),
     "leaves": ("", "def model_post_init(self, context): raise SystemExit(0)", "SystemExit: 0"),
     "default factory": ("", "size: int = Field(default_factory=lambda: 1 / 0)", "ZeroDivisionError"),
+    "missing package": ("", "def model_post_init(self, context): import nonsense_module", "install the package"),
     "dataclass": ("@dataclass", "size: int = 1", "remove @dataclass"),
     "unwritable": ("", "size: type = int", "params.yaml"),
 }

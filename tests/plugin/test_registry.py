@@ -15,6 +15,7 @@ from conftest import REPOSITORY, Project, make_project
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import ParamsError, PluginError
+from pipeline.core.fingerprint import code_identity, fingerprint
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
 
@@ -320,7 +321,34 @@ def test_an_installed_package_is_found_and_recorded(installed: Path, trained_pro
     trained_project.succeed("train", "--set", "train.loss.name=foreign")
     trained_project.succeed("lock")
     environment = YAML(typ="safe").load(trained_project.root / "environment.yaml")
-    assert environment["plugins"] == {kind: {"foreign-losses": "1.2"} if kind == "losses" else {} for kind in KINDS}
+    assert environment["plugins"]["losses"]["foreign-losses"].startswith("1.2 code ")
+    assert not any(environment["plugins"][kind] for kind in KINDS if kind != "losses")
+
+
+def test_a_package_that_is_reinstalled_with_other_code_under_its_version_is_noticed(
+    installed: Path, project: Project
+) -> None:
+    module = installed / "foreign_losses"
+    module.mkdir()
+    (installed / "foreign_losses.py").rename(module / "__init__.py")
+    helper = module / "helper.py"
+
+    def write(text: str) -> dict[str, str]:
+        helper.write_text(text)
+        project.succeed("lock")
+        losses = YAML(typ="safe").load(project.root / "environment.yaml")["plugins"]["losses"]
+        source = Registry.load(None, ["losses"]).source_file("losses", "foreign")
+        identity = code_identity("pipeline.train.stage", [source], project.root / "plugins", {})
+        return {"dvc": losses["foreign-losses"], "fingerprint": fingerprint(identity)}
+
+    for line in ("from foreign_losses.helper import SCALE", "from .helper import SCALE"):
+        (module / "__init__.py").write_text(f"{line}\n{FOREIGN}")
+        first = write("SCALE = 1.0\n")
+        assert "up to date" in project.succeed("lock").out
+        assert write("SCALE = 1.0  # as it was\n") == first
+        other = write("SCALE = 2.0\n")
+        assert other["dvc"] != first["dvc"]
+        assert other["fingerprint"] != first["fingerprint"]
 
 
 def test_an_installed_package_that_takes_a_name_is_an_error_naming_both(installed: Path, project: Project) -> None:
@@ -342,7 +370,7 @@ def test_a_broken_installed_package_stops_nobody_else(installed: Path, project: 
         registry.build("optimizers", "foreign", {}, "train.optimizer")
     registry.build("optimizers", "adamw", {}, "train.optimizer")
     (note,) = notes
-    for part in ("foreign-losses 1.2", "foreign_losses.py line 1: ModuleNotFoundError"):
+    for part in ("foreign-losses 1.2", "foreign_losses.py line 1: ModuleNotFoundError", "install the package"):
         assert part in note
     assert registry.packages() == {"losses": {"foreign-losses": "1.2"}, "optimizers": {"foreign-losses": "1.2"}}
 

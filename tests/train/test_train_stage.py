@@ -23,6 +23,21 @@ def sets(*values: str) -> list[str]:
     return [part for value in values for part in ("--set", value)]
 
 
+def test_an_optimizer_that_cannot_be_sharded_is_refused_before_processes_start(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("pipeline.distributed.launch.run_on_ranks", lambda stage, *_, **__: started.append(stage))
+    sharded = sets("runtime.processes=2", "runtime.strategy=fsdp")
+    result = project.run("train", *sharded, *sets("train.optimizer.name=adafactor"))
+    assert result.code == 1
+    for part in ("train.optimizer.name: adafactor", "runtime.strategy: ddp"):
+        assert part in result.err
+    assert not started
+    project.succeed("train", *sharded)
+    assert started == ["train"]
+
+
 # ── what changed ──────────────────────────────────────────────────────────────────────────────────
 
 
