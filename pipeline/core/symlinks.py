@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.core.console import listed
 from pipeline.core.errors import DataError
 from pipeline.core.files import write_atomically
 
@@ -31,18 +32,20 @@ def record_symlinks(data: Path) -> Iterator[str]:
             yield f"{name} written: the files behind the link {link.name}"
 
 
-def check_symlinks(data: Path) -> None:
-    """Checks that the manifests of links to folders below `data` are up to date.
+def check_symlinks(data: Path, unused: Path | None = None) -> None:
+    """Checks that the manifests of links to folders below `data` are up to date; not of those in `unused`.
 
     Raises:
         DataError: a manifest is missing or outdated, or has no link.
     """
     for link, manifest, text in _links(data):
+        if unused and link.is_relative_to(unused):
+            continue
         name = link.relative_to(data.parent)
         if text is None:
             raise DataError(f"{name} is no longer a link to a folder: restore it, or run `pipeline lock`")
-        if _read(manifest) != text:
-            what = "have changed" if manifest.is_file() else "are not recorded"
+        if (recorded := _read(manifest)) != text:
+            what = "are not recorded" if recorded is None else f"have changed ({_difference(recorded, text)})"
             raise DataError(f"{name} is a link to a folder, which DVC does not follow, and its files {what}: "
                             "run `pipeline lock` before `dvc repro`")  # fmt: skip
 
@@ -56,6 +59,13 @@ def _links(data: Path) -> Iterator[tuple[Path, Path, str | None]]:
         for name in sorted(links | recorded):
             link = Path(folder, name)
             yield link, link.with_name(f".{name}{_ENDING}"), _files_behind(link) if name in links else None
+
+
+def _difference(before: str, now: str) -> str:
+    """The first files that differ between two contents of a manifest."""
+    lines = set(before.splitlines()) ^ set(now.splitlines())
+    names = sorted({line.rpartition(": [")[0] for line in lines} - {""})
+    return listed(names, 3)
 
 
 def _read(manifest: Path) -> str | None:

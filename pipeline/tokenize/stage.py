@@ -49,7 +49,7 @@ def run(params: Params, paths: Paths) -> None:
     Raises:
         ParamsError, PluginError, DataError: the corpus or the tokenizer cannot be used.
     """
-    check_symlinks(paths.root / "data")
+    check_links(params, paths)
     corpus = build_corpus(params, paths)
     _print_notes(corpus, paths)
     template = chat_template(params.tokenize.tokenizer, corpus, paths)
@@ -64,6 +64,13 @@ def run(params: Params, paths: Paths) -> None:
         recorded = _recorded(params.tokenize, corpus)
         written = write_shards(params.tokenize, paths, corpus, sources, template, recorded, params.runtime.dask)
         _print_facts(*written, corpus, paths, params.tokenize.store)
+
+
+def check_links(params: Params, paths: Paths) -> None:
+    """Checks the links below data/; those in data/raw only if the texts are there, and not below a URL."""
+    corpus = params.tokenize.corpus
+    elsewhere = corpus.options.get(corpus.name, {}).get("url")
+    check_symlinks(paths.root / "data", paths.raw if elsewhere else None)
 
 
 def build_corpus(params: Params, paths: Paths) -> Corpus:

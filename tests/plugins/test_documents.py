@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable
@@ -13,8 +15,10 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Project
 from made_documents import docx, epub, packed, paragraph, pdf
+from tqdm import tqdm
 
 from pipeline.authoring.testing.corpus import check_corpus
+from pipeline.core.yaml import yaml_values
 from pipeline.plugin.components import Corpus
 from pipeline.plugin.registry import Registry
 
@@ -297,8 +301,7 @@ def test_encodings_are_detected_and_told(
     assert read(tmp_path, encoding="auto") == {"a.txt": text, "b.txt": "plain"}
     assert read(tmp_path, encodings={"a.txt": "auto"})["a.txt"] == text
     told = capsys.readouterr().out
-    assert "detected" in told
-    assert "a.txt" in told
+    assert ("detected" in told and "a.txt" in told) == (encoding not in ("utf-8", "utf-8-sig"))
     decoded = files(encoding="auto").decoded(iter([text.encode(encoding)]), "stdin")
     assert "".join(decoded) == text
 
@@ -376,18 +379,37 @@ def test_a_few_accents_are_western_and_a_text_of_no_known_language_is_left_to_ch
 def test_a_detected_encoding_is_shown_by_a_piece_of_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "old letters").mkdir()
-    (tmp_path / "old letters/a.txt").write_bytes((SENTENCES["koi8-r"] * 9).encode("koi8-r"))
-    read(tmp_path, encoding="auto")
+    folder = tmp_path / "old letters"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes((SENTENCES["koi8-r"] * 9).encode("koi8-r"))
+    for name in ("b.txt", "c[1].txt"):
+        (folder / name).write_bytes((SENTENCES["cp1252"] * 9).encode("cp1252"))
+    texts = read(tmp_path, encoding="auto")
     told = capsys.readouterr().out
-    for part in ("old letters/a.txt", "koi8_r", "Река бежит", 'encodings: {"old letters/*": cp1252}'):
+    for part in ("old letters/a.txt", "koi8_r", "Река бежит"):
         assert part in told
+    encodings = dict[str, str]()
+    for line in re.findall(r"tokenize\.corpus\.files\.encodings: (\{.*\})$", told, flags=re.MULTILINE):
+        encodings |= yaml_values(line)
+    assert set(encodings.values()) == {"koi8_r", "cp1252"}
+    assert read(tmp_path, encodings=encodings) == texts
+
+
+def test_of_many_files_with_a_detected_encoding_the_first_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_bytes((SENTENCES["cp1252"] * 9).encode("cp1252"))
+    read(tmp_path, encoding="auto")
+    assert '{"0.txt": cp1252, "1.txt": cp1252, "2.txt": cp1252, …}' in capsys.readouterr().out
 
 
 # ── a file that is scored ─────────────────────────────────────────────────────────────────────────
 
 
-def test_any_file_is_read_as_the_corpus_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_file_is_read_as_the_corpus_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, text = tmp_path / "raw", SENTENCES["cp1252"] * 20
     (root / "old").mkdir(parents=True)
     for path in (root / "old/a.txt", tmp_path / "a.txt"):
@@ -408,6 +430,12 @@ def test_any_file_is_read_as_the_corpus_reads_it(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr()
     assert not said.out
     assert "1 cp1252 (a.txt)" in said.err
+    assert "files.encodings" not in said.err  # its patterns are of files below data/raw
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with tqdm(file=screen, desc="scoring"):
+        found(tmp_path / "a.txt", files(encoding="auto"))
+    assert "\rnote: encodings that were detected" in screen.getvalue()  # the line is cleared before
     assert found(tmp_path / "page.html") == TEXT
     assert found(tmp_path / "a.pdf") == "The river"
     assert found(tmp_path / "a.jsonl") == '{"text": "sea"}\n'

@@ -211,6 +211,16 @@ def test_what_is_left_out_is_told_by_ending_and_why(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_text_beside_the_folder_is_told(tmp_path: Path) -> None:
+    root = tmp_path / "data" / "raw"
+    write_all(root, "a.txt")
+    write_all(root.parent, "raw.dvc", "tokenizer.json", "remote.jsonl", ".b.txt")
+    assert [*files().notes(root)] == []
+    write_all(root.parent, "b.txt", "c.pdf")
+    (note,) = files().notes(root)
+    assert "data/b.txt, data/c.pdf" in note
+
+
 def test_many_endings_are_one_short_line(tmp_path: Path) -> None:
     write_all(tmp_path, "a.txt", *(f"b.x{number}" for number in range(50)))
     assert "45 others" in left_out(tmp_path)
@@ -291,6 +301,19 @@ def test_a_missing_disk_is_an_error(tmp_path: Path) -> None:
         read(tmp_path / "raw")
 
 
+def test_without_files_that_is_the_error_whatever_else_is_set(tmp_path: Path) -> None:
+    root = tmp_path / "data" / "raw"
+    options: dict[str, Any] = {"encodings": {"old/*": "latin-1"}, "text_fields": {"*.csv": "body"}}
+    with pytest.raises(FileNotFoundError, match="is missing: make the folder"):
+        read(root, **options)
+    root.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"holds no file that matches [^:]*$"):
+        read(root, **options)
+    (root.parent / "raw.dvc").touch()
+    with pytest.raises(FileNotFoundError, match=r"holds no file .* `git checkout data/raw\.dvc && dvc checkout"):
+        read(root, **options)
+
+
 def test_files_have_encodings_of_their_own(tmp_path: Path) -> None:
     for name, encoding in (("old/a.txt", "latin-1"), ("old/b.TXT", "utf-16"), ("c.txt", "utf-8")):
         write(tmp_path, name, "é".encode(encoding))
@@ -298,6 +321,11 @@ def test_files_have_encodings_of_their_own(tmp_path: Path) -> None:
     assert set(read(tmp_path, encodings=encodings).values()) == {"é"}
     with pytest.raises(ValueError, match=r"encodings: no file matches 'new/\*'"):
         read(tmp_path, encodings={"new/*": "latin-1"})
+    with pytest.raises(ValueError, match=r"no file matches 'a\.txt', but '\*\*/a\.txt' does: old/a\.txt"):
+        read(tmp_path, encodings={"a.txt": "latin-1"})
+    write(tmp_path, "old/d.csv", "text\nsea\n")
+    with pytest.raises(ValueError, match=r"no file matches '\*\.csv' that include matches: old/d\.csv is left out"):
+        read(tmp_path, text_fields={"*.csv": "body"})
     for wrong in ({"old": "utf9"}, {"../old": "utf-8"}):
         with pytest.raises(ParamsError, match="encodings"):
             files(encodings=wrong)
@@ -524,6 +552,14 @@ def test_a_line_that_is_no_document_is_named(line: str, says: tuple[str, ...], t
     message = refused(tmp_path)
     for part in ("a.jsonl line 3", *says):
         assert part in message
+
+
+@pytest.mark.parametrize(("name", "content"), [("b.csv", "id,text\n1,sea\n"), ("b.jsonl", '{"text": "sea"}\n')])
+def test_a_field_that_a_pattern_asks_for_is_named_with_it(name: str, content: str, tmp_path: Path) -> None:
+    write(tmp_path, name, content)
+    message = refused(tmp_path, include=["**"], text_fields={"b.*": "body"})
+    assert "'body'" in message
+    assert "text_fields has {'b.*': body}" in message
 
 
 def test_many_and_long_fields_keep_the_message_short(tmp_path: Path) -> None:

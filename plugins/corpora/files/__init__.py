@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
+from tqdm import tqdm
 
 from pipeline.plugin import Corpus, CorpusSource, Document, all_of, hookimpl
 
@@ -18,7 +19,7 @@ from .conversations import Conversations
 from .documents import document_text
 from .encodings import AUTO, declared, detected
 from .fetching import fetched, located, outlined, sampled
-from .finding import check_patterns, find, matching, may_find
+from .finding import beside_folder, check_patterns, find, matching, may_find, mismatch, restoring
 from .naming import split_of
 from .ranges import after, after_word, cuts, is_divisible, overlaps_itself
 from .reading import (
@@ -120,6 +121,8 @@ class Files(Corpus):
             yield f"files left out: {found.told()}"
             if remedy := found.remedy():
                 yield remedy
+        if found and (beside := beside_folder(root)):
+            yield f"{', '.join(beside)}: not read, since texts lie in {root.parent.name}/{root.name}"
 
     def packages(self) -> Iterator[str]:
         for ending, names in PACKAGES.items():
@@ -245,8 +248,9 @@ class Files(Corpus):
             raise ValueError(f"{path} is a table, not a text: only plain text and {', '.join(DOCUMENTS)} are read")
         check(path)
         found, counts = Counts(), Counts()
-        encoding = self._encoding(root, Path(os.path.abspath(path)), found)
-        _note(found)
+        inside = Path(os.path.abspath(path))
+        encoding = self._encoding(root, inside, found)
+        _note(found, inside.is_relative_to(root))
         reader = self._reader(encoding, counts)
         try:
             yield from document_text(path, reader, counts) if kind in DOCUMENTS else reader.text(path)
@@ -263,8 +267,8 @@ class Files(Corpus):
             copy.seek(0)
             encoding, found = detected(iter(partial(copy.read, BLOCK), b""), name), Counts()
             copy.seek(0)
-            found.detect(encoding, name, iter(partial(copy.read, BLOCK), b""), below=False)
-            _note(found)
+            found.detect(encoding, name, iter(partial(copy.read, BLOCK), b""))
+            _note(found, below=False)
             copy.seek(0)
             yield from self._reader(encoding, Counts()).translated(iter(partial(copy.read, BLOCK), b""), name)
 
@@ -289,6 +293,8 @@ class Files(Corpus):
         if kind in _RECORDS:
             pattern = matching(path, root, list(self.text_fields))
             text_field = self.text_fields[pattern] if pattern else self.text_field
+            if pattern:
+                reader.fix = f"text_fields has {{{pattern!r}: {text_field}}}: change it, or put this file before it"
             records: Iterable[tuple[int, str | Iterator[str]]] = _RECORDS[kind](path, text_field, reader)
         elif kind in PACKAGES:
             yield Document(name, _Whole(partial(document_text, path, reader, counts)), split)
@@ -312,7 +318,7 @@ class Files(Corpus):
         if encoding == AUTO:
             encoding = detected(blocks(path), path)
             name = path.relative_to(root).as_posix() if inside else path.name
-            counts.detect(encoding, name, blocks(path), inside)
+            counts.detect(encoding, name, blocks(path))
         return encoding
 
     def _chosen_encoding(self, root: Path, path: Path) -> tuple[str | None, str]:
@@ -323,17 +329,19 @@ class Files(Corpus):
 
     def _paths(self, root: Path) -> list[Path]:
         found = find(root, self.include)
+        if not found.texts and not found.faults:
+            there = f" (left out: {found.told()})" if found.left_out else ""
+            remedy = found.remedy() or restoring(root)
+            raise FileNotFoundError(
+                f"{root} holds no file that matches {', '.join(self.include)}{there}{remedy and f': {remedy}'}"
+            )
         for option, patterns in (("encodings", self.encodings), ("text_fields", self.text_fields)):
             for pattern in patterns:
                 if not any(matching(path, root, [pattern]) for path in found.texts):
-                    unmatched = ValueError(f"tokenize.corpus.files.{option}: no file matches {pattern!r}")
-                    found.faults.append(unmatched)
+                    why = f"no file matches {pattern!r}{mismatch(pattern, root, found.texts)}"
+                    found.faults.append(ValueError(f"tokenize.corpus.files.{option}: {why}"))
         if found.faults:
             raise all_of(found.faults, root, found.texts)
-        if not found.texts:
-            there = f" (left out: {found.told()})" if found.left_out else ""
-            remedy = f": {found.remedy()}" if found.remedy() else ""
-            raise FileNotFoundError(f"{root} holds no file that matches {', '.join(self.include)}{there}{remedy}")
         return found.texts
 
     def _faults(self, root: Path, paths: list[Path], read: int, first: Exception) -> Exception:
@@ -359,10 +367,11 @@ def _span(source: CorpusSource) -> Span:
     return WHOLE if whole else Span(source.start, source.end, source.first_record)
 
 
-def _note(counts: Counts) -> None:
-    """Prints the statistics about one file, beside the output of a command."""
-    for line in counts.told():
-        print(f"note: {line}", file=sys.stderr)
+def _note(counts: Counts, below: bool = True) -> None:
+    """Prints the statistics about one file, which may be `below` data/raw, beside the output of a command."""
+    for line in counts.told(below):
+        with tqdm.external_write_mode(file=sys.stderr):  # not into a progress line
+            print(f"note: {line}", file=sys.stderr)
 
 
 def _telling(items: Iterable[T], faults: Callable[[Exception], Exception]) -> Iterator[T]:

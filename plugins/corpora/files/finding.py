@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from .reading import COMPRESSED, FORMS, PACKAGES, check, form, is_compressed
+from .remote import MANIFEST
 
 P = TypeVar("P", tuple[str, ...], dict[str, str])
 
@@ -70,7 +72,8 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
     if root.is_symlink() and not root.exists():
         raise FileNotFoundError(f"{root} is a link that leads nowhere: fix it, or mount the disk that it leads to")
     if not root.exists():
-        raise FileNotFoundError(f"{root} is missing: make the folder and put your texts into it")
+        how = restoring(root) or "make the folder and put your texts into it"
+        raise FileNotFoundError(f"{root} is missing: {how}")
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is a file: it must be a folder that holds your texts")
     found, include = Found(), [_Pattern(root, pattern) for pattern in patterns]
@@ -109,6 +112,14 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
     return found
 
 
+def beside_folder(root: Path) -> list[str]:
+    """The first texts that lie beside data/raw, perhaps by mistake, not in it."""
+    files = (path for path in sorted(root.parent.iterdir()) if path.is_file() and path.name != MANIFEST)
+    texts = (path for path in files if form(path) in FORMS and form(path) != ".json")  # tokenizer.json
+    shown = (f"{root.parent.name}/{path.name}" for path in texts if not path.name.startswith(_HIDDEN))
+    return list(islice(shown, _PATTERNS))
+
+
 def check_patterns(patterns: P) -> P:
     """Returns the patterns.
 
@@ -128,6 +139,24 @@ def matching(path: Path, root: Path, patterns: Sequence[str]) -> str | None:
     """The first pattern that matches `path`, or None."""
     parts = path.relative_to(root).parts
     return next((pattern for pattern in patterns if _Pattern(root, pattern).matches(parts)), None)
+
+
+def mismatch(pattern: str, root: Path, texts: Sequence[Path]) -> str:
+    """A hint why `pattern` matches none of the files that are read; empty if no similar pattern matches one."""
+    wider = f"**/{pattern}"
+    for path in texts:
+        if matching(path, root, [wider]):
+            return f", but {wider!r} does: {path.relative_to(root)}"
+    for path in find(root, [pattern, wider]).texts[:1]:
+        return f" that include matches: {path.relative_to(root)} is left out"
+    return ""
+
+
+def restoring(root: Path) -> str:
+    """How to get the texts of an empty folder back from DVC; empty if DVC does not track it."""
+    tracked = f"data/{root.name}.dvc"
+    there = root.with_name(f"{root.name}.dvc").is_file()
+    return f"`git checkout {tracked} && dvc checkout {tracked}` restores what was committed" if there else ""
 
 
 def may_find(pattern: str, ending: str) -> bool:

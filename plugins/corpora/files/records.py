@@ -15,7 +15,6 @@ from .text import LongLineError, TextReader, lines
 _ROWS = 64
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _LINE_ENDS = re.compile(r"[^\r]*\r\n?|[^\r]+")
-_FIX = "set tokenize.corpus.files.text_field, or text_fields for some files only"
 
 
 _LONGEST_LINE = 1 << 26
@@ -86,7 +85,7 @@ def _parsed(text: str, place: str, hint: str) -> Any:
 
 def _record_text(record: Any, field: str, place: str, reader: TextReader) -> str | None:
     """The text of a record; None for a null that is skipped."""
-    text = None if record is None else _field(record, field, place)
+    text = None if record is None else _field(record, field, place, reader.fix)
     if text is None:
         there = f": the field {field!r} holds null (there are: {_listed(record)})" if record else " holds null"
         reader.skip_null(place + there)
@@ -94,7 +93,7 @@ def _record_text(record: Any, field: str, place: str, reader: TextReader) -> str
     if not isinstance(text, str):
         raise ValueError(
             f"{place}: the field {field!r} holds {_named(text)}, not a text (there are: "
-            f"{_listed(record)}): mend it, or {_FIX}"
+            f"{_listed(record)}): mend it, or {reader.fix}"
         )
     return reader.record(text, place)
 
@@ -122,7 +121,9 @@ def table_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[in
                 names = row
                 if names.count(column) != 1:
                     how = f"{names.count(column)} columns" if column in names else "no column"
-                    raise ValueError(f"{path} has {how} {column!r} (its first row names: {_listed(names)}): {_FIX}")
+                    raise ValueError(
+                        f"{path} has {how} {column!r} (its first row names: {_listed(names)}): {reader.fix}"
+                    )
                 place = names.index(column)
                 continue
             number += 1
@@ -139,16 +140,17 @@ def table_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[in
         ) from None
 
 
-def _field(record: Any, field: str, place: str) -> Any:
-    """The value of a field. A name with dots that is not itself a field leads into nested objects."""
+def _field(record: Any, field: str, place: str, fix: str) -> Any:
+    """The value of a field. A name with dots that is not itself a field leads into nested objects; `fix` is for
+    errors."""
     if not isinstance(record, dict):
         raise ValueError(f'{place} holds {_named(record)}, where an object such as {{"{field}": …}} is meant')
     outer, dot, inner = field.partition(".")
     if field in record or not dot or outer not in record:
         if field not in record:
-            raise ValueError(f"{place} has no field {field!r} (there are: {_listed(record)}): {_FIX}")
+            raise ValueError(f"{place} has no field {field!r} (there are: {_listed(record)}): {fix}")
         return record[field]
-    return None if record[outer] is None else _field(record[outer], inner, place)
+    return None if record[outer] is None else _field(record[outer], inner, place, fix)
 
 
 def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[int, str]]:
@@ -164,7 +166,7 @@ def parquet_rows(path: Path, column: str, reader: TextReader) -> Iterator[tuple[
     with path.open("rb") as opened:
         try:
             file = parquet.ParquetFile(opened, buffer_size=BLOCK, page_checksum_verification=True)
-            names = _check_column(path, file.schema_arrow, column)
+            names = _check_column(path, file.schema_arrow, column, reader.fix)
             groups = [group for group, start in enumerate(_group_starts(file)) if reader.span.contains(start)]
             batches = file.iter_batches(_ROWS, columns=[column], row_groups=groups, use_threads=False)
             columns = (_nested(batch.column(names[0]), names[1:]) for batch in batches)
@@ -223,8 +225,8 @@ def _group_starts(file: Any) -> list[int]:
     return starts
 
 
-def _check_column(path: Path, schema: Any, column: str) -> list[str]:
-    """The path to a text column: one name, or several if it is in structs."""
+def _check_column(path: Path, schema: Any, column: str, fix: str) -> list[str]:
+    """The path to a text column: one name, or several if it is in structs; `fix` is for errors."""
     from pyarrow import types
 
     names, rest, fields = list[str](), column, {field.name: field.type for field in schema}
@@ -233,7 +235,7 @@ def _check_column(path: Path, schema: Any, column: str) -> list[str]:
         names.append(name)
         fields = {field.name: field.type for field in inner}
     if rest not in fields:
-        raise ValueError(f"{path} has no column {column!r} (there are: {_listed(fields)}): {_FIX}")
+        raise ValueError(f"{path} has no column {column!r} (there are: {_listed(fields)}): {fix}")
     kind = fields[rest]
     value = kind.value_type if types.is_dictionary(kind) else kind
     if not (
@@ -244,7 +246,7 @@ def _check_column(path: Path, schema: Any, column: str) -> list[str]:
     ):
         there = _listed(fields)
         raise ValueError(
-            f"{path}: the column {column!r} holds {str(kind)[:80]}, not text (there are: {there}): {_FIX}"
+            f"{path}: the column {column!r} holds {str(kind)[:80]}, not text (there are: {there}): {fix}"
         )
     return [*names, rest]
 

@@ -19,6 +19,8 @@ _COMMON = ("utf-8", "utf-16", "latin-1", "cp1252", "shift_jis", "gb18030", "koi8
 _NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "unicode_escape", "raw-unicode-escape"}
 _READ_THEIR_BOM = {"utf-16", "utf-32", "utf-8-sig"}
 _NAMED = 3
+_WILD = re.compile(r"[*?\[]")
+FIX = "set tokenize.corpus.files.text_field, or text_fields for some files only"
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -54,7 +56,7 @@ class Counts:
         skipped: The number of records whose text is null.
         blank_pages: The number of .pdf pages without text.
         detected: The files with detected encodings, by encoding: their number and the first names.
-        snippets: The first file's beginning as decoded and what to set if it is wrong, by detected encoding.
+        snippets: What the first file has beyond ASCII, as decoded, by detected encoding.
     """
 
     replaced: int = 0
@@ -63,24 +65,16 @@ class Counts:
     detected: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     snippets: dict[str, str] = field(default_factory=dict)
 
-    def detect(self, encoding: str, name: str, data: Iterable[bytes], below: bool = True) -> None:
+    def detect(self, encoding: str, name: str, data: Iterable[bytes]) -> None:
         """Counts a file whose encoding was detected.
 
         Args:
             encoding: The encoding.
             name: The name of the file, relative to data/raw if it is there.
             data: The file in blocks.
-            below: Whether it is below data/raw, where the option `encodings` applies.
         """
         if encoding not in self.detected and encoding != "utf-8":
-            folder, slash, _ = name.rpartition("/")
-            pattern = json.dumps(f"{folder}/*" if slash else name, ensure_ascii=False)
-            other = "cp1250" if encoding == "cp1252" else "cp1252"
-            pasted = f"encodings: {{{pattern}: {other}}}" if below else f"encoding: {other}"
-            self.snippets[encoding] = (
-                f'{name} as {encoding} reads "{snippet(data, encoding)}"; if that is wrong, set the right one in '
-                f"tokenize.corpus.files, such as {pasted}"
-            )
+            self.snippets[encoding] = snippet(data, encoding)
         count, names = self.detected.get(encoding, (0, []))
         self.detected[encoding] = count + 1, [*names, name][:_NAMED]
 
@@ -94,19 +88,31 @@ class Counts:
             self.detected[encoding] = before + count, [*first, *names][:_NAMED]
         self.snippets = other.snippets | self.snippets
 
-    def told(self) -> Iterator[str]:
-        """Yields one line per non-zero statistic."""
+    def told(self, below: bool = True) -> Iterator[str]:
+        """Yields one line per non-zero statistic; `below` data/raw, the option `encodings` applies."""
         if self.replaced:
             yield f"{self.replaced:,} places that were no character became U+FFFD"
         if self.skipped:
             yield f"{self.skipped:,} records without a text (null) were skipped"
         if self.blank_pages:
             yield f"{self.blank_pages:,} pages of .pdf files hold no text (blank, or pictures)"
-        if self.detected:
+        if self.snippets:  # not all are UTF-8
             each = sorted(self.detected.items(), key=lambda item: (-item[1][0], item[0]))
             told = (f"{count:,} {name} ({_some(names, count)})" for name, (count, names) in each)
             yield f"encodings that were detected: {', '.join(told)}"
-            yield from self.snippets.values()
+            for encoding, shown in self.snippets.items():
+                count, names = self.detected[encoding]
+                yield f'{names[0]} as {encoding} reads "{shown}"; if that is wrong, ' + (
+                    f"correct {encoding} in tokenize.corpus.files.encodings: {_pinned(names, encoding, count)}"
+                    if below
+                    else "set tokenize.corpus.files.encoding"
+                )
+
+
+def _pinned(names: list[str], encoding: str, count: int) -> str:
+    """The encodings of the files `names`, and of more if `count` says so, as the option has them."""
+    patterns = (json.dumps(_WILD.sub("[\\g<0>]", name), ensure_ascii=False) for name in names)
+    return "{" + ", ".join([f"{each}: {encoding}" for each in patterns] + ["…"] * (count > len(names))) + "}"
 
 
 def _some(names: list[str], count: int) -> str:
@@ -131,6 +137,8 @@ class TextReader:
         self._encoding, self._errors, self._lf = encoding, errors, lf
         self._counts, self._skip_null = counts, skip_null
         self.span = span
+        self.fix = FIX
+        """What to set if the text of a record is not where it was looked for."""
 
     def text(self, path: Path) -> Iterator[str]:
         """Yields the text of a file in blocks."""
@@ -153,10 +161,7 @@ class TextReader:
             ValueError: such records are errors; the message has `what`.
         """
         if not self._skip_null:
-            raise ValueError(
-                f"{what}: fix it, or set tokenize.corpus.files.null_text: skip, or another text_field "
-                "(text_fields for some files)"
-            )
+            raise ValueError(f"{what}: fix it, or set tokenize.corpus.files.null_text: skip; or {self.fix}")
         self._counts.skipped += 1
 
     def decoded(self, data: Iterable[bytes], path: Path | str) -> Iterator[str]:
