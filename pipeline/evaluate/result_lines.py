@@ -118,6 +118,9 @@ def result(numbers: Numbers, about: Numbers, before: Mapping[str, tuple[str, flo
     if side in before:
         digest, earlier = before[side]
         text += f", {_change(bits, earlier)}" if digest == about[side]["text"] else ", on other text than before"
+        digest, earlier = before.get("val", ("", 0.0))
+        if side == "test" and digest and digest == about.get("val", {}).get("text"):
+            text += f"; val {_change(numbers['val'][_BITS], earlier).removesuffix(' than before')}"
     return side, text
 
 

@@ -69,6 +69,13 @@ def test_the_result_stands_beside_baselines_and_the_run_before(
     assert ("before" in text) == bool(said)
 
 
+def test_beside_a_change_on_test_stands_that_on_val() -> None:
+    before = {"test": ("t", 1.829), "val": ("v", 4.1)}
+    assert result(NUMBERS, ABOUT, before)[1].endswith("0.014 better than before; val 0.023 worse")
+    before["val"] = ("other", 4.1)
+    assert result(NUMBERS, ABOUT, before)[1].endswith("0.014 better than before")
+
+
 def test_without_test_val_is_the_result_and_without_bits_the_loss() -> None:
     assert result({"val": NUMBERS["val"]}, {"val": ABOUT["val"]}, {})[0] == "val"
     assert result({"val": {"loss": 3.5}}, {"val": ABOUT["val"]}, {}) == ("val", "loss 3.5000 nats per token")
