@@ -253,8 +253,11 @@ def preset(name: str | None, new_base: bool, params_file: Path) -> None:
         from pipeline.commands.base_weights import keep_base
 
         _print_lines([keep_base(Paths(Path.cwd()), new_base)])
+    from pipeline.commands.versions import record_for_dvc
+
     changes = write_preset(name, params_file)
     _print_lines([*changes, f"{params_file} {'now' if changes else 'already'} has the values of the preset {name}"])
+    _print_lines(record_for_dvc(params_file, Paths(Path.cwd())))
 
 
 @cli.command(short_help="Choose the settings for your text, this machine and a time.")
@@ -382,24 +385,15 @@ def lock() -> None:
     below data/, a list of the files that it leads to (.NAME.manifest.json); and, for texts below a URL
     (tokenize.corpus.files.url), a list of them (data/remote.jsonl).
     """
-    from pipeline.commands.versions import deciding_packages
-    from pipeline.core.environment import environment_changes, environment_yaml
-    from pipeline.core.files import write_atomically
-    from pipeline.core.symlinks import record_symlinks
-    from pipeline.plugin.registry import Registry
+    from pipeline.commands.versions import record
     from pipeline.tokenize.stage import record_corpus
 
     params, paths = read_params(Path("params.yaml"), ())
-    installed = Registry.load(None)
-    _print_lines(f"note: {each.message} (not loaded, so recorded for every kind)" for each in installed.broken)
-    packages = deciding_packages(params, paths, installed)
-    recorded = list(record_corpus(params, paths))  # first: a server may not answer, and then nothing is written
-    recorded += record_symlinks(paths.root / "data")
-    changes = environment_changes(paths.environment, packages)
-    if changes:
-        write_atomically(paths.environment, environment_yaml(packages))
-    click.echo(f"environment.yaml written ({'; '.join(changes)})" if changes else "environment.yaml is up to date")
-    _print_lines(recorded)
+    texts = list(record_corpus(params, paths))  # first: a server may not answer, and then nothing is written
+    lines = list(record(params, paths))
+    if not any(line.startswith("environment.yaml") for line in lines):
+        click.echo("environment.yaml is up to date")
+    _print_lines([*lines, *texts])
 
 
 @cli.command(short_help="List the training runs with checkpoints, and kept tokens.")

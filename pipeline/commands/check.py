@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.commands.estimate import say_time
-from pipeline.commands.sample import check_beginnings, tokenize_sample
+from pipeline.commands.sample import check_beginnings, held_out, tokenize_sample
 from pipeline.commands.trial import Trial, TrySteps, last_phase, trial_process
-from pipeline.commands.versions import deciding_packages
+from pipeline.commands.versions import deciding_packages, note_untracked
 from pipeline.core.console import fact, say
 from pipeline.core.environment import environment_changes
 from pipeline.core.errors import PipelineError, explain_os_error
 from pipeline.core.files import format_bytes
 from pipeline.core.paths import Paths
 from pipeline.core.processor import cores
-from pipeline.core.symlinks import check_symlinks
 from pipeline.data.tokens import TokenFolder
 from pipeline.distributed.placement import process_count
 from pipeline.export.stage import export_source, refusals
@@ -32,6 +31,7 @@ from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.device import choose_device, memory_of
 from pipeline.plugin.components import KINDS
 from pipeline.plugin.registry import Registry
+from pipeline.tokenize.stage import check_links
 from pipeline.train.components import Components
 from pipeline.train.data import TrainingData, check_length
 from pipeline.train.length import rank_micro_batch_size
@@ -91,7 +91,8 @@ def run(params: Params, paths: Paths) -> None:
             "`--queue` fail ('ascii' codec): use another folder for them; `dvc repro` works here"
         )
     with findings.collected():
-        _check_texts(params, paths)
+        check_links(params, paths)
+        note_untracked(params, paths)
     with tempfile.TemporaryDirectory() as folder, trial_process() as try_steps, findings.collected():
         splits = _data(params, paths, Path(folder))
         for prompt in params.evaluate.generation.prompts:  # a character tokenizer cannot encode every prompt
@@ -157,15 +158,6 @@ def _check_git(paths: Paths) -> None:
         say(f"note: git does not track {names}{more}: `git add` {what}, or queued runs lack {what}")
 
 
-def _check_texts(params: Params, paths: Paths) -> None:
-    """Checks that DVC detects changes of the texts in data/raw; prints a note if it does not track them."""
-    check_symlinks(paths.root / "data")
-    remote = params.tokenize.corpus.options.get("files", {}).get("url")
-    texts = not remote and paths.raw.is_dir() and not paths.raw.is_symlink() and any(paths.raw.iterdir())
-    if texts and params.tokenize.corpus.name != "python_docs" and not paths.raw.with_suffix(".dvc").is_file():
-        say("note: DVC does not track data/raw: run `dvc add data/raw`, or queued runs and clones will lack it")
-
-
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -178,6 +170,8 @@ def _data(params: Params, paths: Paths, folder: Path) -> TokenFolder:
         only = f"large corpus, only its beginning was read{f' and that of {files:,} files' if files else ''}: "
     sizes = ", ".join(f"{len(sample.splits.ids(name)):,} of {name}" for name in sample.splits.names)
     fact("data", f"{only}{sample.documents:,} documents, {sample.bytes:,} bytes; tokens: {sizes}")
+    if names := held_out(sample, params.split.by):
+        fact("held out", f"{names} (by {params.split.by})")
     return sample.splits
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commands import fit_rules
 from pipeline.commands.estimate import duration
-from pipeline.commands.sample import Sample, beginning_of_corpus, tokenize_sample
+from pipeline.commands.sample import Sample, beginning_of_corpus, held_out, tokenize_sample
 from pipeline.commands.timing import Speed
 from pipeline.commands.trial import try_steps
+from pipeline.commands.versions import note_untracked, record_for_dvc
 from pipeline.core.console import say
 from pipeline.core.errors import DataError, ParamsError
 from pipeline.core.files import format_bytes
@@ -27,6 +28,7 @@ from pipeline.model.device import choose_device
 from pipeline.params.presets import write_values
 from pipeline.params.reader import load_params
 from pipeline.plugin.splits import split_of
+from pipeline.tokenize.documents import without_notes
 from pipeline.tokenize.stage import build_corpus
 from pipeline.tokenize.tokenizers import build_tokenizer
 from pipeline.train.components import Components
@@ -43,6 +45,8 @@ _NEAR = math.log(1.3)
 """Two speeds are near enough for the same choice if their logarithms differ by less."""
 _TRIALS = 3
 _EVALUATIONS = 9
+_FEWEST, _LARGEST = 20, 1 / 3
+"""Whole documents are held out if there are so many, and none has a larger part of the text."""
 _SEEDS = 100
 """How many seeds of the split are tried."""
 _WIDTH = 80
@@ -88,6 +92,7 @@ class _Fit:
     speed: Speed
     seconds: float
     split_is_set: bool
+    held_out: str
 
 
 def run(file: Path, overrides: Sequence[str], paths: Paths, minutes: float, dry_run: bool) -> None:
@@ -106,8 +111,11 @@ def run(file: Path, overrides: Sequence[str], paths: Paths, minutes: float, dry_
         say(change)
     if dry_run:
         say(f"nothing was written (--dry-run): {len(changes)} values of {file} would change")
-    else:
-        say(f"{file} {'now' if changes else 'already'} has these values: next, `pipeline check` or `dvc repro`")
+        return
+    for line in record_for_dvc(file, paths):
+        say(line)
+    note_untracked(fit.params, paths)
+    say(f"{file} {'now' if changes else 'already'} has these values: next, `pipeline check` or `dvc repro`")
 
 
 def _choose(file: Path, overrides: Sequence[str], paths: Paths, seconds: float) -> _Fit:
@@ -121,13 +129,13 @@ def _choose(file: Path, overrides: Sequence[str], paths: Paths, seconds: float) 
     text = _read_text(params, paths)
     values |= _split(params, text) | _prompts(params, text)
     flops = seconds * _GUESS[choose_device(params.runtime.device).type]
-    sample, tokenized = None, None
+    sample, tokenized, said = None, None, set[str]()
     with tempfile.TemporaryDirectory() as folder:
         for trial in range(_TRIALS):
             values |= {} if text.ids else _tokenizer(fit_rules.vocabulary(text.size, flops))
             params = _params(file, values, overrides)
             if sample is None or tokenized != params.tokenize:
-                sample = tokenize_sample(params, paths, Path(folder) / str(trial))
+                sample = tokenize_sample(params, paths, Path(folder) / str(trial), said)
                 tokenized = params.tokenize
             tokens = len(sample.splits.ids("train")) / text.share
             vocabulary = sample.splits.tokenizer.vocab_size
@@ -148,6 +156,7 @@ def _choose(file: Path, overrides: Sequence[str], paths: Paths, seconds: float) 
             )
             context = params.model.context_length
             measured = left * params.train.batch_size * context * architecture.flops_per_token / step
+            held = held_out(sample, params.split.by)
             near = abs(math.log(measured / flops)) < _NEAR
             flops = measured
             if near:
@@ -157,7 +166,7 @@ def _choose(file: Path, overrides: Sequence[str], paths: Paths, seconds: float) 
     params = _params(file, values, overrides)
     return _Fit(
         text, tokens, vocabulary, chosen, values, architecture, params, speed, seconds - left + chosen.steps * step,
-        "split.by" in fixed,
+        "split.by" in fixed, held,
     )  # fmt: skip
 
 
@@ -194,13 +203,15 @@ def _read_text(params: Params, paths: Paths) -> _Text:
     """Reads the text, or the beginning of a long one; the size of the rest is that of the files."""
     beginning, text = beginning_of_corpus(params, paths), _Text()
     tokenizer = cache(partial(build_tokenizer, params.tokenize.tokenizer, beginning, paths))
-    for document in beginning():
-        text.documents += 1
+    for document in without_notes(beginning):  # they are printed when it is tokenized
         text.ids = text.ids or document.ids is not None
         start, size = "", 0
         for block in text_blocks(document, tokenizer):
             size += len(block.encode(errors="replace"))
             start = start or block[:200]
+        if not size:
+            continue  # tokenize leaves it out, too
+        text.documents += 1
         text.size += size
         text.sizes[document.name] = size
         words = " ".join(start.split()[:3])[:24].strip()
@@ -228,7 +239,8 @@ def _split(params: Params, text: _Text) -> dict[str, Any]:
     by_document: dict[str, Any] = {"split.by": "document", "split.val": share, "split.test": share}
     if text.share < 1:
         return by_document
-    seed = _balanced_seed(params.split.seed, share, text.sizes) if text.documents * share >= 5 else None
+    several = text.documents >= _FEWEST and max(text.sizes.values()) < _LARGEST * text.size
+    seed = _balanced_seed(params.split.seed, share, text.sizes) if several else None
     if seed is None:
         return by_document | {"split.by": "position", "split.unit": "tokens"}
     return by_document | {"split.seed": seed}
@@ -296,7 +308,8 @@ def _explain(fit: _Fit, minutes: float) -> None:
             f"a vocabulary of {fit.vocabulary:,}: a larger one shortens the text, but each token must occur often "
             "enough, and the output head must not cost more than the rest of the model",
         )
-    _line("split", _about_split(params, fit.text, fit.split_is_set))
+    names = f" ({fit.held_out})" if fit.held_out else ""
+    _line("split", _about_split(params, fit.text, fit.split_is_set) + names)
     why = (
         "a larger model would overfit a text of this size"
         if chosen.limited

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.core.console import say
+from pipeline.core.console import listed, say
 from pipeline.core.paths import Paths
 from pipeline.data.encode import blocks_of, parts_of
 from pipeline.data.tokens import TokenFolder
@@ -29,6 +30,8 @@ _READ_AT_MOST = 32 << 20
 """Characters; of a larger corpus only the beginning is read."""
 _SOURCES = 1000
 """Files; of more, some between the first and the last are looked at."""
+_FEW = 100
+"""Of so few documents, those that are held out are named."""
 _PER_ID = 4
 """Characters, about."""
 
@@ -49,6 +52,22 @@ class Sample:
     documents: int
     bytes: int
     cut: bool
+
+
+def held_out(sample: Sample, by: str) -> str:
+    """The first documents of val and of test, such as "val: a part of c.txt, d.txt; test: e.txt and 8 more".
+
+    It is empty if only a part of the corpus was read, or it is a single document, or chance chose among many.
+    """
+    if sample.cut or sample.documents == 1 or (by == "document" and sample.documents > _FEW):
+        return ""
+    names = {split: [each.name for each in sample.splits.documents(split)] for split in sample.splits.names}
+    of = Counter(chain.from_iterable(names.values()))
+
+    def told(split: str) -> str:
+        return listed(["a part of " * (of[each] > 1) + each for each in names[split]], most=3)
+
+    return "; ".join(f"{split}: {told(split)}" for split in names if split != "train")
 
 
 class _Scratch(Paths):
@@ -95,8 +114,9 @@ class Beginning:
             yield block
 
 
-def tokenize_sample(params: Params, paths: Paths, folder: Path) -> Sample:
-    """Tokenizes and splits the corpus (only the beginning of a large one) into `folder`, and prints their notes."""
+def tokenize_sample(params: Params, paths: Paths, folder: Path, said: set[str] | None = None) -> Sample:
+    """Tokenizes and splits the corpus (only the beginning of a large one) into `folder`, and prints their notes,
+    except those in `said`, to which it adds them."""
     scratch, output = _Scratch(paths.root, folder), io.StringIO()
     beginning = beginning_of_corpus(params, paths)
     corpus = tokenize.build_corpus(params, paths)
@@ -109,8 +129,10 @@ def tokenize_sample(params: Params, paths: Paths, folder: Path) -> Sample:
                 params = params.model_copy(update={"split": by_position})
             split.write_splits(params, scratch, baseline=False)
     finally:
+        said = set() if said is None else said
         for line in output.getvalue().splitlines():
-            if line.startswith(("note:", "removed")):
+            if line.startswith(("note:", "removed")) and line not in said:
+                said.add(line)
                 say(line)
     read = TokenFolder(scratch.tokens, "").meta["files"]["tokens"]
     return Sample(TokenFolder(scratch.splits, ""), read["documents"], read["bytes"], beginning.cut)

@@ -82,7 +82,9 @@ def write_splits(params: Params, paths: Paths, baseline: bool = True) -> None:
             f"note: {len(found):,} texts are in two splits, which flatters results: {listed_names}; to remove "
             "them, set split.duplicates: remove"
         )
-    fact("wrote", f"{paths.shown(paths.splits)} (by {split_params.by})")
+    cut = sum(file["documents"] for file in files.values()) - int(np.count_nonzero(assignment.places != REMOVED))
+    counted = f"; documents that are cut count in each of their splits: {cut} more" if cut else ""
+    fact("wrote", f"{paths.shown(paths.splits)} (by {split_params.by}{counted})")
 
 
 def _write(

@@ -41,6 +41,7 @@ def test_before_the_first_run_the_corpus_is_tokenized_and_nothing_is_written(pro
     told = project.succeed("check").out
     assert tree(project.root) == before
     assert "12 documents" in told
+    assert re.search(r"^held out val: \S+, .*; test: \S+, .* \(by document\)$", told, flags=re.MULTILINE)
     assert " of train, " in told
     assert "environment.yaml is up to date" in told
     assert "nothing found that would stop the run" in told
@@ -208,6 +209,8 @@ def test_texts_that_are_left_out_or_lie_behind_links_are_told(project: Project, 
     (raw / "linked").symlink_to(tmp_path / "disk")
     assert "PROBLEM  data/raw/linked is a link to a folder" in project.run("check").out
     assert "data/raw/linked is a link to a folder" in project.run("tokenize").err
+    elsewhere = project.run("tokenize", "--set", "tokenize.corpus.files.url=file:///gone").err
+    assert "link" not in elsewhere
     assert "data/raw/.linked.manifest.json" in project.succeed("lock").out
     for command in ("check", "tokenize"):
         assert "note: files left out: 2 .pdf, 1 .html (not in include)" in project.succeed(command).out

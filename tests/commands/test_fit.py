@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -104,6 +105,8 @@ def test_the_settings_are_written_with_their_reasons_and_train(project: Project,
     after = load_params(project.root / "params.yaml")
     assert after.tokenize.corpus.name == "files"
     assert after.split.by == "position"  # 12 documents are few
+    names = sorted(path.name for path in (project.root / "data" / "raw").iterdir())
+    assert names[-1] in told["split"] + result.out.partition("split ")[2].partition("model ")[0]
     assert after.model == measured[-1].model
     assert f"{after.train.budget.amount:,} steps" in told["length"]
     assert after.runtime == before.runtime
@@ -125,6 +128,46 @@ def test_val_and_test_get_documents_whatever_the_seed_in_the_params_would_give(
     found = Counter(split_of(name, split.seed, split.val, split.test) for name in documents)
     assert split.by == "document"
     assert min(found["val"], found["test"]) >= 3
+
+
+def test_documents_are_counted_as_tokenize_does_and_told_where_they_are_held_out(
+    project: Project, measured: list[Any]
+) -> None:
+    raw = project.root / "data" / "raw"
+    for number in range(12):
+        (raw / f"more{number}.txt").write_text(made_up_text(number, 900))
+    (raw / "empty.txt").write_text("")
+    (raw / "old.txt").write_bytes(("La rivière court à la mer ; été, où êtes-vous ? " * 99).encode("cp1252"))
+    sets = ("tokenize.corpus.name=files", "tokenize.corpus.files.encoding=auto")
+    result = fit(project, "--minutes", "0.5", *(part for each in sets for part in ("--set", each)))
+    assert result.code == 0, result.err
+    assert "in 25 documents" in result.out
+    assert "25 documents" in project.run("tokenize", tiny=False).out
+    assert load_params(project.root / "params.yaml").split.by == "document"
+    assert re.search(r"\(val:\s+\S+\.txt,\s+\S+\.txt", result.out)
+    assert result.out.count("encodings that were detected") == 1
+    (raw / "book.txt").write_text(made_up_text(0, 20_000))  # a large part of the text
+    again = fit(project, "--minutes", "0.5")
+    assert "split.by: document → position" in again.out
+    assert re.search(r"test:\s+a\s+part\s+of\s", again.out)
+    project.run("tokenize", tiny=False)
+    assert "documents that are cut count in each of their splits: 2 more" in project.run("split", tiny=False).out
+
+
+def test_in_a_dvc_project_what_dvc_compares_is_recorded(project: Project, measured: list[Any]) -> None:
+    assert not (project.root / "environment.yaml").exists()
+    fit(project, "--minutes", "0.5")
+    assert not (project.root / "environment.yaml").exists()
+    (project.root / "dvc.yaml").write_text("stages: {}\n")
+    fit(project, "--minutes", "0.5", "--dry-run")
+    assert not (project.root / "environment.yaml").exists()
+    told = fit(project, "--minutes", "0.5", "--set", "tokenize.corpus.files.encoding=auto").out
+    assert "environment.yaml written (new file)" in told
+    assert "charset-normalizer" in (project.root / "environment.yaml").read_text()
+    assert "dvc add data/raw" in told
+    assert "charset-normalizer" in project.run("preset", "tiny", tiny=False).out
+    assert "charset-normalizer" not in (project.root / "environment.yaml").read_text()
+    assert "environment.yaml is up to date" in project.succeed("lock").out
 
 
 def test_a_dry_run_writes_nothing(project: Project, measured: list[Any]) -> None:

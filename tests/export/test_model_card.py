@@ -52,13 +52,15 @@ def test_it_says_what_there_is() -> None:
     for part in ("123 thousand parameters", "| train | 8 | 12,345 | 4,000 |", "1.2e-06", "transformers 5", "adamw"):
         assert part in text
     assert "AutoModelForCausalLM" in text
+    assert "a cut one counts" not in text
+    assert "a cut one counts in each split" in replace(CARD, params={"split": {"by": "position"}}).text()
 
 
 def test_intervals_are_shown_where_there_are_any() -> None:
     assert CARD.metrics
     interval = {"loss": {"low": 1.25, "high": 1.75}}
     with_one = replace(CARD, metrics={**CARD.metrics, "val": {**SIDE, "interval": interval}})
-    assert "1.5 (1.25 to 1.75)" in with_one.text().replace("\\", "")
+    assert "1.500 (1.250 to 1.750)" in with_one.text().replace("\\", "")
     assert "(1.25 to" not in CARD.text()
 
 
