@@ -10,7 +10,7 @@ from pipeline.comparison import sweep_rendering
 from pipeline.comparison.checkpoints import compare_checkpoints, most_changed
 from pipeline.comparison.recipes import compare_recipes
 from pipeline.comparison.rendering import CHECKPOINTS, RECIPES, Comparison, as_json, as_markdown, as_text
-from pipeline.comparison.runs import SEED, RunResult, common_unit, pair_scores, read_run, shared_sides
+from pipeline.comparison.runs import SEED, RunResult, common_unit, mean_metrics, pair_scores, read_run, shared_sides
 from pipeline.comparison.sources import RunSource, find_experiments, find_source
 from pipeline.comparison.sweep import QUEUED, RUNNING, read_sweep
 from pipeline.comparison.tasks import compare_tasks
@@ -119,6 +119,7 @@ def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResu
         sides = {side: compare_recipes(each, len(first)) for side, each in paired.items()}
     else:
         sides = {side: compare_checkpoints(each) for side, each in paired.items()}
+    ours, theirs = mean_metrics([first, second])
     return Comparison(
         question=question,
         unit=unit,
@@ -128,6 +129,7 @@ def _compare(question: str, first: Sequence[RunResult], second: Sequence[RunResu
         params=params,
         changes={side: most_changed(each) for side, each in paired.items()} if question == CHECKPOINTS else {},
         tasks=compare_tasks(first[0], second[0]) if question == CHECKPOINTS else [],
+        metrics={name: (value, theirs[name]) for name, value in ours.items()},
     )
 
 

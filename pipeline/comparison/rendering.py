@@ -39,6 +39,7 @@ class Comparison:
         params: The params that differ, with the values of A and B.
         changes: The documents or blocks with the largest contributions to the difference; only for checkpoints.
         tasks: The differences in the numbers of tasks; only for checkpoints.
+        metrics: The chosen metrics of A and B by text and name (for recipes: the means).
     """
 
     question: str
@@ -49,6 +50,7 @@ class Comparison:
     params: dict[str, tuple[Any, Any]]
     changes: dict[str, list[DocumentChange]]
     tasks: list[TaskDifference] = field(default_factory=list)
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def verdict(found: Difference, unit: str) -> str:
@@ -84,6 +86,7 @@ def as_json(comparison: Comparison) -> str:
         **sides,
         "params": {key: {"A": first, "B": second} for key, (first, second) in comparison.params.items()},
         "changed_most": {side: [asdict(each) for each in changes] for side, changes in comparison.changes.items()},
+        "metrics": {name: finite({"A": one, "B": two}) for name, (one, two) in comparison.metrics.items()},
         **({"tasks": [asdict(each) for each in comparison.tasks]} if comparison.tasks else {}),
     }
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=str)
@@ -184,6 +187,10 @@ def task_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[l
 
 def tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Yields tables as title, header and rows."""
+    if comparison.metrics:
+        pairs = comparison.metrics.items()
+        rows = [[name, f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}"] for name, (one, two) in pairs]
+        yield "The chosen metrics, without a test", ["", "A", "B", "B − A"], rows
     params = list(comparison.params.items())
     if not params:
         yield "All params are equal", [], []

@@ -38,6 +38,7 @@ class RunResult:
         params: The effective params of the run, by section.
         about: What was evaluated and how: the content of reports/evaluation.json.
         documents, blocks: The scores of the held-out texts, "val" and, if there is one, "test".
+        metrics: The chosen metrics (`evaluate.metrics`) by held-out text and name, such as "val accuracy_top5".
         items: The values of the items of tasks by name, such as questions, by the name of the number.
     """
 
@@ -46,6 +47,7 @@ class RunResult:
     about: dict[str, Any]
     documents: dict[str, list[UnitScore]]
     blocks: dict[str, list[UnitScore]]
+    metrics: dict[str, float] = field(default_factory=dict)
     items: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -91,6 +93,9 @@ def read_run(source: RunSource) -> RunResult:
         totals = np.array([unit[1:3] for unit in run.documents.get(side, [])]).reshape(-1, 2).sum(axis=0)
         numbers = metrics.get(side)
         loss = numbers.get("loss") if isinstance(numbers, dict) else None
+        if isinstance(numbers, dict):
+            chosen = {name: value for name, value in numbers.items() if name not in _ALWAYS}
+            run.metrics.update({f"{side} {name}": value for name, value in chosen.items() if _is_number(value)})
         known = isinstance(loss, int | float) and totals[0] > 0 and side in run.blocks
         if not known or not math.isclose(totals[1] / totals[0], float(loss or 0), rel_tol=1e-9):
             raise DataError(
@@ -98,6 +103,23 @@ def read_run(source: RunSource) -> RunResult:
                 f"({side}): {_REMEDY}"
             )
     return run
+
+
+_ALWAYS = ("loss", "perplexity", "bits_per_byte", "tokens")
+"""The numbers of a text in evaluate.json that no chosen metric computes."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def mean_metrics(groups: Sequence[Sequence[RunResult]]) -> list[dict[str, float]]:
+    """The mean of each chosen metric in each group of runs; of those that all runs have."""
+    runs = [run for group in groups for run in group]
+    names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+    return [
+        {name: math.fsum(run.metrics[name] for run in group) / len(group) for name in names} for group in groups
+    ]
 
 
 def _require_train_params(params: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,16 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.comparison.checkpoints import Difference
 from pipeline.comparison.recipes import compare_recipes
-from pipeline.comparison.runs import SEED, PairedScores, RunResult, common_unit, pair_scores, read_run, shared_sides
+from pipeline.comparison.runs import (
+    SEED,
+    PairedScores,
+    RunResult,
+    common_unit,
+    mean_metrics,
+    pair_scores,
+    read_run,
+    shared_sides,
+)
 from pipeline.comparison.sources import RunSource
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.params_diff import changed, effective
@@ -87,6 +96,7 @@ class Recipe:
         cost: The mean cost of the runs.
         steps_to_reference: The first step at which `curve` reaches the minimum of the reference's curve, or None.
         reference_steps: The first step at which the reference's curve reaches the minimum of this one, or None.
+        metrics: The means of the chosen metrics by text and name.
         contrast: The difference from the reference; None for itself, and if either has only one seed.
     """
 
@@ -97,6 +107,7 @@ class Recipe:
     cost: Cost
     steps_to_reference: float | None
     reference_steps: float | None
+    metrics: dict[str, float]
     contrast: Contrast | None
 
 
@@ -293,6 +304,7 @@ def _rank(
     reference = best if baseline is None else order.index(baseline)
     contrasts, pairs = _contrasts(paired[sides[0]], rows, reference, baseline is not None)
     curves = [_mean_curve([run.curve for run in group]) for group in groups]
+    metrics = mean_metrics([[run.result for run in group] for group in groups])
     recipes = [
         Recipe(
             values=_values(group[0].result, keys),
@@ -302,6 +314,7 @@ def _rank(
             cost=_mean_cost([run.cost for run in group]),
             steps_to_reference=_first_step_as_low(curve, curves[reference]),
             reference_steps=_first_step_as_low(curves[reference], curve),
+            metrics=metrics[index],
             contrast=contrasts.get(index),
         )
         for index, (group, run_rows, curve) in enumerate(zip(groups, rows, curves, strict=True))

@@ -130,12 +130,17 @@ def table(sweep: Sweep) -> list[list[str]]:
     main, *others = sweep.sides
     name = _reference(sweep)
     differences, steps = [f"from {name}", "p"], [f"to {name}", f"{name} to it"]
-    head = ["", "seeds", main, *differences, *others, "steps", *steps, "processor s", "FLOPs"]
+    head = ["", "seeds", main, *differences, *others, "steps", *steps, "processor s", "FLOPs", *_metrics(sweep)]
     rows = [head, *(_row(sweep, index, label) for index, label in enumerate(labels(sweep)))]
     hidden = [] if _reached_before_the_end(sweep) else steps
     hidden += differences if len(sweep.recipes) == 1 else []
     shown = [column for column, title in enumerate(head) if title not in hidden]
     return [[row[column] for column in shown] for row in rows]
+
+
+def _metrics(sweep: Sweep) -> list[str]:
+    """The chosen metrics of the text that ranks the recipes."""
+    return [name for name in sweep.recipes[0].metrics if name.startswith(f"{sweep.sides[0]} ")]
 
 
 def _row(sweep: Sweep, index: int, name: str) -> list[str]:
@@ -156,6 +161,7 @@ def _row(sweep: Sweep, index: int, name: str) -> list[str]:
     return [
         name, str(len(recipe.runs)), main, difference, p, *others,
         f"{cost.steps:,.0f}", *steps, f"{cost.processor_seconds:,.1f}", f"{cost.flops:.2e}",
+        *(f"{recipe.metrics[each]:.4f}" for each in _metrics(sweep)),
     ]  # fmt: skip
 
 
@@ -237,6 +243,7 @@ def _as_dict(sweep: Sweep, index: int, recipe: Recipe) -> dict[str, Any]:
         f"steps_to_{reference}": recipe.steps_to_reference,
         f"{reference}_steps": recipe.reference_steps,
         **asdict(recipe.cost),
+        "metrics": finite(recipe.metrics),
         "curve": recipe.curve,
         "runs": [{"name": run.result.name, "seed": run.result.seed} for run in recipe.runs],
     }

@@ -85,6 +85,20 @@ def test_json_and_markdown_say_the_same(folders: Project) -> None:
     assert "--against" in folders.succeed("compare", "one1", "one2", "--markdown").out
 
 
+def test_the_chosen_metrics_are_shown(folders: Project) -> None:
+    for name, value in (("one1", 0.25), ("one2", 0.75), ("two1", 0.125), ("two2", 0.125)):
+        path = folders.root / name / "metrics" / "evaluate.json"
+        numbers = json.loads(path.read_text())
+        numbers["val"] |= {"mine": value, "perplexity": 3.0, "tokens": 7}
+        path.write_text(json.dumps(numbers))
+    out = folders.succeed("compare", "one1", "two1").out
+    assert re.search(r"^  val mine +0.2500 +0.1250 +-0.1250$", out, flags=re.MULTILINE)
+    assert "perplexity" not in out
+    several = ("compare", "one1", "one2", "--against", "two1", "two2", "--json")
+    assert json.loads(folders.succeed(*several).out)["metrics"] == {"val mine": {"A": 0.5, "B": 0.125}}
+    assert "val mine" not in folders.succeed("compare", "one1", "two3").out
+
+
 def test_other_tokens_of_the_same_text_are_compared_in_bits_a_byte(folders: Project) -> None:
     other = {"name": "bytes", "fingerprint": "g"}
     write_run(folders.root / "c", scored(2, shift=-0.1, size=2), tokenizer=other, sides=sides(tokens="others"))

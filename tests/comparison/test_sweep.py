@@ -94,6 +94,16 @@ def test_recipes_are_compared_with_a_baseline(sweep: Project) -> None:
         assert "best" not in text.replace("best first", "").replace("best.pth", "")
 
 
+def test_the_chosen_metrics_are_columns(sweep: Project) -> None:
+    for name in names("a", "b"):
+        path = sweep.root / name / "metrics" / "evaluate.json"
+        numbers = json.loads(path.read_text())
+        numbers["val"]["mine"] = 0.125
+        path.write_text(json.dumps(numbers))
+    assert re.search(r" FLOPs +val mine$", sweep.succeed(*BY, *names("a", "b")).out, flags=re.MULTILINE)
+    assert [each["metrics"] for each in answered(sweep, *names("a", "b"))["recipes"]] == [{"val mine": 0.125}] * 2
+
+
 def test_the_values_of_a_baseline_that_is_no_run_come_from_its_params(sweep: Project) -> None:
     (sweep.root / "base" / "metrics").mkdir(parents=True)
     params = sweep.root / "base" / "params.yaml"
