@@ -401,17 +401,20 @@ def lock() -> None:
 def runs(watch: bool) -> None:
     """List the training runs with checkpoints in .resume/, which `pipeline train` can resume.
 
-    The name of a run is the fingerprint of everything that affects its result. `pipeline clean` deletes runs.
+    The name of a run is the fingerprint of everything that affects its result. The last column has its values of the
+    params in which the runs differ. `pipeline clean` deletes runs.
     The last line is about .resume/tokens/, what `pipeline tokenize` keeps of a large corpus.
     """
+    from pipeline.commands.runs import require_project, table
+
+    folder = Paths(Path.cwd()).resume
+    require_project(folder)
     if watch:
         from pipeline.commands.watch import watch as show_steps
 
-        show_steps(Paths(Path.cwd()).resume)
+        show_steps(folder)
         return
-    from pipeline.commands.runs import table
-
-    _print_lines(table(Paths(Path.cwd()).resume))
+    _print_lines(table(folder))
 
 
 @cli.command(short_help="Delete the checkpoints of training runs, and kept tokens.")
@@ -426,8 +429,11 @@ def clean(names: tuple[str, ...], keep: int) -> None:
     it is also deleted with all runs.
     """
     from pipeline.commands.runs import clean as delete_runs
+    from pipeline.commands.runs import require_project
 
-    _print_lines(delete_runs(Paths(Path.cwd()).resume, names, keep))
+    folder = Paths(Path.cwd()).resume
+    require_project(folder)
+    _print_lines(delete_runs(folder, names, keep))
 
 
 def main() -> None:

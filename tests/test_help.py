@@ -53,6 +53,14 @@ def test_wrong_usage_is_one_line_and_exit_code_2(project: Project) -> None:
         assert result.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["runs", "runs --watch", "clean"])
+def test_outside_a_project_that_is_said(project: Project, command: str) -> None:
+    (project.root / "params.yaml").unlink()
+    result = project.run(*command.split(), tiny=False)
+    assert result.code == 1
+    assert "params.yaml is missing: run this in the project's folder" in result.err
+
+
 @pytest.mark.parametrize("name", ["click", "tqdm"])
 def test_a_python_without_the_packages_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('none', name={name!r})")

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.console import aligned
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import format_bytes
+from pipeline.core.params_diff import changed, effective, flatten
 from pipeline.core.paths import TOKEN_STORE
 from pipeline.tokenize.store import folder_size, remove_settings, settings_folders
 from pipeline.train.checkpoint_store import SavedRun, running_process, saved_runs
+
+
+def require_project(root: Path) -> None:
+    """Raises PipelineError unless `root`, a .resume, is in a project's folder."""
+    if not (root.parent / "params.yaml").is_file():
+        raise PipelineError(f"{root.parent / 'params.yaml'} is missing: run this in the project's folder")
 
 
 def table(root: Path) -> Iterator[str]:
@@ -26,11 +34,24 @@ def _runs(root: Path) -> Iterator[str]:
     if not runs:
         yield "there are no training checkpoints"
         return
-    rows = [["run", "step", "size", "saved", "status"]]
-    for run in runs:
+    rows = [["run", "step", "size", "saved", "status", "params"]]
+    for run, params in zip(runs, _distinguishing([run.params for run in runs]), strict=True):
         step = f"{run.step:,} of {run.total_steps:,}" if run.checkpoints else "none"
-        rows.append([run.folder.name, step, format_bytes(run.size), _age(run.saved), _status(run)])
-    yield from aligned(rows, right=(1, 2))
+        rows.append([run.folder.name, step, format_bytes(run.size), _age(run.saved), _status(run), params])
+    yield from aligned([row if any(row[5] for row in rows[1:]) else row[:5] for row in rows], right=(1, 2))
+
+
+_LONGEST_PARAMS = 60
+
+
+def _distinguishing(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """For each run, its values of the params in which the runs differ, such as "seed 2, loss.name focal"."""
+    known = [run for run in runs if run]
+    names = dict.fromkeys(name for run in known[1:] for name in changed(known[0], run))
+    for run in runs:
+        values = flatten(effective(run))
+        shown = ", ".join(f"{name.removeprefix('train.')} {values[name]}" for name in names if name in values)
+        yield shown if len(shown) <= _LONGEST_PARAMS else f"{shown[: _LONGEST_PARAMS - 1]}…"
 
 
 def _status(run: SavedRun) -> str:

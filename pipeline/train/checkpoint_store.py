@@ -252,6 +252,7 @@ class SavedRun:
         complete: Whether the run is finished.
         size: Bytes on disk.
         saved: The time of the newest checkpoint, in seconds since 1970.
+        params: The params that identify it, by section; empty if its run.json is missing or damaged.
     """
 
     folder: Path
@@ -261,6 +262,7 @@ class SavedRun:
     complete: bool
     size: int
     saved: float
+    params: dict[str, Any]
 
     def remove(self) -> bool:
         """Deletes the run's folder unless a process trains it; returns whether it did."""
@@ -298,7 +300,16 @@ def _saved_run(folder: Path) -> SavedRun:
         complete=about.complete,
         size=sum(_bytes(path) for path in folder.rglob("*")),
         saved=_modified(checkpoints[-1] if checkpoints else folder),
+        params=_params(folder),
     )
+
+
+def _params(folder: Path) -> dict[str, Any]:
+    with suppress(OSError, DataError):
+        found = read_values(folder / _IDENTITY, dict[str, Any], "").get("params")
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,10 @@ def test_runs_are_listed_and_deleted(interrupted: Project) -> None:
     interrupted.succeed("train", *sets("train.seed=7"))
     finished, unfinished = saved_runs(interrupted.root / ".resume")
     lines = interrupted.succeed("runs").out.splitlines()
-    assert re.fullmatch(r"run +step +size +saved +status", lines[0])
-    row = r"{} +{} of 6 +[\d.]+ kB +\d+ \w+ ago +{}"
-    assert re.fullmatch(row.format(finished.folder.name, 6, "complete"), lines[1])
-    assert re.fullmatch(row.format(unfinished.folder.name, 4, "unfinished"), lines[2])
+    assert re.fullmatch(r"run +step +size +saved +status +params", lines[0])
+    row = r"{} +{} of 6 +[\d.]+ kB +\d+ \w+ ago +{} +seed {}"
+    assert re.fullmatch(row.format(finished.folder.name, 6, "complete", 7), lines[1])
+    assert re.fullmatch(row.format(unfinished.folder.name, 4, "unfinished", 1), lines[2])
 
     bad = interrupted.run("clean", "nothing")
     assert bad.code == 1
