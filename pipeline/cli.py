@@ -401,8 +401,8 @@ def lock() -> None:
 def runs(watch: bool) -> None:
     """List the training runs with checkpoints in .resume/, which `pipeline train` can resume.
 
-    The name of a run is the fingerprint of everything that affects its result. The last column has its values of the
-    params in which the runs differ. `pipeline clean` deletes runs.
+    The name of a run is the fingerprint of everything that affects its result. The last column has its values of
+    the params in which the runs differ. `pipeline clean` deletes runs.
     The last line is about .resume/tokens/, what `pipeline tokenize` keeps of a large corpus.
     """
     from pipeline.commands.runs import require_project, table
