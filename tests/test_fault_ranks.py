@@ -25,6 +25,20 @@ from test_faults import TRAIN, Life, Outcome, checkpoints, gone, prepared, until
 pytestmark = pytest.mark.faults
 
 TWO = ("--set", "runtime.processes=2")
+FAILING = """from typing import ClassVar
+from pipeline.plugin import Loss, hookimpl
+
+class Failing(Loss):
+    \"\"\"Fails in the first step.\"\"\"
+    name: ClassVar[str] = "failing"
+
+    def __call__(self, output, targets):
+        raise RuntimeError("no luck")
+
+@hookimpl
+def register_losses():
+    return [Failing]
+"""
 FSDP = (*TWO, "--set", "runtime.strategy=fsdp", "--set", "train.budget.amount=40")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
@@ -194,14 +208,12 @@ def test_the_checkpoint_is_of_the_same_form_on_several_ranks(
 
 
 def test_an_error_on_several_ranks_is_one_line_with_its_rank(project: Clone) -> None:
-    refused = project.run(
-        *TRAIN, *TWO, "--set", "runtime.strategy=fsdp", "--set", "train.optimizer.name=adafactor", check=False
-    )
+    (project.root / "plugins/losses/failing.py").write_text(FAILING)
+    refused = project.run(*TRAIN, *TWO, "--set", "train.loss.name=failing", check=False)
     assert refused.returncode == 1
-    assert re.search(
-        r"error: rank \d failed: .*'adafactor'.*runtime\.strategy: ddp\n$",
-        refused.stdout,
-    ), refused.stdout
+    assert re.search(r"error: rank \d failed: .*'failing'.*no luck.*failing\.py line 9", refused.stdout), (
+        refused.stdout
+    )
     assert refused.stdout.count("error:") == 1
     assert "Traceback" not in refused.stdout
 

@@ -192,7 +192,8 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Writes the tokenizer to a JSON file for `load`."""
         saved = {"name": self.name, "fingerprint": self.fingerprint, **self._contents()}
-        write_atomically(path, json.dumps(saved) + "\n")  # indented, large vocabularies take ten times as long
+        text = json.dumps(saved, ensure_ascii=False)  # with an indent, a large vocabulary takes ten times as long
+        write_atomically(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path, fix: str) -> Tokenizer:

@@ -453,6 +453,7 @@ def test_tokens_tell_where_they_are_and_what_they_cost(trained_project: Project,
 def test_the_tables_of_a_pipe(
     trained_project: Project, texts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     out = trained_project.succeed("score", *map(str, texts)).out.splitlines()
     assert out[0].endswith("the best weights, of step 6")
     assert out[1].split("  ")[-1] == "accuracy"

@@ -340,12 +340,12 @@ def test_each_white_space_of_unicode_is_left_out_of_the_digest_and_nothing_else(
 
 
 @pytest.mark.parametrize("specials", [{END_OF_TEXT: 600}, {END_OF_TEXT: 600, '"語"\\': 601}])
-def test_a_tokenizer_is_saved_as_plain_indented_json(
+def test_a_tokenizer_is_saved_as_a_line_of_plain_json(
     bpe: Tokenizer, tmp_path: Path, specials: dict[str, int]
 ) -> None:
     tokenizer = replace(bpe, special_tokens=specials)
     tokenizer.save(tmp_path / "tokenizer.json")
     text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
-    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+    assert text == json.dumps(json.loads(text), ensure_ascii=False) + "\n"
     ranks = [[base64.b64encode(sequence).decode(), rank] for sequence, rank in tokenizer.ranks.items()]
     assert json.loads(text)["ranks"] == sorted(ranks, key=lambda pair: pair[1])
