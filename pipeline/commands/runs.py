@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.console import aligned
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import format_bytes
-from pipeline.core.params_diff import changed, effective, flatten
+from pipeline.core.params_diff import changed, effective, flatten, shown
 from pipeline.core.paths import TOKEN_STORE
 from pipeline.tokenize.store import folder_size, remove_settings, settings_folders
 from pipeline.train.checkpoint_store import SavedRun, running_process, saved_runs
@@ -50,8 +50,8 @@ def _distinguishing(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     names = dict.fromkeys(name for run in known[1:] for name in changed(known[0], run))
     for run in runs:
         values = flatten(effective(run))
-        shown = ", ".join(f"{name.removeprefix('train.')} {values[name]}" for name in names if name in values)
-        yield shown if len(shown) <= _LONGEST_PARAMS else f"{shown[: _LONGEST_PARAMS - 1]}…"
+        told = ", ".join(f"{name.removeprefix('train.')} {shown(values[name])}" for name in names if name in values)
+        yield told if len(told) <= _LONGEST_PARAMS else f"{told[: _LONGEST_PARAMS - 1]}…"
 
 
 def _status(run: SavedRun) -> str:

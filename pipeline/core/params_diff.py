@@ -40,7 +40,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> dic
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The result of `changed` for messages, such as `model.dropout 0.0 → 0.2`."""
-    return [f"{name} {_shown(before)} → {_shown(after)}" for name, (before, after) in changed(old, new).items()]
+    return [f"{name} {shown(before)} → {shown(after)}" for name, (before, after) in changed(old, new).items()]
 
 
 def contradictions(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -50,7 +50,7 @@ def contradictions(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dic
     omitted options.
     """
     old, new = flatten(effective(recorded)), flatten(effective(given))
-    return {name: (_shown(old[name]), _shown(new[name])) for name in old if name in new and old[name] != new[name]}
+    return {name: (shown(old[name]), shown(new[name])) for name in old if name in new and old[name] != new[name]}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -67,7 +67,8 @@ def _chosen(section: Mapping[str, Any]) -> Sequence[Any]:
     return use if isinstance(use, list | tuple) else [section.get("name")]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in one line, for a message: plain text as it is, anything else as JSON; "none" for None."""
     if isinstance(value, str) and value and value.isprintable():
         return value
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return "none" if value is None else json.dumps(value, ensure_ascii=False, default=repr)

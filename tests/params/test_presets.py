@@ -96,6 +96,12 @@ def test_every_change_is_reported(params: Path) -> None:
     assert not any("n_layers" in line for line in told)  # it is 4 in both
 
 
+def test_changes_show_values_as_yaml(params: Path) -> None:
+    told = set(write_preset("book", params))
+    assert "model.gpt2.qkv_bias: true → false" in told
+    assert 'evaluate.samplers.use: ["temperature", "top_k"] → ["top_k", "temperature"]' in told
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("a: [", "line 1: not valid YAML"), ("- a\n- b\n", "holds a list"), ("", "is empty"), ("a: !!int b", "'b'")],

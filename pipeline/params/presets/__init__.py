@@ -13,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.files import write_atomically
+from pipeline.core.params_diff import shown
 from pipeline.core.yaml import yaml_values
 from pipeline.params.reader import read_sections
 
@@ -117,7 +118,7 @@ def _merge(target: CommentedMap, source: CommentedMap, where: str, align: bool =
             target[key] = new
             if align:
                 _align(target, source, key)
-            yield f"{dotted}: {old} → {new}"
+            yield f"{dotted}: {shown(old)} → {shown(new)}"
 
 
 def _align(target: CommentedMap, source: CommentedMap, key: str) -> None:
