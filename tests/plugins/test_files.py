@@ -214,7 +214,7 @@ def test_what_is_left_out_is_told_by_ending_and_why(tmp_path: Path) -> None:
 def test_a_text_beside_the_folder_is_told(tmp_path: Path) -> None:
     root = tmp_path / "data" / "raw"
     write_all(root, "a.txt")
-    write_all(root.parent, "raw.dvc", "tokenizer.json", "remote.jsonl", ".b.txt")
+    write_all(root.parent, "raw.dvc", "tokenizer.json", "remote.jsonl", "README.md", ".b.txt")
     assert [*files().notes(root)] == []
     write_all(root.parent, "b.txt", "c.pdf")
     (note,) = files().notes(root)

@@ -114,7 +114,8 @@ def find(root: Path, patterns: Sequence[str]) -> Found:
 
 def beside_folder(root: Path) -> list[str]:
     """The first texts that lie beside data/raw, perhaps by mistake, not in it."""
-    files = (path for path in sorted(root.parent.iterdir()) if path.is_file() and path.name != MANIFEST)
+    known = {MANIFEST, "README.md"}  # the project's own
+    files = (path for path in sorted(root.parent.iterdir()) if path.is_file() and path.name not in known)
     texts = (path for path in files if form(path) in FORMS and form(path) != ".json")  # tokenizer.json
     shown = (f"{root.parent.name}/{path.name}" for path in texts if not path.name.startswith(_HIDDEN))
     return list(islice(shown, _PATTERNS))
